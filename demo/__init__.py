@@ -1,0 +1,1 @@
+"""The whole wheel on real conversations."""

@@ -1,0 +1,1 @@
+"""One Prefect flow a file, one job a person would name."""

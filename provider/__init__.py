@@ -1,0 +1,1 @@
+"""What we ask of Together, idempotently, and what it costs."""

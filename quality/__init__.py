@@ -1,0 +1,1 @@
+"""What may be learned from, and whether a model has learned it."""

@@ -1,0 +1,1 @@
+"""What runs beside an agent: decide, route, record."""

@@ -1,0 +1,49 @@
+"""Errors of the decision client.
+
+::
+
+    ReasoningError
+    ├── ConfigError            a setting is missing or wrong (names the key and the mend)
+    ├── UnknownDecisionType    no such decision type is declared
+    ├── InvalidContext         the context lacks what the type's renderer needs
+    ├── UnparseableAnswer      a completion is not an answer of its type
+    ├── RecordError            a record cannot be written as it is (names the field)
+    ├── SegmentError           a segment file cannot be read
+    └── RoutesError            routes.json cannot be read
+
+The other rooms derive theirs from `ReasoningError` as well, in an `errors` module of their own.
+"""
+
+from __future__ import annotations
+
+
+class ReasoningError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class ConfigError(ReasoningError):
+    """A setting is missing or wrong."""
+
+
+class UnknownDecisionType(ReasoningError):
+    """No such decision type is declared."""
+
+
+class InvalidContext(ReasoningError):
+    """The context lacks what the decision type's renderer needs."""
+
+
+class UnparseableAnswer(ReasoningError):
+    """A completion is not an answer of its decision type."""
+
+
+class RecordError(ReasoningError):
+    """A record cannot be written as it is."""
+
+
+class SegmentError(ReasoningError):
+    """A segment file cannot be read."""
+
+
+class RoutesError(ReasoningError):
+    """`routes.json` cannot be read."""

@@ -1,0 +1,1 @@
+"""What is kept: the decision log, its DuckDB views, and the ledger."""

@@ -1,0 +1,1 @@
+"""Prefect tasks: the rooms' functions with retries, progress and artifacts."""
