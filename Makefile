@@ -1,0 +1,52 @@
+# make demo, make test, make lint: each sets up what it needs (a virtual environment, uv, the locked dependencies).
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+BIN := .venv/bin
+SYNCED := .venv/.synced
+
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export GX_ANALYTICS_ENABLED := false
+# The Python that was asked for, never one that uv fetches.
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help setup demo test lint format torture clean
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(SYNCED) ## the virtual environment with the locked dependencies
+
+.uv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11. Install a newer Python, or name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv .uv || \
+	  { rm -rf .uv; echo "error: $(PYTHON) cannot make a virtual environment. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+
+$(SYNCED): pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11. Install a newer Python, or name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(UV) sync --locked --all-extras --python "$$(command -v $(PYTHON))"
+	@touch $@
+
+demo: $(SYNCED) ## the whole wheel on real conversations, on this machine, without an API key
+	@$(BIN)/reasoning demo
+
+test: $(SYNCED) ## the tests
+	@$(BIN)/pytest -n 2 -m "not torture"
+
+lint: $(SYNCED) ## ruff (lint and format) and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(SYNCED) ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+torture: $(SYNCED) ## the long fault tests
+	@$(BIN)/pytest -n 2 -m torture
+
+clean: ## everything that was made, but no data
+	rm -rf .venv .uv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
