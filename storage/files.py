@@ -1,0 +1,74 @@
+"""Durable changes to files: what is renamed into place was synced first, and so was the folder afterwards."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its missing parents; they outlast a loss of power."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Put `content` at `path`: a reader, or a crash, sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder and all in it; nothing to do when it is not there."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Swap what two paths name, in one step: `renameat2(RENAME_EXCHANGE)` of Linux 3.15+.
+
+    Raises OSError, with ENOSYS or EINVAL where the system or the filesystem cannot.
+    """
+    if not sys.platform.startswith("linux"):
+        raise OSError(errno.ENOSYS, f"no atomic exchange of folders on {platform.system()}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        renameat2 = libc.renameat2
+    except AttributeError:  # glibc < 2.28
+        raise OSError(errno.ENOSYS, "this libc has no renameat2") from None
+    if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(a), None, str(b))

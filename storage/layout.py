@@ -1,0 +1,103 @@
+"""Where everything is in the data folder (docs/architecture.md, "The data folder")."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.errors import DataFolderError
+
+# Any of these makes a folder one of ours.
+_MARKS = ("spool", "decisions", "feedback", "datasets", "quarantine", "emulator", "ledger.sqlite", "routes.json", ".lock")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths inside one data folder. Making a `Layout` touches nothing."""
+
+    data: Path
+
+    def __init__(self, data: Path | str) -> None:
+        object.__setattr__(self, "data", Path(data))
+
+    @property
+    def spool(self) -> Path:
+        return self.data / "spool"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.data / "quarantine"
+
+    @property
+    def decisions(self) -> Path:
+        return self.data / "decisions"
+
+    @property
+    def feedback(self) -> Path:
+        return self.data / "feedback"
+
+    @property
+    def datasets(self) -> Path:
+        return self.data / "datasets"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.data / "evaluations"
+
+    @property
+    def quality(self) -> Path:
+        return self.data / "quality"
+
+    @property
+    def routes(self) -> Path:
+        return self.data / "routes.json"
+
+    @property
+    def emulator(self) -> Path:
+        return self.data / "emulator"
+
+    @property
+    def lock(self) -> Path:
+        return self.data / ".lock"
+
+    @property
+    def ledger_url(self) -> str:
+        """SQLAlchemy URL of the ledger: `REASONING_LEDGER_URL`, else the SQLite file in the data folder."""
+        return self.ledger_url_from(os.environ)
+
+    def ledger_url_from(self, env: Mapping[str, str]) -> str:
+        return env.get("REASONING_LEDGER_URL") or f"sqlite:///{self.data.absolute() / 'ledger.sqlite'}"
+
+    def table(self, name: str) -> Path:
+        """Folder of a table: `decisions` or `feedback`."""
+        return self.data / name
+
+    def staging(self, name: str) -> Path:
+        """Where files of a table are written before their commit: beside it, as `**` descends into hidden folders."""
+        return self.data / f"{name}.staging"
+
+    def create(self) -> Layout:
+        """Make the folders that do not exist yet. Raises `DataFolderError` where they cannot be."""
+        try:
+            for folder in (self.spool, self.quarantine, self.decisions, self.feedback):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataFolderError(
+                f"cannot make the data folder {self.data}: {error.strerror}; "
+                "set REASONING_DATA (or `data` in reasoning.toml) to a folder that can be written"
+            ) from error
+        return self
+
+    def check(self) -> Layout:
+        """Raise `DataFolderError` unless this is a data folder of ours, or an empty folder that may become one."""
+        mend = "set REASONING_DATA, or `data` in reasoning.toml, to the folder that the agents write to"
+        if not self.data.exists():
+            raise DataFolderError(f"there is no data folder {self.data}: {mend}")
+        if not self.data.is_dir():
+            raise DataFolderError(f"{self.data} is not a folder: {mend}")
+        names = {path.name for path in self.data.iterdir()}
+        if names and not names.intersection(_MARKS):
+            raise DataFolderError(f"{self.data} is not a data folder (it has none of {', '.join(_MARKS)}): {mend}")
+        return self
