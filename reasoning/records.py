@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict
 from uuid import UUID
+
+import orjson
+
+from reasoning.errors import RecordError
 
 SCHEMA_VERSION = 1
 
@@ -77,3 +83,196 @@ class Feedback:
     decision_id: UUID | None = None
     episode_id: str | None = None
     author: str | None = None
+
+
+_FIELDS = {
+    "decision": frozenset(f.name for f in fields(Decision)),
+    "feedback": frozenset(f.name for f in fields(Feedback)),
+}
+_REQUIRED = {
+    "decision": ("decision_id", "request_id", "ts", "decision_type", "source", "served", "messages"),
+    "feedback": ("feedback_id", "ts", "metric", "value"),
+}
+
+
+def encode_record(record: Decision | Feedback) -> bytes:
+    """The JSON of a record, as a segment line holds it (without the CRC).
+
+    Every value has its column's type: times are RFC 3339 in UTC, and the columns that hold JSON text (`tools`,
+    `decision`, `tags`, a feedback's `value`) are JSON *text* here too, so landing copies them as they are.
+
+    A lone surrogate has no place in UTF-8, hence in no Parquet file: it is kept as the six characters of its escape,
+    for instance `\\ud83d`. What cannot be kept (NaN, a naive time, a number where the column is text) raises
+    `RecordError` naming the field.
+    """
+    wire: Callable[[Any], dict[str, Any]] = _decision_wire if isinstance(record, Decision) else _feedback_wire
+    try:
+        return orjson.dumps(wire(record), option=orjson.OPT_UTC_Z)
+    except TypeError:  # orjson's JSONEncodeError is one
+        pass
+    escaped = replace(record, **{f.name: _escape_surrogates(getattr(record, f.name)) for f in fields(record)})
+    try:
+        return orjson.dumps(wire(escaped), option=orjson.OPT_UTC_Z)
+    except TypeError as error:
+        raise RecordError(f"{_unencodable(escaped)}: {error}") from None
+
+
+def decode_record(payload: bytes) -> dict[str, Any]:
+    """The fields of one encoded record as they are on the wire (see `encode_record`), with `record` and `schema`.
+
+    Raises `RecordError` for what is not a record of a schema known here. A record of an older schema is returned as
+    it is: the reader supplies the columns that it lacks.
+    """
+    try:
+        row = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise RecordError(f"not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise RecordError(f"a record is a JSON object, not a {type(row).__name__}")
+    kind, schema = row.get("record"), row.get("schema")
+    if kind not in _FIELDS:
+        raise RecordError(f"record: {kind!r} is neither 'decision' nor 'feedback'")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
+        raise RecordError(f"schema: {schema!r} is not known here (1..{SCHEMA_VERSION}); upgrade custom-reasoning")
+    for name in _REQUIRED[kind]:
+        if row.get(name) is None:
+            raise RecordError(f"{name}: missing in a {kind}")
+    if kind == "feedback" and (row.get("decision_id") is None) == (row.get("episode_id") is None):
+        raise RecordError("decision_id, episode_id: a feedback has exactly one of the two")
+    return row
+
+
+def parse_record(payload: bytes) -> Decision | Feedback:
+    """The dataclass of one encoded record: the inverse of `encode_record`. Raises `RecordError`."""
+    row = decode_record(payload)
+    kind = row["record"]
+    parsers: dict[str, Callable[[Any], Any]] = {
+        "decision_id": UUID,
+        "request_id": UUID,
+        "feedback_id": UUID,
+        "ts": datetime.fromisoformat,
+        "tools": orjson.loads,
+        "decision": orjson.loads,
+        "tags": orjson.loads,
+        "value": orjson.loads,
+    }
+    values = {}
+    for name, value in row.items():
+        if name in _FIELDS[kind]:
+            try:
+                values[name] = parsers[name](value) if name in parsers and value is not None else value
+            except (ValueError, TypeError, AttributeError) as error:
+                raise RecordError(f"{name}: {error}") from None
+    return Decision(**values) if kind == "decision" else Feedback(**values)
+
+
+def _decision_wire(d: Decision) -> dict[str, Any]:
+    _check_texts(d, ("decision_type", "source"), required=True)
+    _check_texts(d, ("agent_id", "room_id", "episode_id", "model", "config_hash", "experiment", "arm"))
+    _check_texts(d, ("completion", "fallback_reason", "error"))
+    _check_finite(d, ("arm_probability", "confidence", "latency_ms", "cost_usd"))
+    for message in d.messages:
+        if type(message["role"]) is not str or type(message["content"]) is not str:
+            raise RecordError("messages: role and content are text")
+    for subject in d.subject_ids:
+        if not isinstance(subject, str):
+            raise RecordError(f"subject_ids: text is needed, not {type(subject).__name__}")
+    return {
+        "record": "decision",
+        "schema": SCHEMA_VERSION,
+        "decision_id": d.decision_id,
+        "request_id": d.request_id,
+        "ts": _utc(d.ts),
+        "decision_type": d.decision_type,
+        "agent_id": d.agent_id,
+        "room_id": d.room_id,
+        "episode_id": d.episode_id,
+        "subject_ids": d.subject_ids,
+        "source": d.source,
+        "served": d.served,
+        "model": d.model,
+        "config_hash": d.config_hash,
+        "experiment": d.experiment,
+        "arm": d.arm,
+        "arm_probability": d.arm_probability,
+        "messages": d.messages,
+        "tools": None if d.tools is None else _json_text(d.tools),
+        "completion": d.completion,
+        "decision": None if d.decision is None else _json_text(d.decision),
+        "confidence": d.confidence,
+        "valid": d.valid,
+        "fallback_reason": d.fallback_reason,
+        "error": d.error,
+        "latency_ms": d.latency_ms,
+        "input_tokens": d.input_tokens,
+        "output_tokens": d.output_tokens,
+        "cost_usd": d.cost_usd,
+        "tags": _json_text(d.tags) if d.tags else "{}",
+    }
+
+
+def _feedback_wire(f: Feedback) -> dict[str, Any]:
+    _check_texts(f, ("metric", "kind"), required=True)
+    _check_texts(f, ("episode_id", "author"))
+    if (f.decision_id is None) == (f.episode_id is None):
+        raise RecordError("decision_id, episode_id: a feedback has exactly one of the two")
+    if not isinstance(f.value, (bool, int, float, str)):
+        raise RecordError(f"value: a number, a boolean or text is needed, not {type(f.value).__name__}")
+    _check_finite(f, () if isinstance(f.value, str) else ("value",))
+    return {
+        "record": "feedback",
+        "schema": SCHEMA_VERSION,
+        "feedback_id": f.feedback_id,
+        "decision_id": f.decision_id,
+        "episode_id": f.episode_id,
+        "ts": _utc(f.ts),
+        "metric": f.metric,
+        "value": _json_text(f.value),
+        "kind": f.kind,
+        "author": f.author,
+    }
+
+
+def _utc(ts: datetime) -> datetime:
+    if ts.tzinfo is UTC:
+        return ts
+    if ts.tzinfo is None:
+        raise RecordError(f"ts: {ts.isoformat()} is naive; give it a time zone")
+    return ts.astimezone(UTC)
+
+
+def _json_text(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _check_texts(record: Decision | Feedback, names: tuple[str, ...], *, required: bool = False) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if not isinstance(value, str) and (required or value is not None):
+            raise RecordError(f"{name}: text is needed, not {type(value).__name__}")
+
+
+def _check_finite(record: Decision | Feedback, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if value is not None and not math.isfinite(value):  # orjson would write null
+            raise RecordError(f"{name}: {value!r} is not a finite number")
+
+
+def _escape_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_escape_surrogates(k): _escape_surrogates(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escape_surrogates(v) for v in value]
+    return value
+
+
+def _unencodable(record: Decision | Feedback) -> str:
+    for f in fields(record):
+        try:
+            orjson.dumps(getattr(record, f.name))
+        except TypeError:
+            return f.name
+    return "record"

@@ -1,0 +1,231 @@
+"""`routes.json`: which arms answer each decision type, until when. A lease that guard_costs renews."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import orjson
+
+from reasoning.errors import RoutesError
+from reasoning.records import Source
+
+ROUTES_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way of answering. Prices are US dollars a million tokens, as decimal text."""
+
+    name: str
+    source: Source
+    weight: float = 0.0
+    mode: Literal["live", "shadow"] = "live"
+    model: str | None = None
+    base_url: str | None = None
+    config_hash: str | None = None
+    input_usd_per_mtok: str = "0"
+    output_usd_per_mtok: str = "0"
+
+    def cost_usd(self, input_tokens: int, output_tokens: int) -> float:
+        """What so many tokens cost at this arm, in US dollars."""
+        price = Decimal(self.input_usd_per_mtok) * input_tokens + Decimal(self.output_usd_per_mtok) * output_tokens
+        return float(price / 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The arms of one decision type. `deadline_ms` covers a custom call from connect to the last byte."""
+
+    arms: tuple[Arm, ...]
+    deadline_ms: float = 800.0
+    min_confidence: float = 0.0
+    experiment: str | None = None
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """All routes, valid from `issued_at` until `expires_at` (aware, UTC)."""
+
+    issued_at: datetime
+    expires_at: datetime
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    version: int = ROUTES_VERSION
+
+
+def choose_arm(route: Route, key: str) -> tuple[Arm, float]:
+    """Draw the live arm for `key`: the same one every time, with probability weight / sum of live weights.
+
+    The draw is the first 8 bytes of SHA-256(salt NUL key) as a fraction of 2**64, so that any language can repeat it.
+    Raises `RoutesError` when no live arm has weight.
+    """
+    live = [arm for arm in route.arms if arm.mode == "live" and arm.weight > 0]
+    total = sum(arm.weight for arm in live)
+    if not live:
+        raise RoutesError(f"experiment {route.experiment!r} has no live arm with a weight")
+    digest = hashlib.sha256(f"{route.salt}\0{key}".encode("utf-8", "backslashreplace")).digest()
+    point = int.from_bytes(digest[:8], "big") / 2**64 * total
+    for arm in live[:-1]:
+        point -= arm.weight
+        if point < 0:
+            return arm, arm.weight / total
+    return live[-1], live[-1].weight / total
+
+
+def read_routes(path: Path | str) -> Routes:
+    """Read and validate a routes file. Raises `RoutesError`, naming the place; FileNotFoundError when there is none."""
+    path = Path(path)
+    try:
+        return parse_routes(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RoutesError(f"{path}: {error.strerror}") from None
+    except RoutesError as error:
+        raise RoutesError(f"{path}: {error}") from None
+
+
+def parse_routes(text: bytes) -> Routes:
+    """The routes in the JSON of a routes file. Raises `RoutesError`."""
+    try:
+        raw = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RoutesError(f"not JSON: {error}") from None
+    _expect(isinstance(raw, dict), "", "an object is needed")
+    _expect(raw.get("version") == ROUTES_VERSION, "version", f"{raw.get('version')!r} is not {ROUTES_VERSION}")
+    routes = raw.get("routes", {})
+    _expect(isinstance(routes, dict), "routes", "an object is needed")
+    return Routes(
+        issued_at=_time(raw, "issued_at"),
+        expires_at=_time(raw, "expires_at"),
+        routes={name: _route(f"routes.{name}", value) for name, value in routes.items()},
+    )
+
+
+def write_routes(path: Path | str, routes: Routes) -> None:
+    """Replace a routes file atomically (temporary file, fsync, rename, fsync of the folder).
+
+    Raises `RoutesError` for routes that `read_routes` would refuse, and OSError with the old file left in place.
+    """
+    path = Path(path)
+    raw = asdict(routes)
+    for name in ("issued_at", "expires_at"):
+        raw[name] = raw[name].astimezone(UTC).isoformat().replace("+00:00", "Z")
+    for route in raw["routes"].values():
+        route["arms"] = [{k: v for k, v in arm.items() if v is not None} for arm in route["arms"]]
+    text = orjson.dumps(raw, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    parse_routes(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)  # agents of another user read it; it holds no secret
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _route(place: str, raw: Any) -> Route:
+    _expect(isinstance(raw, dict), place, "an object is needed")
+    arms = raw.get("arms")
+    _expect(isinstance(arms, list) and bool(arms), f"{place}.arms", "a list with at least one arm is needed")
+    parsed = tuple(_arm(f"{place}.arms[{i}]", arm) for i, arm in enumerate(arms))
+    names = [arm.name for arm in parsed]
+    _expect(len(set(names)) == len(names), f"{place}.arms", "two arms have one name")
+    deadline_ms = _number(place, raw, "deadline_ms", 800.0)
+    _expect(deadline_ms > 0, f"{place}.deadline_ms", "must be above 0 milliseconds")
+    min_confidence = _number(place, raw, "min_confidence", 0.0)
+    _expect(0 <= min_confidence <= 1, f"{place}.min_confidence", "must be within 0..1")
+    return Route(
+        arms=parsed,
+        deadline_ms=deadline_ms,
+        min_confidence=min_confidence,
+        experiment=_text(place, raw, "experiment"),
+        salt=_text(place, raw, "salt") or "",
+    )
+
+
+def _arm(place: str, raw: Any) -> Arm:
+    _expect(isinstance(raw, dict), place, "an object is needed")
+    name = _text(place, raw, "name")
+    _expect(bool(name), f"{place}.name", "is missing")
+    source, mode = raw.get("source"), raw.get("mode", "live")
+    _expect(source in ("original", "custom"), f"{place}.source", f"{source!r} is neither 'original' nor 'custom'")
+    _expect(mode in ("live", "shadow"), f"{place}.mode", f"{mode!r} is neither 'live' nor 'shadow'")
+    weight = _number(place, raw, "weight", 0.0)
+    _expect(weight >= 0, f"{place}.weight", "must not be negative")
+    model, base_url = _text(place, raw, "model"), _text(place, raw, "base_url")
+    if source == "custom":
+        _expect(bool(model), f"{place}.model", "a custom arm needs a model")
+        url = urlsplit(base_url or "")
+        _expect(url.scheme in ("http", "https") and bool(url.hostname), f"{place}.base_url", "needs an http(s) URL")
+        _expect(not (base_url or "").rstrip("/").endswith("/v1"), f"{place}.base_url", "must not end in /v1")
+    return Arm(
+        name=str(name),
+        source=source,
+        weight=weight,
+        mode=mode,
+        model=model,
+        base_url=base_url.rstrip("/") if base_url else None,
+        config_hash=_text(place, raw, "config_hash"),
+        input_usd_per_mtok=_price(place, raw, "input_usd_per_mtok"),
+        output_usd_per_mtok=_price(place, raw, "output_usd_per_mtok"),
+    )
+
+
+def _expect(condition: bool, place: str, problem: str) -> None:
+    if not condition:
+        raise RoutesError(f"{place}: {problem}" if place else problem)
+
+
+def _text(place: str, raw: dict[str, Any], key: str) -> str | None:
+    value = raw.get(key)
+    _expect(value is None or isinstance(value, str), f"{place}.{key}", "text is needed")
+    return value
+
+
+def _number(place: str, raw: dict[str, Any], key: str, default: float) -> float:
+    value = raw.get(key, default)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    _expect(good, f"{place}.{key}", f"{value!r} is not a number")
+    return float(value)
+
+
+def _price(place: str, raw: dict[str, Any], key: str) -> str:
+    value = raw.get(key, "0")
+    try:
+        good = isinstance(value, str) and Decimal(value).is_finite() and Decimal(value) >= 0
+    except InvalidOperation:
+        good = False
+    _expect(good, f"{place}.{key}", f'{value!r} is not a decimal as text, such as "0.48"')
+    return str(value)
+
+
+def _time(raw: dict[str, Any], key: str) -> datetime:
+    try:
+        value = datetime.fromisoformat(raw[key])
+    except (KeyError, TypeError, ValueError):
+        raise RoutesError(f"{key}: {raw.get(key)!r} is not a time such as 2026-11-22T10:00:00Z") from None
+    _expect(value.tzinfo is not None, key, "needs a time zone, such as Z")
+    return value.astimezone(UTC)

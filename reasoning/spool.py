@@ -1,0 +1,325 @@
+"""The spool: segments of CRC-framed lines, one process a segment, nothing acknowledged is lost to SIGKILL.
+
+A segment is named `<UUIDv7>-<pid>`: `.open` while its writer lives, which holds it by `flock`, `.seal` afterwards. A
+`.open` that nobody holds was left by a killed writer: it may be landed as it is. One record is one `write(2)` of one
+line to a file opened with O_APPEND, so it is the kernel's as soon as `write` returned; a thread calls `fdatasync` once
+a second, so that a loss of power costs at most that second. An old segment is never appended to.
+
+Line: `<crc32 of the JSON, 8 lower-case hex digits> <JSON>\\n`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from reasoning.errors import RecordError, SegmentError
+from reasoning.ids import uuid7
+from reasoning.records import Decision, Feedback, decode_record, encode_record
+
+_log = logging.getLogger("reasoning")
+_datasync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
+_HEX = frozenset(b"0123456789abcdef")
+
+
+class BadLine(NamedTuple):
+    """A line that is no record: `offset` is in bytes from the start of the segment, `raw` as found, without newline."""
+
+    line_no: int
+    offset: int
+    raw: bytes
+    reason: str
+
+
+def frame_line(payload: bytes) -> bytes:
+    """One segment line of a record's JSON, which must not contain a newline byte (JSON never needs one)."""
+    return b"%08x %b\n" % (crc32(payload), payload)
+
+
+def check_line(line: bytes) -> bytes:
+    """The JSON of one segment line, with or without its newline, its CRC verified. Raises `SegmentError`."""
+    line = line.removesuffix(b"\n")
+    if len(line) < 9 or line[8:9] != b" " or not _HEX.issuperset(line[:8]):
+        raise SegmentError("no frame: a line starts with 8 hex digits and a space")
+    payload = line[9:]
+    if int(line[:8], 16) != crc32(payload):
+        raise SegmentError(f"CRC mismatch: the line says {line[:8].decode()}, its bytes {crc32(payload):08x}")
+    return payload
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The record of one segment line, in the form of `reasoning.records.decode_record`. Raises `SegmentError`."""
+    payload = check_line(line)
+    try:
+        return decode_record(payload)
+    except RecordError as error:
+        raise SegmentError(f"no record: {error}") from None
+
+
+class Segment:
+    """A segment being read, one line at a time: iterate `lines`; `bad` is complete when that is exhausted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bad: list[BadLine] = []
+        self.lines = self._read()
+
+    def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        offset = 0
+        with self.path.open("rb") as file:
+            for line_no, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    self.bad.append(BadLine(line_no, offset, line, "torn: no newline at the end"))
+                    return
+                try:
+                    row = parse_line(line)
+                except SegmentError as error:
+                    self.bad.append(BadLine(line_no, offset, line[:-1], str(error)))
+                else:
+                    yield line_no, row
+                offset += len(line)
+
+
+def read_segment(path: Path | str) -> Segment:
+    """Read a segment lazily. Line numbers start at 1. Raises OSError, while iterating, when it cannot be read."""
+    return Segment(Path(path))
+
+
+class SegmentWriter:
+    """Appends records to the process's own segment in `directory`, which is made when the first record comes.
+
+    Never raises after construction: what cannot be written is dropped and counted in `dropped`, by `errno` name
+    (`ENOSPC`, `EIO`, …) or `refused` for a record that cannot be encoded. Threads may share a writer; a forked child
+    goes on in a segment of its own. A segment is sealed at `max_bytes`, or `max_age` seconds after its first record.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        clock: Callable[[], float] = time.time,
+        max_bytes: int = 64 << 20,
+        max_age: float = 30.0,
+        sync_interval: float = 1.0,
+    ) -> None:
+        self.directory = Path(directory)
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._max_age = max_age
+        self._sync_interval = sync_interval
+        self._reset()
+        _writers.add(self)
+
+    def write(self, record: Decision | Feedback) -> bool:
+        """Append one record. True when the kernel has it: from then on a SIGKILL does not lose it."""
+        try:
+            line = frame_line(encode_record(record))
+        except (RecordError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            return self._drop("refused", error)
+        try:
+            with self._lock:
+                self._append(line)
+                self.written += 1
+        except OSError as error:
+            return self._drop(errno.errorcode.get(error.errno or 0, "OSError"), error)
+        return True
+
+    def seal(self) -> None:
+        """Make what was written landable now, synced to the disk. The next record opens a new segment."""
+        with self._lock:
+            self._seal()
+        self._sync()
+
+    def close(self) -> None:
+        """Seal, and end the thread. A later write starts anew."""
+        self._closing.set()
+        self.seal()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _reset(self) -> None:
+        self.written = 0
+        self.dropped: Counter[str] = Counter()
+        self.sync_errors = 0
+        self.last_error: str | None = None
+        # An RLock: a signal handler may record while its own thread is inside `write`. Nothing logs under it:
+        # logging has a lock of its own that a fork takes as well, in another order.
+        self._lock = threading.RLock()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._fd: int | None = None
+        self._path = self.directory
+        self._size = 0
+        self._opened = 0.0
+        self._dirty = False
+        self._sealed: list[int] = []  # descriptors of sealed segments that are not synced yet
+        self._extra_fds: set[int] = set()  # those and the ones being synced: a forked child closes them
+
+    def _append(self, line: bytes) -> None:
+        if self._fd is not None and self._size + len(line) > self._max_bytes:
+            self._seal()
+        fd = self._open() if self._fd is None else self._fd
+        done = 0
+        try:
+            while done < len(line):
+                written = os.write(fd, line[done:] if done else line)
+                if not written:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                done += written
+        except OSError:
+            if done:
+                self._cut()
+            raise
+        self._size += done
+        self._dirty = True
+
+    def _cut(self) -> None:
+        """Take half a line off the end, so that nothing is ever appended to it."""
+        try:
+            assert self._fd is not None
+            os.ftruncate(self._fd, self._size)
+        except OSError:
+            self._seal()  # landing quarantines the half line; we go on in a new segment
+
+    def _open(self) -> int:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = self.directory / f"{uuid7(self._clock())}-{os.getpid()}.open"
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o640)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.stat().st_ino == os.fstat(fd).st_ino:
+                    break
+            except (BlockingIOError, FileNotFoundError):
+                pass
+            except OSError:
+                os.close(fd)
+                raise
+            # Between open and flock, landing took the empty file for a dead writer's.
+            os.close(fd)
+        self._fd, self._path, self._size, self._opened = fd, path, 0, time.monotonic()
+        if self._thread is None or self._closing.is_set():
+            self._closing = threading.Event()
+            self._thread = threading.Thread(
+                target=_run_ticks, args=(weakref.ref(self), self._closing, self._sync_interval), daemon=True
+            )
+            with contextlib.suppress(RuntimeError):  # no new threads while the interpreter ends
+                self._thread.start()
+        return fd
+
+    def _seal(self) -> None:
+        if self._fd is None:
+            return
+        try:
+            self._path.rename(self._path.with_suffix(".seal"))
+        except OSError as error:  # closing it is enough: landing takes an .open that nobody holds
+            self.last_error = str(error)
+        self._sealed.append(self._fd)
+        self._extra_fds.add(self._fd)
+        self._fd = None
+        self._dirty = False
+
+    def _sync(self) -> None:
+        """fdatasync what may not be on the disk yet, outside the lock, so that no caller waits for the disk."""
+        live = None
+        with self._lock:
+            fds, self._sealed = self._sealed, []
+            if self._fd is not None and self._dirty:
+                try:
+                    live = os.dup(self._fd)
+                except OSError as error:
+                    self._count_sync_error(error)
+                else:
+                    self._dirty = False
+                    self._extra_fds.add(live)
+                    fds.append(live)
+        for fd in fds:
+            try:
+                _datasync(fd)
+            except OSError as error:
+                with self._lock:
+                    self._count_sync_error(error)
+                    if fd == live:  # the kernel may have dropped the pages: trust this file no further
+                        self._seal()
+            with self._lock:
+                self._extra_fds.discard(fd)
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    def _count_sync_error(self, error: OSError) -> None:
+        self.sync_errors += 1
+        self.last_error = str(error)
+
+    def _tick(self) -> None:
+        with self._lock:
+            if self._fd is not None and time.monotonic() - self._opened >= self._max_age:
+                self._seal()
+        self._sync()
+
+    def _drop(self, reason: str, error: Exception) -> bool:
+        with self._lock:
+            self.dropped[reason] += 1
+            count = self.dropped[reason]
+            self.last_error = f"{type(error).__name__}: {error}"
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, … : a full disk must not fill the log as well
+            _log.warning("%d records not written to %s (%s): %s", count, self.directory, reason, error)
+        return False
+
+    def _close_in_child(self) -> None:
+        """The parent's descriptors carry the parent's flock: keep none of them, and start as new."""
+        for fd in {*self._extra_fds, *([] if self._fd is None else [self._fd])}:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._reset()
+
+
+def _run_ticks(writer: weakref.ref[SegmentWriter], closing: threading.Event, interval: float) -> None:
+    while not closing.wait(interval):
+        alive = writer()
+        if alive is None:
+            return
+        alive._tick()
+        del alive
+
+
+_writers: weakref.WeakSet[SegmentWriter] = weakref.WeakSet()
+_held: list[SegmentWriter] = []
+
+
+def _before_fork() -> None:
+    for writer in list(_writers):
+        writer._lock.acquire()
+        _held.append(writer)
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop()._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _held:
+        _held.pop()._close_in_child()
+
+
+def _close_all() -> None:
+    for writer in list(_writers):
+        writer.close()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+atexit.register(_close_all)
