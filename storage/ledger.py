@@ -1,0 +1,720 @@
+"""The ledger: what was spent, what may be spent, and what of ours exists at the provider.
+
+One SQL database: `<data>/ledger.sqlite` (SQLite in WAL mode) unless `REASONING_LEDGER_URL` names a PostgreSQL. Every
+change of money is one serialised transaction (`BEGIN IMMEDIATE`; on PostgreSQL a lock of the one `installation` row),
+so that processes that reserve at the same moment never exceed a budget together. Charges are append-only, by trigger.
+
+    with open_ledger("reasoning-data") as ledger:
+        ledger.set_budget("day", "25")
+        reservation = ledger.reserve("4.00", purpose="fine-tune of should_respond", decision_type="should_respond")
+        ledger.settle(reservation, "4.00", kind="training", what="fine-tune of should_respond")
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import sqlalchemy as sa
+
+from storage import ledger_schema as schema
+from storage.ledger_errors import (
+    BudgetExceeded,
+    ChargeConflict,
+    IllegalTransition,
+    LedgerError,
+    NoSuchObject,
+    PriceUnknown,
+)
+from storage.money import Usd, format_usd, from_nano, to_nano
+
+Period = Literal["hour", "day", "month", "total"]
+PERIODS: tuple[Period, ...] = ("hour", "day", "month", "total")
+ChargeKind = Literal["tokens", "training", "endpoint", "adjustment"]
+
+# What a fresh ledger allows, so that forgetting to set a budget is not a blank cheque.
+DEFAULT_BUDGETS: dict[Period, str] = {"hour": "10", "day": "25", "month": "100"}
+
+RESERVATION_TTL = timedelta(hours=1)
+_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # no 0/o, 1/l: ids are read aloud and typed
+_LOCK_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Money set aside. `amount_usd` is what is still held of it."""
+
+    id: int
+    amount_usd: Decimal
+    purpose: str
+    decision_type: str | None
+    model_id: str | None
+    state: str
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit and how much of it is used. For the period `hour`, `spent_usd` is 0 and `reserved_usd` is the hourly
+    rate of everything that holds a reservation."""
+
+    period: Period
+    decision_type: str | None
+    limit_usd: Decimal
+    spent_usd: Decimal
+    reserved_usd: Decimal
+
+    @property
+    def left_usd(self) -> Decimal:
+        """What may still be reserved, 0 when over."""
+        return max(self.limit_usd - self.spent_usd - self.reserved_usd, Decimal(0))
+
+    @property
+    def fraction(self) -> float:
+        """Spent share of the limit (for `hour`: share of the rate). A limit of 0 counts as used up."""
+        used = self.reserved_usd if self.period == "hour" else self.spent_usd
+        return float(used / self.limit_usd) if self.limit_usd else 1.0
+
+    @property
+    def name(self) -> str:
+        """`day`, or `day of should_respond`."""
+        return f"{self.period} of {self.decision_type}" if self.decision_type else self.period
+
+
+def new_id(length: int = 8) -> str:
+    """A random id in lower case, unmistakable when read aloud."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def period_start(period: Period, when: datetime) -> str:
+    """Key of the period that holds `when` (UTC): `2026-11-22`, `2026-11`, or an empty string for `total`."""
+    when = when.astimezone(UTC)
+    return {"day": f"{when:%Y-%m-%d}", "month": f"{when:%Y-%m}"}.get(period, "")
+
+
+def ledger_url(data: str | Path) -> str:
+    """URL of the ledger of a data folder: `REASONING_LEDGER_URL`, else `<data>/ledger.sqlite`. A URL stays as it is."""
+    if "://" in str(data):
+        return str(data)
+    return os.environ.get("REASONING_LEDGER_URL") or f"sqlite:///{Path(data).absolute() / 'ledger.sqlite'}"
+
+
+def open_ledger(data_or_url: str | Path, *, now: datetime | None = None) -> Ledger:
+    """Open the ledger of a data folder (or at an SQLAlchemy URL), creating and migrating it where needed.
+
+    Raises LedgerError when the database cannot be opened, or was written by a newer version of this project.
+    """
+    url = sa.make_url(ledger_url(data_or_url))
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() not in ("sqlite", "postgresql"):
+        raise LedgerError(f"the ledger cannot live in {url.get_backend_name()}: use sqlite:/// or postgresql://")
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        engine = _make_engine(url)
+        _migrate(engine, now or datetime.now(UTC))
+        with engine.connect() as connection:
+            installation_id = connection.execute(sa.select(schema.installation.c.id)).scalar_one()
+    except sa.exc.SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip()
+        raise LedgerError(f"cannot open the ledger {url.render_as_string(hide_password=True)}: {reason}") from None
+    except ImportError as error:
+        raise LedgerError(
+            f"cannot open the ledger: {error}. Install the driver: pip install 'psycopg[binary]'"
+        ) from None
+    return Ledger(engine, installation_id)
+
+
+def _make_engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_pre_ping=True)
+    engine = sa.create_engine(url, connect_args={"timeout": _LOCK_TIMEOUT_S})
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # sqlite3 would begin late and deferred; `begin` below does it
+        connection.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_S * 1000}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit of money survives a power cut
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        write = connection.get_execution_options().get("write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _migrate(engine: sa.Engine, now: datetime) -> None:
+    """Bring the schema to `REVISION` and make the installation, in one transaction that others wait for."""
+    if _revision(engine) == schema.REVISION:
+        return
+    from alembic.command import upgrade
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    with engine.connect().execution_options(write=True) as connection, connection.begin():
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('reasoning ledger migration'))"))
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+        config.attributes["connection"] = connection
+        try:
+            upgrade(config, "head")
+        except CommandError as error:
+            raise LedgerError(f"the ledger was written by a newer version of this project: {error}") from None
+        if connection.execute(sa.select(schema.installation.c.id)).first() is None:
+            connection.execute(schema.installation.insert().values(id=new_id(6), created_at=now))
+            for period, limit in DEFAULT_BUDGETS.items():
+                connection.execute(
+                    schema.budgets.insert().values(
+                        period=period, decision_type="", limit_nano=to_nano(limit), set_at=now
+                    )
+                )
+
+
+def _revision(engine: sa.Engine) -> str | None:
+    with engine.connect() as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+
+class Ledger:
+    """An open ledger. Safe to use from several threads; every process opens its own (`open_ledger`)."""
+
+    def __init__(self, engine: sa.Engine, installation_id: str) -> None:
+        self.engine = engine
+        self.installation_id = installation_id
+        self._open: threading.local = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self.engine.dispose()
+
+    @property
+    def prefix(self) -> str:
+        """What the name of every remote object of this installation starts with."""
+        return f"rsn-{self.installation_id}-"
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """One serialised transaction of writes. Nested, it joins the one that is open: all of it, or nothing."""
+        if (connection := getattr(self._open, "connection", None)) is not None:
+            yield connection
+            return
+        with self.engine.connect().execution_options(write=True) as connection, connection.begin():
+            if self.engine.dialect.name == "postgresql":
+                connection.execute(sa.select(schema.installation.c.id).with_for_update())
+            self._open.connection = connection
+            try:
+                yield connection
+            finally:
+                self._open.connection = None
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One consistent view for reading (the open transaction, inside of one)."""
+        if (connection := getattr(self._open, "connection", None)) is not None:
+            yield connection
+            return
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def exclusive(self, name: str, *, wait: bool = False) -> Iterator[bool]:
+        """Hold the lock `name` of this ledger while the block runs; yields whether it was got.
+
+        It ends with its process, however that ends: a file lock beside an SQLite file, an advisory lock on PostgreSQL.
+        """
+        if self.engine.dialect.name == "postgresql":
+            call = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                key = f"{self.installation_id} {name}"
+                got = connection.execute(sa.text(f"SELECT {call}(hashtext(:key))"), {"key": key}).scalar() is not False
+                try:
+                    yield got
+                finally:
+                    if got:
+                        connection.execute(sa.text("SELECT pg_advisory_unlock(hashtext(:key))"), {"key": key})
+            return
+        with Path(f"{self.engine.url.database}.{name}.lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True  # closing the file releases it
+
+    # -- budgets ------------------------------------------------------------------------------------------------
+
+    def set_budget(
+        self, period: Period, limit_usd: Usd | None, decision_type: str | None = None, *, now: datetime | None = None
+    ) -> None:
+        """Set the most that may be spent in a period (None removes the limit).
+
+        `day` and `month` are calendar ones in UTC; `hour` limits what everything that runs may cost an hour.
+        """
+        if period not in PERIODS:
+            raise ValueError(f"no budget period {period!r}: use one of {', '.join(PERIODS)}")
+        key = {"period": period, "decision_type": decision_type or ""}
+        table = schema.budgets
+        with self.transaction() as connection:
+            connection.execute(table.delete().filter_by(**key))
+            if limit_usd is not None:
+                limit_nano = to_nano(limit_usd)
+                if limit_nano < 0:
+                    raise ValueError(f"a budget cannot be negative: {limit_usd}")
+                connection.execute(table.insert().values(limit_nano=limit_nano, set_at=_utc(now), **key))
+
+    def budgets(self, now: datetime | None = None) -> list[Budget]:
+        """Every budget, with what is spent and reserved of it in the period that holds `now`."""
+        now = _utc(now)
+        with self.read() as connection:
+            return self._budgets(connection, now)
+
+    def _budgets(self, connection: sa.Connection, now: datetime) -> list[Budget]:
+        held: dict[str, tuple[int, int]] = {}
+        table = schema.reservations
+        rows = connection.execute(
+            sa.select(table.c.decision_type, sa.func.sum(table.c.amount_nano), sa.func.sum(table.c.hourly_nano))
+            .where(table.c.state == "open", sa.or_(table.c.expires_at.is_(None), table.c.expires_at > now))
+            .group_by(table.c.decision_type)
+        ).all()
+        for decision_type, amount, hourly in rows:
+            for scope in {"", decision_type or ""}:
+                before = held.get(scope, (0, 0))
+                held[scope] = (before[0] + int(amount), before[1] + int(hourly))
+        budgets = []
+        table = schema.budgets
+        for row in connection.execute(sa.select(table).order_by(table.c.decision_type, table.c.period)).mappings():
+            amount, hourly = held.get(row["decision_type"], (0, 0))
+            is_rate = row["period"] == "hour"
+            budgets.append(
+                Budget(
+                    period=row["period"],
+                    decision_type=row["decision_type"] or None,
+                    limit_usd=from_nano(row["limit_nano"]),
+                    spent_usd=Decimal(0)
+                    if is_rate
+                    else from_nano(self._spent(connection, row["period"], now, row["decision_type"])),
+                    reserved_usd=from_nano(hourly if is_rate else amount),
+                )
+            )
+        return sorted(budgets, key=lambda budget: (budget.decision_type or "", PERIODS.index(budget.period)))
+
+    def spent(
+        self, period: Period = "total", *, decision_type: str | None = None, now: datetime | None = None
+    ) -> Decimal:
+        """US dollars charged in the period that holds `now`."""
+        with self.read() as connection:
+            return from_nano(self._spent(connection, period, _utc(now), decision_type or ""))
+
+    def _spent(self, connection: sa.Connection, period: Period, now: datetime, decision_type: str) -> int:
+        table = schema.totals
+        query = sa.select(table.c.spent_nano).filter_by(
+            period=period, start=period_start(period, now), decision_type=decision_type
+        )
+        return int(connection.execute(query).scalar() or 0)
+
+    # -- reservations -------------------------------------------------------------------------------------------
+
+    def reserve(
+        self,
+        amount_usd: Usd | None,
+        *,
+        purpose: str,
+        decision_type: str | None = None,
+        model: str | None = None,
+        hourly_usd: Usd = 0,
+        ttl: timedelta | None = RESERVATION_TTL,
+        now: datetime | None = None,
+    ) -> Reservation:
+        """Set money aside before it is spent, or refuse.
+
+        It counts against every budget until it is settled or released, or lapses `ttl` after `now` (None: never, for
+        a reservation that a job or deployment owns). `hourly_usd` is what the thing costs an hour while it runs.
+
+        Raises PriceUnknown when the amount is None, BudgetExceeded when a budget would be exceeded.
+        """
+        if amount_usd is None:
+            raise PriceUnknown(f"{purpose}: its price is not known, so nothing is spent on it")
+        amount, hourly, now = to_nano(amount_usd), to_nano(hourly_usd), _utc(now)
+        if amount < 0 or hourly < 0:
+            raise ValueError(f"{purpose}: a reservation cannot be negative: {amount_usd}")
+        with self.transaction() as connection:
+            self._lapse(connection, now)
+            self._check_budgets(connection, amount, hourly, purpose, decision_type, now)
+            values = {
+                "ts": now,
+                "expires_at": None if ttl is None else now + ttl,
+                "state": "open",
+                "amount_nano": amount,
+                "hourly_nano": hourly,
+                "purpose": purpose,
+                "decision_type": decision_type,
+                "model_id": model,
+            }
+            insert = schema.reservations.insert().values(**values).returning(schema.reservations.c.id)
+            return self._reservation(connection, connection.execute(insert).scalar_one())
+
+    def _check_budgets(
+        self,
+        connection: sa.Connection,
+        amount: int,
+        hourly: int,
+        purpose: str,
+        decision_type: str | None,
+        now: datetime,
+    ) -> None:
+        for budget in self._budgets(connection, now):
+            if budget.decision_type not in (None, decision_type):
+                continue
+            wanted = from_nano(hourly if budget.period == "hour" else amount)
+            if wanted and budget.spent_usd + budget.reserved_usd + wanted > budget.limit_usd:
+                what = "an hour" if budget.period == "hour" else ""
+                raise BudgetExceeded(
+                    f"{purpose} needs {format_usd(wanted)} {what}".rstrip()
+                    + f", but of the {budget.name} budget of {format_usd(budget.limit_usd)} only "
+                    f"{format_usd(budget.left_usd)} is left ({format_usd(budget.spent_usd)} spent, "
+                    f"{format_usd(budget.reserved_usd)} reserved). Raise the budget, or free some of it"
+                )
+
+    def _lapse(self, connection: sa.Connection, now: datetime) -> None:
+        table = schema.reservations
+        connection.execute(
+            table.update()
+            .where(table.c.state == "open", table.c.expires_at <= now)
+            .values(state="lapsed", closed_at=now)
+        )
+
+    def reservation(self, reservation_id: int) -> Reservation:
+        """A reservation as it is now. Raises NoSuchObject."""
+        with self.read() as connection:
+            return self._reservation(connection, reservation_id)
+
+    def _reservation(self, connection: sa.Connection, reservation_id: int) -> Reservation:
+        row = connection.execute(sa.select(schema.reservations).filter_by(id=reservation_id)).mappings().first()
+        if row is None:
+            raise NoSuchObject(f"the ledger has no reservation {reservation_id}")
+        return Reservation(
+            id=row["id"],
+            amount_usd=from_nano(row["amount_nano"]),
+            purpose=row["purpose"],
+            decision_type=row["decision_type"],
+            model_id=row["model_id"],
+            state=row["state"],
+            expires_at=row["expires_at"],
+        )
+
+    def resize(self, reservation: Reservation | int, amount_usd: Usd, *, now: datetime | None = None) -> Reservation:
+        """Hold another amount (a closed reservation opens again). Raises BudgetExceeded, changing nothing."""
+        reservation_id, now = _reservation_id(reservation), _utc(now)
+        with self.transaction() as connection:
+            self._lapse(connection, now)
+            row = connection.execute(sa.select(schema.reservations).filter_by(id=reservation_id)).mappings().first()
+            if row is None:
+                raise NoSuchObject(f"the ledger has no reservation {reservation_id}")
+            held, rate = (row["amount_nano"], row["hourly_nano"]) if row["state"] == "open" else (0, 0)
+            more, more_rate = to_nano(amount_usd) - held, row["hourly_nano"] - rate
+            if more > 0 or more_rate > 0:
+                self._check_budgets(connection, max(more, 0), more_rate, row["purpose"], row["decision_type"], now)
+            self._update_reservation(
+                connection, reservation_id, amount_nano=to_nano(amount_usd), state="open", closed_at=None
+            )
+            return self._reservation(connection, reservation_id)
+
+    def settle(
+        self,
+        reservation: Reservation | int,
+        amount_usd: Usd,
+        *,
+        kind: ChargeKind,
+        what: str,
+        key: str | None = None,
+        now: datetime | None = None,
+        **charged_to: Any,
+    ) -> bool:
+        """Charge what it really cost and close the reservation, both or neither. Again is harmless.
+
+        The true cost is charged even where it exceeds what was reserved: it is owed. Returns whether the charge is new.
+        """
+        reservation_id, now = _reservation_id(reservation), _utc(now)
+        with self.transaction() as connection:
+            held = self._reservation(connection, reservation_id)
+            charged_to.setdefault("decision_type", held.decision_type)
+            charged_to.setdefault("model_id", held.model_id)
+            new = self.charge(
+                kind, amount_usd, key=key or f"reservation:{reservation_id}", what=what, now=now, **charged_to
+            )
+            if held.state != "settled":
+                self._update_reservation(connection, reservation_id, amount_nano=0, state="settled", closed_at=now)
+            return new
+
+    def release(self, reservation: Reservation | int, *, now: datetime | None = None) -> None:
+        """Give back what is held. Harmless when it is closed already."""
+        reservation_id = _reservation_id(reservation)
+        with self.transaction() as connection:
+            if self._reservation(connection, reservation_id).state == "open":
+                self._update_reservation(
+                    connection, reservation_id, amount_nano=0, state="released", closed_at=_utc(now)
+                )
+
+    def _update_reservation(self, connection: sa.Connection, reservation_id: int, **values: Any) -> None:
+        table = schema.reservations
+        connection.execute(table.update().where(table.c.id == reservation_id).values(**values))
+
+    # -- charges ------------------------------------------------------------------------------------------------
+
+    def charge(
+        self,
+        kind: ChargeKind,
+        amount_usd: Usd,
+        *,
+        key: str,
+        what: str,
+        decision_type: str | None = None,
+        model_id: str | None = None,
+        job_id: str | None = None,
+        deployment_id: str | None = None,
+        quantity: int | None = None,
+        ts: datetime | None = None,
+        now: datetime | None = None,
+    ) -> bool:
+        """Write down a cost, once per `key`. Returns whether it is new.
+
+        `ts` is when the cost arose (default `now`): it decides which day's and month's budget it counts in. Only an
+        `adjustment` may be negative. Raises ChargeConflict when the key was charged with another amount.
+        """
+        amount, now = to_nano(amount_usd), _utc(now)
+        if amount < 0 and kind != "adjustment":
+            raise ValueError(f"{what}: a charge of kind {kind} cannot be negative: {amount_usd}")
+        ts = _utc(ts or now)
+        with self.transaction() as connection:
+            before = connection.execute(sa.select(schema.charges.c.amount_nano).filter_by(key=key)).scalar()
+            if before is not None:
+                if before != amount:
+                    raise ChargeConflict(
+                        f"{key} was charged {format_usd(from_nano(before))} before, now {format_usd(from_nano(amount))}"
+                    )
+                return False
+            connection.execute(
+                schema.charges.insert().values(
+                    key=key,
+                    ts=ts,
+                    recorded_at=now,
+                    kind=kind,
+                    amount_nano=amount,
+                    what=what,
+                    decision_type=decision_type,
+                    model_id=model_id,
+                    job_id=job_id,
+                    deployment_id=deployment_id,
+                    quantity=quantity,
+                )
+            )
+            for scope in {"", decision_type or ""}:
+                for period in ("day", "month", "total"):
+                    self._add_to_total(connection, period, period_start(period, ts), scope, amount)
+            return True
+
+    def _add_to_total(self, connection: sa.Connection, period: str, start: str, scope: str, amount: int) -> None:
+        table, key = schema.totals, {"period": period, "start": start, "decision_type": scope}
+        changed = connection.execute(
+            table.update().filter_by(**key).values(spent_nano=table.c.spent_nano + amount)
+        ).rowcount
+        if not changed:
+            connection.execute(table.insert().values(spent_nano=amount, **key))
+
+    def charges(self, **where: Any) -> list[dict[str, Any]]:
+        """Charges in the order they were recorded, those whose columns equal `where`; `amount_usd` is a Decimal."""
+        table = schema.charges
+        with self.read() as connection:
+            rows = connection.execute(sa.select(table).filter_by(**where).order_by(table.c.id)).mappings().all()
+        return [{**row, "amount_usd": from_nano(row["amount_nano"])} for row in rows]
+
+    # -- objects: datasets, fine_tune_jobs, models, deployments -------------------------------------------------
+
+    def add(
+        self, object_type: str, *, state: str, now: datetime | None = None, id: str | None = None, **values: Any
+    ) -> dict[str, Any]:
+        """Record a new object and return its row."""
+        table, now = _table(object_type), _utc(now)
+        object_id = id or new_id()
+        with self.transaction() as connection:
+            connection.execute(
+                table.insert().values(id=object_id, state=state, created_at=now, updated_at=now, **values)
+            )
+            self._log_transition(connection, object_type, object_id, None, state, None, now)
+            return self.get(object_type, object_id)
+
+    def get(self, object_type: str, object_id: str) -> dict[str, Any]:
+        """An object's row. Raises NoSuchObject."""
+        with self.read() as connection:
+            row = connection.execute(sa.select(_table(object_type)).filter_by(id=object_id)).mappings().first()
+        if row is None:
+            raise NoSuchObject(f"the ledger has no {object_type} {object_id!r}")
+        return dict(row)
+
+    def find(self, object_type: str, **where: Any) -> list[dict[str, Any]]:
+        """Objects whose columns equal `where` (a list or tuple: one of them), oldest first."""
+        table = _table(object_type)
+        query = sa.select(table).order_by(table.c.created_at, table.c.id)
+        for column, value in where.items():
+            wanted = table.c[column]
+            query = query.where(wanted.in_(value) if isinstance(value, (list, tuple, set)) else wanted == value)
+        with self.read() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def update(self, object_type: str, object_id: str, *, now: datetime | None = None, **values: Any) -> dict[str, Any]:
+        """Change columns of an object, not its state. Returns the row."""
+        if "state" in values:
+            raise ValueError("the state of an object changes by Ledger.transition")
+        table = _table(object_type)
+        with self.transaction() as connection:
+            connection.execute(table.update().filter_by(id=object_id).values(updated_at=_utc(now), **values))
+            return self.get(object_type, object_id)
+
+    def transition(
+        self,
+        object_type: str,
+        object_id: str,
+        state: str,
+        *,
+        why: str | None = None,
+        now: datetime | None = None,
+        **values: Any,
+    ) -> dict[str, Any]:
+        """Move an object to a state, with other columns in the same step. To the state it is in: only the columns.
+
+        Raises IllegalTransition where the state machine (`ledger_schema.TRANSITIONS`) has no such step.
+        """
+        table, now = _table(object_type), _utc(now)
+        with self.transaction() as connection:
+            before = self.get(object_type, object_id)["state"]
+            if state != before:
+                if state not in schema.TRANSITIONS[object_type].get(before, set()):
+                    raise IllegalTransition(f"{object_type} {object_id}: cannot go from {before} to {state}")
+                self._log_transition(connection, object_type, object_id, before, state, why, now)
+            connection.execute(table.update().filter_by(id=object_id).values(state=state, updated_at=now, **values))
+            return self.get(object_type, object_id)
+
+    def _log_transition(
+        self,
+        connection: sa.Connection,
+        object_type: str,
+        object_id: str,
+        before: str | None,
+        after: str,
+        why: str | None,
+        now: datetime,
+    ) -> None:
+        connection.execute(
+            schema.transitions.insert().values(
+                ts=now, object=object_type, object_id=object_id, from_state=before, to_state=after, why=why
+            )
+        )
+
+    def history(self, object_type: str, object_id: str) -> list[dict[str, Any]]:
+        """Every change of state of an object, oldest first."""
+        table = schema.transitions
+        query = sa.select(table).filter_by(object=object_type, object_id=object_id).order_by(table.c.id)
+        with self.read() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def meter(
+        self,
+        model: str,
+        decision_type: str,
+        day: str,
+        *,
+        requests: int,
+        input_tokens: int,
+        output_tokens: int,
+        cost_usd: Usd,
+        charge: bool = True,
+        model_id: str | None = None,
+        now: datetime | None = None,
+    ) -> Decimal:
+        """Take in what the decision log holds of a model, a type and a day, and charge what is new of its cost.
+
+        The totals replace those seen before; fewer than before (rows were erased) is no refund. Returns what was
+        charged.
+        """
+        table, now = schema.meters, _utc(now)
+        key = {"model": model, "decision_type": decision_type, "day": day}
+        values = {
+            "requests": requests,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "cost_nano": to_nano(cost_usd),
+        }
+        with self.transaction() as connection:
+            before = connection.execute(sa.select(table).filter_by(**key)).mappings().first()
+            if before is None:
+                connection.execute(table.insert().values(**key, **values))
+            else:
+                connection.execute(table.update().filter_by(**key).values(**values))
+            increase = values["cost_nano"] - (before["cost_nano"] if before else 0)
+            if increase <= 0 or not charge:
+                return Decimal(0)
+            tokens = input_tokens + output_tokens - (before["input_tokens"] + before["output_tokens"] if before else 0)
+            end_of_day = datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1, microseconds=-1)
+            self.charge(
+                "tokens",
+                from_nano(increase),
+                key=f"tokens:{new_id(16)}",
+                what=f"tokens of {model} on {day}",
+                decision_type=decision_type,
+                model_id=model_id,
+                quantity=tokens,
+                ts=min(now, end_of_day),
+                now=now,
+            )
+            return from_nano(increase)
+
+    # -- reports ------------------------------------------------------------------------------------------------
+
+    def cost_report(self, now: datetime | None = None, period: Period = "month") -> dict[str, Any]:
+        """What was spent on what: see `storage.ledger_reports.cost_report`."""
+        from storage.ledger_reports import cost_report
+
+        return cost_report(self, now=now, period=period)
+
+
+def _utc(now: datetime | None) -> datetime:
+    if now is None:
+        return datetime.now(UTC)
+    if now.tzinfo is None:
+        raise ValueError(f"time without a time zone: {now!r}; use datetime.now(UTC)")
+    return now.astimezone(UTC)
+
+
+def _table(object_type: str) -> sa.Table:
+    if object_type not in schema.OBJECTS:
+        raise ValueError(f"the ledger keeps no {object_type!r}: use one of {', '.join(schema.OBJECTS)}")
+    return schema.OBJECTS[object_type]
+
+
+def _reservation_id(reservation: Reservation | int) -> int:
+    return reservation if isinstance(reservation, int) else reservation.id

@@ -1,0 +1,43 @@
+"""Money as the ledger keeps it: whole nano-dollars, so that sums are exact on every database.
+
+SQLite has no decimal type; Together's `total_price` is an integer in nano-USD as well. An amount is a `Decimal`, an
+`int` or a decimal string everywhere else; a float is refused, because 0.1 + 0.2 is not 0.3.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
+
+NANO = 1_000_000_000
+
+Usd = Decimal | int | str
+
+
+def to_nano(usd: Usd) -> int:
+    """US dollars as whole nano-dollars; a fraction of one is rounded up (towards costing more).
+
+    Raises TypeError for a float and ValueError for what is not a finite number.
+    """
+    if isinstance(usd, bool) or not isinstance(usd, (Decimal, int, str)):
+        raise TypeError(f"an amount of money must be a Decimal, an int or a decimal string, not {usd!r}")
+    try:
+        amount = Decimal(usd)
+    except InvalidOperation:
+        raise ValueError(f"{usd!r} is not an amount of money: write it like '12.50'") from None
+    if not amount.is_finite():
+        raise ValueError(f"{usd!r} is not an amount of money: it must be finite")
+    return int((amount * NANO).to_integral_value(rounding=ROUND_CEILING))
+
+
+def from_nano(nano: int) -> Decimal:
+    """Whole nano-dollars as US dollars, exactly, without trailing zeros beyond the cent."""
+    usd = Decimal(nano).scaleb(-9)
+    cents = usd.quantize(Decimal("0.01"))
+    return cents if cents == usd else usd.normalize()
+
+
+def format_usd(usd: Decimal) -> str:
+    """US dollars for people: `$4.00`, `$0.0915`, `-$1.20`."""
+    sign, amount = ("-" if usd < 0 else ""), abs(usd)
+    digits = f"{amount:,.2f}" if amount == amount.quantize(Decimal("0.01")) or amount >= 1 else f"{amount:,.4f}"
+    return f"{sign}${digits}"
