@@ -7,7 +7,13 @@
         ├── DataFolderError       there is no data folder there, or it is not one of ours
         ├── DataFolderBusy        another process is landing, compacting, expiring or erasing (names it)
         ├── LandingError          a segment could not be landed: it stays in the spool, run again
-        └── TableError            a partition is not as it should be, or could not be rewritten
+        ├── TableError            a partition is not as it should be, or could not be rewritten
+        └── LedgerError           the ledger cannot do what was asked
+            ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the mend)
+            ├── PriceUnknown      what something costs is not known, so nothing is spent on it
+            ├── ChargeConflict    a key was charged before, with another amount
+            ├── IllegalTransition an object of the ledger cannot go from its state to that one
+            └── NoSuchObject      the ledger has no object of that id
 """
 
 from __future__ import annotations
@@ -33,3 +39,27 @@ class LandingError(StorageError):
 
 class TableError(StorageError):
     """A partition of the decision log is not as it should be, or could not be rewritten. The old one is untouched."""
+
+
+class LedgerError(StorageError):
+    """The ledger cannot do what was asked."""
+
+
+class BudgetExceeded(LedgerError):
+    """A reservation would exceed a budget."""
+
+
+class PriceUnknown(LedgerError):
+    """What something costs is not known, so nothing is spent on it."""
+
+
+class ChargeConflict(LedgerError):
+    """A key was charged before, with another amount."""
+
+
+class IllegalTransition(LedgerError):
+    """An object of the ledger cannot go from its state to that one."""
+
+
+class NoSuchObject(LedgerError):
+    """The ledger has no object of that id."""

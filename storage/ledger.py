@@ -28,7 +28,7 @@ from typing import Any, Literal, Self
 import sqlalchemy as sa
 
 from storage import ledger_schema as schema
-from storage.ledger_errors import (
+from storage.errors import (
     BudgetExceeded,
     ChargeConflict,
     IllegalTransition,
