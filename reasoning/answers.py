@@ -1,0 +1,186 @@
+"""The answer formats: completion → decision and back. Never a default: what is no answer raises `UnparseableAnswer`.
+
+Three formats. `label` and `plan` are XML `<response>` elements, or a JSON object of the same keys; `code` is an
+explanation and one fenced code block (CommonMark 0.31, section 4.5), or a JSON object. Chatter around an answer, a
+`<think>` block before it, a code fence around it, entities and CDATA are accepted, since models write them.
+
+For every decision d that `normalize_*` returns, parsing its formatted answer gives d again.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from reasoning.errors import UnparseableAnswer
+from reasoning.transcript import clean_text
+
+_THINK = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_RESPONSE = re.compile(r"<response\b[^>]*>(.*?)</response\s*>", re.DOTALL | re.IGNORECASE)
+_CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
+_FENCE_RUN = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
+
+
+def parse_label(completion: str, labels: Sequence[str]) -> dict[str, Any]:
+    """`{"action", "reasoning"?}` of a completion. The action is one of `labels`, in their spelling."""
+    return normalize_label(_fields(completion, ("action", "reasoning"), required="action"), labels)
+
+
+def parse_plan(completion: str) -> dict[str, Any]:
+    """`{"thought", "actions", "providers", "text"}` of a completion; the two lists in order, maybe empty."""
+    return normalize_plan(_fields(completion, ("thought", "actions", "providers", "text"), required="actions"))
+
+
+def parse_code(completion: str) -> dict[str, Any]:
+    """`{"code", "explanation", "language"}` of a completion that has exactly one fenced code block.
+
+    The block is the one with the longest fence, so that shorter fences may stand inside it and in the explanation.
+    """
+    text = _THINK.sub("", completion).strip()
+    if text.startswith("{"):
+        for found in _json_objects(text):
+            if isinstance(found.get("code"), str):
+                return normalize_code(found)
+    lengths = [len(run) for run in _FENCE_RUN.findall(text)]
+    if not lengths:
+        raise UnparseableAnswer("no fenced code block")
+    fence = "`" * max(lengths)
+    closed = rf"^ {{0,3}}{fence}(?!`)([^`\n]*)\n(?:(.*?)\n)?? {{0,3}}{fence}[ \t\r]*$"
+    blocks = list(re.finditer(closed, text, re.MULTILINE | re.DOTALL))
+    if len(blocks) != 1:
+        raise UnparseableAnswer(f"{len(blocks)} closed code blocks, not one")
+    block = blocks[0]
+    explanation = f"{text[: block.start()].strip()}\n\n{text[block.end() :].strip()}"
+    language = block[1].split()[0] if block[1].split() else ""
+    return normalize_code({"code": block[2] or "", "explanation": explanation, "language": language})
+
+
+def format_label(decision: dict[str, Any]) -> str:
+    """The XML of a normalized label decision."""
+    reasoning = _element("reasoning", decision["reasoning"]) if "reasoning" in decision else ""
+    return f"<response>{reasoning}{_element('action', decision['action'])}</response>"
+
+
+def format_plan(decision: dict[str, Any]) -> str:
+    """The XML of a normalized plan."""
+    parts = (
+        _element("thought", decision["thought"]),
+        _element("actions", ", ".join(decision["actions"])),
+        _element("providers", ", ".join(decision["providers"])),
+        _element("text", decision["text"]),
+    )
+    return f"<response>{''.join(parts)}</response>"
+
+
+def format_code(decision: dict[str, Any]) -> str:
+    """Explanation and fenced block of a normalized code decision; the fence is longer than any run of backticks."""
+    longest = max((len(run) for run in re.findall("`+", decision["explanation"] + "\n" + decision["code"])), default=0)
+    fence = "`" * max(3, longest + 1)
+    explanation = f"{decision['explanation']}\n\n" if decision["explanation"] else ""
+    return f"{explanation}{fence}{decision['language']}\n{decision['code']}\n{fence}"
+
+
+def normalize_label(decision: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """A label decision in its one form: the action as declared, the reasoning stripped, or absent when empty."""
+    action = decision.get("action")
+    spelling = {label.casefold(): label for label in labels}
+    if not isinstance(action, str) or action.strip().casefold() not in spelling:
+        raise UnparseableAnswer(f"action {_short(action)} is none of {', '.join(labels)}")
+    reasoning = _text(decision, "reasoning")
+    return {"action": spelling[action.strip().casefold()]} | ({"reasoning": reasoning} if reasoning else {})
+
+
+def normalize_plan(decision: dict[str, Any]) -> dict[str, Any]:
+    """A plan in its one form: all four keys, names stripped."""
+    if decision.get("actions") is None:
+        raise UnparseableAnswer("no actions: a plan has a list of them, maybe an empty one")
+    return {
+        "thought": _text(decision, "thought"),
+        "actions": _names(decision, "actions"),
+        "providers": _names(decision, "providers"),
+        "text": _text(decision, "text"),
+    }
+
+
+def normalize_code(decision: dict[str, Any]) -> dict[str, Any]:
+    """A code decision in its one form: all three keys; the language is one word or empty."""
+    code, language = decision.get("code"), decision.get("language") or ""
+    if not isinstance(code, str) or not code.strip():
+        raise UnparseableAnswer("no code")
+    if not isinstance(language, str) or "`" in language or len(language.split()) > 1:
+        raise UnparseableAnswer(f"language {_short(language)} is not one word")
+    return {
+        "code": clean_text(code),
+        "explanation": _text(decision, "explanation"),
+        "language": clean_text(language).strip(),
+    }
+
+
+def _fields(completion: str, names: tuple[str, ...], *, required: str) -> dict[str, Any]:
+    """The named fields of the answer: of its last `<response>` element, or of its first JSON object having them."""
+    text = _THINK.sub("", completion)
+    xml = _CDATA.sub(lambda section: html.escape(section[1], quote=False), text)
+    responses = _RESPONSE.findall(xml)
+    if responses:
+        found = {name: _tag(responses[-1], name) for name in names}
+        if found[required] is None:
+            raise UnparseableAnswer(f"the <response> has no <{required}>")
+        return found
+    for candidate in _json_objects(text):
+        if required in candidate:
+            return {name: candidate.get(name) for name in names}
+    raise UnparseableAnswer("neither a complete <response> element nor a JSON object")
+
+
+def _tag(xml: str, name: str) -> str | None:
+    found = {html.unescape(value).strip() for value in re.findall(rf"<{name}\s*>(.*?)</{name}\s*>", xml, re.S | re.I)}
+    if len(found) > 1:
+        raise UnparseableAnswer(f"<{name}> is there more than once, with different contents")
+    return found.pop() if found else ("" if re.search(rf"<{name}\s*/>", xml, re.I) else None)
+
+
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    decoder = json.JSONDecoder()
+    at = text.find("{")
+    while at >= 0:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            end = at + 1
+        else:
+            yield value
+        at = text.find("{", end)
+
+
+def _element(name: str, text: str) -> str:
+    return f"<{name}>{html.escape(text, quote=False)}</{name}>"
+
+
+def _text(decision: dict[str, Any], name: str) -> str:
+    value = decision.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UnparseableAnswer(f"{name} is text, not {type(value).__name__}")
+    return clean_text(value or "").strip()
+
+
+def _names(decision: dict[str, Any], name: str) -> list[str]:
+    value = decision.get(name)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise UnparseableAnswer(f"{name} is a list of names")
+    names = [clean_text(item).strip() for item in value]
+    for item in names:
+        if not item or "," in item or len(item.splitlines()) != 1:
+            raise UnparseableAnswer(f"{name}: {_short(item)} is no name (one line, no comma, not empty)")
+    return names
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

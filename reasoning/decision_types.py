@@ -1,0 +1,196 @@
+"""Decision types: what is asked (context → messages), and what an answer is (completion → decision).
+
+The one renderer makes the messages for serving *and* for training. Its shape, which does not change within a schema
+version (transcript lines: `reasoning.transcript`):
+
+``label`` and ``plan``::
+
+    system  You are <agent name>.                                       line 1, nothing else on it
+            <instruction>                                               may have several lines
+            Actions:                                                    plan only: then one line an action,
+            - <name>: <description>                                     in the order given
+            Answer with XML and nothing else:
+            <response>...</response>                                    the format
+    user    <speaker>: <text>                                           one line a message,
+              <further lines of the text, indented by two spaces>
+            <speaker>: <text>
+                                                                        an empty line
+            <question>                                                  one line, to the end
+
+``code``::
+
+    system  You write code.
+            Answer with a short explanation and exactly one fenced code block.
+    user    Language: <language>                                        only when given
+            Context:                                                    only when given, its lines
+              <context>                                                 indented by two spaces
+            Task: <prompt>                                              further lines indented by two spaces
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from reasoning import answers
+from reasoning.errors import InvalidContext, UnknownDecisionType, UnparseableAnswer
+from reasoning.records import Message
+from reasoning.transcript import clean_name, clean_text, indent_lines, render_transcript
+
+if TYPE_CHECKING:
+    from reasoning.config import Config
+
+Tier = Literal["small", "medium", "large"]
+AnswerFormat = Literal["label", "plan", "code"]
+Context = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionType:
+    """One kind of decision. `max_messages` is how many of the latest messages a prompt shows."""
+
+    name: str
+    tier: Tier
+    answer: AnswerFormat
+    max_tokens: int
+    temperature: float
+    labels: tuple[str, ...] = ()
+    instruction: str = ""
+    question: str = ""
+    max_messages: int = 50
+
+    def render(self, context: Context) -> list[Message]:
+        """The messages that a model is asked. Raises `InvalidContext` naming the key that is missing or wrong."""
+        if not isinstance(context, Mapping):
+            raise InvalidContext(f"context: an object is needed, not {type(context).__name__}")
+        system, user = _render_code(context) if self.answer == "code" else self._render_conversation(context)
+        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+    def parse(self, completion: str, context: Context | None = None) -> dict[str, Any]:
+        """The decision in a completion. Raises `UnparseableAnswer`.
+
+        With the context of a plan, its actions must be among those of the context, whose spelling they get.
+        """
+        if self.answer == "label":
+            return answers.parse_label(completion, self.labels)
+        if self.answer == "code":
+            return answers.parse_code(completion)
+        plan = answers.parse_plan(completion)
+        if context is not None:
+            known = {name.casefold(): name for name, _ in _actions(context)}
+            unknown = [name for name in plan["actions"] if name.casefold() not in known]
+            if unknown:
+                raise UnparseableAnswer(f"action {unknown[0]!r} is not among those of the context")
+            plan["actions"] = [known[name.casefold()] for name in plan["actions"]]
+        return plan
+
+    def normalize(self, decision: dict[str, Any] | str) -> dict[str, Any]:
+        """A decision, as anyone may write it, in the one form that `parse` gives. Raises `UnparseableAnswer`.
+
+        Text alone is the action of a label type.
+        """
+        if isinstance(decision, str) and self.answer == "label":
+            decision = {"action": decision}
+        if not isinstance(decision, dict):
+            raise UnparseableAnswer(f"a decision is an object, not {type(decision).__name__}")
+        if self.answer == "label":
+            return answers.normalize_label(decision, self.labels)
+        return answers.normalize_code(decision) if self.answer == "code" else answers.normalize_plan(decision)
+
+    def format_answer(self, decision: dict[str, Any] | str) -> str:
+        """The completion that says `decision`: what a model is taught. Raises `UnparseableAnswer`."""
+        decision = self.normalize(decision)
+        if self.answer == "label":
+            return answers.format_label(decision)
+        return answers.format_code(decision) if self.answer == "code" else answers.format_plan(decision)
+
+    def _render_conversation(self, context: Context) -> tuple[str, str]:
+        agent_name = clean_name(_text(context, "agent_name"))
+        if not agent_name:
+            raise InvalidContext('context["agent_name"]: is empty')
+        lines = [f"You are {agent_name}.", clean_text(self.instruction.replace("{agent_name}", agent_name))]
+        if self.answer == "plan":
+            lines.append("Actions:")
+            lines += [f"- {name}: {description}" for name, description in _actions(context)]
+            form = "<thought>why</thought><actions>NAME, NAME</actions><providers></providers><text>your words</text>"
+        else:
+            form = f"<reasoning>optional, one sentence</reasoning><action>{'|'.join(self.labels)}</action>"
+        lines += ["Answer with XML and nothing else:", f"<response>{form}</response>"]
+        transcript = render_transcript(context.get("messages", ()), limit=self.max_messages)
+        question = clean_text(self.question.replace("{agent_name}", agent_name))
+        return "\n".join(lines), f"{transcript}\n\n{question}"
+
+
+def _render_code(context: Context) -> tuple[str, str]:
+    lines = []
+    if context.get("language"):
+        lines.append(f"Language: {' '.join(_text(context, 'language').split())}")
+    if context.get("context"):
+        lines.append(f"Context:\n  {indent_lines(_text(context, 'context'))}")
+    prompt = _text(context, "prompt")
+    if not prompt.strip():
+        raise InvalidContext('context["prompt"]: is empty')
+    lines.append(f"Task: {indent_lines(prompt)}")
+    system = "You write code.\nAnswer with a short explanation and exactly one fenced code block."
+    return system, clean_text("\n".join(lines))
+
+
+def _actions(context: Context) -> list[tuple[str, str]]:
+    """Name and one-line description of the context's actions."""
+    raw = context.get("actions")
+    if isinstance(raw, str) or not isinstance(raw, list | tuple) or not raw:
+        raise InvalidContext('context["actions"]: a list of {"name", "description"} with at least one action is needed')
+    found = []
+    for i, action in enumerate(raw):
+        name = action.get("name") if isinstance(action, Mapping) else None
+        if not isinstance(name, str) or not name.strip() or {",", ":"} & set(name) or len(name.splitlines()) != 1:
+            raise InvalidContext(f'context["actions"][{i}]["name"]: one line without comma and colon is needed')
+        description = action.get("description") or ""
+        if not isinstance(description, str):
+            raise InvalidContext(f'context["actions"][{i}]["description"]: text is needed')
+        found.append((clean_text(name).strip(), clean_text(" ".join(description.split()))))
+    return found
+
+
+def _text(context: Context, key: str) -> str:
+    value = context.get(key)
+    if not isinstance(value, str):
+        raise InvalidContext(f'context["{key}"]: text is needed, not {type(value).__name__}')
+    return value
+
+
+DECISION_TYPES: dict[str, DecisionType] = {
+    "should_respond": DecisionType(
+        name="should_respond",
+        tier="small",
+        answer="label",
+        max_tokens=512,
+        temperature=0.1,
+        labels=("RESPOND", "IGNORE", "STOP"),
+        instruction="Decide whether you answer the last message of the conversation.\n"
+        "RESPOND: answer it. IGNORE: stay silent. STOP: leave, because you were asked to be quiet.",
+        question="Should {agent_name} respond to the last message?",
+    ),
+    "planning": DecisionType(
+        name="planning",
+        tier="medium",
+        answer="plan",
+        max_tokens=2048,
+        temperature=0.3,
+        instruction="Choose the actions that do what the last message asks for, in the order in which they run.",
+        question="Which actions should {agent_name} take?",
+    ),
+    "coding": DecisionType(name="coding", tier="large", answer="code", max_tokens=4096, temperature=0.2),
+}
+
+
+def get_decision_type(name: str, config: Config | None = None) -> DecisionType:
+    """The type called `name`: one that `config` declares, else a built-in. Raises `UnknownDecisionType`."""
+    known = DECISION_TYPES if config is None else config.decision_types
+    if name not in known:
+        raise UnknownDecisionType(
+            f"{name!r} is no decision type; known are {', '.join(known)}. "
+            f"Declare it as [decision_types.{name}] in reasoning.toml"
+        )
+    return known[name]

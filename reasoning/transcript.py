@@ -1,0 +1,51 @@
+"""A conversation as text that no message can forge: one line a message, `Speaker: text`.
+
+Further lines of a text are indented by two spaces, whatever its line separators were. A speaker's name holds no line
+break and no colon (it becomes `_`), so the first `: ` of a line always ends the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from reasoning.errors import InvalidContext
+
+
+def clean_text(text: str) -> str:
+    """`text` with lone surrogates, which UTF-8 cannot hold, as the characters of their escapes (`\\ud83d`)."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def clean_name(name: str) -> str:
+    """A speaker's name as a transcript shows it."""
+    return clean_text(" ".join(name.split()).replace(":", "_"))
+
+
+def indent_lines(text: str) -> str:
+    """`text` with all but its first line indented by two spaces. Every line separator of Unicode becomes a newline."""
+    return "\n  ".join(clean_text(text).splitlines())
+
+
+def render_transcript(messages: Sequence[Any], *, limit: int | None = None) -> str:
+    """The last `limit` messages (`{"speaker", "text"}`), one line each.
+
+    Raises `InvalidContext` naming the message that lacks a speaker or a text, or when there is none at all.
+    """
+    if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
+        raise InvalidContext('context["messages"]: a list of {"speaker", "text"} with at least one message is needed')
+    start = max(len(messages) - limit, 0) if limit else 0
+    return "\n".join(_line(i, messages[i]) for i in range(start, len(messages)))
+
+
+def _line(i: int, message: Any) -> str:
+    try:
+        speaker, text = message["speaker"], message["text"]
+    except (KeyError, TypeError, IndexError):
+        raise InvalidContext(f'context["messages"][{i}]: needs the keys "speaker" and "text"') from None
+    if not isinstance(speaker, str) or not isinstance(text, str):
+        raise InvalidContext(f'context["messages"][{i}]: speaker and text are text')
+    name = clean_name(speaker)
+    if not name:
+        raise InvalidContext(f'context["messages"][{i}]["speaker"]: is empty')
+    return f"{name}: {indent_lines(text)}"
