@@ -1,0 +1,120 @@
+"""The order of the rooms: imports run downwards, the emulator stands alone, nothing imports a flow."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What each room may import of ours, besides itself (docs/architecture.md, Rooms).
+MAY_IMPORT: dict[str, set[str]] = {
+    "reasoning": set(),
+    "storage": {"reasoning"},
+    "quality": {"storage", "reasoning"},
+    "provider": {"storage", "reasoning"},
+    "tasks": {"quality", "provider", "storage", "reasoning"},
+    "flows": {"tasks", "quality", "provider", "storage", "reasoning"},
+    "gateway": {"storage", "reasoning"},
+    "emulator": set(),
+    "demo": {"tasks", "quality", "provider", "storage", "reasoning"},
+    "cli": {"demo", "tasks", "gateway", "quality", "provider", "storage", "reasoning"},
+}
+
+# `python -m reasoning` is the command of the checkout; an agent's installation has none, so it is imported when called.
+EXCEPTIONS = {("reasoning/__main__.py", "cli")}
+
+# What an agent installs besides Python: the wheel stays small.
+WHEEL_DEPENDENCIES = {"orjson", "urllib3"}
+
+
+def imported_modules(source: str) -> Iterator[tuple[str, int]]:
+    """Every module that an import (or `import_module("...")`) in `source` names, wherever it stands, with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0 and node.module:
+                yield node.module, node.lineno
+                for alias in node.names:
+                    yield f"{node.module}.{alias.name}", node.lineno
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
+                yield node.args[0].value, node.lineno
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def trespasses(room: str) -> list[str]:
+    found = set()
+    for path in sources(room):
+        place = path.relative_to(ROOT).as_posix()
+        for module, line in imported_modules(path.read_text()):
+            other = module.split(".")[0]
+            if (
+                other in MAY_IMPORT
+                and other != room
+                and other not in MAY_IMPORT[room]
+                and (place, other) not in EXCEPTIONS
+            ):
+                found.add(f"{place}:{line}: {room} must not import {other}")
+    return sorted(found)
+
+
+def test_every_room_is_named_here():
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert packages == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_run_downwards(room: str):
+    assert sources(room), f"no sources in {room}/"
+    assert trespasses(room) == []
+
+
+def test_nothing_imports_a_flow():
+    """Flows are loaded by the entrypoints of prefect.yaml, not even by one another."""
+    importers = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for room in MAY_IMPORT
+        for path in sources(room)
+        for module, line in imported_modules(path.read_text())
+        if module.split(".")[0] == "flows"
+    ]
+    assert importers == []
+
+
+def test_no_flow_file_is_named_like_a_room():
+    """Run as a script from flows/, `quality.py` would shadow the room `quality`."""
+    assert {path.stem for path in sources("flows")} & set(MAY_IMPORT) == set()
+
+
+def test_the_wheel_imports_its_declared_dependencies_alone():
+    foreign = {
+        f"{path.relative_to(ROOT)}:{line}: {module}"
+        for path in sources("reasoning")
+        for module, line in imported_modules(path.read_text())
+        if module.split(".")[0] not in sys.stdlib_module_names | WHEEL_DEPENDENCIES | {"reasoning", "cli"}
+    }
+    assert foreign == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "module"),
+    [
+        ("import flows.fine_tune", "flows.fine_tune"),
+        ("def f():\n    from flows import fine_tune", "flows.fine_tune"),
+        ("import importlib\nimportlib.import_module('flows.fine_tune')", "flows.fine_tune"),
+        ("if True:\n    import quality.checks as q", "quality.checks"),
+    ],
+)
+def test_the_walk_sees_imports_wherever_they_stand(source: str, module: str):
+    assert module in {name for name, _ in imported_modules(source)}
