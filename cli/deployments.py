@@ -1,0 +1,83 @@
+"""Make a Prefect server ours: the work pool, every deployment of `prefect.yaml`, and no leftovers of the last time.
+
+Run as a program of its own (`python -m cli.deployments`), so that `reasoning serve` need not import Prefect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.states import Crashed
+
+from tasks.entrypoints import PROJECT
+
+WORK_POOL = "reasoning"
+
+
+async def make_work_pool(client: PrefectClient) -> None:
+    try:
+        await client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
+    except ObjectAlreadyExists:
+        return
+
+
+async def settle_leftovers(client: PrefectClient, now: datetime) -> tuple[int, int]:
+    """Before a worker starts: what the last one left RUNNING crashed with it, and ticks that nobody was there to run
+    are dropped. A worker would run every one of them, after a night off some hundred at once; the next tick makes up
+    for them all. Runs that a person asked for stay. Returns how many (crashed, dropped)."""
+    crashed = await _runs(client, StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
+    for run in crashed:
+        state: State[None] = Crashed(
+            message="The worker ended before the run did. Run it again: it takes up where it stopped."
+        )
+        await client.set_flow_run_state(run.id, state, force=True)
+    dropped = [
+        run
+        for run in await _runs(client, StateType.SCHEDULED)
+        if run.auto_scheduled and run.expected_start_time and run.expected_start_time < now
+    ]
+    for run in dropped:
+        await client.delete_flow_run(run.id)
+    return len(crashed), len(dropped)
+
+
+async def _runs(client: PrefectClient, *states: StateType) -> list[FlowRun]:
+    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))))
+    pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[WORK_POOL]))
+    runs: list[FlowRun] = []
+    while page := await client.read_flow_runs(
+        flow_run_filter=wanted, work_pool_filter=pool, limit=200, offset=len(runs)
+    ):
+        runs += page
+    return runs
+
+
+async def prepare() -> None:
+    async with get_client() as client:
+        await make_work_pool(client)
+        crashed, dropped = await settle_leftovers(client, datetime.now(UTC))
+    print(f"left by the last worker: {crashed} runs crashed, {dropped} missed ticks dropped", flush=True)
+
+
+def main() -> int:
+    asyncio.run(prepare())
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    return subprocess.run(command, cwd=PROJECT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

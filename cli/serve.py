@@ -1,0 +1,169 @@
+"""`reasoning serve`: Prefect's server, every flow on its schedule, the local provider, and the gateway, as one command."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.errors import ServeError
+from cli.supervisor import Stopped, Supervisor, answers, free_port
+
+HOST = "127.0.0.1"
+PREFECT_PORT = 4200
+GATEWAY_PORT = 8001
+EMULATOR_PORT = 8002
+WORK_POOL = "reasoning"
+
+
+@dataclass(frozen=True)
+class Service:
+    """One line of the table of URLs."""
+
+    name: str
+    url: str
+    what: str
+
+
+def serve(
+    data: Path,
+    *,
+    provider: str = "local",
+    prefect_port: int = PREFECT_PORT,
+    gateway_port: int = GATEWAY_PORT,
+    emulator_port: int = EMULATOR_PORT,
+    on_step: Callable[[str], None],
+    on_ready: Callable[[list[Service]], None],
+) -> str:
+    """Run everything until a signal comes, and return its name. All of it is stopped on the way out.
+
+    Ports are those of 127.0.0.1; 0 is any free one. Raises `PortInUse`, `ServeError` when the data folder is served
+    already, and `ChildDied` when one of the processes ends: then all the others are stopped too, as half a flywheel
+    (agents served, costs unguarded) is worse than none.
+    """
+    data = data.absolute()
+    with only_one(data):
+        prefect = f"http://{HOST}:{free_port(HOST, prefect_port, what='Prefect', option='--prefect-port')}"
+        gateway = f"http://{HOST}:{free_port(HOST, gateway_port, what='the gateway', option='--gateway-port')}"
+        emulator = None
+        if provider == "local" and not os.environ.get("REASONING_PROVIDER_URL"):
+            port = free_port(HOST, emulator_port, what="the local provider", option="--emulator-port")
+            emulator = f"http://{HOST}:{port}"
+        with tempfile.TemporaryDirectory(prefix="reasoning-serve-") as scratch:
+            env = environment(data, provider=provider, prefect=prefect, emulator=emulator, scratch=Path(scratch))
+            try:
+                with Supervisor(data / "logs", env) as children:
+                    services = _start(children, data, prefect=prefect, gateway=gateway, emulator=emulator, say=on_step)
+                    on_ready(services)
+                    children.watch()
+            except Stopped as signal_name:
+                return str(signal_name)
+    raise AssertionError("watch() returned")
+
+
+def _start(
+    children: Supervisor, data: Path, *, prefect: str, gateway: str, emulator: str | None, say: Callable[[str], None]
+) -> list[Service]:
+    services = []
+    if emulator:
+        say("the local provider")
+        port = emulator.rpartition(":")[2]
+        command = [sys.executable, "-m", "emulator", "--data", str(data / "emulator"), "--host", HOST, "--port", port]
+        children.start("emulator", command)
+        services.append(Service("local provider", emulator, "speaks Together's API; trains, serves and bills here"))
+    say("the gateway")
+    port = gateway.rpartition(":")[2]
+    children.start("gateway", [sys.executable, "-m", "gateway", "--data", str(data), "--host", HOST, "--port", port])
+    say("Prefect's server (some 20 s the first time)")
+    children.start("prefect-server", [sys.executable, "-m", "prefect", "server", "start"])
+    if emulator:
+        children.wait_until("the local provider", lambda: answers(f"{emulator}/emulator/healthz"))
+    children.wait_until("Prefect's server", lambda: answers(f"{prefect}/api/health"))
+    say("every flow of prefect.yaml")
+    children.run("prefect-deploy", [sys.executable, "-m", "cli.deployments"])
+    say("the worker")
+    children.start("prefect-worker", [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL])
+    children.wait_until("the worker", lambda: _pool_is_ready(prefect))
+    children.wait_until("the gateway", lambda: answers(f"{gateway}/healthz"))
+    return [
+        Service("gateway", gateway, "decisions and feedback over HTTP"),
+        Service("Prefect", prefect, f"every flow, its runs and artifacts; API at {prefect}/api"),
+        *services,
+        Service("logs", str(data / "logs"), "one file a process"),
+    ]
+
+
+def environment(data: Path, *, provider: str, prefect: str, emulator: str | None, scratch: Path) -> Mapping[str, str]:
+    """What the children see: ours, with the data folder, the provider and Prefect's server settled.
+
+    A Prefect profile of the user, which may point to a server elsewhere, has no say: PREFECT_HOME is in the data folder.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    env |= {
+        "REASONING_DATA": str(data),
+        "REASONING_PROVIDER": provider,
+        "PREFECT_HOME": str(data / "prefect"),
+        "PREFECT_API_URL": f"{prefect}/api",
+        "PREFECT_SERVER_API_HOST": HOST,
+        # Not `server start --port`: with that the UI goes on calling port 4200.
+        "PREFECT_SERVER_API_PORT": prefect.rpartition(":")[2],
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "GX_ANALYTICS_ENABLED": "false",
+        "PYTHONUNBUFFERED": "1",
+        # Runs start as `python -m prefect.engine`: that must be this Python, in a virtual environment or not.
+        "PATH": os.pathsep.join([str(_python_on_path(scratch)), os.environ.get("PATH", os.defpath)]),
+    }
+    if emulator:
+        env["REASONING_PROVIDER_URL"] = emulator
+    return env
+
+
+def _python_on_path(scratch: Path) -> Path:
+    """A folder in which `python` is this Python."""
+    folder = Path(sys.executable).parent
+    if shutil.which("python", path=str(folder)):
+        return folder
+    (scratch / "python").symlink_to(sys.executable)
+    return scratch
+
+
+def _pool_is_ready(prefect: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{prefect}/api/work_pools/{WORK_POOL}", timeout=5) as response:  # noqa: S310
+            return bool(json.load(response)["status"] == "READY")
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+@contextmanager
+def only_one(data: Path) -> Iterator[None]:
+    """Hold the data folder's serve lock. Raises `ServeError` where another `reasoning serve` holds it."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        lock = (data / ".serve.lock").open("a+")
+    except OSError as error:
+        raise ServeError(
+            f"cannot write to the data folder {data} ({error.strerror}). Choose another: --data FOLDER"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise ServeError(
+                f"{data} is served already, by {holder}. Stop that one, or serve another folder: --data FOLDER"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        yield
