@@ -1,4 +1,4 @@
-"""`reasoning serve`: Prefect's server, every flow on its schedule, the local provider, and the gateway, as one command."""
+"""`reasoning serve`: Prefect's server, the flows on their schedules, the local provider and the gateway as one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 from cli.errors import ServeError
 from cli.supervisor import Stopped, Supervisor, answers, free_port
@@ -22,6 +23,7 @@ PREFECT_PORT = 4200
 GATEWAY_PORT = 8001
 EMULATOR_PORT = 8002
 WORK_POOL = "reasoning"
+LOCK = ".serve.lock"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def serve(
     (agents served, costs unguarded) is worse than none.
     """
     data = data.absolute()
-    with only_one(data):
+    with only_one(data) as lock:
         prefect = f"http://{HOST}:{free_port(HOST, prefect_port, what='Prefect', option='--prefect-port')}"
         gateway = f"http://{HOST}:{free_port(HOST, gateway_port, what='the gateway', option='--gateway-port')}"
         emulator = None
@@ -62,6 +64,7 @@ def serve(
             try:
                 with Supervisor(data / "logs", env) as children:
                     services = _start(children, data, prefect=prefect, gateway=gateway, emulator=emulator, say=on_step)
+                    _announce(lock, prefect=prefect, gateway=gateway, emulator=emulator)
                     on_ready(services)
                     children.watch()
             except Stopped as signal_name:
@@ -102,15 +105,16 @@ def _start(
 
 
 def environment(data: Path, *, provider: str, prefect: str, emulator: str | None, scratch: Path) -> Mapping[str, str]:
-    """What the children see: ours, with the data folder, the provider and Prefect's server settled.
+    """What the children see: our own, with the data folder, the provider and Prefect's server settled.
 
-    A Prefect profile of the user, which may point to a server elsewhere, has no say: PREFECT_HOME is in the data folder.
+    Which server the user's Prefect talks to otherwise, perhaps one elsewhere with a key, has no say.
     """
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    elsewhere = {"PREFECT_PROFILE", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLOUD_API_URL"}
+    env = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    env.setdefault("PREFECT_HOME", str(data / "prefect"))
     env |= {
         "REASONING_DATA": str(data),
         "REASONING_PROVIDER": provider,
-        "PREFECT_HOME": str(data / "prefect"),
         "PREFECT_API_URL": f"{prefect}/api",
         "PREFECT_SERVER_API_HOST": HOST,
         # Not `server start --port`: with that the UI goes on calling port 4200.
@@ -145,11 +149,11 @@ def _pool_is_ready(prefect: str) -> bool:
 
 
 @contextmanager
-def only_one(data: Path) -> Iterator[None]:
+def only_one(data: Path) -> Iterator[TextIO]:
     """Hold the data folder's serve lock. Raises `ServeError` where another `reasoning serve` holds it."""
     try:
         data.mkdir(parents=True, exist_ok=True)
-        lock = (data / ".serve.lock").open("a+")
+        lock = (data / LOCK).open("a+")
     except OSError as error:
         raise ServeError(
             f"cannot write to the data folder {data} ({error.strerror}). Choose another: --data FOLDER"
@@ -158,12 +162,30 @@ def only_one(data: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
             raise ServeError(
-                f"{data} is served already, by {holder}. Stop that one, or serve another folder: --data FOLDER"
+                f"{data} is served already (`reasoning status` shows where). Stop that one, or serve another folder: "
+                "--data FOLDER"
             ) from None
         lock.truncate(0)
-        lock.write(f"process {os.getpid()}")
-        lock.flush()
-        yield
+        yield lock
+
+
+def _announce(lock: TextIO, **urls: str | None) -> None:
+    lock.write(json.dumps({"pid": os.getpid(), **urls}))
+    lock.flush()
+
+
+def served(data: Path) -> dict[str, Any]:
+    """URLs (`prefect`, `gateway`, `emulator`) and `pid` of the `reasoning serve` that is up for this folder, else {}.
+
+    What a dead one left behind does not count: its lock went with it.
+    """
+    try:
+        with (data / LOCK).open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return dict(json.loads(lock.read() or "{}"))
+    except (OSError, ValueError):
+        pass
+    return {}
