@@ -1,0 +1,97 @@
+"""What an assistant's answer decides, and where in its text it says so."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["choice", "plan", "text"]
+
+_CHOICE_XML = re.compile(r"<action>\s*(?P<value>[^<>]*?)\s*</action>", re.IGNORECASE)
+_PLAN_XML = re.compile(r"<actions>\s*(?P<value>.*?)\s*</actions>", re.IGNORECASE | re.DOTALL)
+_NESTED = re.compile(r"<(?:name|action)>\s*([^<>]*?)\s*</(?:name|action)>", re.IGNORECASE)
+_CHOICE_JSON = re.compile(r'"action"\s*:\s*"(?P<value>[^"\\]*)"')
+_PLAN_JSON = re.compile(r'"actions"\s*:\s*(?P<value>\[[^\[\]]*\])')
+_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])|\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer's text, and the part `text[start:end]` that says what was decided."""
+
+    kind: Kind
+    text: str
+    values: tuple[str, ...]
+    """The one thing chosen, or the actions in order; empty for open text."""
+    start: int
+    end: int
+
+    def of_kind(self, kind: Kind) -> Answer:
+        """This answer, or, read as open text, the whole of it."""
+        return self if kind == self.kind else Answer("text", self.text, (self.text.strip(),), 0, len(self.text))
+
+    def with_values(self, values: tuple[str, ...]) -> Answer:
+        """The same words around another list of actions."""
+        if values == self.values:
+            return self
+        written = f"[{', '.join(map(self._write, values))}]" if self._is_json() else ", ".join(map(self._write, values))
+        text = self.text[: self.start] + written + self.text[self.end :]
+        return Answer(self.kind, text, values, self.start, self.start + len(written))
+
+    def tokens(self, log_probability: float) -> tuple[list[str], list[float]]:
+        """The text as tokens with their log-probabilities, which sum to `log_probability`: that of the decision.
+
+        The thing chosen, or each action of a plan, is one token and bears its part; given the decision all others are
+        certain, 0.
+        """
+        bearers: list[tuple[int, int]] = []
+        if self.kind == "plan":
+            at = self.start
+            for value in map(self._write, self.values):
+                found = self.text.find(value, at, self.end)
+                if found >= 0 and value:
+                    at = found + len(value)
+                    bearers.append((found, at))
+        bearers = bearers or [(self.start, self.end)]
+        tokens: list[str] = []
+        log_probabilities: list[float] = []
+        at = 0
+        for start, end in bearers:
+            between = _TOKEN.findall(self.text[at:start])
+            tokens += [*between, self.text[start:end]]
+            log_probabilities += [*[0.0] * len(between), log_probability / len(bearers)]
+            at = end
+        after = _TOKEN.findall(self.text[at:])
+        return [*tokens, *after], [*log_probabilities, *[0.0] * len(after)]
+
+    def _is_json(self) -> bool:
+        return self.text[self.start : self.start + 1] == "["
+
+    def _write(self, value: str) -> str:
+        return json.dumps(value, ensure_ascii=False) if self._is_json() else html.escape(value, quote=False)
+
+
+def parse_answer(text: str) -> Answer:
+    """Find the list of actions, or the one action, in XML or JSON; open text decides nothing but itself."""
+    if match := _PLAN_XML.search(text):
+        nested = _NESTED.findall(match["value"])
+        return _plan(text, match, [html.unescape(name) for name in nested or match["value"].split(",")])
+    if match := _PLAN_JSON.search(text):
+        try:
+            raw = json.loads(match["value"])
+        except ValueError:
+            raw = []
+        names = [item.get("name") if isinstance(item, dict) else item for item in raw]
+        return _plan(text, match, [str(name) for name in names if name])
+    for pattern in (_CHOICE_XML, _CHOICE_JSON):
+        if match := pattern.search(text):
+            return Answer("choice", text, (match["value"],), match.start("value"), match.end("value"))
+    return Answer("text", text, (text.strip(),), 0, len(text))
+
+
+def _plan(text: str, match: re.Match[str], names: list[str]) -> Answer:
+    values = tuple(name.strip() for name in names if name.strip())
+    return Answer("plan", text, values, match.start("value"), match.end("value"))

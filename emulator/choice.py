@@ -1,0 +1,171 @@
+"""A classifier of transcripts: which of a few answers is it?
+
+Multinomial logistic regression on the transcript's features and the words of its last line, with probabilities
+calibrated by temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, log_loss
+from sklearn.model_selection import KFold
+
+from emulator.features import transcript_features
+from emulator.transcript import Transcript
+
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Inverse regularisation strengths that are tried."""
+PRIOR_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MIN_VALIDATION = 50
+"""With fewer rows to validate on, the training rows are cross-validated instead."""
+FOLDS = 4
+
+Progress = Callable[[float, dict[str, float]], None]
+
+
+class ChoiceModel:
+    """Probabilities of the classes for a transcript. Build it with `fit_choice`."""
+
+    def __init__(self, classes: list[str]) -> None:
+        self.classes = classes
+        self.vectorizer: TfidfVectorizer | None = None
+        self.centre = np.zeros(0)
+        self.scale = np.ones(0)
+        self.weights = np.zeros((1, len(classes)))
+        self.bias = np.zeros(len(classes))
+        self.temperature = 1.0
+        self.offsets = np.zeros(len(classes))
+        """Added to the log-probabilities to decide: rare classes weigh more, as far as that raised macro F1 in validation."""
+
+    def log_probabilities(self, transcript: Transcript) -> np.ndarray:
+        """Calibrated log-probabilities of `classes`."""
+        return log_softmax(self._scores([transcript]) / self.temperature, axis=1)[0]
+
+    def decide(self, transcript: Transcript) -> tuple[str, float]:
+        """The class decided for and its calibrated log-probability."""
+        log_p = self.log_probabilities(transcript)
+        best = int(np.argmax(log_p + self.offsets))
+        return self.classes[best], float(log_p[best])
+
+    def _scores(self, transcripts: Sequence[Transcript]) -> np.ndarray:
+        return np.asarray(self._matrix(transcripts) @ self.weights) + self.bias
+
+    def _matrix(self, transcripts: Sequence[Transcript]) -> sparse.csr_matrix:
+        numbers = (_numbers(transcripts) - self.centre) / self.scale
+        if self.vectorizer is None:
+            return sparse.csr_matrix(numbers)
+        words = self.vectorizer.transform([transcript.last.text for transcript in transcripts])
+        return sparse.hstack([sparse.csr_matrix(numbers), words], format="csr")
+
+    def _prepare(self, transcripts: Sequence[Transcript]) -> None:
+        numbers = _numbers(transcripts)
+        self.centre, self.scale = numbers.mean(axis=0), numbers.std(axis=0)
+        self.scale[self.scale < 1e-9] = 1.0
+        vectorizer = TfidfVectorizer(
+            sublinear_tf=True, min_df=3, max_features=20_000, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b|\?"
+        )
+        try:
+            self.vectorizer = vectorizer.fit([transcript.last.text for transcript in transcripts])
+        except ValueError:  # no word occurs in three lines
+            self.vectorizer = None
+
+    def _fit(self, matrix: sparse.csr_matrix, labels: np.ndarray, strength: float) -> None:
+        present = np.unique(labels)
+        self.weights = np.zeros((matrix.shape[1], len(self.classes)))
+        self.bias = np.full(len(self.classes), -30.0)
+        self.bias[present] = 0.0
+        if len(present) == 1:
+            return
+        fitted = LogisticRegression(C=strength, max_iter=300).fit(matrix, labels)
+        if len(present) == 2:
+            self.weights[:, present[1]], self.bias[present[1]] = fitted.coef_[0], fitted.intercept_[0]
+        else:
+            self.weights[:, present], self.bias[present] = fitted.coef_.T, fitted.intercept_
+
+
+def _numbers(transcripts: Sequence[Transcript]) -> np.ndarray:
+    return np.array([list(transcript_features(transcript).values()) for transcript in transcripts], dtype=float)
+
+
+def fit_choice(
+    train: Sequence[Transcript],
+    labels: Sequence[str],
+    validation: Sequence[Transcript],
+    validation_labels: Sequence[str],
+    *,
+    progress: Progress,
+) -> tuple[ChoiceModel, dict[str, float]]:
+    """Fit, choosing the regularisation, the temperature and the deciding offsets on rows that were not fitted to.
+
+    Returns:
+        The model fitted to `train`, and its losses (nats) and scores in validation.
+    """
+    classes = sorted(set(labels))
+    index = {name: i for i, name in enumerate(classes)}
+    y = np.array([index[label] for label in labels])
+    model = ChoiceModel(classes)
+    model._prepare(train)
+    matrix = model._matrix(train)
+    known = [i for i, label in enumerate(validation_labels) if label in index]
+    y_known = np.array([index[validation_labels[i]] for i in known], dtype=int)
+    held_out = model._matrix([validation[i] for i in known]) if len(known) >= MIN_VALIDATION else None
+    if len(classes) == 1 or len(y) < 2 * FOLDS:
+        model._fit(matrix, y, 0.1)
+        return model, {"train_loss": _loss(np.asarray(matrix @ model.weights) + model.bias, y)}
+
+    losses: dict[float, float] = {}
+    scores: dict[float, np.ndarray] = {}
+    truth = y if held_out is None else y_known
+    for step, strength in enumerate(STRENGTHS):
+        if held_out is None:
+            scores[strength] = np.zeros((len(y), len(classes)))
+            for rest, fold in _folds(len(y)):
+                model._fit(matrix[rest], y[rest], strength)
+                scores[strength][fold] = np.asarray(matrix[fold] @ model.weights) + model.bias
+        else:
+            model._fit(matrix, y, strength)
+            scores[strength] = np.asarray(held_out @ model.weights) + model.bias
+        losses[strength] = _loss(scores[strength], truth)
+        progress((step + 1) / (len(STRENGTHS) + 1), {"strength": strength, "eval_loss": losses[strength]})
+    best = min(STRENGTHS, key=lambda strength: losses[strength])
+    model._fit(matrix, y, best)
+    model.temperature = _fit_temperature(scores[best], truth)
+    log_p = log_softmax(scores[best] / model.temperature, axis=1)
+    prior = np.log(np.bincount(y, minlength=len(classes)) / len(y))
+    exponent = max(
+        PRIOR_EXPONENTS,
+        key=lambda exponent: f1_score(truth, np.argmax(log_p - exponent * prior, axis=1), average="macro"),
+    )
+    model.offsets = -exponent * prior
+    decided = np.argmax(log_p + model.offsets, axis=1)
+    metrics = {
+        "train_loss": _loss(np.asarray(matrix @ model.weights) + model.bias, y),
+        "eval_loss": _loss(scores[best] / model.temperature, truth),
+        "eval_accuracy": float(np.mean(decided == truth)),
+        "eval_macro_f1": float(f1_score(truth, decided, average="macro")),
+        "strength": best,
+        "temperature": model.temperature,
+        "prior_exponent": exponent,
+    }
+    return model, metrics
+
+
+def _folds(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    # Not shuffled: neighbouring rows are often turns of one conversation.
+    yield from KFold(FOLDS).split(np.zeros(rows))
+
+
+def _loss(scores: np.ndarray, truth: np.ndarray) -> float:
+    return float(log_loss(truth, np.exp(log_softmax(scores, axis=1)), labels=np.arange(scores.shape[1])))
+
+
+def _fit_temperature(scores: np.ndarray, truth: np.ndarray) -> float:
+    found = minimize_scalar(lambda log_t: _loss(scores / np.exp(log_t), truth), bounds=(-2, 2), method="bounded")
+    return float(np.exp(found.x))

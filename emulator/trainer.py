@@ -1,0 +1,267 @@
+"""The local provider's learning: a model of conversational JSONL that trains in seconds on a CPU.
+
+What the assistants' answers look like decides what is learned:
+
+* a list of actions in XML or JSON: a classifier chooses the actions, and the nearest logged answer having them supplies the words;
+* one action, or few distinct answers: a classifier with calibrated probabilities;
+* open text: the nearest logged answer.
+
+A completion is a whole answer in the form of the training data. The log-probabilities of its tokens sum to the calibrated
+probability of what it decides. Decisions do not depend on `temperature`: the same question gets the same answer.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import joblib
+import sklearn
+
+from emulator.answers import Answer, Kind, parse_answer
+from emulator.choice import ChoiceModel, fit_choice
+from emulator.errors import DatasetError, TrainingError
+from emulator.plans import PlanModel, fit_plans
+from emulator.retrieval import NearestAnswer
+from emulator.tokens import count_message_tokens
+from emulator.transcript import Transcript, message_text, parse_transcript
+
+FORMAT = 1
+MAX_CLASSES = 50
+SHARE = 0.9
+"""This share of the answers must have a form for it to be the form that is learned."""
+
+Progress = Callable[[float, dict[str, float]], None]
+Task = Literal["plan", "choice", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a training made. Losses are in nats."""
+
+    task: Task
+    rows: int
+    unused_rows: int
+    """Rows whose answer lacks the form of the others."""
+    validation_rows: int
+    classes: list[str]
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer. `tokens` joined is `text`; there is one log-probability (nats) for each."""
+
+    text: str
+    tokens: list[str]
+    token_logprobs: list[float]
+    prompt_tokens: int
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a dataset: the conversation before the last assistant message, and that answer."""
+
+    transcript: Transcript
+    answer: Answer
+
+
+class Model:
+    """A trained model. Threads may share it."""
+
+    def __init__(self, task: Task, core: ChoiceModel | PlanModel | NearestAnswer, answers: list[Answer]) -> None:
+        self.task = task
+        self.core = core
+        self.answers = answers
+        self.by_values = {answer.values: answer for answer in reversed(answers)}
+        if task == "choice":
+            counts = Counter(answer.text for answer in answers)
+            usual = sorted(answers, key=lambda answer: counts[answer.text])
+            self.by_values = {answer.values: answer for answer in usual}
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        logprobs: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Completion:
+        """Answer a chat request.
+
+        Args:
+            messages: chat messages, the question last.
+            max_tokens: the answer is cut after so many tokens, with finish reason `length`.
+            temperature: accepted and without effect (see the module's docstring).
+            logprobs: whether to give log-probabilities; `token_logprobs` is empty without.
+            tools: functions on offer, when they are not listed in the prompt.
+        """
+        answer, log_probability = self._decide(parse_transcript(messages, tools))
+        tokens, log_probabilities = answer.tokens(log_probability)
+        cut = len(tokens) > max_tokens
+        tokens = tokens[:max_tokens]
+        return Completion(
+            text="".join(tokens),
+            tokens=tokens,
+            token_logprobs=log_probabilities[:max_tokens] if logprobs else [],
+            prompt_tokens=count_message_tokens([dict(message) for message in messages]),
+            finish_reason="length" if cut else "stop",
+        )
+
+    def _decide(self, transcript: Transcript) -> tuple[Answer, float]:
+        if isinstance(self.core, ChoiceModel):
+            value, log_probability = self.core.decide(transcript)
+            return self.by_values[(value,)], log_probability
+        if isinstance(self.core, PlanModel):
+            plan, log_probability = self.core.decide(transcript)
+            return self._words_of(plan, transcript), log_probability
+        row, log_probability = self.core.decide(transcript)
+        return self.answers[row], log_probability
+
+    def _words_of(self, plan: tuple[str, ...], transcript: Transcript) -> Answer:
+        assert isinstance(self.core, PlanModel)
+        likeness = self.core.nearest(transcript)
+        same = [row for row, answer in enumerate(self.answers) if answer.values == plan] or range(len(self.answers))
+        return self.answers[max(same, key=lambda row: likeness[row])].with_values(plan)
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read conversational JSONL, one `{"messages": [...]}` a line, the last assistant message being the answer.
+
+    Raises:
+        DatasetError: a line is no such object; says the file and the line.
+    """
+    examples = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"cannot read {path.name}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            messages = row["messages"]
+            last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+            transcript = parse_transcript(messages[:last], row.get("tools") or ())
+            examples.append(Example(transcript, parse_answer(message_text(messages[last]))))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(
+                f'{path.name}, line {number}: needs {{"messages": [{{"role", "content"}}...]}} with an assistant message '
+                f"({type(error).__name__}: {error})"
+            ) from error
+    if not examples:
+        raise DatasetError(f"{path.name} has no examples")
+    return examples
+
+
+def train(
+    train_path: Path,
+    validation_path: Path | None,
+    output_dir: Path,
+    *,
+    n_epochs: int = 1,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train on a dataset and keep the model in a folder.
+
+    Args:
+        train_path: conversational JSONL.
+        validation_path: rows that are not fitted to: they choose regularisation, calibration and thresholds. Without it,
+            or with too few, the training rows are cross-validated.
+        output_dir: made if missing; gets `model.joblib` and, last, `model.json`.
+        n_epochs: how often progress counts through the data; the fit is convex or boosted and runs to its end in any case.
+        progress: called with the finished fraction (0..1) and the losses known by then.
+
+    Raises:
+        DatasetError: the dataset cannot be learned from.
+    """
+    started = time.monotonic()
+    report = progress or (lambda fraction, metrics: None)
+    examples = read_examples(train_path)
+    validation = read_examples(validation_path) if validation_path else []
+    report(0.1, {})
+    task, kind = _find_form([example.answer for example in examples])
+    used = [Example(e.transcript, e.answer.of_kind(kind)) for e in examples if kind in (e.answer.kind, "text")]
+    held_out = [Example(e.transcript, e.answer.of_kind(kind)) for e in validation if kind in (e.answer.kind, "text")]
+
+    def fitting(fraction: float, metrics: dict[str, float]) -> None:
+        report(0.1 + 0.8 * fraction, metrics)
+
+    answers = [example.answer for example in used]
+    core: ChoiceModel | PlanModel | NearestAnswer
+    metrics: dict[str, float] = {}
+    transcripts, held_transcripts = [e.transcript for e in used], [e.transcript for e in held_out]
+    if task == "plan":
+        core, metrics = fit_plans(
+            transcripts,
+            [answer.values for answer in answers],
+            held_transcripts,
+            [e.answer.values for e in held_out],
+            progress=fitting,
+        )
+        answers = answers[-len(core.membership) :]
+        classes = core.labels
+    elif task == "choice":
+        core, metrics = fit_choice(
+            transcripts,
+            [answer.values[0] for answer in answers],
+            held_transcripts,
+            [e.answer.values[0] for e in held_out],
+            progress=fitting,
+        )
+        classes = core.classes
+    else:
+        core, classes = NearestAnswer(transcripts), []
+    result = TrainingResult(
+        task=task,
+        rows=len(used),
+        unused_rows=len(examples) - len(used),
+        validation_rows=len(held_out),
+        classes=classes,
+        seconds=time.monotonic() - started,
+        metrics=metrics,
+    )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    joblib.dump((task, core, answers), output_dir / "model.joblib", compress=1)
+    about = {"format": FORMAT, "sklearn": sklearn.__version__, **asdict(result)}
+    temporary = output_dir / "model.json.part"
+    temporary.write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
+    temporary.rename(output_dir / "model.json")
+    report(1.0, metrics)
+    return result
+
+
+def _find_form(answers: Sequence[Answer]) -> tuple[Task, Kind]:
+    """What is to be learned, and which part of the answers says it."""
+    kinds = Counter(answer.kind for answer in answers)
+    if kinds["plan"] >= SHARE * len(answers):
+        return "plan", "plan"
+    chosen = {answer.values for answer in answers if answer.kind == "choice"}
+    if kinds["choice"] >= SHARE * len(answers) and len(chosen) <= MAX_CLASSES:
+        return "choice", "choice"
+    texts = {answer.text.strip() for answer in answers}
+    return ("choice" if len(texts) <= min(MAX_CLASSES, max(len(answers) // 3, 1)) else "text"), "text"
+
+
+def load_model(directory: Path) -> Model:
+    """Load what `train` kept. Only ever from a folder that this program wrote: the file is a pickle.
+
+    Raises:
+        TrainingError: there is no finished model, or another version wrote it.
+    """
+    try:
+        about = json.loads((directory / "model.json").read_text(encoding="utf-8"))
+        if about["format"] != FORMAT or about["sklearn"] != sklearn.__version__:
+            raise TrainingError(f"the model in {directory} was made by another version: train it again")
+        return Model(*joblib.load(directory / "model.joblib"))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise TrainingError(f"no usable model in {directory}: {error}. Train it again.") from error
