@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import DataFolderError
 
 # Any of these makes a folder one of ours.
-_MARKS = ("spool", "decisions", "feedback", "datasets", "quarantine", "emulator", "ledger.sqlite", "routes.json", ".lock")
+_MARKS = ("spool", "decisions", "feedback", "datasets", "quarantine", "emulator", "ledger.sqlite", "routes.json")
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,7 @@ class Layout:
     @property
     def ledger_url(self) -> str:
         """SQLAlchemy URL of the ledger: `REASONING_LEDGER_URL`, else the SQLite file in the data folder."""
-        return self.ledger_url_from(os.environ)
-
-    def ledger_url_from(self, env: Mapping[str, str]) -> str:
-        return env.get("REASONING_LEDGER_URL") or f"sqlite:///{self.data.absolute() / 'ledger.sqlite'}"
+        return os.environ.get("REASONING_LEDGER_URL") or f"sqlite:///{self.data.absolute() / 'ledger.sqlite'}"
 
     def table(self, name: str) -> Path:
         """Folder of a table: `decisions` or `feedback`."""

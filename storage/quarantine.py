@@ -1,0 +1,69 @@
+"""The quarantine: lines of segments that are no records, each with the reason, for someone to look at and land again.
+
+`quarantine/<segment>.jsonl`, one JSON object a line: `segment`, `line` (from 1), `offset` (bytes), `reason`,
+`quarantined_at`, and the line as found in `raw`, or `raw_base64` when it is not UTF-8.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from storage.files import sync
+
+
+def reason_class(reason: str) -> str:
+    """What reports count by: the reason up to its first colon ("torn", "CRC mismatch", "decision_type")."""
+    return reason.partition(":")[0]
+
+
+class QuarantineWriter:
+    """Collects the bad lines of one segment. Nothing is made before the first, nothing is visible before `commit`."""
+
+    def __init__(self, path: Path, *, now: datetime | None = None) -> None:
+        self.path = path
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._now = (now or datetime.now(UTC)).isoformat()
+        self._file: IO[bytes] | None = None
+
+    def add(self, segment: str, line_no: int, offset: int, raw: bytes, reason: str) -> None:
+        entry = {"segment": segment, "line": line_no, "offset": offset, "reason": reason, "quarantined_at": self._now}
+        try:
+            entry["raw"] = raw.decode()
+        except UnicodeDecodeError:
+            entry["raw_base64"] = base64.b64encode(raw).decode()
+        self.write(orjson.dumps(entry))
+
+    def write(self, entry: bytes) -> None:
+        if self._file is None:
+            self._file = self._temporary.open("wb")
+        self._file.write(entry + b"\n")
+
+    def commit(self) -> None:
+        if self._file is None:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self.path)
+        sync(self.path.parent)
+
+    def discard(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def read_quarantine(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """The entries of one quarantine file with the raw line of each."""
+    with path.open("rb") as file:
+        for line in file:
+            entry = orjson.loads(line)
+            raw = entry["raw"].encode() if "raw" in entry else base64.b64decode(entry["raw_base64"])
+            yield entry, raw

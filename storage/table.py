@@ -1,0 +1,126 @@
+"""A table of the decision log: folders of Parquet files, listed so that no row is seen twice or missed.
+
+A table is plain Hive Parquet, `decisions/decision_type=<t>/date=<d>/*.parquet`. Files are never changed. Landing adds
+files; compaction and erasure replace all the files of a partition in one step (`storage.rewrite`). So a *list* of
+files is a consistent snapshot, and reading one that was replaced since fails loudly (no such file): take a new
+snapshot and read again, as `storage.read` does. A glob over a table that is being compacted may be silently wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import orjson
+import pyarrow.parquet as pq
+
+from storage.errors import TableError
+from storage.layout import Layout
+from storage.schema import DECISION_TYPE, PARTITIONS, PartitionKey
+
+# Keys in a Parquet file's footer.
+SEGMENTS_KEY = b"reasoning.segments"  # JSON list of the segments whose rows are in the file
+SCHEMA_KEY = b"reasoning.schema"  # the SCHEMA_VERSION of the writer
+
+# Names the files of its folder that are not (or no longer) part of the table. See `storage.rewrite`.
+HIDDEN = "_hidden.json"
+
+_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The files that make up both tables at one moment."""
+
+    decisions: tuple[Path, ...]
+    feedback: tuple[Path, ...]
+
+
+def take_snapshot(layout: Layout) -> Snapshot:
+    """List the files of both tables. Rows never move between partitions, so each partition is listed by itself."""
+    return Snapshot(*(tuple(list_files(layout, table)) for table in PARTITIONS))
+
+
+def list_files(layout: Layout, table: str) -> Iterator[Path]:
+    """The live files of a table, sorted by partition and name."""
+    for key in list_partitions(layout, table):
+        yield from live_files(layout.data / key.folder)
+
+
+def list_partitions(layout: Layout, table: str) -> list[PartitionKey]:
+    """The partitions that a table has, sorted. Folders that are none of ours are left alone."""
+    root = layout.table(table)
+    keys = []
+    for decision_type, folder in _subfolders(root, "decision_type") if table == "decisions" else [(None, root)]:
+        if decision_type is not None and not DECISION_TYPE.fullmatch(decision_type):
+            continue
+        for day, _ in _subfolders(folder, "date"):
+            try:
+                date.fromisoformat(day)
+            except ValueError:
+                continue
+            keys.append(PartitionKey(table, decision_type, day))
+    return sorted(keys, key=lambda key: (key.decision_type or "", key.date))
+
+
+def _subfolders(folder: Path, name: str) -> Iterable[tuple[str, Path]]:
+    try:
+        entries = [entry.name for entry in os.scandir(folder) if entry.name.startswith(f"{name}=")]
+    except FileNotFoundError:
+        return
+    for entry in sorted(entries):
+        yield entry.removeprefix(f"{name}="), folder / entry
+
+
+def live_files(folder: Path) -> list[Path]:
+    """The files of one partition as of one moment: all from before a replacement of the folder, or all from after.
+
+    The folder's inode (which cannot be reused while it is open) and the list of hidden files are looked at again
+    after listing, and listing repeated when they changed.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return []
+        try:
+            hidden = _hidden(folder)
+            names = os.listdir(fd)  # noqa: PTH208 - of the open folder, whatever its path names by now
+            same = os.fstat(fd).st_ino == folder.stat().st_ino and _hidden(folder) == hidden
+        except FileNotFoundError:
+            continue
+        finally:
+            os.close(fd)
+        if same:
+            return [folder / name for name in sorted(names) if name.endswith(".parquet") and name not in hidden]
+    raise TableError(f"{folder} was replaced {_ATTEMPTS} times while it was being listed")
+
+
+def _hidden(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(orjson.loads((folder / HIDDEN).read_bytes()))
+    except FileNotFoundError:
+        return frozenset()
+
+
+def landed_segments(folder: Path) -> set[str]:
+    """The ids of the segments whose rows are in a partition, by the names and footers of its files."""
+    ids: set[str] = set()
+    for path in live_files(folder):
+        if path.name.startswith("part-"):
+            ids.add(path.stem.removeprefix("part-"))
+        else:
+            ids.update(file_segments(path))
+    return ids
+
+
+def file_segments(path: Path) -> list[str]:
+    """The ids of the segments whose rows are in a file, by its footer."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path} cannot be read ({error}); move it out of the table and look at it") from error
+    return orjson.loads(metadata.get(SEGMENTS_KEY, b"[]"))

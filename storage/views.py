@@ -1,0 +1,236 @@
+"""The decision log as SQL: an in-memory DuckDB whose views read a snapshot of the Parquet files.
+
+====================  ================================================================================================
+view                  one row per
+====================  ================================================================================================
+`decisions`           answer (docs/architecture.md, "Records"), with the partitions `decision_type` and `date`
+`feedback`            decision or episode and metric: the latest
+`feedback_log`        feedback ever given
+`labelled_decisions`  question (`request_id`): the answer that was served, with the label and what both sides answered
+`costs`               charge in the ledger
+`models`              model in the ledger
+====================  ================================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import duckdb
+
+from storage.costs import cost_stream, model_stream
+from storage.layout import Layout
+from storage.schema import PARTITIONS, sql_columns
+from storage.table import Snapshot, take_snapshot
+
+T = TypeVar("T")
+
+_ATTEMPTS = 100
+
+
+def connect(
+    data: Path | str, *, memory_limit: str | None = None, threads: int | None = None
+) -> duckdb.DuckDBPyConnection:
+    """Open the decision log of a data folder for SQL.
+
+    The views show the files as of now: rows that land later need a new connection or `refresh`. No file is open
+    between queries, and nothing is locked, so a compaction may replace files that a query is about to read; the query
+    then fails with `duckdb.IOException`, never silently. `read` and `sql` take care of that; with a connection of your
+    own, `refresh` it and run the query again.
+
+    `memory_limit` ("1GB") and `threads` are DuckDB's settings. Raises `DataFolderError`.
+    """
+    layout = Layout(data).check()
+    spill = Path(tempfile.gettempdir()) / f"reasoning-duckdb-{os.getpid()}-{uuid4().hex}"  # made only when needed
+    config: dict[str, Any] = {"temp_directory": str(spill)}
+    if memory_limit is not None:
+        config["memory_limit"] = memory_limit
+    if threads is not None:
+        config["threads"] = threads
+    con = duckdb.connect(config=config)
+    con.execute("SET TimeZone = 'UTC'")  # not a config: ICU is loaded only after connecting
+    _create_views(con, layout, take_snapshot(layout))
+    return con
+
+
+def refresh(con: duckdb.DuckDBPyConnection, data: Path | str) -> None:
+    """Let the views of a connection show the files and the ledger as of now."""
+    layout = Layout(data)
+    _create_views(con, layout, take_snapshot(layout))
+
+
+def read(
+    data: Path | str,
+    function: Callable[[duckdb.DuckDBPyConnection], T],
+    *,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+) -> T:
+    """`function(connection)`, called again with a fresh snapshot whenever files that it was reading were replaced.
+
+    So the function must fetch its rows itself, and must be fit to be called again.
+    """
+    layout = Layout(data).check()
+    con = connect(data, memory_limit=memory_limit, threads=threads)
+    try:
+        for _ in range(_ATTEMPTS):
+            snapshot = take_snapshot(layout)
+            _create_views(con, layout, snapshot)
+            try:
+                return function(con)
+            except duckdb.IOException:
+                if take_snapshot(layout) == snapshot:
+                    raise  # the files are as they were: this is another trouble
+        return function(con)
+    finally:
+        con.close()
+
+
+@dataclass(frozen=True)
+class Result:
+    """The rows of a query, with the name and the DuckDB type of every column."""
+
+    columns: list[str]
+    types: list[str]
+    rows: list[tuple[Any, ...]]
+
+
+def sql(
+    data: Path | str,
+    query: str,
+    parameters: Sequence[Any] | dict[str, Any] | None = None,
+    *,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+) -> Result:
+    """Run one query over the views of a data folder.
+
+    Raises `DataFolderError`, and `duckdb.Error` when the query is wrong.
+    """
+
+    def run(con: duckdb.DuckDBPyConnection) -> Result:
+        cursor = con.execute(query, parameters)
+        description = cursor.description or []
+        return Result([c[0] for c in description], [str(c[1]) for c in description], cursor.fetchall())
+
+    return read(data, run, memory_limit=memory_limit, threads=threads)
+
+
+def sql_text(value: str) -> str:
+    """A SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def scan(table: str, files: Sequence[Path]) -> str:
+    """SQL that reads files of one table with all the columns of today, those that a file lacks being NULL."""
+    empty = ", ".join(f"NULL::{kind} AS {name}" for name, kind in sql_columns(table))
+    empty = f"SELECT {empty} WHERE false"
+    if not files:
+        return empty
+    hive = ", ".join(f"{name}: {kind}" for name, kind in PARTITIONS[table].items())
+    names = ", ".join(sql_text(_literal(path)) for path in files)
+    return (
+        f"{empty} UNION ALL BY NAME FROM read_parquet([{names}], union_by_name = true, "
+        f"hive_partitioning = true, hive_types = {{{hive}}})"
+    )
+
+
+def _literal(path: Path) -> str:
+    # DuckDB takes *?[ in a listed path for a pattern; a class of one character stands for itself.
+    return "".join(f"[{c}]" if c in "*?[" else c for c in str(path))
+
+
+def _create_views(con: duckdb.DuckDBPyConnection, layout: Layout, snapshot: Snapshot) -> None:
+    views = {
+        "decisions": scan("decisions", snapshot.decisions),
+        "feedback_log": scan("feedback", snapshot.feedback),
+        "feedback": _FEEDBACK,
+        "labelled_decisions": _LABELLED_DECISIONS,
+        "costs": "FROM ledger_costs",
+        "models": "FROM ledger_models",
+    }
+    con.register("ledger_costs", cost_stream(layout))
+    con.register("ledger_models", model_stream(layout))
+    for name, query in views.items():
+        con.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
+
+
+# A decision's feedback is all in the partition of the decision's date; an episode's may be in many.
+_FEEDBACK = """
+SELECT date, decision_id, NULL::VARCHAR AS episode_id, metric, latest.* FROM (
+    SELECT date, decision_id, metric,
+           max_by(struct_pack(value, kind, author, ts, feedback_id, extra), (ts, feedback_id)) AS latest
+    FROM feedback_log WHERE decision_id IS NOT NULL GROUP BY date, decision_id, metric
+)
+UNION ALL BY NAME
+SELECT latest.date, NULL::UUID AS decision_id, episode_id, metric, latest.* EXCLUDE (date) FROM (
+    SELECT episode_id, metric,
+           max_by(struct_pack(date, value, kind, author, ts, feedback_id, extra), (ts, feedback_id)) AS latest
+    FROM feedback_log WHERE decision_id IS NULL GROUP BY episode_id, metric
+)
+"""
+# What a metric says as a number: true is 1, false is 0, text is nothing.
+_NUMBER = "CASE value WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE TRY_CAST(value AS DOUBLE) END"
+# Of the answers of one side, the first that is a label comes first; then the one that was served.
+_BEST = "(NOT coalesce(valid AND decision IS NOT NULL, false), NOT served, decision_id)"
+_ANSWER = "struct_pack(decision_id, model, confidence, decision := CASE WHEN valid THEN decision END)"
+_LABELLED_DECISIONS = f"""
+WITH answers AS (
+    SELECT date, decision_type, request_id, count(*) AS answers,
+           min_by(decision_id, (NOT served, source, decision_id)) FILTER (served) AS served_id,
+           min_by({_ANSWER}, {_BEST}) FILTER (source = 'original') AS original,
+           min_by({_ANSWER}, {_BEST}) FILTER (source = 'custom') AS custom
+    FROM decisions GROUP BY date, decision_type, request_id
+),
+request_feedback AS (
+    SELECT date, decision_type, request_id, kind, metric,
+           max_by(f.value, (f.ts, feedback_id)) AS value, max(f.ts) AS ts
+    FROM feedback AS f
+    JOIN (SELECT date, decision_type, request_id, decision_id FROM decisions) USING (date, decision_id)
+    GROUP BY date, decision_type, request_id, kind, metric
+),
+said AS (
+    SELECT date, decision_type, request_id,
+           max_by(value ->> '$', ts) FILTER (
+               kind = 'demonstration'
+               AND CASE WHEN json_valid(value ->> '$') THEN json_type(value ->> '$') END = 'OBJECT'
+           ) AS demonstration,
+           map_from_entries(list((metric, {_NUMBER})) FILTER (kind = 'metric' AND {_NUMBER} IS NOT NULL)) AS feedback
+    FROM request_feedback GROUP BY date, decision_type, request_id
+),
+episodes AS (
+    SELECT episode_id,
+           map_from_entries(list((metric, {_NUMBER})) FILTER (kind = 'metric' AND {_NUMBER} IS NOT NULL)) AS feedback
+    FROM feedback WHERE episode_id IS NOT NULL GROUP BY episode_id
+)
+SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d.room_id, d.episode_id, d.subject_ids,
+       d.messages, d.tools, d.tags,
+       CASE
+           WHEN said.demonstration IS NOT NULL THEN said.demonstration
+           WHEN original.decision IS NOT NULL THEN original.decision
+           ELSE custom.decision
+       END AS label,
+       CASE
+           WHEN said.demonstration IS NOT NULL THEN 'demonstration'
+           WHEN original.decision IS NOT NULL THEN 'original'
+           WHEN custom.decision IS NOT NULL THEN 'custom'
+       END AS label_source,
+       said.demonstration,
+       original.decision_id AS original_decision_id, original.decision AS original_decision,
+       custom.decision_id AS custom_decision_id, custom.decision AS custom_decision,
+       custom.model AS custom_model, custom.confidence AS custom_confidence,
+       d.served, d.source, d.model, d.completion, d.decision, d.valid, d.confidence, d.fallback_reason,
+       d.config_hash, d.experiment, d.arm, d.arm_probability, d.latency_ms, d.cost_usd, answers.answers,
+       coalesce(said.feedback, MAP {{}}) AS feedback, coalesce(episodes.feedback, MAP {{}}) AS episode_feedback
+FROM decisions AS d
+JOIN answers ON d.date = answers.date AND d.decision_type = answers.decision_type AND d.decision_id
+    = coalesce(answers.served_id, original.decision_id, custom.decision_id)
+LEFT JOIN said ON d.date = said.date AND d.decision_type = said.decision_type AND d.request_id = said.request_id
+LEFT JOIN episodes ON d.episode_id = episodes.episode_id
+"""  # noqa: S608 - only the constants above
