@@ -1,0 +1,182 @@
+"""The connection to Together: the real one, or the emulator on this machine (the default).
+
+The SDK retries every request twice, creates included, and sends no idempotency key, so a lost response makes two jobs.
+Reads keep its retries; every create goes through `create_once`, which looks before it asks, and again on any doubt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from provider.errors import (
+    CreationInDoubt,
+    ProviderError,
+    ProviderRefused,
+    ProviderSettingsError,
+    ProviderUnavailable,
+    RemoteNotFound,
+)
+
+if TYPE_CHECKING:
+    from together import Together
+
+ProviderName = Literal["local", "together"]
+TOGETHER_URL = "https://api.together.ai"
+
+Now = datetime | Callable[[], datetime] | None
+"""A fixed time, a clock to ask again and again, or None for the machine's."""
+
+Progress = Callable[[float, str], None]
+"""Told how far the work is (0 to 1) and what it is at."""
+
+T = TypeVar("T")
+
+
+def clock_of(now: Now) -> Callable[[], datetime]:
+    """The clock behind a `now` argument."""
+    if now is None:
+        return lambda: datetime.now(UTC)
+    if isinstance(now, datetime):
+        return lambda: now
+    return now
+
+
+def provider_url(provider: str | None = None, base_url: str | None = None) -> str:
+    """Base URL of the provider, without `/v1`. Raises ProviderSettingsError, naming the setting.
+
+    `local` (the default, or `REASONING_PROVIDER`) needs `base_url` or `REASONING_PROVIDER_URL`. The real Together is
+    reached only when it is asked for by name, however the environment is set.
+    """
+    name = provider or os.environ.get("REASONING_PROVIDER") or "local"
+    if name == "together":
+        url = base_url or os.environ.get("TOGETHER_BASE_URL") or TOGETHER_URL
+    elif name == "local":
+        url = base_url or os.environ.get("REASONING_PROVIDER_URL") or ""
+        if not url:
+            raise ProviderSettingsError(
+                "the local provider has no URL: start the emulator and set REASONING_PROVIDER_URL to what it prints"
+            )
+        host = urlsplit(url).hostname or ""
+        if host == "together.ai" or host.endswith((".together.ai", ".together.xyz")):
+            raise ProviderSettingsError(f"{url} costs money: use it with the provider `together`, not `local`")
+    else:
+        raise ProviderSettingsError(f"unknown provider {name!r}: use `local` or `together`")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ProviderSettingsError(f"{url!r} is not an http(s) URL of a provider")
+    if parts.path.rstrip("/").endswith("/v1"):
+        raise ProviderSettingsError(f"{url} must not end in /v1: the SDK adds it")
+    return url.rstrip("/")
+
+
+def connect(
+    *,
+    provider: str | None = None,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    project_id: str | None = None,
+    timeout: float = 60.0,
+) -> Together:
+    """A `together.Together` for the provider, with its project known (`GET /v3/whoami` tells it).
+
+    Raises ProviderSettingsError, ProviderUnavailable when nothing answers, ProviderRefused for a wrong key.
+    """
+    url = provider_url(provider, base_url)
+    is_local = (provider or os.environ.get("REASONING_PROVIDER") or "local") == "local"
+    # The real key never goes to another server, so it is not taken from the environment for one.
+    key = api_key or ("local" if is_local else os.environ.get("TOGETHER_API_KEY"))
+    if not key:
+        raise ProviderSettingsError("TOGETHER_API_KEY is not set: the provider `together` needs it")
+    project = project_id or (None if is_local else os.environ.get("TOGETHER_PROJECT_ID"))
+
+    from together import Together  # 2 s of imports, so only who talks to the provider pays them
+
+    client = Together(api_key=key, base_url=url, project_id=project, timeout=timeout)
+    if not client.project_id:
+        client.project_id = _find_project(client, url)
+    return client
+
+
+def _find_project(client: Together, url: str) -> str:
+    import httpx
+
+    with asking(f"who we are at {url}"):
+        answer = client.get("/v3/whoami", cast_to=httpx.Response).json()
+    project = (answer.get("project") or {}).get("id")
+    if not project:
+        raise ProviderSettingsError("this API key belongs to no one project: set TOGETHER_PROJECT_ID")
+    return str(project)
+
+
+@contextmanager
+def asking(what: str) -> Iterator[None]:
+    """Turn the SDK's errors into ours, which say what was being asked."""
+    import together
+
+    try:
+        yield
+    except together.APIStatusError as error:
+        status = error.status_code
+        message = f"{what}: the provider answered {status}: {_message(error)}"
+        if status == 404:
+            raise RemoteNotFound(message) from error
+        if status in (408, 409, 429) or status >= 500:
+            raise ProviderUnavailable(message) from error
+        raise ProviderRefused(message) from error
+    except together.APIConnectionError as error:
+        raise ProviderUnavailable(f"{what}: no answer from the provider ({error.__cause__ or error})") from error
+    except together.APIResponseValidationError as error:
+        raise ProviderError(f"{what}: the provider's answer is not as documented: {error.message}") from error
+
+
+def _message(error: object) -> str:
+    body = getattr(error, "body", None)
+    if isinstance(body, dict):
+        inner = body.get("error", body)
+        if isinstance(inner, dict) and inner.get("message"):
+            return str(inner["message"])
+        if isinstance(inner, str):
+            return inner
+    return str(getattr(error, "message", error))
+
+
+def create_once(what: str, find: Callable[[], T | None], create: Callable[[], T], *, path: str) -> T:
+    """Create a uniquely named remote object at most once.
+
+    `find` looks it up by its name, `create` sends one create whose POST ends in `path` (with no retries of the SDK's).
+    Raises CreationInDoubt when the create may or may not have happened and `find` sees nothing: look again before
+    another create. Raises ProviderUnavailable when it certainly did not happen but may later, else ProviderRefused.
+    """
+    import httpx
+    import together
+
+    with asking(f"looking for {what}"):
+        if (found := find()) is not None:
+            return found
+    try:
+        with asking(f"creating {what}"):
+            return create()
+    except ProviderError as error:
+        cause = error.__cause__
+        request: httpx.Request | None = getattr(cause, "request", None)
+        sent = request is None or (request.method == "POST" and request.url.path.endswith(path))
+        if not sent or isinstance(error, ProviderRefused):
+            raise
+        if isinstance(cause, together.RateLimitError):
+            raise  # refused at the door
+        if isinstance(cause, together.APIConnectionError) and isinstance(
+            cause.__cause__, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+        ):
+            raise  # never left this machine
+        with asking(f"looking for {what} after a lost answer"):
+            if (found := find()) is not None:
+                return found
+        raise CreationInDoubt(
+            f"{error}. It may have been done all the same, though it is not to be seen yet; "
+            f"it is looked for again before anything is sent again"
+        ) from error

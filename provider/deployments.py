@@ -1,0 +1,433 @@
+"""Deployments: one endpoint with one deployment for a model, started, watched, drained and taken down.
+
+Both carry the name `rsn-<installation>-<deployment id>`, recorded with the reserved money before anything is asked of
+the provider. Every step looks first at what is there, so a killed process is made good by calling again, and a
+deployment that fails half-way is taken down again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from provider.client import Now, Progress, asking, clock_of, create_once
+from provider.errors import (
+    CreationInDoubt,
+    DeploymentFailed,
+    NoCapacity,
+    NotReady,
+    ProviderError,
+    ProviderUnavailable,
+    RemoteNotFound,
+)
+from provider.metering import meter_minutes, runway_usd
+from provider.routes import withdraw_model
+from provider.tiers import resolve_tier
+from storage.errors import IllegalTransition, LedgerError
+from storage.ledger import new_id
+from storage.money import from_nano, to_nano
+
+if TYPE_CHECKING:
+    from together import Together
+
+    from storage.ledger import Ledger
+
+READY_TIMEOUT = timedelta(minutes=25)
+"""Cold starts of up to about 20 minutes are reported."""
+
+INACTIVE_MINUTES = 30
+"""The provider's own idle stop, its shortest. A second net only: users report that it may do nothing."""
+
+STARTING_STATES = ("intended", "provisioning", "degraded")
+SHUTTING_STATES = ("draining", "stopping", "stopped", "failed")
+LIVE_STATES = (*STARTING_STATES, "ready", *SHUTTING_STATES)
+
+
+def deploy_model(
+    client: Together,
+    ledger: Ledger,
+    model_id: str,
+    *,
+    replicas: int = 1,
+    progress: Progress | None = None,
+    poll_seconds: float = 5.0,
+    timeout: timedelta = READY_TIMEOUT,
+    now: Now = None,
+    wait: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """Serve a trained model (its ledger id) and wait until it is ready; returns the deployment's ledger row.
+
+    It gets no route: that is `publish_route`. A model that is being deployed or is ready already is not deployed twice.
+    Reserves money first (BudgetExceeded, PriceUnknown). When it fails or is not ready within `timeout`, it is taken
+    down again and DeploymentFailed, NoCapacity (no hardware free) or ProviderUnavailable raised.
+    """
+    clock = clock_of(now)
+    row = _intend(client, ledger, model_id, replicas, clock)
+    try:
+        row = _start(client, ledger, row, clock, wait)
+        return _await_ready(client, ledger, row, progress, poll_seconds, timeout, clock, wait)
+    except (ProviderError, LedgerError) as error:
+        if isinstance(error, IllegalTransition):
+            row = ledger.get("deployments", row["id"])
+            raise DeploymentFailed(f"{row['name']} was shut down while it started: {row['reason']}") from error
+        _roll_back(client, ledger, row["id"], str(error), clock)
+        raise
+
+
+def _intend(
+    client: Together, ledger: Ledger, model_id: str, replicas: int, clock: Callable[[], datetime]
+) -> dict[str, Any]:
+    model = ledger.get("models", model_id)
+    if model["state"] == "retired":
+        raise LedgerError(f"model {model_id} is retired")
+    known = ledger.find("deployments", model_id=model_id, state=(*STARTING_STATES, "ready"))
+    if known:
+        return known[-1]
+    base = resolve_tier(client, model["base_model"])
+    with ledger.transaction():
+        known = ledger.find("deployments", model_id=model_id, state=(*STARTING_STATES, "ready"))
+        if known:
+            return known[-1]
+        deployment_id = new_id()
+        row = {
+            "name": f"{ledger.prefix}{deployment_id}",
+            "decision_type": model["decision_type"],
+            "model_id": model_id,
+            "model_object_id": model["model_object_id"],
+            "config": base.config,
+            "hardware": base.hardware,
+            "hourly_nano": to_nano(base.hourly_usd),
+            "max_replicas": replicas,
+        }
+        reservation = ledger.reserve(
+            runway_usd(row),
+            purpose=f"deployment {row['name']} of model {model_id} on {base.hardware}",
+            decision_type=model["decision_type"],
+            model=model_id,
+            hourly_usd=base.hourly_usd * replicas,
+            ttl=None,
+            now=clock(),
+        )
+        return ledger.add(
+            "deployments", id=deployment_id, state="intended", reservation_id=reservation.id, now=clock(), **row
+        )
+
+
+def _start(
+    client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime], wait: Callable[[float], None]
+) -> dict[str, Any]:
+    """Bring the endpoint and the deployment into being, each once."""
+    for attempt in Retrying(
+        retry=retry_if_exception_type((ProviderUnavailable, CreationInDoubt)),
+        stop=stop_after_attempt(4),
+        wait=wait_exponential(1, 10),
+        sleep=wait,
+        reraise=True,
+    ):
+        with attempt, ledger.exclusive("submit", wait=True):
+            row = _create_both(client, ledger, ledger.get("deployments", row["id"]), clock)
+    return row
+
+
+def _create_both(
+    client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime]
+) -> dict[str, Any]:
+    if row["state"] != "intended":
+        return row
+    name, once = row["name"], client.with_options(max_retries=0)
+    endpoint = create_once(
+        f"endpoint {name}",
+        lambda: find_endpoint(client, name),
+        lambda: once.endpoints.create(name=name),
+        path="/endpoints",
+    )
+    row = ledger.update("deployments", row["id"], endpoint_id=endpoint.id, served_name=endpoint.name, now=clock())
+    remote = create_once(
+        f"deployment {name}",
+        lambda: find_deployment(client, endpoint.id, name),
+        lambda: _create_deployment(once, ledger, row, clock),
+        path="/deployments",
+    )
+    return _adopt(ledger, ledger.get("deployments", row["id"]), remote, clock())
+
+
+def _create_deployment(once: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime]) -> Any:
+    ledger.update("deployments", row["id"], attempted_at=clock(), now=clock())
+    return once.endpoints.deployments.create(
+        endpoint_id=row["endpoint_id"],
+        name=row["name"],
+        model=f"projects/{once.project_id}/models/{row['model_object_id']}",
+        config=row["config"],
+        autoscaling={"min_replicas": row["max_replicas"], "max_replicas": row["max_replicas"]},
+        inactive_timeout=INACTIVE_MINUTES,
+    )
+
+
+def _adopt(ledger: Ledger, row: dict[str, Any], remote: Any, now: datetime) -> dict[str, Any]:
+    """Write down that the deployment exists; minutes may count from the moment its create was sent."""
+    return ledger.transition(
+        "deployments",
+        row["id"],
+        "provisioning",
+        remote_id=remote.id,
+        metered_until=row["attempted_at"] or row["created_at"],
+        now=now,
+    )
+
+
+def find_endpoint(client: Together, name: str) -> Any | None:
+    """Our endpoint of that bare name, else None."""
+    for endpoint in client.endpoints.list(filter=f'name="{name}"'):
+        if endpoint.name.rsplit("/", 1)[-1] == name:
+            return endpoint
+    return None
+
+
+def find_deployment(client: Together, endpoint_id: str, name: str) -> Any | None:
+    """The deployment of that bare name under an endpoint, the oldest if there should be several, else None."""
+    found = [d for d in client.endpoints.deployments.list(endpoint_id) if d.name.rsplit("/", 1)[-1] == name]
+    return min(found, key=lambda deployment: deployment.created_at) if found else None
+
+
+def _await_ready(
+    client: Together,
+    ledger: Ledger,
+    row: dict[str, Any],
+    progress: Progress | None,
+    poll_seconds: float,
+    timeout: timedelta,
+    clock: Callable[[], datetime],
+    wait: Callable[[float], None],
+) -> dict[str, Any]:
+    begun = time.monotonic()
+    while True:
+        waited, message = time.monotonic() - begun, ""
+        try:
+            row, message = sync_deployment(client, ledger, row["id"], now=clock)
+        except ProviderUnavailable as error:
+            message = str(error)
+        if row["state"] == "ready":
+            if progress:
+                progress(1.0, f"{row['served_name']} is ready")
+            return row
+        if row["state"] in (*SHUTTING_STATES, "deleted"):
+            raise DeploymentFailed(f"{row['name']} did not become ready ({row['state']}): {row['reason'] or message}")
+        if waited >= timeout.total_seconds():
+            if row["state"] == "degraded":
+                raise NoCapacity(f"{row['name']}: no hardware within {timeout}: {message}. Try again later")
+            raise DeploymentFailed(f"{row['name']} was not ready within {timeout}: {message}")
+        if progress:
+            progress(min(waited / timeout.total_seconds(), 0.95), message or row["state"])
+        wait(poll_seconds)
+
+
+def sync_deployment(
+    client: Together, ledger: Ledger, deployment_id: str, *, now: Now = None
+) -> tuple[dict[str, Any], str]:
+    """Look once at a deployment: charge its minutes, write down its state, give it its traffic when it is ready.
+
+    Returns its ledger row and the provider's words. READY without a traffic split would answer 503, so it counts as
+    ready only with one.
+    """
+    clock = clock_of(now)
+    row = ledger.get("deployments", deployment_id)
+    if row["remote_id"] is None or row["state"] in ("intended", "deleted"):
+        return row, ""
+    try:
+        with asking(f"deployment {row['name']}"):
+            remote = client.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
+    except RemoteNotFound as error:
+        return _gone(ledger, row, clock()), str(error)
+    state, running = remote.status.state.removeprefix("DEPLOYMENT_STATE_").lower(), _running(remote)
+    _check_price(ledger, row, remote)
+    meter_minutes(ledger, deployment_id, running, now=clock())
+    row = ledger.get("deployments", deployment_id)
+    message = remote.status.message
+    if row["state"] in (*SHUTTING_STATES, "deleted"):
+        return row, message
+    if state == "ready":
+        if row["state"] != "ready":
+            _give_traffic(client, row)
+        return ledger.transition(
+            "deployments", deployment_id, "ready", ready_at=row["ready_at"] or clock(), reason=None, now=clock()
+        ), message
+    if state == "scaling" and row["state"] == "ready":
+        return row, message
+    wanted = {"degraded": "degraded", "failed": "failed", "stopped": "stopped", "stopping": "stopping"}.get(
+        state, "provisioning"
+    )
+    row = ledger.transition("deployments", deployment_id, wanted, why=message, reason=message, now=clock())
+    return row, message
+
+
+def _running(remote: Any) -> int:
+    """Replicas that may be billed. While it stops, those that the provider does not count any more still run."""
+    if remote.status.state == "DEPLOYMENT_STATE_STOPPED":
+        return 0
+    ready = remote.status.ready_replicas or 0
+    return max(ready, 1) if remote.status.state == "DEPLOYMENT_STATE_STOPPING" else ready
+
+
+def _check_price(ledger: Ledger, row: dict[str, Any], remote: Any) -> None:
+    """The provider put it on other hardware than we priced: nothing that we know the price of."""
+    if not remote.hardware.lower().startswith(row["hardware"]) and not row["hardware"].startswith(
+        remote.hardware.lower()
+    ):
+        reason = f"it runs on {remote.hardware}, priced was {row['hardware']}"
+        if row["state"] in (*STARTING_STATES, "ready"):
+            ledger.transition("deployments", row["id"], "stopping", why=reason, reason=reason)
+
+
+def _give_traffic(client: Together, row: dict[str, Any]) -> None:
+    with asking(f"traffic of {row['name']}"):
+        endpoint = client.endpoints.retrieve(row["endpoint_id"])
+        split = {entry.deployment_id: entry.weight for entry in endpoint.traffic_split}
+        if split != {row["remote_id"]: 1}:
+            client.endpoints.update(
+                row["endpoint_id"],
+                traffic_split=[{"deployment_id": row["remote_id"], "weight": 1}],
+                etag=endpoint.etag,
+            )
+
+
+def _gone(ledger: Ledger, row: dict[str, Any], now: datetime) -> dict[str, Any]:
+    """It does not exist any more: charge what may have run, and close its money."""
+    meter_minutes(ledger, row["id"], 0, now=now)
+    with ledger.transaction():
+        if row["reservation_id"]:
+            ledger.release(row["reservation_id"], now=now)
+        return ledger.transition("deployments", row["id"], "deleted", stopped_at=row["stopped_at"] or now, now=now)
+
+
+def _roll_back(client: Together, ledger: Ledger, deployment_id: str, why: str, clock: Callable[[], datetime]) -> None:
+    """Take down what was started. What cannot be reached now, the guard takes down."""
+    begin_shutdown(ledger, deployment_id, why=why, immediately=True, now=clock())
+    with contextlib.suppress(ProviderError):
+        for _ in range(3):
+            if advance_shutdown(client, ledger, deployment_id, now=clock)["state"] == "deleted":
+                break
+
+
+def begin_shutdown(
+    ledger: Ledger, deployment_id: str, *, why: str, immediately: bool = False, now: datetime
+) -> dict[str, Any]:
+    """Decide that a deployment ends: it drains (its route is to be withdrawn first), or stops at once."""
+    row = ledger.get("deployments", deployment_id)
+    if row["state"] in ("stopping", "stopped", "deleted"):
+        return row
+    state = (
+        "draining"
+        if not immediately and row["state"] in ("ready", "degraded", "provisioning", "draining")
+        else "stopping"
+    )
+    return ledger.transition("deployments", deployment_id, state, why=why, reason=why, now=now)
+
+
+def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, now: Now = None) -> dict[str, Any]:
+    """Take a deployment that is to end as far down as it goes without waiting: scale to zero, meter, delete.
+
+    Called again and again until its state is `deleted`. Its route must be withdrawn before.
+    """
+    clock = clock_of(now)
+    row = ledger.get("deployments", deployment_id)
+    if row["state"] == "deleted":
+        return row
+    row = ledger.transition("deployments", deployment_id, "stopping", now=clock()) if row["state"] != "stopped" else row
+    if row["endpoint_id"] is None:
+        with asking(f"looking for endpoint {row['name']}"):
+            endpoint = find_endpoint(client, row["name"])
+        if endpoint is None:
+            return _gone(ledger, row, clock())
+        row = ledger.update("deployments", row["id"], endpoint_id=endpoint.id, served_name=endpoint.name, now=clock())
+    try:
+        return _take_down(client, ledger, row, clock)
+    except RemoteNotFound:
+        return _gone(ledger, row, clock())
+
+
+def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime]) -> dict[str, Any]:
+    with asking(f"taking down {row['name']}"):
+        endpoint = client.endpoints.retrieve(row["endpoint_id"])
+        remotes = list(client.endpoints.deployments.list(row["endpoint_id"]))
+        if endpoint.traffic_split:
+            client.endpoints.update(row["endpoint_id"], traffic_split=[], etag=endpoint.etag)
+        for remote in remotes:
+            if (remote.autoscaling.max_replicas or 0) > 0:
+                client.endpoints.deployments.update(
+                    remote.id,
+                    endpoint_id=row["endpoint_id"],
+                    autoscaling={"min_replicas": 0, "max_replicas": 0},
+                    etag=remote.etag,
+                )
+        remotes = list(client.endpoints.deployments.list(row["endpoint_id"]))
+    running = sum(_running(remote) for remote in remotes)
+    if row["remote_id"] is None and remotes:
+        row = ledger.update("deployments", row["id"], remote_id=remotes[0].id, now=clock())
+    meter_minutes(ledger, row["id"], running, now=clock())
+    if any(remote.status.state != "DEPLOYMENT_STATE_STOPPED" for remote in remotes):
+        return ledger.get("deployments", row["id"])
+    row = ledger.transition("deployments", row["id"], "stopped", stopped_at=row["stopped_at"] or clock(), now=clock())
+    with asking(f"deleting {row['name']}"):
+        for remote in remotes:
+            client.endpoints.deployments.delete(remote.id, endpoint_id=row["endpoint_id"], etag=remote.etag)
+        client.endpoints.delete(row["endpoint_id"], etag=client.endpoints.retrieve(row["endpoint_id"]).etag)
+    return _gone(ledger, row, clock())
+
+
+def undeploy_model(
+    client: Together,
+    ledger: Ledger,
+    deployment_id: str,
+    *,
+    routes_path: Path | str | None = None,
+    why: str = "undeployed by the user",
+    drain_seconds: float = 2.0,
+    poll_seconds: float = 5.0,
+    timeout: timedelta = timedelta(minutes=15),
+    progress: Progress | None = None,
+    now: Now = None,
+    wait: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """Withdraw a deployment's route, let requests under way end, stop it, delete it; returns its ledger row, `deleted`.
+
+    What it cost is charged. May be called again at any time; what it leaves undone, the guard does. Raises NotReady
+    after `timeout`, ProviderUnavailable.
+    """
+    clock = clock_of(now)
+    row = ledger.get("deployments", deployment_id)
+    if row["state"] == "deleted":
+        return row
+    was_ready = row["state"] == "ready"
+    row = begin_shutdown(ledger, deployment_id, why=why, now=clock())
+    if routes_path is not None and row["served_name"]:
+        withdraw_model(routes_path, row["served_name"], now=clock())
+        if was_ready:
+            wait(drain_seconds)
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        trouble: ProviderUnavailable | None = None
+        try:
+            row = advance_shutdown(client, ledger, deployment_id, now=now)
+        except ProviderUnavailable as error:
+            trouble = error
+        if row["state"] == "deleted":
+            if progress:
+                progress(1.0, f"{row['name']} is down")
+            return row
+        if time.monotonic() >= deadline:
+            raise trouble or NotReady(f"{row['name']} is still {row['state']}; the guard goes on stopping it")
+        if progress:
+            progress(0.5, f"stopping {row['name']}")
+        wait(poll_seconds)
+
+
+def hourly_usd(row: dict[str, Any]) -> Decimal:
+    """What a deployment may cost an hour with all its replicas."""
+    return from_nano(row["hourly_nano"] * row["max_replicas"])

@@ -1,0 +1,75 @@
+"""Errors of what we ask of the provider.
+
+::
+
+    ReasoningError
+    └── ProviderError
+        ├── ProviderSettingsError  URL, key or provider name is missing or wrong
+        ├── ProviderUnavailable    no answer, or a passing refusal (429, 5xx): try again later
+        ├── ProviderRefused        the provider said no (4xx): trying again is useless
+        │   └── RemoteNotFound     it has no such object
+        ├── CreationInDoubt        a create was sent and not answered, and its object is not to be seen yet
+        ├── NotServable            the model cannot be both fine-tuned and served: nothing was spent
+        ├── InvalidDataset         a row the fine-tuning service would reject or misread (names file and line)
+        ├── UploadFailed           the provider did not take a file
+        ├── FineTuneFailed         the job ended without a model
+        ├── DeploymentFailed       the deployment did not become ready; it was taken down
+        │   └── NoCapacity         the provider has no hardware free
+        └── NotReady               it did not get there within the time given; asking again goes on from there
+"""
+
+from __future__ import annotations
+
+from reasoning.errors import ReasoningError
+
+
+class ProviderError(ReasoningError):
+    """Base of the provider room's errors."""
+
+
+class ProviderSettingsError(ProviderError):
+    """URL, key or provider name is missing or wrong."""
+
+
+class ProviderUnavailable(ProviderError):
+    """No answer, or a passing refusal."""
+
+
+class ProviderRefused(ProviderError):
+    """The provider said no."""
+
+
+class RemoteNotFound(ProviderRefused):
+    """The provider has no such object."""
+
+
+class CreationInDoubt(ProviderError):
+    """A create was sent and not answered, and its object is not to be seen yet."""
+
+
+class NotServable(ProviderError):
+    """The model cannot be both fine-tuned and served."""
+
+
+class InvalidDataset(ProviderError):
+    """A row that the fine-tuning service would reject or misread."""
+
+
+class UploadFailed(ProviderError):
+    """The provider did not take a file."""
+
+
+class FineTuneFailed(ProviderError):
+    """The job ended without a model."""
+
+
+class DeploymentFailed(ProviderError):
+    """The deployment did not become ready; it was taken down."""
+
+
+class NoCapacity(DeploymentFailed):
+    """The provider has no hardware free."""
+
+
+class NotReady(ProviderError):
+    """It did not get there within the time given."""

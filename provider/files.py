@@ -1,0 +1,179 @@
+"""Datasets at the provider: checked row by row here, uploaded, and verified to have arrived as they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from provider.client import Now, Progress, asking, clock_of
+from provider.errors import InvalidDataset, NotReady, ProviderUnavailable, RemoteNotFound, UploadFailed
+from provider.rows import CheckedFile, check_rows
+from storage.ledger import new_id
+
+if TYPE_CHECKING:
+    from together import Together
+    from together.types import FileResponse
+
+    from storage.ledger import Ledger
+
+PROCESSING_TIMEOUT = timedelta(minutes=30)
+
+
+def upload_dataset(
+    client: Together,
+    ledger: Ledger,
+    dataset_dir: Path | str,
+    *,
+    decision_type: str | None = None,
+    progress: Progress | None = None,
+    now: Now = None,
+    wait: Callable[[float], None] = time.sleep,
+    timeout: timedelta = PROCESSING_TIMEOUT,
+) -> dict[str, Any]:
+    """Upload a dataset folder's `train.jsonl` and `validation.jsonl` (if any) and return its ledger row, state `ready`.
+
+    Called again, for instance after a kill, it goes on from where it was, and uploads nothing that is there. The
+    holdout is never uploaded. Raises InvalidDataset, UploadFailed, NotReady, ProviderUnavailable.
+    """
+    folder, clock = Path(dataset_dir), clock_of(now)
+    train = check_rows(folder / "train.jsonl")
+    validation_path = folder / "validation.jsonl"
+    has_validation = validation_path.exists() and validation_path.stat().st_size > 0
+    validation = check_rows(validation_path) if has_validation else None
+    if validation and validation.format != train.format:
+        raise InvalidDataset(f"{validation_path} is {validation.format} data, train.jsonl is {train.format} data")
+    row = _record(ledger, folder, decision_type or _decision_type(folder), train, validation, clock)
+    files = [("train", train)] + ([("validation", validation)] if validation else [])
+    try:
+        for index, (split, checked) in enumerate(files):
+            column = f"{split}_file_id"
+            file_id = row[column]
+            if file_id and not _exists(client, file_id):
+                file_id = None
+            if file_id is None:
+                if progress:
+                    progress(index / (len(files) + 1), f"uploading {split}.jsonl ({checked.rows:,} rows)")
+                file_id = _upload(client, f"{ledger.prefix}{row['id']}-{split}.jsonl", checked, wait)
+                row = ledger.transition("datasets", row["id"], "intended", now=clock(), **{column: file_id})
+        row = ledger.transition("datasets", row["id"], "uploaded", now=clock())
+        for split, checked in files:
+            if progress:
+                progress(len(files) / (len(files) + 1), f"the provider checks {split}.jsonl")
+            _wait_until_processed(client, row[f"{split}_file_id"], checked, wait, timeout)
+    except UploadFailed as error:
+        ledger.transition("datasets", row["id"], "failed", why=str(error), error=str(error), now=clock())
+        raise
+    if progress:
+        progress(1.0, "uploaded")
+    return ledger.transition("datasets", row["id"], "ready", error=None, now=clock())
+
+
+def _record(
+    ledger: Ledger,
+    folder: Path,
+    decision_type: str | None,
+    train: CheckedFile,
+    validation: CheckedFile | None,
+    clock: Callable[[], Any],
+) -> dict[str, Any]:
+    facts = {
+        "train_sha256": train.sha256,
+        "validation_sha256": validation.sha256 if validation else None,
+        "train_rows": train.rows,
+        "validation_rows": validation.rows if validation else 0,
+    }
+    name = folder.absolute().name
+    with ledger.transaction():
+        known = ledger.find("datasets", dataset=name)
+        if not known:
+            return ledger.add(
+                "datasets",
+                state="intended",
+                id=new_id(),
+                dataset=name,
+                decision_type=decision_type,
+                now=clock(),
+                **facts,
+            )
+        if any(known[0][column] != value for column, value in facts.items()):
+            raise InvalidDataset(
+                f"{folder} is not the dataset {name} that was uploaded before: a file has changed. Export it anew"
+            )
+        return ledger.transition("datasets", known[0]["id"], "intended", now=clock())
+
+
+def _decision_type(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "manifest.json").read_bytes()).get("decision_type")
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError):
+        raise InvalidDataset(f"{folder / 'manifest.json'} is not a JSON object") from None
+
+
+def _exists(client: Together, file_id: str) -> bool:
+    try:
+        with asking(f"file {file_id}"):
+            return client.files.retrieve(file_id).processing_status not in ("FAILED", "INVALID_FORMAT")
+    except RemoteNotFound:
+        return False
+
+
+def _upload(client: Together, name: str, checked: CheckedFile, wait: Callable[[float], None]) -> str:
+    """Upload under our name. Sending again is safe: of content it has, the provider answers with the file it has."""
+    with tempfile.TemporaryDirectory(prefix="reasoning-upload-") as temporary:
+        named = Path(temporary, name)
+        try:
+            named.hardlink_to(checked.path)
+        except OSError:  # another filesystem
+            shutil.copyfile(checked.path, named)
+        for attempt in Retrying(
+            retry=retry_if_exception_type(ProviderUnavailable),
+            stop=stop_after_attempt(3),
+            wait=wait_exponential(1, 10),
+            sleep=wait,
+            reraise=True,
+        ):
+            with attempt, asking(f"uploading {checked.path}"):
+                file = client.files.upload(named, purpose="fine-tune", check=False)
+                if _is_torso(file, checked):
+                    if file.filename == name:  # ours, broken off before its content was there
+                        client.files.delete(file.id)
+                    raise ProviderUnavailable(f"uploading {checked.path}: the provider kept an unfinished upload of it")
+    return file.id
+
+
+def _is_torso(file: FileResponse, checked: CheckedFile) -> bool:
+    return file.bytes == 0 and checked.bytes > 0 and file.processing_status in (None, "PENDING")
+
+
+def _wait_until_processed(
+    client: Together, file_id: str, checked: CheckedFile, wait: Callable[[float], None], timeout: timedelta
+) -> None:
+    """A job submitted before its file is processed fails, so wait for it."""
+    deadline, pause = time.monotonic() + timeout.total_seconds(), 0.1
+    while True:
+        with asking(f"file {file_id}"):
+            file = client.files.retrieve(file_id)
+        status, report = file.processing_status, file.validation_report
+        if status in ("FAILED", "INVALID_FORMAT"):
+            reason = (report and report.error) or "no reason given"
+            raise UploadFailed(f"the provider refused {checked.path} ({status}): {reason}")
+        if status == "COMPLETED":
+            break
+        if time.monotonic() >= deadline:
+            raise NotReady(f"the provider is still checking {checked.path} ({status}); run it again to go on waiting")
+        wait(pause)
+        pause = min(pause * 1.5, 5.0)
+    if file.bytes != checked.bytes:
+        raise UploadFailed(f"{checked.path} has {checked.bytes:,} bytes, at the provider {file.bytes:,}")
+    if report is not None and report.nlines not in (None, checked.rows):
+        raise UploadFailed(f"{checked.path} has {checked.rows:,} rows, at the provider {report.nlines:,}")

@@ -1,0 +1,387 @@
+"""Fine-tune jobs: the money reserved and the intent recorded first, submitted once, followed to the end.
+
+A job's suffix, `rsn-<installation>-<job id>`, is unique. It is how a job whose submission was never answered is found
+again, so a process may be killed between any two lines here and `resume_fine_tune` goes on without a second job.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from provider.client import Now, Progress, asking, clock_of, create_once
+from provider.errors import (
+    CreationInDoubt,
+    FineTuneFailed,
+    NotReady,
+    ProviderRefused,
+    ProviderUnavailable,
+    RemoteNotFound,
+)
+from provider.prices import estimate_fine_tune
+from provider.tiers import resolve_tier
+from storage.errors import LedgerError
+from storage.ledger import new_id
+from storage.money import format_usd, from_nano, to_nano
+
+if TYPE_CHECKING:
+    from together import Together
+
+    from storage.ledger import Ledger
+
+PARAMETERS: dict[str, Any] = {"n_epochs": 3, "n_evals": 1, "n_checkpoints": 1, "learning_rate": 1e-4, "lora": True}
+"""What is sent unless told otherwise: names and units of the SDK's `fine_tuning.create`."""
+
+DOUBT_SECONDS = 30.0
+"""How long after an unanswered create another may be sent, if the first is not to be seen."""
+
+FOLLOW_TIMEOUT = timedelta(hours=24)
+ACTIVE_STATES = ("intended", "submitted", "running", "cancelling")
+_ENDED = {"completed": "completed", "error": "failed", "user_error": "failed", "cancelled": "cancelled"}
+
+
+def submit_fine_tune(
+    client: Together,
+    ledger: Ledger,
+    dataset_id: str,
+    *,
+    tier: str,
+    tiers: Mapping[str, Sequence[str]] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    again: bool = False,
+    now: Now = None,
+    wait: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """Submit one fine-tune of an uploaded dataset (its ledger id) on a tier's model; returns its ledger row.
+
+    The same dataset, model and parameters are not trained twice: an earlier job that is under way or completed is
+    returned (resumed where needed), unless `again`. Spends nothing unless the model can be served, the price is known
+    and the budget holds: NotServable, PriceUnknown, BudgetExceeded. For the rest see `resume_fine_tune`.
+    """
+    clock = clock_of(now)
+    dataset = ledger.get("datasets", dataset_id)
+    if dataset["state"] != "ready":
+        raise LedgerError(f"dataset {dataset_id} is {dataset['state']}: upload it first")
+    base = resolve_tier(client, tier, tiers=tiers)
+    sent = json.dumps({**PARAMETERS, **(parameters or {})}, sort_keys=True)
+    if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
+        return resume_fine_tune(client, ledger, known["id"], now=now, wait=wait)
+    chosen = json.loads(sent)
+    price = estimate_fine_tune(
+        client,
+        base_model=base.name,
+        train_file_id=dataset["train_file_id"],
+        validation_file_id=dataset["validation_file_id"],
+        n_epochs=chosen["n_epochs"],
+        n_evals=chosen["n_evals"],
+        training_type=_training_type(chosen),
+    )
+    with ledger.transaction():
+        # Once more under the lock: two processes may have come here together.
+        if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
+            job = known
+        else:
+            job_id = new_id()
+            reservation = ledger.reserve(
+                price,
+                purpose=f"fine-tune {job_id} of {base.name} on {dataset['dataset']}",
+                decision_type=dataset["decision_type"],
+                ttl=None,
+                now=clock(),
+            )
+            job = ledger.add(
+                "fine_tune_jobs",
+                id=job_id,
+                state="intended",
+                decision_type=dataset["decision_type"],
+                suffix=f"{ledger.prefix}{job_id}",
+                dataset_id=dataset_id,
+                tier=tier,
+                base_model=base.name,
+                parameters=sent,
+                estimate_nano=to_nano(price),
+                reservation_id=reservation.id,
+                now=clock(),
+            )
+    return resume_fine_tune(client, ledger, job["id"], now=now, wait=wait)
+
+
+def _same_job(ledger: Ledger, dataset_id: str, base_model: str, parameters: str) -> dict[str, Any] | None:
+    found = ledger.find(
+        "fine_tune_jobs",
+        dataset_id=dataset_id,
+        base_model=base_model,
+        parameters=parameters,
+        state=(*ACTIVE_STATES, "completed"),
+    )
+    return found[-1] if found else None
+
+
+def _training_type(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    if parameters.get("lora") is False:
+        return {"type": "Full"}
+    rank = int(parameters.get("lora_r") or 64)
+    return {"type": "Lora", "lora_r": rank, "lora_alpha": int(parameters.get("lora_alpha") or 2 * rank)}
+
+
+def resume_fine_tune(
+    client: Together,
+    ledger: Ledger,
+    job_id: str,
+    *,
+    doubt_seconds: float = DOUBT_SECONDS,
+    attempts: int = 4,
+    now: Now = None,
+    wait: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """Bring an intended job to the provider, once, whatever became of earlier attempts; returns its ledger row.
+
+    Raises CreationInDoubt or ProviderUnavailable when it did not work out yet (the intent and its money stay), or
+    ProviderRefused when the provider will not have it (the money is released).
+    """
+    clock = clock_of(now)
+    if ledger.get("fine_tune_jobs", job_id)["state"] != "intended":
+        return ledger.get("fine_tune_jobs", job_id)
+    for attempt in Retrying(
+        retry=retry_if_exception_type((ProviderUnavailable, CreationInDoubt)),
+        stop=stop_after_attempt(attempts),
+        wait=wait_exponential(1, 10),
+        sleep=wait,
+        reraise=True,
+    ):
+        with attempt, ledger.exclusive("submit", wait=True):
+            job = ledger.get("fine_tune_jobs", job_id)
+            if job["state"] == "intended":
+                remote = _submit(client, ledger, job, doubt_seconds, clock, wait)
+                job = ledger.transition(
+                    "fine_tune_jobs", job_id, "submitted", remote_id=remote.id, remote_state=remote.status, now=clock()
+                )
+    return job
+
+
+def _submit(
+    client: Together,
+    ledger: Ledger,
+    job: dict[str, Any],
+    doubt_seconds: float,
+    clock: Callable[[], datetime],
+    wait: Callable[[float], None],
+) -> Any:
+    name = f"fine-tune {job['suffix']}"
+    if job["attempted_at"] is not None:
+        # Sent before, never answered. A request may still be on its way: give it time before another is sent.
+        with asking(f"looking for {name}"):
+            if (found := find_remote_job(client, job["suffix"])) is not None:
+                return found
+        wait(doubt_seconds)
+    dataset = ledger.get("datasets", job["dataset_id"])
+    parameters = json.loads(job["parameters"])
+    with asking(f"limits of {job['base_model']}"):
+        limits = client.fine_tuning.model_limits(model_name=job["base_model"])
+    if not dataset["validation_file_id"]:
+        parameters["n_evals"] = 0
+    once = client.with_options(max_retries=0)
+
+    def create() -> Any:
+        ledger.update("fine_tune_jobs", job["id"], attempted_at=clock(), now=clock())
+        return once.fine_tuning.create(
+            training_file=dataset["train_file_id"],
+            validation_file=dataset["validation_file_id"] or "",
+            model=job["base_model"],
+            suffix=job["suffix"],
+            model_limits=limits,
+            **parameters,
+        )
+
+    try:
+        return create_once(name, lambda: find_remote_job(client, job["suffix"]), create, path="/v1/fine-tunes")
+    except ProviderRefused as error:
+        with ledger.transaction():
+            ledger.transition("fine_tune_jobs", job["id"], "abandoned", why=str(error), error=str(error), now=clock())
+            ledger.release(job["reservation_id"], now=clock())
+        raise
+
+
+def find_remote_job(client: Together, suffix: str) -> Any | None:
+    """The provider's job of that suffix, the oldest if there should be several, else None."""
+    jobs = [job for job in client.fine_tuning.list().data or [] if has_suffix(job, suffix)]
+    return min(jobs, key=lambda job: job.created_at) if jobs else None
+
+
+def has_suffix(job: Any, suffix: str) -> bool:
+    """Was this remote job submitted with that suffix? (Lists may leave the field out; the output's name carries it.)"""
+    return job.suffix == suffix if job.suffix else suffix in (job.x_model_output_name or "")
+
+
+def sync_fine_tune(client: Together, ledger: Ledger, job_id: str, *, now: Now = None) -> dict[str, Any]:
+    """Ask once how a submitted job is, write it down, and settle its money if it has ended. Returns its ledger row."""
+    job = ledger.get("fine_tune_jobs", job_id)
+    if job["state"] not in ("submitted", "running", "cancelling"):
+        return job
+    clock = clock_of(now)
+    try:
+        with asking(f"fine-tune {job['suffix']}"):
+            remote = client.fine_tuning.retrieve(job["remote_id"])
+    except RemoteNotFound:
+        return _settle(ledger, job, "failed", None, "the provider no longer has this job", clock())
+    if remote.status in _ENDED:
+        return _settle(ledger, job, _ENDED[remote.status], remote, _failure(client, remote), clock())
+    state = job["state"]
+    if remote.status == "cancel_requested":
+        state = "cancelling"
+    elif remote.status in ("running", "compressing", "uploading") and state == "submitted":
+        state = "running"
+    if (state, remote.status) == (job["state"], job["remote_state"]):
+        return job
+    return ledger.transition("fine_tune_jobs", job_id, state, remote_state=remote.status, now=clock())
+
+
+def _failure(client: Together, remote: Any) -> str | None:
+    if remote.status == "completed":
+        return None
+    with asking(f"events of fine-tune {remote.id}"):
+        events = client.fine_tuning.list_events(remote.id).data or []
+    return f"{remote.status}: {events[-1].message}" if events else str(remote.status)
+
+
+def _settle(
+    ledger: Ledger, job: dict[str, Any], state: str, remote: Any, error: str | None, now: datetime
+) -> dict[str, Any]:
+    """The job has ended: its model recorded, its true price charged, its reservation closed; all, or nothing."""
+    # Without a price from the provider the estimate is charged: too much can be corrected, too little is overspent.
+    nano = remote.total_price if remote is not None and remote.total_price is not None else job["estimate_nano"]
+    with ledger.transaction():
+        job = ledger.get("fine_tune_jobs", job["id"])
+        if job["state"] in ("completed", "failed", "cancelled"):
+            return job
+        model_id = None
+        if state == "completed" and not remote.api_model_object_id:
+            state, error = "failed", "the job completed without a model object to deploy"
+        if state == "completed":
+            model_id = ledger.add(
+                "models",
+                state="trained",
+                decision_type=job["decision_type"],
+                tier=job["tier"],
+                base_model=job["base_model"],
+                dataset_id=job["dataset_id"],
+                job_id=job["id"],
+                model_object_id=remote.api_model_object_id,
+                output_name=remote.x_model_output_name,
+                now=now,
+            )["id"]
+        ledger.settle(
+            job["reservation_id"],
+            from_nano(nano),
+            kind="training",
+            key=f"training:{job['id']}",
+            what=f"fine-tune {job['suffix']} of {job['base_model']} ({state})",
+            job_id=job["id"],
+            model_id=model_id,
+            quantity=getattr(remote, "token_count", None),
+            now=now,
+        )
+        return ledger.transition(
+            "fine_tune_jobs",
+            job["id"],
+            state,
+            why=error,
+            error=error,
+            remote_state=remote.status if remote is not None else "gone",
+            price_nano=nano,
+            model_id=model_id,
+            now=now,
+        )
+
+
+def follow_fine_tune(
+    client: Together,
+    ledger: Ledger,
+    job_id: str,
+    *,
+    progress: Progress | None = None,
+    poll_seconds: float = 5.0,
+    timeout: timedelta = FOLLOW_TIMEOUT,
+    now: Now = None,
+    wait: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """Wait until a job has ended; returns its ledger row in state `completed`, with `model_id`.
+
+    May be stopped and called again at any time. Passing trouble with the provider is waited out. Raises FineTuneFailed
+    when it ended otherwise (what it cost is charged), NotReady after `timeout`.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    job = resume_fine_tune(client, ledger, job_id, now=now, wait=wait)
+    while True:
+        try:
+            job = sync_fine_tune(client, ledger, job_id, now=now)
+            if progress and job["state"] in ACTIVE_STATES:
+                progress(*_how_far(client, job))
+        except ProviderUnavailable:
+            if time.monotonic() >= deadline:
+                raise
+        if job["state"] == "completed":
+            if progress:
+                progress(1.0, f"completed for {format_usd(from_nano(job['price_nano']))}")
+            return job
+        if job["state"] not in ACTIVE_STATES:
+            price = from_nano(job["price_nano"] or 0)
+            raise FineTuneFailed(
+                f"fine-tune {job['suffix']} ended: {job['error'] or job['state']} (it cost {format_usd(price)})"
+            )
+        if time.monotonic() >= deadline:
+            raise NotReady(f"fine-tune {job['suffix']} is still {job['remote_state']}; it may be followed again")
+        wait(poll_seconds)
+
+
+def _how_far(client: Together, job: dict[str, Any]) -> tuple[float, str]:
+    with asking(f"events of fine-tune {job['suffix']}"):
+        events = client.fine_tuning.list_events(job["remote_id"]).data or []
+    steps = [(event.step, event.total_steps) for event in events if event.step and event.total_steps]
+    fraction = max((step / total for step, total in steps), default=0.0)
+    message = events[-1].message if events else job["remote_state"]
+    return min(0.95 * fraction, 0.95), str(message)  # the last twentieth is compressing and uploading the model
+
+
+def cancel_fine_tune(
+    client: Together, ledger: Ledger, job_id: str, *, why: str = "cancelled by the user", now: Now = None
+) -> dict[str, Any]:
+    """Cancel a job that has not ended; returns its ledger row. What it cost until then is charged when it has ended."""
+    clock = clock_of(now)
+    with ledger.exclusive("submit", wait=True):
+        job = ledger.get("fine_tune_jobs", job_id)
+        if job["state"] == "intended":
+            with asking(f"looking for fine-tune {job['suffix']}"):
+                remote = find_remote_job(client, job["suffix"])
+            if remote is None:
+                return abandon_fine_tune(ledger, job_id, why=why, now=clock())
+            job = ledger.transition(
+                "fine_tune_jobs", job_id, "submitted", remote_id=remote.id, remote_state=remote.status, now=clock()
+            )
+    if job["state"] in ("submitted", "running"):
+        try:
+            with asking(f"cancelling fine-tune {job['suffix']}"):
+                client.fine_tuning.cancel(job["remote_id"])
+            ledger.transition("fine_tune_jobs", job_id, "cancelling", why=why, now=clock())
+        except ProviderRefused:
+            pass  # it has ended meanwhile: the state below tells
+    return sync_fine_tune(client, ledger, job_id, now=now)
+
+
+def abandon_fine_tune(ledger: Ledger, job_id: str, *, why: str, now: datetime) -> dict[str, Any]:
+    """Give up a job that does not exist at the provider, and its reservation."""
+    with ledger.transaction():
+        job = ledger.transition("fine_tune_jobs", job_id, "abandoned", why=why, error=why, now=now)
+        ledger.release(job["reservation_id"], now=now)
+        return job
+
+
+def price_of(job: Mapping[str, Any]) -> Decimal:
+    """What a job cost, or is estimated to cost, in US dollars."""
+    return from_nano(job["estimate_nano"] if job["price_nano"] is None else job["price_nano"])

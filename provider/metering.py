@@ -1,0 +1,74 @@
+"""Minutes of running replicas, charged as they pass.
+
+Together bills every started minute of every running replica. We see a deployment only now and then, so what may have
+run between two looks is taken to have run: the charge is never too small, and `reconcile_provider` corrects it to the
+provider's own bill.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from storage.money import from_nano
+
+if TYPE_CHECKING:
+    from storage.ledger import Ledger
+
+RUNWAY = timedelta(minutes=5)
+"""What a deployment holds reserved ahead: long enough to notice that the money ends, and to stop it."""
+
+
+def runway_usd(deployment: dict[str, Any]) -> Decimal:
+    """US dollars for `RUNWAY` of all the replicas that a deployment may have."""
+    minutes = RUNWAY.total_seconds() / 60
+    return from_nano(math.ceil(deployment["hourly_nano"] * deployment["max_replicas"] * minutes / 60))
+
+
+def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: datetime) -> Decimal:
+    """Charge the minutes since the last look, given `replicas` running now. Returns the US dollars charged.
+
+    Two callers at once charge each minute once: the last look is read and moved in the transaction of the charge.
+    """
+    charged = Decimal(0)
+    with ledger.transaction():
+        row = ledger.get("deployments", deployment_id)
+        running = max(replicas, row["replicas"])  # at this look and at the last one
+        since, billed = row["metered_until"] or row["created_at"], row["billed_minutes"]
+        begun = math.ceil((now - since).total_seconds() / 60) if running and now > since else 0
+        while begun > 0:
+            # A charge lies within one hour, as the lines of the provider's bill do.
+            left_in_hour = math.ceil((3600 - (since.minute * 60 + since.second + since.microsecond / 1e6)) / 60)
+            minutes = min(begun, left_in_hour)
+            quantity, hourly = minutes * running, row["hourly_nano"]
+            # Differences of rounded sums: a third of a cent an hour is not lost, nor gained, over a month.
+            amount = from_nano(-(-hourly * (billed + quantity) // 60) - -(-hourly * billed // 60))
+            ledger.charge(
+                "endpoint",
+                amount,
+                key=f"endpoint:{deployment_id}:{billed}-{billed + quantity}",
+                what=f"{quantity} replica minutes of {row['name']} on {row['hardware']}",
+                decision_type=row["decision_type"],
+                model_id=row["model_id"],
+                deployment_id=deployment_id,
+                quantity=quantity,
+                ts=since,
+                now=now,
+            )
+            charged, billed, begun = charged + amount, billed + quantity, begun - minutes
+            since += timedelta(minutes=minutes)
+        ledger.update(
+            "deployments",
+            deployment_id,
+            replicas=replicas,
+            billed_minutes=billed,
+            metered_until=since if running and replicas else now,
+            now=now,
+        )
+        if charged and (held := row["reservation_id"]):
+            reservation = ledger.reservation(held)
+            if reservation.state == "open":
+                ledger.resize(held, max(reservation.amount_usd - charged, Decimal(0)), now=now)
+    return charged

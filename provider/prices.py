@@ -1,0 +1,82 @@
+"""What things cost, read from the provider. A price that cannot be read is unknown, never zero."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from provider.client import asking
+from storage.errors import PriceUnknown
+
+if TYPE_CHECKING:
+    from together import Together
+
+MINIMUM_FINE_TUNE_USD = Decimal(4)
+"""The least that a job costs (Together's documentation, 2026-08), whatever the estimate says."""
+
+
+def estimate_fine_tune(
+    client: Together,
+    *,
+    base_model: str,
+    train_file_id: str,
+    validation_file_id: str | None,
+    n_epochs: int,
+    n_evals: int,
+    training_type: dict[str, Any],
+) -> Decimal:
+    """US dollars that the fine-tune will cost, by the provider's own estimate and at least its minimum.
+
+    Raises PriceUnknown, with the reason, when the provider cannot tell or says that the account cannot pay it.
+    """
+    request: dict[str, Any] = {"validation_file": validation_file_id} if validation_file_id else {}
+    with asking(f"price of a fine-tune of {base_model}"):
+        estimate = client.fine_tuning.estimate_price(
+            training_file=train_file_id,
+            model=base_model,
+            n_epochs=n_epochs,
+            n_evals=n_evals if validation_file_id else 0,
+            training_type=training_type,  # type: ignore[arg-type]
+            training_method={"method": "sft", "train_on_inputs": "auto"},
+            **request,
+        )
+    if estimate.estimation_available is not True:
+        reason = getattr(estimate, "unavailable_reason", None) or "no reason given"
+        raise PriceUnknown(f"the provider cannot say what a fine-tune of {base_model} costs ({reason})")
+    price = getattr(estimate, "estimated_total_price", None)
+    if price is None:
+        raise PriceUnknown(f"the provider's estimate for a fine-tune of {base_model} names no price")
+    if getattr(estimate, "allowed_to_proceed", True) is False:
+        raise PriceUnknown(
+            f"the account cannot pay the estimated ${price} for a fine-tune of {base_model}; "
+            "such a job is cancelled half-way. Add credit at the provider"
+        )
+    return max(Decimal(str(price)), MINIMUM_FINE_TUNE_USD)
+
+
+def instance_price(client: Together, hardware: str) -> Decimal:
+    """US dollars an hour of one running replica on `hardware` (an instance type's name or id, `1xnvidia-h100-80gb`).
+
+    It is billed by the minute. Raises PriceUnknown.
+    """
+    prices = hourly_prices(client)
+    if hardware not in prices:
+        raise PriceUnknown(
+            f"the provider lists no price for {hardware}; it lists {', '.join(sorted(prices)) or 'none'}"
+        )
+    return prices[hardware]
+
+
+def hourly_prices(client: Together) -> dict[str, Decimal]:
+    """US dollars an hour by the name, the id and `<count>x<gpu type>` of each instance type that has a price."""
+    with asking("prices of hardware"):
+        instance_types = client.endpoints.hardware.list().data
+    prices: dict[str, Decimal] = {}
+    for kind in instance_types:
+        if isinstance(kind.price_cents_per_hour, int) and kind.price_cents_per_hour > 0:
+            price = Decimal(kind.price_cents_per_hour) / 100
+            prices[kind.name] = prices[kind.id] = price
+            # Two types of the same GPUs at two prices: the dearer one is the safe guess.
+            shape = f"{kind.gpu_count}x{kind.gpu_type}".lower()
+            prices[shape] = max(price, prices.get(shape, price))
+    return prices

@@ -1,0 +1,111 @@
+"""The lease: `routes.json` gives custom models their traffic, and only until it expires.
+
+Only who guards the cost renews it. A guard that died, or that sees anything wrong, lets it run out, and every decision
+is the agents' own again. All changes go through a file lock beside it, so that two of them cannot undo each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from reasoning.errors import RoutesError
+from reasoning.routes import Arm, Route, Routes, read_routes, write_routes
+
+LEASE = timedelta(minutes=3)
+"""Three missed ticks of a guard that comes every minute."""
+
+
+def publish_route(
+    path: Path | str, decision_type: str, route: Route, *, lease: timedelta = LEASE, now: datetime | None = None
+) -> Routes:
+    """Give a decision type its route, and all routes a lease from `now` on."""
+    now = now or datetime.now(UTC)
+    return _change(path, now, lease, lambda routes: {**routes, decision_type: route})
+
+
+def withdraw_route(path: Path | str, decision_type: str, *, now: datetime | None = None) -> Routes | None:
+    """Take a decision type's route away: its decisions are the original's."""
+    return _change(
+        path, now, None, lambda routes: {name: route for name, route in routes.items() if name != decision_type}
+    )
+
+
+def withdraw_model(path: Path | str, model: str, *, now: datetime | None = None) -> Routes | None:
+    """Take every arm of a model (`<project slug>/<name>`) out; a route left without a custom arm goes with it."""
+    return keep_models(path, lambda arm: arm.model != model, now=now)
+
+
+def keep_models(path: Path | str, keep: Callable[[Arm], bool], *, now: datetime | None = None) -> Routes | None:
+    """Take out the custom arms that `keep` says no to; a route left without a custom arm goes with them."""
+
+    def change(routes: Mapping[str, Route]) -> dict[str, Route]:
+        kept = {}
+        for name, route in routes.items():
+            arms = tuple(arm for arm in route.arms if arm.source != "custom" or keep(arm))
+            if any(arm.source == "custom" for arm in arms):
+                kept[name] = replace(route, arms=arms) if arms != route.arms else route
+        return kept
+
+    return _change(path, now, None, change)
+
+
+def withdraw_routes(path: Path | str, *, now: datetime | None = None) -> Routes | None:
+    """Take all routes away."""
+    return _change(path, now, None, lambda routes: {})
+
+
+def renew_lease(path: Path | str, *, lease: timedelta = LEASE, now: datetime | None = None) -> Routes | None:
+    """Let the routes as they are live until `lease` from `now`. Without a routes file there is nothing to renew."""
+    if not Path(path).exists():
+        return None
+    return _change(path, now, lease, lambda routes: routes)
+
+
+def routed_models(path: Path | str, *, now: datetime | None = None) -> Collection[str]:
+    """Names of the models that the lease gives traffic to at `now`; none when it has expired, or there is none."""
+    now = now or datetime.now(UTC)
+    try:
+        routes = read_routes(path)
+    except FileNotFoundError:
+        return frozenset()
+    if routes.expires_at <= now:
+        return frozenset()
+    return frozenset(arm.model for route in routes.routes.values() for arm in route.arms if arm.model)
+
+
+def _change(
+    path: Path | str,
+    now: datetime | None,
+    lease: timedelta | None,
+    change: Callable[[Mapping[str, Route]], Mapping[str, Route]],
+) -> Routes:
+    path, now = Path(path), now or datetime.now(UTC)
+    with _locked(path):
+        try:
+            before = read_routes(path)
+        except FileNotFoundError:
+            before = Routes(issued_at=now, expires_at=now)
+        except RoutesError:
+            if lease is not None:
+                raise
+            before = Routes(issued_at=now, expires_at=now)  # nobody can follow it: withdrawing clears it
+            write_routes(path, before)
+        after = replace(before, routes=change(before.routes))
+        if lease is not None:
+            after = replace(after, issued_at=now, expires_at=now + lease)
+        if after != before:
+            write_routes(path, after)
+        return after
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

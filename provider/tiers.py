@@ -1,0 +1,81 @@
+"""Tiers: `small`, `medium` and `large` stand for real models, resolved against what the provider serves today.
+
+Ids age: the models that the first version of this system named can no longer be fine-tuned. A tier is therefore a list
+of candidates in order of preference, and the first that can be trained *and* served is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from provider.client import asking
+from provider.errors import NotServable
+from provider.prices import hourly_prices
+
+if TYPE_CHECKING:
+    from together import Together
+
+TIERS: dict[str, tuple[str, ...]] = {
+    "small": ("Qwen/Qwen3.5-2B", "Qwen/Qwen3.5-4B", "Qwen/Qwen3.5-9B"),
+    "medium": ("Qwen/Qwen3.5-9B", "meta-llama/Llama-3.3-70B-Instruct-Reference"),
+    "large": ("meta-llama/Llama-3.3-70B-Instruct-Reference", "deepseek-ai/DeepSeek-V3.1"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A base model that can be fine-tuned and served, with its cheapest certified way of serving."""
+
+    id: str
+    name: str
+    config: str
+    hardware: str
+    hourly_usd: Decimal
+
+
+def resolve_tier(client: Together, tier: str, *, tiers: Mapping[str, Sequence[str]] | None = None) -> BaseModel:
+    """The first usable candidate of a tier (or, given a model's own name, that model). Costs nothing.
+
+    Usable: one row of `/v2/supported-models` has both PRODUCT_FINE_TUNING and PRODUCT_DEDICATED and a certified config
+    on hardware with a known price. Raises NotServable with the reason for every candidate.
+    """
+    candidates = (tiers or TIERS).get(tier, (tier,) if "/" in tier else ())
+    if not candidates:
+        raise NotServable(f"no tier {tier!r}: use one of {', '.join(tiers or TIERS)}, or a model's name (`owner/name`)")
+    with asking("models that can be trained and served"):
+        rows = {model.name: model for model in client.models.list_supported()}
+    prices = hourly_prices(client)
+    reasons = []
+    for name in candidates:
+        chosen = _judge(name, rows.get(name), prices)
+        if isinstance(chosen, BaseModel):
+            return chosen
+        reasons.append(f"{name} {chosen}")
+    raise NotServable(f"no model of tier {tier!r} can be trained and served, nothing was spent: {'; '.join(reasons)}")
+
+
+def _judge(name: str, row: Any, prices: Mapping[str, Decimal]) -> BaseModel | str:
+    """The model, or why it cannot be used."""
+    if row is None:
+        return "is not on the provider's list"
+    if "PRODUCT_FINE_TUNING" not in row.products:
+        return "cannot be fine-tuned"
+    if "PRODUCT_DEDICATED" not in row.products:
+        return "cannot be served on a dedicated deployment"
+    if row.status == "SUPPORTED_MODEL_STATUS_HIDDEN":
+        return "is hidden by the provider"
+    profiles = [profile for profile in row.deployment_profiles or () if profile.config]
+    if not profiles:
+        return "has no certified config"
+    priced = []
+    for profile in profiles:
+        shape = f"{profile.gpu_count}x{profile.gpu_type}".lower()
+        if shape in prices:
+            priced.append((prices[shape], shape, profile))
+    if not priced:
+        return "has no config on hardware with a known price"
+    price, shape, profile = min(priced, key=lambda entry: entry[0])
+    return BaseModel(id=row.id, name=name, config=profile.config, hardware=shape, hourly_usd=price)
