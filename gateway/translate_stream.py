@@ -1,0 +1,307 @@
+"""A chat stream of a custom model as a legal stream of Anthropic's Messages API, whatever the model's server sends.
+
+`ChatStream.feed` takes bytes as they come and returns the events to send. Nothing comes out before the first piece of
+an answer, so that until then another provider can still answer instead: a `ModelAnswerError` raised while `started` is
+false is a fallback, a later one an `error` event.
+
+The rules of the output: `message_start`; blocks of contiguous index, one open at a time; `message_delta` with the stop
+reason and the usage; `message_stop`. A chat stream may interleave its tool calls and put text between them: the block
+at the head is streamed, the ones behind it wait until it is complete.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from gateway.errors import ModelAnswerError
+from gateway.sse import Event, EventDecoder, encode_event
+from gateway.translate import (
+    content_text,
+    mint_message_id,
+    mint_tool_id,
+    parse_arguments,
+    stop_reason_of,
+    usage_of,
+)
+
+
+@dataclass(slots=True)
+class _Block:
+    """A content block: of text, or of a tool call once its name is known."""
+
+    key: int | None = None  # the tool call's index in the chat stream; None for text
+    upstream_id: str | None = None
+    name: str = ""
+    text: list[str] = field(default_factory=list)
+    sent: int = 0  # how many pieces of `text` have been sent
+    opened: bool = False
+
+    @property
+    def whole(self) -> str:
+        return "".join(self.text)
+
+
+class ChatStream:
+    """Translates one stream. `model` is the name that the message carries."""
+
+    def __init__(self, *, model: str, stop_sequences: tuple[str, ...] = ()) -> None:
+        self.started = False
+        self.finished = False
+        self.stop_reason: str | None = None
+        self.usage: dict[str, int] = usage_of(None)
+        self.content: list[dict[str, Any]] = []  # the blocks of the answer, for the log
+        self._model = model
+        self._stop_sequences = stop_sequences
+        self._decoder = EventDecoder()
+        self._thinking = _ThinkingFilter()
+        self._choice: dict[str, Any] | None = None  # the one with the finish_reason
+        self._raw_usage: Any = None
+        self._queue: deque[_Block] = deque()  # the blocks that are not closed yet
+        self._calls: list[_Block] = []  # every tool call of the answer
+        self._blank = ""  # white space that may turn out to be all there is
+        self._index = 0
+        self._out: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Raises `ModelAnswerError`; what was returned before stays valid."""
+        return self._take(self._decoder.feed(chunk))
+
+    def finish(self) -> bytes:
+        """The end of the model's bytes. Raises `ModelAnswerError` when the answer is not whole."""
+        out = self._take(self._decoder.finish())
+        if not self.finished:
+            self._complete()
+            out += self._drain()
+        return out
+
+    def _take(self, events: list[Event]) -> bytes:
+        for event in events:
+            if self.finished:
+                break  # nothing after [DONE] counts
+            if event.data.strip() == b"[DONE]":
+                self._complete()
+            else:
+                self._chunk(event)
+        return self._drain()
+
+    def _drain(self) -> bytes:
+        out, self._out = b"".join(self._out), []
+        self.started = self.started or bool(out)
+        return out
+
+    def _chunk(self, event: Event) -> None:
+        try:
+            chunk = orjson.loads(event.data)
+        except orjson.JSONDecodeError:
+            raise ModelAnswerError("malformed_stream", "an event that is not JSON") from None
+        if not isinstance(chunk, dict):
+            raise ModelAnswerError("malformed_stream", "an event that is no object")
+        if chunk.get("error") or event.event == "error":
+            raise ModelAnswerError("error_in_stream")
+        if chunk.get("usage"):
+            self._raw_usage = chunk["usage"]  # cumulative: the last one counts, never their sum
+        choices = chunk.get("choices") or []
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            raise ModelAnswerError("malformed_stream", "choices")
+        for choice in choices:
+            if choice.get("index", 0) != 0:
+                continue
+            delta = choice.get("delta") or {}
+            if not isinstance(delta, dict):
+                raise ModelAnswerError("malformed_stream", "delta")
+            if self._choice is None:
+                # `reasoning` and `reasoning_content` are left out: unsigned thinking breaks the next turn at Anthropic.
+                if text := self._thinking.feed(content_text(delta.get("content"))):
+                    self._text(text)
+                self._tool_calls(delta.get("tool_calls") or [])
+            if choice.get("finish_reason"):
+                self._choice = choice if self._choice is None else self._choice
+            if choice.get("usage"):
+                self._raw_usage = choice["usage"]
+
+    def _text(self, text: str) -> None:
+        tail = self._queue[-1] if self._queue else None
+        if tail is None or tail.key is not None:
+            text = self._blank + text
+            if not text.strip():
+                self._blank = text  # Anthropic refuses a text of white space when the client sends it back
+                return
+            self._blank = ""
+            tail = _Block()
+            self._queue.append(tail)
+        tail.text.append(text)
+        self._advance()
+
+    def _tool_calls(self, calls: Any) -> None:
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise ModelAnswerError("malformed_stream", "tool_calls")
+        for position, call in enumerate(calls):
+            function = call.get("function") or {}
+            if not isinstance(function, dict):
+                raise ModelAnswerError("malformed_stream", "tool_calls.function")
+            key, upstream_id, name = call.get("index"), call.get("id"), function.get("name")
+            if key is not None and not isinstance(key, int):
+                raise ModelAnswerError("malformed_stream", "tool_calls.index")
+            block = self._find(position if key is None else key, upstream_id, name)
+            if not block.name and isinstance(name, str):
+                block.name = name
+            arguments = function.get("arguments")
+            if isinstance(arguments, dict):
+                arguments = orjson.dumps(arguments).decode()
+            if arguments:
+                if not isinstance(arguments, str):
+                    raise ModelAnswerError("malformed_stream", "tool_calls.arguments")
+                if block not in self._queue and arguments.strip():
+                    raise ModelAnswerError("malformed_stream", "arguments after the end of their tool call")
+                block.text.append(arguments)
+            self._advance()
+
+    def _find(self, key: int, upstream_id: Any, name: Any) -> _Block:
+        """The block of a tool call. A new id together with a name is a new call, even at an index that was used."""
+        self._blank = ""
+        for block in reversed(self._calls):
+            if block.key == key:
+                if upstream_id and name and block.upstream_id and upstream_id != block.upstream_id:
+                    break
+                return block
+        block = _Block(key=key, upstream_id=upstream_id if isinstance(upstream_id, str) else None)
+        self._calls.append(block)
+        self._queue.append(block)
+        return block
+
+    def _advance(self, *, closing: bool = False) -> None:
+        """Stream the head; close it when it is whole and another waits, or when all is at an end."""
+        while self._queue:
+            head = self._queue[0]
+            if head.key is not None and not head.name:
+                if not closing:
+                    return
+                raise ModelAnswerError("malformed_stream", "a tool call without a name")
+            self._stream(head)
+            if not closing and (len(self._queue) == 1 or not self._is_whole(head)):
+                return
+            self._close(self._queue.popleft())
+
+    @staticmethod
+    def _is_whole(block: _Block) -> bool:
+        if block.key is None:
+            return True
+        try:
+            orjson.loads(block.whole)
+        except orjson.JSONDecodeError:
+            return False
+        return True
+
+    def _stream(self, block: _Block) -> None:
+        if not self.content:
+            message: dict[str, Any] = {
+                "id": mint_message_id(),
+                "type": "message",
+                "role": "assistant",
+                "model": self._model,
+                "content": [],
+                "stop_reason": None,
+                "stop_sequence": None,
+                "usage": usage_of(self._raw_usage) | {"output_tokens": 0},
+            }
+            self._send("message_start", message=message)
+        if not block.opened:
+            block.opened = True
+            start: dict[str, Any] = {"type": "text", "text": ""}
+            if block.key is not None:
+                start = {"type": "tool_use", "id": mint_tool_id(), "name": block.name, "input": {}}
+            self.content.append(dict(start))
+            self._send("content_block_start", index=self._index, content_block=start)
+        if piece := "".join(block.text[block.sent :]):
+            block.sent = len(block.text)
+            delta = {"type": "text_delta", "text": piece}
+            if block.key is not None:
+                delta = {"type": "input_json_delta", "partial_json": piece}
+            self._send("content_block_delta", index=self._index, delta=delta)
+
+    def _close(self, block: _Block) -> None:
+        if block.key is None:
+            self.content[-1]["text"] = block.whole
+        else:
+            try:
+                self.content[-1]["input"] = parse_arguments(block.whole)
+            except ModelAnswerError:
+                # Cut by max_tokens, Anthropic's own streams end so as well; else nobody may take it for a call.
+                if self._choice is None or self._choice.get("finish_reason") != "length":
+                    raise
+        self._send("content_block_stop", index=self._index)
+        self._index += 1
+
+    def _complete(self) -> None:
+        """The end: close what is open, tell why and how much."""
+        if self._choice is None:
+            raise ModelAnswerError("unfinished", "the stream ended without a finish_reason")
+        if text := self._thinking.finish():
+            self._text(text)
+        stop_reason, stop_sequence = stop_reason_of(
+            self._choice, has_tools=bool(self._calls), stop_sequences=self._stop_sequences
+        )
+        if stop_reason == "max_tokens":
+            while self._queue and self._queue[-1].key is not None and not self._queue[-1].name:
+                self._queue.pop()  # cut before it had a name
+        self._advance(closing=True)
+        if not self.content:
+            raise ModelAnswerError("empty")
+        self.usage = usage_of(self._raw_usage)
+        self._send(
+            "message_delta", delta={"stop_reason": stop_reason, "stop_sequence": stop_sequence}, usage=self.usage
+        )
+        self._send("message_stop")
+        self.stop_reason = stop_reason
+        self.finished = True
+
+    def _send(self, event: str, **fields: Any) -> None:
+        self._out.append(encode_event(event, {"type": event, **fields}))
+
+
+class _ThinkingFilter:
+    """Takes a leading `<think>…</think>` out of a text that comes in pieces."""
+
+    OPEN, CLOSE = "<think>", "</think>"
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._state = "start"  # start -> inside -> after -> text
+
+    def feed(self, text: str) -> str:
+        if self._state == "text" or not text:
+            return text
+        self._held += text
+        if self._state == "start":
+            start = self._held.lstrip()
+            if start.startswith(self.OPEN):
+                self._state, self._held = "inside", start[len(self.OPEN) :]
+            elif self.OPEN.startswith(start):
+                return ""  # it may yet become one
+            else:
+                return self._pass()
+        if self._state == "inside":
+            _, closed, rest = self._held.partition(self.CLOSE)
+            if not closed:
+                self._held = self._held[-len(self.CLOSE) :]
+                return ""
+            self._state, self._held = "after", rest
+        self._held = self._held.lstrip("\n")
+        return self._pass() if self._held else ""
+
+    def finish(self) -> str:
+        return self._pass() if self._state == "start" else ""
+
+    def _pass(self) -> str:
+        self._state = "text"
+        text, self._held = self._held, ""
+        return text
+
+
+def error_event(type: str, message: str) -> bytes:
+    """The `error` event that ends a stream which cannot go on."""
+    return encode_event("error", {"type": "error", "error": {"type": type, "message": message}})
