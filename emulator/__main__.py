@@ -1,0 +1,67 @@
+"""`python -m emulator`: serve a local Together."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from emulator.context import Settings
+from emulator.errors import ApiError, StartError
+from emulator.serving import TRAINERS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(
+        prog="python -m emulator", description="A local Together, for development and tests."
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder for its state; made if it is not there")
+    parser.add_argument("--port", type=int, required=True, help="0: any free port")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument(
+        "--clock", metavar="ISO", help="set the clock, e.g. 2026-11-22T12:00:00Z; it runs on from there"
+    )
+    parser.add_argument("--trainer", choices=sorted(TRAINERS), default=defaults.trainer)
+    parser.add_argument("--workers", type=int, default=defaults.workers, help="trainings at a time (%(default)s)")
+    parser.add_argument(
+        "--cold-start",
+        type=float,
+        default=defaults.cold_start_seconds,
+        metavar="SECONDS",
+        help="until a replica is ready (%(default)s)",
+    )
+    parser.add_argument(
+        "--stop-delay",
+        type=float,
+        default=defaults.stop_seconds,
+        metavar="SECONDS",
+        help="until a replica has stopped (%(default)s)",
+    )
+    parser.add_argument(
+        "--honour-inactive-timeout",
+        action="store_true",
+        help="stop idle deployments as inactiveTimeout says; the real service was seen not to",
+    )
+    options = parser.parse_args(arguments)
+    settings = Settings(
+        trainer=options.trainer,
+        workers=options.workers,
+        cold_start_seconds=options.cold_start,
+        stop_seconds=options.stop_delay,
+        honour_inactive_timeout=options.honour_inactive_timeout,
+    )
+    from emulator.clock import parse_time
+    from emulator.server import run
+
+    try:
+        now = parse_time(options.clock) if options.clock else None
+        run(options.data, port=options.port, host=options.host, settings=settings, now=now)
+    except (StartError, ApiError) as error:
+        print(f"emulator: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

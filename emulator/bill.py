@@ -1,0 +1,270 @@
+"""The bill. Every amount is exact: whole nano-USD, rounded half up once per line.
+
+* A replica is billed from the moment it is ready until it is stopped, by the minute; a started minute counts.
+* A fine-tune is billed when it ends: price per token times (n_epochs * training + n_evals * validation) tokens, at least the
+  minimum. A cancelled one pays for the part that was trained, at least the minimum, and nothing if it never started; a failed
+  one pays nothing.
+* Tokens of base models asked without a deployment are billed by their serverless price. A deployment's tokens cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from emulator.catalog import NANO
+from emulator.clock import format_time
+from emulator.context import ORGANIZATION, Emulator
+from emulator.errors import ApiError
+from emulator.replicas import stop_inactive
+
+_MINUTE = 60.0
+_CENT = NANO // 100
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was used. `start` and `end` are seconds since the epoch, `amount` is nano-USD."""
+
+    kind: str
+    what: str
+    resource_id: str
+    start: float
+    end: float
+    quantity: int
+    unit: str
+    unit_price: Decimal
+    amount: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "what": self.what,
+            "resource_id": self.resource_id,
+            "start": format_time(self.start),
+            "end": format_time(self.end),
+            "quantity": self.quantity,
+            "unit": self.unit,
+            "unit_price_usd": decimal_text(self.unit_price),
+            "amount_usd": format_usd(self.amount),
+        }
+
+
+def read_bill(emulator: Emulator, *, since: float = -math.inf, until: float = math.inf) -> list[Line]:
+    """The lines of what was used from `since` to `until`, now at the latest, in order of their start."""
+    stop_inactive(emulator)
+    lines = [
+        *_replica_lines(emulator, since, until),
+        *_training_lines(emulator, since, until),
+        *_token_lines(emulator, since, until),
+    ]
+    return sorted(lines, key=lambda line: (line.start, line.kind, line.resource_id))
+
+
+def _replica_lines(emulator: Emulator, since: float, until: float) -> list[Line]:
+    now = emulator.clock.timestamp()
+    lines = []
+    for row in emulator.state.rows(
+        "SELECT rowid, * FROM replicas WHERE ready_at < ? ORDER BY ready_at, rowid", min(now, until)
+    ):
+        start, end = row["ready_at"], min(now, row["stopped_at"] or now)
+        minutes = _count_minutes(start, end, since, until)
+        if minutes > 0:
+            lines.append(
+                Line(
+                    kind="deployment",
+                    what=f"{row['deployment_name']} on {row['hardware']}",
+                    resource_id=row["deployment_id"],
+                    start=max(start, since),
+                    end=min(end, until),
+                    quantity=minutes,
+                    unit="replica minute",
+                    unit_price=Decimal(row["price_cents_per_hour"]) / 6000,
+                    amount=_divide(minutes * row["price_cents_per_hour"] * _CENT, 60),
+                )
+            )
+    return lines
+
+
+def _count_minutes(start: float, end: float, since: float, until: float) -> int:
+    """Started minutes of the run [start, end) that begin in [since, until)."""
+    total = math.ceil(max(0.0, end - start) / _MINUTE)
+
+    def begun_before(moment: float) -> int:
+        if math.isinf(moment):
+            return total if moment > 0 else 0
+        return min(total, max(0, math.ceil((moment - start) / _MINUTE)))
+
+    return begun_before(until) - begun_before(since)
+
+
+def _training_lines(emulator: Emulator, since: float, until: float) -> list[Line]:
+    return [
+        Line(
+            kind="fine_tune",
+            what=row["what"],
+            resource_id=row["id"],
+            start=row["charged_at"],
+            end=row["charged_at"],
+            quantity=row["tokens"],
+            unit="token",
+            unit_price=Decimal(row["price_per_mtok"]) / NANO / 1_000_000,
+            amount=row["amount"],
+        )
+        for row in emulator.state.rows(
+            "SELECT * FROM training_charges WHERE charged_at >= ? AND charged_at < ?", since, until
+        )
+    ]
+
+
+def _token_lines(emulator: Emulator, since: float, until: float) -> list[Line]:
+    lines = []
+    for row in emulator.state.rows("SELECT * FROM token_usage WHERE input_price + output_price > 0"):
+        start = row["hour"] * 3600.0
+        if not since <= start < until:
+            continue
+        for unit in ("input", "output"):
+            tokens, price = row[f"{unit}_tokens"], row[f"{unit}_price"]
+            lines.append(
+                Line(
+                    kind="inference",
+                    what=row["model"],
+                    resource_id=row["model"],
+                    start=start,
+                    end=start + 3600.0,
+                    quantity=tokens,
+                    unit=f"{unit} token",
+                    unit_price=Decimal(price) / NANO / 1_000_000,
+                    amount=_divide(tokens * price, 1_000_000),
+                )
+            )
+    return lines
+
+
+def charge_training(emulator: Emulator, job: Any, *, share: float) -> int:
+    """Charge the `share` (0..1) of a job that was trained; returns the nano-USD. The caller holds the transaction."""
+    request_kind = training_kind(job)
+    base = emulator.catalog.model(job["model"])
+    assert base is not None, "a job's model is in the catalog"
+    price = base.training_price(request_kind)
+    tokens = math.ceil(job["token_count"] * share)
+    amount = max(_divide(tokens * price, 1_000_000), int(emulator.catalog.minimum_training_price * NANO))
+    emulator.state.insert(
+        "training_charges",
+        id=job["id"],
+        charged_at=emulator.clock.timestamp(),
+        what=f"{request_kind} fine-tuning of {job['model']}: {job['output_name']}",
+        tokens=tokens,
+        price_per_mtok=price,
+        amount=amount,
+    )
+    return amount
+
+
+def training_kind(job: Any) -> str:
+    """ "lora" or "full"."""
+    import json
+
+    training_type = json.loads(job["request"]).get("training_type") or {}
+    return "full" if training_type.get("type") == "Full" else "lora"
+
+
+def training_price(emulator: Emulator, model: str, kind: str, tokens: int) -> int:
+    """Nano-USD for a whole training."""
+    base = emulator.catalog.model(model)
+    assert base is not None, "a job's model is in the catalog"
+    minimum = int(emulator.catalog.minimum_training_price * NANO)
+    return max(_divide(tokens * base.training_price(kind), 1_000_000), minimum)
+
+
+def remaining_balance(emulator: Emulator) -> int | None:
+    """Nano-USD left of the configured balance; None: none is configured."""
+    balance = emulator.state.get_setting("balance", None)
+    if balance is None:
+        return None
+    return int(balance) - sum(line.amount for line in read_bill(emulator))
+
+
+def _divide(amount: int, by: int) -> int:
+    """Rounded half up."""
+    return (2 * amount + by) // (2 * by)
+
+
+def format_usd(amount: int) -> str:
+    """Nano-USD as decimal dollars."""
+    return decimal_text(Decimal(amount) / NANO)
+
+
+def decimal_text(value: Decimal) -> str:
+    return f"{value:f}"
+
+
+def describe_bill(emulator: Emulator) -> dict[str, Any]:
+    lines = read_bill(emulator)
+    remaining = remaining_balance(emulator)
+    return {
+        "now": format_time(emulator.clock.timestamp()),
+        "currency": "USD",
+        "items": [line.to_json() for line in lines],
+        "total_usd": format_usd(sum(line.amount for line in lines)),
+        "balance_usd": None if remaining is None else format_usd(remaining),
+    }
+
+
+_PRODUCTS = {"deployment": "Dedicated Inference", "fine_tune": "Fine-tuning", "inference": "Serverless Inference"}
+
+
+def describe_usage(emulator: Emulator, month: str | None, granularity: str) -> tuple[str, list[dict[str, Any]]]:
+    """(billing period, windows with something in them) for `GET /v1/billing/usage`."""
+    now = emulator.clock.now()
+    start = _parse_month(month) if month else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    end = (start + timedelta(days=32)).replace(day=1)
+    step = timedelta(hours=1) if granularity == "hour" else timedelta(days=1)
+    windows = []
+    moment = start
+    while moment < min(end, now + step):
+        lines = read_bill(emulator, since=moment.timestamp(), until=(moment + step).timestamp())
+        if lines:
+            windows.append(
+                {
+                    "date": moment.date().isoformat(),
+                    "start_time": format_time(moment.timestamp()),
+                    "end_time": format_time((moment + step).timestamp()),
+                    "line_items": [_describe_line_item(line) for line in lines],
+                }
+            )
+        moment += step
+    return start.strftime("%Y-%m"), windows
+
+
+def _describe_line_item(line: Line) -> dict[str, Any]:
+    return {
+        "product_name": _PRODUCTS[line.kind],
+        "cost": format_usd(line.amount),
+        "quantity": str(line.quantity),
+        "unit_price": decimal_text(line.unit_price),
+        "attributes": {"resource_id": line.resource_id, "description": line.what},
+        "pricing_dimensions": {"unit": line.unit},
+        "applied_credit": {"type": "POSTPAID"},
+    }
+
+
+def _parse_month(text: str) -> datetime:
+    try:
+        return datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC)
+    except ValueError:
+        raise ApiError(400, f"month {text!r} is not written as YYYY-MM", param="month") from None
+
+
+def describe_report(emulator: Emulator, period: str, page: dict[str, Any]) -> dict[str, Any]:
+    windows = page["data"]
+    return page | {
+        "organization_id": ORGANIZATION["id"],
+        "billing_period": period,
+        "currency": "USD",
+        "earliest_window_start": windows[0]["start_time"] if windows else None,
+        "latest_window_end": windows[-1]["end_time"] if windows else None,
+    }

@@ -1,0 +1,112 @@
+"""What every route works with."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+
+from emulator.catalog import Catalog
+from emulator.clock import Clock
+from emulator.errors import ApiError
+from emulator.faults import Faults
+from emulator.state import State
+
+if TYPE_CHECKING:
+    from emulator.scheduler import Scheduler
+    from emulator.serving import ModelCache
+
+ORGANIZATION = {"id": "org_local", "name": "Local organization"}
+PROJECT = {"id": "proj_local", "name": "Local project", "slug": "local"}
+CATALOG_PROJECT = "proj_together"
+"""The project that owns the base models and their configs."""
+USER_ID = "user_local"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the emulator behaves. Times are seconds on its clock."""
+
+    trainer: str = "sklearn"
+    workers: int = 1
+    cold_start_seconds: float = 1.0
+    stop_seconds: float = 0.0
+    honour_inactive_timeout: bool = False
+
+
+@dataclass
+class Emulator:
+    settings: Settings
+    state: State
+    clock: Clock
+    catalog: Catalog
+    faults: Faults
+    models: ModelCache
+    scheduler: Scheduler
+    disk: ThreadPoolExecutor
+    """For what reads or writes whole files, so that the event loop never waits for a disk."""
+
+    def require_funds(self, needed: int = 1) -> None:
+        """Refuse with 402 when less than `needed` nano-USD of the configured balance are left."""
+        from emulator.bill import remaining_balance
+
+        remaining = remaining_balance(self)
+        if remaining is not None and remaining < needed:
+            raise ApiError(
+                402,
+                f"Insufficient balance: {max(remaining, 0) / 1e9:.2f} USD left. Add credits before you try again.",
+                code="insufficient_balance",
+            )
+
+
+def emulator_of(request: Request) -> Emulator:
+    return request.app.state.emulator  # type: ignore[no-any-return]
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The body as a JSON object; an empty body is an empty object."""
+    raw = await request.body()
+    if not raw.strip():
+        return {}
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body is a JSON {type(body).__name__}, not an object", code="invalid_json")
+    return body
+
+
+def read_project(request: Request, *, also_catalog: bool = False) -> str:
+    """The project of the path, which has to be the local one (or, for reading, the catalog's)."""
+    project = request.path_params["project"]
+    if project == PROJECT["id"] or (also_catalog and project == CATALOG_PROJECT):
+        return str(project)
+    raise ApiError(404, f"Project {project} not found; GET /v3/whoami tells the project of this key")
+
+
+def paginate(request: Request, items: list[dict[str, Any]], *, default: int = 100) -> dict[str, Any]:
+    """One page `{object, data, next_cursor}`; `after` is the cursor, which is an item's position."""
+    limit = read_int(request, "limit", default, least=1, most=1000)
+    after = read_int(request, "after", 0, least=0)
+    page = items[after : after + limit]
+    more = after + limit < len(items)
+    return {"object": "list", "data": page, "next_cursor": str(after + limit) if more else None}
+
+
+def read_int(request: Request, name: str, default: int, *, least: int, most: int | None = None) -> int:
+    text = request.query_params.get(name)
+    if not text:
+        return default
+    if not text.isdigit() or int(text) < least or (most is not None and int(text) > most):
+        raise ApiError(
+            400, f"{name}={text} is not a whole number from {least}" + (f" to {most}" if most else ""), param=name
+        )
+    return int(text)
+
+
+def empty_page() -> dict[str, Any]:
+    return {"object": "list", "data": [], "next_cursor": None}

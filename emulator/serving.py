@@ -1,0 +1,76 @@
+"""Trained models in memory, asked on a thread of their own so that the event loop stays free.
+
+One thread: the models are small and hold the interpreter lock, so more threads would only make every answer later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from emulator.majority import Completion, fixed_completion
+
+TRAINERS = {"sklearn": "emulator.trainer", "majority": "emulator.majority"}
+"""Trainers by name: modules with `train` and `load_model`."""
+
+TRAINER_FILE = "trainer.json"
+
+
+class Model(Protocol):
+    def complete(
+        self, messages: list[dict[str, Any]], *, max_tokens: int, temperature: float, logprobs: bool
+    ) -> Completion: ...
+
+
+class UntunedModel:
+    """A base model as the emulator has it: no weights, no knowledge, and it says so."""
+
+    def __init__(self, name: str) -> None:
+        self._text = f"I am {name}, untuned. The local emulator has no weights of me, so I cannot answer."
+
+    def complete(
+        self, messages: list[dict[str, Any]], *, max_tokens: int, temperature: float = 0.0, logprobs: bool = False
+    ) -> Completion:
+        return fixed_completion(self._text, 0.0, messages, max_tokens=max_tokens)
+
+
+class ModelCache:
+    """Loads each model once."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._models: dict[str, Model] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+
+    def warm(self, name: str) -> None:
+        """Begin to load the model in the directory `name`, so that the first question finds it there."""
+        self._thread.submit(self._load, name)
+
+    async def complete(
+        self, name: str, messages: list[dict[str, Any]], *, max_tokens: int, temperature: float, logprobs: bool
+    ) -> Completion:
+        """Ask the model in the directory `name`."""
+
+        def ask() -> Completion:
+            model = self._load(name)
+            return model.complete(messages, max_tokens=max_tokens, temperature=temperature, logprobs=logprobs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, ask)
+
+    def forget(self, name: str) -> None:
+        self._models.pop(name, None)
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _load(self, name: str) -> Model:
+        model = self._models.get(name)
+        if model is None:
+            directory = self._directory / name
+            trainer = json.loads((directory / TRAINER_FILE).read_text())["trainer"]
+            model = self._models[name] = importlib.import_module(TRAINERS[trainer]).load_model(directory)
+        return model
