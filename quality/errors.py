@@ -1,0 +1,54 @@
+"""Errors of the quality room.
+
+::
+
+    ReasoningError
+    └── QualityError
+        ├── InsufficientData     too few usable rows to learn from (carries the verdict and the funnel)
+        ├── DatasetRejected      the finished rows failed the quality gate (carries the failures)
+        ├── DatasetError         a published dataset cannot be read, or is not what its manifest says
+        └── EvaluationError      labels and answers that cannot be compared
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reasoning.errors import ReasoningError
+
+if TYPE_CHECKING:
+    from quality.report import Failure
+    from quality.verdict import DataVerdict
+
+
+class QualityError(ReasoningError):
+    """Base of this room's errors."""
+
+
+class InsufficientData(QualityError):
+    """Too few usable rows to learn from. `verdict` says how many and what to do, `funnel` where the others went."""
+
+    def __init__(self, verdict: DataVerdict, funnel: dict[str, int]) -> None:
+        self.verdict = verdict
+        self.funnel = funnel
+        lost = ", ".join(f"{reason} {count}" for reason, count in funnel.items() if count) or "none selected"
+        super().__init__(f"{verdict.level}: {verdict.rows} usable rows ({lost}). {' '.join(verdict.advice)}")
+
+
+class DatasetRejected(QualityError):
+    """The finished rows failed the quality gate; nothing was published."""
+
+    def __init__(self, failures: list[Failure]) -> None:
+        self.failures = failures
+        super().__init__(
+            "the dataset failed its quality gate: "
+            + "; ".join(f"{failure.expectation} (observed {failure.observed})" for failure in failures)
+        )
+
+
+class DatasetError(QualityError):
+    """A published dataset cannot be read, or is not what its manifest says."""
+
+
+class EvaluationError(QualityError):
+    """Labels and answers that cannot be compared."""

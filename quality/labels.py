@@ -1,0 +1,37 @@
+"""The label: what the right decision was, and who says so."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+from reasoning.decision_types import DecisionType
+from reasoning.errors import UnparseableAnswer
+
+# Best first. The view `labelled_decisions` has chosen the best for each row.
+LABEL_SOURCES = ("demonstration", "original", "custom")
+
+
+def format_label(decision_type: DecisionType, label: str) -> str:
+    """The completion that a model is taught for a label (JSON text of a decision). Raises `UnparseableAnswer`."""
+    try:
+        decision = orjson.loads(label)
+    except orjson.JSONDecodeError as error:
+        raise UnparseableAnswer(f"the label is not JSON: {error}") from None
+    return decision_type.format_answer(decision)
+
+
+def answer_class(decision: dict[str, Any]) -> str:
+    """What a decision comes down to: its action, its actions in order, its code; else all of it as JSON.
+
+    Two decisions of one class are the same answer: reasoning and wording may differ.
+    """
+    if isinstance(decision.get("action"), str):
+        return decision["action"]
+    if isinstance(decision.get("actions"), list):
+        return ", ".join(map(str, decision["actions"]))
+    if isinstance(decision.get("code"), str):
+        return decision["code"]
+    return json.dumps(decision, sort_keys=True, ensure_ascii=False)
