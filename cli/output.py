@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-
-def plain(value: Any) -> Any:
-    """`value` as JSON has it: dataclasses become objects, decimals and paths text, times RFC 3339."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)
+from tasks.progress import reading
+from tasks.reports import fields, plain, text
 
 
 def print_json(value: Any) -> None:
@@ -42,8 +28,7 @@ def show(report: Any, *, as_json: bool, title: str | None = None) -> None:
         rows = [plain(row) for row in report]
         print_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title=title)
         return
-    fields = [(name, value) for name, value in _flat(report) if value not in (None, [], {}, "")]
-    print_table(["", ""], [[name.replace("_", " "), value] for name, value in fields], title=title, header=False)
+    print_table(["", ""], list(fields(report)), title=title, header=False)
 
 
 def print_table(
@@ -54,6 +39,7 @@ def print_table(
         return
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=header, box=box.SIMPLE)
@@ -61,22 +47,22 @@ def print_table(
         numbers = all(isinstance(row[index], int | float | Decimal) or row[index] is None for row in rows)
         table.add_column(column.replace("_", " "), justify="right" if numbers and header else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(escape(text(value)) for value in row))
     Console().print(table)
 
 
-def print_line(text: str) -> None:
-    sys.stdout.write(text + "\n")
+def print_line(line: str) -> None:
+    sys.stdout.write(line + "\n")
 
 
-def print_note(text: str) -> None:
+def print_note(line: str) -> None:
     """A line for people beside the output, such as progress: to stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(line + "\n")
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[..., None]]:
-    """A progress callback for any of the rooms: `(done, total)`, or `(fraction, message)`. Silent unless a terminal."""
+    """A progress callback for any of the rooms (`tasks.progress.reading`). Silent unless stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda *_: None
         return
@@ -87,37 +73,11 @@ def progress_bar(what: str) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
 
-        def update(done: float, rest: float | str | None = None) -> None:
-            if isinstance(rest, str):
-                bar.update(task, completed=done, total=1.0, description=f"{what}: {rest}")
-            else:
-                bar.update(task, completed=done, total=rest or None)
+        def update(*said: float | str) -> None:
+            fraction, message = reading(*said)
+            bar.update(task, completed=fraction, total=1.0, description=f"{what}: {message}" if message else what)
 
         yield update
-
-
-def _flat(report: Any) -> Iterator[tuple[str, Any]]:
-    for name, value in plain(report).items():
-        if isinstance(value, dict):
-            yield from ((f"{name}: {inner}", item) for inner, item in value.items())
-        else:
-            yield name, value
-
-
-def _cell(value: Any) -> str:
-    from rich.markup import escape
-
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    if isinstance(value, list):
-        return escape(", ".join(str(item) for item in value))
-    return escape(str(value))
 
 
 def home_relative(path: Path) -> str:

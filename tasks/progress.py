@@ -1,0 +1,54 @@
+"""How far a piece of work is, whoever says it and whoever listens.
+
+The rooms call `progress(done, total)`, `progress(step, done, total)` or `progress(fraction, message)`; who listens takes
+them all through `reading`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from logging import Logger, LoggerAdapter
+
+Progress = Callable[..., None]
+
+_EVERY_SECONDS = 2.0  # an update of an artifact is a request to the server
+
+
+def reading(*said: float | str) -> tuple[float, str]:
+    """Fraction (0 to 1) and message of one call of a progress callback."""
+    message = next((part for part in said if isinstance(part, str)), "")
+    numbers = [part for part in said if not isinstance(part, str)]
+    fraction = numbers[0] if len(numbers) == 1 else numbers[0] / numbers[1] if numbers[1] else 0.0
+    return min(max(float(fraction), 0.0), 1.0), message
+
+
+class RunProgress:
+    """A progress callback that writes to the log of the Prefect run and to a progress artifact of it.
+
+    `key` is the artifact's: lower case and dashes. The artifact appears with the first call.
+    """
+
+    def __init__(self, key: str, description: str, logger: Logger | LoggerAdapter[Any]) -> None:
+        self.key, self.description, self._logger = key, description, logger
+        self._artifact: UUID | None = None
+        self._updated_at = float("-inf")
+
+    def __call__(self, *said: float | str) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        fraction, message = reading(*said)
+        if time.monotonic() - self._updated_at < _EVERY_SECONDS and fraction < 1:
+            return
+        self._updated_at = time.monotonic()
+        percent = round(100 * fraction, 1)
+        self._logger.info("%s: %g %% %s", self.description, percent, message)
+        if self._artifact is None:
+            artifact = create_progress_artifact(percent, key=self.key, description=self.description)
+            self._artifact = artifact if isinstance(artifact, UUID) else None
+        else:
+            update_progress_artifact(self._artifact, percent)

@@ -1,0 +1,64 @@
+"""Reports of the rooms as plain data and as Markdown, for the CLI, Prefect's artifacts and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: dataclasses become objects, decimals and paths text, times RFC 3339."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def fields(report: Any) -> Iterator[tuple[str, Any]]:
+    """Name and plain value of everything that a report has to say; what is empty is left out."""
+    for name, value in plain(report).items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for key, item in inner:
+            if item not in (None, [], {}, ""):
+                yield f"{name} {key}".strip().replace("_", " "), item
+
+
+def text(value: Any) -> str:
+    """A plain value in a table."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, list):
+        return ", ".join(text(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text(item)}" for key, item in value.items())
+    return str(value)
+
+
+def markdown(report: Any, *, title: str) -> str:
+    """A report as a Markdown table: a row a field, or the rows of a list."""
+    if isinstance(report, list):
+        rows = [plain(row) for row in report]
+        return f"# {title}\n\n" + (
+            markdown_table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "none"
+        )
+    return f"# {title}\n\n" + markdown_table(["what", "value"], list(fields(report)))
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(text(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
