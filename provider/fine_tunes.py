@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 
     from storage.ledger import Ledger
 
-PARAMETERS: dict[str, Any] = {"n_epochs": 3, "n_evals": 1, "n_checkpoints": 1, "learning_rate": 1e-4, "lora": True}
+PARAMETERS: dict[str, Any] = {
+    "n_epochs": 3,
+    "n_evals": 1,
+    "n_checkpoints": 1,
+    "learning_rate": 1e-4,
+    "lora": True,
+    "train_on_inputs": "auto",
+}
 """What is sent unless told otherwise: names and units of the SDK's `fine_tuning.create`."""
 
 DOUBT_SECONDS = 30.0

@@ -1,0 +1,180 @@
+"""Many questions to one model at once, for its evaluation: answers with latency and log-probabilities.
+
+Agents do not come this way: they ask through `reasoning`, with a deadline and a fallback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from provider.client import Progress, asking
+from provider.errors import ProviderError, ProviderUnavailable
+from reasoning import completion as client_completion
+from reasoning.decision_types import AnswerFormat
+
+if TYPE_CHECKING:
+    from together import AsyncTogether, Together
+
+    from storage.ledger import Ledger
+
+CONCURRENCY = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer, or why there is none (`error`; then `text` is empty).
+
+    `latency_ms` is that of the attempt that answered, without the waits before it. `confidence` is measured as agents'
+    clients measure it (`reasoning.completion.measure_confidence`); None when no answer format was given to read by.
+    `token_logprobs` are natural logarithms, parallel to `tokens`.
+    """
+
+    text: str
+    confidence: float | None
+    latency_ms: float | None
+    input_tokens: int | None
+    output_tokens: int | None
+    finish_reason: str | None
+    tokens: tuple[str, ...] = ()
+    token_logprobs: tuple[float | None, ...] = ()
+    error: str | None = None
+
+
+def complete_many(
+    client: Together,
+    model: str,
+    conversations: Iterable[Sequence[Any]],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    answer_format: AnswerFormat | None = None,
+    concurrency: int = CONCURRENCY,
+    ledger: Ledger | None = None,
+    progress: Progress | None = None,
+    now: datetime | None = None,
+) -> list[Completion]:
+    """Ask `model` (a deployment's `served_name`) every conversation (a list of messages); answers in their order.
+
+    Passing trouble is retried; a question that stays unanswered has its `error` set, so that one bad row does not lose
+    the rest. With `ledger` the deployment counts as used at `now`, so that the guard does not take it for idle.
+    """
+    asked = list(conversations)
+    _touch(ledger, model, now)
+
+    def run() -> list[Completion]:
+        return asyncio.run(_complete_all(client, model, asked, max_tokens, temperature, concurrency, progress))
+
+    answers: list[Completion] = _outside_of_loop(run)
+    _touch(ledger, model, now)
+    if answer_format is None:
+        return answers
+    return [replace(answer, confidence=_measure_confidence(answer_format, answer)) for answer in answers]
+
+
+def _measure_confidence(answer_format: AnswerFormat, answer: Completion) -> float | None:
+    read = client_completion.Completion(answer.text, answer.tokens, answer.token_logprobs)
+    return client_completion.measure_confidence(answer_format, read)
+
+
+def _touch(ledger: Ledger | None, model: str, now: datetime | None) -> None:
+    if ledger is None:
+        return
+    for row in ledger.find("deployments", served_name=model, state="ready"):
+        ledger.update("deployments", row["id"], last_request_at=now or datetime.now(UTC), now=now)
+
+
+def _outside_of_loop(run: Any) -> Any:
+    """Run it here, or, where an event loop is running already (an async flow), in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return run()
+    outcome: dict[str, Any] = {}
+
+    def target() -> None:
+        try:
+            outcome["value"] = run()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=target, name="complete_many")
+    thread.start()
+    thread.join()
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
+
+
+async def _complete_all(
+    client: Together,
+    model: str,
+    conversations: Sequence[Sequence[Any]],
+    max_tokens: int,
+    temperature: float,
+    concurrency: int,
+    progress: Progress | None,
+) -> list[Completion]:
+    from together import AsyncTogether
+
+    done, limit = 0, asyncio.Semaphore(concurrency)
+    async with AsyncTogether(
+        api_key=client.api_key, base_url=client.base_url, project_id=client.project_id, max_retries=0
+    ) as asynchronous:
+
+        async def ask(messages: Sequence[Any]) -> Completion:
+            nonlocal done
+            async with limit:
+                answer = await _complete(asynchronous, model, messages, max_tokens, temperature)
+            done += 1
+            if progress:
+                progress(done / len(conversations), f"{done:,} of {len(conversations):,} answers")
+            return answer
+
+        return await asyncio.gather(*(ask(messages) for messages in conversations))
+
+
+async def _complete(
+    client: AsyncTogether, model: str, messages: Sequence[Any], max_tokens: int, temperature: float
+) -> Completion:
+    try:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(ProviderUnavailable),
+            stop=stop_after_attempt(4),
+            wait=wait_exponential_jitter(0.2, 5),
+            reraise=True,
+        ):
+            with attempt, asking(f"asking {model}"):
+                began = time.perf_counter()
+                answer = await client.chat.completions.create(
+                    model=model,
+                    messages=list(messages),
+                    max_tokens=max_tokens,
+                    temperature=temperature,
+                    logprobs=1,
+                )
+                return _read(answer, (time.perf_counter() - began) * 1000)
+    except ProviderError as error:
+        return Completion("", None, None, None, None, None, error=str(error))
+    raise AssertionError("a retry either returns or raises")
+
+
+def _read(answer: Any, latency_ms: float) -> Completion:
+    choice, usage, logprobs = answer.choices[0], answer.usage, answer.choices[0].logprobs
+    return Completion(
+        text=(choice.message.content if choice.message else None) or "",
+        confidence=None,
+        latency_ms=latency_ms,
+        input_tokens=usage.prompt_tokens if usage else None,
+        output_tokens=usage.completion_tokens if usage else None,
+        finish_reason=choice.finish_reason,
+        tokens=tuple((logprobs.tokens if logprobs else None) or ()),
+        token_logprobs=tuple((logprobs.token_logprobs if logprobs else None) or ()),
+    )
