@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from reasoning.errors import RoutesError
-from reasoning.routes import Arm, Route, Routes, read_routes, write_routes
+from reasoning.routes import Route, Routes, read_routes, write_routes
 
 LEASE = timedelta(minutes=3)
 """Three missed ticks of a guard that comes every minute."""
@@ -28,33 +28,43 @@ def publish_route(
     return _change(path, now, lease, lambda routes: {**routes, decision_type: route})
 
 
-def withdraw_route(path: Path | str, decision_type: str, *, now: datetime | None = None) -> Routes | None:
+def withdraw_route(path: Path | str, decision_type: str, *, now: datetime | None = None) -> Routes:
     """Take a decision type's route away: its decisions are the original's."""
     return _change(
         path, now, None, lambda routes: {name: route for name, route in routes.items() if name != decision_type}
     )
 
 
-def withdraw_model(path: Path | str, model: str, *, now: datetime | None = None) -> Routes | None:
-    """Take every arm of a model (`<project slug>/<name>`) out; a route left without a custom arm goes with it."""
-    return keep_models(path, lambda arm: arm.model != model, now=now)
+def withdraw_model(path: Path | str, model: str, *, now: datetime | None = None) -> list[tuple[str, str]]:
+    """Take every arm of a model (`<project slug>/<name>`) out; see `keep_models`."""
+    return keep_models(path, lambda _, name: name != model, now=now)
 
 
-def keep_models(path: Path | str, keep: Callable[[Arm], bool], *, now: datetime | None = None) -> Routes | None:
-    """Take out the custom arms that `keep` says no to; a route left without a custom arm goes with them."""
+def keep_models(
+    path: Path | str, keep: Callable[[str, str], bool], *, now: datetime | None = None
+) -> list[tuple[str, str]]:
+    """Take out the custom arms that `keep(decision_type, model)` says no to; returns these pairs.
+
+    A route left without a custom arm goes with them: its decisions are the original's.
+    """
+    withdrawn: list[tuple[str, str]] = []
 
     def change(routes: Mapping[str, Route]) -> dict[str, Route]:
         kept = {}
         for name, route in routes.items():
-            arms = tuple(arm for arm in route.arms if arm.source != "custom" or keep(arm))
+            out = [arm for arm in route.arms if arm.source == "custom" and not keep(name, arm.model or "")]
+            withdrawn.extend((name, arm.model or "") for arm in out)
+            arms = tuple(arm for arm in route.arms if arm not in out)
             if any(arm.source == "custom" for arm in arms):
-                kept[name] = replace(route, arms=arms) if arms != route.arms else route
+                kept[name] = replace(route, arms=arms)
         return kept
 
-    return _change(path, now, None, change)
+    if Path(path).exists():
+        _change(path, now, None, change)
+    return withdrawn
 
 
-def withdraw_routes(path: Path | str, *, now: datetime | None = None) -> Routes | None:
+def withdraw_routes(path: Path | str, *, now: datetime | None = None) -> Routes:
     """Take all routes away."""
     return _change(path, now, None, lambda routes: {})
 

@@ -1,0 +1,337 @@
+"""The guard: charges what ran, enforces the budgets, stops what nobody uses, and renews the lease if all is well.
+
+`guard_costs` is meant to run every minute and needs no memory of its own: it works from the ledger, the decision log
+and what the provider says, so a missed tick is made up by the next one, two at once are harmless (the second one
+leaves), and a dead guard costs nothing more than its lease: past that, every decision is the agents' own.
+
+======  ======================================================================================================
+80 %    of a budget spent: warn
+95 %    drain: routes withdrawn at once, deployments stopped at the next tick, when their last requests have ended
+100 %   emergency stop: routes withdrawn and deployments scaled to zero in this tick, jobs that wait are cancelled
+======  ======================================================================================================
+
+A job that already trains is left to finish: its price was reserved when it began, and is owed by and large anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from provider.deployments import LIVE_STATES, advance_shutdown, begin_shutdown, hourly_usd, sync_deployment
+from provider.errors import ProviderError
+from provider.fine_tunes import cancel_fine_tune, sync_fine_tune
+from provider.metering import runway_usd
+from provider.routes import LEASE, keep_models, renew_lease
+from reasoning.errors import ReasoningError
+from storage.errors import BudgetExceeded
+from storage.layout import Layout
+from storage.ledger import Budget, Ledger, open_ledger
+from storage.money import format_usd, from_nano
+
+if TYPE_CHECKING:
+    import duckdb
+    from together import Together
+
+Level = Literal["ok", "warn", "drain", "stop"]
+_LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
+_RUNNING = ("provisioning", "degraded", "ready")
+# What was never sent to a model: such rows cost nothing and do not keep a deployment awake.
+_NOT_SENT = ("disabled", "no_route", "lease_expired", "circuit_open")
+_METERED_DAYS = 3  # segments land within minutes; an agent that was away for longer is metered by reconcile_provider
+
+
+@dataclass(frozen=True, slots=True)
+class GuardPolicy:
+    """What the guard goes by. Shares are of a budget's limit."""
+
+    idle: timedelta | None = timedelta(minutes=30)
+    lease: timedelta = LEASE
+    warn_share: float = 0.80
+    drain_share: float = 0.95
+
+
+@dataclass(slots=True)
+class GuardReport:
+    """What one tick found and did. `lease` is `renewed`, `left` (to expire), or `none` when there are no routes."""
+
+    now: datetime
+    skipped: bool = False
+    level: Level = "ok"
+    charged_usd: Decimal = Decimal(0)
+    budgets: list[Budget] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    lease: Literal["renewed", "left", "none"] = "none"
+    lease_expires_at: datetime | None = None
+
+
+def guard_costs(
+    data: Path | str,
+    client: Together | None,
+    *,
+    policy: GuardPolicy | None = None,
+    ledger: Ledger | None = None,
+    now: datetime | None = None,
+) -> GuardReport:
+    """One tick. `client` None means that the provider could not be reached: nothing is renewed then.
+
+    Never raises for what the provider or the decision log does: that is in `errors`, and the lease is not renewed.
+    Raises LedgerError when the ledger cannot be read, since then nothing may be spent at all.
+    """
+    report = GuardReport(now=now or datetime.now(UTC))
+    opened = ledger or open_ledger(data, now=report.now)
+    try:
+        with opened.exclusive("guard") as alone:
+            if alone:
+                _tick(Layout(data), opened, client, policy or GuardPolicy(), report)
+            else:
+                report.skipped = True
+        return report
+    finally:
+        if ledger is None:
+            opened.close()
+
+
+def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: GuardPolicy, report: GuardReport) -> None:
+    now = report.now
+    before = ledger.spent()
+    draining = {row["id"] for row in ledger.find("deployments", state="draining")}
+    if client is None:
+        report.errors.append("the provider cannot be reached")
+    else:
+        _look(ledger, client, report)
+    _meter_decisions(layout, ledger, report)
+    report.charged_usd = ledger.spent() - before
+    report.budgets = ledger.budgets(now)
+
+    doomed = _over_budget(ledger, policy, report)
+    doomed |= _out_of_runway(ledger, doomed, report)
+    doomed |= _over_rate(ledger, doomed, report)
+    doomed |= _idle(ledger, doomed, policy, report)
+    for deployment_id, (reason, immediately) in doomed.items():
+        row = ledger.get("deployments", deployment_id)
+        if row["state"] in _RUNNING or (immediately and row["state"] == "draining"):
+            begin_shutdown(ledger, deployment_id, why=reason, immediately=immediately, now=now)
+            report.actions.append(f"{'stopping' if immediately else 'draining'} {row['name']}: {reason}")
+
+    _withdraw(layout, ledger, policy, report)  # before anything is scaled down: clients go to their own logic
+    if client is not None:
+        _take_down(ledger, client, draining, report)
+        _cancel_waiting_jobs(ledger, client, policy, report)
+    _renew(layout, policy, report)
+
+
+def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
+    """See how everything of ours is, and charge what it cost since the last look."""
+    for row in ledger.find("deployments", state=LIVE_STATES):
+        try:
+            after, message = sync_deployment(client, ledger, row["id"], now=report.now)
+        except ReasoningError as error:
+            report.errors.append(f"{row['name']}: {error}")
+            continue
+        if after["state"] != row["state"]:
+            report.actions.append(f"{row['name']} is {after['state']}{f': {message}' if message else ''}")
+    for job in ledger.find("fine_tune_jobs", state=("submitted", "running", "cancelling")):
+        try:
+            after = sync_fine_tune(client, ledger, job["id"], now=report.now)
+        except ReasoningError as error:
+            report.errors.append(f"{job['suffix']}: {error}")
+            continue
+        if after["state"] in ("completed", "failed", "cancelled"):
+            report.actions.append(
+                f"{job['suffix']} is {after['state']} for {format_usd(from_nano(after['price_nano']))}"
+            )
+
+
+def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> None:
+    try:
+        meter_decisions(layout, ledger, since=report.now - timedelta(days=_METERED_DAYS), now=report.now)
+    except Exception as error:  # whatever is wrong with the log, the guard goes on, and fails closed: no lease
+        report.errors.append(f"the decision log cannot be read: {type(error).__name__}: {error}")
+
+
+def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: datetime) -> None:
+    """Take requests, tokens and their cost from the decision log into the ledger, whole days from `since` on."""
+    if not layout.decisions.is_dir():
+        return
+    import storage
+
+    def rows_of(connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
+        return connection.execute(
+            f"""SELECT model, decision_type, strftime(ts, '%Y-%m-%d') AS day, count(*),
+                       coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT,
+                       coalesce(sum(cost_usd::DECIMAL(38, 12)), 0)::VARCHAR, epoch_us(max(ts))
+                FROM decisions
+                WHERE source = 'custom' AND model IS NOT NULL AND date >= ?
+                  AND (fallback_reason IS NULL OR fallback_reason NOT IN {_NOT_SENT})
+                GROUP BY ALL""",  # noqa: S608 - only the constant above
+            [since.date()],
+        ).fetchall()
+
+    deployments = {row["served_name"]: row for row in ledger.find("deployments") if row["served_name"]}
+    for model, decision_type, day, requests, input_tokens, output_tokens, cost, last in storage.read(
+        layout.data, rows_of
+    ):
+        deployment = deployments.get(model)
+        last_at = datetime.fromtimestamp(last / 1e6, UTC)
+        with ledger.transaction():
+            ledger.meter(
+                model,
+                decision_type,
+                day,
+                requests=requests,
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                # What runs on a deployment is paid by the minute, whatever price a route names.
+                cost_usd=Decimal(0) if deployment else Decimal(cost),
+                now=now,
+            )
+            if deployment and last_at > (deployment["last_request_at"] or datetime.min.replace(tzinfo=UTC)):
+                deployments[model] = ledger.update("deployments", deployment["id"], last_request_at=last_at, now=now)
+
+
+def _level(budget: Budget, policy: GuardPolicy) -> Level:
+    if budget.fraction >= 1:
+        return "stop"
+    if budget.fraction >= policy.drain_share:
+        return "drain"
+    return "warn" if budget.fraction >= policy.warn_share else "ok"
+
+
+def _spent_budgets(budgets: Iterable[Budget]) -> list[Budget]:
+    return [budget for budget in budgets if budget.period != "hour"]
+
+
+def _over_budget(ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> dict[str, tuple[str, bool]]:
+    """Deployments that a spent budget stops, with the reason and whether it is at once."""
+    doomed: dict[str, tuple[str, bool]] = {}
+    for budget in _spent_budgets(report.budgets):
+        level = _level(budget, policy)
+        report.level = max(report.level, level, key=_LEVELS.index)
+        if level == "ok":
+            continue
+        said = f"{format_usd(budget.spent_usd)} of the {budget.name} budget of {format_usd(budget.limit_usd)} is spent"
+        report.warnings.append(said)
+        if level == "warn":
+            continue
+        for row in ledger.find("deployments", state=(*_RUNNING, "draining")):
+            if budget.decision_type in (None, row["decision_type"]):
+                immediately = level == "stop" or doomed.get(row["id"], ("", False))[1]
+                doomed[row["id"]] = (said, immediately)
+    return doomed
+
+
+def _out_of_runway(
+    ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: GuardReport
+) -> dict[str, tuple[str, bool]]:
+    """Deployments whose next minutes cannot be reserved any more. What is reserved already pays for the draining."""
+    found = {}
+    for row in ledger.find("deployments", state=_RUNNING):
+        if row["id"] in doomed or row["reservation_id"] is None:
+            continue
+        try:
+            ledger.resize(row["reservation_id"], runway_usd(row), now=report.now)
+        except BudgetExceeded as error:
+            found[row["id"]] = (str(error), False)
+    return found
+
+
+def _over_rate(ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: GuardReport) -> dict[str, tuple[str, bool]]:
+    """The newest deployments, until the rest runs within what an hour may cost."""
+    found = {}
+    for budget in report.budgets:
+        if budget.period != "hour":
+            continue
+        running = [
+            row
+            for row in ledger.find("deployments", state=_RUNNING)
+            if row["id"] not in doomed and budget.decision_type in (None, row["decision_type"])
+        ]
+        rate = sum((hourly_usd(row) for row in running), Decimal(0))
+        while running and rate > budget.limit_usd:
+            row = running.pop()
+            rate -= hourly_usd(row)
+            found[row["id"]] = (f"more than {format_usd(budget.limit_usd)} an hour would run", False)
+    return found
+
+
+def _idle(
+    ledger: Ledger, doomed: dict[str, tuple[str, bool]], policy: GuardPolicy, report: GuardReport
+) -> dict[str, tuple[str, bool]]:
+    """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing."""
+    if policy.idle is None:
+        return {}
+    found = {}
+    for row in ledger.find("deployments", state="ready"):
+        busy_at = max(at for at in (row["ready_at"], row["last_request_at"], row["created_at"]) if at)
+        if row["id"] not in doomed and report.now - busy_at >= policy.idle:
+            minutes = int((report.now - busy_at).total_seconds() // 60)
+            found[row["id"]] = (f"idle for {minutes} minutes", False)
+    return found
+
+
+def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> None:
+    """Leave only arms whose deployment is ready, and none of a decision type whose budget is used up."""
+    ready = {row["served_name"] for row in ledger.find("deployments", state="ready")}
+    spent_types = {
+        budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) in ("drain", "stop")
+    }
+
+    def keep(decision_type: str, model: str) -> bool:
+        if None in spent_types or decision_type in spent_types:
+            return False
+        return model in ready or not model.rsplit("/", 1)[-1].startswith(ledger.prefix)
+
+    try:
+        for decision_type, model in keep_models(layout.routes, keep, now=report.now):
+            report.actions.append(f"withdrew {model} from {decision_type}")
+    except (ReasoningError, OSError) as error:
+        report.errors.append(f"the routes cannot be changed: {error}")
+
+
+def _take_down(ledger: Ledger, client: Together, draining: set[str], report: GuardReport) -> None:
+    """Go on with what is to end. What began to drain in this tick still answers its last requests."""
+    for row in ledger.find("deployments", state=("draining", "stopping", "stopped", "failed")):
+        if row["state"] == "draining" and row["id"] not in draining:
+            continue
+        try:
+            after = advance_shutdown(client, ledger, row["id"], now=report.now)
+        except ProviderError as error:
+            report.errors.append(f"{row['name']}: {error}")
+            continue
+        if after["state"] != row["state"]:
+            report.actions.append(f"{row['name']} is {after['state']}")
+
+
+def _cancel_waiting_jobs(ledger: Ledger, client: Together, policy: GuardPolicy, report: GuardReport) -> None:
+    over = {budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) == "stop"}
+    for job in ledger.find("fine_tune_jobs", state="submitted"):
+        if None in over or job["decision_type"] in over:
+            try:
+                cancel_fine_tune(client, ledger, job["id"], why="the budget is spent", now=report.now)
+            except ProviderError as error:
+                report.errors.append(f"{job['suffix']}: {error}")
+            else:
+                report.actions.append(f"cancelled {job['suffix']}, which had not begun to train: the budget is spent")
+
+
+def _renew(layout: Layout, policy: GuardPolicy, report: GuardReport) -> None:
+    """Give the routes their next minutes, only when nothing at all is wrong."""
+    try:
+        if not layout.routes.exists():
+            return
+        if report.errors:
+            report.lease = "left"
+            return
+        routes = renew_lease(layout.routes, lease=policy.lease, now=report.now)
+        if routes is not None and routes.routes:
+            report.lease, report.lease_expires_at = "renewed", routes.expires_at
+    except (ReasoningError, OSError) as error:
+        report.errors.append(f"the lease cannot be renewed: {error}")
+        report.lease = "left"
