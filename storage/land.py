@@ -34,11 +34,12 @@ from reasoning.errors import SegmentError
 from reasoning.records import SCHEMA_VERSION
 from reasoning.spool import parse_line
 from storage.errors import LandingError
-from storage.files import make_folder, remove_tree, sync
+from storage.files import make_folder, sync
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, reason_class
-from storage.schema import PARTITIONS, SCHEMAS, PartitionKey, SchemaViolation, partition_of, to_table
+from storage.rewrite import recover
+from storage.schema import SCHEMAS, PartitionKey, SchemaViolation, partition_of, to_table
 from storage.table import SCHEMA_KEY, SEGMENTS_KEY, landed_segments
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -94,7 +95,7 @@ def land_decisions(
 
 def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Progress | None = None) -> LandReport:
     """`land_decisions` for one who holds the lock. Whoever rewrites partitions calls it first."""
-    clear_staging(layout)
+    recover(layout)
     report = LandReport(taken_over=_take_over(layout))
     segments = [(path, path.stat().st_size) for path in sorted(layout.spool.glob("*.seal"))]
     total = sum(size for _, size in segments)
@@ -113,14 +114,6 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
             finally:
                 landing.discard()
     return report
-
-
-def clear_staging(layout: Layout) -> None:
-    """Remove what a killed landing, compaction or erasure left unfinished. Only for one who holds the lock."""
-    for table in PARTITIONS:
-        remove_tree(layout.staging(table))
-    for path in layout.quarantine.glob("*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def _groups(segments: list[tuple[Path, int]]) -> Iterator[list[tuple[Path, int]]]:

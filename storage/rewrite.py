@@ -1,0 +1,149 @@
+"""Replacing all the files of a partition by one new file, in one step that a reader sees done or not done.
+
+On Linux the new folder and the old one are *exchanged* (`renameat2`), which is the commit. Where the system cannot, a
+*manifest* commits: `_hidden.json` in the folder names files that are not part of the table. It first names the new
+file, which is then moved in; writing it anew, with the names of the old files, is the commit; then those are deleted
+and it goes too. Whatever it names is garbage, so recovery after a kill is to delete that.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+import duckdb
+import orjson
+import pyarrow.parquet as pq
+
+from reasoning.records import SCHEMA_VERSION
+from storage.errors import TableError
+from storage.files import exchange, make_folder, remove_tree, sync, write_atomic
+from storage.layout import Layout
+from storage.schema import PARTITIONS, SCHEMAS, PartitionKey
+from storage.table import HIDDEN, SCHEMA_KEY, SEGMENTS_KEY, landed_segments, list_partitions, live_files
+from storage.views import scan, sql_text
+
+Method = Literal["auto", "exchange", "manifest"]
+
+_ROW_GROUP_ROWS = 20_480
+_ROW_GROUP_BYTES = 64 << 20
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+
+
+def rewrite_partition(
+    con: duckdb.DuckDBPyConnection,
+    layout: Layout,
+    key: PartitionKey,
+    *,
+    drop: str = "false",
+    method: Method = "auto",
+) -> int:
+    """Write a partition anew as one file sorted by time, without the rows for which the SQL `drop` is true.
+
+    For one who holds the lock and has finished landing. Returns the number of rows dropped. Raises `TableError` when
+    the new file does not hold what it should; the partition is then as it was.
+    """
+    folder = layout.data / key.folder
+    sources = live_files(folder)
+    metadata = [pq.read_metadata(path) for path in sources]
+    rows = sum(file.num_rows for file in metadata)
+    dropped = 0
+    if drop != "false":
+        query = f"SELECT count(*) FROM ({scan(key.table, sources)}) WHERE {drop}"  # noqa: S608 - `drop` is ours
+        dropped = con.execute(query).fetchall()[0][0]
+    if dropped == rows:
+        remove_partition(layout, key)
+        return dropped
+
+    uncompressed = sum(file.row_group(i).total_byte_size for file in metadata for i in range(file.num_row_groups))
+    row_group = max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES * rows // max(uncompressed, 1)))
+    staged = layout.staging(key.table) / uuid4().hex
+    make_folder(staged)
+    new = staged / f"data-{uuid4()}.parquet"
+    try:
+        _write(con, key.table, sources, drop, row_group, sorted(landed_segments(folder)), new)
+        if pq.read_metadata(new).num_rows != rows - dropped:
+            raise TableError(f"{new} has not the {rows - dropped} rows that it should; {folder} stays as it is")
+        sync(new)
+        sync(staged)
+        _commit(folder, new, sources, method)
+    finally:
+        remove_tree(staged)
+    return dropped
+
+
+def _write(
+    con: duckdb.DuckDBPyConnection,
+    table: str,
+    sources: list[Path],
+    drop: str,
+    row_group: int,
+    segments: list[str],
+    new: Path,
+) -> None:
+    columns = ", ".join(SCHEMAS[table].names)
+    ids = "decision_id" if table == "decisions" else "feedback_id"
+    footer = {SEGMENTS_KEY: orjson.dumps(segments), SCHEMA_KEY: str(SCHEMA_VERSION).encode()}
+    pairs = ", ".join(f"{sql_text(name.decode())}: {sql_text(value.decode())}" for name, value in footer.items())
+    # The page size: with DuckDB's own, a reader under a memory limit of 1 GB runs out of memory.
+    con.execute(f"""
+        COPY (SELECT {columns} FROM ({scan(table, sources)}) WHERE ({drop}) IS NOT true ORDER BY ts, {ids})
+        TO {sql_text(str(new))} (
+            FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 3, ROW_GROUP_SIZE {row_group},
+            DATA_PAGE_SIZE_LIMIT 1048576, KV_METADATA {{{pairs}}}
+        )
+    """)  # noqa: S608 - names and predicates of our own
+
+
+def _commit(folder: Path, new: Path, old: list[Path], method: Method) -> None:
+    if method != "manifest":
+        try:
+            exchange(new.parent, folder)
+        except OSError as error:
+            if method == "exchange" or error.errno not in _CANNOT_EXCHANGE:
+                raise
+        else:
+            sync(folder.parent)
+            sync(new.parent.parent)
+            return  # the old folder, now in staging, is removed by the caller; paths to its files are gone already
+    hidden = folder / HIDDEN
+    write_atomic(hidden, orjson.dumps([new.name]))
+    new.rename(folder / new.name)
+    sync(folder)
+    write_atomic(hidden, orjson.dumps([path.name for path in old]))
+    _delete_hidden(folder)
+
+
+def _delete_hidden(folder: Path) -> None:
+    hidden = folder / HIDDEN
+    for name in orjson.loads(hidden.read_bytes()):
+        (folder / name).unlink(missing_ok=True)
+    sync(folder)
+    hidden.unlink()
+    sync(folder)
+
+
+def remove_partition(layout: Layout, key: PartitionKey) -> None:
+    """Take a partition out of its table in one step, then delete its files. For one who holds the lock."""
+    folder = layout.data / key.folder
+    staging = layout.staging(key.table)
+    make_folder(staging)
+    removed = staging / uuid4().hex
+    folder.rename(removed)
+    sync(folder.parent)
+    remove_tree(removed)
+
+
+def recover(layout: Layout) -> None:
+    """Undo, or finish, what a killed landing, compaction, expiry or erasure left. For one who holds the lock."""
+    for table in PARTITIONS:
+        remove_tree(layout.staging(table))
+        for key in list_partitions(layout, table):
+            if (layout.data / key.folder / HIDDEN).exists():
+                _delete_hidden(layout.data / key.folder)
+            for temporary in (layout.data / key.folder).glob("*.tmp"):
+                temporary.unlink(missing_ok=True)
+    for path in layout.quarantine.glob("*.tmp"):
+        path.unlink(missing_ok=True)
