@@ -139,6 +139,7 @@ fine_tune_jobs = sa.Table(
     sa.Column("remote_state", sa.String(40)),
     sa.Column("price_nano", sa.BigInteger),
     sa.Column("model_id", sa.String(40)),
+    sa.Column("reconciled_at", UtcDateTime),  # when its charges were last made equal to the provider's final bill
     sa.Column("error", sa.Text),
 )
 
@@ -184,6 +185,7 @@ deployments = sa.Table(
     sa.Column("ready_at", UtcDateTime),
     sa.Column("last_request_at", UtcDateTime),
     sa.Column("stopped_at", UtcDateTime),
+    sa.Column("reconciled_at", UtcDateTime),
     sa.Column("reason", sa.Text),  # why it is being stopped, or what failed
 )
 

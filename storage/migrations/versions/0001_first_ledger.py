@@ -151,6 +151,7 @@ def upgrade() -> None:
         sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_request_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("reconciled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(
             ["reservation_id"],
@@ -178,6 +179,7 @@ def upgrade() -> None:
         sa.Column("remote_state", sa.String(length=40), nullable=True),
         sa.Column("price_nano", sa.BigInteger(), nullable=True),
         sa.Column("model_id", sa.String(length=40), nullable=True),
+        sa.Column("reconciled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(
             ["dataset_id"],

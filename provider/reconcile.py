@@ -1,0 +1,428 @@
+"""What really runs at the provider, against the ledger; and the provider's bill, against our charges.
+
+Whose an object is, its name says: `rsn-<installation>-...`. Of ours, one that the ledger does not know, or holds for
+ended, is an orphan: it is written down, stopped and charged. All others belong to strangers and are never touched.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from provider.client import asking
+from provider.deployments import (
+    LIVE_STATES,
+    advance_shutdown,
+    begin_shutdown,
+    find_deployment,
+    sync_deployment,
+)
+from provider.errors import ProviderError
+from provider.fine_tunes import abandon_fine_tune, cancel_fine_tune, sync_fine_tune
+from provider.prices import hourly_prices
+from storage import ledger_schema as schema
+from storage.ledger import Ledger, open_ledger
+from storage.money import format_usd, from_nano, to_nano
+
+if TYPE_CHECKING:
+    from together import Together
+
+ABANDON_AFTER = timedelta(minutes=10)
+"""An intent that nobody works on, and of which the provider knows nothing for so long, is given up."""
+
+BILL_LAG = timedelta(hours=1)
+"""How long after its end an hour of the provider's bill is taken for complete."""
+
+_ENDED_JOBS = ("completed", "failed", "cancelled")
+
+
+@dataclass(slots=True)
+class ReconcileReport:
+    """What was found and done. `difference_usd`: bill minus charges, for our objects, before the correction."""
+
+    now: datetime
+    skipped: bool = False
+    orphans: list[str] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    strangers: int = 0
+    billed_usd: Decimal = Decimal(0)
+    charged_usd: Decimal = Decimal(0)
+    difference_usd: Decimal = Decimal(0)
+    adjustments: list[str] = field(default_factory=list)
+
+
+def reconcile_provider(
+    data: Path | str, client: Together, *, ledger: Ledger | None = None, now: datetime | None = None
+) -> ReconcileReport:
+    """Bring ledger and provider together. Meant for every ten minutes; two at once are harmless.
+
+    What the provider refuses is in `errors`; raises ProviderUnavailable when it cannot be asked at all.
+    """
+    report = ReconcileReport(now=now or datetime.now(UTC))
+    opened = ledger or open_ledger(data, now=report.now)
+    try:
+        with opened.exclusive("reconcile") as alone:
+            if not alone:
+                report.skipped = True
+                return report
+            _reconcile_jobs(client, opened, report)
+            _reconcile_deployments(client, opened, report)
+            _reconcile_bill(client, opened, report)
+        return report
+    finally:
+        if ledger is None:
+            opened.close()
+
+
+# -- fine-tune jobs ---------------------------------------------------------------------------------------------------
+
+
+def _reconcile_jobs(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
+    with asking("all fine-tunes"):
+        remotes = client.fine_tuning.list().data or []
+    ours = [(suffix, job) for job in remotes if (suffix := _our_suffix(job, ledger.prefix))]
+    report.strangers += len(remotes) - len(ours)
+    for suffix, remote in sorted(ours, key=lambda pair: pair[1].created_at):
+        try:
+            _reconcile_job(client, ledger, suffix, remote, report)
+        except ProviderError as error:
+            report.errors.append(f"{suffix}: {error}")
+    present = {suffix for suffix, _ in ours}
+    with ledger.exclusive("submit") as alone:  # nobody is just submitting
+        for job in ledger.find("fine_tune_jobs", state="intended") if alone else ():
+            if job["suffix"] not in present and report.now - job["updated_at"] >= ABANDON_AFTER:
+                abandon_fine_tune(ledger, job["id"], why="it never reached the provider", now=report.now)
+                report.actions.append(f"gave up {job['suffix']}: it never reached the provider")
+
+
+def _our_suffix(job: Any, prefix: str) -> str | None:
+    found = re.search(rf"{re.escape(prefix)}[a-z0-9]+", job.suffix or job.x_model_output_name or "")
+    return found[0] if found else None
+
+
+def _reconcile_job(client: Together, ledger: Ledger, suffix: str, remote: Any, report: ReconcileReport) -> None:
+    if ledger.find("fine_tune_jobs", remote_id=remote.id):
+        return  # known; the guard follows it
+    known = ledger.find("fine_tune_jobs", suffix=suffix)
+    with ledger.exclusive("submit", wait=True):
+        job = ledger.get("fine_tune_jobs", known[0]["id"]) if known else None
+        if job is not None and job["remote_id"] == remote.id:
+            return
+        if job is not None and job["state"] == "intended":
+            ledger.transition(
+                "fine_tune_jobs",
+                job["id"],
+                "submitted",
+                why="found by its suffix",
+                remote_id=remote.id,
+                remote_state=remote.status,
+                now=report.now,
+            )
+            report.actions.append(f"found {suffix}, whose submission was never answered")
+            return
+        if job is not None and job["state"] == "abandoned":
+            job = ledger.transition(
+                "fine_tune_jobs",
+                job["id"],
+                "submitted",
+                why="it turned up after it had been given up",
+                remote_id=remote.id,
+                remote_state=remote.status,
+                now=report.now,
+            )
+        else:
+            job = _add_orphan_job(ledger, suffix, remote, report.now)
+    report.orphans.append(f"fine-tune {suffix} ({remote.id})")
+    job = sync_fine_tune(client, ledger, job["id"], now=report.now)
+    if job["state"] not in _ENDED_JOBS:
+        job = cancel_fine_tune(client, ledger, job["id"], why="an orphan: nobody asked for it", now=report.now)
+    report.actions.append(f"fine-tune {remote.id} is {job['state']}")
+
+
+def _add_orphan_job(ledger: Ledger, suffix: str, remote: Any, now: datetime) -> dict[str, Any]:
+    with ledger.transaction():
+        # Nothing can be reserved for what exists already; its price is charged when it has ended.
+        reservation = ledger.reserve(0, purpose=f"orphaned fine-tune {suffix}", ttl=None, now=now)
+        return ledger.add(
+            "fine_tune_jobs",
+            state="submitted",
+            suffix=remote.id if ledger.find("fine_tune_jobs", suffix=suffix) else suffix,
+            base_model=remote.model or "unknown",
+            parameters="{}",
+            estimate_nano=remote.total_price or 0,
+            reservation_id=reservation.id,
+            remote_id=remote.id,
+            remote_state=remote.status,
+            now=now,
+        )
+
+
+# -- endpoints and deployments ----------------------------------------------------------------------------------------
+
+
+def _reconcile_deployments(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
+    with asking("all endpoints"):
+        endpoints = list(client.endpoints.list())
+    ours = {name: endpoint for endpoint in endpoints if (name := _bare_name(endpoint)).startswith(ledger.prefix)}
+    report.strangers += len(endpoints) - len(ours)
+    for name, endpoint in ours.items():
+        try:
+            _reconcile_endpoint(client, ledger, name, endpoint, report)
+        except ProviderError as error:
+            report.errors.append(f"{name}: {error}")
+    with ledger.exclusive("submit") as alone:
+        for row in ledger.find("deployments", state="intended") if alone else ():
+            if row["name"] not in ours and report.now - row["updated_at"] >= ABANDON_AFTER:
+                _end(client, ledger, row["id"], "it never reached the provider", report)
+    for row in ledger.find("deployments", state=LIVE_STATES):
+        if row["name"] not in ours and row["state"] != "intended":
+            try:  # it is gone: its money is settled
+                sync_deployment(client, ledger, row["id"], now=report.now)
+                if row["state"] in ("draining", "stopping", "stopped", "failed"):
+                    advance_shutdown(client, ledger, row["id"], now=report.now)
+            except ProviderError as error:
+                report.errors.append(f"{row['name']}: {error}")
+
+
+def _bare_name(remote: Any) -> str:
+    return remote.name.rsplit("/", 1)[-1]
+
+
+def _reconcile_endpoint(client: Together, ledger: Ledger, name: str, endpoint: Any, report: ReconcileReport) -> None:
+    known = ledger.find("deployments", name=name)
+    row = known[0] if known else None
+    if row is None:
+        row = _add_orphan_deployment(client, ledger, name, endpoint, report.now)
+        report.orphans.append(f"endpoint {name} ({endpoint.id})")
+    elif row["state"] == "deleted":
+        # It was believed to be gone, so what it cost since then has not been charged yet.
+        row = ledger.transition(
+            "deployments",
+            row["id"],
+            "stopping",
+            why="it turned up after it had been given up",
+            endpoint_id=endpoint.id,
+            served_name=endpoint.name,
+            metered_until=row["stopped_at"] or row["created_at"],
+            reconciled_at=None,
+            replicas=sum(deployment.ready_replicas or 0 for deployment in endpoint.deployments),
+            now=report.now,
+        )
+        report.orphans.append(f"endpoint {name} ({endpoint.id})")
+    elif row["state"] == "intended":
+        _adopt_intended(client, ledger, row, endpoint, report)
+        return
+    else:
+        _stop_doubles(client, ledger, row, endpoint, report)
+        return
+    _end(client, ledger, row["id"], "an orphan: the ledger did not know that it runs", report)
+
+
+def _add_orphan_deployment(client: Together, ledger: Ledger, name: str, endpoint: Any, now: datetime) -> dict[str, Any]:
+    prices, deployments = hourly_prices(client), endpoint.deployments
+    known = [prices[d.hardware] for d in deployments if d.hardware in prices]
+    # Hardware that has no price any more: the dearest one is the safe guess, until the bill tells.
+    hourly = max(known, default=max(prices.values(), default=Decimal(0)) if deployments else Decimal(0))
+    first = min(deployments, key=lambda d: d.created_at, default=None)
+    return ledger.add(
+        "deployments",
+        state="stopping",
+        name=name,
+        model_object_id=first.api_model_id if first else "unknown",
+        config="unknown",
+        hardware=(first.hardware if first else None) or "unknown",
+        hourly_nano=to_nano(hourly),
+        max_replicas=0,
+        endpoint_id=endpoint.id,
+        served_name=endpoint.name,
+        remote_id=first.id if first else None,
+        metered_until=first.created_at if first else now,
+        replicas=sum(d.ready_replicas or 0 for d in deployments),
+        reason="an orphan: the ledger did not know it",
+        now=now,
+    )
+
+
+def _adopt_intended(
+    client: Together, ledger: Ledger, row: dict[str, Any], endpoint: Any, report: ReconcileReport
+) -> None:
+    """A process died, or still works, between the creates. What it started is followed; what it left is removed."""
+    with ledger.exclusive("submit") as alone:
+        row = ledger.get("deployments", row["id"])
+        if not alone or row["state"] != "intended":
+            return
+        with asking(f"deployment {row['name']}"):
+            remote = find_deployment(client, endpoint.id, row["name"])
+        if remote is not None:
+            ledger.transition(
+                "deployments",
+                row["id"],
+                "provisioning",
+                why="found by its name",
+                endpoint_id=endpoint.id,
+                served_name=endpoint.name,
+                remote_id=remote.id,
+                metered_until=row["attempted_at"] or row["created_at"],
+                now=report.now,
+            )
+            report.actions.append(f"found {row['name']}, whose creation was never answered")
+        elif report.now - row["updated_at"] >= ABANDON_AFTER:
+            _end(client, ledger, row["id"], "its creation was given up half-way", report)
+
+
+def _stop_doubles(
+    client: Together, ledger: Ledger, row: dict[str, Any], endpoint: Any, report: ReconcileReport
+) -> None:
+    """Deployments beside the one of the ledger: a create that was carried out twice. Stopped, charged, deleted."""
+    for double in endpoint.deployments:
+        if row["remote_id"] is None or double.id == row["remote_id"]:
+            continue
+        with asking(f"deployment {double.id}"):
+            remote = client.endpoints.deployments.retrieve(double.id, endpoint_id=endpoint.id)
+            if (remote.autoscaling.max_replicas or 0) > 0:
+                report.orphans.append(f"deployment {double.id} beside {row['name']}")
+                remote = client.endpoints.deployments.update(
+                    double.id,
+                    endpoint_id=endpoint.id,
+                    autoscaling={"min_replicas": 0, "max_replicas": 0},
+                    etag=remote.etag,
+                )
+            if remote.status.state != "DEPLOYMENT_STATE_STOPPED":
+                continue
+            _charge_double(ledger, row, remote, report.now)
+            client.endpoints.deployments.delete(double.id, endpoint_id=endpoint.id, etag=remote.etag)
+            report.actions.append(f"deleted deployment {double.id}, a double of {row['name']}")
+
+
+def _charge_double(ledger: Ledger, row: dict[str, Any], remote: Any, now: datetime) -> None:
+    """All the time that it existed, until the bill tells. It is an object of its own on the bill, so also here."""
+    minutes = math.ceil((now - remote.created_at).total_seconds() / 60)
+    with ledger.transaction():
+        if ledger.find("deployments", remote_id=remote.id):
+            return
+        own = ledger.add(
+            "deployments",
+            state="deleted",
+            remote_id=remote.id,
+            name=remote.id,
+            stopped_at=now,
+            billed_minutes=minutes,
+            now=now,
+            **{
+                column: row[column]
+                for column in (
+                    *("decision_type", "model_id", "model_object_id", "config", "hardware"),
+                    *("hourly_nano", "max_replicas", "endpoint_id"),
+                )
+            },
+        )
+        ledger.charge(
+            "endpoint",
+            from_nano(-(-row["hourly_nano"] * minutes // 60)),
+            key=f"endpoint:{own['id']}:0-{minutes}",
+            what=f"{minutes} replica minutes at most of {remote.id}, a double of {row['name']}",
+            decision_type=row["decision_type"],
+            model_id=row["model_id"],
+            deployment_id=own["id"],
+            quantity=minutes,
+            now=now,
+        )
+
+
+def _end(client: Together, ledger: Ledger, deployment_id: str, why: str, report: ReconcileReport) -> None:
+    begin_shutdown(ledger, deployment_id, why=why, immediately=True, now=report.now)
+    try:
+        row = advance_shutdown(client, ledger, deployment_id, now=report.now)
+    except ProviderError as error:
+        report.errors.append(f"{deployment_id}: {error}")
+        return
+    report.actions.append(f"{row['name']} is {row['state']}: {why}")
+
+
+# -- the bill ---------------------------------------------------------------------------------------------------------
+
+
+def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
+    """Compare the complete hours of the provider's bill with our charges, object by object, and charge the difference.
+
+    An object without a line on the bill keeps its charges: a late bill must not give money back.
+    """
+    complete = (report.now - BILL_LAG).replace(minute=0, second=0, microsecond=0)
+    jobs = [j for j in ledger.find("fine_tune_jobs", state=_ENDED_JOBS, reconciled_at=None) if j["remote_id"]]
+    deployments = [d for d in ledger.find("deployments", reconciled_at=None) if d["remote_id"]]
+    if not jobs and not deployments:
+        return
+    since = min(row["created_at"] for row in (*jobs, *deployments))
+    billed = read_bill(client, {row["remote_id"] for row in (*jobs, *deployments)}, since=since, until=complete)
+    for job in jobs:
+        if job["updated_at"] < complete:
+            final = True
+            _adjust(ledger, "fine_tune_jobs", job, "job_id", billed, None, final, report)
+    for row in deployments:
+        final = row["state"] == "deleted" and row["updated_at"] < complete
+        _adjust(ledger, "deployments", row, "deployment_id", billed, None if final else complete, final, report)
+    report.difference_usd = report.billed_usd - report.charged_usd
+
+
+def read_bill(client: Together, remote_ids: set[str], *, since: datetime, until: datetime) -> dict[str, Decimal]:
+    """US dollars on the provider's bill for each of these objects, in the hours that end by `until`."""
+    billed: dict[str, Decimal] = defaultdict(Decimal)
+    month = since.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    while month < until:
+        with asking(f"the bill of {month:%Y-%m}"):
+            for window in client.organization.usage.costs.list(granularity="hour", month=f"{month:%Y-%m}"):
+                if window.end_time > until:
+                    continue
+                for item in window.line_items:
+                    for remote_id in remote_ids.intersection(item.attributes.values()):
+                        billed[remote_id] += Decimal(item.cost)
+        month = (month + timedelta(days=32)).replace(day=1)
+    return billed
+
+
+def _adjust(
+    ledger: Ledger,
+    object_type: str,
+    row: dict[str, Any],
+    column: str,
+    billed: dict[str, Decimal],
+    until: datetime | None,
+    final: bool,
+    report: ReconcileReport,
+) -> None:
+    charges = schema.charges
+    query = sa.select(sa.func.coalesce(sa.func.sum(charges.c.amount_nano), 0)).where(charges.c[column] == row["id"])
+    if until is not None:
+        query = query.where(charges.c.ts < until)
+    with ledger.transaction() as connection:
+        charged = from_nano(int(connection.execute(query).scalar_one()))
+        on_bill = billed.get(row["remote_id"])
+        report.charged_usd += charged
+        if on_bill is None:
+            return
+        report.billed_usd += on_bill
+        if difference := from_nano(to_nano(on_bill) - to_nano(charged)):
+            name = row["suffix"] if object_type == "fine_tune_jobs" else row["name"]
+            ledger.charge(
+                "adjustment",
+                difference,
+                key=f"adjustment:{row['id']}:{report.now.isoformat()}",
+                what=f"{name}: the provider billed {format_usd(on_bill)}, charged was {format_usd(charged)}",
+                decision_type=row["decision_type"],
+                model_id=row["model_id"],
+                ts=min(report.now, until - timedelta(microseconds=1)) if until else report.now,
+                now=report.now,
+                **{column: row["id"]},
+            )
+            report.adjustments.append(f"{name}: {format_usd(difference)}")
+        if final:
+            ledger.update(object_type, row["id"], reconciled_at=report.now, now=row["updated_at"])
