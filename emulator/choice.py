@@ -12,12 +12,12 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import KFold
 
 from emulator.features import transcript_features
+from emulator.text import TextSpace
 from emulator.transcript import Transcript
 
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -35,7 +35,7 @@ class ChoiceModel:
 
     def __init__(self, classes: list[str]) -> None:
         self.classes = classes
-        self.vectorizer: TfidfVectorizer | None = None
+        self.words: TextSpace | None = None
         self.centre = np.zeros(0)
         self.scale = np.ones(0)
         self.weights = np.zeros((1, len(classes)))
@@ -46,7 +46,12 @@ class ChoiceModel:
 
     def log_probabilities(self, transcript: Transcript) -> np.ndarray:
         """Calibrated log-probabilities of `classes`."""
-        return log_softmax(self._scores([transcript]) / self.temperature, axis=1)[0]
+        numbers = (_numbers([transcript])[0] - self.centre) / self.scale
+        scores = numbers @ self.weights[: len(numbers)] + self.bias
+        if self.words is not None:
+            columns, values = self.words.vector(transcript.last.text)
+            scores += values @ self.weights[len(numbers) + columns]
+        return log_softmax(scores / self.temperature)
 
     def decide(self, transcript: Transcript) -> tuple[str, float]:
         """The class decided for and its calibrated log-probability."""
@@ -54,27 +59,19 @@ class ChoiceModel:
         best = int(np.argmax(log_p + self.offsets))
         return self.classes[best], float(log_p[best])
 
-    def _scores(self, transcripts: Sequence[Transcript]) -> np.ndarray:
-        return np.asarray(self._matrix(transcripts) @ self.weights) + self.bias
-
     def _matrix(self, transcripts: Sequence[Transcript]) -> sparse.csr_matrix:
         numbers = (_numbers(transcripts) - self.centre) / self.scale
-        if self.vectorizer is None:
+        if self.words is None:
             return sparse.csr_matrix(numbers)
-        words = self.vectorizer.transform([transcript.last.text for transcript in transcripts])
+        words = self.words.matrix([transcript.last.text for transcript in transcripts])
         return sparse.hstack([sparse.csr_matrix(numbers), words], format="csr")
 
     def _prepare(self, transcripts: Sequence[Transcript]) -> None:
         numbers = _numbers(transcripts)
         self.centre, self.scale = numbers.mean(axis=0), numbers.std(axis=0)
         self.scale[self.scale < 1e-9] = 1.0
-        vectorizer = TfidfVectorizer(
-            sublinear_tf=True, min_df=3, max_features=20_000, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b|\?"
-        )
-        try:
-            self.vectorizer = vectorizer.fit([transcript.last.text for transcript in transcripts])
-        except ValueError:  # no word occurs in three lines
-            self.vectorizer = None
+        lines = [transcript.last.text for transcript in transcripts]
+        self.words = TextSpace(lines, min_df=3, max_features=20_000, ngram_range=(1, 2), token_pattern=r"\b\w+\b|\?")
 
     def _fit(self, matrix: sparse.csr_matrix, labels: np.ndarray, strength: float) -> None:
         present = np.unique(labels)

@@ -80,11 +80,15 @@ class Model:
         self.task = task
         self.core = core
         self.answers = answers
-        self.by_values = {answer.values: answer for answer in reversed(answers)}
-        if task == "choice":
-            counts = Counter(answer.text for answer in answers)
-            usual = sorted(answers, key=lambda answer: counts[answer.text])
-            self.by_values = {answer.values: answer for answer in usual}
+        self.rows_of: dict[tuple[str, ...], list[int]] = {}
+        for row, answer in enumerate(answers):
+            self.rows_of.setdefault(answer.values, []).append(row)
+        counts = Counter(answer.text for answer in answers)
+        self.usual = {
+            values: max((answers[row] for row in rows), key=lambda a: counts[a.text])
+            for values, rows in self.rows_of.items()
+        }
+        """Of the answers with the same decision, the commonest."""
 
     def complete(
         self,
@@ -119,18 +123,13 @@ class Model:
     def _decide(self, transcript: Transcript) -> tuple[Answer, float]:
         if isinstance(self.core, ChoiceModel):
             value, log_probability = self.core.decide(transcript)
-            return self.by_values[(value,)], log_probability
+            return self.usual[(value,)], log_probability
         if isinstance(self.core, PlanModel):
-            plan, log_probability = self.core.decide(transcript)
-            return self._words_of(plan, transcript), log_probability
+            plan, log_probability, likeness = self.core.decide(transcript)
+            rows = self.rows_of.get(plan) or range(len(self.answers))
+            return self.answers[max(rows, key=lambda row: likeness[row])].with_values(plan), log_probability
         row, log_probability = self.core.decide(transcript)
         return self.answers[row], log_probability
-
-    def _words_of(self, plan: tuple[str, ...], transcript: Transcript) -> Answer:
-        assert isinstance(self.core, PlanModel)
-        likeness = self.core.nearest(transcript)
-        same = [row for row, answer in enumerate(self.answers) if answer.values == plan] or range(len(self.answers))
-        return self.answers[max(same, key=lambda row: likeness[row])].with_values(plan)
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -208,8 +207,8 @@ def train(
             [e.answer.values for e in held_out],
             progress=fitting,
         )
-        answers = answers[-len(core.membership) :]
-        classes = core.labels
+        answers = answers[-len(core.log.chosen) :]
+        classes = core.log.labels
     elif task == "choice":
         core, metrics = fit_choice(
             transcripts,
