@@ -1,0 +1,361 @@
+"""How right each source of answers is on the same labelled rows, with intervals, and how much better than another.
+
+Rows of one episode are not independent, so intervals come from a bootstrap over episodes: whole episodes are drawn with
+replacement, all sources are computed on the same draws, and differences are taken within a draw (Davison and Hinkley,
+Bootstrap Methods and their Application, 1997, section 3.8). Percentiles of 2,000 draws with a fixed seed, 95 %.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from quality import metrics
+from quality.errors import EvaluationError
+from quality.labels import answer_class
+from reasoning.decision_types import DecisionType, get_decision_type
+from reasoning.errors import UnparseableAnswer
+from reasoning.ids import uuid7
+from storage.files import make_folder, write_atomic
+from storage.layout import Layout
+
+RESAMPLES = 2_000
+FEW_EPISODES = 20
+_CHUNK = 100
+# What a source is judged by.
+PRIMARY = {"label": "balanced_accuracy", "plan": "exact_match", "code": "similarity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What was right for one row. `episode` is what the row is resampled with."""
+
+    decision: dict[str, Any]
+    episode: str
+    source: str = "demonstration"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One source's answer to one row; `decision` is None where it failed, which counts as wrong.
+
+    `confidence` is in 0..1, `latency_ms` in milliseconds, `cost_usd` in US dollars. `passed` tells whether code passed
+    its tests, where the caller ran them. `weight` is 1 / probability of having been asked, in an A/B test.
+    """
+
+    decision: dict[str, Any] | None
+    confidence: float | None = None
+    latency_ms: float | None = None
+    cost_usd: float | None = None
+    passed: bool | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def excludes_zero(self) -> bool:
+        """Is the whole interval on one side of zero?"""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class SourceResult:
+    """One source: its metrics (None where undefined), how often it failed, its latency (ms) and its cost (USD)."""
+
+    rows: int
+    failed: int
+    metrics: dict[str, Estimate | None]
+    latency_p50_ms: float | None
+    latency_p95_ms: float | None
+    cost_per_1000_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Sources of answers on the same labelled rows.
+
+    `differences["a - b"]` holds, per metric, a's value less b's. `independent` is False when the labels are the
+    original's own answers, so that they cannot show anything to be better than it. `notes` is to be read with the
+    figures.
+    """
+
+    evaluation_id: str
+    decision_type: str
+    created_at: str
+    rows: int
+    episodes: int
+    label_sources: dict[str, int]
+    independent: bool
+    primary: str
+    sources: dict[str, SourceResult]
+    differences: dict[str, dict[str, Estimate | None]]
+    notes: list[str]
+    resamples: int
+    seed: int
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def difference(self, source: str, other: str, metric: str | None = None) -> Estimate | None:
+        """`source` less `other`, in `metric` (the primary one by default)."""
+        return self.differences.get(f"{source} - {other}", {}).get(metric or self.primary)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def evaluate(
+    decision_type: str | DecisionType,
+    labels: Sequence[Label],
+    answers: Mapping[str, Sequence[Answer | None]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    now: datetime | None = None,
+    about: dict[str, Any] | None = None,
+) -> Evaluation:
+    """Compare the sources in `answers` (None where a source was not asked) on the rows of `labels`.
+
+    Rows that are labelled by the original logic's own answer are left out as long as others are there.
+    `about` is kept with the result (model, dataset). Raises `EvaluationError`.
+    """
+    kind = get_decision_type(decision_type) if isinstance(decision_type, str) else decision_type
+    for number, label in enumerate(labels):
+        try:
+            kind.normalize(label.decision)
+        except UnparseableAnswer as error:
+            raise EvaluationError(f"label {number} is no decision of {kind.name}: {error}") from None
+    for source, given in answers.items():
+        if len(given) != len(labels):
+            raise EvaluationError(f"{source!r} has {len(given)} answers to {len(labels)} labels")
+    if not labels or not answers:
+        raise EvaluationError("nothing to evaluate: at least one labelled row and one source of answers are needed")
+    notes = []
+    kept = [i for i, label in enumerate(labels) if label.source != "original"]
+    independent = bool(kept)
+    if not independent:
+        kept = list(range(len(labels)))
+        notes.append("All labels are the original logic's own answers: agreement with it is measured, not quality.")
+    elif len(kept) < len(labels):
+        notes.append(f"{len(labels) - len(kept)} rows labelled by the original logic itself are left out.")
+    labels = [labels[i] for i in kept]
+    answers = {source: [given[i] for i in kept] for source, given in answers.items()}
+    for source, given in answers.items():
+        if all(answer is None for answer in given):
+            raise EvaluationError(f"{source!r} answered none of the {len(labels)} labelled rows")
+
+    names = sorted({label.episode for label in labels})
+    position = {name: i for i, name in enumerate(names)}
+    episode = np.array([position[label.episode] for label in labels])
+    if len(names) < FEW_EPISODES:
+        notes.append(f"Only {len(names)} episodes: the intervals are too narrow. {FEW_EPISODES} are needed.")
+
+    measures = {source: _measures(kind, labels, given, episode, len(names)) for source, given in answers.items()}
+    points = {source: _compute(found, np.ones((1, len(names)))) for source, found in measures.items()}
+    draws: dict[str, dict[str, list[np.ndarray]]] = {source: {} for source in answers}
+    for weights in _draw_weights(len(names), resamples, seed):
+        for source, found in measures.items():
+            for metric, values in _compute(found, weights).items():
+                draws[source].setdefault(metric, []).append(values)
+    samples = {source: {m: np.concatenate(v) for m, v in found.items()} for source, found in draws.items()}
+
+    sources = {}
+    for source, given in answers.items():
+        known = [answer for answer in given if answer is not None]
+        costs = [answer.cost_usd for answer in known if answer.cost_usd is not None]
+        sources[source] = SourceResult(
+            rows=len(known),
+            failed=sum(answer.decision is None for answer in known),
+            metrics={m: _estimate(points[source][m][0], samples[source][m]) for m in points[source]},
+            latency_p50_ms=metrics.percentile([answer.latency_ms for answer in known], 50),
+            latency_p95_ms=metrics.percentile([answer.latency_ms for answer in known], 95),
+            cost_per_1000_usd=1000 * sum(costs) / len(costs) if costs else None,
+        )
+    differences = {
+        f"{a} - {b}": {
+            m: _estimate(points[a][m][0] - points[b][m][0], samples[a][m] - samples[b][m])
+            for m in points[a]
+            if m in points[b]
+        }
+        for a in answers
+        for b in answers
+        if a != b
+    }
+    primary = PRIMARY[kind.answer]
+    if primary == "similarity" and all("passed" in found for found in points.values()):
+        primary = "passed"
+    now = now or datetime.now(UTC)
+    evaluation = Evaluation(
+        evaluation_id=str(uuid7(now)),
+        decision_type=kind.name,
+        created_at=now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        rows=len(labels),
+        episodes=len(names),
+        label_sources=dict(sorted(Counter(label.source for label in labels).items())),
+        independent=independent,
+        primary=primary,
+        sources=sources,
+        differences=differences,
+        notes=notes,
+        resamples=resamples,
+        seed=seed,
+        about=about or {},
+    )
+    notes += _wins_of_the_original(evaluation)
+    return evaluation
+
+
+def write_evaluation(data: Path | str, evaluation: Evaluation) -> Path:
+    """Write `<data>/evaluations/<evaluation_id>.json`."""
+    path = Layout(data).check().evaluations / f"{evaluation.evaluation_id}.json"
+    make_folder(path.parent)
+    content = orjson.dumps(evaluation.as_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+    write_atomic(path, content + b"\n")
+    return path
+
+
+def _wins_of_the_original(evaluation: Evaluation) -> list[str]:
+    """A simple rule is often hard to beat: say so where it is."""
+    notes = []
+    for source in evaluation.sources:
+        if source == "original" or "original" not in evaluation.sources:
+            continue
+        for metric, estimate in evaluation.differences[f"{source} - original"].items():
+            # Of errors less is better.
+            if estimate and (estimate.high < 0 if metric not in ("brier", "ece") else estimate.low > 0):
+                notes.append(
+                    f"The original wins over {source} in {metric}: "
+                    f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]."
+                )
+    return notes
+
+
+# A metric, given weights of episodes (draws x episodes): one value per draw.
+Metric = Callable[[np.ndarray], np.ndarray]
+
+
+def _measures(
+    kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer | None], episode: np.ndarray, episodes: int
+) -> dict[str, Metric]:
+    asked = [i for i, answer in enumerate(answers) if answer is not None]
+    pairs = [(labels[i].decision, answer) for i in asked if (answer := answers[i]) is not None]
+    own_episode = episode[asked]
+    weight = np.array([answer.weight for _, answer in pairs])
+
+    def per_episode(values: np.ndarray) -> np.ndarray:
+        sums = np.zeros((episodes, *values.shape[1:]))
+        np.add.at(sums, own_episode, values * weight.reshape(-1, *[1] * (values.ndim - 1)))
+        return sums
+
+    def mean_of(values: Sequence[float | bool | None]) -> Metric:
+        known = np.array([value is not None for value in values], dtype=float)
+        sums = per_episode(np.stack([np.array([float(value or 0) for value in values]), known], axis=1))
+
+        def compute(weights: np.ndarray) -> np.ndarray:
+            drawn = weights @ sums
+            return metrics.ratio(drawn[:, 0], drawn[:, 1])
+
+        return compute
+
+    if kind.answer == "label":
+        return _label_measures(kind, pairs, per_episode, mean_of, own_episode, weight)
+    found: dict[str, Metric] = {}
+    if kind.answer == "plan":
+        plans = [(label["actions"], None if a.decision is None else a.decision["actions"]) for label, a in pairs]
+        found["exact_match"] = mean_of([wanted == given for wanted, given in plans])
+        found["set_f1"] = mean_of([0.0 if given is None else metrics.set_f1(wanted, given) for wanted, given in plans])
+        found["order"] = mean_of(
+            [None if given is None else metrics.order_agreement(wanted, given) for wanted, given in plans]
+        )
+    else:
+        found["similarity"] = mean_of(
+            [
+                0.0 if answer.decision is None else metrics.code_similarity(label["code"], answer.decision["code"])
+                for label, answer in pairs
+            ]
+        )
+        if any(answer.passed is not None for _, answer in pairs):
+            found["passed"] = mean_of([answer.passed for _, answer in pairs])
+    return found
+
+
+def _label_measures(
+    kind: DecisionType,
+    pairs: Sequence[tuple[dict[str, Any], Answer]],
+    per_episode: Callable[[np.ndarray], np.ndarray],
+    mean_of: Callable[[Sequence[float | bool | None]], Metric],
+    episode: np.ndarray,
+    weight: np.ndarray,
+) -> dict[str, Metric]:
+    classes = {name: i for i, name in enumerate(kind.labels)}
+    nothing = len(classes)  # the class of a failed answer: right for no label
+    wanted = np.array([classes[answer_class(label)] for label, _ in pairs])
+    given = np.array([nothing if a.decision is None else classes[answer_class(a.decision)] for _, a in pairs])
+    cells = np.zeros((len(pairs), nothing + 1, nothing + 1))
+    cells[np.arange(len(pairs)), wanted, given] = 1
+    sums = per_episode(cells)
+
+    def over_counts(metric: Callable[[np.ndarray], np.ndarray]) -> Metric:
+        return lambda weights: metric(np.tensordot(weights, sums, axes=1))
+
+    found = {
+        "accuracy": over_counts(metrics.accuracy),
+        "balanced_accuracy": over_counts(metrics.balanced_accuracy),
+        # The first label of a type is the one that acts: RESPOND.
+        f"f1_{kind.labels[0].lower()}": over_counts(lambda counts: metrics.f1(counts, 0)),
+    }
+    measured = np.array([a.confidence is not None and a.decision is not None for _, a in pairs])
+    if not measured.any():
+        return found
+    confidence = np.array([a.confidence if a.confidence is not None else 0.0 for _, a in pairs])
+    right = wanted == given
+    found["brier"] = mean_of(
+        [float((c - r) ** 2) if m else None for c, r, m in zip(confidence, right, measured, strict=True)]
+    )
+    bins = np.minimum((confidence * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
+    table = np.zeros((len(pairs), 3, metrics.ECE_BINS))
+    rows = np.flatnonzero(measured)
+    table[rows, :, bins[rows]] = np.stack([np.ones(len(rows)), confidence[rows], right[rows]], axis=1)
+    binned = per_episode(table)
+
+    def calibration(weights: np.ndarray) -> np.ndarray:
+        count, confident, correct = np.moveaxis(np.tensordot(weights, binned, axes=1), 1, 0)
+        return metrics.calibration_error(count, confident, correct)
+
+    found["ece"] = calibration
+    score = np.where(given == 0, confidence, 1 - confidence)[rows]
+    positive = wanted[rows] == 0
+    found["auc"] = lambda weights: metrics.auc(score, positive, weights[:, episode[rows]] * weight[rows])
+    return found
+
+
+def _compute(measures: Mapping[str, Metric], weights: np.ndarray) -> dict[str, np.ndarray]:
+    return {metric: compute(weights) for metric, compute in measures.items()}
+
+
+def _draw_weights(episodes: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each episode is drawn, in chunks of draws: (draws x episodes)."""
+    generator = np.random.default_rng(seed)
+    shares = np.full(episodes, 1 / episodes)
+    for start in range(0, resamples, _CHUNK):
+        yield generator.multinomial(episodes, shares, size=min(_CHUNK, resamples - start)).astype(float)
+
+
+def _estimate(value: float, draws: np.ndarray) -> Estimate | None:
+    known = draws[~np.isnan(draws)]
+    if np.isnan(value) or not len(known):
+        return None
+    low, high = np.percentile(known, [2.5, 97.5])
+    return Estimate(round(float(value), 6), round(float(low), 6), round(float(high), 6))
