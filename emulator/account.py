@@ -10,11 +10,13 @@ from starlette.responses import JSONResponse, Response
 
 from emulator.bill import describe_report, describe_usage
 from emulator.catalog import BaseModel, Config, InstanceType
+from emulator.clock import format_time
 from emulator.context import (
     CATALOG_PROJECT,
     ORGANIZATION,
     PROJECT,
     Emulator,
+    empty_page,
     emulator_of,
     paginate,
     read_json,
@@ -116,15 +118,14 @@ async def delete_model(request: Request) -> Response:
         )
     with emulator.state.transaction():
         emulator.state.execute("DELETE FROM models WHERE id = ?", row["id"])
-    emulator.models.forget(row["directory"])
+    if not emulator.state.row("SELECT 1 FROM models WHERE directory = ?", row["directory"]):
+        emulator.models.remove(row["directory"])
     return JSONResponse({})
 
 
 async def list_model_revisions(request: Request) -> Response:
     read_project(request)
     row = _find_model(emulator_of(request), request.path_params["model"])
-    from emulator.clock import format_time
-
     revision = {"revisionId": row["revision_id"], "createdAt": format_time(row["created_at"])}
     return JSONResponse(paginate(request, [revision | {"validationStatus": "REVISION_VALIDATION_STATUS_SUCCESS"}]))
 
@@ -159,6 +160,12 @@ async def retrieve_config(request: Request) -> Response:
     if config is None:
         raise ApiError(404, f"Config {request.path_params['config']} not found", code="not_found")
     return JSONResponse(_describe_config(emulator, config))
+
+
+async def list_placement_profiles(request: Request) -> Response:
+    """The emulator has one region and no profiles."""
+    read_project(request)
+    return JSONResponse(empty_page())
 
 
 async def list_billing_usage(request: Request) -> Response:
@@ -271,7 +278,7 @@ def _describe_config(emulator: Emulator, config: Config) -> dict[str, Any]:
 
 def _describe_supported(emulator: Emulator, model: BaseModel) -> dict[str, Any]:
     path = f"projects/{CATALOG_PROJECT}/models/{model.id}"
-    description = {
+    description: dict[str, Any] = {
         "id": model.id,
         "name": model.name,
         "displayName": model.display_name,

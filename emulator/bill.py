@@ -1,14 +1,15 @@
 """The bill. Every amount is exact: whole nano-USD, rounded half up once per line.
 
 * A replica is billed from the moment it is ready until it is stopped, by the minute; a started minute counts.
-* A fine-tune is billed when it ends: price per token times (n_epochs * training + n_evals * validation) tokens, at least the
-  minimum. A cancelled one pays for the part that was trained, at least the minimum, and nothing if it never started; a failed
-  one pays nothing.
-* Tokens of base models asked without a deployment are billed by their serverless price. A deployment's tokens cost nothing.
+* A fine-tune is billed when it ends: price per token times (n_epochs * training + n_evals * validation) tokens, and
+  never less than the minimum. A cancelled one pays for the part that was trained, also at least the minimum, and
+  nothing if no part was; a failed one pays nothing.
+* Tokens of base models asked without a deployment are billed by their serverless price; a deployment's cost nothing.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -146,17 +147,19 @@ def _token_lines(emulator: Emulator, since: float, until: float) -> list[Line]:
 
 def charge_training(emulator: Emulator, job: Any, *, share: float) -> int:
     """Charge the `share` (0..1) of a job that was trained; returns the nano-USD. The caller holds the transaction."""
-    request_kind = training_kind(job)
+    kind = training_kind(json.loads(job["request"])["training_type"])
     base = emulator.catalog.model(job["model"])
     assert base is not None, "a job's model is in the catalog"
-    price = base.training_price(request_kind)
+    if share <= 0:
+        return 0
+    price = base.training_price(kind)
     tokens = math.ceil(job["token_count"] * share)
     amount = max(_divide(tokens * price, 1_000_000), int(emulator.catalog.minimum_training_price * NANO))
     emulator.state.insert(
         "training_charges",
         id=job["id"],
         charged_at=emulator.clock.timestamp(),
-        what=f"{request_kind} fine-tuning of {job['model']}: {job['output_name']}",
+        what=f"{kind} fine-tuning of {job['model']}: {job['output_name']}",
         tokens=tokens,
         price_per_mtok=price,
         amount=amount,
@@ -164,12 +167,9 @@ def charge_training(emulator: Emulator, job: Any, *, share: float) -> int:
     return amount
 
 
-def training_kind(job: Any) -> str:
-    """ "lora" or "full"."""
-    import json
-
-    training_type = json.loads(job["request"]).get("training_type") or {}
-    return "full" if training_type.get("type") == "Full" else "lora"
+def training_kind(training_type: dict[str, Any] | None) -> str:
+    """What the price list calls a `training_type` of the wire; without one the service trains LoRA."""
+    return "full" if (training_type or {}).get("type") == "Full" else "lora"
 
 
 def training_price(emulator: Emulator, model: str, kind: str, tokens: int) -> int:
@@ -188,6 +188,14 @@ def remaining_balance(emulator: Emulator) -> int | None:
     return int(balance) - sum(line.amount for line in read_bill(emulator))
 
 
+def require_funds(emulator: Emulator, needed: int = 1) -> None:
+    """Refuse with 402 when less than `needed` nano-USD of the configured balance are left."""
+    remaining = remaining_balance(emulator)
+    if remaining is not None and remaining < needed:
+        left = format_usd(max(remaining, 0))
+        raise ApiError(402, f"Insufficient balance: {left} USD left. Add credits.", code="insufficient_balance")
+
+
 def _divide(amount: int, by: int) -> int:
     """Rounded half up."""
     return (2 * amount + by) // (2 * by)
@@ -199,6 +207,7 @@ def format_usd(amount: int) -> str:
 
 
 def decimal_text(value: Decimal) -> str:
+    """Plain decimal text, without an exponent."""
     return f"{value:f}"
 
 

@@ -1,8 +1,8 @@
 """The base models, their serving configs, the hardware and every price: the data of `catalog.json`.
 
-The list has, on purpose, a model that may be fine-tuned but not deployed (Qwen3.5-4B), one whose training has no listed
-price (DeepSeek-V3.1), and one with two serving configs (Llama-3.3-70B): a client has to refuse the first two and to choose
-for the third.
+The list has, on purpose, a model that may be fine-tuned but not deployed (Qwen3.5-4B), one whose training has no
+listed price (DeepSeek-V3.1), and one with two serving configs (Llama-3.3-70B): a client has to refuse the first two
+and to choose for the third.
 """
 
 from __future__ import annotations

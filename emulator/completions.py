@@ -7,13 +7,14 @@ import random
 import sqlite3
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from emulator.bill import require_funds
 from emulator.catalog import NANO, BaseModel
 from emulator.context import Emulator, emulator_of, read_json
 from emulator.errors import ApiError
@@ -48,7 +49,7 @@ async def create_chat_completion(request: Request) -> Response:
     stop = _read_stop(body.get("stop"))
     logprobs = bool(body.get("logprobs"))
     temperature = _read_temperature(body.get("temperature"))
-    emulator.require_funds()
+    require_funds(emulator)
     target = _resolve(emulator, name)
     limit = max_tokens or _DEFAULT_MAX_TOKENS
     if target.directory is None:
@@ -103,7 +104,7 @@ class Answer:
             "usage": self._usage(),
         }
 
-    def stream(self) -> Iterator[bytes]:
+    async def stream(self) -> AsyncIterator[bytes]:
         """Server-sent events: a token each, then the finish with the usage, then `[DONE]`."""
         completion = self.completion
         for token, logprob in zip(completion.tokens, completion.token_logprobs, strict=True):
@@ -210,7 +211,8 @@ def _note_usage(emulator: Emulator, target: Target, name: str, completion: Compl
         emulator.state.execute(
             """INSERT INTO token_usage (hour, model, input_price, output_price, requests, input_tokens, output_tokens)
                VALUES (?, ?, ?, ?, 1, ?, ?) ON CONFLICT (hour, model) DO UPDATE SET requests = requests + 1,
-               input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens""",
+               input_tokens = input_tokens + excluded.input_tokens,
+               output_tokens = output_tokens + excluded.output_tokens""",
             int(now // 3600),
             name,
             int(prices["input"] * NANO) if prices else 0,

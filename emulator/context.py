@@ -49,21 +49,9 @@ class Emulator:
     disk: ThreadPoolExecutor
     """For what reads or writes whole files, so that the event loop never waits for a disk."""
 
-    def require_funds(self, needed: int = 1) -> None:
-        """Refuse with 402 when less than `needed` nano-USD of the configured balance are left."""
-        from emulator.bill import remaining_balance
-
-        remaining = remaining_balance(self)
-        if remaining is not None and remaining < needed:
-            raise ApiError(
-                402,
-                f"Insufficient balance: {max(remaining, 0) / 1e9:.2f} USD left. Add credits before you try again.",
-                code="insufficient_balance",
-            )
-
 
 def emulator_of(request: Request) -> Emulator:
-    return request.app.state.emulator  # type: ignore[no-any-return]
+    return request.app.state.emulator
 
 
 async def read_json(request: Request) -> dict[str, Any]:

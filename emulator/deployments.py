@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from emulator.bill import require_funds
 from emulator.catalog import Config
 from emulator.clock import format_time
 from emulator.context import CATALOG_PROJECT, PROJECT, Emulator, emulator_of, paginate, read_json, read_project
@@ -57,7 +58,7 @@ async def create_deployment(request: Request) -> Response:
         "placement": json.dumps(body["placement"]) if body.get("placement") else None,
     }
     if columns["replicas"]:
-        emulator.require_funds()
+        require_funds(emulator)
     if request.query_params.get("validateOnly") == "true":
         return JSONResponse(_describe(emulator, columns | {"version": 1, "last_request_at": None}, _stopped()))
     with emulator.state.transaction():
@@ -105,7 +106,7 @@ async def update_deployment(request: Request) -> Response:
             if qualify_name(body.get(field), endpoint_name) != row["name"]:
                 raise ApiError(400, "A deployment's name cannot be changed", param="name")
     if changes.get("replicas", 0) > row["replicas"]:
-        emulator.require_funds()
+        require_funds(emulator)
     with emulator.state.transaction():
         emulator.state.update(
             "deployments", row["id"], version=row["version"] + 1, updated_at=emulator.clock.timestamp(), **changes
@@ -220,12 +221,19 @@ def _apply_replicas(emulator: Emulator, request: Request, deployment: Any, repli
     cold_start = emulator.settings.cold_start_seconds
     capacity = True
     if replicas:
+        _warm(emulator, deployment["model_id"])
         fault = emulator.faults.strike(request.method, request.url.path, kinds=("slow_cold_start", "no_capacity"))
         if fault is not None and fault.kind == "slow_cold_start":
             cold_start = fault.seconds(1200.0) or 0.0
         elif fault is not None:
             capacity, cold_start = False, fault.seconds(math.inf) or 0.0
     scale(emulator, deployment, replicas, capacity=capacity, cold_start=cold_start)
+
+
+def _warm(emulator: Emulator, model_id: str) -> None:
+    row = emulator.state.row("SELECT directory FROM models WHERE id = ?", model_id)
+    if row is not None:
+        emulator.models.warm(row["directory"])
 
 
 def _resolve_model(emulator: Emulator, body: dict[str, Any]) -> tuple[str, str, str]:
@@ -273,7 +281,7 @@ def _read_autoscaling(value: Any, current: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError(400, "autoscaling is required: {minReplicas, maxReplicas}", param="autoscaling")
     merged = current | value
-    least = merged.get("minReplicas", 1 if not current else None)
+    least = merged.get("minReplicas", 1)
     most = value.get("maxReplicas", current.get("maxReplicas", least))
     for name, number in (("minReplicas", least), ("maxReplicas", most)):
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= _MAX_REPLICAS:

@@ -136,6 +136,11 @@ def describe_endpoint(emulator: Emulator, row: sqlite3.Row) -> dict[str, Any]:
     }
 
 
+async def refuse_v1_endpoint(request: Request) -> Response:
+    """The API before v2: the real service refuses it in these words."""
+    raise ApiError(403, "Creating v1 endpoints is disabled; use /v2", code="endpoints_v1_create_access_disabled")
+
+
 def _read_visibility(value: Any) -> str:
     if value not in _VISIBILITIES:
         raise ApiError(400, f"visibility {value!r} is none of {', '.join(_VISIBILITIES)}", param="visibility")

@@ -33,8 +33,8 @@ class DatasetError(TrainingError):
 class ApiError(EmulatorError):
     """A refused request.
 
-    Under `/v2` and `/v3` it is written `{code, message, details: [{detail}]}` with a gRPC status number, everywhere else
-    `{"error": {message, type, param, code}}`.
+    Under `/v2` and `/v3` it is written `{code, message, details: [{detail}]}` with a gRPC status number, everywhere
+    else `{"error": {message, type, param, code}}`.
     """
 
     def __init__(

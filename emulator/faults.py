@@ -1,7 +1,8 @@
 """Orders to fail: the ways in which the real service fails, on demand.
 
-An order is `{"kind", "match", "times", ...}`. `match` is "METHOD /path"; either part may hold the wildcards of `fnmatch`,
-and a kind that can only strike in one place has that place as its default. `times` is how often it strikes (default 1).
+An order is `{"kind", "match", "times", ...}`. `match` is "METHOD /path"; either part may hold the wildcards of
+`fnmatch`, and a kind that can strike in one place only has that place as its default. `times` is how often it strikes
+(default 1).
 
 ===================  ==========================================================================================
 kind                 effect on the matched request

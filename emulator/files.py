@@ -153,7 +153,7 @@ async def delete_file(request: Request) -> Response:
     row = find_file(emulator, request.path_params["file"])
     busy = emulator.state.row(
         """SELECT id FROM fine_tunes WHERE status IN ('pending', 'queued', 'running')
-           AND (request ->> 'training_file' = ?1 OR request ->> 'validation_file' = ?1)""",
+           AND ?1 IN (json_extract(request, '$.training_file'), json_extract(request, '$.validation_file'))""",
         row["id"],
     )
     if busy:
@@ -297,10 +297,10 @@ async def _write_body(emulator: Emulator, request: Request, path: Path) -> tuple
         finally:
             handle.close()
     except OSError as error:
-        path.unlink(missing_ok=True)
+        _discard(path)
         raise _disk_error(error) from error
-    except BaseException:
-        path.unlink(missing_ok=True)
+    except BaseException:  # the client went away, or the emulator is being stopped
+        _discard(path)
         raise
     return size, digest.hexdigest()
 
@@ -315,6 +315,10 @@ async def _read_chunks(request: Request, size: int = 1 << 20) -> AsyncIterator[b
             pending.clear()
     if pending:
         yield bytes(pending)
+
+
+def _discard(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def _sync(handle: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import asyncio
 import json
 import math
 import sqlite3
@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from emulator.bill import training_price
+from emulator.bill import remaining_balance, require_funds, training_kind, training_price
 from emulator.catalog import NANO, BaseModel
 from emulator.clock import format_time, parse_time
 from emulator.context import PROJECT, USER_ID, Emulator, emulator_of, read_int, read_json
@@ -78,10 +78,8 @@ async def estimate_price(request: Request) -> Response:
     if model.training is None:
         estimate["estimated_total_price"] = None
         return JSONResponse(estimate)
-    kind = "full" if (body.get("training_type") or {}).get("type") == "Full" else "lora"
+    kind = training_kind(body.get("training_type"))
     price = training_price(emulator, model.name, kind, train_tokens + eval_tokens)
-    from emulator.bill import remaining_balance
-
     balance = remaining_balance(emulator)
     estimate["estimated_total_price"] = price / NANO
     estimate["allowed_to_proceed"] = balance is None or price <= balance
@@ -102,9 +100,9 @@ async def create_fine_tune(request: Request) -> Response:
     tokens = resolved["n_epochs"] * training["tokens"] + resolved["n_evals"] * (
         validation["tokens"] if validation else 0
     )
-    kind = "full" if resolved["training_type"]["type"] == "Full" else "lora"
+    kind = training_kind(resolved["training_type"])
     price = training_price(emulator, model.name, kind, tokens)
-    emulator.require_funds(price)
+    require_funds(emulator, price)
     fault = emulator.faults.strike(request.method, request.url.path, kinds=_MODEL_FAULTS)
     lines = json.loads(training["report"])["nlines"]
     now = emulator.clock.timestamp()
@@ -235,8 +233,6 @@ async def download_model(request: Request) -> Response:
     directory = emulator.state.models / job["id"]
     archive = directory.with_suffix(".tar.gz")
     if not archive.exists():
-        import asyncio
-
         await asyncio.get_running_loop().run_in_executor(emulator.disk, _pack, directory, archive)
     name = job["output_name"].rsplit("/", 1)[-1] + ".tar.gz"
     return FileResponse(archive, filename=name, media_type="application/x-tar")
@@ -423,9 +419,7 @@ def _revision_of(emulator: Emulator, model_id: str | None) -> str | None:
 
 
 def _pack(directory: Path, archive: Path) -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        tar.add(directory, arcname=directory.name)
     partial = archive.with_suffix(".partial")
-    partial.write_bytes(buffer.getvalue())
+    with tarfile.open(partial, mode="w:gz") as tar:
+        tar.add(directory, arcname=directory.name)
     partial.replace(archive)

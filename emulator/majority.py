@@ -1,7 +1,7 @@
 """The quick trainer: answers everything with the commonest answer of its training data.
 
-It learns in milliseconds and needs no library, so other tests can have the whole HTTP without the learning. Its confidence is
-honest: the share of the training data that has that answer.
+It learns in milliseconds and needs no library, so that tests can have the whole HTTP without the learning. Its
+confidence is honest: the share of the training data that has that answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Running replicas: a deployment's state and its cost are what their rows say at the time of asking.
 
-A replica is requested, becomes ready when its cold start is over, and stops. Nothing has to happen at these moments: the state
-is derived from (rows, now), so it is right however far the clock was moved.
+A replica is requested, becomes ready when its cold start is over, and stops. Nothing has to happen at these moments:
+the state is derived from (rows, now), so it is right however far the clock was moved.
 """
 
 from __future__ import annotations

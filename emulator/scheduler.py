@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
-from emulator.bill import charge_training
+from emulator.bill import charge_training, training_kind
 from emulator.clock import format_time
 from emulator.context import Emulator
 from emulator.files import data_path
@@ -35,6 +36,8 @@ class Scheduler:
     def resume(self) -> None:
         """Queue again what a stop or crash interrupted: its training starts over, and its events say so."""
         state, now = self.emulator.state, self.emulator.clock.timestamp()
+        for leftover in state.jobs.iterdir():
+            shutil.rmtree(leftover, ignore_errors=True)
         for job in state.rows("SELECT * FROM fine_tunes WHERE status IN ('running', 'uploading', 'cancel_requested')"):
             with state.transaction():
                 if job["status"] == "cancel_requested":
@@ -64,10 +67,10 @@ class Scheduler:
         )
         for job in waiting:
             if len(self._running) < self.emulator.settings.workers:
+                self._begin(job)
                 task = asyncio.get_running_loop().create_task(self._run(job["id"]))
                 self._running[job["id"]] = task
-                task.add_done_callback(lambda done, id=job["id"]: self._forget(id, done))  # type: ignore[misc]
-                self._begin(job)
+                task.add_done_callback(functools.partial(self._forget, job["id"]))
             elif job["status"] == "pending":
                 with self.emulator.state.transaction():
                     self._set_status(job["id"], "queued")
@@ -122,8 +125,8 @@ class Scheduler:
 
     async def _run(self, job_id: str) -> None:
         job = self._job(job_id)
-        output = self.emulator.state.jobs / job_id
-        shutil.rmtree(output, ignore_errors=True)
+        # A name for each attempt: the worker of a killed emulator may still be writing the former one.
+        output = self.emulator.state.jobs / f"{job_id}.{job['attempt']}"
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -137,6 +140,8 @@ class Scheduler:
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         self._processes[job_id] = process
+        if self._job(job_id)["status"] == "cancel_requested":
+            _kill(process)
         try:
             await self._follow(job, process, output)
         finally:
@@ -151,7 +156,9 @@ class Scheduler:
         assert process.stderr is not None
         stderr = asyncio.create_task(process.stderr.read())
         self._announce_data(job)
-        process.stdin.write(json.dumps(self._order(job, output)).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):  # the process may have been killed already
+            process.stdin.write(json.dumps(self._order(job, output)).encode() + b"\n")
+            await process.stdin.drain()
         failure = "the training process ended without a word"
         user_error = False
         async for line in process.stdout:
@@ -261,8 +268,7 @@ class Scheduler:
             weights_type="WEIGHTS_TYPE_DEFAULT",
             **columns,
         )
-        training_type = json.loads(job["request"]).get("training_type") or {}
-        if training_type.get("type") != "Full":
+        if training_kind(json.loads(job["request"])["training_type"]) == "lora":
             adapter_id = new_id("ml_")
             self.emulator.state.insert(
                 "models",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
+import signal
 import socket
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -34,8 +34,6 @@ from emulator.scheduler import Scheduler
 from emulator.serving import TRAINERS, ModelCache
 from emulator.state import State
 
-log = logging.getLogger("emulator")
-
 _PROJECT = "/v2/projects/{project}"
 _ENDPOINT = _PROJECT + "/endpoints/{endpoint}"
 _DEPLOYMENT = _ENDPOINT + "/deployments/{deployment}"
@@ -51,6 +49,7 @@ ROUTES = [
     _route("POST", "/v1/chat/completions", completions.create_chat_completion),
     _route("GET", "/v3/whoami", account.whoami),
     _route("GET", "/v1/projects", account.list_projects),
+    _route("POST", "/v1/endpoints", endpoints.refuse_v1_endpoint),
     _route("GET", "/v1/models", account.list_serverless_models),
     _route("GET", "/v1/billing/usage", account.list_billing_usage),
     _route("GET", "/v1/files", files.list_files),
@@ -89,6 +88,7 @@ ROUTES = [
     _route("GET", _PROJECT + "/models/{model}/files", account.list_model_files),
     _route("GET", _PROJECT + "/configs", account.list_configs),
     _route("GET", _PROJECT + "/configs/{config}", account.retrieve_config),
+    _route("GET", _PROJECT + "/placement-profiles", account.list_placement_profiles),
     _route("GET", _PROJECT + "/endpoints", endpoints.list_endpoints),
     _route("POST", _PROJECT + "/endpoints", endpoints.create_endpoint),
     _route("GET", _ENDPOINT, endpoints.retrieve_endpoint),
@@ -210,7 +210,6 @@ async def _answer_database_error(request: Request, error: Exception) -> Response
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return await _answer_api_error(request, ApiError(500, f"the emulator failed: {type(error).__name__}: {error}"))
 
 
@@ -219,7 +218,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"emulator.transport": self.transport}  # type: ignore[typeddict-item]
+        self.scope["extensions"] = {"emulator.transport": self.transport}  # type: ignore[dict-item]
 
 
 class _Server(uvicorn.Server):
@@ -244,13 +243,15 @@ def run(
         config = uvicorn.Config(
             app, http=_Protocol, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2
         )
+        # uvicorn stops cleanly on SIGTERM and then raises it again, which would end this process with an error.
+        signal.signal(signal.SIGTERM, lambda *_: None)
         with contextlib.suppress(KeyboardInterrupt):
             _Server(config).run(sockets=[listener])
 
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio sets TCP_NODELAY only then, and without it each answer waits 40 ms for an ACK.
+    # The protocol is named because asyncio sets TCP_NODELAY only then; without it each answer waits 40 ms for an ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

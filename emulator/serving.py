@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,8 +62,11 @@ class ModelCache:
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, ask)
 
-    def forget(self, name: str) -> None:
+    def remove(self, name: str) -> None:
+        """Forget the model in the directory `name` and delete it."""
         self._models.pop(name, None)
+        shutil.rmtree(self._directory / name, ignore_errors=True)
+        (self._directory / f"{name}.tar.gz").unlink(missing_ok=True)
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)

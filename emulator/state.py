@@ -35,7 +35,8 @@ CREATE TABLE fine_tune_events (
     sequence INTEGER PRIMARY KEY, fine_tune_id TEXT NOT NULL, created_at REAL NOT NULL, body TEXT NOT NULL);
 CREATE INDEX fine_tune_events_job ON fine_tune_events (fine_tune_id);
 CREATE TABLE fine_tune_metrics (
-    sequence INTEGER PRIMARY KEY, fine_tune_id TEXT NOT NULL, step INTEGER NOT NULL, logged_at REAL NOT NULL, body TEXT NOT NULL);
+    sequence INTEGER PRIMARY KEY, fine_tune_id TEXT NOT NULL, step INTEGER NOT NULL, logged_at REAL NOT NULL,
+    body TEXT NOT NULL);
 CREATE INDEX fine_tune_metrics_job ON fine_tune_metrics (fine_tune_id);
 CREATE TABLE checkpoints (
     sequence INTEGER PRIMARY KEY, fine_tune_id TEXT NOT NULL, step INTEGER NOT NULL, created_at REAL NOT NULL,
@@ -70,10 +71,11 @@ CREATE TABLE training_charges (
     price_per_mtok INTEGER NOT NULL, amount INTEGER NOT NULL);
 CREATE TABLE token_usage (
     hour INTEGER NOT NULL, model TEXT NOT NULL, input_price INTEGER NOT NULL, output_price INTEGER NOT NULL,
-    requests INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, PRIMARY KEY (hour, model));
+    requests INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+    PRIMARY KEY (hour, model));
 CREATE TABLE faults (
-    sequence INTEGER PRIMARY KEY, method TEXT NOT NULL, path TEXT NOT NULL, kind TEXT NOT NULL, remaining INTEGER NOT NULL,
-    options TEXT NOT NULL);
+    sequence INTEGER PRIMARY KEY, method TEXT NOT NULL, path TEXT NOT NULL, kind TEXT NOT NULL,
+    remaining INTEGER NOT NULL, options TEXT NOT NULL);
 """
 
 
@@ -142,7 +144,7 @@ class State:
         self._connection.execute(f"UPDATE {table} SET {assignments} WHERE id = ?", (*columns.values(), id))  # noqa: S608
 
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
-        return self._connection.execute(sql, values).fetchone()  # type: ignore[no-any-return]
+        return self._connection.execute(sql, values).fetchone()
 
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         return self._connection.execute(sql, values).fetchall()

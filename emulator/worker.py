@@ -1,7 +1,8 @@
 """One training in a process of its own: `python -m emulator.worker`, started by `emulator.scheduler`.
 
-It reads one JSON object from stdin (trainer, train, validation, output, n_epochs, fault) and writes one JSON object a line:
-`{"progress": 0..1, "metrics": {...}}` while it trains, then `{"done": true}` or `{"error": text, "user_error": bool}`.
+It reads one JSON object from stdin (trainer, train, validation, output, n_epochs, fault) and writes one JSON object a
+line: `{"progress": 0..1, "metrics": {...}}` while it trains, then `{"done": true}` or
+`{"error": text, "user_error": bool}`.
 When its stdin closes, the emulator is gone, and it ends as well.
 """
 
@@ -33,7 +34,7 @@ def main() -> int:
         _say(protocol, error=str(error), user_error=True)
         return 1
     except Exception as error:
-        _say(protocol, error=f"{type(error).__name__}: {error}", user_error=_blames_dataset(error))
+        _say(protocol, error=f"{type(error).__name__}: {error}", user_error=False)
         return 1
     _say(protocol, done=True)
     return 0
@@ -64,11 +65,6 @@ def _strike(fault: dict[str, Any]) -> None:
             raise DatasetError(str(fault.get("message", "ordered fault: the dataset cannot be trained on")))
         case "training_crash":
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _blames_dataset(error: Exception) -> bool:
-    """The trainer's own class of dataset errors is known by its name, so that no trainer has to be imported here."""
-    return any(kind.__name__ == "DatasetError" for kind in type(error).__mro__)
 
 
 def _say(protocol: TextIO, **message: Any) -> None:
