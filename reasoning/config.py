@@ -95,11 +95,14 @@ def load_config(
         folder = file.parent / _text(f"{file}: data", raw.get("data", "reasoning-data"))
     provider_url = env.get("REASONING_PROVIDER_URL") or raw.get("provider_url")
     where = "REASONING_PROVIDER_URL" if env.get("REASONING_PROVIDER_URL") else f"{file}: provider_url"
+    api_key = env.get("TOGETHER_API_KEY") or None
+    if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise ConfigError("TOGETHER_API_KEY: holds a blank, a line break or a letter that no key has; copy it anew")
     agent_id = env.get("REASONING_AGENT_ID") or raw.get("agent_id")
     return Config(
         data=Path(folder).absolute(),
         agent_id=None if agent_id is None else _text(f"{file}: agent_id", agent_id),
-        api_key=env.get("TOGETHER_API_KEY") or None,
+        api_key=api_key,
         provider_url=None if provider_url is None else _url(where, provider_url),
         enabled=_switch("REASONING_ENABLED", env.get("REASONING_ENABLED") or raw.get("enabled", True)),
         decision_types=_decision_types(file, _table(file, raw, "decision_types")),

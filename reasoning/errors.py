@@ -8,6 +8,8 @@
     ├── InvalidContext         the context lacks what the type's renderer needs
     ├── UnparseableAnswer      a completion is not an answer of its type
     ├── RecordError            a record cannot be written as it is (names the field)
+    ├── CallFailed             a model gave no completion (carries the fallback reason)
+    ├── StreamInterrupted      a streamed answer broke off after its first chunk
     ├── SegmentError           a segment file cannot be read
     └── RoutesError            routes.json cannot be read
 
@@ -15,6 +17,11 @@ The other rooms derive theirs from `ReasoningError` as well, in an `errors` modu
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reasoning.records import FallbackReason
 
 
 class ReasoningError(Exception):
@@ -39,6 +46,18 @@ class UnparseableAnswer(ReasoningError):
 
 class RecordError(ReasoningError):
     """A record cannot be written as it is."""
+
+
+class CallFailed(ReasoningError):
+    """A model gave no completion. `reason` is the `fallback_reason` to record."""
+
+    def __init__(self, reason: FallbackReason, message: str) -> None:
+        super().__init__(message)
+        self.reason: FallbackReason = reason
+
+
+class StreamInterrupted(ReasoningError):
+    """A streamed answer broke off, or turned out to be none, after its first chunk was handed out."""
 
 
 class SegmentError(ReasoningError):

@@ -1,0 +1,139 @@
+"""One chat completion: the request of an arm, the answer's text, and how sure the model was of its decision."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from reasoning.decision_types import AnswerFormat, DecisionType
+from reasoning.errors import CallFailed
+from reasoning.records import Message
+from reasoning.routes import Arm
+
+PATH = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model said. `tokens` and `token_logprobs` (natural logarithms) are parallel, and empty when not sent."""
+
+    text: str
+    tokens: Sequence[str] = ()
+    token_logprobs: Sequence[float | None] = ()
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+def request_body(arm: Arm, decision_type: DecisionType, messages: list[Message], *, stream: bool = False) -> bytes:
+    """The JSON of `POST {base_url}/v1/chat/completions`."""
+    body: dict[str, Any] = {
+        "model": arm.model,
+        "messages": messages,
+        "max_tokens": decision_type.max_tokens,
+        "temperature": decision_type.temperature,
+        "logprobs": 1,
+    }
+    if stream:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    return orjson.dumps(body)
+
+
+def read_completion(status: int, body: bytes) -> Completion:
+    """The completion in a response. Raises `CallFailed` for an error status and for what is not a completion."""
+    if status != 200:
+        raise failed_status(status, body)
+    try:
+        raw = orjson.loads(body)
+        choice = raw["choices"][0]
+        text = choice["message"]["content"]
+        usage = raw.get("usage") or {}
+        tokens, logprobs = read_logprobs(choice.get("logprobs"))
+    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+        raise CallFailed("provider_error", f"not a chat completion: {type(error).__name__}: {error}") from None
+    return Completion(
+        text=text if isinstance(text, str) else "",
+        tokens=tokens,
+        token_logprobs=logprobs,
+        input_tokens=_count(usage.get("prompt_tokens")),
+        output_tokens=_count(usage.get("completion_tokens")),
+    )
+
+
+def failed_status(status: int, body: bytes) -> CallFailed:
+    """The error that an HTTP status means: 402 is `over_budget`, 408 and 504 are `timeout`, else `provider_error`."""
+    try:
+        error = orjson.loads(body)
+        error = error.get("error", error)
+        message = str(error.get("message", "") if isinstance(error, dict) else error)
+    except (orjson.JSONDecodeError, AttributeError):
+        message = ""
+    text = f"HTTP {status} {message}".strip()
+    return CallFailed("over_budget" if status == 402 else "timeout" if status in (408, 504) else "provider_error", text)
+
+
+def read_logprobs(raw: Any) -> tuple[list[str], list[float | None]]:
+    """Tokens and their log-probabilities, of Together's form or of OpenAI's; empty when there are none."""
+    if not isinstance(raw, dict):
+        return [], []
+    if isinstance(raw.get("content"), list):
+        return [item["token"] for item in raw["content"]], [item["logprob"] for item in raw["content"]]
+    tokens, logprobs = raw.get("tokens"), raw.get("token_logprobs")
+    if not isinstance(tokens, list) or not isinstance(logprobs, list) or len(tokens) != len(logprobs):
+        return [], []
+    return tokens, logprobs
+
+
+def measure_confidence(answer: AnswerFormat, completion: Completion) -> float | None:
+    """How probable the model found the decision that it wrote, in 0..1. None when that was not measured.
+
+    ``label`` and ``plan``: exp(sum of log p) over the tokens that spell the deciding value (`action`, `actions`) and
+    the one that ends it, that is p(value | prompt, and whatever reasoning the model wrote before it).
+
+    ``code``: exp(mean of log p) over all tokens, the inverse of the perplexity: a product over hundreds of tokens
+    would say nothing but the length.
+    """
+    tokens, logprobs = completion.tokens, completion.token_logprobs
+    if not tokens:
+        return None
+    try:
+        if answer == "code":
+            known = [p for p in logprobs if p is not None]
+            return min(math.exp(sum(known) / len(known)), 1.0) if known else None
+        span = _deciding_span(answer, completion.text)
+        if span is None or "".join(tokens) != completion.text:
+            return None
+        total, at = 0.0, 0
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            if at <= span[1] and at + len(token) > span[0]:
+                if logprob is None:
+                    return None
+                total += logprob
+            at += len(token)
+        confidence = math.exp(total)
+    except (TypeError, ValueError, OverflowError):  # what a server calls tokens and numbers is its own
+        return None
+    return min(confidence, 1.0) if math.isfinite(confidence) else None
+
+
+_SPANS = {
+    "label": re.compile(r"<action\s*>(?P<xml>.*?)</action|\"action\"\s*:\s*\"(?P<json>[^\"]*)\"", re.S | re.I),
+    "plan": re.compile(
+        r"<actions\s*>(?P<xml>.*?)</actions|\"actions\"\s*:\s*(?P<json>\[.*?\]|\"[^\"]*\")", re.S | re.I
+    ),
+}
+
+
+def _deciding_span(answer: AnswerFormat, text: str) -> tuple[int, int] | None:
+    """Start and end of the value that the parser takes: the last one."""
+    found = list(_SPANS[answer].finditer(text))
+    return found[-1].span("xml" if found[-1]["xml"] is not None else "json") if found else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
