@@ -32,27 +32,27 @@ _MAX_CONNECTIONS, _MAX_IDLE, _IDLE_SECONDS = 256, 32, 30.0
 
 
 class Transport:
-    """Connections that threads share. `timeout` is in seconds and covers all of a call. Raises only `CallFailed`."""
+    """Connections that threads share. `seconds` is the deadline of all of a call. Raises only `CallFailed`."""
 
     def __init__(self) -> None:
         self._pools: dict[str | None, httpcore2.ConnectionPool] = {}
         self._lock = threading.Lock()
 
-    def post(self, url: str, headers: Headers, body: bytes, timeout: float) -> tuple[int, bytes]:
+    def post(self, url: str, headers: Headers, body: bytes, seconds: float) -> tuple[int, bytes]:
         """Status and body of the answer."""
-        with _deadline(time.monotonic() + timeout):
-            response = self._send(url, headers, body, timeout)
-            with _mapped(timeout), contextlib.closing(response):
+        with _deadline(time.monotonic() + seconds):
+            response = self._send(url, headers, body, seconds)
+            with _mapped(seconds), contextlib.closing(response):
                 return response.status, response.read()
 
     @contextmanager
-    def stream(self, url: str, headers: Headers, body: bytes, timeout: float) -> Iterator[tuple[int, Iterator[bytes]]]:
+    def stream(self, url: str, headers: Headers, body: bytes, seconds: float) -> Iterator[tuple[int, Iterator[bytes]]]:
         """Status, and the body as it comes: reading on may raise `CallFailed` as well."""
-        at = time.monotonic() + timeout
+        at = time.monotonic() + seconds
         with _deadline(at):
-            response = self._send(url, headers, body, timeout)
+            response = self._send(url, headers, body, seconds)
         with contextlib.closing(response):
-            yield response.status, _chunks(response, at, timeout)
+            yield response.status, _chunks(response, at, seconds)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -61,17 +61,14 @@ class Transport:
         for pool in pools.values():
             pool.close()
 
-    def _send(self, url: str, headers: Headers, body: bytes, timeout: float) -> httpcore2.Response:
-        with _mapped(timeout):
+    def _send(self, url: str, headers: Headers, body: bytes, seconds: float) -> httpcore2.Response:
+        with _mapped(seconds):
             target, proxy = _target(url)
             pool = self._pools.get(proxy)
             if pool is None:
                 with self._lock:
                     pool = self._pools.setdefault(proxy, _make_pool(proxy))
-            waiting = {"timeout": {"pool": timeout}}
-            return pool.handle_request(
-                httpcore2.Request("POST", target, headers=_sized(headers, body), content=body, extensions=waiting)
-            )
+            return pool.handle_request(_request(target, headers, body, pool_seconds=seconds))
 
 
 class AsyncTransport:
@@ -82,10 +79,10 @@ class AsyncTransport:
             asyncio.AbstractEventLoop, dict[str | None, httpcore2.AsyncConnectionPool]
         ] = weakref.WeakKeyDictionary()
 
-    async def post(self, url: str, headers: Headers, body: bytes, timeout: float) -> tuple[int, bytes]:
+    async def post(self, url: str, headers: Headers, body: bytes, seconds: float) -> tuple[int, bytes]:
         """Status and body of the answer."""
-        with _mapped(timeout):
-            async with asyncio.timeout(timeout):
+        with _mapped(seconds):
+            async with asyncio.timeout(seconds):
                 response = await self._send(url, headers, body)
                 try:
                     return response.status, await response.aread()
@@ -94,15 +91,15 @@ class AsyncTransport:
 
     @asynccontextmanager
     async def stream(
-        self, url: str, headers: Headers, body: bytes, timeout: float
+        self, url: str, headers: Headers, body: bytes, seconds: float
     ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
         """Status, and the body as it comes: reading on may raise `CallFailed` as well."""
-        at = asyncio.get_running_loop().time() + timeout
-        with _mapped(timeout):
+        at = asyncio.get_running_loop().time() + seconds
+        with _mapped(seconds):
             async with asyncio.timeout_at(at):
                 response = await self._send(url, headers, body)
         try:
-            yield response.status, _achunks(response, at, timeout)
+            yield response.status, _achunks(response, at, seconds)
         finally:
             await response.aclose()
 
@@ -121,8 +118,7 @@ class AsyncTransport:
                 max_keepalive_connections=_MAX_IDLE,
                 keepalive_expiry=_IDLE_SECONDS,
             )
-        request = httpcore2.Request("POST", target, headers=_sized(headers, body), content=body)
-        return await pools[proxy].handle_async_request(request)
+        return await pools[proxy].handle_async_request(_request(target, headers, body))
 
 
 def _make_pool(proxy: str | None) -> httpcore2.ConnectionPool:
@@ -146,34 +142,44 @@ def _target(url: str) -> tuple[httpcore2.URL, str | None]:
     return target, proxies.get(target.scheme.decode()) or proxies.get("all")
 
 
-def _sized(headers: Headers, body: bytes) -> Headers:
-    return {**headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
+def _request(
+    target: httpcore2.URL, headers: Headers, body: bytes, pool_seconds: float | None = None
+) -> httpcore2.Request:
+    default_port = {b"http": 80, b"https": 443}.get(target.scheme)
+    port = b"" if target.port in (None, default_port) else b":%d" % target.port
+    sent: dict[bytes | str, bytes | str] = {
+        "Host": target.host + port,
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        **headers,
+    }
+    return httpcore2.Request("POST", target, headers=sent, content=body, extensions={"timeout": {"pool": pool_seconds}})
 
 
 @contextmanager
-def _mapped(timeout: float) -> Iterator[None]:
+def _mapped(seconds: float) -> Iterator[None]:
     try:
         yield
     except (httpcore2.TimeoutException, TimeoutError):
-        raise CallFailed("timeout", f"no complete answer within {timeout * 1000:g} ms") from None
+        raise CallFailed("timeout", f"no complete answer within {seconds * 1000:g} ms") from None
     except Exception as error:  # whatever a network does, the agent goes on
         raise CallFailed("provider_error", f"{type(error).__name__}: {error}") from None
 
 
-def _chunks(response: httpcore2.Response, at: float, timeout: float) -> Iterator[bytes]:
+def _chunks(response: httpcore2.Response, at: float, seconds: float) -> Iterator[bytes]:
     body = response.iter_stream()
     while True:
-        with _mapped(timeout), _deadline(at):
+        with _mapped(seconds), _deadline(at):
             chunk = next(body, None)
         if chunk is None:
             return
         yield chunk
 
 
-async def _achunks(response: httpcore2.Response, at: float, timeout: float) -> AsyncIterator[bytes]:
+async def _achunks(response: httpcore2.Response, at: float, seconds: float) -> AsyncIterator[bytes]:
     body = aiter(response.aiter_stream())
     while True:
-        with _mapped(timeout):
+        with _mapped(seconds):
             async with asyncio.timeout_at(at):
                 chunk = await anext(body, None)
         if chunk is None:
