@@ -1,4 +1,4 @@
-"""A model's life as verbs on a data folder: fine-tune, deploy, undeploy. Idempotent, as the provider room's steps are:
+"""A model's life as verbs on a data folder: export, fine-tune, deploy, undeploy. Idempotent, as the steps beneath are:
 stopped at any point and called again, each goes on where it was and spends nothing twice."""
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from provider.client import Now, clock_of, connect
 from provider.deployments import LIVE_STATES
 from provider.files import upload_dataset
 from provider.fine_tunes import follow_fine_tune, submit_fine_tune
-from reasoning.config import Config, is_loopback, load_config
+from quality.dataset import Manifest, export_dataset
+from reasoning.config import is_loopback, load_config
 from reasoning.decision_types import get_decision_type
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
@@ -66,6 +67,11 @@ def find_deployment(ledger: Ledger, model_id: str, *states: str) -> dict[str, An
     return max(rows, key=lambda row: row["created_at"], default=None)
 
 
+def export(data: Path, decision_type: str, **options: Any) -> Manifest:
+    """`quality.dataset.export_dataset` (its options too), also for a decision type that reasoning.toml declares."""
+    return export_dataset(data, decision_type, config=load_config(data), **options)
+
+
 def fine_tune(
     data: Path,
     dataset: str | Path,
@@ -75,7 +81,6 @@ def fine_tune(
     again: bool = False,
     now: Now = None,
     progress: Progress | None = None,
-    config: Config | None = None,
 ) -> dict[str, Any]:
     """Upload a dataset (its id, or its folder), train a model on it and wait; returns the job's ledger row.
 
@@ -85,7 +90,7 @@ def fine_tune(
     folder = find_dataset(data, dataset)
     with at_work(data) as (client, ledger):
         row = upload_dataset(client, ledger, folder, now=now, progress=progress)
-        kind = get_decision_type(row["decision_type"], config or load_config(data))
+        kind = get_decision_type(row["decision_type"], load_config(data))
         job = submit_fine_tune(
             client, ledger, row["id"], tier=tier or kind.tier, parameters=parameters, again=again, now=now
         )

@@ -1,7 +1,7 @@
 """How far a piece of work is, whoever says it and whoever listens.
 
-The rooms call `progress(done, total)`, `progress(step, done, total)` or `progress(fraction, message)`; who listens takes
-them all through `reading`.
+The rooms call `progress(done, total)`, `progress(step, done, total)` or `progress(fraction, message)`; whoever listens
+takes them all through `reading`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quality.evaluation import Estimate, Evaluation
 
 
 def plain(value: Any) -> Any:
@@ -21,6 +24,35 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
+
+
+def hide(report: Any, *names: str) -> dict[str, Any]:
+    """A report as plain data, without some of its fields."""
+    return {name: value for name, value in plain(report).items() if name not in names}
+
+
+def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """An evaluation as a table: a row a metric, the sources and the differences between them with their intervals."""
+    rows = []
+    for metric in dict.fromkeys(name for source in evaluation.sources.values() for name in source.metrics):
+        row: dict[str, Any] = {"metric": metric + (" (judged by)" if metric == evaluation.primary else "")}
+        for name, source in evaluation.sources.items():
+            row[name] = _estimate(source.metrics.get(metric))
+        for other in evaluation.sources:
+            if other != "candidate":
+                row[f"candidate - {other}"] = _estimate(evaluation.difference("candidate", other, metric), signed=True)
+        rows.append(row)
+    for what in ("failed", "latency_p50_ms", "latency_p95_ms", "cost_per_1000_usd"):
+        rows.append({"metric": what} | {name: getattr(source, what) for name, source in evaluation.sources.items()})
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return [{column: row.get(column) for column in columns} for row in rows]
+
+
+def _estimate(estimate: Estimate | None, *, signed: bool = False) -> str | None:
+    if estimate is None:
+        return None
+    sign = "+" if signed else ""
+    return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
 def fields(report: Any) -> Iterator[tuple[str, Any]]:

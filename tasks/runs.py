@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 from pydantic import Field
 
+from provider.errors import ProviderUnavailable
 from reasoning.config import load_config
-from storage.ledger import open_ledger
+from storage.errors import DataFolderBusy
 from tasks.progress import RunProgress
 from tasks.reports import markdown, plain
 
-# Parameters that several flows have, as the forms of Prefect's UI show them.
-DataFolder = Annotated[
-    Path | None, Field(description="The data folder. Empty: REASONING_DATA, or `data` in reasoning.toml, of the worker")
-]
-IfBusy = Annotated[
-    Literal["wait", "skip"], Field(description="When another run of this flow is at work: wait for it, or end at once")
-]
-Moment = Annotated[
-    datetime | None, Field(description="The time it is held to be, for replays. Empty: the time of the machine")
-]
-DecisionTypeName = Annotated[
-    str, Field(description="Such as should_respond, planning or coding", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
-]
+# Parameters that several flows have. Prefect's forms take their descriptions from the flows' docstrings.
+DataFolder = Path | None
+IfBusy = Literal["wait", "skip"]
+Moment = datetime | None
+DecisionTypeName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
 def data_folder(data: Path | None) -> Path:
@@ -42,17 +34,6 @@ def utc(moment: datetime | None) -> datetime | None:
     if moment is None:
         return None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-@contextmanager
-def taking_turns(data: Path, flow: str, if_busy: str) -> Iterator[bool]:
-    """Hold the flow's lock of this installation; yields False when another run holds it and `if_busy` is `skip`.
-
-    Not Prefect's concurrency limits: their CANCEL_NEW cancels the run a person started when it meets a tick, ENQUEUE
-    piles ticks up, and a slot outlives the kill -9 of who held it. This lock ends with its process.
-    """
-    with open_ledger(data) as ledger, ledger.exclusive(f"flow-{flow}", wait=if_busy == "wait") as ours:
-        yield ours
 
 
 def skipped(flow: str) -> Any:
@@ -77,3 +58,25 @@ def publish(key: str, report: Any, *, title: str) -> None:
 
 def _cell(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def passing(task: Any, run: Any, state: Any) -> bool:
+    """Retry condition of tasks: trouble that passes by itself. What was asked wrongly stays wrong."""
+    try:
+        state.result()
+    except (OSError, DataFolderBusy, ProviderUnavailable):
+        return True
+    except Exception:
+        return False
+    return False
+
+
+# For steps that may be repeated whatever became of them. A step that spends money gets none of Prefect's retries: the
+# provider room repeats what may be repeated. No cache: the same arguments tomorrow are other work.
+REPEATABLE: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [5, 30],
+    "retry_condition_fn": passing,
+    "cache_policy": NO_CACHE,
+}
+ONCE: dict[str, Any] = {"retries": 0, "cache_policy": NO_CACHE}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 # `python -m reasoning` is the command of the checkout; an agent's installation has none, so it is imported when called.
 EXCEPTIONS = {("reasoning/__main__.py", "cli")}
 
-# What an agent installs besides Python: the wheel stays small.
-WHEEL_DEPENDENCIES = {"orjson", "urllib3"}
+# What an agent installs besides Python. Here names of distributions are names of modules.
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WHEEL_DEPENDENCIES = {re.split(r"[^\w-]", requirement)[0] for requirement in PROJECT["dependencies"]}
 
 
 def imported_modules(source: str) -> Iterator[tuple[str, int]]:

@@ -1,0 +1,187 @@
+"""Candidate, incumbent and original on the holdout that none of them has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+import storage
+from provider.client import clock_of
+from provider.completions import complete_many
+from provider.deployments import hourly_usd
+from quality.dataset import DatasetRow, read_manifest, read_rows
+from quality.evaluation import Answer, Evaluation, Label, evaluate, write_evaluation
+from quality.promotion import DEFAULT_MARGIN, Verdict, judge
+from reasoning.config import load_config
+from reasoning.decision_types import DecisionType, get_decision_type
+from reasoning.errors import UnparseableAnswer
+from storage.layout import Layout
+from tasks.errors import MissingStep
+from tasks.models import at_work, find_dataset, find_deployment, find_model
+from tasks.progress import Progress, reading
+
+if TYPE_CHECKING:
+    from together import Together
+
+    from storage.ledger import Ledger
+
+_TRAFFIC_DAYS = 7
+
+
+def evaluate_model(
+    data: Path,
+    model: str,
+    *,
+    dataset: str | None = None,
+    limit: int | None = None,
+    margin: float = DEFAULT_MARGIN,
+    now: datetime | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask a deployed model (its id, or a decision type for its newest) every question of the holdout, and compare.
+
+    The incumbent is asked the same where one serves; the original's answers are those of the log. `dataset` is by
+    default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
+    the deployment's price an hour over the questions of its type an hour, of the last 7 days. Written to
+    `evaluations/`, the verdict (`quality.promotion`) in `about`. Raises `MissingStep` where the model is not deployed.
+    """
+    with at_work(data) as (client, ledger):
+        row = find_model(ledger, model)
+        config = load_config(data)
+        kind = get_decision_type(row["decision_type"], config)
+        folder = find_dataset(data, dataset or ledger.get("datasets", row["dataset_id"])["dataset"])
+        questions = read_rows(folder, "holdout", config=config)[-limit if limit else None :]
+        if not questions:
+            raise MissingStep(f"the holdout of {folder} has no rows: export a dataset of more decisions")
+        servers = {"candidate": _server_of(ledger, row)}
+        if (incumbent := find_incumbent(ledger, row)) is not None:
+            servers["incumbent"] = incumbent
+        traffic = _questions_per_hour(data, kind.name, clock_of(now)())
+        answers: dict[str, Sequence[Answer | None]] = {"original": [_original_answer(row) for row in questions]}
+        for number, (source, server) in enumerate(servers.items()):
+            answers[source] = _ask(
+                client,
+                ledger,
+                kind,
+                server,
+                questions,
+                traffic,
+                now=now,
+                progress=_part(progress, number, len(servers), source),
+            )
+    evaluation = evaluate(
+        kind,
+        [Label(question.label, question.episode, question.label_source) for question in questions],
+        answers,
+        now=now,
+        about={
+            "model_id": row["id"],
+            "base_model": row["base_model"],
+            "served_name": servers["candidate"]["served_name"],
+            "incumbent_model_id": servers["incumbent"]["model_id"] if "incumbent" in servers else None,
+            "dataset_id": read_manifest(folder).dataset_id,
+        },
+    )
+    evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin))
+    write_evaluation(data, evaluation)
+    return evaluation
+
+
+def read_verdict(data: Path, evaluation_id: str) -> Verdict:
+    """The verdict that `evaluate_model` reached in an evaluation. Raises `MissingStep` where that is gone."""
+    path = Layout(data).evaluations / f"{evaluation_id}.json"
+    try:
+        return Verdict(**orjson.loads(path.read_bytes())["about"]["verdict"])
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise MissingStep(f"there is no verdict in {path} ({error!r}): `reasoning evaluate MODEL` again") from error
+
+
+def last_verdict(data: Path, model_id: str) -> Verdict | None:
+    """Verdict of the newest evaluation of a model, None without one."""
+    for path in sorted(Layout(data).evaluations.glob("*.json"), reverse=True):  # named by UUIDv7: in order of time
+        if orjson.loads(path.read_bytes())["about"].get("model_id") == model_id:
+            return read_verdict(data, path.stem)
+    return None
+
+
+def find_incumbent(ledger: Ledger, model: dict[str, Any]) -> dict[str, Any] | None:
+    """The ready deployment of the model of the same decision type, other than `model`, that is promoted."""
+    for row in reversed(ledger.find("models", decision_type=model["decision_type"], state="promoted")):
+        if row["id"] != model["id"] and (deployment := find_deployment(ledger, row["id"], "ready")):
+            return deployment
+    return None
+
+
+def _server_of(ledger: Ledger, model: dict[str, Any]) -> dict[str, Any]:
+    deployment = find_deployment(ledger, model["id"], "ready")
+    if deployment is None:
+        raise MissingStep(f"model {model['id']} is not deployed: `reasoning deploy {model['id']}` first")
+    return deployment
+
+
+def _original_answer(question: DatasetRow) -> Answer | None:
+    if question.original is None:
+        return None
+    return Answer(question.original, latency_ms=question.original_latency_ms, cost_usd=question.original_cost_usd)
+
+
+def _ask(
+    client: Together,
+    ledger: Ledger,
+    kind: DecisionType,
+    server: dict[str, Any],
+    questions: Sequence[DatasetRow],
+    questions_per_hour: float,
+    *,
+    now: datetime | None,
+    progress: Progress | None,
+) -> list[Answer | None]:
+    completions = complete_many(
+        client,
+        server["served_name"],
+        [question.messages for question in questions],
+        max_tokens=kind.max_tokens,
+        temperature=kind.temperature,
+        answer_format=kind.answer,
+        ledger=ledger,
+        progress=progress,
+        now=now,
+    )
+    cost_usd = float(hourly_usd(server)) / questions_per_hour if questions_per_hour else None
+    answers: list[Answer | None] = []
+    for completion in completions:
+        decision = None
+        if completion.error is None:
+            try:
+                decision = kind.parse(completion.text)
+            except UnparseableAnswer:
+                decision = None
+        answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))
+    return answers
+
+
+def _questions_per_hour(data: Path, decision_type: str, now: datetime) -> float:
+    since = now.astimezone(UTC) - timedelta(days=_TRAFFIC_DAYS)
+    result = storage.sql(
+        data,
+        "SELECT count(DISTINCT request_id) FROM decisions WHERE decision_type = ? AND date >= ? AND ts > ? AND ts <= ?",
+        [decision_type, since.date(), since, now],
+    )
+    return float(result.rows[0][0]) / (24 * _TRAFFIC_DAYS)
+
+
+def _part(progress: Progress | None, number: int, of: int, what: str) -> Progress | None:
+    """The progress of one of several parts, as progress of the whole."""
+    if progress is None:
+        return None
+
+    def update(*said: float | str) -> None:
+        fraction, message = reading(*said)
+        progress((number + fraction) / of, f"{what}: {message}")
+
+    return update

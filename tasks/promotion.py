@@ -1,0 +1,111 @@
+"""Traffic for a model that earned it: the route, and what it replaces."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from provider.client import clock_of, provider_url
+from provider.routes import publish_route
+from quality.dataset import read_manifest
+from reasoning.routes import Arm, Route
+from storage.layout import Layout
+from storage.ledger import open_ledger
+from tasks.errors import MissingStep
+from tasks.evaluation import last_verdict
+from tasks.models import find_dataset, find_deployment, find_model, undeploy
+
+if TYPE_CHECKING:
+    from storage.ledger import Ledger
+
+LIVE_WEIGHT = 0.9
+"""The rest stays with the original: it goes on teaching, and stays comparable."""
+
+DEADLINE_MS = 800.0
+
+
+def promote_model(
+    data: Path,
+    model: str,
+    *,
+    weight: float = LIVE_WEIGHT,
+    mode: Literal["live", "shadow"] = "live",
+    deadline_ms: float = DEADLINE_MS,
+    min_confidence: float = 0.0,
+    force: bool = False,
+    now: datetime | None = None,
+) -> Route:
+    """Publish the route of a deployed model (its id, or a decision type for its newest); returns the route.
+
+    `weight` is its share of the decisions, the original's is the rest; in `shadow` mode it answers all of them in the
+    background and serves none. Called again with a greater weight, an episode that was the model's stays the model's.
+    The model that it replaces is undeployed. Raises `MissingStep` unless the model is ready and its newest evaluation
+    says promote; `force` does without the latter.
+    """
+    when = clock_of(now)()
+    with open_ledger(data) as ledger:
+        row = find_model(ledger, model)
+        deployment = find_deployment(ledger, row["id"], "ready")
+        if deployment is None:
+            raise MissingStep(f"model {row['id']} is not deployed: `reasoning deploy {row['id']}` first")
+        verdict = last_verdict(data, row["id"])
+        if not force and verdict is None:
+            raise MissingStep(
+                f"model {row['id']} was never evaluated: `reasoning evaluate {row['id']}` first, or insist with --force"
+            )
+        if not force and verdict is not None and not verdict.promote:
+            raise MissingStep(f"model {row['id']} did not earn it: {verdict.why}. Insist with --force")
+        route = _route(data, ledger, row, deployment, weight, mode, deadline_ms, min_confidence)
+        publish_route(Layout(data).routes, row["decision_type"], route, now=when)
+        if mode == "live":
+            why = verdict.why if verdict and verdict.promote else "forced"
+            ledger.transition("models", row["id"], "promoted", why=why, now=when)
+            replaced = [
+                other["id"]
+                for other in ledger.find("models", decision_type=row["decision_type"], state="promoted")
+                if other["id"] != row["id"]
+            ]
+    for other in replaced if mode == "live" else ():
+        undeploy(data, other, why=f"replaced by {row['id']}", now=now)
+    return route
+
+
+def reject_model(data: Path, model_id: str, *, why: str, now: datetime | None = None) -> None:
+    """Undeploy a model that did not earn its traffic, and remember why."""
+    undeploy(data, model_id, why=why, now=now)
+    with open_ledger(data) as ledger:
+        ledger.transition("models", model_id, "rejected", why=why, now=clock_of(now)())
+
+
+def _route(
+    data: Path,
+    ledger: Ledger,
+    model: dict[str, Any],
+    deployment: dict[str, Any],
+    weight: float,
+    mode: Literal["live", "shadow"],
+    deadline_ms: float,
+    min_confidence: float,
+) -> Route:
+    share = weight if mode == "live" else 1.0
+    dataset = find_dataset(data, ledger.get("datasets", model["dataset_id"])["dataset"])
+    custom = Arm(
+        name="custom",
+        source="custom",
+        weight=share,
+        mode=mode,
+        model=deployment["served_name"],
+        base_url=provider_url(),
+        config_hash=read_manifest(dataset).config_hash,
+    )
+    original = Arm(name="original", source="original", weight=1.0 if mode == "shadow" else 1.0 - share)
+    # The salt goes with the model, not with the weight: the draw of an episode stays the same as the weight grows.
+    experiment = f"{model['decision_type']}-{model['id']}"
+    return Route(
+        arms=(custom, original),
+        deadline_ms=deadline_ms,
+        min_confidence=min_confidence,
+        experiment=experiment,
+        salt=experiment,
+    )

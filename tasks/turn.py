@@ -1,0 +1,213 @@
+"""One turn of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop.
+
+Where a turn stands is in `datasets/<decision type>/turn.json`, written after every step. A turn that was killed goes on
+from there, and as every step is idempotent by itself, a step that was cut short is done again at no further cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+import storage
+from provider.client import clock_of
+from provider.errors import FineTuneFailed
+from quality.dataset import Manifest, read_manifest
+from quality.errors import DatasetRejected, InsufficientData
+from quality.evaluation import Evaluation
+from reasoning.config import load_config
+from reasoning.decision_types import get_decision_type
+from reasoning.routes import Route
+from storage.files import write_atomic
+from storage.layout import Layout
+from tasks.errors import FlowError
+from tasks.evaluation import evaluate_model, read_verdict
+from tasks.models import deploy, export, find_dataset, fine_tune
+from tasks.promotion import LIVE_WEIGHT, promote_model, reject_model
+
+Outcome = Literal["not_due", "under_way", "not_enough_data", "failed", "rejected", "canary", "promoted"]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPolicy:
+    """When a turn is due, and how its model gets its traffic."""
+
+    min_new_decisions: int = 200
+    """Labelled decisions since the last turn's dataset."""
+    cool_down: timedelta = timedelta(hours=20)
+    """Between the end of a turn and the beginning of the next."""
+    weight: float = LIVE_WEIGHT
+    """Share of the decisions that a promoted model gets in the end."""
+    canary_weight: float | None = 0.1
+    """Share that it gets first, None for the whole at once."""
+    canary_requests: int = 50
+    """Questions that the canary must have been asked before it is judged."""
+    max_failed_share: float = 0.05
+    """Of the canary's answers: above, it is withdrawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Where a turn stands, or how it ended."""
+
+    decision_type: str
+    outcome: Outcome = "under_way"
+    why: str = ""
+    started_at: str | None = None
+    finished_at: str | None = None
+    dataset_id: str | None = None
+    job_id: str | None = None
+    model_id: str | None = None
+    deployment_id: str | None = None
+    evaluation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """What the steps are done with: the plain functions, or the same as Prefect tasks."""
+
+    export: Callable[..., Manifest] = export
+    fine_tune: Callable[..., dict[str, Any]] = fine_tune
+    deploy: Callable[..., dict[str, Any]] = deploy
+    evaluate: Callable[..., Evaluation] = evaluate_model
+    promote: Callable[..., Route] = promote_model
+    reject: Callable[..., None] = reject_model
+
+
+def turn_flywheel(
+    data: Path,
+    decision_type: str,
+    *,
+    policy: TurnPolicy | None = None,
+    verbs: Verbs | None = None,
+    force: bool = False,
+    now: datetime | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Turn:
+    """Take a turn up where it stands, begin one that is due (or any, with `force`), or see to a canary.
+
+    For one process at a time (`tasks.exclusive.taking_turns`). What stops a turn for now (no capacity, a budget used
+    up, an unreachable provider) is raised and leaves it under way; the next call tries again from that step.
+    """
+    policy, verbs = policy or TurnPolicy(), verbs or Verbs()
+    clock = clock_of(now)
+    decision_type = get_decision_type(decision_type, load_config(data)).name
+    turn = read_turn(data, decision_type)
+    if turn is not None and turn.outcome == "canary":
+        turn = _see_to_canary(data, turn, policy, verbs, clock())
+        if turn.outcome == "canary" and not force:
+            return turn
+    if turn is None or turn.outcome != "under_way":
+        why_not = None if force else _why_not_due(data, decision_type, turn, policy, clock())
+        if why_not:
+            return replace(turn or Turn(decision_type), outcome="not_due", why=why_not)
+        turn = Turn(decision_type, started_at=clock().isoformat())
+        try:
+            on_step("export")
+            manifest = verbs.export(data, decision_type, now=now)
+        except (InsufficientData, DatasetRejected) as error:
+            return _end(data, turn, "not_enough_data", str(error), clock())
+        turn = _save(data, replace(turn, dataset_id=manifest.dataset_id))
+    assert turn.dataset_id is not None
+    if turn.model_id is None:
+        on_step("fine-tune")
+        try:
+            job = verbs.fine_tune(data, turn.dataset_id, now=now)
+        except FineTuneFailed as error:
+            return _end(data, turn, "failed", str(error), clock())
+        turn = _save(data, replace(turn, job_id=job["id"], model_id=job["model_id"]))
+    assert turn.model_id is not None
+    if turn.evaluation_id is None:
+        on_step("deploy")
+        deployment = verbs.deploy(data, turn.model_id, now=now)
+        turn = _save(data, replace(turn, deployment_id=deployment["id"]))
+        on_step("evaluate")
+        evaluation = verbs.evaluate(data, turn.model_id, now=now)
+        turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
+    assert turn.evaluation_id is not None
+    verdict = read_verdict(data, turn.evaluation_id)
+    if not verdict.promote:
+        on_step("undeploy")
+        verbs.reject(data, turn.model_id, why=verdict.why, now=now)
+        return _end(data, turn, "rejected", verdict.why, clock())
+    on_step("promote")
+    verbs.deploy(data, turn.model_id, now=now)  # the guard may have stopped it, if this turn lay still for long
+    canary = policy.canary_weight is not None
+    verbs.promote(data, turn.model_id, weight=policy.canary_weight if canary else policy.weight, now=now)
+    return _end(data, turn, "canary" if canary else "promoted", verdict.why, clock())
+
+
+def read_turn(data: Path, decision_type: str) -> Turn | None:
+    """Where the turn of a decision type stands, or how the last one ended; None before the first."""
+    path = _path(data, decision_type)
+    try:
+        return Turn(**orjson.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, orjson.JSONDecodeError, TypeError) as error:
+        raise FlowError(f"cannot read {path}: {error}. Remove it to begin a new turn") from error
+
+
+def _see_to_canary(data: Path, turn: Turn, policy: TurnPolicy, verbs: Verbs, now: datetime) -> Turn:
+    """Give a canary that answered well its full weight, withdraw one that did not, or leave it a while longer."""
+    asked, failed = _canary_answers(data, turn, now)
+    if asked < policy.canary_requests:
+        return replace(turn, why=f"the canary was asked {asked} of {policy.canary_requests} questions")
+    said = f"the canary failed to answer {failed} of {asked} questions"
+    if failed > policy.max_failed_share * asked:
+        verbs.reject(data, turn.model_id, why=said, now=now)
+        return _end(data, turn, "rejected", said, now)
+    verbs.promote(data, turn.model_id, weight=policy.weight, now=now)
+    return _end(data, turn, "promoted", said, now)
+
+
+def _canary_answers(data: Path, turn: Turn, now: datetime) -> tuple[int, int]:
+    """Answers of the turn's model since it got its traffic, and how many of them the original had to stand in for."""
+    since = datetime.fromisoformat(turn.finished_at or now.isoformat())
+    query = """
+        SELECT count(*), count(*) FILTER (NOT valid OR fallback_reason IN ('timeout', 'provider_error', 'unparseable'))
+        FROM decisions
+        WHERE decision_type = ? AND source = 'custom' AND experiment = ? AND date >= ? AND ts >= ?
+    """
+    experiment = f"{turn.decision_type}-{turn.model_id}"
+    ((asked, failed),) = storage.sql(data, query, [turn.decision_type, experiment, since.date(), since]).rows
+    return asked, failed
+
+
+def _why_not_due(data: Path, decision_type: str, last: Turn | None, policy: TurnPolicy, now: datetime) -> str | None:
+    after = datetime.min.replace(tzinfo=UTC)
+    if last is not None and last.finished_at:
+        begin = datetime.fromisoformat(last.finished_at) + policy.cool_down
+        if now < begin:
+            return f"the last turn ended {last.outcome} at {last.finished_at}: cooling down until {begin.isoformat()}"
+    if last is not None and last.dataset_id:
+        newest = read_manifest(find_dataset(data, last.dataset_id)).splits["holdout"].last
+        after = datetime.fromisoformat(newest) if newest else after
+    query = """
+        SELECT count(*) FROM labelled_decisions
+        WHERE decision_type = ? AND label IS NOT NULL AND label_source <> 'custom' AND date >= ? AND ts > ? AND ts <= ?
+    """
+    ((new,),) = storage.sql(data, query, [decision_type, after.date(), after, now]).rows
+    if new < policy.min_new_decisions:
+        return f"{new} of {policy.min_new_decisions} new labelled decisions"
+    return None
+
+
+def _end(data: Path, turn: Turn, outcome: Outcome, why: str, now: datetime) -> Turn:
+    return _save(data, replace(turn, outcome=outcome, why=why, finished_at=now.isoformat()))
+
+
+def _save(data: Path, turn: Turn) -> Turn:
+    path = _path(data, turn.decision_type)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, orjson.dumps(asdict(turn), option=orjson.OPT_INDENT_2) + b"\n")
+    return turn
+
+
+def _path(data: Path, decision_type: str) -> Path:
+    return Layout(data).datasets / decision_type / "turn.json"
