@@ -286,7 +286,7 @@ def check_cli(base_url: str, transcript: Transcript, dataset: Path, scratch: Pat
         ]
         retrieved, events, _, deployed = (future.result() for future in waiting)
         _expect(retrieved["status"] == "completed", "the command sees the job completed")
-        _expect(any(event["type"] == "job_complete" for event in events), "the command sees the events")
+        _expect(any(event["type"] == "job_complete" for event in events), "the command has the events")
         _expect(archive.stat().st_size > 0, "the command downloads the model")
         endpoint, deployment = deployed["endpoint"]["id"], deployed["deployment"]["id"]
         listing = pool.submit(cli.run, "endpoints", "ls")
