@@ -116,6 +116,7 @@ def _find_project(client: Together, url: str) -> str:
 @contextmanager
 def asking(what: str) -> Iterator[None]:
     """Turn the SDK's errors into ours, which say what was being asked."""
+    import httpx
     import together
 
     try:
@@ -130,6 +131,8 @@ def asking(what: str) -> Iterator[None]:
         raise ProviderRefused(message) from error
     except together.APIConnectionError as error:
         raise ProviderUnavailable(f"{what}: no answer from the provider ({error.__cause__ or error})") from error
+    except httpx.TransportError as error:  # the SDK sends a file's bytes without its own error handling
+        raise ProviderUnavailable(f"{what}: no answer from the provider ({error})") from error
     except together.APIResponseValidationError as error:
         raise ProviderError(f"{what}: the provider's answer is not as documented: {error.message}") from error
 

@@ -374,9 +374,11 @@ def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Cal
     if any(remote.status.state != "DEPLOYMENT_STATE_STOPPED" for remote in remotes):
         return ledger.get("deployments", row["id"])
     row = ledger.transition("deployments", row["id"], "stopped", stopped_at=row["stopped_at"] or clock(), now=clock())
-    with asking(f"deleting {row['name']}"):
-        for remote in remotes:
+    for remote in remotes:
+        # Gone already: the answer to an earlier delete was lost. Its endpoint is still there.
+        with contextlib.suppress(RemoteNotFound), asking(f"deleting {remote.name}"):
             client.endpoints.deployments.delete(remote.id, endpoint_id=row["endpoint_id"], etag=remote.etag)
+    with contextlib.suppress(RemoteNotFound), asking(f"deleting {row['name']}"):
         client.endpoints.delete(row["endpoint_id"], etag=client.endpoints.retrieve(row["endpoint_id"]).etag)
     return _gone(ledger, row, clock())
 

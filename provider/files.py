@@ -20,7 +20,6 @@ from storage.ledger import new_id
 
 if TYPE_CHECKING:
     from together import Together
-    from together.types import FileResponse
 
     from storage.ledger import Ledger
 
@@ -129,6 +128,8 @@ def _exists(client: Together, file_id: str) -> bool:
 
 def _upload(client: Together, name: str, checked: CheckedFile, wait: Callable[[float], None]) -> str:
     """Upload under our name. Sending again is safe: of content it has, the provider answers with the file it has."""
+    from together.lib.resources.files import FileAlreadyExistsError
+
     with tempfile.TemporaryDirectory(prefix="reasoning-upload-") as temporary:
         named = Path(temporary, name)
         try:
@@ -143,16 +144,23 @@ def _upload(client: Together, name: str, checked: CheckedFile, wait: Callable[[f
             reraise=True,
         ):
             with attempt, asking(f"uploading {checked.path}"):
-                file = client.files.upload(named, purpose="fine-tune", check=False)
-                if _is_torso(file, checked):
-                    if file.filename == name:  # ours, broken off before its content was there
-                        client.files.delete(file.id)
-                    raise ProviderUnavailable(f"uploading {checked.path}: the provider kept an unfinished upload of it")
-    return file.id
+                try:
+                    file_id = client.files.upload(
+                        named, purpose="fine-tune", check=False, raise_if_already_exists=True
+                    ).id
+                except FileAlreadyExistsError as known:
+                    file_id = known.file_id
+                    _process(client, file_id, name)
+    return file_id
 
 
-def _is_torso(file: FileResponse, checked: CheckedFile) -> bool:
-    return file.bytes == 0 and checked.bytes > 0 and file.processing_status in (None, "PENDING")
+def _process(client: Together, file_id: str, name: str) -> None:
+    """Have a file checked whose upload broke off before that was asked for. Only ours: strangers see to theirs."""
+    from together.types import FileResponse
+
+    file = client.files.retrieve(file_id)
+    if file.processing_status in (None, "PENDING") and file.filename == name:
+        client.post(f"/v1/files/{file_id}/preprocess", cast_to=FileResponse)
 
 
 def _wait_until_processed(

@@ -1,0 +1,142 @@
+"""Deployments: started once, rolled back when they fail, drained and charged when they end."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from provider.completions import complete_many
+from provider.deployments import deploy_model, undeploy_model
+from provider.errors import CreationInDoubt, DeploymentFailed, NoCapacity, ProviderRefused
+from provider.routes import publish_route, routed_models
+from reasoning.routes import Arm, Route
+from storage.errors import BudgetExceeded
+from tests.provider.conftest import World, conversation
+
+ENDPOINTS = "POST /v2/projects/*/endpoints"
+DEPLOYMENTS = "POST /v2/projects/*/endpoints/*/deployments"
+
+
+def undeploy(world: World, deployment_id: str, **options):
+    return undeploy_model(world.client, world.ledger, deployment_id, now=world.now, wait=world.wait, **options)
+
+
+def test_a_model_is_served_asked_and_taken_down(world: World) -> None:
+    row = world.deploy()
+    assert row["state"] == "ready"
+    answers = complete_many(
+        world.client,
+        row["served_name"],
+        [conversation(f"hello {i}")[:2] for i in range(20)],
+        max_tokens=64,
+        answer_format="label",
+        ledger=world.ledger,
+        now=world.now(),
+    )
+    assert len(answers) == 20
+    assert all(answer.error is None and "RESPOND" in answer.text for answer in answers)
+    assert all(0 <= (answer.confidence or -1) <= 1 and answer.latency_ms for answer in answers)
+    assert world.ledger.get("deployments", row["id"])["last_request_at"] is not None
+    world.minutes(10)
+    row = undeploy(world, row["id"])
+    assert row["state"] == "deleted"
+    assert world.ours() == []
+    assert world.ledger.spent() >= Decimal("4") + world.emulator.bill({row["remote_id"]})
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+def test_it_is_not_deployed_twice(world: World) -> None:
+    row = world.deploy()
+    assert world.deploy(row["model_id"])["id"] == row["id"]
+    assert len(world.ours()) == 1
+
+
+@pytest.mark.parametrize("kind", ["lost_response", "503", "429"])
+@pytest.mark.parametrize("match", [ENDPOINTS, DEPLOYMENTS])
+def test_trouble_while_creating_makes_one_endpoint_and_one_deployment(world: World, kind: str, match: str) -> None:
+    model_id = world.train()["model_id"]
+    world.emulator.fault(kind, match)
+    row = world.deploy(model_id)
+    (endpoint,) = world.ours()
+    assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
+
+
+def test_a_refused_deployment_leaves_nothing(world: World) -> None:
+    model_id = world.train()["model_id"]
+    world.emulator.fault(400, DEPLOYMENTS)
+    with pytest.raises(ProviderRefused, match="400"):
+        world.deploy(model_id)
+    assert world.ours() == []
+    assert world.ledger.find("deployments")[0]["state"] == "deleted"
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+def test_in_doubt_for_good_it_is_rolled_back(world: World) -> None:
+    model_id = world.train()["model_id"]
+    world.emulator.fault(500, DEPLOYMENTS, times=4)
+    with pytest.raises(CreationInDoubt):
+        world.deploy(model_id)
+    assert world.ours() == []
+
+
+def test_a_slow_cold_start_is_waited_for(world: World) -> None:
+    model_id = world.train()["model_id"]
+    world.emulator.fault("slow_cold_start", seconds=1100)
+    seen: list[str] = []
+    row = deploy_model(
+        world.client,
+        world.ledger,
+        model_id,
+        poll_seconds=60,
+        now=world.now,
+        wait=world.wait,
+        progress=lambda share, message: seen.append(message),
+    )
+    assert row["state"] == "ready"
+    assert "replicas are starting" in seen
+
+
+def test_no_capacity_is_told_apart_from_failure(world: World) -> None:
+    model_id = world.train()["model_id"]
+    world.emulator.fault("no_capacity")
+    with pytest.raises(NoCapacity, match="insufficient GPU capacity"):
+        deploy_model(world.client, world.ledger, model_id, timeout=timedelta(0), now=world.now, wait=world.wait)
+    assert world.ours() == []
+    world.emulator.fault("no_capacity")
+    with pytest.raises(DeploymentFailed, match="within 6 hours"):
+        deploy_model(world.client, world.ledger, model_id, poll_seconds=7 * 3600, now=world.now, wait=world.wait)
+    assert world.ours() == []
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+def test_no_budget_no_deployment(world: World) -> None:
+    model_id = world.train()["model_id"]
+    world.ledger.set_budget("hour", "5.48")
+    with pytest.raises(BudgetExceeded, match=r"an hour, but of the hour budget of \$5\.48"):
+        world.deploy(model_id)
+    assert world.ours() == []
+
+
+def test_undeploy_withdraws_the_route_first(world: World) -> None:
+    row = world.deploy()
+    routes = world.data / "routes.json"
+    custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url)
+    publish_route(routes, "should_respond", Route((custom, Arm("original", "original", 0.0))), now=world.now())
+    assert routed_models(routes, now=world.now()) == {row["served_name"]}
+    # The provider refuses the stop: the route must be gone all the same.
+    world.emulator.fault(400, "PATCH /v2/projects/*/endpoints/*/deployments/*")
+    with pytest.raises(ProviderRefused):
+        undeploy(world, row["id"], routes_path=routes)
+    assert routed_models(routes, now=world.now()) == frozenset()
+    assert undeploy(world, row["id"], routes_path=routes)["state"] == "deleted"
+
+
+@pytest.mark.parametrize("match", ["PATCH *", "DELETE *", "GET /v2/projects/*"])
+@pytest.mark.parametrize("kind", ["lost_response", "409"])
+def test_trouble_while_stopping_is_overcome(world: World, match: str, kind: str) -> None:
+    row = world.deploy()
+    world.emulator.fault(kind, match, should_retry=False) if kind == "409" else world.emulator.fault(kind, match)
+    assert undeploy(world, row["id"], poll_seconds=0)["state"] == "deleted"
+    assert world.ours() == []
