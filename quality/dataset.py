@@ -64,8 +64,8 @@ class SplitSummary:
 class Manifest:
     """What is in a dataset and where it came from. `selected` = rows in all splits + the sum of `dropped`.
 
-    Times are RFC 3339 in UTC. `path` is the dataset's folder; it is not in `manifest.json`, nor is `dataset_id`, which
-    is the start of that file's SHA-256.
+    Times are RFC 3339 in UTC. `path` is the dataset's folder, whose name is `dataset_id`: the start of the SHA-256 of
+    `manifest.json` as it was published. (An erasure takes rows out of a dataset, and leaves its name.)
     """
 
     decision_type: str
@@ -169,7 +169,7 @@ def export_dataset(
                 "max_class_share": max_class_share,
                 "max_characters": max_characters,
                 "region": region,
-                "type": asdict(kind),
+                "type": asdict(kind) | {"labels": list(kind.labels)},
             }
             preparation = funnel.prepare_rows(
                 con, kind, label_sources=sources, max_characters=max_characters, region=region, progress=report
@@ -181,7 +181,7 @@ def export_dataset(
             )
             if max_class_share is not None:
                 funnel.balance_training(con, max_class_share=max_class_share, seed=seed)
-            verdict = _require_enough(con, validation_from, now)
+            verdict = _require_enough(con, now)
             leaks = funnel.find_leaks(con, template, report)
             folder = work / "dataset"
             folder.mkdir()
@@ -231,8 +231,7 @@ def read_manifest(dataset: Path | str) -> Manifest:
     """The manifest of a published dataset. Raises `DatasetError` where a file is not what the manifest says."""
     dataset = Path(dataset)
     try:
-        content = (dataset / "manifest.json").read_bytes()
-        fields = orjson.loads(content)
+        fields = orjson.loads((dataset / "manifest.json").read_bytes())
         fields["splits"] = {name: SplitSummary(**split) for name, split in fields["splits"].items()}
         fields["leaks"] = funnel.Leaks(**fields["leaks"])
         manifest = Manifest(**fields)
@@ -246,7 +245,7 @@ def read_manifest(dataset: Path | str) -> Manifest:
             raise DatasetError(f"{dataset / name} cannot be read ({error.strerror}); export the dataset again") from error
         if found != sha256:
             raise DatasetError(f"{dataset / name} is not the file that the manifest names; export the dataset again")
-    return replace(manifest, dataset_id=hashlib.sha256(content).hexdigest()[:16], path=dataset)
+    return replace(manifest, dataset_id=dataset.name, path=dataset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +354,7 @@ def _locked(folder: Path) -> Iterator[bool]:
         os.close(fd)
 
 
-def _require_enough(con: duckdb.DuckDBPyConnection, validation_from: datetime | None, now: datetime) -> DataVerdict:
+def _require_enough(con: duckdb.DuckDBPyConnection, now: datetime) -> DataVerdict:
     ((rows, episodes, first, last),) = con.execute(
         "SELECT count(*), count(DISTINCT episode), min(ts), max(ts) FROM rows WHERE dropped IS NULL"
     ).fetchall()
@@ -363,17 +362,20 @@ def _require_enough(con: duckdb.DuckDBPyConnection, validation_from: datetime | 
         con.execute("SELECT answer, count(*) FROM rows WHERE dropped IS NULL GROUP BY 1 ORDER BY 1").fetchall()
     )
     verdict = judge_data(rows=rows, episodes=episodes, classes=classes, first=first, last=last, now=now)
-    taught = {
+    filled = con.execute("SELECT count(DISTINCT split) FROM rows WHERE dropped IS NULL").fetchall()[0][0]
+    taught = [
         answer
-        for (answer,) in con.execute("SELECT DISTINCT answer FROM rows WHERE dropped IS NULL AND split = 'train'").fetchall()
-    }
+        for (answer,) in con.execute(
+            "SELECT DISTINCT answer FROM rows WHERE dropped IS NULL AND split = 'train' ORDER BY 1 LIMIT 2"
+        ).fetchall()
+    ]
     advice = None
     if verdict.level == "Insufficient":
         advice = verdict.advice
-    elif validation_from is None:
-        advice = ["All rows are of one moment or one episode: nothing later is left to test on. Collect for longer."]
+    elif filled < len(SPLITS):
+        advice = [f"They come from {episodes} episodes, too few to test on other ones than were learned from."]
     elif len(taught) < 2:
-        advice = [f"Every training row has the answer {next(iter(taught), 'none')!r}: there is nothing to learn."]
+        advice = [f"Every training row has the answer {taught[0]!r}: there is nothing to learn."]
     if advice is not None:
         raise InsufficientData(DataVerdict("Insufficient", rows, episodes, list(advice)), funnel.count_reasons(con))
     return verdict

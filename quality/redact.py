@@ -55,7 +55,11 @@ _BEARER = re.compile(
 _DIGITS = re.compile(r"(?<![\w.+-])(?:\d[ -]?){12,18}\d(?![\w-])")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
-_IPV6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:)[0-9A-Fa-f:.]{3,45}(?![\w:])")
+# With a group of three digits or more, among them a decimal one: `a::b` is a name in C++.
+_IPV6 = re.compile(
+    r"(?<![\w:.])(?=[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:)(?=[A-Fa-f:.]*[0-9])(?=[0-9A-Fa-f:.]*[0-9A-Fa-f]{3})"
+    r"[0-9A-Fa-f:.]{3,45}(?![\w:])"
+)
 _SEVEN_DIGITS = re.compile(r"(?:\d\D{0,3}){6}\d")
 
 Found = tuple[tuple[str, int], ...]

@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+
+import storage
+from quality.dataset import export_dataset, read_manifest, read_rows
+from quality.errors import DatasetError, DatasetRejected, InsufficientData
+from quality.formats import find_format_fault
+from reasoning.decision_types import get_decision_type
+from reasoning.errors import UnknownDecisionType
+from storage.compact import compact_decisions
+from storage.erase import erase_subject
+from tests.quality.conftest import NOW
+from tests.quality.log import START, Turn, conversations, land, records, sentence
+
+SPLITS = ("train", "validation", "holdout")
+KEY = "sk-" + "proj-" + "a1B2c3D4e5" * 4
+
+
+def _export(data, **options):
+    return export_dataset(data, "should_respond", now=NOW, **options)
+
+
+def _lines(manifest, split):
+    return [orjson.loads(line) for line in (manifest.path / f"{split}.jsonl").read_bytes().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def exported(landed, tmp_path_factory):
+    data = shutil.copytree(landed, tmp_path_factory.mktemp("exported") / "data")
+    return _export(data)
+
+
+def test_every_row_is_accounted_for_and_every_line_is_fit(exported):
+    assert exported.selected == 600 == exported.rows + sum(exported.dropped.values())
+    assert sum(exported.label_sources.values()) == exported.rows
+    kind = get_decision_type("should_respond")
+    side = pq.read_table(exported.path / "rows.parquet").to_pylist()
+    at = 0
+    for split in SPLITS:
+        rows = _lines(exported, split)
+        assert len(rows) == exported.splits[split].rows > 0
+        for number, row in enumerate(rows):
+            assert find_format_fault(row) is None
+            assert kind.parse(row["messages"][-1]["content"])["action"] in ("RESPOND", "IGNORE")
+            assert (side[at]["split"], side[at]["line"]) == (split, number)
+            at += 1
+    assert at == len(side)
+
+
+def test_the_providers_own_checker_takes_every_file(exported):
+    from together.lib.utils.files import check_file
+
+    for split in SPLITS:
+        report = check_file(exported.path / f"{split}.jsonl")
+        assert report["is_check_passed"], report
+
+
+def test_prompts_are_the_logged_messages(exported):
+    with storage.connect(exported.path.parents[2]) as con:
+        logged = {str(i): m for i, m in con.execute("SELECT decision_id, messages FROM decisions").fetchall()}
+    for row in read_rows(exported.path, "holdout"):
+        assert row.messages == logged[row.decision_id]
+        assert row.original is not None
+        assert row.original_latency_ms == 2.0
+
+
+def test_splits_are_apart(exported):
+    times, episodes = {}, {}
+    for split in SPLITS:
+        rows = read_rows(exported.path, split)
+        times[split] = [row.ts for row in rows]
+        episodes[split] = {row.episode for row in rows}
+    assert max(times["train"]) < min(times["validation"]) <= max(times["validation"]) < min(times["holdout"])
+    assert not episodes["train"] & episodes["validation"]
+    assert not (episodes["train"] | episodes["validation"]) & episodes["holdout"]
+
+
+def test_the_same_log_gives_the_same_bytes_whatever_way_it_was_landed(tmp_path, landed):
+    records_ = [record for turn in conversations(60) for record in records(turn)]
+    found = set()
+    for number, parts in enumerate((1, 4)):
+        shuffled = records_[:]
+        random.Random(number).shuffle(shuffled)
+        size = -(-len(shuffled) // parts)
+        data = tmp_path / str(number)
+        land(data, [shuffled[i : i + size] for i in range(0, len(shuffled), size)])
+        if parts > 1:
+            assert compact_decisions(data).partitions
+        manifest = _export(data)
+        names = ["manifest.json", "rows.parquet", *(f"{split}.jsonl" for split in SPLITS)]
+        found.add((manifest.dataset_id, *((manifest.path / name).read_bytes() for name in names)))
+        assert _export(data).dataset_id == manifest.dataset_id
+        assert len(list((data / "datasets" / "should_respond").iterdir())) == 1
+    assert len(found) == 1
+
+
+def _special(index: int, text: str, *, episode: str | None = None, right: str | None = "RESPOND", **options) -> Turn:
+    return Turn(
+        ts=START + timedelta(days=2, seconds=index),
+        episode=episode or f"special-{index}",
+        context={"agent_name": "Ada", "messages": [{"speaker": "bob", "text": text}]},
+        original=options.pop("original", {"action": "IGNORE"}),
+        right=None if right is None else {"action": right},
+        **options,
+    )
+
+
+def test_every_dropped_row_has_its_reason(data):
+    rng = random.Random(9)
+    long_text = sentence(rng, 60)
+    same = sentence(rng, 8)
+    turns = [
+        _special(0, same),
+        _special(1, same),
+        _special(2, same, right="IGNORE"),  # the latest of the three: the others contradict it
+        _special(3, long_text),
+        _special(4, long_text + " indeed"),
+        _special(5, "word " * 6000),
+        _special(6, "nobody knows what was right", right=None, original=None, custom={"action": "RESPOND"}, served="custom"),
+        _special(7, "only the original has answered", right=None),
+        _special(8, "this one has tools", extra={"tools": [{"type": "function"}]}),
+        _special(9, " "),
+    ]
+    broken = records(_special(10, "the demonstration is none of the labels"))
+    broken[-1].value = '{"action": "DANCE"}'
+    late = _special(11, "said tomorrow")
+    late.ts = NOW + timedelta(hours=1)
+    nothing = _special(12, "neither side has an answer", right=None)
+    unanswered = records(nothing)
+    unanswered[0].valid, unanswered[0].decision, unanswered[0].completion = False, None, "?"
+    land(data, [[*broken, *unanswered, *(record for turn in (*turns, late) for record in records(turn))]])
+    manifest = _export(data)
+    assert manifest.dropped == {
+        "after_now": 1,
+        "no_label": 1,
+        "self_label": 1,
+        "weaker_label": 1,
+        "tools": 1,
+        "invalid": 1,
+        "too_long": 1,
+        "contradictory": 2,
+        "near_duplicate": 1,
+    }
+    assert manifest.faults == {"label: action 'DANCE' is none of RESPOND, IGNORE, STOP": 1}
+    assert manifest.selected == 613 == manifest.rows + sum(manifest.dropped.values())
+
+
+def test_duplicates_keep_the_demonstrated_answer(data):
+    turns = [_special(0, "do you copy?"), _special(1, "do you copy?"), _special(2, "do you copy?", right=None)]
+    land(data, [[record for turn in turns for record in records(turn)]])
+    manifest = _export(data, label_sources=["demonstration", "original"])
+    # The third is the latest, but labelled only by the original, which says otherwise.
+    assert manifest.dropped == {"duplicate": 1, "contradictory": 1}
+
+
+def test_personal_data_and_secrets_do_not_reach_any_file(data):
+    text = f"I am eve@example.org, +44 20 7946 0958, my key is {KEY}"
+    turn = _special(0, text)
+    turn.right = {"action": "RESPOND", "reasoning": "eve@example.org asked"}
+    turn.original = {"action": "IGNORE", "reasoning": f"{KEY} is secret"}
+    land(data, [records(turn)])
+    manifest = _export(data)
+    assert manifest.redactions == {"email": 2, "phone": 1, "secret": 1}
+    for path in manifest.path.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"eve@" not in content
+            assert b"7946" not in content
+            assert KEY.encode() not in content
+    assert any("[EMAIL]" in row["messages"][1]["content"] for split in SPLITS for row in _lines(manifest, split))
+    rows = [row for split in SPLITS for row in read_rows(manifest.path, split)]
+    assert KEY not in str([row.original for row in rows])
+
+
+def test_since_and_until_are_inclusive_days(data):
+    manifest = _export(data, since=date(2026, 3, 2), until=date(2026, 3, 8))
+    times = [row.ts for split in SPLITS for row in read_rows(manifest.path, split)]
+    expected = [turn.ts for turn in conversations(120) if date(2026, 3, 2) <= turn.ts.date() <= date(2026, 3, 8)]
+    assert Counter(times) == Counter(expected)
+    assert max(times).date() == date(2026, 3, 8)
+    # A point in time is inclusive too.
+    at = expected[-1]
+    assert _export(data, since=date(2026, 3, 2), until=at).selected == len(expected)
+    assert _export(data, since=date(2026, 3, 2), until=at - timedelta(microseconds=1)).selected == len(expected) - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"since": date(2026, 3, 5), "until": date(2026, 3, 4)}, "after until"),
+        ({"since": datetime(2026, 3, 5)}, "no time zone"),
+        ({"limit": 0}, "at least 1 row"),
+        ({"max_class_share": 1.0}, "between 0 and 1"),
+    ],
+)
+def test_arguments_that_make_no_sense(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        _export(data, **options)
+
+
+def test_unknown_type(data):
+    with pytest.raises(UnknownDecisionType, match="should-respond"):
+        export_dataset(data, "should-respond", now=NOW)
+
+
+def test_the_limit_keeps_the_latest_and_says_so(data):
+    manifest = _export(data, limit=100)
+    assert manifest.rows == 100
+    assert manifest.dropped == {"over_limit": 500}
+    times = sorted(turn.ts for turn in conversations(120))
+    assert [row.ts for split in SPLITS for row in read_rows(manifest.path, split)] == times[-100:]
+
+
+def test_expired_rows_are_not_learned_from(data):
+    manifest = _export(data, retention_days=10)
+    kept = [turn for turn in conversations(120) if turn.ts >= NOW - timedelta(days=10)]
+    assert manifest.dropped["expired"] == 600 - len(kept)
+    assert manifest.rows == len(kept)
+
+
+def test_balance_thins_training_rows_only(data):
+    plain, balanced = _export(data), _export(data, max_class_share=0.5)
+    train = balanced.splits["train"].answers
+    assert train["IGNORE"] == train["RESPOND"] == plain.splits["train"].answers["RESPOND"]
+    for split in ("validation", "holdout"):
+        assert balanced.splits[split] == plain.splits[split]
+    assert balanced.dropped == {"over_represented": plain.splits["train"].rows - balanced.splits["train"].rows}
+    assert _export(data, max_class_share=0.5, seed=1).splits["train"].sha256 != balanced.splits["train"].sha256
+
+
+def test_too_little_is_refused_with_what_is_missing(tmp_path):
+    data = tmp_path / "data"
+    land(data, [[record for turn in conversations(6) for record in records(turn)]])
+    with pytest.raises(InsufficientData, match="at least 21 more") as caught:
+        _export(data)
+    assert caught.value.verdict.level == "Insufficient"
+    assert (caught.value.verdict.rows, caught.value.funnel) == (29, {"boundary_episode": 1})
+    assert list((data / "datasets" / "should_respond").iterdir()) == []
+
+
+def test_one_answer_teaches_nothing(tmp_path):
+    data = tmp_path / "data"
+    turns = conversations(30)
+    for turn in turns:
+        turn.right = {"action": "IGNORE"}
+    land(data, [[record for turn in turns for record in records(turn)]])
+    with pytest.raises(InsufficientData, match="nothing to learn"):
+        _export(data)
+
+
+def test_one_endless_episode_cannot_be_tested(tmp_path):
+    data = tmp_path / "data"
+    turns = conversations(30)
+    for turn in turns:
+        turn.episode = "for ever"
+    land(data, [[record for turn in turns for record in records(turn)]])
+    with pytest.raises(InsufficientData):
+        _export(data)
+
+
+def test_the_originals_answers_teach_until_there_are_enough_demonstrations(tmp_path):
+    data = tmp_path / "data"
+    turns = conversations(60)
+    for turn in turns[100:]:
+        turn.right = None
+    land(data, [[record for turn in turns for record in records(turn)]])
+    manifest = _export(data)
+    assert manifest.label_sources == {"demonstration": 100, "original": 200}
+
+
+def _with_eve(data):
+    turns = conversations(6, seed=5)
+    for turn in turns:
+        turn.extra = {"subject_ids": ["eve"]}
+    land(data, [[record for turn in turns for record in records(turn)]])
+
+
+def test_rows_erased_meanwhile_are_not_published(data):
+    _with_eve(data)
+
+    def erase(step, done, total):
+        if step == "judge":
+            erase_subject(data, "eve")
+
+    with pytest.raises(DatasetError, match="30 of the rows were erased"):
+        _export(data, progress=erase)
+    assert list((data / "datasets" / "should_respond").iterdir()) == []
+
+
+def test_a_dataset_that_rows_were_erased_from_can_still_be_read(data):
+    _with_eve(data)
+    manifest = _export(data)
+    erase_subject(data, "eve")
+    amended = read_manifest(manifest.path)
+    assert amended.dataset_id == manifest.dataset_id
+    assert amended.dropped["erased"] == 30
+    assert amended.rows == manifest.rows - 30 == len([row for split in SPLITS for row in read_rows(manifest.path, split)])
+    assert _export(data).dataset_id != manifest.dataset_id
+
+
+def test_the_gate_stops_what_is_wrong_with_the_files(data):
+    def spoil(step, done, total):
+        if step == "judge" and done == 0:
+            (work,) = (data / "datasets" / "should_respond").glob(".export-*")
+            with (work / "dataset" / "train.jsonl").open("ab") as file:
+                file.write(b'{"messages": [], "metadata": {}}\n')
+
+    with pytest.raises(DatasetRejected, match="every line keeps to the fine-tuning format") as caught:
+        _export(data, progress=spoil)
+    assert {failure.expectation for failure in caught.value.failures} == {
+        "every line of a file has its row in rows.parquet",
+        "every line keeps to the fine-tuning format",
+    }
+    assert list((data / "datasets" / "should_respond").iterdir()) == []
+
+
+def test_a_killed_export_leaves_nothing_behind_for_long(data):
+    script = f"""
+        import os, signal
+        from datetime import datetime
+        from quality.dataset import export_dataset
+        def die(step, done, total):
+            if step == "compare splits":
+                os.kill(os.getpid(), signal.SIGKILL)
+        export_dataset({str(data)!r}, "should_respond", now=datetime.fromisoformat({NOW.isoformat()!r}), progress=die)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, cwd=Path.cwd())
+    assert done.returncode == -signal.SIGKILL
+    home = data / "datasets" / "should_respond"
+    assert len(list(home.iterdir())) == 1
+    manifest = _export(data)
+    assert list(home.iterdir()) == [manifest.path]
+
+
+def test_a_workspace_in_use_is_left_alone(data):
+    inner = []
+
+    def nest(step, done, total):
+        if step == "judge" and done == 0 and not inner:
+            inner.append(None)
+            inner[0] = _export(data)
+
+    outer = _export(data, progress=nest)
+    assert outer.dataset_id == inner[0].dataset_id
+    assert list((data / "datasets" / "should_respond").iterdir()) == [outer.path]
+
+
+def test_a_full_disk_leaves_nothing_behind(data):
+    # A limit on the size of a file is met as a full disk is: a write fails.
+    script = f"""
+        import resource
+        from datetime import datetime
+        from quality.dataset import export_dataset
+        import signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        def shrink(step, done, total):
+            if step == "compare splits":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        export_dataset({str(data)!r}, "should_respond", now=datetime.fromisoformat({NOW.isoformat()!r}), progress=shrink)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert list((data / "datasets" / "should_respond").iterdir()) == []
+
+
+def test_the_manifest_tells_when_a_file_was_changed(exported, tmp_path):
+    copy = shutil.copytree(exported.path, tmp_path / exported.dataset_id)
+    assert read_manifest(copy) == exported
+    assert read_manifest(copy).dataset_id == exported.dataset_id
+    with (copy / "train.jsonl").open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(DatasetError, match=r"train\.jsonl is not the file"):
+        read_manifest(copy)
+    (copy / "train.jsonl").unlink()
+    with pytest.raises(DatasetError, match=r"train\.jsonl cannot be read"):
+        read_rows(copy, "train")
+    with pytest.raises(DatasetError, match="not a dataset"):
+        read_manifest(tmp_path)
+    with pytest.raises(DatasetError, match="no split"):
+        read_rows(exported.path, "test")
+
+
+def test_planning_is_exported_as_well(tmp_path):
+    data = tmp_path / "data"
+    rng = random.Random(2)
+    actions = [{"name": f"do_{word}", "description": sentence(rng)} for word in ("walk", "talk", "sing", "rest")]
+    turns = []
+    for number in range(100):
+        chosen = rng.sample([action["name"] for action in actions], 2)
+        turns.append(
+            Turn(
+                ts=START + timedelta(hours=number),
+                episode=f"task-{number}",
+                context={
+                    "agent_name": "Ada",
+                    "actions": actions,
+                    "messages": [{"speaker": "eve", "text": sentence(rng) + " then " + " and ".join(chosen)}],
+                },
+                original={"actions": chosen[:1]},
+                right={"actions": chosen},
+                decision_type="planning",
+            )
+        )
+    land(data, [[record for turn in turns for record in records(turn)]])
+    manifest = export_dataset(data, "planning", now=NOW)
+    # The list of actions is most of every prompt, and does not make them near duplicates.
+    assert manifest.dropped == {}
+    assert manifest.rows == 100
+    assert read_rows(manifest.path, "train")[0].label["actions"] == turns[0].right["actions"]
