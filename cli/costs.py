@@ -1,0 +1,95 @@
+"""Commands on money."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cli.options import AsJson, Data, check_decision_type, find_data
+from cli.output import print_json, print_line, show
+
+app = typer.Typer()
+costs_app = typer.Typer(help="What was spent, and what may be", no_args_is_help=True)
+
+
+class Period(StrEnum):
+    """`hour` limits what everything that runs may cost an hour; the others are calendar periods in UTC."""
+
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+    TOTAL = "total"
+
+
+@app.command()
+def guard(
+    data: Data = None,
+    idle_minutes: Annotated[int, typer.Option(min=0, help="Stop what nobody asked for so long; 0: never")] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """One tick of the guard: charge what ran, enforce budgets, stop what idles, renew the lease if all is well."""
+    from tasks.money import guard as guard_costs
+
+    report = guard_costs(find_data(data), idle_minutes=idle_minutes or None)
+    show(report, as_json=as_json, title="The guard")
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def reconcile(data: Data = None, as_json: AsJson = False) -> None:
+    """Compare the provider with the ledger: stop orphans, charge them, compare the bill."""
+    from tasks.money import reconcile as reconcile_provider
+
+    report = reconcile_provider(find_data(data))
+    show(report, as_json=as_json, title="The provider against the ledger")
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@costs_app.command("report")
+def report(
+    data: Data = None,
+    period: Annotated[Period, typer.Option(help="The calendar period (UTC) that now lies in")] = Period.MONTH,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was spent, by kind and by model, against the budgets, and where it is heading."""
+    from provider.status import cost_report
+
+    found = cost_report(find_data(data), period=period.value)
+    if as_json:
+        print_json(found)
+        return
+    show({key: value for key, value in found.items() if key not in ("models", "budgets")}, as_json=False, title="Costs")
+    show(found["models"], as_json=False, title="By model")
+    show(found["budgets"], as_json=False, title="Budgets")
+
+
+@costs_app.command("set-budget")
+def set_budget(
+    limit_usd: Annotated[str, typer.Argument(help="US dollars, such as 25 or 0.50; `none` removes the limit")],
+    period: Annotated[Period, typer.Option(help="What it is for")] = Period.DAY,
+    decision_type: Annotated[str | None, typer.Option(help="Only for this decision type")] = None,
+    data: Data = None,
+) -> None:
+    """Set the most that may be spent."""
+    from decimal import Decimal, InvalidOperation
+
+    from storage.ledger import open_ledger
+
+    folder = find_data(data, may_be_new=True)
+    limit = None
+    if limit_usd.lower() != "none":
+        try:
+            limit = Decimal(limit_usd.removeprefix("$"))
+        except InvalidOperation as error:
+            raise typer.BadParameter(f"{limit_usd!r} is no amount of US dollars, such as 25 or 0.50") from error
+        if not limit.is_finite() or limit < 0:
+            raise typer.BadParameter(f"{limit_usd} cannot be a budget: 0 or more dollars, or `none`")
+    name = check_decision_type(decision_type, folder) if decision_type else None
+    with open_ledger(folder) as ledger:
+        ledger.set_budget(period.value, limit, name)
+    what = f"{period.value} budget" + (f" of {name}" if name else "")
+    print_line(f"{what}: " + ("no limit" if limit is None else f"${limit}"))

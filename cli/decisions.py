@@ -1,0 +1,153 @@
+"""Commands on the decision log."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.errors import CommandError
+from cli.options import AsJson, Data, DryRun, Yes, find_data
+from cli.output import print_json, print_table, progress_bar, show
+
+app = typer.Typer()
+data_app = typer.Typer(help="What is in the data folder", no_args_is_help=True)
+
+
+@app.command()
+def land(data: Data = None, as_json: AsJson = False) -> None:
+    """Make rows of the decision log of what agents have written."""
+    from storage.land import land_decisions
+
+    with progress_bar("landing") as progress:
+        report = land_decisions(find_data(data), progress=progress)
+    show(report, as_json=as_json, title="Landed")
+
+
+@app.command()
+def compact(
+    data: Data = None,
+    min_files: Annotated[int, typer.Option(min=2, help="Days with fewer files are left as they are")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Rewrite days that lie in many small files as one."""
+    from storage.compact import compact_decisions
+
+    with progress_bar("compacting") as progress:
+        report = compact_decisions(find_data(data), min_files=min_files, progress=progress)
+    show(report, as_json=as_json, title="Compacted")
+
+
+@app.command()
+def expire(
+    data: Data = None,
+    retention_days: Annotated[int, typer.Option(min=1, help="How many days back decisions are kept")] = 30,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete decisions that are older than the retention, and their feedback."""
+    from storage.expire import expire_decisions
+
+    report = expire_decisions(find_data(data), retention_days=retention_days, dry_run=dry_run)
+    show(report, as_json=as_json, title="Would expire" if dry_run else "Expired")
+
+
+@app.command()
+def erase(
+    subject_id: Annotated[str, typer.Argument(help="The person, as in the decisions' subject_ids")],
+    data: Data = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a person from log, spool, quarantine and datasets, and name the models that were trained on them."""
+    from storage.erase import erase_subject
+
+    folder = find_data(data)
+    if not yes:
+        typer.confirm(f"Erase {subject_id} from {folder}? There is no way back", abort=True)
+    with progress_bar("erasing") as progress:
+        report = erase_subject(folder, subject_id, progress=progress)
+    show(report, as_json=as_json, title="Erased")
+
+
+@app.command()
+def check(
+    data: Data = None,
+    days: Annotated[int, typer.Option(min=1, help="How many days back to look")] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Judge whether the decision log is in order; exits with 1 when a critical expectation is not met."""
+    from quality.checks import check_decisions
+
+    report = check_decisions(find_data(data), days=days)
+    if as_json:
+        print_json(report)
+    else:
+        print_table(
+            ["severity", "of", "expectation", "observed"],
+            [[each.severity, each.profile, each.expectation, each.observed] for each in report.failures],
+            title=f"{report.checked} expectations, not met",
+        )
+        if report.data_docs:
+            show({"success": report.success, "data docs": report.data_docs}, as_json=False)
+    if not report.success:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="Over the views decisions, feedback, labelled_decisions, costs, models")],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the decision log and the ledger in SQL (DuckDB's)."""
+    import duckdb
+
+    import storage
+
+    try:
+        result = storage.sql(find_data(data), query)
+    except duckdb.Error as error:
+        raise CommandError(f"the query cannot be run: {error}") from error
+    if as_json:
+        print_json([dict(zip(result.columns, row, strict=True)) for row in result.rows])
+    else:
+        print_table(result.columns, result.rows)
+
+
+@data_app.command()
+def stats(data: Data = None, as_json: AsJson = False) -> None:
+    """Count the decisions of each type: questions, labels and where they come from, the latest day."""
+    import storage
+
+    result = storage.sql(find_data(data), _STATS)
+    show([dict(zip(result.columns, row, strict=True)) for row in result.rows], as_json=as_json, title="Decisions")
+
+
+@data_app.command()
+def datasets(data: Data = None, as_json: AsJson = False) -> None:
+    """List the exported datasets."""
+    from quality.dataset import read_manifest
+    from storage.layout import Layout
+
+    layout = Layout(find_data(data))
+    manifests = [read_manifest(path.parent) for path in sorted(layout.datasets.glob("*/*/manifest.json"))]
+    rows = [
+        {
+            "dataset": manifest.dataset_id,
+            "decision_type": manifest.decision_type,
+            **{name: split.rows for name, split in manifest.splits.items()},
+            "holdout_from": manifest.holdout_from,
+        }
+        for manifest in manifests
+    ]
+    show(rows, as_json=as_json, title="Datasets")
+
+
+_STATS = """
+SELECT decision_type, count(*) AS questions, count(*) FILTER (label_source = 'demonstration') AS demonstrations,
+       count(*) FILTER (label_source = 'original') AS labelled_by_the_original,
+       count(*) FILTER (source = 'custom') AS served_by_custom, count(DISTINCT episode_id) AS episodes,
+       min(ts) AS first, max(ts) AS last, count(*) FILTER (ts > now() - INTERVAL 1 DAY) AS last_24_hours
+FROM labelled_decisions GROUP BY decision_type ORDER BY decision_type
+"""

@@ -1,0 +1,64 @@
+"""The command `reasoning`. Imports little: what a command needs, it imports when it runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cli import costs, decisions, models, running
+from reasoning.errors import ReasoningError
+
+app = typer.Typer(
+    name="reasoning",
+    help="A flywheel for agents' decisions: log them, learn small models from them, prove them, serve them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for each in (running.app, decisions.app, models.app, costs.app):
+    app.add_typer(each)  # without a name: its commands are the root's
+app.add_typer(running.flow_app, name="flow")
+app.add_typer(decisions.data_app, name="data")
+app.add_typer(models.models_app, name="models")
+app.add_typer(costs.costs_app, name="costs")
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where in the code an error comes from")] = False,
+) -> None:
+    if debug:
+        os.environ["REASONING_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run a command. An error of ours or of the system is one line on stderr and exit code 1; wrong usage is 2."""
+    try:
+        app()
+    except (ReasoningError, OSError) as error:
+        if os.environ.get("REASONING_DEBUG"):
+            raise
+        if isinstance(error, BrokenPipeError):  # `reasoning sql … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        print(f"error: {_say(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _say(error: ReasoningError | OSError) -> str:
+    if isinstance(error, ReasoningError):
+        return str(error)
+    where = f": {error.filename}" if error.filename else ""
+    mend = ". Free some space, then run the same again: nothing is half done" if error.errno in _DISK_FULL else ""
+    return f"{error.strerror or error}{where}{mend}"
+
+
+if __name__ == "__main__":
+    main()

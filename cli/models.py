@@ -1,0 +1,234 @@
+"""Commands on datasets and models."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from cli.options import AsJson, Data, DecisionType, Model, check_decision_type, find_data, parse_day
+from cli.output import print_json, print_line, progress_bar, show
+
+app = typer.Typer()
+models_app = typer.Typer(help="The models there are", no_args_is_help=True)
+
+Share = Annotated[float, typer.Option(min=0.0, max=1.0, help="Its share of the decisions; the rest is the original's")]
+
+
+@app.command()
+def export(
+    decision_type: DecisionType,
+    data: Data = None,
+    since: Annotated[str | None, typer.Option(help="First day (UTC) to learn from")] = None,
+    until: Annotated[str | None, typer.Option(help="Last day (UTC), itself included")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Of more rows the latest are taken")] = 10_000,
+    seed: Annotated[int, typer.Option(help="For what is drawn by lot")] = 0,
+    holdout_share: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the latest rows to judge on")] = 0.2,
+    as_json: AsJson = False,
+) -> None:
+    """Make a dataset of the decision log: selected, labelled, redacted, without duplicates, split by time."""
+    from tasks.models import export as export_dataset
+    from tasks.reports import hide
+
+    folder = find_data(data)
+    name = check_decision_type(decision_type, folder)
+    first, last = parse_day(since), parse_day(until)
+    if first and last and first > last:
+        raise typer.BadParameter(f"--since {since} is after --until {until}")
+    with progress_bar(f"exporting {name}") as progress:
+        manifest = export_dataset(
+            folder,
+            name,
+            since=first,
+            # A day without a time means the whole of it.
+            until=last.date() if last and until and len(until) == len("2026-11-22") else last,
+            limit=limit,
+            seed=seed,
+            holdout_share=holdout_share,
+            progress=progress,
+        )
+    show(manifest if as_json else hide(manifest, "query", "quality"), as_json=as_json, title="Exported")
+
+
+@app.command("fine-tune")
+def fine_tune(
+    dataset: Annotated[str, typer.Argument(help="A dataset's id or folder (`reasoning data datasets`)")],
+    data: Data = None,
+    tier: Annotated[
+        str | None, typer.Option(help="small, medium, large or a model's own name [default: the decision type's]")
+    ] = None,
+    n_epochs: Annotated[int, typer.Option(min=1, max=20, help="How often the rows are gone through")] = 3,
+    again: Annotated[bool, typer.Option("--again", help="Train again even if the same was trained before")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on a dataset, within the budget, and wait for it."""
+    from tasks.models import fine_tune as train
+
+    folder = find_data(data)
+    with progress_bar("fine-tuning") as progress:
+        job = train(folder, dataset, tier=tier, parameters={"n_epochs": n_epochs}, again=again, progress=progress)
+    show(job, as_json=as_json, title=f"Model {job['model_id']}")
+
+
+@app.command()
+def deploy(
+    model: Model,
+    data: Data = None,
+    replicas: Annotated[int, typer.Option(min=1, max=8, help="How many copies; each costs the same")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a model on an endpoint of its own, without traffic yet. It costs by the minute from then on."""
+    from tasks.models import deploy as deploy_model
+
+    folder = find_data(data)
+    with progress_bar("deploying") as progress:
+        row = deploy_model(folder, model, replicas=replicas, progress=progress)
+    show(row, as_json=as_json, title="Deployed")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Data = None,
+    dataset: Annotated[str | None, typer.Option(help="Another dataset than the one it was trained on")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many of the latest holdout rows")] = None,
+    margin: Annotated[float, typer.Option(min=0.0, help="How much worse still counts as equal, if cheaper")] = 0.02,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a deployed model with the original and the incumbent on the holdout."""
+    from tasks.evaluation import evaluate_model
+    from tasks.reports import evaluation_rows
+
+    folder = find_data(data)
+    with progress_bar("evaluating") as progress:
+        found = evaluate_model(folder, model, dataset=dataset, limit=limit, margin=margin, progress=progress)
+    if as_json:
+        print_json(found)
+        return
+    show(evaluation_rows(found), as_json=False, title=f"{found.rows:,} rows of {found.episodes:,} episodes")
+    for note in found.notes:
+        print_line(note)
+    print_line(f"Verdict: {found.about['verdict']['decision']}. {found.about['verdict']['why']}")
+
+
+@app.command()
+def promote(
+    model: Model,
+    data: Data = None,
+    weight: Share = 0.9,
+    shadow: Annotated[bool, typer.Option("--shadow", help="Answer in the background and serve nothing")] = False,
+    deadline_ms: Annotated[float, typer.Option(min=1, help="Then the original's answer is taken")] = 800,
+    min_confidence: Annotated[float, typer.Option(min=0, max=1, help="Below, the original's answer is taken")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Without an evaluation, or against it")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a deployed model traffic, if its evaluation says so."""
+    from tasks.promotion import promote_model
+
+    route = promote_model(
+        find_data(data),
+        model,
+        weight=weight,
+        mode="shadow" if shadow else "live",
+        deadline_ms=deadline_ms,
+        min_confidence=min_confidence,
+        force=force,
+    )
+    show(route if as_json else list(route.arms), as_json=as_json, title=f"Arms of {route.experiment}")
+
+
+@app.command()
+def undeploy(
+    model: Model,
+    data: Data = None,
+    why: Annotated[str, typer.Option(help="Kept in the ledger")] = "undeployed by the user",
+    as_json: AsJson = False,
+) -> None:
+    """Take a model's traffic away, let it drain, stop and delete what serves it."""
+    from tasks.models import undeploy as undeploy_model
+
+    folder = find_data(data)
+    with progress_bar("undeploying") as progress:
+        rows = undeploy_model(folder, model, why=why, progress=progress)
+    if as_json:
+        print_json(rows)
+    else:
+        show([{key: row[key] for key in ("id", "name", "state", "reason")} for row in rows], as_json=False)
+
+
+@app.command()
+def turn(
+    decision_type: DecisionType,
+    data: Data = None,
+    min_new_decisions: Annotated[int, typer.Option(min=1, help="Labelled decisions that make a turn due")] = 200,
+    cool_down_hours: Annotated[float, typer.Option(min=0, help="Between two turns")] = 20,
+    weight: Share = 0.9,
+    canary_weight: Annotated[float, typer.Option(min=0, max=1, help="Its share at first; 0: the whole at once")] = 0.1,
+    force: Annotated[bool, typer.Option("--force", help="Even if none is due")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the flywheel: export, fine-tune, deploy, evaluate, then promote or drop. Goes on where it was stopped."""
+    from functools import partial
+
+    from tasks.errors import FlowBusy
+    from tasks.evaluation import evaluate_model
+    from tasks.exclusive import taking_turns
+    from tasks.models import deploy as deploy_model
+    from tasks.models import export as export_dataset
+    from tasks.models import fine_tune as train
+    from tasks.turn import TurnPolicy, Verbs, turn_flywheel
+
+    folder = find_data(data)
+    name = check_decision_type(decision_type, folder)
+    policy = TurnPolicy(
+        min_new_decisions=min_new_decisions,
+        cool_down=timedelta(hours=cool_down_hours),
+        weight=weight,
+        canary_weight=canary_weight or None,
+    )
+    with taking_turns(folder, "turn_flywheel", "skip") as ours, progress_bar(f"turning {name}") as progress:
+        if not ours:
+            raise FlowBusy(f"a turn of {folder} is under way in another process: wait for it, then run this again")
+        verbs = Verbs(
+            export=partial(export_dataset, progress=progress),
+            fine_tune=partial(train, progress=progress),
+            deploy=partial(deploy_model, progress=progress),
+            evaluate=partial(evaluate_model, progress=progress),
+        )
+        found = turn_flywheel(folder, name, policy=policy, verbs=verbs, force=force)
+    show(found, as_json=as_json, title="The flywheel")
+
+
+@models_app.command("list")
+def list_models(data: Data = None, as_json: AsJson = False) -> None:
+    """List the models: state, what serves them, cost."""
+    from provider.status import model_status
+
+    columns = (
+        "model_id",
+        "decision_type",
+        "base_model",
+        "state",
+        "enabled",
+        "deployment_state",
+        "requests",
+        "cost_usd",
+    )
+    rows = model_status(find_data(data))
+    show(rows if as_json else [{key: row[key] for key in columns} for row in rows], as_json=as_json, title="Models")
+
+
+@models_app.command()
+def status(model: Model, data: Data = None, as_json: AsJson = False) -> None:
+    """Show everything about one model."""
+    from provider.status import model_status
+    from storage.ledger import open_ledger
+    from tasks.models import find_model
+
+    folder = find_data(data)
+    with open_ledger(folder) as ledger:
+        model_id = find_model(ledger, model)["id"]
+    for row in model_status(folder):
+        if row["model_id"] == model_id:
+            show(row, as_json=as_json, title=f"Model {model_id}")

@@ -1,0 +1,64 @@
+"""Options that many commands have, and the settings behind them."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="The data folder [default: REASONING_DATA, or `data` in reasoning.toml]", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+DecisionType = Annotated[str, typer.Argument(help="Such as should_respond, planning or coding")]
+Model = Annotated[str, typer.Argument(help="A model's id, or a decision type for its newest model")]
+
+
+def find_data(data: Path | None, *, may_be_new: bool = False) -> Path:
+    """The data folder that is meant. Raises `DataFolderError` where it is none, unless it `may_be_new`.
+
+    The provider and the Prefect server of the `reasoning serve` that is up for it, if any, are taken too.
+    """
+    from cli.serve import served
+    from reasoning.config import load_config
+    from storage.layout import Layout
+
+    folder = load_config(data).data
+    if not (may_be_new and not folder.exists()):
+        Layout(folder).check()
+    urls = served(folder)
+    for name, url in (("REASONING_PROVIDER_URL", urls.get("emulator")), ("PREFECT_API_URL", _api(urls.get("prefect")))):
+        if url:
+            os.environ.setdefault(name, url)
+    return folder
+
+
+def check_decision_type(name: str, data: Path) -> str:
+    """The name of a declared decision type; dashes are as good as underscores. Raises `UnknownDecisionType`."""
+    from reasoning.config import load_config
+    from reasoning.decision_types import get_decision_type
+
+    return get_decision_type(name.replace("-", "_"), load_config(data)).name
+
+
+def parse_day(text: str | None) -> datetime | None:
+    """`2026-11-22`, or a time as in RFC 3339, as typed on a command line."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is neither a day (2026-11-22) nor a time (2026-11-22T08:00:00Z)") from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def _api(prefect: str | None) -> str | None:
+    return f"{prefect}/api" if prefect else None

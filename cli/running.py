@@ -1,0 +1,197 @@
+"""Commands that run things, and that show how they are."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import AsJson, Data, Yes, find_data
+from cli.output import print_json, print_line, print_note, print_table, show
+
+app = typer.Typer()
+flow_app = typer.Typer(help="The same verbs, observed by Prefect", no_args_is_help=True)
+
+
+class Provider(StrEnum):
+    LOCAL = "local"
+    TOGETHER = "together"
+
+
+ProviderOption = Annotated[
+    Provider, typer.Option(envvar="REASONING_PROVIDER", help="local costs nothing; together costs real money")
+]
+
+
+@app.command()
+def serve(
+    data: Data = None,
+    provider: ProviderOption = Provider.LOCAL,
+    prefect_port: Annotated[int, typer.Option(min=0, max=65535, help="Of Prefect's server; 0: any free one")] = 4200,
+    gateway_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the gateway; 0: any free one")] = 8001,
+    emulator_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the local provider; 0: any")] = 8002,
+) -> None:
+    """Run everything: Prefect with every flow on its schedule, the local provider, the gateway. Ctrl-C stops it all."""
+    from cli.serve import Service
+    from cli.serve import serve as run
+    from provider.client import provider_url
+    from reasoning.config import load_config
+
+    if provider is Provider.TOGETHER:
+        provider_url("together")
+        _require_key()
+
+    def on_ready(services: list[Service]) -> None:
+        print_table(["", "", ""], [[each.name, each.url, each.what] for each in services], header=False)
+        print_line("Ctrl-C stops it all.")
+
+    signal_name = run(
+        load_config(data).data,
+        provider=provider.value,
+        prefect_port=prefect_port,
+        gateway_port=gateway_port,
+        emulator_port=emulator_port,
+        on_step=lambda step: print_note(f"starting {step} ..."),
+        on_ready=on_ready,
+    )
+    print_note(f"{signal_name}: everything is stopped")
+
+
+def _require_key() -> None:
+    import os
+
+    from cli.errors import CommandError
+
+    if not os.environ.get("TOGETHER_API_KEY"):
+        raise CommandError("TOGETHER_API_KEY is not set: the provider `together` needs it (`local` needs no key)")
+
+
+@app.command()
+def status(data: Data = None, as_json: AsJson = False) -> None:
+    """Show how things stand: what is served, what waits to be landed, models, the lease, the budgets."""
+    from cli.serve import served
+    from provider.status import model_status
+    from reasoning.errors import RoutesError
+    from reasoning.routes import read_routes
+    from storage.layout import Layout
+    from storage.ledger import open_ledger
+
+    folder = find_data(data)
+    layout = Layout(folder)
+    lease: dict[str, Any] = {"lease": "none"}
+    try:
+        routes = read_routes(layout.routes)
+        lease = {"lease_until": routes.expires_at, "routed": sorted(routes.routes)}
+    except FileNotFoundError:
+        pass
+    except RoutesError as error:
+        lease = {"lease": f"unreadable: {error}"}
+    with open_ledger(folder) as ledger:
+        budgets = ledger.budgets()
+    found = {
+        "data": folder,
+        "served": served(folder),
+        "segments_to_land": len(list(layout.spool.glob("*.seal"))),
+        "segments_being_written": len(list(layout.spool.glob("*.open"))),
+        "quarantined_files": len(list(layout.quarantine.glob("*.jsonl"))),
+        **lease,
+    }
+    models = model_status(folder)
+    if as_json:
+        print_json({**found, "models": models, "budgets": budgets})
+        return
+    show(found, as_json=False, title="Status")
+    columns = ("model_id", "decision_type", "state", "enabled", "deployment_state", "hourly_usd", "cost_usd")
+    show([{key: row[key] for key in columns} for row in models], as_json=False, title="Models")
+    show(budgets, as_json=False, title="Budgets")
+
+
+@app.command()
+def config(data: Data = None, as_json: AsJson = False) -> None:
+    """Show the settings that hold here, without secrets."""
+    import os
+
+    from provider.client import provider_url
+    from reasoning.config import load_config
+    from reasoning.errors import ReasoningError
+    from storage.ledger import ledger_url
+    from tasks.reports import hide
+
+    find_data(data, may_be_new=True)
+    settings = load_config(data)
+    try:
+        provider = provider_url()
+    except ReasoningError as error:
+        provider = f"none: {error}"
+    import sqlalchemy as sa
+
+    found = {
+        **hide(settings, "api_key", "decision_types"),
+        "api_key": "set" if settings.api_key else "not set",
+        "provider": os.environ.get("REASONING_PROVIDER", "local"),
+        "provider_url": provider,
+        "ledger": sa.make_url(ledger_url(settings.data)).render_as_string(hide_password=True),
+        "decision_types": {name: f"{kind.tier}, {kind.answer}" for name, kind in settings.decision_types.items()},
+    }
+    show(found, as_json=as_json, title="Settings")
+
+
+@flow_app.command("list")
+def list_flows(as_json: AsJson = False) -> None:
+    """List the flows."""
+    from tasks.entrypoints import entrypoints
+
+    show([{"flow": name, "entrypoint": value} for name, value in entrypoints().items()], as_json=as_json, title="Flows")
+
+
+@flow_app.command("run")
+def run_flow(
+    name: Annotated[str, typer.Argument(help="Such as land_decisions or fine-tune")],
+    param: Annotated[
+        list[str] | None, typer.Option("--param", "-p", help="name=value; values are JSON or text")
+    ] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a flow here and now. Prefect observes it: the server of `reasoning serve` if it is up, else a passing one."""
+    from prefect.exceptions import ParameterTypeError, SignatureMismatchError
+
+    from tasks.entrypoints import load_flow
+    from tasks.entrypoints import run_flow as run
+
+    folder = find_data(data)
+    parameters = {"data": folder, **dict(_parse_parameter(each) for each in param or ())}
+    flow = load_flow(name)
+    try:
+        flow.validate_parameters(parameters)
+    except (ParameterTypeError, SignatureMismatchError) as error:
+        known = ", ".join(flow.parameters.properties)
+        raise typer.BadParameter(f"{error}. {name} takes {known}") from error
+    show(run(name, **parameters), as_json=as_json, title=name)
+
+
+def _parse_parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{text!r} is not name=value")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Where the demo works [default: ./demo-data]", show_default=False)
+    ] = None,
+    provider: ProviderOption = Provider.LOCAL,
+    yes: Yes = False,
+) -> None:
+    """Turn the whole wheel on real conversations, on this machine, without an API key."""
+    from demo.run import run_demo
+
+    run_demo(data=data, provider=provider.value, yes=yes)
