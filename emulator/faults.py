@@ -15,8 +15,8 @@ slow_cold_start      a deployment's create or update: its new replicas take `sec
 no_capacity          a deployment's create or update: no hardware; DEGRADED, for `seconds` or for good
 training_error       a fine-tune's create: the job starts, then ends in `error`
 training_user_error  the same, but in `user_error`
-training_slow        the job pauses `seconds` (of the machine's clock) after each epoch
-training_crash       the training process dies in the first epoch, as by a signal: the job ends in `error`
+training_slow        the job pauses `seconds` (of the machine's clock) at each report of progress
+training_crash       the training process is killed at its first report of progress: the job ends in `error`
 ===================  ==========================================================================================
 """
 
