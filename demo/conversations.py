@@ -1,29 +1,35 @@
 """Rooms of several people for `should_respond`, made of conversations that really took place.
 
-The conversations are the 7,168 two-person chats of the Chit-Chat Challenge (package `chitchat-dataset`, MIT;
-Myers, Etchart and Fulda, "Conversational Scaffolding", 2020). As research on conversation disentanglement does
-(Elsner and Charniak, "You Talking to Me?", 2008, and its successors), a room runs two to four of them side by side:
+The conversations are the 7,168 two-person chats of the Chit-Chat Challenge (package `chitchat-dataset`, MIT; Myers,
+Etchart and Fulda, "Conversational Scaffolding", 2020). As research on conversation disentanglement does (Elsner and
+Charniak, "You Talking to Me?", 2008, and its successors), a room runs two to four of them side by side:
 
-* A conversation is used when it has two people, at least `MIN_TURNS` turns, and lasted at most `MAX_MINUTES`. 2,147 do.
-  Each is used in one room at most.
-* In the order in which they really began, they are dealt into rooms of two to four whose people are all different. Conversations of a
-  room so took place within hours of each other, and an earlier room never holds a word of a later one.
-* In each room one conversation is the agent's and keeps its real times. The others are moved, each by one constant, so that
-  their middle falls into the middle half of the agent's conversation: few would overlap by themselves. Nothing
-  else of them changes: pauses, order and words are the people's own. The room is open while the agent's conversation lasts.
-* One of the two people of that conversation, drawn by a hash, is the agent and appears as `AGENT_NAME`. All others keep one
-  made-up name across all rooms; it is made of a hash of their id, so that it says nothing about them or their part.
-* Consecutive lines of one person in the room are one turn. At the end of every turn of somebody else the agent decides. It was right to
-  RESPOND if the next line of *that* conversation was the agent's, and to IGNORE if its speaker went on, if the conversation
-  ended there, or if it was not the agent's. The agent saw neither which conversation a line belongs to nor whom it addresses.
+* A conversation is used when it has two people and at least `MIN_TURNS` turns, and lasted at most `MAX_MINUTES`:
+  about 2,100 do. Each is used in one room at most.
+* In the order in which they really began, they are dealt into rooms of two to four whose people are all different.
+  So no room holds a word of a conversation that a later room uses.
+* The conversation of a room that began last is the agent's and keeps its real times. The others are moved to later,
+  each by one constant, so that their middle falls into the middle half of the agent's conversation: few would overlap
+  by themselves. Nothing else of them changes: pauses, order and words are the people's own. The room is open
+  while the agent's conversation lasts.
+* One of the two people of that conversation, drawn by a hash, is the agent and appears as `AGENT_NAME`. All others keep
+  one made-up name across all rooms. It is made of a hash of their id, so it says nothing about them or their part.
+* Consecutive lines of one person in the room are one turn. At the end of every turn of somebody else the agent decides.
+  It was right to RESPOND if the next line of *that* conversation was the agent's, and to IGNORE if its speaker went on,
+  if the conversation ended there, or if it was not the agent's. The agent sees neither which conversation a line
+  belongs to nor whom it addresses.
+* Of a room's decisions, `MAX_DECISIONS` in a row are used, from a point that is drawn by a hash, so that many rooms
+  count rather than a few long ones.
 
-The source's message times are local times marked as UTC; `start` is UTC. So times here are `start` plus the time since the first message.
+The source's message times are local times marked as UTC, and its `start` is UTC: a line's time here is `start` plus the
+time since the conversation's first line.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +43,7 @@ from demo.errors import DataPackageError
 AGENT_NAME = "Nova"
 MIN_TURNS = 8
 MAX_MINUTES = 60
+MAX_DECISIONS = 25
 CONTEXT_TURNS = 30
 """How many turns of the room a question shows."""
 
@@ -158,28 +165,44 @@ def display_names(people: set[str]) -> dict[str, str]:
     return names
 
 
-def read_rooms(path: Path | None = None, *, context_turns: int = CONTEXT_TURNS) -> list[Episode]:
-    """Build the rooms (see the module's docstring), in the order in which they opened.
+def read_rooms(
+    path: Path | None = None, *, max_turns: int | None = None, context_turns: int = CONTEXT_TURNS
+) -> list[Episode]:
+    """Build the rooms (see the module's docstring), in the order in which the agent's conversations began.
 
     Args:
         path: the file of conversations; the installed package's when None.
+        max_turns: stop after the room with which there are so many turns to decide; all rooms when None.
         context_turns: how many turns of the room a question shows, the newest last.
 
     Returns:
         One episode a room, each with at least one turn to decide. The same file gives the same rooms.
+
+    Raises:
+        DataPackageError: the file is missing or does not parse; says the file and the place in it.
     """
     conversations = read_conversations(path)
     names = display_names({person for c in conversations for person in c.people})
     usable = [
         c for c in conversations if _count_turns(c) >= MIN_TURNS and c.end - c.start <= timedelta(minutes=MAX_MINUTES)
     ]
-    rooms = [_build_room(group, names, context_turns) for group in _deal(usable)]
-    return sorted((room for room in rooms if room.turns), key=lambda room: (room.turns[0].ts, room.episode_id))
+    rooms: list[Episode] = []
+    turns = 0
+    for own, others in sorted(
+        map(_choose_own, _deal(usable)), key=lambda room: (room[0].start, room[0].conversation_id)
+    ):
+        if max_turns is not None and turns >= max_turns:
+            break
+        room = _build_room(own, others, names, context_turns)
+        if room.turns:
+            rooms.append(room)
+            turns += len(room.turns)
+    return rooms
 
 
 def _count_turns(conversation: Conversation) -> int:
     senders = [line.sender for line in conversation.lines]
-    return 1 + sum(a != b for a, b in zip(senders, senders[1:], strict=False))
+    return 1 + sum(a != b for a, b in itertools.pairwise(senders))
 
 
 def _deal(conversations: list[Conversation]) -> Iterator[list[Conversation]]:
@@ -200,25 +223,26 @@ def _deal(conversations: list[Conversation]) -> Iterator[list[Conversation]]:
         yield group
 
 
-def _build_room(group: list[Conversation], names: dict[str, str], context_turns: int) -> Episode:
-    # The agent's conversation is the one of the group that began last, so that no word of the room is moved
-    # to before it was said by more than an hour.
+def _choose_own(group: list[Conversation]) -> tuple[Conversation, list[Conversation]]:
     own = max(group, key=lambda c: c.start)
+    return own, [other for other in group if other is not own]
+
+
+def _build_room(own: Conversation, others: list[Conversation], names: dict[str, str], context_turns: int) -> Episode:
     agent = own.people[int(_draw("agent", own.conversation_id) * 2)]
     lines = list(own.lines)
-    for other in group:
-        if other is not own:
-            middle = own.start + (own.end - own.start) * (0.25 + 0.5 * _draw("middle", other.conversation_id))
-            shift = middle - (other.start + (other.end - other.start) / 2)
-            lines += [
-                Line(line.ts + shift, line.sender, line.text, line.conversation)
-                for line in other.lines
-                if own.start <= line.ts + shift <= own.end
-            ]
+    for other in others:
+        middle = own.start + (own.end - own.start) * (0.25 + 0.5 * _draw("middle", other.conversation_id))
+        shift = middle - (other.start + (other.end - other.start) / 2)
+        lines += [
+            Line(line.ts + shift, line.sender, line.text, line.conversation)
+            for line in other.lines
+            if own.start <= line.ts + shift <= own.end
+        ]
     lines.sort(key=lambda line: line.ts)
     shown = names | {agent: AGENT_NAME}
     episode_id = f"room-{own.conversation_id}"
-    after = {}  # line -> the next line of its conversation
+    after: dict[int, int] = {}  # a line's number -> that of the next line of its conversation
     latest: dict[str, int] = {}
     for number, line in enumerate(lines):
         if line.conversation in latest:
@@ -226,7 +250,7 @@ def _build_room(group: list[Conversation], names: dict[str, str], context_turns:
         latest[line.conversation] = number
 
     said: list[tuple[str, list[str]]] = []
-    turns = []
+    turns: list[Turn] = []
     for number, line in enumerate(lines):
         if said and said[-1][0] == line.sender:
             said[-1][1].append(line.text)
@@ -252,4 +276,5 @@ def _build_room(group: list[Conversation], names: dict[str, str], context_turns:
                 subject_ids=tuple(sorted({sender for sender, _ in seen if sender != agent})),
             )
         )
-    return Episode(episode_id, tuple(turns), own.end, dict(own.ratings))
+    first = int(_draw("excerpt", own.conversation_id) * (max(len(turns) - MAX_DECISIONS, 0) + 1))
+    return Episode(episode_id, tuple(turns[first : first + MAX_DECISIONS]), own.end, dict(own.ratings))

@@ -15,7 +15,7 @@ class Turn:
     context: dict[str, Any]
     """What `DecisionClient.decide` is asked with."""
     truth: dict[str, Any]
-    """The right decision, in the form of the type's decision: `{"action": "RESPOND"}`, `{"actions": ["cd", "ls"], …}`."""
+    """The right decision, in the form of its type: `{"action": "RESPOND"}`, `{"actions": ["cd", "ls"], …}`."""
     ts: datetime
     """When the question came up (UTC)."""
     truth_ts: datetime

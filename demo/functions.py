@@ -1,17 +1,19 @@
 """Tasks for `planning`, made of the multi-turn questions of the Berkeley Function Calling Leaderboard.
 
-The package `bfcl-eval` (Apache-2.0; Patil et al., "The Berkeley Function Calling Leaderboard", 2025) holds 200 tasks of two to seven user
-turns, each with the function calls that solve the turn, in four variants of the same task: `base`; `miss_func` (a function
-arrives one turn late); `miss_param` (the user forgets a detail and adds it a turn later); `long_context` (more data behind the functions).
-Only its data files are read: its code needs other versions of our libraries.
+The package `bfcl-eval` (Apache-2.0; Patil et al., "The Berkeley Function Calling Leaderboard", 2025) holds 200 tasks of
+two to seven user turns, each with the function calls that solve the turn, in four variants of the same task: `base`;
+`miss_func` (a function arrives one turn late); `miss_param` (the user forgets a detail and adds it a turn later);
+`long_context` (more data behind the functions). Only its data files are read: its code needs other versions of our
+libraries.
 
-* A task arrives **once**, in one variant drawn by a hash of its number. So no turn of a task is ever seen in another variant.
-* Tasks whose first questions are nearly the same (the authors reworded some) arrive next to each other, as one group with one `room_id`.
-  To cut between two groups is to have nothing of the later ones seen before.
-* The source has no times and sorts its tasks by subject. Groups arrive in the order of a hash of their numbers, evenly spaced.
-* The question is the user's turns so far and the functions then available, name and description, in the order of the source. The answer is the names of the functions
-  that solve the newest turn, in the order of their first call: how often and with which arguments one is called is not planned.
-  Where nothing can be called (a function or a detail is missing), it is `REPLY`.
+* A task arrives once, in one variant drawn by a hash of its number, so that none is ever seen in another variant.
+* Tasks that share much of their wording are one group, which has one `room_id` and arrives together. Cut between two
+  groups, and nothing of the later ones has been seen before.
+* The source has no times and sorts its tasks by subject. Groups arrive in the order of a hash, tasks evenly spaced.
+* The question is the user's turns so far and the functions then available, name and description, in the order of the
+  source. The answer is the names of the functions that solve the newest turn, in the order of their first call: how
+  often and with which arguments one is called is not planned. Where nothing can be called (a function or a detail is
+  missing), it is `REPLY`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import itertools
 import json
 import re
 from datetime import UTC, datetime, timedelta
@@ -136,7 +139,7 @@ def read_tasks(
                 raise DataPackageError(
                     f"{path}: task {row.get('id')!r} has no number or no answer in {answers_path}. Reinstall bfcl-eval."
                 ) from error
-    episodes = []
+    episodes: list[Episode] = []
     for group in _groups({number: variants["base"] for number, variants in tasks.items()}):
         for number in group:
             variant = VARIANTS[int(_draw("variant", number) * len(VARIANTS))]
@@ -145,7 +148,7 @@ def read_tasks(
                 episodes.append(_build_task(tasks[number][variant], f"tasks-{group[0]}", functions, ts, spacing / 20))
             except (KeyError, TypeError, ValueError, SyntaxError, IndexError) as error:
                 raise DataPackageError(
-                    f"{root}: task {variant} {number} does not parse: {type(error).__name__}: {error}. Reinstall bfcl-eval."
+                    f"{root}: task {number}, variant {variant}: {type(error).__name__}: {error}. Reinstall bfcl-eval."
                 ) from error
     return episodes
 
@@ -156,7 +159,7 @@ def _draw(*parts: object) -> float:
 
 def _word_pairs(task: dict[str, Any]) -> set[tuple[str, str]]:
     words = re.findall(r"[a-z]+", " ".join(m["content"] for turn in task["question"] for m in turn).lower())
-    return set(zip(words, words[1:], strict=False))
+    return set(itertools.pairwise(words))
 
 
 def _groups(tasks: dict[int, dict[str, Any]]) -> list[list[int]]:

@@ -5,6 +5,7 @@ They are the best simple ones that we found, not straw men: docs/demo.md has the
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -18,18 +19,16 @@ KEEP_SCORE = 0.85
 MAX_ACTIONS = 3
 
 _STOP = frozenset(
-    (
-        "a all an and any are as at be but by can could do does for from has have i if in into is it its just like me "
-        "my need no not of on or our please so that the there this to up use using want we will with would you your"
-    ).split(" ")
+    """a all an and any are as at be but by can could do does for from has have i if in into is it its just like me my
+    need no not of on or our please so that the there this to up use using want we will with would you your""".split()  # noqa: SIM905
 )
 
 
 def decide_should_respond(context: Mapping[str, Any]) -> dict[str, Any]:
     """Answer when named, or when the one the agent has been talking with speaks while the agent is in the talk.
 
-    The one it has been talking with is whose turns stood next to the agent's most often; it is in the talk when one of the last
-    `RECENT_TURNS` turns was its own.
+    It has been talking with the one whose turns stood next to its own most often, and it is in the talk when one of the
+    last `RECENT_TURNS` turns was its own.
     """
     agent = context["agent_name"]
     messages = context["messages"]
@@ -40,7 +39,7 @@ def decide_should_respond(context: Mapping[str, Any]) -> dict[str, Any]:
     if agent not in before[-RECENT_TURNS:]:
         return {"action": "IGNORE", "reasoning": "I have not spoken lately."}
     next_to_agent: Counter[str] = Counter()
-    for a, b in zip(before, before[1:], strict=False):
+    for a, b in itertools.pairwise(before):
         if agent in (a, b):
             next_to_agent[b if a == agent else a] += 1
     if next_to_agent and next_to_agent.most_common(1)[0][0] == last["speaker"]:
@@ -51,8 +50,8 @@ def decide_should_respond(context: Mapping[str, Any]) -> dict[str, Any]:
 def decide_planning(context: Mapping[str, Any]) -> dict[str, Any]:
     """Choose the functions whose name and description share most words with the newest message.
 
-    A word counts less the more of the offered functions have it (as in TF-IDF), twice when it is in the name, and all by
-    the root of the length of the description. Without a match, reply and ask.
+    A word counts less the more of the functions on offer have it, and twice when it is in the name; long descriptions
+    count less, by the root of their length. Without a match, reply and ask.
     """
     asked = _stems(context["messages"][-1]["text"])
     functions = [(a["name"], _stems(a["name"]), _stems(a.get("description", ""))) for a in context["actions"]]

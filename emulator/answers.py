@@ -55,7 +55,7 @@ class Answer:
                 if found >= 0 and value:
                     at = found + len(value)
                     bearers.append((found, at))
-        bearers = bearers or [(self.start, self.end)]
+        bearers = bearers or [self._visible_span()]
         tokens: list[str] = []
         log_probabilities: list[float] = []
         at = 0
@@ -67,6 +67,13 @@ class Answer:
         after = _TOKEN.findall(self.text[at:])
         return [*tokens, *after], [*log_probabilities, *[0.0] * len(after)]
 
+    def _visible_span(self) -> tuple[int, int]:
+        """Where the decision stands; of an empty one the mark that follows, or the text's last."""
+        if self.start < self.end or not self.text:
+            return self.start, self.end
+        marks = [match.span() for match in _TOKEN.finditer(self.text)]
+        return next((span for span in marks if span[0] >= self.start), marks[-1])
+
     def _is_json(self) -> bool:
         return self.text[self.start : self.start + 1] == "["
 
@@ -75,11 +82,11 @@ class Answer:
 
 
 def parse_answer(text: str) -> Answer:
-    """Find the list of actions, or the one action, in XML or JSON; open text decides nothing but itself."""
-    if match := _PLAN_XML.search(text):
+    """Find the last list of actions, or the last one action, in XML or JSON; open text decides nothing but itself."""
+    if match := _find_last(_PLAN_XML, text):
         nested = _NESTED.findall(match["value"])
         return _plan(text, match, [html.unescape(name) for name in nested or match["value"].split(",")])
-    if match := _PLAN_JSON.search(text):
+    if match := _find_last(_PLAN_JSON, text):
         try:
             raw = json.loads(match["value"])
         except ValueError:
@@ -87,9 +94,13 @@ def parse_answer(text: str) -> Answer:
         names = [item.get("name") if isinstance(item, dict) else item for item in raw]
         return _plan(text, match, [str(name) for name in names if name])
     for pattern in (_CHOICE_XML, _CHOICE_JSON):
-        if match := pattern.search(text):
+        if match := _find_last(pattern, text):
             return Answer("choice", text, (match["value"],), match.start("value"), match.end("value"))
     return Answer("text", text, (text.strip(),), 0, len(text))
+
+
+def _find_last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return max(pattern.finditer(text), key=lambda match: match.start(), default=None)
 
 
 def _plan(text: str, match: re.Match[str], names: list[str]) -> Answer:

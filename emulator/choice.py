@@ -6,14 +6,14 @@ calibrated by temperature scaling (Guo et al., "On Calibration of Modern Neural 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import sparse
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, log_loss
+from sklearn.metrics import f1_score, log_loss, recall_score
 from sklearn.model_selection import KFold
 
 from emulator.features import transcript_features
@@ -23,8 +23,6 @@ from emulator.transcript import Transcript
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Inverse regularisation strengths that are tried."""
 PRIOR_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-MIN_VALIDATION = 50
-"""With fewer rows to validate on, the training rows are cross-validated instead."""
 FOLDS = 4
 
 Progress = Callable[[float, dict[str, float]], None]
@@ -42,7 +40,7 @@ class ChoiceModel:
         self.bias = np.zeros(len(classes))
         self.temperature = 1.0
         self.offsets = np.zeros(len(classes))
-        """Added to the log-probabilities to decide: rare classes weigh more, as far as that raised macro F1 in validation."""
+        """Added to the log-probabilities to decide: rare classes weigh more, as far as macro F1 and recall gain."""
 
     def log_probabilities(self, transcript: Transcript) -> np.ndarray:
         """Calibrated log-probabilities of `classes`."""
@@ -59,6 +57,9 @@ class ChoiceModel:
         best = int(np.argmax(log_p + self.offsets))
         return self.classes[best], float(log_p[best])
 
+    def _score(self, matrix: sparse.csr_matrix) -> np.ndarray:
+        return np.asarray(matrix @ self.weights) + self.bias
+
     def _matrix(self, transcripts: Sequence[Transcript]) -> sparse.csr_matrix:
         numbers = (_numbers(transcripts) - self.centre) / self.scale
         if self.words is None:
@@ -71,7 +72,7 @@ class ChoiceModel:
         self.centre, self.scale = numbers.mean(axis=0), numbers.std(axis=0)
         self.scale[self.scale < 1e-9] = 1.0
         lines = [transcript.last.text for transcript in transcripts]
-        self.words = TextSpace(lines, min_df=3, max_features=20_000, ngram_range=(1, 2), token_pattern=r"\b\w+\b|\?")
+        self.words = TextSpace(lines, min_df=3, max_features=20_000, ngram_range=(1, 2), token_pattern=r"\b\w+\b|\?")  # noqa: S106
 
     def _fit(self, matrix: sparse.csr_matrix, labels: np.ndarray, strength: float) -> None:
         present = np.unique(labels)
@@ -101,8 +102,11 @@ def fit_choice(
 ) -> tuple[ChoiceModel, dict[str, float]]:
     """Fit, choosing the regularisation, the temperature and the deciding offsets on rows that were not fitted to.
 
+    Those are the training rows, cross-validated in blocks of neighbours (which are often turns of one conversation), and
+    the validation rows.
+
     Returns:
-        The model fitted to `train`, and its losses (nats) and scores in validation.
+        The model fitted to `train`, and its losses (nats) and scores on the rows that were not fitted to.
     """
     classes = sorted(set(labels))
     index = {name: i for i, name in enumerate(classes)}
@@ -110,25 +114,22 @@ def fit_choice(
     model = ChoiceModel(classes)
     model._prepare(train)
     matrix = model._matrix(train)
-    known = [i for i, label in enumerate(validation_labels) if label in index]
-    y_known = np.array([index[validation_labels[i]] for i in known], dtype=int)
-    held_out = model._matrix([validation[i] for i in known]) if len(known) >= MIN_VALIDATION else None
     if len(classes) == 1 or len(y) < 2 * FOLDS:
-        model._fit(matrix, y, 0.1)
-        return model, {"train_loss": _loss(np.asarray(matrix @ model.weights) + model.bias, y)}
+        model._fit(matrix, y, STRENGTHS[0])
+        return model, {"train_loss": _loss(model._score(matrix), y)}
 
-    losses: dict[float, float] = {}
+    known = [i for i, label in enumerate(validation_labels) if label in index]
+    held_out = model._matrix([validation[i] for i in known]) if known else matrix[:0]
+    truth = np.append(y, np.array([index[validation_labels[i]] for i in known], dtype=int))
     scores: dict[float, np.ndarray] = {}
-    truth = y if held_out is None else y_known
+    losses: dict[float, float] = {}
     for step, strength in enumerate(STRENGTHS):
-        if held_out is None:
-            scores[strength] = np.zeros((len(y), len(classes)))
-            for rest, fold in _folds(len(y)):
-                model._fit(matrix[rest], y[rest], strength)
-                scores[strength][fold] = np.asarray(matrix[fold] @ model.weights) + model.bias
-        else:
-            model._fit(matrix, y, strength)
-            scores[strength] = np.asarray(held_out @ model.weights) + model.bias
+        unseen = np.zeros((len(y), len(classes)))
+        for rest, fold in KFold(FOLDS).split(unseen):
+            model._fit(matrix[rest], y[rest], strength)
+            unseen[fold] = model._score(matrix[fold])
+        model._fit(matrix, y, strength)
+        scores[strength] = np.vstack([unseen, model._score(held_out)])
         losses[strength] = _loss(scores[strength], truth)
         progress((step + 1) / (len(STRENGTHS) + 1), {"strength": strength, "eval_loss": losses[strength]})
     best = min(STRENGTHS, key=lambda strength: losses[strength])
@@ -136,27 +137,25 @@ def fit_choice(
     model.temperature = _fit_temperature(scores[best], truth)
     log_p = log_softmax(scores[best] / model.temperature, axis=1)
     prior = np.log(np.bincount(y, minlength=len(classes)) / len(y))
-    exponent = max(
-        PRIOR_EXPONENTS,
-        key=lambda exponent: f1_score(truth, np.argmax(log_p - exponent * prior, axis=1), average="macro"),
-    )
+
+    def quality(exponent: float) -> float:
+        decided = np.argmax(log_p - exponent * prior, axis=1)
+        recall = recall_score(truth, decided, average="macro", zero_division=0)
+        return float(f1_score(truth, decided, average="macro", zero_division=0) + recall) / 2
+
+    exponent = max(PRIOR_EXPONENTS, key=quality)
     model.offsets = -exponent * prior
     decided = np.argmax(log_p + model.offsets, axis=1)
     metrics = {
-        "train_loss": _loss(np.asarray(matrix @ model.weights) + model.bias, y),
+        "train_loss": _loss(model._score(matrix) / model.temperature, y),
         "eval_loss": _loss(scores[best] / model.temperature, truth),
         "eval_accuracy": float(np.mean(decided == truth)),
-        "eval_macro_f1": float(f1_score(truth, decided, average="macro")),
+        "eval_macro_f1": float(f1_score(truth, decided, average="macro", zero_division=0)),
         "strength": best,
         "temperature": model.temperature,
         "prior_exponent": exponent,
     }
     return model, metrics
-
-
-def _folds(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    # Not shuffled: neighbouring rows are often turns of one conversation.
-    yield from KFold(FOLDS).split(np.zeros(rows))
 
 
 def _loss(scores: np.ndarray, truth: np.ndarray) -> float:

@@ -1,25 +1,25 @@
 """Numbers that tell whom the last line of a transcript was for.
 
-The features of research on conversation disentanglement and addressee recognition: who spoke when, who alternates with whom,
-who was answered last, who is named, how far back the agent's last words are, shared words, questions and lengths (Elsner and
-Charniak 2008; Kummerfeld et al. 2019), written from the view of the agent who is asked.
+The features of research on conversation disentanglement and addressee recognition (Elsner and Charniak, "You Talking
+to Me?", 2008; Kummerfeld et al., "A Large-Scale Corpus for Conversation Disentanglement", 2019), from the view of the
+agent who is asked: who spoke when, who alternates with whom, who was answered last, who is named, how far back the
+agent's last words are, shared words, questions and lengths.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
+
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from emulator.transcript import Transcript
 
 _WORD = re.compile(r"\w+")
 _WH = re.compile(r"\b(who|what|when|where|why|how|which|do you|are you|did you|have you|would you|can you)\b")
-_STOP = frozenset(
-    "a about all am an and are as at be but by can do don for from get had has have he her him his how i if in is it its "
-    "just like ll m me my no not of oh ok on one or re s she so t that the their them there they this to too up us ve was "
-    "we were what when which who will with would yeah yes you your".split()
-)
+_STOP = ENGLISH_STOP_WORDS | {"don", "just", "like", "ll", "oh", "ok", "re", "s", "t", "ve", "yeah", "yes"}
 NEAR = 8
 """How many lines back shared words are looked for."""
 
@@ -41,11 +41,11 @@ def _overlap(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / math.sqrt(len(a) * len(b)) if a and b else 0.0
 
 
-def _alternation(speakers: list[str], a: str, b: str) -> tuple[float, int]:
-    """How regularly two speakers take turns: the share of changes among the turns of both, and how many steps there are."""
+def _alternation(speakers: list[str], a: str, b: str) -> tuple[int, int]:
+    """How regularly two speakers take turns: changes of speaker among the turns of both, and steps between them."""
     turns = [speaker for speaker in speakers if speaker in (a, b)]
     steps = len(turns) - 1
-    changes = sum(x != y for x, y in zip(turns, turns[1:], strict=False))
+    changes = sum(x != y for x, y in itertools.pairwise(turns))
     return changes, max(steps, 0)
 
 

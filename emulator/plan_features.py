@@ -1,7 +1,7 @@
 """Numbers that tell whether an action belongs into the answer to a transcript's newest line.
 
-They say how alike the line and the action's name and description are, and how alike it is to the logged lines that were answered with
-the action. None depends on which action it is, so an action that was never chosen can be judged too.
+They say how alike the line and the action's name and description are, and how alike it is to the logged lines that were
+answered with the action. None says which action it is, so an action that was never chosen can be judged too.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class PlanLog:
             by_letters[lines + at],
             by_letters[lines + known + at],
         )
-        for i in np.flatnonzero(at < 0):
+        for i in np.flatnonzero(at < 0).tolist():
             document, name = [_document(actions[i])], [_split_name(actions[i].name)]
             found.words[i] = TextIndex(self.words, document).likeness(words)[0]
             found.letters[i] = TextIndex(self.letters, document).likeness(letters)[0]

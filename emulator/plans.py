@@ -83,8 +83,8 @@ def fit_plans(
 ) -> tuple[PlanModel, dict[str, float]]:
     """Fit to the newest `MAX_ROWS` rows.
 
-    The threshold and the confidence are learned from rows that the judging classifier was not fitted to: the training rows,
-    cross-validated by conversation, and the validation rows.
+    The threshold and the confidence are learned from rows that the judging classifier was not fitted to: the training
+    rows, cross-validated by conversation, and the validation rows.
     """
     train, plans = train[-MAX_ROWS:], plans[-MAX_ROWS:]
     log = PlanLog(train, plans)
@@ -104,7 +104,7 @@ def fit_plans(
 
     of_row = np.repeat(np.arange(len(train)), [len(offer) for offer in offers])
     probabilities = np.zeros(len(flat))
-    for step, (rest, fold) in enumerate(GroupKFold(FOLDS).split(plans, groups=groups)):
+    for step, (_, fold) in enumerate(GroupKFold(FOLDS).split(plans, groups=groups)):
         inside = np.isin(of_row, fold)
         probabilities[inside] = _fit_classifier(flat[~inside], targets[~inside]).predict_proba(flat[inside])[:, 1]
         loss = float(log_loss(targets[inside], probabilities[inside], labels=[False, True]))

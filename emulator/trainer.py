@@ -2,12 +2,13 @@
 
 What the assistants' answers look like decides what is learned:
 
-* a list of actions in XML or JSON: a classifier chooses the actions, and the nearest logged answer having them supplies the words;
+* a list of actions in XML or JSON: a classifier chooses the actions, and the nearest logged answer having them
+  supplies the words;
 * one action, or few distinct answers: a classifier with calibrated probabilities;
 * open text: the nearest logged answer.
 
-A completion is a whole answer in the form of the training data. The log-probabilities of its tokens sum to the calibrated
-probability of what it decides. Decisions do not depend on `temperature`: the same question gets the same answer.
+A completion is a whole answer in the form of the training data. The log-probabilities of its tokens sum to that of what
+it decides, calibrated. Decisions do not depend on `temperature`: the same question gets the same answer.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import sklearn
 from emulator.answers import Answer, Kind, parse_answer
 from emulator.choice import ChoiceModel, fit_choice
 from emulator.errors import DatasetError, TrainingError
+from emulator.majority import Completion
 from emulator.plans import PlanModel, fit_plans
 from emulator.retrieval import NearestAnswer
 from emulator.tokens import count_message_tokens
@@ -52,17 +54,6 @@ class TrainingResult:
     classes: list[str]
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One answer. `tokens` joined is `text`; there is one log-probability (nats) for each."""
-
-    text: str
-    tokens: list[str]
-    token_logprobs: list[float]
-    prompt_tokens: int
-    finish_reason: Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +145,7 @@ def read_examples(path: Path) -> list[Example]:
             examples.append(Example(transcript, parse_answer(message_text(messages[last]))))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
-                f'{path.name}, line {number}: needs {{"messages": [{{"role", "content"}}...]}} with an assistant message '
+                f'{path.name}, line {number}: needs {{"messages": [{{"role", "content"}}...]}} and an assistant answer '
                 f"({type(error).__name__}: {error})"
             ) from error
     if not examples:
@@ -174,10 +165,10 @@ def train(
 
     Args:
         train_path: conversational JSONL.
-        validation_path: rows that are not fitted to: they choose regularisation, calibration and thresholds. Without it,
-            or with too few, the training rows are cross-validated.
+        validation_path: rows that are not fitted to. With the training rows, cross-validated, they choose the
+            regularisation, the calibration and the thresholds.
         output_dir: made if missing; gets `model.joblib` and, last, `model.json`.
-        n_epochs: how often progress counts through the data; the fit is convex or boosted and runs to its end in any case.
+        n_epochs: accepted and without effect: the fits run to their end.
         progress: called with the finished fraction (0..1) and the losses known by then.
 
     Raises:
