@@ -79,7 +79,7 @@ class _Caller:
 
     async def read(self, content: Any) -> bytes:
         data = content.read()
-        return await data if inspect.isawaitable(data) else data  # type: ignore[no-any-return]
+        return await data if inspect.isawaitable(data) else data
 
     async def collect(self, items: Any) -> list[Any]:
         """Every item of a stream, or of a list over all its pages."""

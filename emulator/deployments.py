@@ -230,6 +230,12 @@ def _apply_replicas(emulator: Emulator, request: Request, deployment: Any, repli
     scale(emulator, deployment, replicas, capacity=capacity, cold_start=cold_start)
 
 
+def warm_deployed(emulator: Emulator) -> None:
+    """Begin to load the models that are deployed, as after a restart."""
+    for row in emulator.state.rows("SELECT DISTINCT model_id FROM deployments WHERE replicas > 0"):
+        _warm(emulator, row["model_id"])
+
+
 def _warm(emulator: Emulator, model_id: str) -> None:
     row = emulator.state.row("SELECT directory FROM models WHERE id = ?", model_id)
     if row is not None:

@@ -164,6 +164,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     emulator: Emulator = app.state.emulator
     files.resume_processing(emulator)
     emulator.scheduler.resume()
+    deployments.warm_deployed(emulator)
     try:
         yield
     finally:
@@ -204,7 +205,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_database_error(request: Request, error: Exception) -> Response:
-    full = "full" in str(error)
+    full = getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
     message = f"the emulator's database could not be written: {error}" + ("; free some space" if full else "")
     return await _answer_api_error(request, ApiError(507 if full else 500, message))
 

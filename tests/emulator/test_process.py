@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from emulator.conformance import write_dataset
@@ -129,8 +131,6 @@ def test_keys_reach_no_log_and_no_disk(tmp_path: Path) -> None:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=output, text=True)
         try:
             assert process.stdout is not None
-            import httpx
-
             url = process.stdout.readline().strip()
             with httpx.Client(base_url=url, headers={"Authorization": "Bearer SECRET-1"}, timeout=20) as http:
                 server = Server(process, url, http)
@@ -163,6 +163,39 @@ def test_bad_json_is_refused(server: Server, path: str, body: bytes) -> None:
     refused = server.http.post(path, content=body)
     assert refused.status_code == 400
     assert refused.json()["error"]["message"]
+
+
+def test_chunked_and_empty_bodies_are_read(server: Server) -> None:
+    pieces = (piece for piece in (b'{"advance_', b'seconds": 0}'))
+    assert server.http.post("/emulator/clock", content=pieces).status_code == 200
+    assert server.http.post("/emulator/clock").status_code == 200
+
+
+def test_full_disk_under_the_database_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    data, limit = tmp_path / "data", 400_000
+    command = [sys.executable, "-m", "emulator", "--data", str(data), "--port", "0", "--trainer", "majority"]
+
+    def limit_file_size() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=limit_file_size
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        with httpx.Client(base_url=url, headers={"Authorization": "Bearer key"}, timeout=20) as http:
+            order = {"kind": "503", "match": "GET /v1/never", "message": "x" * 50_000}
+            kept = 0
+            while (answer := http.post("/emulator/faults", json=order)).status_code == 200:
+                kept += 1
+            assert answer.status_code == 507, answer.text
+            assert "free some space" in answer.json()["error"]["message"]
+            assert len(http.get("/emulator/faults").json()["faults"]) == kept
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
 
 
 def test_unknown_route_is_refused_in_the_shape_of_its_api(server: Server) -> None:
