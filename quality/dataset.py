@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from quality import funnel
 from quality.errors import DatasetError, DatasetRejected, InsufficientData
 from quality.formats import find_format_fault
 from quality.gate import Expected, Profile, judge_profiles
+from quality.period import first_moment, moment_after
 from quality.redact import REDACTION_VERSION
 from quality.splits import SPLITS
 from quality.verdict import LIMITED_BELOW, DataVerdict, judge_data
@@ -136,7 +137,7 @@ def export_dataset(
         raise ValueError(f"max_class_share: {max_class_share} is not between 0 and 1")
     now = now or datetime.now(UTC)
     report = progress or (lambda step, done, total: None)
-    start, before = _first_moment(since), _moment_after(until)
+    start, before = first_moment(since), moment_after(until)
     if start and before and start >= before:
         raise ValueError(f"since {since} is after until {until}: nothing lies between")
     layout = Layout(data).check()
@@ -189,10 +190,7 @@ def export_dataset(
             rows_sha256 = _write_rows(con, folder / "rows.parquet")
             report("judge", 0, 1)
             quality = judge_profiles(
-                [
-                    Profile("splits", _profile_splits(con, folder), ["split"], _SPLITS_EXPECTED),
-                    Profile("leaks", _profile_leaks(leaks), ["compared"], _LEAKS_EXPECTED),
-                ],
+                [Profile("splits", _profile_splits(con, folder, leaks), ["split"], _SPLITS_EXPECTED)],
                 docs=folder / "quality",
             )
             report("judge", 1, 1)
@@ -292,25 +290,6 @@ def read_rows(dataset: Path | str, split: str, *, config: Config | None = None) 
                 )
             )
     return rows
-
-
-def _first_moment(since: date | datetime | None) -> datetime | None:
-    if since is None or isinstance(since, datetime):
-        return since and _utc(since)
-    return datetime.combine(since, time.min, UTC)
-
-
-def _moment_after(until: date | datetime | None) -> datetime | None:
-    """The first moment that `until` leaves out: a date is a whole day, a time a point that is still in."""
-    if isinstance(until, datetime):
-        return _utc(until) + timedelta(microseconds=1)
-    return None if until is None else datetime.combine(until + timedelta(days=1), time.min, UTC)
-
-
-def _utc(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        raise ValueError(f"{moment} has no time zone: give it one, such as UTC")
-    return moment.astimezone(UTC)
 
 
 def _rfc3339(moment: datetime | None) -> str | None:
@@ -430,16 +409,14 @@ _SPLITS_EXPECTED = [
     Expected("rows", "a split has 20 rows or more, or its figures mean little", "warning", min_value=20),
     Expected("episodes", "a split has 10 episodes or more, or its intervals mean little", "warning", min_value=10),
     Expected("largest_answer_share", "no answer makes up more than 95 % of a split", "warning", max_value=0.95),
-]
-_LEAKS_EXPECTED = [
     Expected("shared_episodes", "no episode is in two splits", "critical", max_value=0),
     Expected("shared_prompts", "no prompt is in two splits", "critical", max_value=0),
     Expected("near_duplicates", "no prompt has a near duplicate in an earlier split", "critical", max_value=0),
 ]
 
 
-def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path) -> Any:
-    """One row per split, counted from the files as they were written."""
+def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path, leaks: funnel.Leaks) -> Any:
+    """One row per split, counted from the files as they were written, with what all splits have in common."""
     import pandas as pd
 
     from quality.redact import redact
@@ -472,16 +449,11 @@ def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path) -> Any:
                 "answers": len(answers),
                 "episodes": len({a or b for a, b in zip(side["episode_id"].to_pylist(), side["decision_id"].to_pylist(), strict=True)}),
                 "largest_answer_share": max(answers, default=0) / max(sum(answers), 1),
+                **asdict(leaks),
             }
         )
         last_before = max(times, default=last_before)
     return pd.DataFrame(profile)
-
-
-def _profile_leaks(leaks: funnel.Leaks) -> Any:
-    import pandas as pd
-
-    return pd.DataFrame([asdict(leaks)])
 
 
 def _summarize(con: duckdb.DuckDBPyConnection, split: str, sha256: str) -> SplitSummary:

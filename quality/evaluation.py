@@ -217,6 +217,18 @@ def evaluate(
     return evaluation
 
 
+def score(kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer | None]) -> dict[str, float]:
+    """The metrics of one source, without intervals; NaN where undefined."""
+    once = np.zeros(len(labels), dtype=int)
+    found = _compute(_measures(kind, labels, answers, once, 1), np.ones((1, 1)))
+    return {metric: float(values[0]) for metric, values in found.items()}
+
+
+def is_right(kind: DecisionType, label: dict[str, Any], decision: dict[str, Any] | None) -> bool:
+    """Is a decision the same answer as the label? (For code: the same text.)"""
+    return decision is not None and answer_class(label) == answer_class(decision)
+
+
 def write_evaluation(data: Path | str, evaluation: Evaluation) -> Path:
     """Write `<data>/evaluations/<evaluation_id>.json`."""
     path = Layout(data).check().evaluations / f"{evaluation.evaluation_id}.json"

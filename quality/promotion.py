@@ -59,7 +59,7 @@ def judge(
     if difference is None:
         return Verdict("keep", f"{evaluation.primary} is undefined for {candidate} or {against} on these rows")
     verdict = _compare(evaluation, candidate, against, difference, margin)
-    if verdict.promote and against != "original" and "original" in evaluation.sources:
+    if verdict.promote and "original" in evaluation.sources and "original" not in (candidate, against):
         floor = evaluation.difference(candidate, "original")
         if floor is None or floor.low <= -margin:
             return Verdict("keep", f"{verdict.why}; but it may be worse than the original: {_say(evaluation, floor)}")
