@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import joblib
 import sklearn
+from threadpoolctl import threadpool_limits
 
 from emulator.answers import Answer, Kind, parse_answer
 from emulator.choice import ChoiceModel, fit_choice
@@ -40,6 +41,7 @@ SHARE = 0.9
 
 Progress = Callable[[float, dict[str, float]], None]
 Task = Literal["plan", "choice", "text"]
+Core = ChoiceModel | PlanModel | NearestAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Example:
 class Model:
     """A trained model. Threads may share it."""
 
-    def __init__(self, task: Task, core: ChoiceModel | PlanModel | NearestAnswer, answers: list[Answer]) -> None:
+    def __init__(self, task: Task, core: Core, answers: list[Answer]) -> None:
         self.task = task
         self.core = core
         self.answers = answers
@@ -186,37 +188,15 @@ def train(
     def fitting(fraction: float, metrics: dict[str, float]) -> None:
         report(0.1 + 0.8 * fraction, metrics)
 
-    answers = [example.answer for example in used]
-    core: ChoiceModel | PlanModel | NearestAnswer
-    metrics: dict[str, float] = {}
-    transcripts, held_transcripts = [e.transcript for e in used], [e.transcript for e in held_out]
-    if task == "plan":
-        core, metrics = fit_plans(
-            transcripts,
-            [answer.values for answer in answers],
-            held_transcripts,
-            [e.answer.values for e in held_out],
-            progress=fitting,
-        )
-        answers = answers[-len(core.log.chosen) :]
-        classes = core.log.labels
-    elif task == "choice":
-        core, metrics = fit_choice(
-            transcripts,
-            [answer.values[0] for answer in answers],
-            held_transcripts,
-            [e.answer.values[0] for e in held_out],
-            progress=fitting,
-        )
-        classes = core.classes
-    else:
-        core, classes = NearestAnswer(transcripts), []
+    # One thread: on busy cores the threads of the linear algebra wait for each other, and a fit takes thrice as long.
+    with threadpool_limits(1):
+        core, answers, metrics = _fit(task, used, held_out, fitting)
     result = TrainingResult(
         task=task,
         rows=len(used),
         unused_rows=len(examples) - len(used),
         validation_rows=len(held_out),
-        classes=classes,
+        classes=_classes(core),
         seconds=time.monotonic() - started,
         metrics=metrics,
     )
@@ -228,6 +208,29 @@ def train(
     temporary.rename(output_dir / "model.json")
     report(1.0, metrics)
     return result
+
+
+def _fit(
+    task: Task, train_rows: list[Example], validation: list[Example], progress: Progress
+) -> tuple[Core, list[Answer], dict[str, float]]:
+    """The fitted core, the answers whose words it may use, and the metrics."""
+    transcripts, held_out = [row.transcript for row in train_rows], [row.transcript for row in validation]
+    answers = [row.answer for row in train_rows]
+    if task == "plan":
+        plans, held_plans = [answer.values for answer in answers], [row.answer.values for row in validation]
+        model, metrics = fit_plans(transcripts, plans, held_out, held_plans, progress=progress)
+        return model, answers[-len(model.log.chosen) :], metrics
+    if task == "choice":
+        labels, held_labels = [answer.values[0] for answer in answers], [row.answer.values[0] for row in validation]
+        choice, metrics = fit_choice(transcripts, labels, held_out, held_labels, progress=progress)
+        return choice, answers, metrics
+    return NearestAnswer(transcripts), answers, {}
+
+
+def _classes(core: Core) -> list[str]:
+    if isinstance(core, ChoiceModel):
+        return core.classes
+    return core.log.labels if isinstance(core, PlanModel) else []
 
 
 def _find_form(answers: Sequence[Answer]) -> tuple[Task, Kind]:
