@@ -1,127 +1,243 @@
-"""The HTTP door for decisions: what `AsyncDecisionClient` does, for agents that are not written in Python."""
+"""The gateway as an ASGI application: who may come in, which door is theirs, and what was done for them."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import asdict
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
-from reasoning.client import AsyncDecisionClient
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from gateway import anthropic, decisions, openai, pages
+from gateway.classify import load_classifier
+from gateway.coding import CodingModel
+from gateway.errors import RequestRefused, UpstreamError
+from gateway.exchange import LARGE_BODIES, MAX_BODY_BYTES, ClientGone, Exchange, Receive, Send
+from gateway.exchange import anthropic_error as anthropic_error_body
+from gateway.exchange import openai_error as openai_error_body
+from gateway.forward import error_of, forward
+from gateway.logs import access_log, log
+from gateway.metrics import Metrics
+from gateway.prompts import read_kinds
+from gateway.record import Recorder
+from gateway.security import Admission, Guard
+from gateway.sessions import Sessions
+from gateway.settings import Settings, load_settings
+from gateway.state import State
+from gateway.tracing import Tracer, open_tracer
+from gateway.upstream import Pool, open_session
+from reasoning.config import Config, load_config
+from reasoning.errors import ReasoningError
 
-from reasoning.errors import (
-    InvalidContext,
-    ReasoningError,
-    RecordError,
-    UnknownDecisionType,
-    UnparseableAnswer,
+# Clients whose base URL holds the /v1 already, or that leave it out: elizaOS's Anthropic plugin posts to /messages.
+ALIASES = {
+    b"/messages": b"/v1/messages",
+    b"/messages/count_tokens": b"/v1/messages/count_tokens",
+    b"/chat/completions": b"/v1/chat/completions",
+    b"/responses": b"/v1/responses",
+    b"/embeddings": b"/v1/embeddings",
+    b"/models": b"/v1/models",
+}
+# Roots that are OpenAI's, where no header says that an Anthropic client asks (both have /v1/models and /v1/files).
+OPENAI_ROOTS = (
+    *(b"chat", b"responses", b"embeddings", b"completions", b"models", b"files", b"uploads", b"audio", b"images"),
+    *(b"moderations", b"fine_tuning", b"batches", b"assistants", b"threads", b"vector_stores", b"evals", b"videos"),
+    *(b"realtime", b"conversations", b"containers", b"organization"),
 )
+OWN_PAGES = {
+    b"/healthz": pages.healthz,
+    b"/readyz": pages.readyz,
+    b"/metrics": pages.metrics,
+    b"/stats": pages.stats,
+    b"/openapi.json": pages.openapi,
+    b"/docs": pages.docs,
+}
 
-# What the caller did wrong. Any other of our errors is ours.
-CALLER_ERRORS = (InvalidContext, RecordError, UnparseableAnswer)
 
+class Gateway:
+    """The ASGI application. `state` is there between the lifespan's start and its end."""
 
-class BadRequest(ReasoningError):
-    """The body of a request is not what the route takes (names the key)."""
+    def __init__(self, config: Config, settings: Settings) -> None:
+        self.config = config
+        self.settings = settings
+        self.guard = Guard(settings)
+        self.active = 0
+        self.draining = False
+        self.state: State
+        self._tracer: Tracer = open_tracer()
 
-
-def create_app(data: Path | None = None) -> Starlette:
-    """The application. Its client writes into the spool of `data` (default: the configured data folder)."""
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._request(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1003})
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.client = client = AsyncDecisionClient(data, agent_id="gateway")
+    async def running(self) -> AsyncIterator[State]:
+        """Open what the doors share, and close it. The lifespan does; tests may as well."""
+        from reasoning.client import AsyncDecisionClient
+
+        config, settings = self.config, self.settings
+        async with AsyncExitStack() as stack:
+            http = await stack.enter_async_context(open_session(settings))
+            metrics = Metrics()
+            recorder = Recorder(config.spool, metrics, max_bytes=int(settings.record_queue_mb * (1 << 20)))
+            stack.push_async_callback(asyncio.to_thread, recorder.close)
+            sessions = Sessions(config.data / "gateway.sqlite")
+            stack.callback(sessions.close)
+            client = AsyncDecisionClient(config=config, agent_id=config.agent_id or "gateway")
+            stack.push_async_callback(client.close)
+            stack.callback(self._tracer.close)
+            self.state = State(
+                config=config,
+                settings=settings,
+                http=http,
+                anthropic=Pool("anthropic", settings.anthropic),
+                openai=Pool("openai", settings.openai),
+                metrics=metrics,
+                recorder=recorder,
+                sessions=sessions,
+                classifier=load_classifier(settings.coding_classifier, settings.coding_threshold),
+                coding=CodingModel(config, http, idle_timeout_s=settings.coding_idle_timeout_s),
+                prompt_kinds=read_kinds(settings.prompts, config.decision_types),
+                client=client,
+            )
+            yield self.state
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
         try:
-            yield
+            async with self.running():
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except ReasoningError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _request(self, scope: Any, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, Admission(None, {}, frozenset()))
+        self.active += 1
+        try:
+            exchange.admission = self.guard.admit(scope)
+            if self.active > self.settings.max_concurrency and exchange.admission.key is not None:
+                raise RequestRefused(529, "overloaded_error", "too many requests under way; try again in a moment")
+            with self._tracer.span(exchange):
+                await self._route(exchange)
+        except ClientGone:
+            exchange.gone = True
+        except RequestRefused as error:
+            await self._fail(exchange, error.status, error.type, error.message)
+        except UpstreamError as error:
+            exchange.reason = "upstream_error"
+            await self._fail(exchange, *error_of(error))
+        except ReasoningError as error:
+            if exchange.status:
+                raise
+            await exchange.reply(decisions.error_status(error), decisions.error_body(error))
+        except Exception:
+            log.exception("a request failed", extra={"fields": {"request_id": exchange.request_id}})
+            await self._fail(exchange, 500, "api_error", "the gateway failed; the log has the request's id")
         finally:
-            await client.close()
+            self.active -= 1
+            self._account(exchange)
 
-    return Starlette(
-        routes=[
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            Route("/v1/decide/{decision_type}", decide, methods=["POST"]),
-            Route("/v1/feedback", feedback, methods=["POST"]),
-        ],
-        exception_handlers={ReasoningError: on_error},
-        lifespan=lifespan,
-    )
+    async def _route(self, exchange: Exchange) -> None:
+        path, state = exchange.path, self.state
+        own = OWN_PAGES.get(path)
+        if own is not None and exchange.method in ("GET", "HEAD"):
+            exchange.route = path.decode().strip("/")
+            await own(self, exchange)
+            return
+        path = ALIASES.get(path, path)
+        if exchange.method != "POST":
+            await self._pass(exchange, path)
+        elif path == b"/v1/messages":
+            await anthropic.messages(state, exchange, path)
+        elif path == b"/v1/chat/completions":
+            await openai.chat_completions(state, exchange, path)
+        elif path == b"/v1/responses":
+            await openai.responses(state, exchange, path)
+        elif path == b"/v1/feedback":
+            await decisions.feedback(state, exchange)
+        elif path.startswith(b"/v1/decide/"):
+            await decisions.decide(state, exchange, path.removeprefix(b"/v1/decide/").decode("latin-1"))
+        else:
+            await self._pass(exchange, path)
 
+    async def _pass(self, exchange: Exchange, path: bytes) -> None:
+        """Every other path, to the API that it belongs to."""
+        pool = self.state.openai if is_openai(exchange, path) else self.state.anthropic
+        limit = next((limit for prefix, limit in LARGE_BODIES if path.startswith(prefix)), MAX_BODY_BYTES)
+        if not exchange.has_body:
+            await exchange.read(0)
+            body: Any = None
+        elif limit > MAX_BODY_BYTES:
+            body = exchange.stream(limit)
+        else:
+            body = await exchange.read(limit)
+        await forward(exchange, self.state.http, pool, path=path, body=body)
 
-async def healthz(request: Request) -> Response:
-    """The process answers."""
-    return reply({"status": "ok"})
+    async def _fail(self, exchange: Exchange, status: int, type: str, message: str) -> None:
+        """An error of our own in the shape of the API that was asked; after the answer began, a cut connection."""
+        if exchange.status:
+            return
+        headers = [(b"x-should-retry", b"true")] if status in (502, 504, 529) else []
+        if status == 529:
+            headers.append((b"retry-after", b"1"))
+        if status in (400, 413, 414, 431):
+            headers.append((b"connection", b"close"))  # what is left of the request is not read
+        if is_openai(exchange, ALIASES.get(exchange.path, exchange.path)):
+            status = 503 if status == 529 else status
+            body = openai_error_body(type, message)
+        else:
+            body = anthropic_error_body(type, message, exchange.request_id)
+        await exchange.reply(status, body, headers)
 
-
-async def readyz(request: Request) -> Response:
-    """Decisions can be taken and recorded."""
-    return reply({"status": "ready"})
-
-
-async def decide(request: Request) -> Response:
-    """Body: `context` (the decision type's), `original` (the caller's own decision: an object, or for `should_respond`
-    the action as text), and optionally `episode_id`, `room_id`, `subject_ids`, `tags`. It answers as
-    `reasoning.client.Answer` does."""
-    body = await read_body(request)
-    original = field(body, "original", (dict, str))
-    answer = await request.app.state.client.decide(
-        request.path_params["decision_type"].replace("-", "_"),
-        field(body, "context", (dict,)),
-        lambda context: original,
-        episode_id=field(body, "episode_id", (str,), optional=True),
-        room_id=field(body, "room_id", (str,), optional=True),
-        subject_ids=field(body, "subject_ids", (list,), optional=True) or (),
-        tags=field(body, "tags", (dict,), optional=True),
-    )
-    return reply(asdict(answer))
-
-
-async def feedback(request: Request) -> Response:
-    """Body: `metric`, `value`, `decision_id` or `episode_id`, and optionally `kind` and `author`."""
-    body = await read_body(request)
-    await request.app.state.client.feedback(
-        field(body, "metric", (str,)),
-        field(body, "value", (bool, int, float, str)),
-        decision_id=field(body, "decision_id", (str,), optional=True),
-        episode_id=field(body, "episode_id", (str,), optional=True),
-        kind=field(body, "kind", (str,), optional=True) or "metric",
-        author=field(body, "author", (str,), optional=True),
-    )
-    return reply({"status": "recorded"}, 202)
-
-
-async def read_body(request: Request) -> dict[str, Any]:
-    try:
-        body = orjson.loads(await request.body())
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise BadRequest("the body must be a JSON object")
-    return body
-
-
-def field(body: dict[str, Any], name: str, types: tuple[type, ...], *, optional: bool = False) -> Any:
-    value = body.get(name)
-    if value is None and optional:
-        return None
-    if not isinstance(value, types):
-        names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number"}
-        wanted = " or ".join(names[kind] for kind in types if kind in names)
-        raise BadRequest(f"{name}: {wanted} is needed" + ("" if value is None else f", not {type(value).__name__}"))
-    return value
-
-
-async def on_error(request: Request, error: Exception) -> Response:
-    status = 404 if isinstance(error, UnknownDecisionType) else 400 if isinstance(error, CALLER_ERRORS) else 500
-    status = 400 if isinstance(error, BadRequest) else status
-    return reply({"error": {"type": type(error).__name__, "message": str(error)}}, status)
+    def _account(self, exchange: Exchange) -> None:
+        now = time.perf_counter()
+        latency = now - exchange.started_at
+        first = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.started_at
+        status = exchange.status or 499
+        if exchange.gone:
+            self.state.metrics.disconnects.inc()
+        self.state.metrics.answered(exchange.route, exchange.served_by, status, latency, first)
+        if access_log.isEnabledFor(logging.INFO):
+            fields = {
+                "request_id": exchange.request_id,
+                "key": exchange.admission.key.name if exchange.admission.key else None,
+                "method": exchange.method,
+                "route": exchange.route,
+                "status": status,
+                "served_by": exchange.served_by,
+                "kind": exchange.kind,
+                "reason": exchange.reason,
+                "client_gone": exchange.gone,
+                "bytes_out": exchange.bytes_out,
+                "latency_ms": round(latency * 1000, 3),
+                "first_byte_ms": None if first is None else round(first * 1000, 3),
+            }
+            access_log.info("request", extra={"fields": fields})
 
 
-def reply(body: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(body, default=str), status, media_type="application/json")
+def is_openai(exchange: Exchange, path: bytes) -> bool:
+    """Is a path OpenAI's rather than Anthropic's? An Anthropic client says so by its version header."""
+    headers = exchange.admission.headers
+    if b"anthropic-version" in headers or b"anthropic-beta" in headers:
+        return False
+    parts = path.split(b"/", 3)
+    return len(parts) > 2 and parts[1] == b"v1" and parts[2] in OPENAI_ROOTS
+
+
+def create_app(data: Path | str | None = None) -> Gateway:
+    """The application for `data` (default: the configured data folder).
+
+    Raises `reasoning.errors.ConfigError` or `gateway.errors.GatewayConfigError`.
+    """
+    config = load_config(data)
+    return Gateway(config, load_settings(config.data))

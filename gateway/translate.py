@@ -386,7 +386,7 @@ def content_text(content: Any) -> str:
 
 
 def strip_thinking(text: str) -> str:
-    """Without a leading `<think>…</think>`: unsigned thinking must never enter a conversation that Anthropic may see."""
+    """Without a leading `<think>…</think>`: unsigned thinking must never reach Anthropic in the next turn."""
     start = text.lstrip()
     if not start.startswith("<think>"):
         return text

@@ -29,7 +29,7 @@ from gateway.translate import (
 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Block:
     """A content block: of text, or of a tool call once its name is known."""
 

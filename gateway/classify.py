@@ -1,0 +1,196 @@
+"""Is a request on the Anthropic door coding? A linear classifier over signals that a person can check.
+
+Every signal is 0 or 1; their weights are added, and a request at or above the threshold is coding:
+
+====================  ======  ===============================================================================
+signal                weight  it is there when
+====================  ======  ===============================================================================
+`coding_tools`           1.0  two tools or more are offered that read, edit or run code (by name)
+`coding_client`          0.6  the user agent is a known coding tool's
+`coding_system`          0.6  the system prompt makes the model a programmer
+`code_in_talk`           0.6  the last user's text or a tool's result holds a code block, a diff or a stack trace
+`coding_task`            1.0  the last user's text asks to write, mend or test code, in whole words
+`structured_output`     -9.0  a JSON schema is asked for: titles, summaries and other side calls of coding tools
+`probe`                 -9.0  one token at most is asked for
+`no_tools_offered`      -0.4  a coding client offers no tools: a side call
+====================  ======  ===============================================================================
+
+A learned classifier is another set of weights: `[gateway.coding] classifier = "weights.json"` with
+`{"bias": 0.0, "weights": {"coding_tools": 1.4, ...}}`, trained on `signals` of logged requests, and its own threshold.
+The header `x-reasoning-coding: on|off` decides for one request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gateway.errors import GatewayConfigError
+
+WEIGHTS: Mapping[str, float] = {
+    "coding_tools": 1.0,
+    "coding_client": 0.6,
+    "coding_system": 0.6,
+    "code_in_talk": 0.6,
+    "coding_task": 1.0,
+    "structured_output": -9.0,
+    "probe": -9.0,
+    "no_tools_offered": -0.4,
+}
+_SCANNED = 8000  # characters of a text that are looked at, half from each end
+
+_TOOL_NAMES = {
+    *("bash", "edit", "multiedit", "write", "read", "grep", "glob", "notebookedit", "lsp", "shell", "terminal"),
+    *("readfile", "writefile", "editfile", "createfile", "deletefile", "listfiles", "listdir", "searchfiles"),
+    *("strreplacebasededittool", "strreplaceeditor", "applypatch", "applydiff", "replaceinfile", "writetofile"),
+    *("runcommand", "executecommand", "runterminalcmd", "runshellcommand", "executebash", "codebasesearch", "patch"),
+    *("searchcode", "runtests", "insertcontent", "viewfile", "replace", "ls"),
+}
+_CLIENTS = re.compile(
+    r"^(claude-cli|claude-code|aider|opencode|cline|roo-?code|kilo-?code|codex|crush|goose|pi)\b", re.I
+)
+_SYSTEM = re.compile(
+    r"\b(software engineer(ing)?|(coding|programming) (assistant|agent|partner|tool)|(expert|senior) "
+    r"(software )?(developer|programmer|coder)|pair programm\w+|interactive (cli|agent)[^.]{0,80}engineering|"
+    r"codebase|you write code)\b",
+    re.I,
+)
+_LANGUAGES = (
+    r"python|typescript|javascript|java|kotlin|rust|golang|ruby|php|swift|c\+\+|c#|sql|bash|shell|html|css|react|"
+    r"haskell|scala|lua|perl|elixir"
+)
+# A verb of making or mending, and soon after it a thing that only programmers make; a language alone is no such thing.
+_TASK = re.compile(
+    r"\b(write|implement|add|create|fix|debug|refactor|rewrite|optimi[sz]e|port|test|compile|generate|convert|migrate)\b"
+    rf"[^.?!\n]{{0,80}}?\b(functions?|scripts?|source code|code|unit tests?|bugs?|regex(es)?|regular expressions?|"
+    rf"(api |rest )?endpoints?|compilers?|algorithms?|sql query|stack trace|test suite|pull request|"
+    rf"(in|to|into|using) ({_LANGUAGES})|({_LANGUAGES}) (class|program|module|package|app|component|query|library))"
+    r"(?![\w+#])",
+    re.I,
+)
+_PROSE = re.compile(r"\b(poem|song|lyrics|story|novel|essay|letter|e-?mail|film|movie|speech|dress code|haiku)\b", re.I)
+_CODE = re.compile(
+    r"^```[\w+#.-]*\n(?!```)|^diff --git |^@@ -\d+(,\d+)? \+\d+|^Traceback \(most recent call last\):|"
+    r"^\s+at [\w$.<>]+ ?\(.*:\d+(:\d+)?\)|^\s*(def \w+\(.*\).*:|class \w+.*[:{]|(pub )?fn \w+|func \w+\(|"
+    r"#include <|import [\w.{} ,*]+( from |;|$)|from [\w.]+ import )",
+    re.M,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was decided and why: the signals that were there, and their sum."""
+
+    coding: bool
+    score: float
+    signals: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """Weights of signals."""
+
+    weights: Mapping[str, float]
+    threshold: float = 1.0
+    bias: float = 0.0
+
+    def __call__(self, body: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> Verdict:
+        switch = headers.get(b"x-reasoning-coding", b"").strip().lower()
+        if switch in (b"on", b"off"):
+            return Verdict(switch == b"on", 0.0, ("switched_by_header",))
+        found = signals(body, headers)
+        score = self.bias + sum(self.weights.get(name, 0.0) for name in found)
+        return Verdict(score >= self.threshold - 1e-9, round(score, 6), tuple(found))
+
+
+def load_classifier(path: Path | None, threshold: float = 1.0) -> Classifier:
+    """The documented classifier, or the learned one in a JSON file. Raises `GatewayConfigError`."""
+    if path is None:
+        return Classifier(WEIGHTS, threshold)
+    try:
+        raw = orjson.loads(path.read_bytes())
+        weights = {str(name): float(value) for name, value in raw["weights"].items()}
+        bias = float(raw.get("bias", 0.0))
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise GatewayConfigError(f"{path}: no classifier: {type(error).__name__}: {error}") from None
+    if unknown := sorted(weights.keys() - WEIGHTS.keys()):
+        raise GatewayConfigError(f"{path}: {unknown[0]} is no signal; known are {', '.join(WEIGHTS)}")
+    return Classifier(weights, threshold, bias)
+
+
+def signals(body: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> list[str]:
+    """The signals of a Messages request. Never raises, whatever the body holds."""
+    found = []
+    tools = {_tool_name(tool) for tool in _list(body.get("tools"))}
+    if len(tools & _TOOL_NAMES) >= 2:
+        found.append("coding_tools")
+    client = bool(_CLIENTS.match(headers.get(b"user-agent", b"").decode("latin-1")))
+    if client:
+        found.append("coding_client")
+    if _SYSTEM.search(_ends(_texts(body.get("system")))):
+        found.append("coding_system")
+    asked, results = _last_turn(body)
+    if _CODE.search(_ends([*asked, *results])):
+        found.append("code_in_talk")
+    task = _ends(asked)
+    if _TASK.search(task) and not _PROSE.search(task):
+        found.append("coding_task")
+    config = body.get("output_config")
+    if (isinstance(config, Mapping) and config.get("format")) or body.get("output_format"):
+        found.append("structured_output")
+    limit = body.get("max_tokens")
+    if isinstance(limit, int) and limit <= 1:
+        found.append("probe")
+    if client and not tools:
+        found.append("no_tools_offered")
+    return found
+
+
+def _last_turn(body: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What the user asked last, and the tool results of the last user message."""
+    asked: list[str] = []
+    results: list[str] = []
+    last = True
+    for message in reversed(_list(body.get("messages"))):
+        if not isinstance(message, Mapping) or message.get("role") != "user":
+            continue
+        content = message.get("content")
+        if last:
+            for block in _list(content):
+                if isinstance(block, Mapping) and block.get("type") == "tool_result":
+                    results += _texts(block.get("content"))
+            last = False
+        # A system reminder that a client puts before the question is not the question.
+        asked = [text for text in _texts(content) if not text.lstrip().startswith("<system-reminder>")]
+        if asked:
+            break
+    return asked, results
+
+
+def _texts(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    return [
+        block["text"]
+        for block in _list(content)
+        if isinstance(block, Mapping) and block.get("type") == "text" and isinstance(block.get("text"), str)
+    ]
+
+
+def _ends(texts: Iterable[str]) -> str:
+    text = "\n".join(texts)
+    return text if len(text) <= _SCANNED else f"{text[: _SCANNED // 2]}\n{text[-_SCANNED // 2 :]}"
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _tool_name(tool: Any) -> str:
+    name = tool.get("name") if isinstance(tool, Mapping) else None
+    return re.sub(r"[^a-z]", "", name.lower()) if isinstance(name, str) else ""

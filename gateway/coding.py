@@ -1,0 +1,266 @@
+"""Asking the coding model of `routes.json`: lease, draw, breaker, deadline; and what came of it.
+
+The model is asked with our own credentials and headers only: nothing of the client's but the conversation goes there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import orjson
+
+from gateway.errors import ModelAnswerError
+from gateway.exchange import Exchange
+from gateway.sse import encode_event
+from gateway.translate import to_message
+from gateway.translate_stream import ChatStream, error_event
+from reasoning.breaker import CircuitBreaker
+from reasoning.config import Config, api_key_for
+from reasoning.errors import RoutesError
+from reasoning.lease import RoutesLease
+from reasoning.records import FallbackReason
+from reasoning.routes import Arm, Route, choose_arm
+
+DECISION_TYPE = "coding"
+PATH = "/v1/chat/completions"
+PING_S = 15.0
+MAX_ANSWER_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a request is to be answered: by `arm`, or by Anthropic because of `reason` (None: drawn so)."""
+
+    arm: Arm | None = None
+    reason: FallbackReason | None = None
+    route: Route | None = None
+    drawn: Arm | None = None
+    probability: float | None = None
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What a call of the model came to. `served`: the client has got its answer, or at least its beginning."""
+
+    served: bool = False
+    failed: bool = False
+    reason: FallbackReason | None = None
+    detail: str | None = None
+    content: list[dict[str, Any]] = field(default_factory=list)
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    latency_ms: float = 0.0
+
+
+class _CallFailed(Exception):
+    def __init__(self, reason: FallbackReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason: FallbackReason = reason
+
+
+class CodingModel:
+    """The model, or the deployments of it: arms of one model are replicas, of which the least busy one is asked."""
+
+    def __init__(
+        self,
+        config: Config,
+        session: aiohttp.ClientSession,
+        *,
+        idle_timeout_s: float = 60.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._idle_timeout_s = idle_timeout_s
+        self._clock = clock
+        self._lease = RoutesLease(config.routes, clock)
+        self._breakers: dict[tuple[str | None, str | None], CircuitBreaker] = {}
+        self._active: dict[tuple[str | None, str | None], int] = {}
+
+    def plan(self, session: str) -> Plan:
+        """Who answers `session` now. A plan with an arm holds its breaker's leave: `answer` must follow."""
+        if not self._config.enabled:
+            return Plan(reason="disabled")
+        route, reason = self._lease.find(DECISION_TYPE, self._clock())
+        if route is None:
+            return Plan(reason=reason)
+        try:
+            drawn, probability = choose_arm(route, session)
+        except RoutesError:
+            return Plan(reason="no_route", route=route)
+        if drawn.source == "original":
+            return Plan(route=route, drawn=drawn, probability=probability)
+        replicas = [
+            arm
+            for arm in route.arms
+            if arm.source == "custom" and arm.mode == "live" and arm.model == drawn.model and arm.weight > 0
+        ]
+        for arm in sorted(replicas, key=lambda arm: (self._active.get(_place(arm), 0) / arm.weight, arm is not drawn)):
+            if self._breaker(arm).allow():
+                return Plan(arm=arm, route=route, drawn=drawn, probability=probability)
+        return Plan(reason="circuit_open", route=route, drawn=drawn, probability=probability)
+
+    async def answer(self, exchange: Exchange, plan: Plan, chat: dict[str, Any]) -> Attempt:
+        """Ask the model and answer the client. Before the first byte every failure leaves `served` false; after it the
+        client gets an `error` event. Call it inside `exchange.watch()`."""
+        arm, route = plan.arm, plan.route
+        assert arm is not None
+        assert route is not None
+        breaker, place = self._breaker(arm), _place(arm)
+        attempt = Attempt()
+        started = time.perf_counter()
+        self._active[place] = self._active.get(place, 0) + 1
+        settled = False
+        try:
+            ask = self._stream if chat.get("stream") else self._whole
+            await ask(exchange, arm, route.deadline_ms / 1000, chat, attempt)
+            breaker.succeed()
+            settled = True
+        except (_CallFailed, ModelAnswerError, TimeoutError, aiohttp.ClientError, OSError) as error:
+            attempt.failed = True
+            attempt.reason, attempt.detail = _explain(error)
+            if isinstance(error, ModelAnswerError) and error.reason == "content_filter":
+                breaker.succeed()  # the server is well: it only would not say
+            else:
+                breaker.fail()
+            settled = True
+            if attempt.served:
+                await self._break_off(exchange)
+        finally:
+            if not settled:
+                breaker.release()
+            self._active[place] -= 1
+            attempt.latency_ms = (time.perf_counter() - started) * 1000
+        return attempt
+
+    def breaker_states(self) -> dict[str, str]:
+        """State by model and place, for the statistics."""
+        return {f"{model}@{url}": breaker.state for (model, url), breaker in self._breakers.items()}
+
+    def _breaker(self, arm: Arm) -> CircuitBreaker:
+        place = _place(arm)
+        if place not in self._breakers:
+            self._breakers[place] = CircuitBreaker(self._config.breaker_failures, self._config.breaker_seconds)
+        return self._breakers[place]
+
+    def _post(self, arm: Arm, chat: dict[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if key := api_key_for(self._config, arm.base_url or ""):
+            headers["Authorization"] = f"Bearer {key}"
+        return self._session.post(
+            f"{arm.base_url}{PATH}", data=orjson.dumps(chat), headers=headers, allow_redirects=False
+        )
+
+    async def _whole(
+        self, exchange: Exchange, arm: Arm, deadline_s: float, chat: dict[str, Any], attempt: Attempt
+    ) -> None:
+        async with asyncio.timeout(deadline_s):
+            async with self._post(arm, chat) as response:
+                body = await _read(response)
+                if response.status != 200:
+                    raise _status(response.status)
+        try:
+            completion = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise _CallFailed("provider_error", "the answer is not JSON") from None
+        message = to_message(completion, stop_sequences=chat.get("stop", ()), model=arm.model)
+        _note(attempt, message["content"], message["usage"])
+        attempt.served = True
+        exchange.served_by = "custom"
+        await exchange.reply(200, orjson.dumps(message), _source_headers(arm))
+
+    async def _stream(
+        self, exchange: Exchange, arm: Arm, deadline_s: float, chat: dict[str, Any], attempt: Attempt
+    ) -> None:
+        stream = ChatStream(model=str(arm.model), stop_sequences=tuple(chat.get("stop", ())))
+        response: aiohttp.ClientResponse | None = None
+        try:
+            async with asyncio.timeout(deadline_s):  # to the first piece of the answer
+                response = await self._post(arm, chat)
+                if response.status != 200:
+                    raise _status(response.status)
+                out = b""
+                while not out:
+                    chunk = await response.content.readany()
+                    out = stream.feed(chunk) if chunk else stream.finish()
+            attempt.served = True
+            exchange.served_by = "custom"
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            headers += [(b"request-id", exchange.request_id.encode()), *_source_headers(arm)]
+            await exchange.start(200, headers)
+            await exchange.write(out)
+            while not stream.finished:
+                chunk = await self._next(exchange, response)
+                if out := stream.feed(chunk) if chunk else stream.finish():
+                    await exchange.write(out)
+            await exchange.write(b"", more=False)
+        finally:
+            _note(attempt, stream.content, stream.usage)
+            if response is not None:
+                response.close()
+
+    async def _next(self, exchange: Exchange, response: aiohttp.ClientResponse) -> bytes:
+        """The next bytes; a ping to the client for every quarter of a minute without any."""
+        waited = 0.0
+        while True:
+            pause = min(PING_S, self._idle_timeout_s - waited)
+            try:
+                async with asyncio.timeout(pause):
+                    return await response.content.readany()
+            except TimeoutError:
+                waited += pause
+                if waited >= self._idle_timeout_s:
+                    raise
+                await exchange.write(encode_event("ping", {"type": "ping"}))
+
+    @staticmethod
+    async def _break_off(exchange: Exchange) -> None:
+        message = "the model broke off its answer; ask again"
+        await exchange.write(error_event("api_error", message), more=False)
+
+
+def _place(arm: Arm) -> tuple[str | None, str | None]:
+    return arm.model, arm.base_url
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    parts, size = [], 0
+    while chunk := await response.content.readany():
+        size += len(chunk)
+        if size > MAX_ANSWER_BYTES:
+            raise _CallFailed("provider_error", "the answer is too large")
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _status(status: int) -> _CallFailed:
+    reason: FallbackReason = "over_budget" if status == 402 else "timeout" if status in (408, 504) else "provider_error"
+    return _CallFailed(reason, f"HTTP {status}")
+
+
+def _explain(error: Exception) -> tuple[FallbackReason, str]:
+    """Why a call failed, in words that hold nothing of its contents."""
+    if isinstance(error, _CallFailed):
+        return error.reason, str(error)
+    if isinstance(error, ModelAnswerError):
+        broken = error.reason in ("error_in_stream", "unfinished", "content_filter")
+        return ("provider_error" if broken else "unparseable"), str(error)
+    if isinstance(error, TimeoutError):
+        return "timeout", "no answer in time"
+    return "provider_error", type(error).__name__
+
+
+def _note(attempt: Attempt, content: list[dict[str, Any]], usage: dict[str, int]) -> None:
+    attempt.content = content
+    attempt.input_tokens = usage["input_tokens"] + usage["cache_read_input_tokens"]
+    attempt.output_tokens = usage["output_tokens"]
+
+
+def _source_headers(arm: Arm) -> list[tuple[bytes, bytes]]:
+    model = str(arm.model).encode("ascii", "replace")
+    return [(b"x-reasoning-source", b"custom"), (b"x-reasoning-model", model)]

@@ -1,0 +1,166 @@
+"""Answering a decision prompt: our model by its route, or the upstream that the client meant to ask."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from gateway.answer_forms import answer_body
+from gateway.errors import ModelAnswerError
+from gateway.exchange import Exchange
+from gateway.prompts import DecisionPrompt, read_decision, recognise, write_answer
+from gateway.read_answers import Form, read_answer
+from gateway.security import Headers, forwarded_headers, returned_headers
+from gateway.state import State
+from gateway.upstream import Pool, ask
+from reasoning.decision_types import get_decision_type
+from reasoning.errors import InvalidContext, UnparseableAnswer
+
+MAX_ANSWER_BYTES = 8 << 20
+
+
+class _Upstream:
+    """The upstream as the original logic of a decision: asked once at most, its answer kept as it came."""
+
+    def __init__(
+        self, state: State, exchange: Exchange, prompt: DecisionPrompt, form: Form, pool: Pool, path: bytes, body: bytes
+    ) -> None:
+        self._state, self._exchange, self._prompt = state, exchange, prompt
+        self._form, self._pool, self._path, self._body = form, pool, path, body
+        self.status = 0
+        self.headers: Headers = []
+        self.answer = b""
+
+    async def __call__(self, context: dict[str, Any]) -> dict[str, Any]:
+        await self.fetch()
+        content_type = dict(self.headers).get(b"content-type", b"").decode("latin-1")
+        if self.status != 200:
+            raise ModelAnswerError("upstream_status", str(self.status))
+        said = read_answer(self._form, self.answer, content_type)
+        kind = get_decision_type(self._prompt.decision_type, self._state.config)
+        return read_decision(self._prompt.format, said.text, kind)
+
+    async def fetch(self) -> None:
+        """Ask, and read the answer whole: a decision is small. Raises `UpstreamError`."""
+        upstream, response = await ask(
+            self._state.http,
+            self._pool,
+            self._exchange.method,
+            self._path,
+            self._exchange.query,
+            lambda chosen: forwarded_headers(
+                self._exchange.headers, self._exchange.admission, chosen.settings.api_key, identity=True
+            ),
+            self._body,
+        )
+        try:
+            parts, size = [], 0
+            while chunk := await response.content.readany():
+                size += len(chunk)
+                if size > MAX_ANSWER_BYTES:
+                    raise ModelAnswerError("too_large")
+                parts.append(chunk)
+        finally:
+            upstream.active -= 1
+            response.release() if response.content.at_eof() else response.close()
+        self.status, self.answer = response.status, b"".join(parts)
+        self.headers = [h for h in returned_headers(response.raw_headers) if h[0] != b"content-length"]
+        self.headers.append((b"content-length", b"%d" % size))
+
+
+def find_decision_prompt(state: State, form: Form, request: dict[str, Any]) -> DecisionPrompt | None:
+    """The decision that a request asks for. One with tools is not one: its answer may be a tool call."""
+    if request.get("tools"):
+        return None
+    prompt = _last_user_text(request.get("input") if form == "responses" else request.get("messages"))
+    if prompt is None:
+        return None
+    return recognise(prompt, state.prompt_kinds, state.config.decision_types)
+
+
+async def answer_decision_prompt(
+    state: State,
+    exchange: Exchange,
+    prompt: DecisionPrompt,
+    *,
+    form: Form,
+    pool: Pool,
+    path: bytes,
+    body: bytes,
+    request: dict[str, Any],
+) -> None:
+    """Decide and answer in the format asked for. What the upstream answered goes back as it came."""
+    exchange.kind = prompt.decision_type
+    upstream = _Upstream(state, exchange, prompt, form, pool, path, body)
+    key = exchange.admission.key
+    assert key is not None
+    async with exchange.watch():
+        answer = None
+        try:
+            answer = await state.client.decide(
+                prompt.decision_type,
+                prompt.context,
+                upstream,
+                episode_id=_episode(exchange, prompt),
+                tags={"door": form, "key": key.name},
+            )
+        except (ModelAnswerError, UnparseableAnswer, InvalidContext):
+            if not upstream.status:  # our client could not use the context: the upstream still can
+                await upstream.fetch()
+        if answer is None or answer.source == "original":
+            exchange.served_by = pool.name
+            exchange.reason = answer.fallback_reason if answer else "unparseable"
+            if exchange.reason:
+                state.metrics.fallbacks.labels(prompt.decision_type, exchange.reason).inc()
+            await exchange.start(upstream.status, upstream.headers)
+            await exchange.write(upstream.answer, more=False)
+            return
+        exchange.served_by = "custom"
+        kind = get_decision_type(prompt.decision_type, state.config)
+        content_type, out = answer_body(
+            form,
+            write_answer(prompt, answer.decision, kind),
+            model=answer.model or "",
+            input_tokens=0,
+            output_tokens=0,
+            stream=bool(request.get("stream")),
+        )
+        headers = [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(out)),
+            (b"request-id", exchange.request_id.encode()),
+            (b"x-reasoning-source", b"custom"),
+            (b"x-reasoning-decision-id", str(answer.decision_id).encode()),
+        ]
+        await exchange.start(200, headers)
+        await exchange.write(out, more=False)
+
+
+def _episode(exchange: Exchange, prompt: DecisionPrompt) -> str:
+    """The conversation: as the client names it, else by its agent and its first message."""
+    if told := exchange.header(b"x-reasoning-episode-id"):
+        return told[:200]
+    first = prompt.context["messages"][0]
+    text = f"{prompt.context['agent_name']}\0{first['speaker']}\0{first['text']}"
+    return f"prompt:{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:32]}"
+
+
+def _last_user_text(turns: Any) -> str | None:
+    if isinstance(turns, str):
+        return turns
+    if not isinstance(turns, list) or not turns:
+        return None
+    last = turns[-1]
+    if not isinstance(last, dict) or last.get("role") != "user":
+        return None
+    content = last.get("content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    texts = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") not in ("text", "input_text"):
+            return None  # a picture: our models do not see it
+        texts.append(str(part.get("text", "")))
+    return "\n".join(texts)

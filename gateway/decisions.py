@@ -1,0 +1,93 @@
+"""The doors for agents that ask for decisions outright: what `AsyncDecisionClient` does, over HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+
+from gateway.exchange import Exchange
+from gateway.state import State
+from reasoning.errors import InvalidContext, ReasoningError, RecordError, UnknownDecisionType, UnparseableAnswer
+
+# What the caller did wrong. Any other of our errors is ours.
+CALLER_ERRORS = (InvalidContext, RecordError, UnparseableAnswer)
+
+
+class BadRequest(ReasoningError):
+    """The body of a request is not what the route takes (names the key)."""
+
+
+async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
+    """`POST /v1/decide/{type}`. Body: `context` (the decision type's), `original` (the caller's own decision: an
+    object, or for a type of labels the action as text), and optionally `episode_id`, `room_id`, `subject_ids`, `tags`.
+    It answers as `reasoning.client.Answer` does."""
+    exchange.route = "decide"
+    body = read_object(await exchange.read())
+    original = field(body, "original", (dict, str))
+    async with exchange.watch():
+        answer = await state.client.decide(
+            decision_type.replace("-", "_"),
+            field(body, "context", (dict,)),
+            lambda context: original,
+            episode_id=field(body, "episode_id", (str,), optional=True),
+            room_id=field(body, "room_id", (str,), optional=True),
+            subject_ids=field(body, "subject_ids", (list,), optional=True) or (),
+            tags=field(body, "tags", (dict,), optional=True),
+        )
+        exchange.kind = decision_type
+        exchange.served_by = "custom" if answer.source == "custom" else "original"
+        exchange.reason = answer.fallback_reason
+        if exchange.reason:
+            state.metrics.fallbacks.labels(decision_type, exchange.reason).inc()
+        await exchange.reply(200, orjson.dumps(asdict(answer), default=str))
+
+
+async def feedback(state: State, exchange: Exchange) -> None:
+    """`POST /v1/feedback`. Body: `metric`, `value`, `decision_id` or `episode_id`, and optionally `kind`, `author`."""
+    exchange.route = "feedback"
+    body = read_object(await exchange.read())
+    await state.client.feedback(
+        field(body, "metric", (str,)),
+        field(body, "value", (bool, int, float, str)),
+        decision_id=field(body, "decision_id", (str,), optional=True),
+        episode_id=field(body, "episode_id", (str,), optional=True),
+        kind=field(body, "kind", (str,), optional=True) or "metric",
+        author=field(body, "author", (str,), optional=True),
+    )
+    await exchange.reply(202, b'{"status":"recorded"}')
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Raises `BadRequest`."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRequest("the body must be a JSON object")
+    return value
+
+
+def field(body: dict[str, Any], name: str, types: tuple[type, ...], *, optional: bool = False) -> Any:
+    """A key of the body. Raises `BadRequest` when it is missing or of another type."""
+    value = body.get(name)
+    if value is None and optional:
+        return None
+    if not isinstance(value, types):
+        names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number"}
+        wanted = " or ".join(names[kind] for kind in types if kind in names)
+        raise BadRequest(f"{name}: {wanted} is needed" + ("" if value is None else f", not {type(value).__name__}"))
+    return value
+
+
+def error_status(error: ReasoningError) -> int:
+    """The HTTP status of one of our errors."""
+    if isinstance(error, UnknownDecisionType):
+        return 404
+    return 400 if isinstance(error, (BadRequest, *CALLER_ERRORS)) else 500
+
+
+def error_body(error: ReasoningError) -> bytes:
+    return orjson.dumps({"error": {"type": type(error).__name__, "message": str(error)}})

@@ -1,0 +1,193 @@
+"""One request of a client and the sending of its answer: reading within limits, watching for the client to go away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import orjson
+
+from gateway.errors import RequestRefused
+from gateway.security import Admission, Headers
+
+MB = 1 << 20
+MAX_BODY_BYTES = 32 * MB
+# What Anthropic and OpenAI take beyond that, streamed through.
+LARGE_BODIES = ((b"/v1/messages/batches", 256 * MB), (b"/v1/files", 512 * MB), (b"/v1/uploads", 512 * MB))
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its request was whole."""
+
+
+class Exchange:
+    """A request that was admitted, and how its answer goes. Doors fill in `route`, `served_by`, `reason` and `kind`."""
+
+    __slots__ = (
+        *("scope", "admission", "method", "path", "query", "request_id", "route", "served_by", "reason", "kind"),
+        *("started_at", "first_byte_at", "status", "bytes_out", "gone", "finished", "_receive", "_send", "_watching"),
+    )
+
+    def __init__(self, scope: Message, receive: Receive, send: Send, admission: Admission) -> None:
+        self.scope = scope
+        self.admission = admission
+        self.method: str = scope["method"]
+        self.path: bytes = scope["raw_path"]
+        self.query: bytes = scope["query_string"]
+        self.request_id = f"req_rsn{uuid4().hex}"
+        self.route = "other"
+        self.served_by = "gateway"  # gateway | custom | the pool's name
+        self.reason: str | None = None  # why it was not the custom model
+        self.kind: str | None = None  # the decision type that was recognised
+        self.started_at = time.perf_counter()
+        self.first_byte_at: float | None = None
+        self.status = 0
+        self.bytes_out = 0
+        self.gone = False
+        self.finished = False
+        self._receive = receive
+        self._send = send
+        self._watching = False
+
+    @property
+    def headers(self) -> Headers:
+        return self.scope["headers"]
+
+    def header(self, name: bytes) -> str:
+        return self.admission.headers.get(name, b"").decode("latin-1")
+
+    @property
+    def has_body(self) -> bool:
+        headers = self.admission.headers
+        return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+    async def read(self, limit: int = MAX_BODY_BYTES) -> bytes:
+        """The whole body. Raises `RequestRefused` (413) and `ClientGone`."""
+        self._refuse_length(limit)
+        message = await self._receive()
+        if not message.get("more_body", False) and message["type"] == "http.request":
+            body = message.get("body", b"")
+            if len(body) > limit:
+                self._too_large(limit)
+            return body
+        parts, size = [], 0
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                self._too_large(limit)
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+            message = await self._receive()
+
+    async def stream(self, limit: int) -> AsyncIterator[bytes]:
+        """The body as it comes, for what is too large to hold."""
+        self._refuse_length(limit)
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                self._too_large(limit)
+            if part:
+                yield part
+            if not message.get("more_body", False):
+                return
+
+    def _refuse_length(self, limit: int) -> None:
+        length = self.admission.headers.get(b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > limit):
+            self._too_large(limit)
+
+    @staticmethod
+    def _too_large(limit: int) -> None:
+        raise RequestRefused(413, "request_too_large", f"the request is larger than {limit // MB} MB")
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[None]:
+        """Cancel what runs inside when the client goes away, so that nobody pays for an answer that nobody gets.
+
+        Only after the body was read: it takes over `receive`.
+        """
+        if self._watching:
+            yield
+            return
+        self._watching = True
+        task = asyncio.current_task()
+        assert task is not None
+        watcher = asyncio.ensure_future(self._wait_gone(task))
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.gone:
+                raise
+            task.uncancel()
+        finally:
+            self._watching = False
+            watcher.cancel()
+
+    async def _wait_gone(self, task: asyncio.Task[Any]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self.finished:  # the server says "disconnect" after a whole answer as well
+            self.gone = True
+            task.cancel()
+
+    def elapsed_s(self) -> float:
+        """Seconds since the request's head came."""
+        return time.perf_counter() - self.started_at
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, body: bytes, *, more: bool = True) -> None:
+        if self.first_byte_at is None and body:
+            self.first_byte_at = time.perf_counter()
+        self.bytes_out += len(body)
+        self.finished = not more
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def reply(self, status: int, body: bytes, headers: Headers | None = None) -> None:
+        """A whole answer of our own, of JSON."""
+        base = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"request-id", self.request_id.encode()),
+        ]
+        await self.start(status, base + (headers or []))
+        await self.write(body, more=False)
+
+
+def anthropic_error(type: str, message: str, request_id: str) -> bytes:
+    return orjson.dumps({"type": "error", "error": {"type": type, "message": message}, "request_id": request_id})
+
+
+_OPENAI_TYPES = {
+    "authentication_error": "invalid_request_error",
+    "permission_error": "invalid_request_error",
+    "not_found_error": "invalid_request_error",
+    "request_too_large": "invalid_request_error",
+    "overloaded_error": "server_error",
+    "api_error": "server_error",
+    "timeout_error": "server_error",
+}
+
+
+def openai_error(type: str, message: str) -> bytes:
+    error = {"message": message, "type": _OPENAI_TYPES.get(type, type), "param": None, "code": type}
+    return orjson.dumps({"error": error})

@@ -1,0 +1,121 @@
+"""Passing a request on, byte for byte in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+
+from gateway.errors import UpstreamError, UpstreamTimeout
+from gateway.exchange import Exchange
+from gateway.security import forwarded_headers, returned_headers
+from gateway.upstream import Pool, ask
+
+MAX_COPY_BYTES = 8 << 20
+
+
+class Copy:
+    """What went back to the client, kept for the recorder up to `MAX_COPY_BYTES`."""
+
+    __slots__ = ("complete", "content_type", "encoded", "parts", "size", "status")
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.status = 0
+        self.content_type = ""
+        self.encoded = False
+        self.complete = False
+
+    def add(self, part: bytes) -> None:
+        self.size += len(part)
+        if self.size <= MAX_COPY_BYTES:
+            self.parts.append(part)
+
+    @property
+    def usable(self) -> bool:
+        return self.complete and self.status == 200 and not self.encoded and self.size <= MAX_COPY_BYTES
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.parts)
+
+
+async def forward(
+    exchange: Exchange,
+    session: aiohttp.ClientSession,
+    pool: Pool,
+    *,
+    path: bytes,
+    body: bytes | AsyncIterator[bytes] | None,
+    copy: Copy | None = None,
+) -> None:
+    """Send the request to a server of `pool` and its answer to the client. Raises `UpstreamError` before the answer.
+
+    When the upstream breaks off, so do we: the client sees the same cut connection. When the client goes away the
+    connection to the upstream is closed at once.
+    """
+    exchange.served_by = pool.name
+    identity = copy is not None
+    if isinstance(body, bytes):
+        async with exchange.watch():
+            await _forward(exchange, session, pool, path, body, copy, identity)
+    else:  # the body is still being read: that tells when the client goes
+        await _forward(exchange, session, pool, path, body, copy, identity)
+
+
+async def _forward(
+    exchange: Exchange,
+    session: aiohttp.ClientSession,
+    pool: Pool,
+    path: bytes,
+    body: bytes | AsyncIterator[bytes] | None,
+    copy: Copy | None,
+    identity: bool,
+) -> None:
+    upstream, response = await ask(
+        session,
+        pool,
+        exchange.method,
+        path,
+        exchange.query,
+        lambda chosen: forwarded_headers(
+            exchange.headers, exchange.admission, chosen.settings.api_key, identity=identity
+        ),
+        body,
+    )
+    try:
+        async with exchange.watch():
+            await _send_back(exchange, response, copy)
+    finally:
+        upstream.active -= 1
+        response.close() if not response.content.at_eof() else response.release()
+
+
+async def _send_back(exchange: Exchange, response: aiohttp.ClientResponse, copy: Copy | None) -> None:
+    headers = returned_headers(response.raw_headers)
+    if copy is not None:
+        copy.status = response.status
+        copy.content_type = response.headers.get("content-type", "")
+        copy.encoded = response.headers.get("content-encoding", "identity") != "identity"
+    if response.status in (204, 304):
+        headers = [header for header in headers if header[0] != b"content-length"]
+    await exchange.start(response.status, headers)
+    try:
+        while chunk := await response.content.readany():
+            if copy is not None:
+                copy.add(chunk)
+            await exchange.write(chunk)
+    except (aiohttp.ClientError, ConnectionError, TimeoutError):
+        exchange.reason = "upstream_cut"
+        return  # without an end: the server cuts the connection
+    if copy is not None:
+        copy.complete = True
+    await exchange.write(b"", more=False)
+
+
+def error_of(error: UpstreamError) -> tuple[int, str, str]:
+    """Status, Anthropic's error type and message for a client whose upstream gave no answer."""
+    if isinstance(error, UpstreamTimeout):
+        return 504, "timeout_error", str(error)
+    return 502, "api_error", str(error)

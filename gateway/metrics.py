@@ -1,0 +1,138 @@
+"""What the gateway counts: for Prometheus, and the same as JSON.
+
+One process, one registry: behind a load balancer every instance is scraped by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """The instruments, and the totals that `/stats` shows."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.started = time.time()
+        r = self.registry
+        self.requests = Counter(
+            "reasoning_gateway_requests", "Requests answered", ["route", "served_by", "status"], registry=r
+        )
+        self.fallbacks = Counter(
+            "reasoning_gateway_fallbacks",
+            "Requests for a custom model that were answered by the upstream instead",
+            ["kind", "reason"],
+            registry=r,
+        )
+        self.latency = Histogram(
+            "reasoning_gateway_latency_seconds",
+            "From a request's head to the last byte of its answer",
+            ["route", "served_by"],
+            buckets=_BUCKETS,
+            registry=r,
+        )
+        self.first_byte = Histogram(
+            "reasoning_gateway_time_to_first_token_seconds",
+            "From a request's head to the first byte of the answer's body",
+            ["route", "served_by"],
+            buckets=_BUCKETS,
+            registry=r,
+        )
+        self.tokens = Counter(
+            "reasoning_gateway_tokens",
+            "Tokens of answers that were read: the custom model's, and recorded ones of upstreams",
+            ["served_by", "direction"],
+            registry=r,
+        )
+        self.spend = Counter("reasoning_gateway_spend_usd", "What the custom models' tokens cost", registry=r)
+        self.active = Gauge("reasoning_gateway_active_requests", "Requests under way", registry=r)
+        self.disconnects = Counter(
+            "reasoning_gateway_client_disconnects", "Clients that went before their answer was whole", registry=r
+        )
+        self.recorded = Counter("reasoning_gateway_recorded", "Records written to the spool", registry=r)
+        self.dropped = Counter(
+            "reasoning_gateway_records_dropped", "Records that could not be written", ["reason"], registry=r
+        )
+        self._children: dict[tuple[str, str, int], tuple[Any, Any, Any]] = {}
+
+    def answered(self, route: str, served_by: str, status: int, latency: float, first_byte: float | None) -> None:
+        """Count one answer; times in seconds."""
+        key = (route, served_by, status)
+        children = self._children.get(key)
+        if children is None:
+            children = self._children[key] = (
+                self.requests.labels(route, served_by, str(status)),
+                self.latency.labels(route, served_by),
+                self.first_byte.labels(route, served_by),
+            )
+        children[0].inc()
+        children[1].observe(latency)
+        if first_byte is not None:
+            children[2].observe(first_byte)
+
+    def count_tokens(self, served_by: str, input_tokens: int, output_tokens: int) -> None:
+        self.tokens.labels(served_by, "input").inc(input_tokens)
+        self.tokens.labels(served_by, "output").inc(output_tokens)
+
+    def exposition(self) -> bytes:
+        """The text format of Prometheus, version 0.0.4."""
+        return generate_latest(self.registry)
+
+    def statistics(self) -> dict[str, Any]:
+        """Totals since the start, in plain JSON."""
+        requests = list(_samples(self.requests))
+        fallbacks = list(_samples(self.fallbacks))
+        total = sum(value for _, value in requests)
+        custom = sum(value for labels, value in requests if labels["served_by"] == "custom")
+        failed = sum(value for labels, value in requests if labels["status"][0] == "5")
+        by_route: dict[str, dict[str, int]] = {}
+        for labels, value in requests:
+            counts = by_route.setdefault(labels["route"], {})
+            counts[labels["served_by"]] = counts.get(labels["served_by"], 0) + int(value)
+        latency = {}
+        sums, counts_ = dict(_named(self.latency, "_sum")), dict(_named(self.latency, "_count"))
+        for key, count in counts_.items():
+            if count:
+                latency["/".join(key)] = round(sums[key] / count * 1000, 3)
+        return {
+            "uptime_s": round(time.time() - self.started, 1),
+            "total": int(total),
+            "custom": int(custom),
+            "fallback": int(sum(value for _, value in fallbacks)),
+            "fallback_by_reason": {
+                f"{labels['kind']}:{labels['reason']}": int(value) for labels, value in fallbacks if value
+            },
+            "success_rate": round(1 - failed / total, 6) if total else None,
+            "by_route": by_route,
+            "mean_latency_ms": latency,
+            "tokens": {
+                f"{labels['served_by']}:{labels['direction']}": int(value) for labels, value in _samples(self.tokens)
+            },
+            "spend_usd": next((value for _, value in _samples(self.spend)), 0.0),
+            "client_disconnects": int(next((value for _, value in _samples(self.disconnects)), 0)),
+            "recorded": int(next((value for _, value in _samples(self.recorded)), 0)),
+            "records_dropped": {labels["reason"]: int(value) for labels, value in _samples(self.dropped)},
+        }
+
+
+def _samples(metric: Counter) -> list[tuple[dict[str, str], float]]:
+    return [
+        (sample.labels, sample.value)
+        for family in metric.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    ]
+
+
+def _named(metric: Histogram, suffix: str) -> list[tuple[tuple[str, ...], float]]:
+    return [
+        (tuple(sample.labels.values()), sample.value)
+        for family in metric.collect()
+        for sample in family.samples
+        if sample.name.endswith(suffix)
+    ]

@@ -1,0 +1,45 @@
+"""The OpenAI door: known decision prompts are decided by our models, all else passes on, byte for byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from gateway.decision_prompts import answer_decision_prompt, find_decision_prompt
+from gateway.exchange import Exchange
+from gateway.forward import forward
+from gateway.read_answers import Form
+from gateway.state import State
+
+
+async def chat_completions(state: State, exchange: Exchange, path: bytes) -> None:
+    """`POST /v1/chat/completions`."""
+    await _answer(state, exchange, path, "chat", "chat_completions")
+
+
+async def responses(state: State, exchange: Exchange, path: bytes) -> None:
+    """`POST /v1/responses`."""
+    await _answer(state, exchange, path, "responses", "responses")
+
+
+async def _answer(state: State, exchange: Exchange, path: bytes, form: Form, route: str) -> None:
+    exchange.route = route
+    key = exchange.admission.key
+    assert key is not None
+    body = await exchange.read()
+    request = _parse(body) if state.settings.decisions and key.decisions else None
+    if request is not None and (found := find_decision_prompt(state, form, request)):
+        await answer_decision_prompt(
+            state, exchange, found, form=form, pool=state.openai, path=path, body=body, request=request
+        )
+        return
+    await forward(exchange, state.http, state.openai, path=path, body=body)
+
+
+def _parse(body: bytes) -> dict[str, Any] | None:
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return request if isinstance(request, dict) else None

@@ -1,0 +1,193 @@
+"""The description of the gateway's HTTP API, OpenAPI 3.1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from reasoning.decision_types import DecisionType
+
+_TEXT = {"type": "string"}
+_OBJECT = {"type": "object"}
+
+_MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "object", "required": ["speaker", "text"], "properties": {"speaker": _TEXT, "text": _TEXT}},
+}
+_CONTEXTS: dict[str, Any] = {
+    "label": {
+        "type": "object",
+        "required": ["agent_name", "messages"],
+        "properties": {"agent_name": _TEXT, "messages": _MESSAGES},
+    },
+    "plan": {
+        "type": "object",
+        "required": ["agent_name", "messages", "actions"],
+        "properties": {
+            "agent_name": _TEXT,
+            "messages": _MESSAGES,
+            "actions": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {"name": _TEXT, "description": _TEXT},
+                },
+            },
+        },
+    },
+    "code": {
+        "type": "object",
+        "required": ["prompt"],
+        "properties": {"prompt": _TEXT, "language": _TEXT, "context": _TEXT},
+    },
+}
+_DECISIONS: dict[str, Any] = {
+    "plan": {
+        "type": "object",
+        "required": ["actions"],
+        "properties": {
+            "thought": _TEXT,
+            "actions": {"type": "array", "items": _TEXT},
+            "providers": {"type": "array", "items": _TEXT},
+            "text": _TEXT,
+        },
+    },
+    "code": {
+        "type": "object",
+        "required": ["code"],
+        "properties": {"code": _TEXT, "explanation": _TEXT, "language": _TEXT},
+    },
+}
+_ERROR = {
+    "type": "object",
+    "properties": {"error": {"type": "object", "properties": {"type": _TEXT, "message": _TEXT}}},
+}
+
+
+def describe_api(types: Mapping[str, DecisionType]) -> dict[str, Any]:
+    """The document, with one path for every decision type that is declared."""
+    paths: dict[str, Any] = {f"/v1/decide/{name}": {"post": _decide(type)} for name, type in types.items()}
+    paths["/v1/feedback"] = {"post": _feedback()}
+    paths |= {
+        "/v1/messages": {
+            "post": _passed("Anthropic Messages; coding is answered by the coding model where that can be")
+        },
+        "/v1/messages/count_tokens": {"post": _passed("Anthropic token counting, passed on")},
+        "/v1/chat/completions": {
+            "post": _passed("OpenAI chat completions; decision prompts are answered by our models")
+        },
+        "/v1/responses": {"post": _passed("OpenAI responses; decision prompts are answered by our models")},
+        "/v1/embeddings": {"post": _passed("OpenAI embeddings, passed on")},
+        "/v1/models": {"get": _passed("the upstream's models, passed on")},
+        "/healthz": {"get": _page("The process answers", public=True)},
+        "/readyz": {"get": _page("Requests may be sent here; 503 while it drains", public=True)},
+        "/stats": {"get": _page("Statistics since the start")},
+        "/metrics": {"get": _page("The same for Prometheus", "text/plain")},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "The gateway",
+            "version": version("custom-reasoning"),
+            "description": "One address for agents and coding tools. Every other path is passed on, byte for byte.",
+        },
+        "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                "token": {"type": "apiKey", "in": "header", "name": "x-reasoning-token"},
+            }
+        },
+        "security": [{"bearer": []}, {"apiKey": []}, {"token": []}],
+        "paths": paths,
+    }
+
+
+def _decide(type: DecisionType) -> dict[str, Any]:
+    original = _DECISIONS.get(type.answer) or {
+        "oneOf": [
+            {"type": "string", "enum": list(type.labels)},
+            {
+                "type": "object",
+                "required": ["action"],
+                "properties": {"action": {"type": "string", "enum": list(type.labels)}, "reasoning": _TEXT},
+            },
+        ]
+    }
+    body = {
+        "type": "object",
+        "required": ["context", "original"],
+        "properties": {
+            "context": _CONTEXTS[type.answer],
+            "original": {"description": "The caller's own decision: the fallback, and the first teacher"} | original,
+            "episode_id": {"type": "string", "description": "The conversation or task"},
+            "room_id": _TEXT,
+            "subject_ids": {"type": "array", "items": _TEXT, "description": "People in the context, for erasure"},
+            "tags": {"type": "object", "additionalProperties": _TEXT},
+        },
+    }
+    answer = {
+        "type": "object",
+        "properties": {
+            "decision": _OBJECT,
+            "decision_id": {"type": "string", "format": "uuid"},
+            "request_id": {"type": "string", "format": "uuid"},
+            "source": {"enum": ["original", "custom"]},
+            "model": {"type": ["string", "null"]},
+            "confidence": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+            "fallback_reason": {"type": ["string", "null"]},
+            "latency_ms": {"type": "number", "description": "Milliseconds"},
+        },
+    }
+    return {
+        "summary": f"Decide {type.name}",
+        "tags": ["decisions"],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "responses": _responses({"200": ("The decision, and who took it", answer)}),
+    }
+
+
+def _feedback() -> dict[str, Any]:
+    body = {
+        "type": "object",
+        "required": ["metric", "value"],
+        "properties": {
+            "metric": _TEXT,
+            "value": {"type": ["number", "boolean", "string"]},
+            "decision_id": {"type": "string", "format": "uuid", "description": "This or episode_id"},
+            "episode_id": _TEXT,
+            "kind": {"enum": ["metric", "demonstration", "comment"], "default": "metric"},
+            "author": _TEXT,
+        },
+    }
+    return {
+        "summary": "Say how a decision or an episode went",
+        "tags": ["decisions"],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "responses": _responses({"202": ("Recorded", _OBJECT)}),
+    }
+
+
+def _passed(summary: str) -> dict[str, Any]:
+    return {"summary": summary, "tags": ["APIs"], "responses": {"default": {"description": "As of the API"}}}
+
+
+def _page(summary: str, content_type: str = "application/json", *, public: bool = False) -> dict[str, Any]:
+    page: dict[str, Any] = {
+        "summary": summary,
+        "tags": ["operation"],
+        "responses": {"200": {"description": summary, "content": {content_type: {}}}},
+    }
+    return page | {"security": []} if public else page
+
+
+def _responses(good: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    errors = {"400": "The body is wrong; the message names the key", "401": "No valid token", "404": "No such type"}
+    return {
+        **{s: {"description": d, "content": {"application/json": {"schema": x}}} for s, (d, x) in good.items()},
+        **{s: {"description": d, "content": {"application/json": {"schema": _ERROR}}} for s, d in errors.items()},
+    }

@@ -1,0 +1,331 @@
+"""Decision prompts of agent frameworks: recognised by their words, read into a context, answered in their own format.
+
+A model's name says nothing about what a request is for, so the prompt itself has to. A prompt is a decision only when
+its kind, its agent, its conversation and (for a plan) its actions are all found in it; every other prompt passes on.
+
+Built in are elizaOS's should-respond and message-handler templates (1.x: XML; 2.x: TOON; and their older JSON forms).
+More by configuration, one table a kind::
+
+    [[gateway.prompts]]
+    decision_type = "should_respond"
+    match = 'Should (?P<agent>\\w+) answer'          # searched in the prompt; the group `agent` is the agent's name
+    agent = '^You are (?P<agent>.+)\\.$'             # when `match` has no such group
+    message = '^(?P<speaker>[^:\\n]+): (?P<text>.+)$'  # a message's first line; it goes on to the next one or to `stop`
+    stop = '^(#|<|$)'                                # a line of no message (default: an empty one, or one with # or <)
+    action = '^- (?P<name>\\w+): (?P<description>.*)$' # for a plan
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from gateway.errors import GatewayConfigError
+from reasoning.decision_types import DecisionType
+from reasoning.errors import UnparseableAnswer
+
+AnswerFormat = Literal["xml", "toon", "json"]
+
+_MAX_PROMPT = 200_000
+_STOP = r"^\s*$|^#|^<"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptKind:
+    """How one kind of decision prompt is recognised and read; all patterns are multi-line."""
+
+    decision_type: str
+    match: re.Pattern[str]
+    agent: re.Pattern[str] | None
+    messages: tuple[re.Pattern[str], ...]
+    actions: tuple[re.Pattern[str], ...] = ()
+    stop: re.Pattern[str] = re.compile(_STOP)
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionPrompt:
+    """A recognised prompt: what is asked, about what, and in which format the answer is wanted."""
+
+    decision_type: str
+    context: dict[str, Any]
+    format: AnswerFormat
+    wants_routing: bool = False  # elizaOS 2: also wants to know which of its contexts matters
+
+
+# `12:34 (2 minutes ago) [entity id] Name: text`, as elizaOS writes its conversation.
+_ELIZA_MESSAGE = re.compile(
+    r"^\d\d:\d\d \([^)\n]*\) \[[0-9A-Fa-f-]{8,}\] (?P<speaker>[^:\n]{1,80}): (?P<text>.*)$", re.M
+)
+_PLAIN_MESSAGE = re.compile(r"^(?P<speaker>[A-Za-z0-9_@][^:\n<>#{}]{0,40}): (?P<text>.+)$", re.M)
+# What elizaOS writes under a message, and what ends its conversation.
+_ELIZA_STOP = re.compile(r"^\s*$|^#|^<|^ ?\([^)\n]*'s (internal thought|actions): |^ \(Attachments: ")
+_ELIZA_ACTIONS = (
+    re.compile(r"^\s*- \*\*(?P<name>[A-Z][A-Z0-9_]*)\*\*:? ?(?P<description>.*)$", re.M),
+    re.compile(r"^\s*(- )?name: (?P<name>[A-Z][A-Z0-9_]*)\n\s*description: (?P<description>.*)$", re.M),
+    re.compile(r"^\s*- (?P<name>[A-Z][A-Z0-9_]*): (?P<description>.*)$", re.M),
+    re.compile(r"^\*\*(?P<name>[A-Z][A-Z0-9_]*)\*\*:? ?(?P<description>.*)$", re.M),
+)
+_ACTION_NAMES = re.compile(
+    r"^(?:# )?(?:Possible|Available) (?:response )?actions?: (?P<names>[A-Z][A-Z0-9_]*(?:, ?[A-Z][A-Z0-9_]*)*)$",
+    re.M | re.I,
+)
+_AGENT = r"(?P<agent>[^\n<>{}]{1,80}?)"
+
+ELIZA_KINDS = (
+    PromptKind(
+        "should_respond",
+        re.compile(
+            rf"Decide on behalf of {_AGENT} whether they should respond to the message, ignore it or stop"
+            rf"|task: Decide whether {_AGENT.replace('agent', 'agent2')} should respond, ignore, or stop",
+        ),
+        None,
+        (_ELIZA_MESSAGE, _PLAIN_MESSAGE),
+        stop=_ELIZA_STOP,
+    ),
+    PromptKind(
+        "planning",
+        re.compile(
+            rf"Generate dialog and actions for (?:the character )?{_AGENT}\.?(?:</task>|\n|$)",
+        ),
+        None,
+        (_ELIZA_MESSAGE, _PLAIN_MESSAGE),
+        _ELIZA_ACTIONS,
+        stop=_ELIZA_STOP,
+    ),
+)
+
+
+def read_kinds(tables: Sequence[Mapping[str, Any]], types: Mapping[str, DecisionType]) -> tuple[PromptKind, ...]:
+    """The configured kinds and the built-in ones. Raises `GatewayConfigError`."""
+    kinds = []
+    for i, table in enumerate(tables):
+        place = f"[[gateway.prompts]] number {i + 1}"
+        known = {"decision_type", "match", "agent", "message", "stop", "action"}
+        if not isinstance(table, Mapping) or (unknown := sorted(table.keys() - known)):
+            raise GatewayConfigError(f"{place}: {unknown[0] if isinstance(table, Mapping) else table!r} is not known")
+        if table.get("decision_type") not in types:
+            raise GatewayConfigError(f"{place} decision_type: known are {', '.join(types)}")
+        match, agent = _pattern(place, table, "match", ()), None
+        if "agent" not in match.groupindex:
+            agent = _pattern(place, table, "agent", ("agent",))
+        actions: tuple[re.Pattern[str], ...] = ()
+        if types[table["decision_type"]].answer == "plan":
+            actions = (_pattern(place, table, "action", ("name",)),)
+        stop = _pattern(place, table, "stop", ()) if "stop" in table else re.compile(_STOP)
+        message = _pattern(place, table, "message", ("speaker", "text"))
+        kinds.append(PromptKind(table["decision_type"], match, agent, (message,), actions, stop))
+    return (*kinds, *ELIZA_KINDS)
+
+
+def recognise(prompt: str, kinds: Sequence[PromptKind], types: Mapping[str, DecisionType]) -> DecisionPrompt | None:
+    """The decision that a prompt asks for, or None when it asks for something else or cannot be read."""
+    if len(prompt) > _MAX_PROMPT:
+        return None
+    for kind in kinds:
+        match = kind.match.search(prompt)
+        if match is None:
+            continue
+        agent = _agent(kind, match, prompt)
+        format = _format(prompt)
+        messages = _messages(kind, prompt)
+        if agent is None or format is None or not messages:
+            continue
+        context: dict[str, Any] = {"agent_name": agent, "messages": messages}
+        if types[kind.decision_type].answer == "plan":
+            if not (actions := _actions(kind, prompt)):
+                continue
+            context["actions"] = actions
+        return DecisionPrompt(kind.decision_type, context, format, "primaryContext" in prompt)
+    return None
+
+
+def write_answer(prompt: DecisionPrompt, decision: Mapping[str, Any], type: DecisionType) -> str:
+    """A decision in the format that the prompt asked for."""
+    fields: dict[str, Any]
+    if type.answer == "plan":
+        fields = {
+            "thought": decision.get("thought") or "",
+            "actions": list(decision["actions"]) or ["IGNORE"],  # what elizaOS's template asks for when there is none
+            "providers": list(decision.get("providers") or []),
+            "text": decision.get("text") or "",
+        }
+    else:
+        fields = {
+            "name": prompt.context["agent_name"],
+            "reasoning": decision.get("reasoning") or "",
+            "action": decision["action"],
+        }
+        if prompt.wants_routing:
+            fields |= {"primaryContext": "general", "secondaryContexts": ""}
+    match prompt.format:
+        case "json":
+            return orjson.dumps(fields).decode()
+        case "toon":
+            return _toon(fields)
+        case _:
+            return _xml(fields)
+
+
+def read_decision(format: AnswerFormat, text: str, type: DecisionType) -> dict[str, Any]:
+    """The decision in what an upstream answered. Raises `UnparseableAnswer`."""
+    if format == "toon" and "<response" not in text and not text.lstrip().startswith("{"):
+        decision: dict[str, Any] = _read_toon(text)
+    else:
+        return type.parse(_none_is_ignore(text))
+    if type.answer == "label" and str(decision.get("action", "")).upper() == "NONE":
+        decision["action"] = "IGNORE"
+    return type.normalize(decision)
+
+
+def _none_is_ignore(text: str) -> str:
+    """elizaOS reads NONE as IGNORE."""
+    return re.sub(r"(<action\s*>\s*|\"action\"\s*:\s*\")NONE\b", r"\1IGNORE", text, flags=re.I)
+
+
+def _pattern(place: str, table: Mapping[str, Any], name: str, groups: tuple[str, ...]) -> re.Pattern[str]:
+    value = table.get(name)
+    if not isinstance(value, str):
+        raise GatewayConfigError(f"{place} {name}: a regular expression is needed")
+    try:
+        pattern = re.compile(value, re.M)
+    except re.error as error:
+        raise GatewayConfigError(f"{place} {name}: {error}") from None
+    for group in groups:
+        if group not in pattern.groupindex:
+            raise GatewayConfigError(f"{place} {name}: it needs a group (?P<{group}>...)")
+    return pattern
+
+
+def _agent(kind: PromptKind, match: re.Match[str], prompt: str) -> str | None:
+    if kind.agent is not None:
+        found = kind.agent.search(prompt)
+        return found["agent"].strip() if found else None
+    groups = match.groupdict()
+    name = groups.get("agent") or groups.get("agent2")
+    return name.strip() if name and name.strip() else None
+
+
+def _format(prompt: str) -> AnswerFormat | None:
+    """What the prompt asks for. TOON first: its templates say "No XML, no JSON"."""
+    if re.search(r"\bTOON (only|document|format)\b", prompt):
+        return "toon"
+    if "<response>" in prompt:
+        return "xml"
+    if re.search(r"\bJSON\b|```json", prompt):
+        return "json"
+    return None
+
+
+def _messages(kind: PromptKind, prompt: str) -> list[dict[str, str]]:
+    for pattern in kind.messages:
+        text = prompt
+        if pattern is _PLAIN_MESSAGE:
+            # Too many lines look like it: only under the heading of a conversation.
+            sections = re.findall(
+                r"^#+ (?:Conversation|Recent)[^\n]*\n(.*?)(?=^#|^<|\Z)", prompt, re.M | re.S | re.I
+            ) + re.findall(r"^#+ Received Message\n(.*?)(?=^#|^<|\Z)", prompt, re.M | re.S)
+            text = "\n\n".join(sections)
+        if found := _lines_of(pattern, kind.stop, text):
+            return found
+    return []
+
+
+def _lines_of(pattern: re.Pattern[str], stop: re.Pattern[str], text: str) -> list[dict[str, str]]:
+    matches = list(pattern.finditer(text))
+    found: list[dict[str, str]] = []
+    for i, match in enumerate(matches):
+        end = matches[i + 1].start() if i + 1 < len(matches) else len(text)
+        lines = [match["text"]]
+        for line in text[match.end() : end].split("\n")[1:]:
+            if stop.search(line):
+                break
+            lines.append(line)
+        message = {"speaker": match["speaker"].strip(), "text": "\n".join(lines).strip()}
+        if message["text"] and (not found or found[-1] != message):
+            found.append(message)
+    return found
+
+
+def _actions(kind: PromptKind, prompt: str) -> list[dict[str, str]]:
+    for pattern in kind.actions:
+        section = prompt
+        if kind in ELIZA_KINDS:
+            match = re.search(r"^#+ (?:Available )?Actions?\b[^\n]*\n(.*?)(?=^# |^<|\Z)", prompt, re.M | re.S | re.I)
+            section = match[1] if match else ""
+        found = {m["name"]: (m.groupdict().get("description") or "").strip() for m in pattern.finditer(section)}
+        if found:
+            return [{"name": name, "description": description} for name, description in found.items()]
+    if kind in ELIZA_KINDS and (match := _ACTION_NAMES.search(prompt)):
+        return [{"name": name.strip(), "description": ""} for name in match["names"].split(",")]
+    return []
+
+
+def _xml(fields: Mapping[str, Any]) -> str:
+    lines = []
+    for name, value in fields.items():
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        # elizaOS's parser does not decode entities in every version; it ends a field at its own closing tag only.
+        lines.append(f"  <{name}>{text.replace(f'</{name}>', '').replace('</response>', '')}</{name}>")
+    return "<response>\n" + "\n".join(lines) + "\n</response>"
+
+
+_TOON_PLAIN = re.compile(r"[A-Za-z_(][^\n\"\\:,\[\]{}#|\t]*[^\s\"\\:,\[\]{}#|]|[A-Za-z_]")
+_TOON_WORDS = {"true", "false", "null"}
+
+
+def _toon(fields: Mapping[str, Any]) -> str:
+    """TOON (spec 2.0): `key: value` lines; a string is quoted when it could be read as something else."""
+    lines = []
+    for name, value in fields.items():
+        if name == "actions":
+            lines.append(f"actions[{len(value)}]:")
+            lines += [f"  - name: {_toon_string(item)}" for item in value]
+        elif isinstance(value, list):
+            lines.append(f"{name}: {_toon_string(', '.join(value))}".rstrip())
+        else:
+            lines.append(f"{name}: {_toon_string(value)}".rstrip())
+    return "\n".join(lines)
+
+
+def _toon_string(text: str) -> str:
+    if not text or (_TOON_PLAIN.fullmatch(text) and text.lower() not in _TOON_WORDS):
+        return text
+    return orjson.dumps(text).decode()
+
+
+def _read_toon(text: str) -> dict[str, Any]:
+    """The flat fields of a TOON answer, and its list of actions in either form."""
+    fields: dict[str, Any] = {}
+    current: str | None = None
+    for line in re.sub(r"^```\w*$", "", text, flags=re.M).split("\n"):
+        if item := re.fullmatch(r"\s+- (?:name: )?(?P<value>.+)", line):
+            if current is not None:
+                fields.setdefault(current, [])
+                if isinstance(fields[current], list):
+                    fields[current].append(_toon_value(item["value"]))
+        elif pair := re.fullmatch(r"(?P<key>\w+)(?P<count>\[\d+\])?: ?(?P<value>.*)", line):
+            current = pair["key"]
+            value = _toon_value(pair["value"])
+            if pair["count"]:
+                fields[current] = [_toon_value(part) for part in value.split(",") if part.strip()]
+            else:
+                fields[current] = value
+    wanted = ("action", "reasoning", "thought", "actions", "providers", "text")
+    decision = {name: fields[name] for name in wanted if name in fields}
+    if not decision:
+        raise UnparseableAnswer("no TOON document with an action or actions")
+    return decision
+
+
+def _toon_value(text: str) -> str:
+    text = text.strip()
+    if text.startswith('"') and text.endswith('"') and len(text) > 1:
+        try:
+            return str(orjson.loads(text))
+        except orjson.JSONDecodeError:
+            return text
+    return text

@@ -1,0 +1,179 @@
+"""Who may come in: checks on the request line and the headers, before anything is read or sent.
+
+They look at what the client wrote (the raw path, every header), never at a decoded or normalised form, so that there is
+no second form to slip through. Browsers get no CORS headers and need a token that they do not have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from gateway.errors import RequestRefused
+from gateway.settings import Key, Settings, hash_token
+
+TOKEN_HEADER = b"x-reasoning-token"
+PUBLIC_PATHS = frozenset({b"/healthz", b"/readyz", b"/docs", b"/openapi.json"})
+MAX_HEADERS = 128
+MAX_HEADER_BYTES = 64 << 10
+MAX_PATH_BYTES = 8 << 10
+
+Headers = list[tuple[bytes, bytes]]
+
+# Twice the same of these is how one party is made to see another value than the next.
+_SINGLE = frozenset(
+    {b"authorization", b"x-api-key", TOKEN_HEADER, b"host", b"content-length", b"content-type", b"transfer-encoding"}
+)
+_HOST = re.compile(rb"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_CREDENTIALS = (TOKEN_HEADER, b"authorization", b"x-api-key")
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that may pass: whose it is, its headers as a mapping, and those that hold the gateway's own token."""
+
+    key: Key | None
+    headers: dict[bytes, bytes]
+    own_credentials: frozenset[bytes]
+
+
+class Guard:
+    """Admits or refuses requests."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._hosts = settings.allowed_hosts
+        self._any_host = "*" in settings.allowed_hosts
+        self._keys = {key.token_sha256: key for key in settings.keys}
+
+    def admit(self, scope: dict[str, Any]) -> Admission:
+        """Raises `RequestRefused`. A public path has no key."""
+        headers = check_headers(scope["headers"])
+        self._check_host(headers.get(b"host"))
+        path = scope["raw_path"]
+        check_path(path)
+        if path in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD"):
+            return Admission(None, headers, frozenset())
+        key, own = self._find_key(headers)
+        if key is None:
+            raise RequestRefused(
+                401,
+                "authentication_error",
+                "no valid gateway token; send it as `x-api-key`, `Authorization: Bearer` or `x-reasoning-token`",
+            )
+        return Admission(key, headers, frozenset(own))
+
+    def _check_host(self, host: bytes | None) -> None:
+        """A name that is not ours is a page that had its own name resolve to this machine (DNS rebinding)."""
+        match = _HOST.fullmatch(host or b"")
+        if not match:
+            raise RequestRefused(400, "invalid_request_error", "a valid Host header is needed")
+        if not self._any_host and match["name"].strip(b"[]").lower().decode() not in self._hosts:
+            raise RequestRefused(
+                403, "permission_error", "this Host is not served here; add it to allowed_hosts in [gateway]"
+            )
+
+    def _find_key(self, headers: dict[bytes, bytes]) -> tuple[Key | None, list[bytes]]:
+        found, own = None, []
+        for name in _CREDENTIALS:
+            if value := headers.get(name):
+                if name == b"authorization":
+                    scheme, _, value = value.partition(b" ")
+                    if scheme.lower() != b"bearer":
+                        continue
+                key = self._keys.get(hash_token(value.strip().decode("latin-1")))
+                if key is not None:
+                    found = found or key
+                    own.append(name)
+        return found, own
+
+
+def check_headers(headers: Headers) -> dict[bytes, bytes]:
+    """Headers as a mapping (names in lower case). Raises `RequestRefused` for what no honest client sends."""
+    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        raise RequestRefused(431, "invalid_request_error", "too many or too long headers")
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in found and name in _SINGLE:
+            raise RequestRefused(400, "invalid_request_error", f"the header {name.decode('latin-1')} is there twice")
+        found[name] = value
+    if b"content-length" in found and b"transfer-encoding" in found:
+        raise RequestRefused(400, "invalid_request_error", "both Content-Length and Transfer-Encoding")
+    return found
+
+
+def check_path(path: bytes) -> None:
+    """Raises `RequestRefused` for a path that could mean another one to whoever gets it next."""
+    if len(path) > MAX_PATH_BYTES:
+        raise RequestRefused(414, "invalid_request_error", "the path is too long")
+    if b"%" in path or b"." in path or b"\\" in path or b"//" in path or b";" in path:
+        decoded = path
+        for _ in range(2):  # once for us, once for a server that decodes again
+            again = unquote_to_bytes(decoded)
+            if decoded.count(b"/") != again.count(b"/"):
+                raise RequestRefused(400, "invalid_request_error", "an encoded slash in the path")
+            decoded = again
+        segments = [segment.partition(b";")[0] for segment in decoded.split(b"/")]
+        if b"." in segments or b".." in segments or b"\\" in decoded or b"//" in decoded:
+            raise RequestRefused(
+                400, "invalid_request_error", "dot segments, backslashes or empty segments in the path"
+            )
+        if any(byte < 32 or byte == 127 for byte in decoded):
+            raise RequestRefused(400, "invalid_request_error", "a control character in the path")
+
+
+HOP_BY_HOP = frozenset(
+    {
+        *(b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization"),
+        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    }
+)
+_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", TOKEN_HEADER}
+
+
+def forwarded_headers(
+    headers: Headers, admission: Admission, api_key: str | None, *, identity: bool = False
+) -> list[tuple[str, str]]:
+    """What the upstream gets: all but hop-by-hop headers and the gateway's own credential, in their order.
+
+    Where the gateway's token took the place of the client's credential, `api_key` stands there instead. `identity` asks
+    for an answer that is not compressed. Raises `RequestRefused` for a header that is not UTF-8.
+    """
+    skip = set(_NOT_FORWARDED | admission.own_credentials)
+    if connection := admission.headers.get(b"connection"):
+        skip.update(name.strip().lower() for name in connection.split(b","))
+    if identity:
+        skip.add(b"accept-encoding")
+    out = []
+    try:
+        for name, value in headers:
+            if name not in skip and not name.startswith(b"x-reasoning-"):
+                out.append((name.decode("ascii"), value.decode("utf-8")))
+    except UnicodeDecodeError:
+        raise RequestRefused(400, "invalid_request_error", "a header that is not UTF-8") from None
+    if identity:
+        out.append(("accept-encoding", "identity"))
+    client_has_own = any(
+        name in admission.headers and name not in admission.own_credentials for name in (b"authorization", b"x-api-key")
+    )
+    if api_key and not client_has_own:
+        if b"x-api-key" in admission.own_credentials:
+            out.append(("x-api-key", api_key))
+        else:
+            out.append(("authorization", f"Bearer {api_key}"))
+    return out
+
+
+def returned_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """What the client gets of an upstream's headers: no hop-by-hop ones, and no leave for web pages (CORS)."""
+    kept: Headers = []
+    named: set[bytes] = set()
+    for name, value in headers:
+        lower = name.lower()
+        if lower == b"connection":
+            named.update(part.strip().lower() for part in value.split(b","))
+        elif lower not in HOP_BY_HOP and not lower.startswith(b"access-control-"):
+            kept.append((lower, value))
+    return [header for header in kept if header[0] not in named] if named else kept

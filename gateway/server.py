@@ -1,0 +1,117 @@
+"""Serving the gateway: uvicorn with limits on what a client may send before it is known, and a drain on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.app import Gateway
+from gateway.logs import configure_logs, log
+from gateway.security import MAX_HEADER_BYTES, MAX_HEADERS
+
+GRACE_S = 600
+"""How long answers under way may take after SIGTERM."""
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """Cuts off a client that sends headers without end: uvicorn would gather all of them before we see any."""
+
+    _header_bytes = 0
+
+    def on_message_begin(self) -> None:
+        self._header_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def data_received(self, data: bytes) -> None:
+        # A single header line without an end never reaches on_header: the parser holds it back.
+        if self.cycle is None or self.cycle.response_complete:
+            self._unparsed = getattr(self, "_unparsed", 0) + len(data)
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self._unparsed = 0
+        elif getattr(self, "_unparsed", 0) > 4 * MAX_HEADER_BYTES:
+            self.transport.close()
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > 2 * MAX_HEADER_BYTES or len(self.headers) > 2 * MAX_HEADERS:
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM `/readyz` says no for `drain_s`, so that a load balancer turns away first; then the door closes and
+    the answers under way are finished."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        drain_s = self._gateway.settings.drain_s
+        if sig == signal.SIGTERM and drain_s and not self._gateway.draining:
+            self._gateway.draining = True
+            self._captured_signals.append(sig)
+            loop = asyncio.get_running_loop()
+            loop.call_soon_threadsafe(loop.call_later, drain_s, self._stop)
+            return
+        self._gateway.draining = True
+        super().handle_exit(sig, frame)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def configure(gateway: Gateway, host: str = "127.0.0.1", port: int = 8001) -> uvicorn.Config:
+    """uvicorn as the gateway needs it: no header of its own, no access log, no other protocol."""
+    return uvicorn.Config(
+        gateway,
+        host=host,
+        port=port,
+        http=LimitedProtocol,
+        ws="none",
+        lifespan="on",
+        loop="auto",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        backlog=2048,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+
+
+def serve(gateway: Gateway, host: str = "127.0.0.1", port: int = 8001) -> None:
+    """Serve until a signal. The address is logged when the gateway is ready."""
+    configure_logs(log_requests=gateway.settings.log_requests)
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        log.warning("listening beyond this machine: put TLS in front", extra={"fields": {"host": host}})
+    server = Server(configure(gateway, host, port), gateway)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise SystemExit(f"error: {host}:{port}: {error.strerror}; choose another --port") from None
+        bound = listener.getsockname()[1]
+        listener.listen(2048)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"gateway: http://{shown}:{bound}", flush=True)
+        server.run(sockets=[listener])

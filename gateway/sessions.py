@@ -1,0 +1,154 @@
+"""On which side a coding session is: a session stays where it began, and moves once at most, to Anthropic.
+
+The side is kept in memory and in `<data>/gateway.sqlite`, which all gateways of one machine share. Beyond that the
+conversation itself tells: tool calls that we minted, or thinking that Anthropic signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from gateway.translate import BILLING_BLOCK, TOOL_ID_PREFIX
+
+Side = Literal["custom", "anthropic"]
+KEPT_S = 24 * 3600.0
+_MEMORY = 10_000
+_log = logging.getLogger("gateway")
+_CLAUDE_CODE_USER = re.compile(r"session_([0-9a-fA-F-]{36})")
+
+
+class Sessions:
+    """The sides of sessions. A store that cannot be used is told once and done without."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._sides: OrderedDict[str, tuple[Side, float]] = OrderedDict()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="gateway-sessions")
+        self._db: sqlite3.Connection | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            self._db = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("CREATE TABLE IF NOT EXISTS sessions (session TEXT PRIMARY KEY, side TEXT, ts REAL)")
+            self._db.execute("DELETE FROM sessions WHERE ts < ?", (clock() - KEPT_S,))
+        except (OSError, sqlite3.Error) as error:
+            self._db = None
+            _log.warning("%s: sessions are kept in memory only: %s", path, error)
+
+    def side(self, session: str) -> Side | None:
+        """Where the session is. What another gateway wrote counts: a session may have moved meanwhile."""
+        known = self._sides.get(session)
+        if known and known[0] == "anthropic" and self._clock() - known[1] < KEPT_S:
+            return "anthropic"
+        if self._db is not None:
+            try:
+                row = self._db.execute(
+                    "SELECT side FROM sessions WHERE session = ? AND ts >= ?", (session, self._clock() - KEPT_S)
+                ).fetchone()
+            except sqlite3.Error:
+                row = None
+            if row:
+                return row[0]
+        return known[0] if known and self._clock() - known[1] < KEPT_S else None
+
+    def put(self, session: str, side: Side) -> None:
+        """Remember the side. Once a session is Anthropic's it stays so."""
+        known = self._sides.get(session)
+        if known and (known[0] == side or known[0] == "anthropic") and self._clock() - known[1] < KEPT_S / 2:
+            return
+        now = self._clock()
+        self._sides[session] = (side, now)
+        self._sides.move_to_end(session)
+        if len(self._sides) > _MEMORY:
+            self._sides.popitem(last=False)
+        if self._db is not None:
+            self._writer.submit(self._write, session, side, now)
+
+    def close(self) -> None:
+        self._writer.shutdown(wait=True)
+        if self._db is not None:
+            self._db.close()
+
+    def _write(self, session: str, side: Side, now: float) -> None:
+        assert self._db is not None
+        try:
+            self._db.execute(
+                "INSERT INTO sessions VALUES (?, ?, ?) ON CONFLICT (session) DO UPDATE SET ts = excluded.ts, "
+                "side = CASE sessions.side WHEN 'anthropic' THEN 'anthropic' ELSE excluded.side END",
+                (session, side, now),
+            )
+        except sqlite3.Error as error:
+            _log.warning("a session's side was not stored: %s", error)
+
+
+def session_of(body: Mapping[str, Any], headers: Mapping[bytes, bytes], key_name: str) -> str:
+    """The name of a request's session, the same for all of its turns.
+
+    Claude Code tells it (header or metadata). For others it is a hash of the system prompt and the first user message,
+    so that conversations with the same opening share a session.
+    """
+    if value := headers.get(b"x-claude-code-session-id"):
+        return f"{key_name}:{value.decode('latin-1')[:100]}"
+    metadata = body.get("metadata")
+    user = metadata.get("user_id") if isinstance(metadata, Mapping) else None
+    if isinstance(user, str):
+        if match := _CLAUDE_CODE_USER.search(user):
+            return f"{key_name}:{match[1]}"
+        try:
+            told = orjson.loads(user).get("session_id")
+        except (orjson.JSONDecodeError, AttributeError):
+            told = None
+        if isinstance(told, str) and told:
+            return f"{key_name}:{told[:100]}"
+    opening = hashlib.sha256(key_name.encode())
+    system = body.get("system")
+    for text in [system] if isinstance(system, str) else _texts(system):
+        if not text.startswith(BILLING_BLOCK):
+            opening.update(b"\0" + text.encode("utf-8", "replace"))
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else []:
+        if isinstance(message, Mapping) and message.get("role") == "user":
+            content = message.get("content")
+            for text in [content] if isinstance(content, str) else _texts(content):
+                opening.update(b"\1" + text.encode("utf-8", "replace"))
+            break
+    return f"{key_name}:{opening.hexdigest()[:32]}"
+
+
+def side_in_conversation(body: Mapping[str, Any]) -> Side | None:
+    """What the assistant's turns in the conversation tell about who wrote them."""
+    found: Side | None = None
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else []:
+        if not isinstance(message, Mapping) or message.get("role") != "assistant":
+            continue
+        content = message.get("content")
+        for block in content if isinstance(content, list) else []:
+            if not isinstance(block, Mapping):
+                continue
+            kind = block.get("type")
+            if kind == "redacted_thinking" or (kind == "thinking" and block.get("signature")):
+                return "anthropic"
+            if kind == "tool_use":
+                if not str(block.get("id")).startswith(TOOL_ID_PREFIX):
+                    return "anthropic"
+                found = "custom"
+    return found
+
+
+def _texts(content: Any) -> list[str]:
+    blocks = content if isinstance(content, list) else []
+    return [b["text"] for b in blocks if isinstance(b, Mapping) and isinstance(b.get("text"), str)]

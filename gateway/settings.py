@@ -1,0 +1,280 @@
+"""The gateway's settings: `[gateway]` in `reasoning.toml`, secrets from the environment only.
+
+============================  =======================================================================================
+`[gateway]`                   meaning (default)
+============================  =======================================================================================
+`allowed_hosts`               host names that a request may be addressed to, `*` for any (this machine's loopback names)
+`max_concurrency`             requests under way at once; more are told to come back (1000)
+`connect_timeout_s`           to reach an upstream (10)
+`read_timeout_s`              longest silence of an upstream (600)
+`drain_s`                     after SIGTERM: `/readyz` says no for so long before the door closes (0)
+`log_requests`                one JSON line a request on stderr, without prompts and keys (true)
+`record`                      log coding conversations and decisions for learning (true)
+`record_queue_mb`             what may wait to be recorded; more is dropped and counted (64)
+`[gateway.coding]`            `enabled` (true), `images` (false: the coding model takes none), `threshold` (1.0) and
+                              `classifier` (a JSON file of weights; see `gateway.classify`), `idle_timeout_s` (60)
+`[gateway.decisions]`         `enabled` (true): answer known decision prompts with our models
+`[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.prompts`
+`[[gateway.anthropic]]`       an upstream: `url`, `weight` (1), `api_key_env` (ANTHROPIC_API_KEY)
+`[[gateway.openai]]`          the same (OPENAI_API_KEY)
+`[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and `coding`, `decisions` (true)
+============================  =======================================================================================
+
+Environment: `REASONING_GATEWAY_TOKEN` is the token of the key `default`; without it and `[gateway.keys]` a token
+is made once, in `<data>/gateway.token` (mode 0600). `REASONING_ANTHROPIC_URL` and `REASONING_OPENAI_URL` replace the
+upstreams of the file. `REASONING_GATEWAY_HOSTS` adds allowed hosts, separated by commas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.errors import GatewayConfigError
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+MIN_TOKEN_LENGTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """One server that requests are passed on to. `url` has no `/v1` at its end."""
+
+    url: str
+    weight: float = 1.0
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Who may come in, and what is done for them."""
+
+    name: str
+    token_sha256: bytes = field(repr=False)
+    coding: bool = True
+    decisions: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """See the module's table. Make it with `load_settings`, which validates."""
+
+    keys: tuple[Key, ...]
+    anthropic: tuple[UpstreamSettings, ...]
+    openai: tuple[UpstreamSettings, ...]
+    allowed_hosts: frozenset[str] = frozenset(LOOPBACK_HOSTS)
+    max_concurrency: int = 1000
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 600.0
+    drain_s: float = 0.0
+    log_requests: bool = True
+    record: bool = True
+    record_queue_mb: float = 64.0
+    coding: bool = True
+    coding_images: bool = False
+    coding_threshold: float = 1.0
+    coding_classifier: Path | None = None
+    coding_idle_timeout_s: float = 60.0
+    decisions: bool = True
+    prompts: tuple[Mapping[str, Any], ...] = ()
+
+
+_NUMBERS: dict[str, tuple[type, float, float]] = {
+    "max_concurrency": (int, 1, 1_000_000),
+    "connect_timeout_s": (float, 0.001, 600),
+    "read_timeout_s": (float, 0.001, 86_400),
+    "drain_s": (float, 0, 3600),
+    "record_queue_mb": (float, 0.001, 1_000_000),
+}
+_SWITCHES = ("log_requests", "record")
+_CODING = {"enabled": "coding", "images": "coding_images"}
+
+
+def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] = os.environ) -> Settings:
+    """The settings, validated. A token file may be made in `data`. Raises `GatewayConfigError`."""
+    file = path or Path(env.get("REASONING_CONFIG") or "reasoning.toml")
+    raw = _read(file)
+    values: dict[str, Any] = {}
+    known = {*_NUMBERS, *_SWITCHES, "allowed_hosts", "coding", "decisions", "prompts", "anthropic", "openai", "keys"}
+    _refuse_unknown(f"{file}: [gateway]", raw, known)
+    for name in _NUMBERS.keys() & raw.keys():
+        values[name] = _number(f"{file}: [gateway] {name}", raw[name], *_NUMBERS[name])
+    for name in _SWITCHES:
+        if name in raw:
+            values[name] = _switch(f"{file}: [gateway] {name}", raw[name])
+    coding = _table(f"{file}: [gateway.coding]", raw.get("coding", {}))
+    _refuse_unknown(f"{file}: [gateway.coding]", coding, {*_CODING, "threshold", "classifier", "idle_timeout_s"})
+    for name, target in _CODING.items():
+        if name in coding:
+            values[target] = _switch(f"{file}: [gateway.coding] {name}", coding[name])
+    if "threshold" in coding:
+        values["coding_threshold"] = _number(f"{file}: [gateway.coding] threshold", coding["threshold"], float, 0, 1e6)
+    if "idle_timeout_s" in coding:
+        place = f"{file}: [gateway.coding] idle_timeout_s"
+        values["coding_idle_timeout_s"] = _number(place, coding["idle_timeout_s"], float, 0.001, 86_400)
+    if "classifier" in coding:
+        values["coding_classifier"] = file.parent / _text(f"{file}: [gateway.coding] classifier", coding["classifier"])
+    decisions = _table(f"{file}: [gateway.decisions]", raw.get("decisions", {}))
+    _refuse_unknown(f"{file}: [gateway.decisions]", decisions, {"enabled"})
+    if "enabled" in decisions:
+        values["decisions"] = _switch(f"{file}: [gateway.decisions] enabled", decisions["enabled"])
+    hosts = set(LOOPBACK_HOSTS)
+    for host in [*raw.get("allowed_hosts", []), *(env.get("REASONING_GATEWAY_HOSTS") or "").split(",")]:
+        if host:
+            hosts.add(_text(f"{file}: [gateway] allowed_hosts", host).strip().lower())
+    return Settings(
+        keys=_keys(file, raw, data, env),
+        anthropic=_upstreams(file, raw, "anthropic", "https://api.anthropic.com", env),
+        openai=_upstreams(file, raw, "openai", "https://api.openai.com", env),
+        allowed_hosts=frozenset(hosts),
+        prompts=tuple(raw.get("prompts", ())),
+        **values,
+    )
+
+
+def hash_token(token: str) -> bytes:
+    """Only this digest of a token is kept in memory and compared."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _keys(file: Path, raw: dict[str, Any], data: Path, env: Mapping[str, str]) -> tuple[Key, ...]:
+    keys = []
+    for name, table in _table(f"{file}: [gateway.keys]", raw.get("keys", {})).items():
+        place = f"{file}: [gateway.keys.{name}]"
+        table = _table(place, table)
+        _refuse_unknown(place, table, {"token_sha256", "token_env", "coding", "decisions"})
+        if "token_sha256" in table:
+            digest = _text(f"{place} token_sha256", table["token_sha256"])
+            if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+                raise GatewayConfigError(f"{place} token_sha256: 64 hex digits are needed: printf %s TOKEN | sha256sum")
+            token = bytes.fromhex(digest)
+        else:
+            variable = _text(f"{place} token_env", table.get("token_env"))
+            token = hash_token(_token(variable, env.get(variable)))
+        switches = {k: _switch(f"{place} {k}", table[k]) for k in ("coding", "decisions") if k in table}
+        keys.append(Key(name=name, token_sha256=token, **switches))
+    if value := env.get("REASONING_GATEWAY_TOKEN"):
+        keys.append(Key(name="default", token_sha256=hash_token(_token("REASONING_GATEWAY_TOKEN", value))))
+    if not keys:
+        keys.append(Key(name="default", token_sha256=hash_token(_token_file(data / "gateway.token"))))
+    if len({key.token_sha256 for key in keys}) != len(keys):
+        raise GatewayConfigError(f"{file}: two of [gateway.keys] have the same token; give each its own")
+    return tuple(keys)
+
+
+def _token(place: str, value: str | None) -> str:
+    if not value:
+        raise GatewayConfigError(f"{place} is not set; it should hold the token that clients send")
+    if len(value) < MIN_TOKEN_LENGTH or not value.isascii() or not value.isprintable() or " " in value:
+        raise GatewayConfigError(f"{place}: a token is at least {MIN_TOKEN_LENGTH} printable characters without spaces")
+    return value
+
+
+def _token_file(path: Path) -> str:
+    """The token in `path`, made when there is none. The file is the owner's alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        try:
+            if path.stat().st_mode & 0o077:
+                raise GatewayConfigError(f"{path}: others can read the token; chmod 600 it") from None
+            return _token(str(path), path.read_text().strip())
+        except OSError as error:
+            raise GatewayConfigError(f"{path}: {error.strerror}") from None
+    token = f"rsn-{secrets.token_urlsafe(32)}"
+    with os.fdopen(descriptor, "w") as file:
+        file.write(token + "\n")
+    return token
+
+
+def _upstreams(
+    file: Path, raw: dict[str, Any], name: str, default: str, env: Mapping[str, str]
+) -> tuple[UpstreamSettings, ...]:
+    variable = f"REASONING_{name.upper()}_URL"
+    key_variable = f"{name.upper()}_API_KEY"
+    if env.get(variable):
+        return tuple(
+            UpstreamSettings(_url(variable, url.strip()), api_key=env.get(key_variable))
+            for url in env[variable].split(",")
+        )
+    tables = raw.get(name) or [{"url": default}]
+    if not isinstance(tables, list):
+        raise GatewayConfigError(f"{file}: write [[gateway.{name}]], with two brackets: there may be several")
+    found = []
+    for i, table in enumerate(tables):
+        place = f"{file}: [[gateway.{name}]] number {i + 1}"
+        table = _table(place, table)
+        _refuse_unknown(place, table, {"url", "weight", "api_key_env"})
+        found.append(
+            UpstreamSettings(
+                url=_url(f"{place} url", table.get("url")),
+                weight=_number(f"{place} weight", table.get("weight", 1.0), float, 0.001, 1e6),
+                api_key=env.get(_text(f"{place} api_key_env", table.get("api_key_env", key_variable))),
+            )
+        )
+    return tuple(found)
+
+
+def _url(place: str, value: Any) -> str:
+    try:
+        parts = urlsplit(_text(place, value))
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
+    except ValueError:
+        good = False
+    if not good:
+        raise GatewayConfigError(f"{place}: {value!r} is not an http(s) URL")
+    if parts.username or parts.password:
+        raise GatewayConfigError(f"{place}: a URL must not hold a user name or password; use api_key_env")
+    return str(value).rstrip("/").removesuffix("/v1")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise GatewayConfigError(f"{file}: {error.strerror}") from None
+    try:
+        return _table(f"{file}: [gateway]", tomllib.loads(text).get("gateway", {}))
+    except tomllib.TOMLDecodeError as error:
+        raise GatewayConfigError(f"{file}: not TOML: {error}") from None
+
+
+def _refuse_unknown(place: str, table: Mapping[str, Any], known: set[str]) -> None:
+    if unknown := sorted(table.keys() - known):
+        raise GatewayConfigError(f"{place} {unknown[0]} is not known; known are {', '.join(sorted(known))}")
+
+
+def _table(place: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise GatewayConfigError(f"{place}: a table is needed")
+    return value
+
+
+def _text(place: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise GatewayConfigError(f"{place}: text is needed, not {value!r}")
+    return value
+
+
+def _number(place: str, value: Any, kind: type, low: float, high: float) -> Any:
+    good = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not good or not low <= value <= high:
+        raise GatewayConfigError(f"{place}: {value!r} is not a number within {low}..{high}")
+    return kind(value)
+
+
+def _switch(place: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise GatewayConfigError(f"{place}: {value!r} is neither true nor false")
+    return value

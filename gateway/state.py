@@ -1,0 +1,39 @@
+"""What all doors of one gateway share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from gateway.classify import Classifier
+from gateway.coding import CodingModel
+from gateway.metrics import Metrics
+from gateway.prompts import PromptKind
+from gateway.record import Recorder
+from gateway.sessions import Sessions
+from gateway.settings import Settings
+from gateway.upstream import Pool
+from reasoning.config import Config
+
+if TYPE_CHECKING:
+    from reasoning.client import AsyncDecisionClient
+
+
+@dataclass(slots=True)
+class State:
+    """Made when the gateway starts; nothing in it is a request's."""
+
+    config: Config
+    settings: Settings
+    http: aiohttp.ClientSession
+    anthropic: Pool
+    openai: Pool
+    metrics: Metrics
+    recorder: Recorder
+    sessions: Sessions
+    classifier: Classifier
+    coding: CodingModel
+    prompt_kinds: tuple[PromptKind, ...]
+    client: AsyncDecisionClient
