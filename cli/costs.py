@@ -27,12 +27,13 @@ class Period(StrEnum):
 def guard(
     data: Data = None,
     idle_minutes: Annotated[int, typer.Option(min=0, help="Stop what nobody asked for so long; 0: never")] = 30,
+    lease_minutes: Annotated[float, typer.Option(min=0.1, help="Routes stay good for so long without a tick")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """One tick of the guard: charge what ran, enforce budgets, stop what idles, renew the lease if all is well."""
     from tasks.money import guard as guard_costs
 
-    report = guard_costs(find_data(data), idle_minutes=idle_minutes or None)
+    report = guard_costs(find_data(data), idle_minutes=idle_minutes or None, lease_minutes=lease_minutes)
     show(report, as_json=as_json, title="The guard")
     if report.errors:
         raise typer.Exit(1)

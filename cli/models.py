@@ -120,6 +120,9 @@ def promote(
     shadow: Annotated[bool, typer.Option("--shadow", help="Answer in the background and serve nothing")] = False,
     deadline_ms: Annotated[float, typer.Option(min=1, help="Then the original's answer is taken")] = 800,
     min_confidence: Annotated[float, typer.Option(min=0, max=1, help="Below, the original's answer is taken")] = 0,
+    shadow_original: Annotated[
+        bool, typer.Option("--shadow-original", help="The original answers too, in the background, for comparison")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Without an evaluation, or against it")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -133,6 +136,7 @@ def promote(
         mode="shadow" if shadow else "live",
         deadline_ms=deadline_ms,
         min_confidence=min_confidence,
+        shadow_original=shadow_original,
         force=force,
     )
     show(route if as_json else list(route.arms), as_json=as_json, title=f"Arms of {route.experiment}")
@@ -165,6 +169,9 @@ def turn(
     cool_down_hours: Annotated[float, typer.Option(min=0, help="Between two turns")] = 20,
     weight: Share = 0.9,
     canary_weight: Annotated[float, typer.Option(min=0, max=1, help="Its share at first; 0: the whole at once")] = 0.1,
+    shadow_original: Annotated[
+        bool, typer.Option("--shadow-original", help="The original answers too, in the background, for comparison")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Even if none is due")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -186,6 +193,7 @@ def turn(
         cool_down=timedelta(hours=cool_down_hours),
         weight=weight,
         canary_weight=canary_weight or None,
+        shadow_original=shadow_original,
     )
     with taking_turns(folder, "turn_flywheel", "skip") as ours, progress_bar(f"turning {name}") as progress:
         if not ours:

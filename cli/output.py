@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -25,7 +26,7 @@ def show(report: Any, *, as_json: bool, title: str | None = None) -> None:
         print_json(report)
         return
     if isinstance(report, list):
-        rows = [plain(row) for row in report]
+        rows = [row if isinstance(row, dict) else asdict(row) for row in report]
         print_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title=title)
         return
     print_table(["", ""], list(fields(report)), title=title, header=False)
@@ -47,8 +48,17 @@ def print_table(
         numbers = all(isinstance(row[index], int | float | Decimal) or row[index] is None for row in rows)
         table.add_column(column.replace("_", " "), justify="right" if numbers and header else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(text(value)) for value in row))
-    Console().print(table)
+        table.add_row(*(escape(_cell(value)) for value in row))
+    # Piped, a table is as wide as it needs to be; on a terminal it folds.
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, Decimal):
+        return f"{value:,.4f}".rstrip("0").rstrip(".")
+    return text(plain(value))
 
 
 def print_line(line: str) -> None:
@@ -78,8 +88,3 @@ def progress_bar(what: str) -> Iterator[Callable[..., None]]:
             bar.update(task, completed=fraction, total=1.0, description=f"{what}: {message}" if message else what)
 
         yield update
-
-
-def home_relative(path: Path) -> str:
-    """`path` as people read it: relative to where they are, when it is below."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -157,14 +157,14 @@ def run_flow(
     as_json: AsJson = False,
 ) -> None:
     """Run a flow here and now. Prefect observes it: the server of `reasoning serve` if it is up, else a passing one."""
-    from prefect.exceptions import ParameterTypeError, SignatureMismatchError
-
     from tasks.entrypoints import load_flow
     from tasks.entrypoints import run_flow as run
 
-    folder = find_data(data)
+    folder = find_data(data)  # before Prefect is imported, which reads its settings then
     parameters = {"data": folder, **dict(_parse_parameter(each) for each in param or ())}
     flow = load_flow(name)
+    from prefect.exceptions import ParameterTypeError, SignatureMismatchError
+
     try:
         flow.validate_parameters(parameters)
     except (ParameterTypeError, SignatureMismatchError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ def load_flow(name: str) -> Flow[..., Any]:
         near = difflib.get_close_matches(wanted, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
         raise UnknownFlow(f"there is no flow {name!r}: {hint}")
+    for name in ("PREFECT_SERVER_ANALYTICS_ENABLED", "GX_ANALYTICS_ENABLED"):
+        os.environ.setdefault(name, "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     from prefect.flows import load_flow_from_entrypoint
 
     # Without the placeholder that Prefect makes of a module that does not import: the import error is the news.

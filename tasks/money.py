@@ -11,9 +11,13 @@ from provider.guard import GuardPolicy, GuardReport, guard_costs
 from provider.reconcile import ReconcileReport, reconcile_provider
 
 
-def guard(data: Path, *, idle_minutes: int | None = 30, now: datetime | None = None) -> GuardReport:
+def guard(
+    data: Path, *, idle_minutes: int | None = 30, lease_minutes: float = 3, now: datetime | None = None
+) -> GuardReport:
     """One tick of the guard, also when the provider cannot be reached: then it meters the log and renews nothing."""
-    policy = GuardPolicy(idle=None if idle_minutes is None else timedelta(minutes=idle_minutes))
+    policy = GuardPolicy(
+        idle=None if idle_minutes is None else timedelta(minutes=idle_minutes), lease=timedelta(minutes=lease_minutes)
+    )
     try:
         client = connect()
     except ProviderError as error:

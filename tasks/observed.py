@@ -130,8 +130,8 @@ def reject(data: Path, model_id: str, *, why: str, now: datetime | None = None) 
 
 
 @task(**ONCE)  # the next tick comes within a minute, and makes up for this one
-def guard(data: Path, *, idle_minutes: int | None, now: datetime | None = None) -> GuardReport:
-    report = money.guard(data, idle_minutes=idle_minutes, now=now)
+def guard(data: Path, *, idle_minutes: int | None, lease_minutes: float, now: datetime | None = None) -> GuardReport:
+    report = money.guard(data, idle_minutes=idle_minutes, lease_minutes=lease_minutes, now=now)
     publish("guard", hide(report, "budgets"), title="What the guard found and did")
     publish("budgets", report.budgets, title="Budgets")
     return report

@@ -33,13 +33,15 @@ def promote_model(
     mode: Literal["live", "shadow"] = "live",
     deadline_ms: float = DEADLINE_MS,
     min_confidence: float = 0.0,
+    shadow_original: bool = False,
     force: bool = False,
     now: datetime | None = None,
 ) -> Route:
     """Publish the route of a deployed model (its id, or a decision type for its newest); returns the route.
 
     `weight` is its share of the decisions, the original's is the rest; in `shadow` mode it answers all of them in the
-    background and serves none. Called again with a greater weight, an episode that was the model's stays the model's.
+    background and serves none. With `shadow_original` the original answers in the background what the model serves: where
+    it costs nothing, both can be compared on every question. Called again with a greater weight, an episode that was the model's stays the model's.
     The model that it replaces is undeployed. Raises `MissingStep` unless the model is ready and its newest evaluation
     says promote; `force` does without the latter.
     """
@@ -56,7 +58,7 @@ def promote_model(
             )
         if not force and verdict is not None and not verdict.promote:
             raise MissingStep(f"model {row['id']} did not earn it: {verdict.why}. Insist with --force")
-        route = _route(data, ledger, row, deployment, weight, mode, deadline_ms, min_confidence)
+        route = _route(data, ledger, row, deployment, weight, mode, deadline_ms, min_confidence, shadow_original)
         publish_route(Layout(data).routes, row["decision_type"], route, now=when)
         if mode == "live":
             why = verdict.why if verdict and verdict.promote else "forced"
@@ -87,6 +89,7 @@ def _route(
     mode: Literal["live", "shadow"],
     deadline_ms: float,
     min_confidence: float,
+    shadow_original: bool,
 ) -> Route:
     share = weight if mode == "live" else 1.0
     dataset = find_dataset(data, ledger.get("datasets", model["dataset_id"])["dataset"])
@@ -102,8 +105,9 @@ def _route(
     original = Arm(name="original", source="original", weight=1.0 if mode == "shadow" else 1.0 - share)
     # The salt goes with the model, not with the weight: the draw of an episode stays the same as the weight grows.
     experiment = f"{model['decision_type']}-{model['id']}"
+    shadow = Arm(name="original-shadow", source="original", mode="shadow")
     return Route(
-        arms=(custom, original),
+        arms=(custom, original, shadow) if shadow_original else (custom, original),
         deadline_ms=deadline_ms,
         min_confidence=min_confidence,
         experiment=experiment,

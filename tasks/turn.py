@@ -47,6 +47,8 @@ class TurnPolicy:
     """Share that it gets first, None for the whole at once."""
     canary_requests: int = 50
     """Questions that the canary must have been asked before it is judged."""
+    shadow_original: bool = False
+    """Shall the original answer in the background what the model serves, for comparison."""
     max_failed_share: float = 0.05
     """Of the canary's answers: above, it is withdrawn."""
 
@@ -100,7 +102,7 @@ def turn_flywheel(
     turn = read_turn(data, decision_type)
     if turn is not None and turn.outcome == "canary":
         turn = _see_to_canary(data, turn, policy, verbs, clock())
-        if turn.outcome == "canary" and not force:
+        if not force:
             return turn
     if turn is None or turn.outcome != "under_way":
         why_not = None if force else _why_not_due(data, decision_type, turn, policy, clock())
@@ -138,7 +140,8 @@ def turn_flywheel(
     on_step("promote")
     verbs.deploy(data, turn.model_id, now=now)  # the guard may have stopped it, if this turn lay still for long
     canary = policy.canary_weight is not None
-    verbs.promote(data, turn.model_id, weight=policy.canary_weight if canary else policy.weight, now=now)
+    weight = policy.canary_weight if canary else policy.weight
+    verbs.promote(data, turn.model_id, weight=weight, shadow_original=policy.shadow_original, now=now)
     return _end(data, turn, "canary" if canary else "promoted", verdict.why, clock())
 
 
@@ -162,7 +165,7 @@ def _see_to_canary(data: Path, turn: Turn, policy: TurnPolicy, verbs: Verbs, now
     if failed > policy.max_failed_share * asked:
         verbs.reject(data, turn.model_id, why=said, now=now)
         return _end(data, turn, "rejected", said, now)
-    verbs.promote(data, turn.model_id, weight=policy.weight, now=now)
+    verbs.promote(data, turn.model_id, weight=policy.weight, shadow_original=policy.shadow_original, now=now)
     return _end(data, turn, "promoted", said, now)
 
 

@@ -1,0 +1,129 @@
+"""The whole turn over the real rooms: killed and taken up again, promoted by canary, or dropped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import orjson
+import pytest
+
+from reasoning.errors import UnknownDecisionType
+from reasoning.routes import read_routes
+from storage.land import land_decisions
+from storage.layout import Layout
+from storage.ledger import open_ledger
+from tasks.models import undeploy
+from tasks.turn import Turn, TurnPolicy, read_turn, turn_flywheel
+from tests.tasks.rooms import NOON, start_emulator, write_answers, write_log
+
+
+def test_a_killed_turn_goes_on_where_it_was_and_its_canary_becomes_live(tmp_path: Path, local: str):
+    data = tmp_path / "data"
+    write_log(data, episodes=130, turns=4)
+    land_decisions(data)
+    _start_a_turn_and_kill_it(data)
+
+    turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=5))
+    assert turn.outcome == "canary", turn.why
+    with open_ledger(data) as ledger:
+        assert [job["state"] for job in ledger.find("fine_tune_jobs")] == ["completed"]
+        assert len(ledger.find("deployments")) == 1
+        assert [charge["kind"] for charge in ledger.charges()].count("training") == 1
+        assert ledger.get("models", turn.model_id)["state"] == "promoted"
+    route = read_routes(Layout(data).routes).routes["should_respond"]
+    assert {arm.name: arm.weight for arm in route.arms} == {"custom": 0.1, "original": 0.9}
+    assert route.arms[0].base_url == local
+
+    asked = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=5))
+    assert (asked.outcome, asked.why) == ("canary", "the canary was asked 0 of 5 questions")
+
+    write_answers(data, experiment=route.experiment, model=route.arms[0].model, good=6, failed=0)
+    land_decisions(data)
+    turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=5))
+    assert (turn.outcome, turn.why) == ("promoted", "the canary failed to answer 0 of 6 questions")
+    assert "cooling down" in turn_flywheel(data, "should_respond").why
+    live = read_routes(Layout(data).routes).routes["should_respond"]
+    assert {arm.name: arm.weight for arm in live.arms} == {"custom": 0.9, "original": pytest.approx(0.1)}
+    assert live.salt == route.salt  # so that the canary's episodes stay the model's
+
+    assert [row["state"] for row in undeploy(data, "should_respond")] == ["deleted"]
+    assert read_routes(Layout(data).routes).routes == {}
+
+
+def _start_a_turn_and_kill_it(data: Path) -> None:
+    """kill -9 in the middle of the fine-tune."""
+    command = [sys.executable, "-m", "cli.main", "turn", "should_respond", "--data", str(data)]
+    with subprocess.Popen(command, env=os.environ) as process:
+        deadline = time.monotonic() + 60
+        while not _submitted(data):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    turn = read_turn(data, "should_respond")
+    assert turn is not None and turn.outcome == "under_way" and turn.dataset_id and not turn.evaluation_id
+
+
+def _submitted(data: Path) -> bool:
+    if not (data / "ledger.sqlite").exists():
+        return False
+    with open_ledger(data) as ledger:
+        return bool(ledger.find("fine_tune_jobs"))
+
+
+def test_a_model_that_is_not_better_is_dropped_and_nothing_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = tmp_path / "data"
+    write_log(data, episodes=110, turns=3)
+    land_decisions(data)
+    with start_emulator(tmp_path / "emulator", "--trainer", "majority") as url:
+        monkeypatch.setenv("REASONING_PROVIDER_URL", url)
+        turn = turn_flywheel(data, "should_respond")
+        assert turn.outcome == "rejected"
+        assert turn_flywheel(data, "should_respond").outcome == "not_due"
+        later = NOON + timedelta(days=30)
+        again = turn_flywheel(data, "should_respond", now=later)
+        assert (again.outcome, again.why) == ("not_due", "0 of 200 new labelled decisions")
+    with open_ledger(data) as ledger:
+        assert [model["state"] for model in ledger.find("models")] == ["rejected"]
+        assert [deployment["state"] for deployment in ledger.find("deployments")] == ["deleted"]
+    assert not Layout(data).routes.exists() or read_routes(Layout(data).routes).routes == {}
+
+
+def test_a_canary_that_fails_is_withdrawn(tmp_path: Path, local: str):
+    data = tmp_path / "data"
+    write_log(data, episodes=1, turns=1)
+    land_decisions(data)
+    with open_ledger(data) as ledger:
+        ledger.add(
+            "models", id="m1", state="promoted", decision_type="should_respond", base_model="b", model_object_id="o"
+        )
+    canary = Turn("should_respond", outcome="canary", finished_at=NOON.isoformat(), model_id="m1")
+    path = data / "datasets" / "should_respond" / "turn.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(orjson.dumps(canary))
+    write_answers(data, experiment="should_respond-m1", model="p/m1", good=4, failed=2, since=NOON)
+    land_decisions(data)
+    later = NOON + timedelta(hours=1)
+    turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=6), now=later)
+    assert (turn.outcome, turn.why) == ("rejected", "the canary failed to answer 2 of 6 questions")
+    with open_ledger(data) as ledger:
+        assert ledger.get("models", "m1")["state"] == "rejected"
+
+
+def test_too_little_to_learn_from_ends_the_turn_before_anything_is_spent(tmp_path: Path):
+    data = tmp_path / "data"
+    write_log(data, episodes=3, turns=4)
+    land_decisions(data)
+    turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(min_new_decisions=1), now=NOON)
+    assert turn.outcome == "not_enough_data"
+    assert "usable rows" in turn.why
+
+
+def test_a_type_that_nobody_declared_touches_nothing(tmp_path: Path):
+    with pytest.raises(UnknownDecisionType):
+        turn_flywheel(tmp_path, "../should_respond")
+    assert list(tmp_path.iterdir()) == []
