@@ -18,6 +18,7 @@ from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
 async def guard_costs(
     data: DataFolder = None,
     idle_minutes: Annotated[int, Field(ge=1)] | None = 30,
+    lease_minutes: Annotated[float, Field(gt=0)] = 3,
     now: Moment = None,
     if_busy: IfBusy = "wait",
 ) -> GuardReport:
@@ -27,6 +28,7 @@ async def guard_costs(
     Args:
         data: The data folder. Empty: REASONING_DATA, or `data` in reasoning.toml, where the worker runs.
         idle_minutes: After so long without a question a model is stopped. Empty: never.
+        lease_minutes: How long the routes stay good without another run: a few times the schedule's interval.
         now: The time it is held to be, for replays. Empty: the time of the machine.
         if_busy: When another run of this flow is at work: wait for it, or end at once.
     """
@@ -34,7 +36,7 @@ async def guard_costs(
     with taking_turns(folder, "guard_costs", if_busy) as ours:
         if not ours:
             return skipped("guard_costs")
-        report = guard(folder, idle_minutes=idle_minutes, now=utc(now))
+        report = guard(folder, idle_minutes=idle_minutes, lease_minutes=lease_minutes, now=utc(now))
     if report.errors:
         raise FlowError("; ".join(report.errors))
     return report

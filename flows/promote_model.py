@@ -21,6 +21,7 @@ async def promote_model(
     mode: Literal["live", "shadow"] = "live",
     deadline_ms: Annotated[float, Field(gt=0)] = DEADLINE_MS,
     min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0,
+    shadow_original: bool = False,
     force: bool = False,
     now: Moment = None,
 ) -> Route:
@@ -33,6 +34,7 @@ async def promote_model(
         mode: shadow answers in the background and serves nothing.
         deadline_ms: After so many milliseconds without an answer the original's is taken.
         min_confidence: Below this measured confidence the original's answer is taken.
+        shadow_original: Let the original answer in the background what the model serves, to compare them.
         force: Without an evaluation, or against it.
         now: The time it is held to be, for replays. Empty: the time of the machine.
     """
@@ -43,6 +45,7 @@ async def promote_model(
         mode=mode,
         deadline_ms=deadline_ms,
         min_confidence=min_confidence,
+        shadow_original=shadow_original,
         force=force,
         now=utc(now),
     )

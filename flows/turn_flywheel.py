@@ -38,6 +38,7 @@ async def turn_flywheel(
     cool_down_hours: Annotated[float, Field(ge=0)] = 20,
     weight: Share = LIVE_WEIGHT,
     canary_weight: Share | None = 0.1,
+    shadow_original: bool = False,
     force: bool = False,
     now: Moment = None,
     if_busy: IfBusy = "wait",
@@ -52,6 +53,8 @@ async def turn_flywheel(
         cool_down_hours: Between the end of a turn and the beginning of the next.
         weight: Share of the decisions that a promoted model gets in the end; the rest is the original's.
         canary_weight: Share that it gets first. Empty: the whole at once.
+        shadow_original: Let the original answer in the background what the model serves, to compare them. Not where it
+            costs money.
         force: Begin a turn even if none is due.
         now: The time it is held to be, for replays. Empty: the time of the machine.
         if_busy: When another run of this flow is at work: wait for it, or end at once.
@@ -62,6 +65,7 @@ async def turn_flywheel(
         cool_down=timedelta(hours=cool_down_hours),
         weight=weight,
         canary_weight=canary_weight,
+        shadow_original=shadow_original,
     )
     turns, errors = [], []
     with taking_turns(folder, "turn_flywheel", if_busy) as ours:

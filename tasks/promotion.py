@@ -40,8 +40,9 @@ def promote_model(
     """Publish the route of a deployed model (its id, or a decision type for its newest); returns the route.
 
     `weight` is its share of the decisions, the original's is the rest; in `shadow` mode it answers all of them in the
-    background and serves none. With `shadow_original` the original answers in the background what the model serves: where
-    it costs nothing, both can be compared on every question. Called again with a greater weight, an episode that was the model's stays the model's.
+    background and serves none. With `shadow_original` the original answers in the background what the model serves, so
+    that both can be compared on every question: for where it costs nothing. Called again with a greater weight, an
+    episode that was the model's stays the model's.
     The model that it replaces is undeployed. Raises `MissingStep` unless the model is ready and its newest evaluation
     says promote; `force` does without the latter.
     """
