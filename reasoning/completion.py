@@ -60,8 +60,8 @@ def read_completion(status: int, body: bytes) -> Completion:
         text=text if isinstance(text, str) else "",
         tokens=tokens,
         token_logprobs=logprobs,
-        input_tokens=_count(usage.get("prompt_tokens")),
-        output_tokens=_count(usage.get("completion_tokens")),
+        input_tokens=token_count(usage.get("prompt_tokens")),
+        output_tokens=token_count(usage.get("completion_tokens")),
     )
 
 
@@ -135,5 +135,6 @@ def _deciding_span(answer: AnswerFormat, text: str) -> tuple[int, int] | None:
     return found[-1].span("xml" if found[-1]["xml"] is not None else "json") if found else None
 
 
-def _count(value: Any) -> int | None:
+def token_count(value: Any) -> int | None:
+    """A count in a server's usage, or None when it is none."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

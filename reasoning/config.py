@@ -20,11 +20,9 @@ Tables that are not named here belong to the other rooms.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,6 +140,8 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
+    import tomllib  # an agent without a file need not wait for its import
+
     try:
         return tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
@@ -155,7 +155,7 @@ def _refuse_unknown(file: Path, raw: dict[str, Any]) -> None:
         if name in ("api_key", "together_api_key"):
             raise ConfigError(f"{file}: {name}: a key has no place in a file; set TOGETHER_API_KEY and remove it")
         if isinstance(value, dict):
-            close = difflib.get_close_matches(name, _TABLES, cutoff=0.7)
+            close = _similar(name, _TABLES)
             if name not in _TABLES and close:
                 raise ConfigError(f"{file}: [{name}] is not known; did you mean [{close[0]}]?")
         else:
@@ -164,9 +164,15 @@ def _refuse_unknown(file: Path, raw: dict[str, Any]) -> None:
 
 def _refuse_name(place: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+        close = _similar(name, known)
         mend = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
         raise ConfigError(f"{place} is not known; {mend}")
+
+
+def _similar(name: str, known: tuple[str, ...]) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.7)
 
 
 def _decision_types(file: Path, raw: dict[str, Any]) -> dict[str, DecisionType]:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -118,6 +117,8 @@ def write_routes(path: Path | str, routes: Routes) -> None:
 
     Raises `RoutesError` for routes that `read_routes` would refuse, and OSError with the old file left in place.
     """
+    import tempfile  # agents only read
+
     path = Path(path)
     raw = asdict(routes)
     for name in ("issued_at", "expires_at"):

@@ -27,7 +27,7 @@ import httpcore2
 from reasoning.config import is_loopback
 from reasoning.errors import CallFailed
 
-Headers = dict[str, str]
+Headers = dict[bytes | str, bytes | str]
 _MAX_CONNECTIONS, _MAX_IDLE, _IDLE_SECONDS = 256, 32, 30.0
 
 
@@ -147,7 +147,7 @@ def _request(
 ) -> httpcore2.Request:
     default_port = {b"http": 80, b"https": 443}.get(target.scheme)
     port = b"" if target.port in (None, default_port) else b":%d" % target.port
-    sent: dict[bytes | str, bytes | str] = {
+    sent: Headers = {
         "Host": target.host + port,
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),

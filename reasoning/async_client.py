@@ -1,0 +1,245 @@
+"""The decision client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from uuid import UUID
+
+from reasoning.config import Config
+from reasoning.core import Answer, Attempt, ClientCore, Question
+from reasoning.decision_types import Context
+from reasoning.errors import CallFailed
+from reasoning.records import FeedbackKind
+from reasoning.routes import Arm
+
+if TYPE_CHECKING:
+    from reasoning.streams import AsyncCodingStream
+    from reasoning.transport import AsyncTransport
+
+_log = logging.getLogger("reasoning")
+AsyncOriginal = Callable[[Any], Awaitable[Any] | Any]
+
+
+class AsyncDecisionClient:
+    """`DecisionClient` for asyncio; `original` may be a coroutine function. It outlives its event loop."""
+
+    def __init__(
+        self,
+        data: Path | str | None = None,
+        *,
+        agent_id: str | None = None,
+        config: Config | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._core = ClientCore(data, agent_id, config, clock)
+        self.config = self._core.config
+        self._reset()
+        _clients.add(self)
+        if self.config.enabled and self.config.routes.exists():
+            self._http()
+
+    async def decide(
+        self,
+        decision_type: str,
+        context: Context,
+        original: AsyncOriginal,
+        *,
+        episode_id: str | None = None,
+        room_id: str | None = None,
+        subject_ids: Iterable[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Decide once. What `original` raises passes unchanged, and is recorded; so does a cancellation, unrecorded."""
+        question = self._core.ask(decision_type, context, episode_id, room_id, subject_ids, tags)
+        shadows = question.shadow_arms()
+        copy = self._shadow_models(question, shadows) if shadows else None
+        answer = None
+        if question.asks_model and question.arm is not None:
+            answer = self._core.serve_custom(question, await self._attempt(question, question.arm))
+        if answer is None:
+            return await self._ask_original(question, original)
+        if copy is not None:
+            self._shadow_original(copy, shadows, original)
+        return answer
+
+    async def decide_should_respond(self, context: Context, original: AsyncOriginal, **ids: Any) -> Answer:
+        """`decide("should_respond", …)`."""
+        return await self.decide("should_respond", context, original, **ids)
+
+    async def decide_planning(self, context: Context, original: AsyncOriginal, **ids: Any) -> Answer:
+        """`decide("planning", …)`."""
+        return await self.decide("planning", context, original, **ids)
+
+    @overload
+    async def decide_coding(
+        self, context: Context, original: AsyncOriginal, *, stream: Literal[True], **ids: Any
+    ) -> AsyncCodingStream: ...
+
+    @overload
+    async def decide_coding(
+        self, context: Context, original: AsyncOriginal, *, stream: Literal[False] = False, **ids: Any
+    ) -> Answer: ...
+
+    async def decide_coding(
+        self, context: Context, original: AsyncOriginal, *, stream: bool = False, **ids: Any
+    ) -> Answer | AsyncCodingStream:
+        """As `DecisionClient.decide_coding`; with `stream`, an asynchronous iterator."""
+        if not stream:
+            return await self.decide("coding", context, original, **ids)
+        from reasoning.streams import AsyncCodingStream
+
+        return AsyncCodingStream(self._core, self._http, self._core.ask("coding", context, **ids), original)
+
+    async def feedback(
+        self,
+        metric: str,
+        value: float | bool | str,
+        *,
+        decision_id: UUID | str | None = None,
+        episode_id: str | None = None,
+        kind: FeedbackKind = "metric",
+        author: str | None = None,
+    ) -> bool:
+        """As `DecisionClient.feedback`."""
+        return self._core.feedback(metric, value, decision_id, episode_id, kind, author)
+
+    async def demonstrate(
+        self, decision_id: UUID | str, decision: dict[str, Any] | str, *, author: str | None = None
+    ) -> bool:
+        """As `DecisionClient.demonstrate`."""
+        return self._core.demonstrate(decision_id, decision, author)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of this process, in groups: what was served, why not a model, what was dropped."""
+        return self._core.stats()
+
+    async def close(self, seconds: float = 5.0) -> None:
+        """Wait so long for the shadows of this loop, then close connections and seal the segment."""
+        loop = asyncio.get_running_loop()
+        mine = [task for task in self._shadows if task.get_loop() is loop]
+        if mine:
+            await asyncio.wait(mine, timeout=seconds)
+        undone = [task for task in mine if not task.done()]
+        for task in undone:
+            self._core.count("shadows", "dropped")
+            task.cancel()
+        await asyncio.gather(*undone, return_exceptions=True)
+        if self._transport is not None:
+            await self._transport.close()
+        self._core.writer.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def _reset(self) -> None:
+        self._transport: AsyncTransport | None = None
+        self._shadows: set[asyncio.Task[None]] = set()
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def _reset_in_child(self) -> None:
+        self._core.reset()
+        self._reset()
+
+    def _http(self) -> AsyncTransport:
+        if self._transport is None:
+            from reasoning.transport import AsyncTransport
+
+            self._transport = AsyncTransport()
+        return self._transport
+
+    async def _attempt(self, question: Question, arm: Arm) -> Attempt:
+        transport = self._http()
+        started = time.perf_counter()
+        response: tuple[int, bytes] | CallFailed
+        try:
+            response = await transport.post(*self._core.request(question, arm))
+        except CallFailed as error:
+            response = error
+        except BaseException:  # a cancellation, above all
+            self._core.give_up(arm)
+            raise
+        return self._core.judge(question, arm, response, started)
+
+    async def _ask_original(self, question: Question, original: AsyncOriginal) -> Answer:
+        started = time.perf_counter()
+        try:
+            result = original(question.context)
+            if inspect.isawaitable(result):
+                result = await result
+        except Exception as error:
+            self._core.record_original_error(question, question.arm, error, started)
+            raise
+        return self._core.serve_original(question, result, started)
+
+    def _shadow_models(self, question: Question, arms: list[Arm]) -> Question | None:
+        copy = self._core.shadow_question(question)
+        for arm in arms:
+            if copy is not None and arm.source == "custom":
+                self._submit(partial(self._shadow_model, copy, arm))
+        return copy
+
+    async def _shadow_model(self, question: Question, arm: Arm) -> None:
+        if self._core.may_call(arm):
+            self._core.record_custom(question, await self._attempt(question, arm), served=False)
+        else:
+            self._core.count("shadows", "circuit_open")
+
+    def _shadow_original(self, question: Question, arms: list[Arm], original: AsyncOriginal) -> None:
+        for arm in arms:
+            if arm.source == "original":
+                self._submit(partial(self._answer_in_shadow, question, arm, original))
+
+    async def _answer_in_shadow(self, question: Question, arm: Arm, original: AsyncOriginal) -> None:
+        started = time.perf_counter()
+        try:
+            result = original(question.context)
+            if inspect.isawaitable(result):
+                result = await result
+        except Exception as error:
+            self._core.record_original_error(question, arm, error, started)
+        else:
+            self._core.record_original(question, arm, result, started, served=False)
+
+    def _submit(self, work: Callable[[], Awaitable[None]]) -> None:
+        if len(self._shadows) >= self.config.shadow_queue + self.config.shadow_workers:
+            self._core.count("shadows", "dropped")
+            return
+        loop = asyncio.get_running_loop()
+        turns = self._turns.setdefault(loop, asyncio.Semaphore(self.config.shadow_workers))
+        task = loop.create_task(_in_turn(turns, work))
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+        self._core.count("shadows", "taken")
+
+
+async def _in_turn(turns: asyncio.Semaphore, work: Callable[[], Awaitable[None]]) -> None:
+    async with turns:
+        try:
+            await work()
+        except Exception:
+            _log.exception("a shadow question failed")
+
+
+_clients: weakref.WeakSet[AsyncDecisionClient] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client._reset_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

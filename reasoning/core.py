@@ -1,0 +1,398 @@
+"""What the sync and the async client share: everything but the waiting.
+
+A decision goes `ask` → (transport → `judge` → `serve_custom`) → `serve_original`. Nothing here raises because of the
+outside world: routes, disk, contexts and models may fail.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from reasoning.breaker import CircuitBreaker
+from reasoning.completion import PATH, Completion, measure_confidence, read_completion, request_body
+from reasoning.config import Config, api_key_for, load_config
+from reasoning.decision_types import Context, DecisionType, get_decision_type
+from reasoning.errors import CallFailed, InvalidContext, RecordError, RoutesError, UnparseableAnswer
+from reasoning.ids import uuid7
+from reasoning.lease import RoutesLease
+from reasoning.records import Decision, FallbackReason, Feedback, FeedbackKind, Message, Source, encode_record
+from reasoning.redact import describe_error
+from reasoning.routes import Arm, Route, choose_arm
+from reasoning.spool import SegmentWriter
+
+_log = logging.getLogger("reasoning")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the agent got.
+
+    `decision` is the decision type's object; where the original gave something that is none, it is that itself.
+    `fallback_reason` says why the original answered in a model's place. `latency_ms` is from question to answer.
+    `decision_id` is what feedback refers to.
+    """
+
+    decision: Any
+    decision_id: UUID
+    request_id: UUID
+    source: Source
+    model: str | None
+    confidence: float | None
+    fallback_reason: FallbackReason | None
+    latency_ms: float
+
+
+@dataclass(slots=True)
+class Question:
+    """One question under way. `fallback_reason` is set when no model may answer it (any more)."""
+
+    type: DecisionType
+    context: Context
+    request_id: UUID
+    ts: datetime
+    started: float
+    messages: list[Message] = field(default_factory=list)
+    room_id: str | None = None
+    episode_id: str | None = None
+    subject_ids: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    route: Route | None = None
+    arm: Arm | None = None
+    arm_probability: float | None = None
+    fallback_reason: FallbackReason | None = None
+    error: str | None = None
+
+    @property
+    def asks_model(self) -> bool:
+        """Is a custom model to answer?"""
+        return self.arm is not None and self.arm.source == "custom" and self.fallback_reason is None
+
+    def shadow_arms(self) -> list[Arm]:
+        """The arms that answer as well, without being served."""
+        return [arm for arm in self.route.arms if arm.mode == "shadow"] if self.route and self.messages else []
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What became of asking one model."""
+
+    arm: Arm
+    latency_ms: float
+    completion: Completion | None = None
+    decision: dict[str, Any] | None = None
+    confidence: float | None = None
+    valid: bool = False
+    fallback_reason: FallbackReason | None = None
+    error: str | None = None
+
+
+class ClientCore:
+    """The state of one client: configuration, lease, breakers, spool and counts."""
+
+    def __init__(
+        self, data: Path | str | None, agent_id: str | None, config: Config | None, clock: Callable[[], float]
+    ) -> None:
+        if config is not None and data is not None:
+            raise TypeError("give data or config, not both: a config names its data folder")
+        self.config = config or load_config(data)
+        self.agent_id = agent_id or self.config.agent_id
+        self.clock = clock
+        self.lease = RoutesLease(self.config.routes, clock)
+        self.writer = SegmentWriter(self.config.spool, clock=clock)
+        self.reset()
+
+    def reset(self) -> None:
+        """As new, for a forked child: it counts from zero, and inherits no lock that a thread may have held."""
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+        self._breakers: dict[tuple[str | None, str | None], CircuitBreaker] = {}
+
+    def ask(
+        self,
+        decision_type: str,
+        context: Context,
+        episode_id: str | None = None,
+        room_id: str | None = None,
+        subject_ids: Iterable[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> Question:
+        """Render the context and draw the arm. Raises only `UnknownDecisionType`."""
+        started = time.perf_counter()
+        found = get_decision_type(decision_type, self.config)
+        now = self.clock()
+        ts = datetime.fromtimestamp(now, UTC)
+        question = Question(found, context, uuid7(ts), ts, started)
+        try:
+            question.messages = found.render(context)
+            question.episode_id = _id(episode_id, context, "episode_id")
+            question.room_id = _id(room_id, context, "room_id")
+            question.subject_ids = _subjects(subject_ids, context)
+            question.tags = {str(name): str(value) for name, value in tags.items()} if tags else {}
+        except Exception as error:  # reading a caller's context may do anything
+            question.messages = []
+            question.fallback_reason = "no_route"
+            question.error = describe_error(error)
+            self.count("contexts refused", type(error).__name__)
+            self._warn(
+                "contexts refused", "a context cannot be shown to a model, the original answers: %s", question.error
+            )
+            return question
+        if not self.config.enabled:
+            question.fallback_reason = "disabled"
+            return question
+        question.route, question.fallback_reason = self.lease.find(decision_type, now)
+        question.error = self.lease.error
+        if question.route is not None:
+            try:
+                key = question.episode_id or str(question.request_id)
+                question.arm, question.arm_probability = choose_arm(question.route, key)
+            except RoutesError as error:
+                question.fallback_reason, question.error = "no_route", str(error)
+        if question.asks_model and not self.may_call(question.arm):
+            question.fallback_reason = "circuit_open"
+        return question
+
+    def may_call(self, arm: Arm | None) -> bool:
+        """Does the arm's breaker let a call through? Then `judge` or `give_up` must follow."""
+        return arm is not None and self._breaker(arm).allow()
+
+    def request(
+        self, question: Question, arm: Arm, *, stream: bool = False
+    ) -> tuple[str, dict[Any, Any], bytes, float]:
+        """URL, headers, body and deadline in seconds of the call to an arm."""
+        key = api_key_for(self.config, arm.base_url or "")
+        headers: dict[bytes | str, bytes | str] = {"Authorization": f"Bearer {key}"} if key else {}
+        body = request_body(arm, question.type, question.messages, stream=stream)
+        assert question.route is not None
+        return f"{arm.base_url}{PATH}", headers, body, question.route.deadline_ms / 1000
+
+    def judge(
+        self, question: Question, arm: Arm, response: tuple[int, bytes] | Completion | CallFailed, started: float
+    ) -> Attempt:
+        """Read what a call gave. `started` is its start by `time.perf_counter`."""
+        attempt = Attempt(arm, (time.perf_counter() - started) * 1000)
+        try:
+            if isinstance(response, CallFailed):
+                raise response
+            completion = response if isinstance(response, Completion) else read_completion(*response)
+        except CallFailed as error:
+            self._breaker(arm).fail()
+            attempt.fallback_reason, attempt.error = error.reason, describe_error(error, self.config.api_key)
+            return attempt
+        self._breaker(arm).succeed()
+        attempt.completion = completion
+        try:
+            attempt.decision = question.type.parse(completion.text, question.context)
+        except (UnparseableAnswer, InvalidContext) as error:
+            attempt.fallback_reason, attempt.error = "unparseable", describe_error(error, self.config.api_key)
+            return attempt
+        attempt.valid = True
+        attempt.confidence = measure_confidence(question.type.answer, completion)
+        least = question.route.min_confidence if question.route else 0.0
+        if least > 0 and (attempt.confidence is None or attempt.confidence < least):
+            attempt.fallback_reason = "low_confidence"
+        return attempt
+
+    def give_up(self, arm: Arm) -> None:
+        """A call was cancelled: that says nothing about the model."""
+        self._breaker(arm).release()
+
+    def serve_custom(self, question: Question, attempt: Attempt) -> Answer | None:
+        """Record a live model's answer. None when the original has to answer in its place."""
+        if attempt.fallback_reason is not None:
+            question.fallback_reason = attempt.fallback_reason
+            self.record_custom(question, attempt, served=False)
+            return None
+        decision_id = self.record_custom(question, attempt, served=True)
+        return self._answer(question, attempt.decision, decision_id, "custom", attempt.arm.model, attempt.confidence)
+
+    def record_custom(self, question: Question, attempt: Attempt, *, served: bool) -> UUID:
+        """Write the row of a model's answer. Its id."""
+        row = self._row(question, attempt.arm, served=served)
+        row.source, row.model = "custom", attempt.arm.model
+        row.decision, row.confidence, row.valid = attempt.decision, attempt.confidence, attempt.valid
+        row.fallback_reason, row.error, row.latency_ms = attempt.fallback_reason, attempt.error, attempt.latency_ms
+        if attempt.completion is not None:
+            row.completion = attempt.completion.text
+            row.input_tokens, row.output_tokens = attempt.completion.input_tokens, attempt.completion.output_tokens
+            row.cost_usd = attempt.arm.cost_usd(row.input_tokens or 0, row.output_tokens or 0)
+        return self._write(row)
+
+    def serve_original(self, question: Question, result: Any, started: float) -> Answer:
+        """Record what the original gave, and pass it on as it is."""
+        decision_id, decision = self.record_original(question, question.arm, result, started, served=True)
+        served = result if isinstance(result, dict) or decision is None else decision
+        return self._answer(question, served, decision_id, "original", None, None)
+
+    def record_original(
+        self, question: Question, arm: Arm | None, result: Any, started: float, *, served: bool
+    ) -> tuple[UUID, dict[str, Any] | None]:
+        """Write the row of the original's answer. Its id, and the decision if it is one of the type."""
+        row = self._row(question, arm, served=served)
+        row.latency_ms = (time.perf_counter() - started) * 1000
+        try:
+            row.decision = question.type.normalize(result)
+            row.completion = question.type.format_answer(row.decision)
+        except UnparseableAnswer as error:
+            row.valid, row.error = False, describe_error(error, self.config.api_key)
+            row.completion = result if isinstance(result, str) else None
+        return self._write(row), row.decision
+
+    def record_original_error(self, question: Question, arm: Arm | None, error: Exception, started: float) -> None:
+        """Write the row of an original that raised: nothing was served."""
+        row = self._row(question, arm, served=False)
+        row.latency_ms = (time.perf_counter() - started) * 1000
+        row.valid, row.error = False, describe_error(error, self.config.api_key)
+        self.count("original", "raised")
+        self._write(row)
+
+    def feedback(
+        self,
+        metric: str,
+        value: float | bool | str,
+        decision_id: UUID | str | None,
+        episode_id: str | None,
+        kind: FeedbackKind,
+        author: str | None,
+    ) -> bool:
+        """Write one feedback. False when the disk would not take it; `RecordError` when no log could hold it."""
+        try:
+            target = UUID(str(decision_id)) if decision_id is not None else None
+        except ValueError:
+            raise RecordError(f"decision_id: {decision_id!r} is not a UUID") from None
+        if kind not in ("metric", "demonstration", "comment"):
+            raise RecordError(f"kind: {kind!r} is none of metric, demonstration, comment")
+        ts = datetime.fromtimestamp(self.clock(), UTC)
+        record = Feedback(uuid7(ts), ts, metric, value, kind, target, episode_id, author)
+        encode_record(record)
+        return self.writer.write(record)
+
+    def demonstrate(self, decision_id: UUID | str, decision: dict[str, Any] | str, author: str | None) -> bool:
+        """Write what the right answer was, as `feedback` does."""
+        try:
+            value = orjson.dumps({"action": decision} if isinstance(decision, str) else decision).decode()
+        except TypeError as error:
+            raise RecordError(f"decision: {error}") from None
+        return self.feedback("demonstration", value, decision_id, None, "demonstration", author)
+
+    def shadow_question(self, question: Question) -> Question | None:
+        """The question for the background, with a copy of its context, which the agent cannot change any more.
+
+        None when the context cannot be copied.
+        """
+        try:
+            context = copy.deepcopy(question.context)
+        except Exception as error:  # what a context holds is the user's
+            self.count("shadows", "context not copied")
+            self._warn("shadows", "a context cannot be copied for shadow arms: %s", describe_error(error))
+            return None
+        return replace(question, context=context, fallback_reason=None, error=None)
+
+    def count(self, what: str, which: str) -> None:
+        """Count an event for `stats`."""
+        with self._lock:
+            self._counts[what, which] += 1
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since this process made the client, in groups; and the state of the breakers and of the log."""
+        groups: dict[str, Any] = {"served": {}, "fallbacks": {}}
+        with self._lock:
+            counts = sorted(self._counts.items())
+        for (what, which), count in counts:
+            groups.setdefault(what, {})[which] = count
+        groups["breakers"] = {f"{model} at {url}": b.state for (url, model), b in list(self._breakers.items())}
+        groups["routes_error"] = self.lease.error
+        groups["records"] = {
+            "written": self.writer.written,
+            "dropped": dict(self.writer.dropped),
+            "sync_errors": self.writer.sync_errors,
+            "last_error": self.writer.last_error,
+        }
+        return groups
+
+    def _breaker(self, arm: Arm) -> CircuitBreaker:
+        key = (arm.base_url, arm.model)
+        breaker = self._breakers.get(key)
+        if breaker is None:
+            new = CircuitBreaker(self.config.breaker_failures, self.config.breaker_seconds)
+            breaker = self._breakers.setdefault(key, new)
+        return breaker
+
+    def _row(self, question: Question, arm: Arm | None, *, served: bool) -> Decision:
+        """A row of the original's, to be completed. How it was chosen is the drawn arm's, whoever answers."""
+        drawn = arm is question.arm
+        return Decision(
+            decision_id=uuid7(question.ts),
+            request_id=question.request_id,
+            ts=question.ts,
+            decision_type=question.type.name,
+            source="original",
+            served=served,
+            messages=question.messages,
+            agent_id=self.agent_id,
+            room_id=question.room_id,
+            episode_id=question.episode_id,
+            subject_ids=question.subject_ids,
+            config_hash=arm.config_hash if arm else None,
+            experiment=question.route.experiment if question.route else None,
+            arm=arm.name if arm else None,
+            arm_probability=question.arm_probability if drawn else None,
+            fallback_reason=question.fallback_reason if drawn else None,
+            error=question.error if drawn else None,
+            tags=question.tags,
+        )
+
+    def _write(self, row: Decision) -> UUID:
+        self.writer.write(row)
+        return row.decision_id
+
+    def _answer(
+        self,
+        question: Question,
+        decision: Any,
+        decision_id: UUID,
+        source: Source,
+        model: str | None,
+        confidence: float | None,
+    ) -> Answer:
+        self.count("served", source)
+        if question.fallback_reason is not None:
+            self.count("fallbacks", question.fallback_reason)
+        latency_ms = (time.perf_counter() - question.started) * 1000
+        return Answer(
+            decision, decision_id, question.request_id, source, model, confidence, question.fallback_reason, latency_ms
+        )
+
+    def _warn(self, what: str, message: str, *args: Any) -> None:
+        count = sum(n for (group, _), n in self._counts.items() if group == what)
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, …
+            _log.warning(message, *args)
+
+
+def _id(given: Any, context: Context, key: str) -> str | None:
+    value = context.get(key) if given is None else given
+    return None if value is None else str(value)
+
+
+def _subjects(given: Iterable[str], context: Context) -> list[str]:
+    """The people in a context: as given, else `context["subject_ids"]`, else all speakers but the agent."""
+    given = given or context.get("subject_ids") or ()
+    if isinstance(given, str):
+        given = (given,)
+    found = [str(subject) for subject in given]
+    if found or "messages" not in context:
+        return found
+    agent_name = context.get("agent_name")
+    return [name for name in dict.fromkeys(m["speaker"] for m in context["messages"]) if name != agent_name]

@@ -1,0 +1,66 @@
+"""A streamed chat completion, read from server-sent events (WHATWG HTML, section 9.2) as they come."""
+
+from __future__ import annotations
+
+import orjson
+
+from reasoning.completion import Completion, read_logprobs, token_count
+from reasoning.errors import CallFailed
+
+
+class StreamedCompletion:
+    """Feed it bytes; it gives the new text, and in the end the completion."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._texts: list[str] = []
+        self._tokens: list[str] = []
+        self._logprobs: list[float | None] = []
+        self._usage: dict[str, object] = {}
+        self._finished = False
+
+    def feed(self, chunk: bytes) -> str:
+        """The text that `chunk` completes, maybe none. Raises `CallFailed` for an error event, or what is no event."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        return "".join([self._read(line.strip()) for line in lines])
+
+    def completion(self) -> Completion:
+        """All of it. Raises `CallFailed` when the stream ended before the answer did."""
+        if not self._finished:
+            raise CallFailed("provider_error", "the stream ended before the answer did")
+        return self.so_far()
+
+    def so_far(self) -> Completion:
+        """What came until now."""
+        return Completion(
+            "".join(self._texts),
+            self._tokens,
+            self._logprobs,
+            token_count(self._usage.get("prompt_tokens")),
+            token_count(self._usage.get("completion_tokens")),
+        )
+
+    def _read(self, line: bytes) -> str:
+        if not line.startswith(b"data:"):
+            return ""  # a comment, an event name, or the blank line between events
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            self._finished = True
+            return ""
+        try:
+            event = orjson.loads(data)
+            if "error" in event:
+                raise CallFailed("provider_error", f"error in the stream: {event['error']}")
+            self._usage = event.get("usage") or self._usage
+            if not event["choices"]:
+                return ""
+            choice = event["choices"][0]
+            text = choice["delta"].get("content") or ""
+            tokens, logprobs = read_logprobs(choice.get("logprobs"))
+        except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+            raise CallFailed("provider_error", f"not a chat chunk: {type(error).__name__}: {error}") from None
+        self._finished = self._finished or choice.get("finish_reason") is not None
+        self._texts.append(text)
+        self._tokens += tokens
+        self._logprobs += logprobs
+        return str(text)
