@@ -238,13 +238,15 @@ def sync_deployment(
     """
     clock = clock_of(now)
     row = ledger.get("deployments", deployment_id)
-    if row["remote_id"] is None or row["state"] in ("intended", "deleted"):
+    if row["remote_id"] is None or row["state"] in ("intended", "stopped", "deleted"):
         return row, ""
     try:
         with asking(f"deployment {row['name']}"):
             remote = client.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
     except RemoteNotFound as error:
-        return _gone(ledger, row, clock()), str(error)
+        # Its endpoint may still be there: `advance_shutdown` sees to that.
+        meter_minutes(ledger, deployment_id, 0, now=clock())
+        return ledger.transition("deployments", deployment_id, "stopped", why=str(error), now=clock()), str(error)
     state, running = remote.status.state.removeprefix("DEPLOYMENT_STATE_").lower(), _running(remote)
     _check_price(ledger, row, remote)
     meter_minutes(ledger, deployment_id, running, now=clock())

@@ -50,6 +50,10 @@ class Emulator:
         return sum((Decimal(item["amount_usd"]) for item in items if item["resource_id"] in ids), Decimal(0))
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing but the death of the process follows it, so no code of ours catches it."""
+
+
 class World:
     """One installation: its data folder, ledger, SDK client, and the time, which passes only when it waits."""
 
@@ -59,6 +63,18 @@ class World:
         self.ledger: Ledger = open_ledger(data)
         for period, limit in (("hour", None), ("day", None), ("month", None), ("total", "1000")):
             self.ledger.set_budget(period, limit)  # type: ignore[arg-type]
+
+    def kill_after(self, method: str, path: str) -> None:
+        """Die when the provider has done such a request and its answer is on the way."""
+
+        def hook(response: httpx.Response) -> None:
+            if response.request.method == method and response.request.url.path.endswith(path):
+                raise Killed
+
+        self.client._client.event_hooks = {"response": [hook]}
+
+    def revive(self) -> None:
+        self.client._client.event_hooks = {}
 
     def now(self) -> datetime:
         return self.emulator.now()
@@ -130,6 +146,13 @@ def emulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(autouse=True)
+def impatient_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK retries as ever, but does not wait for seconds in between."""
+    monkeypatch.setattr("together._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("together._base_client.MAX_RETRY_DELAY", 0.002)
 
 
 @pytest.fixture

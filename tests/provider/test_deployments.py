@@ -13,7 +13,7 @@ from provider.errors import CreationInDoubt, DeploymentFailed, NoCapacity, Provi
 from provider.routes import publish_route, routed_models
 from reasoning.routes import Arm, Route
 from storage.errors import BudgetExceeded
-from tests.provider.conftest import World, conversation
+from tests.provider.conftest import Killed, World, conversation
 
 ENDPOINTS = "POST /v2/projects/*/endpoints"
 DEPLOYMENTS = "POST /v2/projects/*/endpoints/*/deployments"
@@ -61,6 +61,19 @@ def test_trouble_while_creating_makes_one_endpoint_and_one_deployment(world: Wor
     row = world.deploy(model_id)
     (endpoint,) = world.ours()
     assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
+
+
+@pytest.mark.parametrize("path", ["/endpoints", "/deployments"])
+def test_killed_while_creating_it_goes_on_with_the_same_deployment(world: World, path: str) -> None:
+    model_id = world.train()["model_id"]
+    world.kill_after("POST", path)
+    with pytest.raises(Killed):
+        world.deploy(model_id)
+    world.revive()
+    row = world.deploy(model_id)
+    (endpoint,) = world.ours()
+    assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
+    assert len(world.ledger.find("deployments")) == 1
 
 
 def test_a_refused_deployment_leaves_nothing(world: World) -> None:

@@ -18,7 +18,7 @@ from provider.errors import (
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, resume_fine_tune, submit_fine_tune
 from storage.errors import BudgetExceeded
-from tests.provider.conftest import World
+from tests.provider.conftest import Killed, World
 
 CREATE = "POST /v1/fine-tunes"
 
@@ -70,6 +70,17 @@ def test_a_passing_refusal_is_tried_again(world: World, status: int) -> None:
     world.emulator.fault(status, CREATE, times=2)
     submit(world, dataset["id"])
     assert len(world.our_jobs()) == 1
+
+
+def test_killed_at_the_submission_it_goes_on_with_the_same_job(world: World) -> None:
+    dataset = world.upload()
+    world.kill_after("POST", "/v1/fine-tunes")
+    with pytest.raises(Killed):
+        submit(world, dataset["id"])
+    world.revive()
+    job = submit(world, dataset["id"])
+    assert job["state"] == "submitted"
+    assert len(world.our_jobs()) == len(world.ledger.find("fine_tune_jobs")) == 1
 
 
 def test_in_doubt_the_intent_and_its_money_stay_until_it_is_resumed(world: World) -> None:

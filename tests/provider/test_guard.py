@@ -1,0 +1,276 @@
+"""The guard: what ran is charged, budgets hold, the unused stops, and the lease lives only while all is well."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+
+from provider.deployments import begin_shutdown
+from provider.fine_tunes import cancel_fine_tune, submit_fine_tune
+from provider.guard import GuardPolicy, GuardReport, guard_costs
+from provider.routes import LEASE, publish_route, routed_models
+from provider.status import cost_report, model_status
+from reasoning.ids import uuid7
+from reasoning.records import Decision
+from reasoning.routes import Arm, Route, read_routes
+from reasoning.spool import SegmentWriter
+from storage.land import land_decisions
+from storage.ledger import open_ledger
+from tests.provider.conftest import World
+
+RATE = Decimal("5.49")
+
+
+def guard(world: World, **options) -> GuardReport:
+    return guard_costs(world.data, world.client, ledger=world.ledger, now=world.now(), **options)
+
+
+def route(world: World, served_name: str, decision_type: str = "should_respond") -> None:
+    custom = Arm("custom", "custom", 0.5, model=served_name, base_url=world.emulator.url)
+    publish_route(
+        world.data / "routes.json", decision_type, Route((custom, Arm("original", "original", 0.5))), now=world.now()
+    )
+
+
+def routed(world: World) -> object:
+    return routed_models(world.data / "routes.json", now=world.now())
+
+
+def decide(world: World, model: str, *, tokens: int = 100, cost_usd: float = 0.0, count: int = 1) -> None:
+    """Log decisions of the custom model at the present time, and land them."""
+    now = world.now()
+    writer = SegmentWriter(world.data / "spool", clock=now.timestamp)
+    for _ in range(count):
+        writer.write(
+            Decision(
+                decision_id=uuid7(now),
+                request_id=UUID(int=uuid7(now).int),
+                ts=now,
+                decision_type="should_respond",
+                source="custom",
+                served=True,
+                messages=[{"role": "user", "content": "hi"}],
+                model=model,
+                completion="<response><action>RESPOND</action></response>",
+                decision={"action": "RESPOND"},
+                input_tokens=tokens,
+                output_tokens=10,
+                cost_usd=cost_usd,
+            )
+        )
+    writer.seal()
+    land_decisions(world.data, now=now)
+
+
+def test_it_charges_minutes_makes_up_for_missed_ticks_and_renews_the_lease(world: World) -> None:
+    row = world.deploy()
+    route(world, row["served_name"])
+    spent = world.ledger.spent()
+    for _ in range(3):
+        world.minutes(1)
+        report = guard(world)
+        assert (report.errors, report.level, report.lease) == ([], "ok", "renewed")
+        assert report.lease_expires_at == world.now() + LEASE
+    assert world.ledger.spent() - spent == 3 * RATE / 60
+    world.minutes(20)  # twenty missed ticks
+    assert routed(world) == frozenset()  # no guard, no custom calls
+    decide(world, row["served_name"])
+    assert guard(world).charged_usd == 20 * RATE / 60
+    assert routed(world) == {row["served_name"]}
+    billed = world.emulator.bill({row["remote_id"]})
+    assert billed <= world.ledger.spent() - 4 <= billed + RATE / 60
+
+
+def test_twice_the_same_minute_is_charged_once(world: World) -> None:
+    world.deploy()
+    world.minutes(5)
+    assert guard(world).charged_usd > 0
+    assert guard(world).charged_usd == 0
+
+
+def test_two_guards_at_once_are_harmless(world: World) -> None:
+    row = world.deploy()
+    world.minutes(7)
+    spent, now, reports = world.ledger.spent(), world.now(), []
+
+    def run() -> None:
+        with open_ledger(world.data) as ledger:
+            reports.append(guard_costs(world.data, world.client, ledger=ledger, now=now))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert any(not report.skipped for report in reports)
+    assert world.ledger.spent() - spent == 7 * RATE / 60
+    assert world.ledger.get("deployments", row["id"])["state"] == "ready"
+    with world.ledger.exclusive("guard"):
+        assert guard_costs(world.data, world.client, now=now).skipped
+
+
+def test_idle_is_measured_from_the_decision_log(world: World) -> None:
+    row = world.deploy()
+    route(world, row["served_name"])
+    for _ in range(5):
+        world.minutes(20)
+        decide(world, row["served_name"])
+        assert guard(world).lease == "renewed"
+    (status,) = model_status(world.data, now=world.now())
+    assert (status["requests"], status["input_tokens"], status["idle_seconds"]) == (5, 500, 0)
+    world.minutes(29)
+    guard(world)
+    assert routed(world)
+    world.minutes(1)
+    report = guard(world)
+    assert any("idle for 30 minutes" in action for action in report.actions)
+    assert routed(world) == frozenset()
+    assert len(world.ours()) == 1  # drains for one tick
+    world.minutes(1)
+    guard(world)
+    assert world.ours() == []
+    assert model_status(world.data, now=world.now())[0]["enabled"] is False
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+def test_a_budget_warns_drains_and_stops(world: World) -> None:
+    row = world.deploy()
+    route(world, row["served_name"])
+    policy = GuardPolicy(idle=None)
+    spent = world.ledger.spent()
+    world.ledger.set_budget("total", spent + 100 * RATE / 60)  # a hundred minutes, above what is spent
+    share = float(spent / (spent + 100 * RATE / 60))
+    levels = []
+    for _ in range(110):
+        world.minutes(1 if "warn" in levels else 4)
+        report = guard(world, policy=policy)
+        levels.append(report.level)
+        if not world.ours():
+            break
+    assert levels[0] == "ok"
+    assert "warn" in levels
+    assert routed(world) == frozenset()
+    assert world.ours() == []
+    assert share < 0.8
+    (budget,) = world.ledger.budgets(world.now())
+    assert budget.spent_usd <= budget.limit_usd
+
+
+def test_an_emergency_stops_in_one_tick_and_cancels_what_waits(world: World) -> None:
+    row = world.deploy()
+    route(world, row["served_name"])
+    world.emulator.fault("training_slow", seconds=5, times=2)
+    running = world.upload("dataset-2")["id"]
+    waiting = world.upload("dataset-3")["id"]
+    for dataset in (running, waiting):
+        submit_fine_tune(world.client, world.ledger, dataset, tier="small", now=world.now, wait=world.wait)
+    world.minutes(1)
+    world.ledger.set_budget("total", world.ledger.spent())
+    report = guard(world)
+    assert report.level == "stop"
+    assert routed(world) == frozenset()
+    assert world.ours() == []
+    (first,) = world.ledger.find("fine_tune_jobs", dataset_id=running)
+    (second,) = world.ledger.find("fine_tune_jobs", dataset_id=waiting)
+    assert second["state"] in ("cancelling", "cancelled")
+    assert any("cancelled" in action and second["suffix"] in action for action in report.actions)
+    assert first["state"] == "running"  # its money was reserved when it began
+    cancel_fine_tune(world.client, world.ledger, first["id"], now=world.now())  # frees the emulator's trainer
+
+
+def test_a_budget_of_one_type_stops_only_that_type(world: World) -> None:
+    mine = world.deploy(world.train("dataset-1")["model_id"])
+    other = world.deploy(world.train("dataset-2", "planning")["model_id"])
+    route(world, mine["served_name"])
+    route(world, other["served_name"], "planning")
+    world.ledger.set_budget("day", "4", "planning")
+    report = guard(world)
+    assert report.level == "stop"
+    assert routed(world) == {mine["served_name"]}
+    assert [endpoint.name for endpoint in world.ours()] == [mine["served_name"]]
+
+
+def test_a_rate_that_was_lowered_stops_the_newest(world: World) -> None:
+    first = world.deploy(world.train("dataset-1")["model_id"])
+    second = world.deploy(world.train("dataset-2")["model_id"])
+    world.ledger.set_budget("hour", "6")
+    report = guard(world)
+    assert any("more than $6.00 an hour" in action for action in report.actions)
+    assert world.ledger.get("deployments", first["id"])["state"] == "ready"
+    assert world.ledger.get("deployments", second["id"])["state"] == "draining"
+
+
+def test_tokens_are_charged_from_the_log_once(world: World) -> None:
+    decide(world, "meta-llama/serverless", cost_usd=0.25, count=3)
+    assert guard(world).charged_usd == Decimal("0.75")
+    assert guard(world).charged_usd == 0
+    decide(world, "meta-llama/serverless", cost_usd=0.25)
+    assert guard(world).charged_usd == Decimal("0.25")
+    assert cost_report(world.data, period="total", now=world.now())["by_kind_usd"] == {"tokens": 1}
+
+
+def test_an_unreachable_provider_lets_the_lease_run_out(world: World) -> None:
+    row = world.deploy()
+    route(world, row["served_name"])
+    world.minutes(2)
+    report = guard_costs(world.data, None, ledger=world.ledger, now=world.now())
+    assert (report.lease, report.errors) == ("left", ["the provider cannot be reached"])
+    world.minutes(2)
+    assert routed(world) == frozenset()
+    down = world.client.with_options(base_url="http://127.0.0.1:9", max_retries=0)
+    report = guard_costs(world.data, down, ledger=world.ledger, now=world.now())
+    assert report.lease == "left"
+    assert "no answer from the provider" in report.errors[0]
+    decide(world, row["served_name"])
+    assert guard(world).charged_usd == 4 * RATE / 60  # made up for
+    assert routed(world) == {row["served_name"]}
+
+
+def test_a_decision_log_that_cannot_be_read_lets_the_lease_run_out(world: World) -> None:
+    row = world.deploy()
+    route(world, row["served_name"])
+    decide(world, row["served_name"])
+    (part,) = world.data.glob("decisions/**/*.parquet")
+    part.write_bytes(b"broken")
+    report = guard(world)
+    assert report.lease == "left"
+    assert "the decision log cannot be read" in report.errors[0]
+
+
+def test_a_route_to_what_does_not_run_is_withdrawn(world: World) -> None:
+    row = world.deploy()
+    route(world, row["served_name"])
+    route(world, "meta-llama/serverless", "planning")
+    begin_shutdown(world.ledger, row["id"], why="test", immediately=True, now=world.now())
+    guard(world)
+    assert routed(world) == {"meta-llama/serverless"}
+    assert world.ours() == []
+    assert set(read_routes(world.data / "routes.json").routes) == {"planning"}
+
+
+def test_the_providers_own_stop_is_noticed(world: World) -> None:
+    row = world.deploy()
+    route(world, row["served_name"])
+    world.client.endpoints.deployments.update(
+        row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling={"min_replicas": 0, "max_replicas": 0}
+    )
+    guard(world)
+    assert routed(world) == frozenset()
+    assert model_status(world.data, now=world.now())[0]["hourly_usd"] == 0
+
+
+@pytest.mark.parametrize("kind", ["lost_response", "503"])
+def test_trouble_at_the_provider_is_overcome_by_the_next_ticks(world: World, kind: str) -> None:
+    row = world.deploy()
+    world.minutes(31)
+    for match in ("PATCH *", "DELETE *"):
+        world.emulator.fault(kind, match, times=3)
+    for _ in range(8):
+        guard(world)
+        world.emulator.advance(timedelta(minutes=1).total_seconds())
+    assert world.ours() == []
+    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"

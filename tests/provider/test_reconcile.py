@@ -1,0 +1,202 @@
+"""Reconciliation: orphans stopped and charged, strangers left alone, our charges made equal to the bill."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from provider.deployments import undeploy_model
+from provider.errors import CreationInDoubt
+from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
+from provider.guard import guard_costs
+from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
+from storage.ledger import open_ledger
+from tests.provider.conftest import Emulator, Killed, World
+
+
+def reconcile(world: World) -> ReconcileReport:
+    return reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+
+
+def forget(world: World) -> None:
+    """Lose the ledger, as a restored backup does, but stay the same installation."""
+    old = world.ledger.installation_id
+    world.ledger.close()
+    for file in world.data.glob("ledger.sqlite*"):
+        file.unlink()
+    world.ledger = open_ledger(world.data)
+    from storage.ledger_schema import installation
+
+    with world.ledger.transaction() as connection:
+        connection.execute(installation.update().values(id=old))
+    world.ledger.installation_id = old
+
+
+def remote_ids(world: World) -> set[str]:
+    rows = (*world.ledger.find("deployments"), *world.ledger.find("fine_tune_jobs"))
+    return {row["remote_id"] for row in rows if row["remote_id"]}
+
+
+def test_charges_come_to_equal_the_bill_to_the_cent(world: World) -> None:
+    row = world.deploy()
+    for minutes in (0.5, 7, 61, 3.3):
+        world.minutes(minutes)
+        guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    world.next_hours()
+    first = reconcile(world)
+    assert first.errors == []
+    assert world.ledger.spent() == world.emulator.bill(remote_ids(world)) == first.billed_usd
+    again = reconcile(world)
+    assert (again.adjustments, again.difference_usd) == ([], 0)
+
+
+def test_a_running_deployment_is_corrected_by_its_complete_hours(world: World) -> None:
+    world.deploy()
+    for _ in range(5):
+        world.minutes(50)
+        # Nobody meters, so the ledger knows nothing of what ran meanwhile.
+    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    reconcile(world)
+    bill = world.emulator.bill(remote_ids(world))
+    assert abs(world.ledger.spent() - bill) <= Decimal("5.49") / 60
+
+
+def test_objects_that_the_ledger_lost_are_stopped_and_charged(world: World) -> None:
+    row = world.deploy()
+    world.emulator.fault("training_slow", seconds=20)
+    dataset = world.upload("dataset-2")
+    submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    world.minutes(10)
+    forget(world)
+    report = reconcile(world)
+    assert len(report.orphans) == 3  # the endpoint, the job that trained its model, the job that trains
+    assert world.ours() == []
+    assert all(job.status in ("completed", "cancelled", "cancel_requested") for job in world.our_jobs())
+    for job in world.ledger.find("fine_tune_jobs", state="cancelling"):
+        with pytest.raises(Exception, match="cancelled"):
+            follow_fine_tune(world.client, world.ledger, job["id"], poll_seconds=0, now=world.now, wait=world.wait)
+    world.next_hours()
+    reconcile(world)
+    assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
+    assert {row["remote_id"]} <= remote_ids(world)
+    assert reconcile(world).orphans == []
+
+
+def test_strangers_are_never_touched(world: World, emulator: Emulator, tmp_path: Path) -> None:
+    world.client.endpoints.create(name="somebody-elses")
+    world.client.endpoints.create(name=f"rsn-{world.ledger.installation_id}x-abc")  # alike, but another installation
+    stranger = World(emulator, tmp_path / "stranger")
+    theirs = stranger.deploy()
+    before = [(e.name, e.etag) for e in world.client.endpoints.list()]
+    mine = world.deploy()
+    forget(world)
+    report = reconcile(world)
+    assert len(report.orphans) == 2  # my endpoint and my job
+    assert report.strangers >= 4
+    assert world.client.endpoints.retrieve(theirs["endpoint_id"]).deployments[0].state == "DEPLOYMENT_STATE_READY"
+    after = [(e.name, e.etag) for e in world.client.endpoints.list() if mine["name"] not in e.name]
+    assert sorted(after) == sorted(before)
+
+
+def test_a_job_whose_submission_was_never_answered_is_found(world: World) -> None:
+    dataset = world.upload()
+    world.kill_after("POST", "/v1/fine-tunes")
+    with pytest.raises(Killed):
+        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    world.revive()
+    assert [job["state"] for job in world.ledger.find("fine_tune_jobs")] == ["intended"]
+    report = reconcile(world)
+    assert "never answered" in report.actions[0]
+    (job,) = world.ledger.find("fine_tune_jobs")
+    assert job["state"] == "submitted"
+    assert follow_fine_tune(world.client, world.ledger, job["id"], poll_seconds=1, now=world.now, wait=world.wait)
+    assert len(world.our_jobs()) == 1
+
+
+def test_an_intent_that_never_left_is_given_up_with_its_money(world: World) -> None:
+    dataset = world.upload()
+    world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
+    with pytest.raises(CreationInDoubt):
+        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    assert reconcile(world).actions == []  # it may be resumed
+    world.emulator.advance(ABANDON_AFTER.total_seconds())
+    assert "never reached the provider" in reconcile(world).actions[0]
+    assert world.ledger.find("fine_tune_jobs")[0]["state"] == "abandoned"
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(world: World) -> None:
+    dataset = world.upload()
+    world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
+    with pytest.raises(CreationInDoubt):
+        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    (job,) = world.ledger.find("fine_tune_jobs")
+    cancel_fine_tune(world.client, world.ledger, job["id"], now=world.now())
+    world.emulator.fault("training_slow", seconds=20)
+    late = world.client.fine_tuning.create(
+        model=job["base_model"], training_file=dataset["train_file_id"], suffix=job["suffix"], lora=True
+    )
+    report = reconcile(world)
+    assert report.orphans == [f"fine-tune {job['suffix']} ({late.id})"]
+    assert world.client.fine_tuning.retrieve(late.id).status in ("cancelled", "cancel_requested")
+
+
+def test_a_second_job_of_one_suffix_is_cancelled(world: World) -> None:
+    job = world.train()
+    dataset = world.ledger.get("datasets", job["dataset_id"])
+    world.emulator.fault("training_slow", seconds=20)
+    double = world.client.fine_tuning.create(
+        model=job["base_model"], training_file=dataset["train_file_id"], suffix=job["suffix"], lora=True
+    )
+    report = reconcile(world)
+    assert report.orphans == [f"fine-tune {job['suffix']} ({double.id})"]
+    assert world.client.fine_tuning.retrieve(double.id).status in ("cancelled", "cancel_requested")
+    assert world.ledger.get("fine_tune_jobs", job["id"])["state"] == "completed"
+
+
+def test_a_double_deployment_is_stopped_and_charged(world: World) -> None:
+    row = world.deploy()
+    double = world.client.endpoints.deployments.create(
+        endpoint_id=row["endpoint_id"],
+        name="double",
+        model=f"projects/{world.client.project_id}/models/{row['model_object_id']}",
+        config=row["config"],
+        autoscaling={"min_replicas": 1, "max_replicas": 1},
+    )
+    world.minutes(5)
+    report = reconcile(world)
+    assert report.orphans == [f"deployment {double.id} beside {row['name']}"]
+    reconcile(world)
+    assert [d.id for d in world.client.endpoints.deployments.list(row["endpoint_id"])] == [row["remote_id"]]
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    world.next_hours()
+    reconcile(world)
+    assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
+
+
+def test_what_vanished_at_the_provider_is_settled(world: World) -> None:
+    row = world.deploy()
+    remote = world.client.endpoints.deployments.update(
+        row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling={"min_replicas": 0, "max_replicas": 0}
+    )
+    world.client.endpoints.update(row["endpoint_id"], traffic_split=[])
+    world.client.endpoints.deployments.delete(row["remote_id"], endpoint_id=row["endpoint_id"], etag=remote.etag)
+    world.client.endpoints.delete(row["endpoint_id"])
+    reconcile(world)
+    reconcile(world)
+    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+def test_a_late_bill_gives_no_money_back(world: World) -> None:
+    row = world.deploy()
+    world.minutes(10)
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    spent = world.ledger.spent()
+    report = reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now() - timedelta(hours=2))
+    assert report.adjustments == []
+    assert world.ledger.spent() == spent
