@@ -271,12 +271,13 @@ def check_cli(base_url: str, transcript: Transcript, dataset: Path, scratch: Pat
             *("--suffix", "conformance-cli", "--lora", "-y"),
             json_output=False,
         )
-        job = cli.run("fine-tuning", "list")[0]
+        job = _get(base_url, "/v1/fine-tunes")["data"][0]
         _poll_path(base_url, f"/v1/fine-tunes/{job['id']}", "status", "completed")
         archive = scratch / "model.tar.gz"
         model_id = _get(base_url, f"/v1/fine-tunes/{job['id']}")["model_object_id"]
         model = f"projects/{_get(base_url, '/v3/whoami')['project']['id']}/models/{model_id}"
         waiting = [
+            pool.submit(cli.run, "fine-tuning", "list", json_output=False),
             pool.submit(cli.run, "fine-tuning", "retrieve", job["id"]),
             pool.submit(cli.run, "fine-tuning", "list-events", job["id"]),
             pool.submit(cli.run, "fine-tuning", "download", job["id"], "--output-dir", str(archive)),
@@ -284,17 +285,16 @@ def check_cli(base_url: str, transcript: Transcript, dataset: Path, scratch: Pat
                 cli.run, "endpoints", "deploy", model, "--endpoint", "conformance-cli", "--traffic-weight", "1"
             ),
         ]
-        retrieved, events, _, deployed = (future.result() for future in waiting)
+        table, retrieved, events, _, deployed = (future.result() for future in waiting)
+        _expect(job["id"] in table, "the job is in the table")
         _expect(retrieved["status"] == "completed", "the command sees the job completed")
         _expect(any(event["type"] == "job_complete" for event in events), "the command has the events")
         _expect(archive.stat().st_size > 0, "the command downloads the model")
         endpoint, deployment = deployed["endpoint"]["id"], deployed["deployment"]["id"]
-        listing = pool.submit(cli.run, "endpoints", "ls")
-        plain = pool.submit(cli.run, "endpoints", "ls", json_output=False)
-        _expect(any(entry["id"] == endpoint for entry in listing.result()["data"]), "the endpoint is listed")
-        _expect("conformance-cli" in plain.result(), "the endpoint is in the table")
+        listing = pool.submit(cli.run, "endpoints", "ls", json_output=False)
         stop = ("--min-replicas", "0", "--max-replicas", "0", "--traffic-weight", "0")
         cli.run("endpoints", "update", deployment, *stop)
+        _expect("conformance-cli" in listing.result(), "the endpoint is in the table")
         cli.run("endpoints", "rm", deployment)
         cli.run("endpoints", "rm", endpoint)
 

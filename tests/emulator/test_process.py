@@ -62,7 +62,8 @@ def test_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
         assert server.process.wait(timeout=10) == 0
 
 
-def test_killed_in_the_middle_of_a_training_it_begins_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_in_the_middle_of_a_training_it_begins_anew(tmp_path: Path, number: signal.Signals) -> None:
     data, options = tmp_path / "data", ("--trainer", "majority", "--cold-start", "0")
     dataset = write_dataset(tmp_path / "dataset.jsonl")
     for server in start(data, *options):
@@ -75,8 +76,8 @@ def test_killed_in_the_middle_of_a_training_it_begins_anew(tmp_path: Path) -> No
         wait_for_first_epoch(server, job_id)
         workers = children(server.process.pid)
         assert len(workers) == 1
-        server.process.kill()
-        server.process.wait()
+        server.process.send_signal(number)
+        server.process.wait(timeout=10)
     Server.wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
     # The order to be slow stays with the job; without it the second attempt would take as long as the first.
