@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, log_loss, recall_score
+from sklearn.metrics import f1_score, recall_score
 from sklearn.model_selection import KFold
 
 from emulator.features import transcript_features
@@ -159,7 +159,8 @@ def fit_choice(
 
 
 def _loss(scores: np.ndarray, truth: np.ndarray) -> float:
-    return float(log_loss(truth, np.exp(log_softmax(scores, axis=1)), labels=np.arange(scores.shape[1])))
+    """Mean cross-entropy (nats)."""
+    return float(-log_softmax(scores, axis=1)[np.arange(len(truth)), truth].mean())
 
 
 def _fit_temperature(scores: np.ndarray, truth: np.ndarray) -> float:

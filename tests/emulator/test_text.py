@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emulator.text import TextIndex, TextSpace
+
+CORPUS = ["the cat sat on the mat", "a dog sat", "cats and dogs", "", "Über den Wolken", "?"]
+SPACES = [TextSpace(CORPUS, ngram_range=(1, 2)), TextSpace(CORPUS, analyzer="char_wb", ngram_range=(2, 4))]
+INDEXES = [TextIndex(space, CORPUS) for space in SPACES]
+
+
+@given(st.text(max_size=60) | st.lists(st.sampled_from(CORPUS), max_size=4).map(" ".join))
+def test_one_text_at_a_time_is_what_scikit_learn_gives(text: str) -> None:
+    for space, index in zip(SPACES, INDEXES, strict=True):
+        columns, values = space.vector(text)
+        dense = np.zeros(space.size)
+        dense[columns] = values
+        wanted = space.matrix([text]).toarray()[0]
+        assert np.allclose(dense, wanted)
+        assert np.allclose(index.likeness((columns, values)), space.matrix(CORPUS).toarray() @ wanted)
+
+
+def test_a_corpus_without_words_is_like_nothing() -> None:
+    space = TextSpace(["", "?"], token_pattern=r"\b\w+\b")
+    assert TextIndex(space, ["", "?"]).likeness(space.vector("word")).tolist() == [0, 0]
