@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from reasoning.errors import SegmentError
 from reasoning.records import SCHEMA_VERSION
-from reasoning.spool import parse_line
+from reasoning.spool import check_line, parse_line
 from storage.errors import LandingError
 from storage.files import make_folder, sync
 from storage.layout import Layout
@@ -60,6 +60,8 @@ _DICTIONARY = [
     *("arm", "messages.list.element.role", "decision", "completion", "fallback_reason", "error", "tags"),
     *("metric", "value", "kind", "author"),
 ]
+# What `storage.erase` leaves of a line, filled up with blanks to its length. Landing passes over it.
+ERASED = b'{"record":"erased"}'
 _EMPTY_SEGMENT_AGE = 3600.0  # seconds after which an empty segment without a writer is removed
 
 
@@ -156,6 +158,13 @@ def _take_over(layout: Layout) -> int:
     return taken
 
 
+def _is_erased(line: bytes) -> bool:
+    try:
+        return check_line(line).startswith(ERASED)
+    except SegmentError:
+        return False
+
+
 class _Line(NamedTuple):
     segment: str
     line_no: int
@@ -219,11 +228,9 @@ class _Landing:
 
     def run(self, report: LandReport, progress: Callable[[int], None]) -> None:
         done = 0
-        for path in self._segments:
-            for chunk, read in self._chunks(path):
-                self._take(chunk)
-                progress(report.bytes + done + read)
-            done += path.stat().st_size
+        for chunk, done in self._chunks():
+            self._take(chunk)
+            progress(report.bytes + done)
         for output in self._outputs.values():
             self._flush(output)
         while self._pending:
@@ -249,27 +256,31 @@ class _Landing:
         for writer in self._quarantine.values():
             writer.discard()
 
-    def _chunks(self, path: Path) -> Iterator[tuple[list[_Line], int]]:
-        """Lines that parse, some thousands at a time, with the offset after them."""
-        segment = path.stem
+    def _chunks(self) -> Iterator[tuple[list[_Line], int]]:
+        """Lines that parse, some thousands at a time, with the number of bytes read so far."""
         lines: list[_Line] = []
-        offset = size = 0
-        with path.open("rb") as file:
-            for line_no, raw in enumerate(file, 1):
-                if not raw.endswith(b"\n"):
-                    self._reject(segment, line_no, offset, raw, "torn: no newline at the end")
-                else:
-                    try:
-                        row = parse_line(raw)
-                        lines.append(_Line(segment, line_no, offset, raw, row, partition_of(row)))
-                    except (SegmentError, SchemaViolation) as error:
-                        self._reject(segment, line_no, offset, raw[:-1], str(error))
-                offset += len(raw)
-                size += len(raw)
-                if len(lines) == _CHUNK_ROWS or size > _CHUNK_BYTES:
-                    yield lines, offset
-                    lines, size = [], 0
-        yield lines, offset
+        done = size = 0
+        for path in self._segments:
+            segment = path.stem
+            offset = 0
+            with path.open("rb") as file:
+                for line_no, raw in enumerate(file, 1):
+                    if not raw.endswith(b"\n"):
+                        self._reject(segment, line_no, offset, raw, "torn: no newline at the end")
+                    else:
+                        try:
+                            row = parse_line(raw)
+                            lines.append(_Line(segment, line_no, offset, raw, row, partition_of(row)))
+                        except (SegmentError, SchemaViolation) as error:
+                            if not _is_erased(raw):
+                                self._reject(segment, line_no, offset, raw[:-1], str(error))
+                    offset += len(raw)
+                    size += len(raw)
+                    if len(lines) == _CHUNK_ROWS or size > _CHUNK_BYTES:
+                        yield lines, done + offset
+                        lines, size = [], 0
+            done += offset
+        yield lines, done
 
     def _reject(self, segment: str, line_no: int, offset: int, raw: bytes, reason: str) -> None:
         self._quarantine[segment].add(segment, line_no, offset, raw, reason)
@@ -283,11 +294,10 @@ class _Landing:
             output = self._outputs.get(key)
             if output is None:
                 output = self._outputs[key] = _Output(self._layout, key, len(self._outputs))
-            segment = of_key[0].segment  # a chunk is of one segment
-            if segment in output.landed:
-                continue
+            if output.landed:
+                of_key = [line for line in of_key if line.segment not in output.landed]
+            output.segments.update(line.segment for line in of_key)
             for table in self._tables(key, of_key):
-                output.segments.add(segment)
                 output.buffer.append(table)
                 output.rows += len(table)
                 output.nbytes += table.nbytes
@@ -300,6 +310,8 @@ class _Landing:
 
     def _tables(self, key: PartitionKey, lines: list[_Line]) -> Iterator[pa.Table]:
         """The lines as Arrow tables, without those that do not fit: found by halving."""
+        if not lines:
+            return
         try:
             yield to_table(key.table, [line.row for line in lines])
         except SchemaViolation as error:
@@ -337,6 +349,8 @@ class _Landing:
             sync(output.folder)
         for writer in self._quarantine.values():
             writer.commit()
+        if self._reasons:
+            sync(self._layout.quarantine)
         for path in self._segments:
             path.unlink()
         sync(self._layout.spool)

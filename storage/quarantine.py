@@ -15,8 +15,6 @@ from typing import IO, Any
 
 import orjson
 
-from storage.files import sync
-
 
 def reason_class(reason: str) -> str:
     """What reports count by: the reason up to its first colon ("torn", "CRC mismatch", "decision_type")."""
@@ -45,14 +43,18 @@ class QuarantineWriter:
             self._file = self._temporary.open("wb")
         self._file.write(entry + b"\n")
 
+    @property
+    def empty(self) -> bool:
+        return self._file is None
+
     def commit(self) -> None:
+        """Make the file visible. It is for the caller to sync the folder."""
         if self._file is None:
             return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.replace(self.path)
-        sync(self.path.parent)
 
     def discard(self) -> None:
         if self._file is not None:

@@ -29,7 +29,7 @@ Method = Literal["auto", "exchange", "manifest"]
 
 _ROW_GROUP_ROWS = 20_480
 _ROW_GROUP_BYTES = 64 << 20
-_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def rewrite_partition(
@@ -102,7 +102,7 @@ def _commit(folder: Path, new: Path, old: list[Path], method: Method) -> None:
         try:
             exchange(new.parent, folder)
         except OSError as error:
-            if method == "exchange" or error.errno not in _CANNOT_EXCHANGE:
+            if method == "exchange" or error.errno not in CANNOT_EXCHANGE:
                 raise
         else:
             sync(folder.parent)
@@ -145,5 +145,6 @@ def recover(layout: Layout) -> None:
                 _delete_hidden(layout.data / key.folder)
             for temporary in (layout.data / key.folder).glob("*.tmp"):
                 temporary.unlink(missing_ok=True)
-    for path in layout.quarantine.glob("*.tmp"):
-        path.unlink(missing_ok=True)
+    for folder in (layout.quarantine, layout.spool):
+        for temporary in folder.glob("*.tmp"):
+            temporary.unlink(missing_ok=True)

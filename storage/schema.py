@@ -203,14 +203,12 @@ def _times(values: list[Any]) -> pa.Array:
     return pa.array(values, pa.string()).cast(_TIME)
 
 
-def _numbers(kind: pa.DataType) -> Callable[[list[Any]], pa.Array]:
+def _numbers(kind: pa.DataType, types: frozenset[type]) -> Callable[[list[Any]], pa.Array]:
     def build(values: list[Any]) -> pa.Array:
-        array = pa.array(values)  # as they are: pa.array(values, int64) would cut 1.5 to 1 and take true for 1.0
-        if pa.types.is_boolean(array.type):
-            raise TypeError("a number is needed, not a boolean")
-        if not (pa.types.is_null(array.type) or pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
-            raise TypeError(f"a number is needed, not {array.type}")
-        return array.cast(kind)
+        wrong = set(map(type, values)) - types  # pa.array() would take true for 1.0, and cut 1.5 to 1
+        if wrong:
+            raise TypeError(f"{kind} is needed, not {wrong.pop().__name__}")
+        return pa.array(values, kind)
 
     return build
 
@@ -220,6 +218,8 @@ def _texts(values: list[Any]) -> pa.Array:
 
 
 def _text_lists(values: list[Any]) -> pa.Array:
+    if not {list, type(None)}.issuperset(map(type, values)):  # pa.array() would take a text for a list of characters
+        raise TypeError("a list of texts is needed")
     return pa.array(values, pa.list_(pa.string()))
 
 
@@ -245,8 +245,8 @@ _BUILDERS: dict[pa.DataType, Callable[[list[Any]], pa.Array]] = {
     _TIME: _times,
     pa.string(): _texts,
     pa.bool_(): lambda values: pa.array(values, pa.bool_()),
-    pa.float64(): _numbers(pa.float64()),
-    pa.int64(): _numbers(pa.int64()),
+    pa.float64(): _numbers(pa.float64(), frozenset({float, int, type(None)})),
+    pa.int64(): _numbers(pa.int64(), frozenset({int, type(None)})),
     pa.list_(pa.string()): _text_lists,
     _MESSAGES: _messages,
 }

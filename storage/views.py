@@ -134,15 +134,15 @@ def scan(table: str, files: Sequence[Path]) -> str:
     if not files:
         return empty
     hive = ", ".join(f"{name}: {kind}" for name, kind in PARTITIONS[table].items())
-    names = ", ".join(sql_text(_literal(path)) for path in files)
+    names = ", ".join(sql_text(literal_path(path)) for path in files)
     return (
         f"{empty} UNION ALL BY NAME FROM read_parquet([{names}], union_by_name = true, "
         f"hive_partitioning = true, hive_types = {{{hive}}})"
     )
 
 
-def _literal(path: Path) -> str:
-    # DuckDB takes *?[ in a listed path for a pattern; a class of one character stands for itself.
+def literal_path(path: Path) -> str:
+    """A path as DuckDB's readers take it: `*?[` would make a pattern, a class of one character stands for itself."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in str(path))
 
 

@@ -1,0 +1,315 @@
+"""Erasure: every row about one person, out of the log, the spool, the quarantine and the datasets.
+
+Datasets, quarantine, spool and feedback go first and the decisions, by which the others are found, last: an erasure
+that was killed is finished by running it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+import duckdb
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reasoning.errors import SegmentError
+from reasoning.spool import frame_line, parse_line
+from storage.costs import models_trained_on
+from storage.files import exchange, remove_tree, sync
+from storage.land import ERASED, finish_landing
+from storage.layout import Layout
+from storage.locks import LOCK_TIMEOUT, data_lock
+from storage.quarantine import QuarantineWriter, read_quarantine
+from storage.rewrite import CANNOT_EXCHANGE, rewrite_partition
+from storage.schema import PartitionKey
+from storage.views import connect, literal_path
+
+Progress = Callable[[int, int], None]  # (partitions done, partitions in all)
+
+
+@dataclass
+class EraseReport:
+    """What was erased, counted in rows or lines. `datasets` counts the rows by dataset (`<decision_type>/<id>`).
+
+    `models` are those in the ledger that were trained on a dataset that had such rows: erasing does not reach into
+    their weights, so retrain or retire them. `unreadable` counts quarantined lines that are too damaged to tell whom
+    they are about and were kept, because the subject's id does not occur in them.
+    """
+
+    subject_id: str
+    decisions: int = 0
+    feedback: int = 0
+    spool: int = 0
+    quarantine: int = 0
+    unreadable: int = 0
+    datasets: dict[str, int] = field(default_factory=dict)
+    models: list[str] = field(default_factory=list)
+
+
+def erase_subject(
+    data: Path | str,
+    subject_id: str,
+    *,
+    now: datetime | None = None,
+    memory_limit: str = "1GB",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    lock_timeout: float = LOCK_TIMEOUT,
+) -> EraseReport:
+    """Erase the decisions that have `subject_id` among their `subject_ids`, and the feedback on them or by that author.
+
+    Feedback on an episode goes when none of the episode's decisions is left. In segments that agents are writing to,
+    the lines are overwritten where they are; what an agent writes after this call is not touched. Bytes are deleted,
+    not shredded: the disk's own traces and backups are out of reach. Raises `DataFolderError`, `DataFolderBusy`,
+    `LandingError` and `TableError`; then run it again.
+    """
+    if not subject_id:
+        raise ValueError("subject_id is empty: name the person whose rows are to be erased")
+    layout = Layout(data).check().create()
+    report = EraseReport(subject_id)
+    with data_lock(layout, "erasure", timeout=lock_timeout):
+        finish_landing(layout, now=now)
+        with connect(data, memory_limit=memory_limit, threads=threads) as con:
+            about = _find(con, layout, subject_id)
+            _erase_datasets(con, layout, report)
+            report.models = models_trained_on(layout, {Path(name).name for name in report.datasets})
+            _erase_quarantine(layout, about, report, now)
+            _erase_spool(layout, about, report)
+            _erase_tables(con, layout, report, progress)
+    return report
+
+
+@dataclass(frozen=True)
+class _About:
+    """What makes a record the subject's: its own ids, those of the decisions, and the episodes that will be empty."""
+
+    subject_id: str
+    decision_ids: frozenset[str]
+    episode_ids: frozenset[str]
+
+    def matches(self, row: dict[str, Any]) -> bool:
+        if row.get("record") == "decision":
+            return self.subject_id in (row.get("subject_ids") or ())
+        return (
+            row.get("author") == self.subject_id
+            or row.get("decision_id") in self.decision_ids
+            or row.get("episode_id") in self.episode_ids
+        )
+
+
+def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _About:
+    """Fill the tables `subject`, `erased` (decisions; no date if still in the spool) and `emptied` (episodes)."""
+    con.execute("CREATE TEMP TABLE subject AS SELECT $1::VARCHAR AS id", [subject_id])
+    con.execute(f"""
+        CREATE TEMP TABLE erased AS
+        SELECT decision_type, date, decision_id, episode_id FROM decisions WHERE {_OF_SUBJECT}
+    """)  # noqa: S608 - a constant
+    kept = set()
+    for path in _segments(layout):
+        with _open(path) as file:
+            for _, _, row in _records(file):
+                if row["record"] != "decision":
+                    continue
+                if subject_id in (row.get("subject_ids") or ()):
+                    ids = [str(row["decision_id"]), row.get("episode_id")]
+                    con.execute("INSERT INTO erased VALUES (NULL, NULL, TRY_CAST($1 AS UUID), $2)", ids)
+                elif row.get("episode_id") is not None:
+                    kept.add(row["episode_id"])
+    con.execute("CREATE TEMP TABLE kept AS SELECT unnest($1::VARCHAR[]) AS episode_id", [sorted(kept)])
+    con.execute(f"""
+        CREATE TEMP TABLE emptied AS
+        SELECT episode_id FROM erased WHERE episode_id IS NOT NULL
+        EXCEPT SELECT episode_id FROM kept
+        EXCEPT SELECT episode_id FROM decisions WHERE {_OF_SUBJECT} IS NOT true
+    """)  # noqa: S608 - a constant
+    return _About(
+        subject_id,
+        frozenset(row[0] for row in con.execute("SELECT decision_id::VARCHAR FROM erased").fetchall()),
+        frozenset(row[0] for row in con.execute("SELECT episode_id FROM emptied").fetchall()),
+    )
+
+
+_OF_SUBJECT = "list_contains(subject_ids, (SELECT id FROM subject))"
+_FEEDBACK_ABOUT = (
+    "(author = (SELECT id FROM subject) OR decision_id IN (SELECT decision_id FROM erased)"
+    " OR decision_id IS NULL AND episode_id IN (SELECT episode_id FROM emptied))"
+)
+
+
+def _erase_tables(
+    con: duckdb.DuckDBPyConnection, layout: Layout, report: EraseReport, progress: Progress | None
+) -> None:
+    feedback = con.execute(
+        f"SELECT DISTINCT date::VARCHAR FROM feedback_log WHERE {_FEEDBACK_ABOUT} ORDER BY 1"  # noqa: S608
+    ).fetchall()
+    decisions = con.execute(
+        "SELECT DISTINCT decision_type, date::VARCHAR FROM erased WHERE date IS NOT NULL ORDER BY ALL"
+    ).fetchall()
+    work = [(PartitionKey("feedback", None, date), _FEEDBACK_ABOUT) for (date,) in feedback]
+    work += [(PartitionKey("decisions", decision_type, date), _OF_SUBJECT) for decision_type, date in decisions]
+    for done, (key, drop) in enumerate(work, 1):
+        dropped = rewrite_partition(con, layout, key, drop=drop)
+        if key.table == "decisions":
+            report.decisions += dropped
+        else:
+            report.feedback += dropped
+        if progress:
+            progress(done, len(work))
+
+
+def _segments(layout: Layout) -> list[Path]:
+    """What is in the spool although landing has just finished: segments with a living writer, or sealed since."""
+    return sorted(path for path in layout.spool.iterdir() if path.suffix in (".open", ".seal"))
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        return path.open("r+b")
+    except FileNotFoundError:  # sealed this moment
+        return path.with_suffix(".seal").open("r+b")
+
+
+def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+    """Offset, line and record of every sound line. Landing quarantines the others."""
+    offset = 0
+    for line in file:
+        with suppress(SegmentError):
+            if line.endswith(b"\n"):
+                yield offset, line, parse_line(line)
+        offset += len(line)
+
+
+def _erase_spool(layout: Layout, about: _About, report: EraseReport) -> None:
+    """Overwrite the subject's lines where they are: writers append, they never touch a line again."""
+    for path in _segments(layout):
+        with _open(path) as file:
+            before = report.spool
+            for offset, line, row in _records(file):
+                if about.matches(row):
+                    blank = ERASED.ljust(len(line) - len(frame_line(b"")))
+                    os.pwrite(file.fileno(), frame_line(blank), offset)
+                    report.spool += 1
+            if report.spool > before:
+                os.fsync(file.fileno())
+
+
+def _erase_quarantine(layout: Layout, about: _About, report: EraseReport, now: datetime | None) -> None:
+    needle = orjson.dumps(about.subject_id)[1:-1]  # as it stands inside of JSON
+    for path in sorted(layout.quarantine.glob("*.jsonl")):
+        kept = QuarantineWriter(path, now=now)
+        found = 0
+        for entry, raw in read_quarantine(path):
+            row = _tolerant(raw)
+            if needle in raw or (row is not None and about.matches(row)):
+                found += 1
+            else:
+                report.unreadable += row is None
+                kept.write(orjson.dumps(entry))
+        if not found:
+            kept.discard()
+        elif kept.empty:
+            path.unlink()
+        else:
+            kept.commit()
+        report.quarantine += found
+    sync(layout.quarantine)
+
+
+def _tolerant(raw: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line whose frame or schema is bad, if there is one."""
+    try:
+        row = orjson.loads(raw[9:])
+    except orjson.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _erase_datasets(con: duckdb.DuckDBPyConnection, layout: Layout, report: EraseReport) -> None:
+    for stale in layout.datasets.glob(f"*/{_STAGED}*"):  # of an erasure that was killed
+        remove_tree(stale)
+    for side in sorted(layout.datasets.glob("*/*/rows.parquet")):
+        rows = con.execute(
+            "SELECT split, line FROM read_parquet($1) WHERE decision_id::UUID IN (SELECT decision_id FROM erased)",
+            [literal_path(side)],
+        ).fetchall()
+        if rows:
+            _erase_lines(side.parent, rows)
+            report.datasets[f"{side.parent.parent.name}/{side.parent.name}"] = len(rows)
+
+
+_STAGED = ".erase-"
+
+
+def _erase_lines(dataset: Path, rows: list[tuple[str, int]]) -> None:
+    """Put a copy of a dataset without these lines in its place. The manifest counts them as dropped: `erased`."""
+    staged = dataset.parent / f"{_STAGED}{uuid4().hex}"
+    shutil.copytree(dataset, staged)
+    try:
+        side = _drop_rows(pq.read_table(staged / "rows.parquet"), set(rows))
+        pq.write_table(side, staged / "rows.parquet", compression="zstd")
+        hashes = {}
+        for split in {split for split, _ in rows}:
+            gone = {line for name, line in rows if name == split}
+            hashes[split] = _drop_lines(staged / f"{split}.jsonl", gone)
+        _amend_manifest(staged / "manifest.json", hashes, side, len(rows))
+        for path in (*staged.rglob("*"), staged):
+            sync(path)
+        _swap(staged, dataset)
+    finally:
+        remove_tree(staged)
+
+
+def _drop_rows(side: pa.Table, gone: set[tuple[str, int]]) -> pa.Table:
+    """The side file without these rows, the lines of every split numbered anew from 0."""
+    pairs = list(zip(side["split"].to_pylist(), side["line"].to_pylist(), strict=True))
+    kept = side.filter(pa.array([pair not in gone for pair in pairs], pa.bool_()))
+    seen: Counter[str] = Counter()
+    lines = []
+    for name in kept["split"].to_pylist():
+        lines.append(seen[name])
+        seen[name] += 1
+    at = kept.column_names.index("line")
+    return kept.set_column(at, kept.schema.field(at), pa.array(lines, kept.schema.field(at).type))
+
+
+def _drop_lines(path: Path, gone: set[int]) -> str:
+    """Rewrite a file without these lines (from 0); its SHA-256."""
+    with path.open("rb") as file:
+        content = b"".join(line for number, line in enumerate(file) if number not in gone)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _amend_manifest(path: Path, hashes: dict[str, str], side: pa.Table, erased: int) -> None:
+    manifest = orjson.loads(path.read_bytes())
+    names = Counter(side["split"].to_pylist())
+    for name, sha256 in hashes.items():
+        # The most frequent answers are texts of rows, perhaps of those.
+        manifest["splits"][name].update(rows=names[name], sha256=sha256, answers={})
+    manifest["rows_sha256"] = hashlib.sha256(path.with_name("rows.parquet").read_bytes()).hexdigest()
+    manifest["label_sources"] = dict(sorted(Counter(side["label_source"].to_pylist()).items()))
+    manifest["dropped"]["erased"] = manifest["dropped"].get("erased", 0) + erased
+    path.write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+
+
+def _swap(new: Path, old: Path) -> None:
+    try:
+        exchange(new, old)
+    except OSError as error:
+        if error.errno not in CANNOT_EXCHANGE:
+            raise
+        # Two steps where the system has no exchange: killed between them, the dataset is gone, not half of it.
+        remove_tree(old)
+        new.rename(old)
+    sync(old.parent)
