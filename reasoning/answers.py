@@ -9,6 +9,7 @@ For every decision d that `normalize_*` returns, parsing its formatted answer gi
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import re
@@ -18,7 +19,8 @@ from typing import Any
 from reasoning.errors import UnparseableAnswer
 from reasoning.transcript import clean_text
 
-_THINK = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_THINK = re.compile(r"\A(?:\s*<think>.*?</think>)+", re.DOTALL | re.IGNORECASE)
+_THINKING = re.compile(r"\A(?:\s*<think>(?:.*?</think>)?)+", re.DOTALL | re.IGNORECASE)  # even if it never ends
 _RESPONSE = re.compile(r"<response\b[^>]*>(.*?)</response\s*>", re.DOTALL | re.IGNORECASE)
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _FENCE_RUN = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
@@ -40,10 +42,10 @@ def parse_code(completion: str) -> dict[str, Any]:
     The block is the one with the longest fence, so that shorter fences may stand inside it and in the explanation.
     """
     text = _THINK.sub("", completion).strip()
-    if text.startswith("{"):
-        for found in _json_objects(text):
-            if isinstance(found.get("code"), str):
-                return normalize_code(found)
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return normalize_code(found)
     lengths = [len(run) for run in _FENCE_RUN.findall(text)]
     if not lengths:
         raise UnparseableAnswer("no fenced code block")
