@@ -190,8 +190,8 @@ class Gateway:
         headers = [(b"x-should-retry", b"true")] if status in (502, 504, 529) else []
         if status == 529:
             headers.append((b"retry-after", b"1"))
-        if status in (400, 413, 414, 431):
-            headers.append((b"connection", b"close"))  # what is left of the request is not read
+        if status in (400, 414, 431):
+            headers.append((b"connection", b"close"))  # where the next request begins is in doubt
         if is_openai(exchange, ALIASES.get(exchange.path, exchange.path)):
             status = 503 if status == 529 else status
             body = openai_error_body(type, message)

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.app import Gateway
 from gateway.logs import configure_logs, log
-from gateway.security import MAX_HEADER_BYTES, MAX_HEADERS
+from gateway.security import MAX_HEADER_BYTES
 
 GRACE_S = 600
 """How long answers under way may take after SIGTERM."""
@@ -22,34 +22,23 @@ class LimitedProtocol(HttpToolsProtocol):
     """Cuts off a client that sends headers without end: uvicorn would gather all of them before we see any."""
 
     _header_bytes = 0
+    _in_head = False
 
     def on_message_begin(self) -> None:
         self._header_bytes = 0
+        self._in_head = True
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        # A single header line without an end never reaches on_header: the parser holds it back.
-        if self.cycle is None or self.cycle.response_complete:
-            self._unparsed = getattr(self, "_unparsed", 0) + len(data)
-        before = self.cycle
         super().data_received(data)
-        if self.cycle is not before:
-            self._unparsed = 0
-        elif getattr(self, "_unparsed", 0) > 4 * MAX_HEADER_BYTES:
-            self.transport.close()
-
-    def _count(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > 2 * MAX_HEADER_BYTES or len(self.headers) > 2 * MAX_HEADERS:
-            self.transport.close()
+        if self._in_head:
+            self._header_bytes += len(data)
+            if self._header_bytes > 4 * MAX_HEADER_BYTES:
+                self.transport.close()
 
 
 class Server(uvicorn.Server):

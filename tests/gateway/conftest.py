@@ -83,7 +83,9 @@ Start = Callable[..., Awaitable[Running]]
 @asynccontextmanager
 async def serving(gateway: Gateway) -> AsyncIterator[str]:
     """Serve a gateway on a free port of this machine; its URL."""
-    server = Server(configure(gateway), gateway)
+    config = configure(gateway)
+    config.timeout_graceful_shutdown = 1
+    server = Server(config, gateway)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(512)
@@ -97,7 +99,6 @@ async def serving(gateway: Gateway) -> AsyncIterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            server.force_exit = True
             await task
 
 

@@ -76,12 +76,9 @@ class Scripted:
                     watcher.cancel()
                 if writer.is_closing():
                     return
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # a cancelled one as well: asyncio would log it
         finally:
-            for seen in self.seen:
-                if seen is (self.seen[-1] if self.seen else None):
-                    seen.closed.set()
             writer.close()
             self._tasks.discard(task)
 

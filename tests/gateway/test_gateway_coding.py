@@ -1,0 +1,424 @@
+"""Coding on the Anthropic door: served by the model, fallen back from, kept on its side, and recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.sessions import Sessions
+from reasoning.routes import Arm
+from tests.gateway import scripted
+from tests.gateway.conftest import Running, Start
+from tests.gateway.legal import read_legal_stream
+from tests.gateway.scripted import (
+    ANTHROPIC_MESSAGE,
+    DONE,
+    anthropic_stream,
+    chat_answer,
+    chat_chunk,
+    chat_stream,
+    json,
+    stream,
+    whole,
+)
+
+TOOLS = [
+    {"name": "Bash", "description": "run", "input_schema": {"type": "object", "properties": {}}},
+    {"name": "Edit", "description": "edit", "input_schema": {"type": "object", "properties": {}}},
+]
+
+
+def coding(text: str = "Please fix the bug in main.py", **fields: Any) -> dict[str, Any]:
+    body = {
+        "model": "claude-x",
+        "max_tokens": 500,
+        "system": [{"type": "text", "text": "You are a coding agent."}],
+        "tools": TOOLS,
+        "messages": [{"role": "user", "content": text}],
+    }
+    return body | fields
+
+
+async def ask(running: Running, body: dict[str, Any], **options: Any) -> tuple[int, Any, bytes]:
+    return await running.ask("POST", "/v1/messages", json=body, **options)
+
+
+async def test_whole_answer(start: Start) -> None:
+    running = await start()
+    running.route()
+    call = {"id": "c", "type": "function", "function": {"name": "Bash", "arguments": '{"command":"ls"}'}}
+    running.model.script = json(chat_answer("I look.", [call], "tool_calls"))
+    status, headers, body = await ask(running, coding())
+    message = orjson.loads(body)
+    assert status == 200
+    assert headers["x-reasoning-source"] == "custom"
+    assert headers["request-id"]
+    assert message["stop_reason"] == "tool_use"
+    assert message["content"][0] == {"type": "text", "text": "I look."}
+    assert message["content"][1]["input"] == {"command": "ls"}
+    assert message["content"][1]["id"].startswith("toolu_")
+    assert message["usage"]["input_tokens"] == 12
+    assert running.anthropic.seen == []
+    sent = running.model.last.json
+    assert sent["model"] == "ep/coder"
+    assert [m["role"] for m in sent["messages"]] == ["system", "user"]
+    assert [t["function"]["name"] for t in sent["tools"]] == ["Bash", "Edit"]
+    assert running.model.last.header("authorization") == "Bearer local"
+
+
+async def test_streamed_answer(start: Start) -> None:
+    running = await start()
+    running.route()
+    running.model.script = stream(*chat_stream("Hel", "lo"))
+    _, headers, body = await ask(running, coding(stream=True))
+    message, error = read_legal_stream(body)
+    assert error is None
+    assert message is not None
+    assert message["content"][0]["text"] == "Hello"
+    assert headers["content-type"].startswith("text/event-stream")
+    assert running.model.last.json["stream_options"] == {"include_usage": True}
+
+
+UNAVAILABLE = {
+    "429": whole(429, b"{}"),
+    "500": whole(500, b"{}"),
+    "529": whole(529, b"{}"),
+    "401": whole(401, b"{}"),
+    "400": whole(400, b"{}"),
+    "402": whole(402, b"{}"),
+    "redirect": whole(302, b"", ("location", "http://127.0.0.1:1/")),
+    "cut": scripted.cut,
+    "hang": scripted.hang,
+    "empty": json(chat_answer("")),
+    "filtered": json(chat_answer("x", finish="content_filter")),
+    "html": whole(200, b"<html>oops</html>", content_type="text/html"),
+    "bad arguments": json(chat_answer(None, [{"function": {"name": "Bash", "arguments": "{"}}], "tool_calls")),
+}
+REASONS = {"402": "over_budget", "hang": "timeout", "empty": "unparseable", "bad arguments": "unparseable"}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("fault", UNAVAILABLE)
+async def test_every_fault_before_the_first_byte_is_answered_by_anthropic(
+    start: Start, fault: str, streamed: bool
+) -> None:
+    running = await start()
+    running.route(deadline_ms=300.0)
+    if streamed and fault in ("empty", "filtered", "bad arguments"):
+        chunks = {
+            "empty": chat_stream(),
+            "filtered": chat_stream(finish="content_filter"),
+            "bad arguments": [chat_chunk(content=" "), DONE],
+        }
+        running.model.script = stream(*chunks[fault])
+    else:
+        running.model.script = UNAVAILABLE[fault]
+    answer = anthropic_stream() if streamed else None
+    running.anthropic.script = stream(answer) if answer else json(ANTHROPIC_MESSAGE)
+    status, headers, body = await ask(running, coding(stream=streamed))
+    assert status == 200
+    assert "x-reasoning-source" not in headers
+    assert (answer or b"msg_upstream") in body
+    rows = await running.records()
+    assert [(row["source"], row["served"]) for row in rows] == [("custom", False), ("original", True)]
+    assert rows[0]["fallback_reason"] == rows[1]["fallback_reason"]
+    if not streamed:
+        if fault == "html":
+            assert rows[0]["fallback_reason"] == "provider_error"
+        else:
+            assert rows[0]["fallback_reason"] == REASONS.get(fault, "provider_error")
+    assert running.gateway.state.metrics.statistics()["fallback"] == 1
+    assert len(running.model.seen) == 1
+
+
+@pytest.mark.parametrize("fault", ["cut", "error", "no finish", "garbage", "silence"])
+async def test_fault_within_the_stream_is_an_error_event_and_the_retry_is_anthropics(start: Start, fault: str) -> None:
+    running = await start(coding_idle_timeout_s=0.2)
+    running.route()
+    arrived = asyncio.Event()
+
+    async def script(seen: scripted.Seen, writer: asyncio.StreamWriter) -> None:
+        def send(chunk: bytes) -> None:
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        send(chat_chunk(content="Half an "))
+        await asyncio.wait_for(arrived.wait(), 5)
+        if fault == "silence":
+            await seen.closed.wait()
+        elif fault != "cut":
+            send(
+                {"error": b'data: {"error": {"message": "x"}}\n\n', "no finish": DONE, "garbage": b"data: {{{\n\n"}[
+                    fault
+                ]
+            )
+            writer.write(b"0\r\n\r\n")
+            return
+        writer.close()
+
+    running.model.script = script
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    async with running.http.post(
+        running.url + "/v1/messages", json=coding(stream=True), headers=running.headers
+    ) as response:
+        body = await response.content.readany()
+        arrived.set()
+        body += await response.content.read()
+    message, error = read_legal_stream(body)
+    assert message is None
+    assert error is not None
+    assert error["type"] == "api_error"
+    running.model.script = json(chat_answer())
+    _, headers, body = await ask(running, coding())  # the client's non-streaming retry
+    assert "x-reasoning-source" not in headers
+    assert b"msg_upstream" in body
+    follow = coding(
+        messages=[*coding()["messages"], {"role": "assistant", "content": "x"}, {"role": "user", "content": "go on"}]
+    )
+    _, headers, _ = await ask(running, follow)  # and so is the rest of the session
+    assert "x-reasoning-source" not in headers
+    rows = await running.records()
+    assert [(row["source"], row["served"]) for row in rows][:2] == [("custom", True), ("original", True)]
+    assert rows[0]["fallback_reason"] in ("provider_error", "unparseable", "timeout")
+
+
+async def test_client_that_goes_stops_the_model(start: Start) -> None:
+    running = await start()
+    running.route()
+
+    async def endless(seen: scripted.Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        chunk = chat_chunk(content="x")
+        while not seen.closed.is_set():
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await asyncio.sleep(0.01)
+
+    running.model.script = endless
+    async with running.http.post(
+        running.url + "/v1/messages", json=coding(stream=True), headers=running.headers
+    ) as response:
+        await response.content.readany()
+        response.close()
+    await asyncio.wait_for(running.model.last.closed.wait(), 5)
+    assert running.anthropic.seen == []
+    async with asyncio.timeout(5):
+        while running.gateway.active:
+            await asyncio.sleep(0.01)
+    assert set(running.gateway.state.coding._active.values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [("disabled", "disabled"), ("no routes", "no_route"), ("expired", "lease_expired"), ("other type", "no_route")],
+)
+async def test_without_a_lease_all_goes_to_anthropic(start: Start, why: str, reason: str) -> None:
+    running = await start(config={"enabled": why != "disabled"})
+    if why == "expired":
+        running.route(expires_in=-0.5)
+    elif why != "no routes":
+        running.route("planning" if why == "other type" else "coding")
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    assert (await ask(running, coding()))[0] == 200
+    assert running.model.seen == []
+    assert running.anthropic.last.json == coding()
+    [row] = await running.records()
+    assert (row["source"], row["served"], row["fallback_reason"]) == ("original", True, reason)
+    assert orjson.loads(row["decision"]) == {"code": "print(1)", "explanation": "Explained.", "language": "python"}
+    assert row["messages"][-1] == {"role": "user", "content": "Please fix the bug in main.py"}
+    assert row["input_tokens"] == 11
+
+
+async def test_breaker_opens_and_spares_the_model(start: Start) -> None:
+    running = await start(config={"breaker_failures": 2})
+    running.route()
+    running.model.script = whole(500, b"{}")
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    for i in range(5):
+        assert (await ask(running, coding(f"fix bug {i} in the code")))[0] == 200
+    assert len(running.model.seen) == 2
+    assert running.gateway.state.metrics.statistics()["fallback_by_reason"]["coding:circuit_open"] == 3
+
+
+async def test_session_stays_where_it_began(start: Start) -> None:
+    running = await start()
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    running.model.script = json(chat_answer())
+    session = {"metadata": {"user_id": "user_x_account__session_11111111-2222-3333-4444-555555555555"}}
+    running.route(weight=0.0, arms=(Arm("original", "original", weight=1.0),))
+    await ask(running, coding(**session))
+    running.route()  # all weight on the model now
+    _, headers, _ = await ask(running, coding("another question of it: fix the code", **session))
+    assert "x-reasoning-source" not in headers
+    _, headers, _ = await ask(running, coding("fix the code of another session"))
+    assert headers["x-reasoning-source"] == "custom"
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        [{"type": "thinking", "thinking": "hm", "signature": "EqQB"}, {"type": "text", "text": "a"}],
+        [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "a"}],
+        [{"type": "tool_use", "id": "toolu_01ABC", "name": "Bash", "input": {}}],
+    ],
+)
+async def test_conversation_that_anthropic_wrote_stays_there(start: Start, turn: list[Any]) -> None:
+    # CLIProxyAPI #1584: a signature after a switch of the model.
+    running = await start()
+    running.route()
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    last: Any = "go on with the code"
+    if turn[0]["type"] == "tool_use":
+        last = [{"type": "tool_result", "tool_use_id": "toolu_01ABC", "content": "ok"}]
+    body = coding(
+        messages=[
+            {"role": "user", "content": "fix it"},
+            {"role": "assistant", "content": turn},
+            {"role": "user", "content": last},
+        ]
+    )
+    assert (await ask(running, body))[0] == 200
+    assert running.model.seen == []
+
+
+async def test_conversation_of_our_tools_goes_on_at_the_model(start: Start) -> None:
+    running = await start()
+    running.route()
+    call = {"id": "c", "function": {"name": "Bash", "arguments": "{}"}}
+    running.model.scripts = [json(chat_answer(None, [call], "tool_calls")), json(chat_answer("Done."))]
+    _, _, body = await ask(running, coding())
+    message = orjson.loads(body)
+    tool_id = message["content"][0]["id"]
+    result = [{"type": "tool_result", "tool_use_id": tool_id, "content": "ok"}]
+    turns = [
+        *coding()["messages"],
+        {"role": "assistant", "content": message["content"]},
+        {"role": "user", "content": result},
+    ]
+    _, headers, _ = await ask(running, coding(messages=turns))
+    assert headers["x-reasoning-source"] == "custom"
+    sent = running.model.last.json["messages"]
+    assert sent[-1] == {"role": "tool", "tool_call_id": tool_id, "content": "ok"}
+    rows = await running.records()
+    assert len({row["episode_id"] for row in rows}) == 1
+    assert "<tool_call>" in rows[0]["completion"]
+    assert rows[1]["messages"][-1]["role"] == "tool"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [*TOOLS, {"type": "web_search_20260209", "name": "web_search"}]},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x"}},
+                        {"type": "text", "text": "fix the code"},
+                    ],
+                }
+            ]
+        },
+        {"messages": [{"role": "user", "content": "fix the code"}, {"role": "assistant", "content": "def f("}]},
+        {"mcp_servers": [{"url": "https://x"}]},
+        {"a_field_of_the_future": 1},
+    ],
+)
+async def test_what_cannot_be_translated_goes_to_anthropic_unchanged(start: Start, fields: dict[str, Any]) -> None:
+    running = await start()
+    running.route()
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    assert (await ask(running, coding(**fields)))[0] == 200
+    assert running.model.seen == []
+    assert running.anthropic.last.json == coding(**fields)
+    [reason] = running.gateway.state.metrics.statistics()["fallback_by_reason"]
+    assert reason.startswith("coding:untranslatable_")
+
+
+async def test_images_when_the_model_takes_them(start: Start) -> None:
+    running = await start(coding_images=True)
+    running.route()
+    running.model.script = json(chat_answer())
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}
+    body = coding(messages=[{"role": "user", "content": [image, {"type": "text", "text": "fix the code"}]}])
+    _, headers, _ = await ask(running, body)
+    assert headers["x-reasoning-source"] == "custom"
+    assert running.model.last.json["messages"][-1]["content"][0]["image_url"]["url"] == "data:image/png;base64,QUJD"
+
+
+async def test_least_busy_deployment_of_a_model_is_asked(start: Start) -> None:
+    running = await start()
+    async with scripted.Scripted(json(chat_answer())) as second:
+        arms = (
+            Arm("a", "custom", weight=1.0, model="ep/coder", base_url=running.model.url),
+            Arm("b", "custom", weight=1.0, model="ep/coder", base_url=second.url),
+        )
+        running.route(arms=arms)
+        running.model.script = scripted.hang
+        running.anthropic.script = json(ANTHROPIC_MESSAGE)
+        second.script = scripted.hang
+        tasks = [asyncio.create_task(ask(running, coding(f"fix code {i}"))) for i in range(6)]
+        async with asyncio.timeout(5):
+            while len(running.model.seen) + len(second.seen) < 6:
+                await asyncio.sleep(0.01)
+        assert (len(running.model.seen), len(second.seen)) == (3, 3)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_count_tokens_is_anthropics(start: Start) -> None:
+    running = await start()
+    running.route()
+    running.anthropic.script = json({"input_tokens": 3})
+    status, _, body = await running.ask("POST", "/v1/messages/count_tokens", json=coding())
+    assert (status, body) == (200, b'{"input_tokens":3}')
+    assert running.model.seen == []
+
+
+async def test_recorder_never_blocks_an_answer_and_counts_what_it_drops(start: Start) -> None:
+    running = await start(record_queue_mb=0.001)
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    for _ in range(3):
+        assert (await ask(running, coding("fix the code " + "x" * 3000)))[0] == 200
+    assert running.gateway.state.metrics.statistics()["records_dropped"] == {"queue_full": 3}
+
+
+async def test_full_disk_costs_records_and_no_answers(start: Start) -> None:
+    running = await start()
+    (running.data / "spool").rmdir() if (running.data / "spool").exists() else None
+    (running.data / "spool").write_text("in the way")
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    assert (await ask(running, coding()))[0] == 200
+    await asyncio.to_thread(running.gateway.state.recorder.close)
+    assert running.gateway.state.metrics.statistics()["records_dropped"] == {"not_written": 1}
+
+
+def test_sessions_are_shared_by_gateways_and_move_once(tmp_path: Any) -> None:
+    now = [0.0]
+    one, two = (Sessions(tmp_path / "s.sqlite", clock=lambda: now[0]) for _ in range(2))
+    assert one.side("s") is None
+    one.put("s", "custom")
+    one._writer.submit(lambda: None).result()
+    assert two.side("s") == "custom"
+    two.put("s", "anthropic")
+    two._writer.submit(lambda: None).result()
+    assert one.side("s") == "anthropic"
+    one.put("s", "custom")
+    one._writer.submit(lambda: None).result()
+    assert two.side("s") == one.side("s") == "anthropic"
+    now[0] = 25 * 3600
+    assert one.side("s") is None
+    one.close()
+    two.close()
+
+
+def test_sessions_without_a_store_are_kept_in_memory(tmp_path: Any) -> None:
+    (tmp_path / "file").write_text("")
+    sessions = Sessions(tmp_path / "file" / "s.sqlite")
+    sessions.put("s", "anthropic")
+    assert sessions.side("s") == "anthropic"
+    sessions.close()
