@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from emulator import account, adapters, admin, completions, deployments, endpoints, files, fine_tunes
+from emulator import account, adapters, admin, completions, deployments, endpoints, files, fine_tunes, models, offers
 from emulator.catalog import load_catalog
 from emulator.clock import Clock
 from emulator.context import Emulator, Settings
@@ -50,7 +50,7 @@ ROUTES = [
     _route("GET", "/v3/whoami", account.whoami),
     _route("GET", "/v1/projects", account.list_projects),
     _route("POST", "/v1/endpoints", endpoints.refuse_v1_endpoint),
-    _route("GET", "/v1/models", account.list_serverless_models),
+    _route("GET", "/v1/models", offers.list_serverless_models),
     _route("GET", "/v1/billing/usage", account.list_billing_usage),
     _route("GET", "/v1/files", files.list_files),
     _route("POST", "/v1/files", files.create_file),
@@ -74,20 +74,20 @@ ROUTES = [
     _route("GET", _FINE_TUNE + "/metrics", fine_tunes.list_metrics),
     _route("POST", _FINE_TUNE + "/cancel", fine_tunes.cancel_fine_tune),
     _route("GET", "/v1/finetune/download", fine_tunes.download_model),
-    _route("GET", "/v2/supported-models", account.list_supported_models),
-    _route("GET", "/v2/supported-models/{model:path}", account.retrieve_supported_model),
-    _route("GET", "/v2/public/inference-instance-types", account.list_instance_types),
-    _route("GET", "/v2/public/inference-instance-types/{instance_type}", account.retrieve_instance_type),
+    _route("GET", "/v2/supported-models", offers.list_supported_models),
+    _route("GET", "/v2/supported-models/{model:path}", offers.retrieve_supported_model),
+    _route("GET", "/v2/public/inference-instance-types", offers.list_instance_types),
+    _route("GET", "/v2/public/inference-instance-types/{instance_type}", offers.retrieve_instance_type),
     _route("GET", "/v2/organizations/{organization}/endpoints", endpoints.list_endpoints),
-    _route("GET", "/v2/organizations/{organization}/models", account.list_models),
-    _route("GET", _PROJECT + "/models", account.list_models),
-    _route("GET", _PROJECT + "/models/{model}", account.retrieve_model),
-    _route("PATCH", _PROJECT + "/models/{model}", account.update_model),
-    _route("DELETE", _PROJECT + "/models/{model}", account.delete_model),
-    _route("GET", _PROJECT + "/models/{model}/revisions", account.list_model_revisions),
-    _route("GET", _PROJECT + "/models/{model}/files", account.list_model_files),
-    _route("GET", _PROJECT + "/configs", account.list_configs),
-    _route("GET", _PROJECT + "/configs/{config}", account.retrieve_config),
+    _route("GET", "/v2/organizations/{organization}/models", models.list_models),
+    _route("GET", _PROJECT + "/models", models.list_models),
+    _route("GET", _PROJECT + "/models/{model}", models.retrieve_model),
+    _route("PATCH", _PROJECT + "/models/{model}", models.update_model),
+    _route("DELETE", _PROJECT + "/models/{model}", models.delete_model),
+    _route("GET", _PROJECT + "/models/{model}/revisions", models.list_model_revisions),
+    _route("GET", _PROJECT + "/models/{model}/files", models.list_model_files),
+    _route("GET", _PROJECT + "/configs", offers.list_configs),
+    _route("GET", _PROJECT + "/configs/{config}", offers.retrieve_config),
     _route("GET", _PROJECT + "/placement-profiles", account.list_placement_profiles),
     _route("GET", _PROJECT + "/endpoints", endpoints.list_endpoints),
     _route("POST", _PROJECT + "/endpoints", endpoints.create_endpoint),
