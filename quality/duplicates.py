@@ -26,8 +26,8 @@ _NUM_PERM = 128
 # 32 bands of 4 rows miss a pair of similarity 0.8 with probability (1 - 0.8**4)**32 < 1e-7.
 _NUM_BANDS = 32
 # The signatures' estimate has a standard deviation of sqrt(0.8 * 0.2 / 128) = 0.035 at the threshold; candidates are
-# taken from nearly six of them below.
-_CANDIDATE_ESTIMATE = 0.6
+# taken from four of them below.
+_CANDIDATE_ESTIMATE = 0.65
 _SEED = 42
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
 
@@ -51,14 +51,14 @@ def jaccard(first: set[str], second: set[str]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The indexed text that is most like the asked one, and how like (exact Jaccard similarity of shingles)."""
+    """An indexed text that is like the asked one, and how like (exact Jaccard similarity of their shingles)."""
 
     key: int
     similarity: float
 
 
 class NearDuplicateIndex:
-    """Texts by key, each of one episode, to be asked for the most similar text of *another* episode.
+    """Texts by key, each of one episode, to be asked for a similar text of *another* episode.
 
     Holds a signature of half a kilobyte a text; the texts themselves are asked back from `read_text(key)`.
     """
@@ -66,28 +66,29 @@ class NearDuplicateIndex:
     def __init__(self, read_text: Callable[[int], str]) -> None:
         self._read_text = read_text
         self._index = RMinHashLSH(0.5, _NUM_PERM, _NUM_BANDS)
-        self._digests: list[np.ndarray] = []
+        self._digests = np.zeros((1024, _NUM_PERM), dtype=np.uint32)
         self._keys: list[int] = []
         self._episodes: list[str] = []
 
     def find(self, text: str, episode: str) -> Match | None:
-        """The most similar text of another episode. Sure to be found from a similarity of `THRESHOLD` on."""
+        """A text of another episode that is as similar as `THRESHOLD` or more; else the most similar candidate."""
         own = shingles(text)
         if len(own) < MIN_SHINGLES:
             return None
         signature = _sign(own)
-        slots = [slot for slot in self._index.query(signature) if self._episodes[slot] != episode]
-        if not slots:
+        slots = np.array([slot for slot in self._index.query(signature) if self._episodes[slot] != episode], dtype=int)
+        if not len(slots):
             return None
-        digest = np.asarray(signature.digest(), dtype=np.uint32)
-        estimates = (np.stack([self._digests[slot] for slot in slots]) == digest).mean(axis=1)
+        slots.sort()
+        estimates = (self._digests[slots] == np.asarray(signature.digest(), dtype=np.uint32)).mean(axis=1)
         best: Match | None = None
-        for slot in sorted(
-            slot for slot, estimate in zip(slots, estimates, strict=True) if estimate >= _CANDIDATE_ESTIMATE
-        ):
-            similarity = jaccard(own, shingles(self._read_text(self._keys[slot])))
+        for at in np.argsort(-estimates, kind="stable"):
+            if estimates[at] < _CANDIDATE_ESTIMATE or (best is not None and best.similarity >= THRESHOLD):
+                break
+            key = self._keys[slots[at]]
+            similarity = jaccard(own, shingles(self._read_text(key)))
             if best is None or similarity > best.similarity:
-                best = Match(self._keys[slot], similarity)
+                best = Match(key, similarity)
         return best
 
     def add(self, key: int, text: str, episode: str) -> bool:
@@ -95,9 +96,11 @@ class NearDuplicateIndex:
         own = shingles(text)
         if len(own) < MIN_SHINGLES:
             return False
-        signature = _sign(own)
-        self._index.insert(len(self._keys), signature)
-        self._digests.append(np.asarray(signature.digest(), dtype=np.uint32))
+        signature, slot = _sign(own), len(self._keys)
+        self._index.insert(slot, signature)
+        if slot == len(self._digests):
+            self._digests = np.concatenate([self._digests, np.zeros_like(self._digests)])
+        self._digests[slot] = signature.digest()
         self._keys.append(key)
         self._episodes.append(episode)
         return True

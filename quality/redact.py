@@ -62,6 +62,10 @@ _IPV6 = re.compile(
 )
 _SEVEN_DIGITS = re.compile(r"(?:\d\D{0,3}){6}\d")
 
+# Nearly all lines have neither, and are done with one quick search each.
+_LONG_WORD = re.compile(r"[A-Za-z0-9_.:~+/=-]{16}")
+_SECRET_NAME = re.compile(r"(?i)pass|secret|key|token")
+
 Found = tuple[tuple[str, int], ...]
 
 
@@ -88,15 +92,18 @@ def _redact_line(line: str, region: str) -> tuple[str, Found]:
     counts: Counter[str] = Counter()
     if "://" in line and "@" in line:
         line = _replace(_URL_PASSWORD, lambda _: "[SECRET]", "secret", line, counts)
-    line = _replace(_SECRET, lambda _: "[SECRET]", "secret", line, counts)
-    line = _replace(_BEARER, lambda match: match["name"] + "[SECRET]", "secret", line, counts)
-    line = _replace(_ASSIGNED_SECRET, _hide_value, "secret", line, counts)
+    if _LONG_WORD.search(line):
+        line = _replace(_SECRET, lambda _: "[SECRET]", "secret", line, counts)
+        line = _replace(_BEARER, lambda match: match["name"] + "[SECRET]", "secret", line, counts)
+    if _SECRET_NAME.search(line):
+        line = _replace(_ASSIGNED_SECRET, _hide_value, "secret", line, counts)
     if "@" in line:
         line = _replace(_EMAIL, lambda _: "[EMAIL]", "email", line, counts)
     if _SEVEN_DIGITS.search(line):
         line = _replace(_IBAN, lambda match: "[IBAN]" if iban.is_valid(match[0]) else match[0], "iban", line, counts)
         line = _replace(_DIGITS, _hide_card, "card", line, counts)
-    line = _replace(_IPV4, _hide_address, "ip", line, counts)
+    if line.count(".") >= 3:
+        line = _replace(_IPV4, _hide_address, "ip", line, counts)
     if line.count(":") >= 2:
         line = _replace(_IPV6, _hide_address, "ip", line, counts)
     if _SEVEN_DIGITS.search(line):
