@@ -158,7 +158,7 @@ def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> Non
 
 def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: datetime) -> None:
     """Take requests, tokens and their cost from the decision log into the ledger, whole days from `since` on."""
-    if not layout.decisions.is_dir():
+    if next(layout.decisions.rglob("*.parquet"), None) is None:
         return
     import storage
 

@@ -59,6 +59,7 @@ class World:
 
     def __init__(self, emulator: Emulator, data: Path) -> None:
         self.emulator, self.data = emulator, Layout(data).create().data
+        self.trained_object = ""
         self.client = connect(base_url=emulator.url)
         self.ledger: Ledger = open_ledger(data)
         for period, limit in (("hour", None), ("day", None), ("month", None), ("total", "1000")):
@@ -105,9 +106,20 @@ class World:
         job = submit_fine_tune(self.client, self.ledger, dataset["id"], tier="small", now=self.now, wait=self.wait)
         return follow_fine_tune(self.client, self.ledger, job["id"], poll_seconds=1, now=self.now, wait=self.wait)
 
+    def model(self, decision_type: str = "should_respond") -> str:
+        """A model's id, without a training of its own: what serves it was trained once for all tests."""
+        return self.ledger.add(
+            "models",
+            state="trained",
+            decision_type=decision_type,
+            base_model="Qwen/Qwen3.5-2B",
+            model_object_id=self.trained_object,
+            now=self.now(),
+        )["id"]
+
     def deploy(self, model_id: str | None = None) -> dict[str, Any]:
         """A ready deployment."""
-        model_id = model_id or self.train()["model_id"]
+        model_id = model_id or self.model()
         return deploy_model(self.client, self.ledger, model_id, poll_seconds=1, now=self.now, wait=self.wait)
 
     def ours(self) -> list[Any]:
@@ -163,10 +175,19 @@ def emulator(emulator_url: str) -> Iterator[Emulator]:
     emulator.clear_faults()
 
 
+@pytest.fixture(scope="session")
+def trained_object(emulator_url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    world = World(Emulator(emulator_url), tmp_path_factory.mktemp("trained") / "data")
+    object_id = world.ledger.get("models", world.train()["model_id"])["model_object_id"]
+    world.ledger.close()
+    return str(object_id)
+
+
 @pytest.fixture
-def world(emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(emulator: Emulator, trained_object: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.delenv("REASONING_LEDGER_URL", raising=False)
     world = World(emulator, tmp_path / "data")
+    world.trained_object = trained_object
     yield world
     world.ledger.close()
     world.client.close()

@@ -43,7 +43,7 @@ def test_a_model_is_served_asked_and_taken_down(world: World) -> None:
     row = undeploy(world, row["id"])
     assert row["state"] == "deleted"
     assert world.ours() == []
-    assert world.ledger.spent() >= Decimal("4") + world.emulator.bill({row["remote_id"]})
+    assert world.ledger.spent() >= world.emulator.bill({row["remote_id"]}) > Decimal("0.9")
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
 
@@ -56,7 +56,7 @@ def test_it_is_not_deployed_twice(world: World) -> None:
 @pytest.mark.parametrize("kind", ["lost_response", "503", "429"])
 @pytest.mark.parametrize("match", [ENDPOINTS, DEPLOYMENTS])
 def test_trouble_while_creating_makes_one_endpoint_and_one_deployment(world: World, kind: str, match: str) -> None:
-    model_id = world.train()["model_id"]
+    model_id = world.model()
     world.emulator.fault(kind, match)
     row = world.deploy(model_id)
     (endpoint,) = world.ours()
@@ -65,7 +65,7 @@ def test_trouble_while_creating_makes_one_endpoint_and_one_deployment(world: Wor
 
 @pytest.mark.parametrize("path", ["/endpoints", "/deployments"])
 def test_killed_while_creating_it_goes_on_with_the_same_deployment(world: World, path: str) -> None:
-    model_id = world.train()["model_id"]
+    model_id = world.model()
     world.kill_after("POST", path)
     with pytest.raises(Killed):
         world.deploy(model_id)
@@ -77,7 +77,7 @@ def test_killed_while_creating_it_goes_on_with_the_same_deployment(world: World,
 
 
 def test_a_refused_deployment_leaves_nothing(world: World) -> None:
-    model_id = world.train()["model_id"]
+    model_id = world.model()
     world.emulator.fault(400, DEPLOYMENTS)
     with pytest.raises(ProviderRefused, match="400"):
         world.deploy(model_id)
@@ -87,7 +87,7 @@ def test_a_refused_deployment_leaves_nothing(world: World) -> None:
 
 
 def test_in_doubt_for_good_it_is_rolled_back(world: World) -> None:
-    model_id = world.train()["model_id"]
+    model_id = world.model()
     world.emulator.fault(500, DEPLOYMENTS, times=4)
     with pytest.raises(CreationInDoubt):
         world.deploy(model_id)
@@ -95,7 +95,7 @@ def test_in_doubt_for_good_it_is_rolled_back(world: World) -> None:
 
 
 def test_a_slow_cold_start_is_waited_for(world: World) -> None:
-    model_id = world.train()["model_id"]
+    model_id = world.model()
     world.emulator.fault("slow_cold_start", seconds=1100)
     seen: list[str] = []
     row = deploy_model(
@@ -112,7 +112,7 @@ def test_a_slow_cold_start_is_waited_for(world: World) -> None:
 
 
 def test_no_capacity_is_told_apart_from_failure(world: World) -> None:
-    model_id = world.train()["model_id"]
+    model_id = world.model()
     world.emulator.fault("no_capacity")
     with pytest.raises(NoCapacity, match="insufficient GPU capacity"):
         deploy_model(world.client, world.ledger, model_id, timeout=timedelta(0), now=world.now, wait=world.wait)
@@ -125,7 +125,7 @@ def test_no_capacity_is_told_apart_from_failure(world: World) -> None:
 
 
 def test_no_budget_no_deployment(world: World) -> None:
-    model_id = world.train()["model_id"]
+    model_id = world.model()
     world.ledger.set_budget("hour", "5.48")
     with pytest.raises(BudgetExceeded, match=r"an hour, but of the hour budget of \$5\.48"):
         world.deploy(model_id)

@@ -82,7 +82,7 @@ def test_it_charges_minutes_makes_up_for_missed_ticks_and_renews_the_lease(world
     assert guard(world).charged_usd == 20 * RATE / 60
     assert routed(world) == {row["served_name"]}
     billed = world.emulator.bill({row["remote_id"]})
-    assert billed <= world.ledger.spent() - 4 <= billed + RATE / 60
+    assert billed <= world.ledger.spent() <= billed + RATE / 60
 
 
 def test_twice_the_same_minute_is_charged_once(world: World) -> None:
@@ -143,7 +143,6 @@ def test_a_budget_warns_drains_and_stops(world: World) -> None:
     policy = GuardPolicy(idle=None)
     spent = world.ledger.spent()
     world.ledger.set_budget("total", spent + 100 * RATE / 60)  # a hundred minutes, above what is spent
-    share = float(spent / (spent + 100 * RATE / 60))
     levels = []
     for _ in range(110):
         world.minutes(1 if "warn" in levels else 4)
@@ -155,7 +154,6 @@ def test_a_budget_warns_drains_and_stops(world: World) -> None:
     assert "warn" in levels
     assert routed(world) == frozenset()
     assert world.ours() == []
-    assert share < 0.8
     (budget,) = world.ledger.budgets(world.now())
     assert budget.spent_usd <= budget.limit_usd
 
@@ -183,10 +181,11 @@ def test_an_emergency_stops_in_one_tick_and_cancels_what_waits(world: World) -> 
 
 
 def test_a_budget_of_one_type_stops_only_that_type(world: World) -> None:
-    mine = world.deploy(world.train("dataset-1")["model_id"])
-    other = world.deploy(world.train("dataset-2", "planning")["model_id"])
+    mine = world.deploy(world.model())
+    other = world.deploy(world.model("planning"))
     route(world, mine["served_name"])
     route(world, other["served_name"], "planning")
+    world.ledger.charge("tokens", "4", key="t", what="t", decision_type="planning", now=world.now())
     world.ledger.set_budget("day", "4", "planning")
     report = guard(world)
     assert report.level == "stop"
@@ -195,8 +194,8 @@ def test_a_budget_of_one_type_stops_only_that_type(world: World) -> None:
 
 
 def test_a_rate_that_was_lowered_stops_the_newest(world: World) -> None:
-    first = world.deploy(world.train("dataset-1")["model_id"])
-    second = world.deploy(world.train("dataset-2")["model_id"])
+    first = world.deploy(world.model())
+    second = world.deploy(world.model())
     world.ledger.set_budget("hour", "6")
     report = guard(world)
     assert any("more than $6.00 an hour" in action for action in report.actions)
