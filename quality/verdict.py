@@ -53,7 +53,7 @@ def judge_data(
         narrow.append(f"They come from {episodes} episodes: collect from at least {NARROW_EPISODES}.")
     if last - first < NARROW_SPAN:
         narrow.append("They span less than a day: collect over several days.")
-    answer, count = max(classes.items(), key=lambda item: (item[1], item[0]))
+    answer, count = max(classes.items(), key=lambda item: (item[1], item[0]), default=("", 0))
     if count > NARROW_CLASS_SHARE * rows:
         narrow.append(f"{count} of {rows} are {answer!r}: collect decisions that turned out otherwise.")
     stale = []
