@@ -7,16 +7,14 @@ from typing import Any
 
 import orjson
 
+from gateway.errors import BadRequest, RequestRefused
 from gateway.exchange import Exchange
 from gateway.state import State
+from reasoning.decision_types import get_decision_type
 from reasoning.errors import InvalidContext, ReasoningError, RecordError, UnknownDecisionType, UnparseableAnswer
 
 # What the caller did wrong. Any other of our errors is ours.
 CALLER_ERRORS = (InvalidContext, RecordError, UnparseableAnswer)
-
-
-class BadRequest(ReasoningError):
-    """The body of a request is not what the route takes (names the key)."""
 
 
 async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
@@ -25,22 +23,26 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
     It answers as `reasoning.client.Answer` does."""
     exchange.route = "decide"
     body = read_object(await exchange.read())
-    original = field(body, "original", (dict, str))
+    context, original = field(body, "context", (dict,)), field(body, "original", (dict, str))
+    # Beside an agent a wrong context only costs the model's answer. Over HTTP the caller is told what is wrong with it.
+    kind = get_decision_type(decision_type.replace("-", "_"), state.config)
+    kind.render(context)
+    kind.normalize(original)
     async with exchange.watch():
         answer = await state.client.decide(
-            decision_type.replace("-", "_"),
-            field(body, "context", (dict,)),
+            kind.name,
+            context,
             lambda context: original,
             episode_id=field(body, "episode_id", (str,), optional=True),
             room_id=field(body, "room_id", (str,), optional=True),
             subject_ids=field(body, "subject_ids", (list,), optional=True) or (),
             tags=field(body, "tags", (dict,), optional=True),
         )
-        exchange.kind = decision_type
+        exchange.kind = kind.name
         exchange.served_by = "custom" if answer.source == "custom" else "original"
         exchange.reason = answer.fallback_reason
         if exchange.reason:
-            state.metrics.fallbacks.labels(decision_type, exchange.reason).inc()
+            state.metrics.fallbacks.labels(kind.name, exchange.reason).inc()
         await exchange.reply(200, orjson.dumps(asdict(answer), default=str))
 
 
@@ -48,7 +50,7 @@ async def feedback(state: State, exchange: Exchange) -> None:
     """`POST /v1/feedback`. Body: `metric`, `value`, `decision_id` or `episode_id`, and optionally `kind`, `author`."""
     exchange.route = "feedback"
     body = read_object(await exchange.read())
-    await state.client.feedback(
+    recorded = await state.client.feedback(
         field(body, "metric", (str,)),
         field(body, "value", (bool, int, float, str)),
         decision_id=field(body, "decision_id", (str,), optional=True),
@@ -56,6 +58,8 @@ async def feedback(state: State, exchange: Exchange) -> None:
         kind=field(body, "kind", (str,), optional=True) or "metric",
         author=field(body, "author", (str,), optional=True),
     )
+    if not recorded:
+        raise RequestRefused(503, "api_error", "the feedback could not be written; send it again")
     await exchange.reply(202, b'{"status":"recorded"}')
 
 

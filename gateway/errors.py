@@ -5,6 +5,7 @@
     ReasoningError
     └── GatewayError
         ├── GatewayConfigError     a setting of the gateway is missing or wrong (names the key and the mend)
+        ├── BadRequest             the body of a request is not what the route takes (names the key)
         ├── RequestRefused         the request may not pass (status, type and message for the client)
         ├── Untranslatable         a request that only its own provider can answer (`.reason`, one word for the metrics)
         ├── ModelAnswerError       the coding model's answer is no answer (`.reason`)
@@ -24,6 +25,10 @@ class GatewayError(ReasoningError):
 
 class GatewayConfigError(GatewayError):
     """A setting of the gateway is missing or wrong."""
+
+
+class BadRequest(GatewayError):
+    """The body of a request is not what the route takes."""
 
 
 class RequestRefused(GatewayError):

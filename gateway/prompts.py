@@ -60,7 +60,7 @@ class DecisionPrompt:
 _ELIZA_MESSAGE = re.compile(
     r"^\d\d:\d\d \([^)\n]*\) \[[0-9A-Fa-f-]{8,}\] (?P<speaker>[^:\n]{1,80}): (?P<text>.*)$", re.M
 )
-_PLAIN_MESSAGE = re.compile(r"^(?P<speaker>[A-Za-z0-9_@][^:\n<>#{}]{0,40}): (?P<text>.+)$", re.M)
+_PLAIN_MESSAGE = re.compile(r"^(?P<speaker>[\w@.'-]{1,30}(?: [\w@.'-]{1,30}){0,2}): (?P<text>.+)$", re.M)
 # What elizaOS writes under a message, and what ends its conversation.
 _ELIZA_STOP = re.compile(r"^\s*$|^#|^<|^ ?\([^)\n]*'s (internal thought|actions): |^ \(Attachments: ")
 _ELIZA_ACTIONS = (

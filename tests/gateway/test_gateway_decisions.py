@@ -1,0 +1,377 @@
+"""Decisions: asked outright, and recognised in the prompts of agent frameworks, in the format that they ask for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.prompts import read_decision, read_kinds, recognise, write_answer
+from reasoning.decision_types import DECISION_TYPES
+from tests.gateway import scripted
+from tests.gateway.conftest import Running, Start
+from tests.gateway.scripted import anthropic_stream, chat_answer, json, stream, whole
+
+CONVERSATION = """# Conversation Messages
+10:01 (3 minutes ago) [aaaaaaaa-0000-0000-0000-000000000001] Ann: Is the build red again?
+It was green at noon: see <ci>.
+10:02 (2 minutes ago) [aaaaaaaa-0000-0000-0000-000000000002] Bob: Ada, can you look?
+ (Bob's actions: REPLY)
+
+# Received Message
+Bob: Ada, can you look?
+"""
+ACTIONS = """# Available Actions
+- **REPLY**: Say something
+- **RUN_BUILD**: Start the build again
+"""
+
+
+def respond_xml() -> str:
+    task = "whether they should respond to the message, ignore it or stop the conversation."
+    return f"""<task>Decide on behalf of Ada {task}</task>
+
+<providers>
+{CONVERSATION}
+</providers>
+
+<output>
+Respond using XML format like this:
+<response>
+  <name>Ada</name>
+  <reasoning>Your reasoning here</reasoning>
+  <action>RESPOND | IGNORE | STOP</action>
+</response>
+</output>"""
+
+
+def respond_toon() -> str:
+    return f"""task: Decide whether Ada should respond, ignore, or stop.
+
+context:
+{CONVERSATION}
+
+output:
+TOON only. Return exactly one TOON document. No XML, no JSON.
+
+Example:
+name: Ada
+reasoning: Direct mention.
+action: RESPOND
+primaryContext: general
+"""
+
+
+def respond_json() -> str:
+    return respond_xml().partition("<output>")[0] + 'Answer with JSON only: {"name": "Ada", "action": "RESPOND"}'
+
+
+def plan_xml() -> str:
+    return f"""<task>Generate dialog and actions for the character Ada.</task>
+
+<providers>
+{CONVERSATION}
+{ACTIONS}
+</providers>
+
+<output>
+<response>
+    <thought>Your thought here</thought>
+    <actions>ACTION1,ACTION2</actions>
+    <providers>PROVIDER1,PROVIDER2</providers>
+    <text>Your response text here</text>
+</response>
+</output>"""
+
+
+def plan_toon() -> str:
+    return f"""task: Generate dialog and actions for Ada.
+
+context:
+{CONVERSATION}
+{ACTIONS}
+
+output:
+TOON only. Return exactly one TOON document with the keys above. No XML, no JSON, no markdown fences.
+"""
+
+
+PROMPTS = {
+    ("should_respond", "xml"): respond_xml(),
+    ("should_respond", "toon"): respond_toon(),
+    ("should_respond", "json"): respond_json(),
+    ("planning", "xml"): plan_xml(),
+    ("planning", "toon"): plan_toon(),
+}
+KINDS = read_kinds((), DECISION_TYPES)
+OURS = {
+    "should_respond": "<response><reasoning>Asked: by name</reasoning><action>RESPOND</action></response>",
+    "planning": "<response><thought>Do it</thought><actions>REPLY, RUN_BUILD</actions><providers></providers>"
+    "<text>On it: now, &lt;b&gt;</text></response>",
+}
+
+
+@pytest.mark.parametrize(("kind", "format"), PROMPTS)
+def test_prompts_are_recognised_and_read(kind: str, format: str) -> None:
+    found = recognise(PROMPTS[kind, format], KINDS, DECISION_TYPES)
+    assert found is not None
+    assert (found.decision_type, found.format) == (kind, format)
+    assert found.context["agent_name"] == "Ada"
+    assert found.context["messages"] == [
+        {"speaker": "Ann", "text": "Is the build red again?\nIt was green at noon: see <ci>."},
+        {"speaker": "Bob", "text": "Ada, can you look?"},
+    ]
+    if kind == "planning":
+        assert found.context["actions"] == [
+            {"name": "REPLY", "description": "Say something"},
+            {"name": "RUN_BUILD", "description": "Start the build again"},
+        ]
+    DECISION_TYPES[kind].render(found.context)
+
+
+@pytest.mark.parametrize(("kind", "format"), PROMPTS)
+def test_answers_are_in_the_format_asked_for(kind: str, format: str) -> None:
+    type = DECISION_TYPES[kind]
+    decision = type.parse(OURS[kind])
+    found = recognise(PROMPTS[kind, format], KINDS, DECISION_TYPES)
+    assert found is not None
+    text = write_answer(found, decision, type)
+    begins = {"xml": "<response>", "json": "{", "toon": "name: " if kind == "should_respond" else "thought: "}
+    assert text.startswith(begins[format])
+    assert read_decision(found.format, text, type) == decision
+    if format == "toon":
+        assert "<" not in text.replace("<b>", "")
+        if kind == "should_respond":
+            assert 'reasoning: "Asked: by name"' in text  # a colon needs quotes in TOON
+            assert "primaryContext: general" in text
+        else:
+            assert "actions[2]:\n  - name: REPLY\n  - name: RUN_BUILD" in text
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "What should I respond to my boss?",
+        "Decide on behalf of Ada whether they should respond to the message, ignore it or stop the conversation.",
+        respond_xml().replace("10:0", "x").replace("# Received Message\nBob:", "Bob"),
+        plan_xml().replace(ACTIONS, ""),
+        respond_xml().replace("<response>", "").replace("XML", ""),
+        "Generate dialog and actions for the weekend",
+        "x" * 300_000,
+    ],
+)
+def test_other_prompts_are_no_decisions(prompt: str) -> None:
+    assert recognise(prompt, KINDS, DECISION_TYPES) is None
+
+
+def test_none_is_ignore_and_lists_of_toon_are_read() -> None:
+    respond, plan = DECISION_TYPES["should_respond"], DECISION_TYPES["planning"]
+    assert read_decision("xml", "<response><action>NONE</action></response>", respond)["action"] == "IGNORE"
+    assert read_decision("toon", "name: Ada\naction: NONE", respond)["action"] == "IGNORE"
+    text = 'thought: "a: b"\nactions[2]: REPLY,RUN_BUILD\nproviders: FACTS, WORLD\ntext: hi\nsimple: true'
+    assert read_decision("toon", text, plan) == {
+        "thought": "a: b",
+        "actions": ["REPLY", "RUN_BUILD"],
+        "providers": ["FACTS", "WORLD"],
+        "text": "hi",
+    }
+
+
+def test_kinds_by_configuration() -> None:
+    table = {
+        "decision_type": "should_respond",
+        "match": r"Should (?P<agent>\w+) answer\?",
+        "message": r"^(?P<speaker>\w+)> (?P<text>.*)$",
+    }
+    kinds = read_kinds([table], DECISION_TYPES)
+    found = recognise("Ann> hi\nBob> you there?\n\nShould Ada answer? As JSON.", kinds, DECISION_TYPES)
+    assert found is not None
+    assert found.context == {
+        "agent_name": "Ada",
+        "messages": [{"speaker": "Ann", "text": "hi"}, {"speaker": "Bob", "text": "you there?"}],
+    }
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"decision_type": "nope", "match": "x"},
+        {"decision_type": "should_respond", "match": "("},
+        {"decision_type": "should_respond", "match": "x", "agent": "y"},
+        {"decision_type": "should_respond", "match": "(?P<agent>x)", "message": "y"},
+        {"decision_type": "should_respond", "match": "x", "matches": "y"},
+    ],
+)
+def test_wrong_kinds_are_named(table: dict[str, Any]) -> None:
+    from gateway.errors import GatewayConfigError
+
+    with pytest.raises(GatewayConfigError, match="number 1"):
+        read_kinds([table], DECISION_TYPES)
+
+
+def request(form: str, prompt: str, streamed: bool) -> tuple[str, dict[str, Any]]:
+    if form == "responses":
+        return "/v1/responses", {
+            "model": "gpt",
+            "input": [{"role": "user", "content": [{"type": "input_text", "text": prompt}]}],
+            "stream": streamed,
+        }
+    path = "/v1/messages" if form == "anthropic" else "/v1/chat/completions"
+    return path, {"model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": prompt}], "stream": streamed}
+
+
+async def ask(running: Running, form: str, prompt: str, streamed: bool) -> tuple[int, Any, bytes]:
+    path, body = request(form, prompt, streamed)
+    return await running.ask("POST", path, json=body)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("form", ["chat", "responses", "anthropic"])
+@pytest.mark.parametrize(("kind", "format"), PROMPTS)
+async def test_our_model_answers_in_the_apis_form(
+    start: Start, kind: str, format: str, form: str, streamed: bool
+) -> None:
+    from gateway.read_answers import read_answer
+
+    running = await start()
+    running.route(kind)
+    running.model.script = json(chat_answer(OURS[kind]))
+    status, headers, body = await ask(running, form, PROMPTS[kind, format], streamed)
+    assert (status, headers["x-reasoning-source"]) == (200, "custom")
+    said = read_answer(form, body, headers["content-type"])  # type: ignore[arg-type]
+    decision = read_decision(format, said.text, DECISION_TYPES[kind])  # type: ignore[arg-type]
+    assert decision == DECISION_TYPES[kind].parse(OURS[kind])
+    assert running.openai.seen == running.anthropic.seen == []
+    [row] = await running.records()
+    assert (row["source"], row["served"], row["decision_type"]) == ("custom", True, kind)
+    assert str(row["decision_id"]) == headers["x-reasoning-decision-id"]
+
+
+UPSTREAM_SAYS = "<response><name>Ada</name><reasoning>no</reasoning><action>IGNORE</action></response>"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("form", ["chat", "responses", "anthropic"])
+async def test_the_upstream_is_the_fallback_and_the_teacher(start: Start, form: str, streamed: bool) -> None:
+    from gateway.answer_forms import answer_body
+
+    running = await start()
+    running.route("should_respond")
+    running.model.script = whole(500, b"{}")
+    kind, body = answer_body(form, UPSTREAM_SAYS, model="up", input_tokens=3, output_tokens=4, stream=streamed)  # type: ignore[arg-type]
+    pool = running.anthropic if form == "anthropic" else running.openai
+    pool.script = whole(200, body, ("x-request-id", "up-1"), content_type=kind.decode())
+    status, headers, got = await ask(running, form, respond_xml(), streamed)
+    assert (status, got, headers["x-request-id"]) == (200, body, "up-1")
+    assert pool.last.json == request(form, respond_xml(), streamed)[1]
+    rows = await running.records()
+    assert sorted((row["source"], row["served"]) for row in rows) == [("custom", False), ("original", True)]
+    original = next(row for row in rows if row["source"] == "original")
+    assert orjson.loads(original["decision"])["action"] == "IGNORE"
+    assert original["fallback_reason"] == "provider_error"
+
+
+@pytest.mark.parametrize("answer", [whole(429, b'{"error":{}}'), json(chat_answer("I think so!")), json({"odd": 1})])
+async def test_what_the_upstream_says_passes_even_when_it_is_no_decision(start: Start, answer: scripted.Script) -> None:
+    running = await start()
+    running.openai.script = answer
+    path, body = request("chat", respond_xml(), False)
+    status, _, got = await running.ask("POST", path, json=body)
+    assert status in (200, 429)
+    assert got
+    assert len(running.openai.seen) == 1
+
+
+@pytest.mark.parametrize("change", ["tools", "image", "assistant last", "switched off"])
+async def test_other_requests_pass(start: Start, change: str) -> None:
+    running = await start(decisions=change != "switched off")
+    running.route("should_respond")
+    running.openai.script = json(chat_answer("x"))
+    path, body = request("chat", respond_xml(), False)
+    if change == "tools":
+        body["tools"] = [{"type": "function", "function": {"name": "f"}}]
+    if change == "image":
+        body["messages"][0]["content"] = [
+            {"type": "text", "text": respond_xml()},
+            {"type": "image_url", "image_url": {"url": "x"}},
+        ]
+    if change == "assistant last":
+        body["messages"].append({"role": "assistant", "content": "x"})
+    _, headers, _ = await running.ask("POST", path, json=body)
+    assert "x-reasoning-source" not in headers
+    assert running.openai.last.json == body
+    assert running.model.seen == []
+
+
+CONTEXT = {"agent_name": "Ada", "messages": [{"speaker": "Ann", "text": "Ada?"}]}
+
+
+async def test_decide_and_feedback(start: Start) -> None:
+    running = await start()
+    running.route("should_respond")
+    running.model.script = json(chat_answer(OURS["should_respond"]))
+    body = {"context": CONTEXT, "original": "IGNORE", "episode_id": "e", "tags": {"a": "b"}, "subject_ids": ["ann"]}
+    status, _, got = await running.ask("POST", "/v1/decide/should-respond", json=body)
+    answer = orjson.loads(got)
+    assert status == 200
+    assert answer["decision"] == {"action": "RESPOND", "reasoning": "Asked: by name"}
+    assert (answer["source"], answer["model"]) == ("custom", "ep/coder")
+    running.model.script = whole(500, b"{}")
+    _, _, got = await running.ask("POST", "/v1/decide/should_respond", json=body)
+    fallen = orjson.loads(got)
+    assert (fallen["decision"], fallen["source"]) == ({"action": "IGNORE"}, "original")
+    assert fallen["fallback_reason"] == "provider_error"
+    given = {"metric": "helpful", "value": True, "decision_id": answer["decision_id"]}
+    assert (await running.ask("POST", "/v1/feedback", json=given))[0] == 202
+    rows = await running.records()
+    assert {row.get("metric") for row in rows} == {"helpful", None}
+    assert len(rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "names"),
+    [
+        ("/v1/decide/nonsense", {"context": CONTEXT, "original": "IGNORE"}, 404, b"nonsense"),
+        ("/v1/decide/should_respond", {"original": "IGNORE"}, 400, b"context"),
+        ("/v1/decide/should_respond", {"context": CONTEXT}, 400, b"original"),
+        ("/v1/decide/should_respond", {"context": CONTEXT, "original": 3}, 400, b"original"),
+        ("/v1/decide/should_respond", {"context": CONTEXT, "original": "MAYBE"}, 400, b"MAYBE"),
+        ("/v1/decide/should_respond", {"context": {"agent_name": "Ada"}, "original": "IGNORE"}, 400, b"messages"),
+        ("/v1/decide/should_respond", {"context": CONTEXT, "original": "IGNORE", "tags": []}, 400, b"tags"),
+        ("/v1/decide/should_respond", [], 400, b"object"),
+        ("/v1/feedback", {"value": 1}, 400, b"metric"),
+        ("/v1/feedback", {"metric": "m", "value": 1}, 400, b"episode_id"),
+    ],
+)
+async def test_wrong_bodies_are_told_where(start: Start, path: str, body: Any, status: int, names: bytes) -> None:
+    running = await start()
+    got, _, text = await running.ask("POST", path, json=body)
+    assert (got, names in text) == (status, True), text
+
+
+async def test_body_that_is_no_json(start: Start) -> None:
+    running = await start()
+    status, _, text = await running.ask("POST", "/v1/feedback", data=b"{")
+    assert status == 400
+    assert b"not JSON" in text
+
+
+async def test_client_that_goes_stops_the_decision(start: Start) -> None:
+    running = await start()
+    running.openai.script = scripted.hang
+    task = asyncio.create_task(ask(running, "chat", respond_xml(), False))
+    async with asyncio.timeout(5):
+        while not running.openai.seen:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait_for(running.openai.last.closed.wait(), 5)
+
+
+async def test_streams_of_other_prompts_pass(start: Start) -> None:
+    running = await start()
+    answer = anthropic_stream("hi")
+    running.anthropic.script = stream(answer)
+    _, _, got = await ask(running, "anthropic", "hi", True)
+    assert got == answer
