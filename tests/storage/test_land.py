@@ -208,16 +208,15 @@ def test_a_missing_column_is_null_and_an_unknown_key_is_kept(tmp_path: Path) -> 
 
 
 def test_every_truncation_of_a_segment_keeps_its_whole_lines(tmp_path: Path) -> None:
-    length = len(b"".join(to_line(d) for d in make_days(1, 3)))
+    length = len(to_line(make_decision()))
     expected = set()
-    for cut in range(length):
-        decisions = make_days(1, 3)
-        lines = [to_line(d) for d in decisions]
-        write_lines(tmp_path, [b"".join(lines)[:cut]])
-        whole = b"".join(lines)[:cut].count(b"\n")
-        expected.update(d.decision_id for d in decisions[:whole])
+    for cut in range(length - 1, 2 * length + 1):
+        decisions = make_days(1, 2)
+        content = b"".join(to_line(d) for d in decisions)[:cut]
+        write_lines(tmp_path, [content])
+        expected.update(d.decision_id for d in decisions[: content.count(b"\n")])
     report = land_decisions(tmp_path)
-    assert report.segments == length
+    assert report.segments == length + 2
     ids = landed_ids(tmp_path)
     assert len(ids) == len(expected)
     assert set(ids) == expected

@@ -1,0 +1,80 @@
+"""The quarantine, landed again: once, and only what fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+import reasoning.records
+import storage
+from reasoning.spool import frame_line
+from storage import reland
+from storage.land import land_decisions
+from storage.reland import reland_quarantine
+from tests.storage.logs import landed_ids, make_days, to_line, write_lines
+
+
+def of_schema(line: bytes, schema: int) -> bytes:
+    return frame_line(orjson.dumps({**orjson.loads(line[9:]), "schema": schema, "mood": "new"}))
+
+
+def quarantine_newer(data: Path, count: int = 3) -> list:
+    decisions = make_days(1, count)
+    write_lines(data, [b"no frame\n", *(of_schema(to_line(decision), 2) for decision in decisions)])
+    assert land_decisions(data).quarantined == {"no frame": 1, "no record": count}
+    return decisions
+
+
+def test_lines_of_a_newer_schema_land_after_an_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decisions = quarantine_newer(tmp_path)
+    report = reland_quarantine(tmp_path)
+    assert (report.relanded, report.kept) == (0, {"no frame": 1, "no record": 3})
+    monkeypatch.setattr(reasoning.records, "SCHEMA_VERSION", 2)
+    report = reland_quarantine(tmp_path)
+    assert (report.relanded, report.kept, report.landing.decisions) == (3, {"no frame": 1}, 3)
+    assert landed_ids(tmp_path) == sorted(d.decision_id for d in decisions)
+    assert storage.sql(tmp_path, "SELECT DISTINCT extra FROM decisions").rows == [('{"mood":"new"}',)]
+    assert reland_quarantine(tmp_path).relanded == 0
+    assert len(landed_ids(tmp_path)) == 3
+
+
+def test_a_line_mended_by_hand_lands(tmp_path: Path) -> None:
+    (decision,) = make_days(1, 1)
+    line = to_line(decision)
+    write_lines(tmp_path, [b"0" * 8 + line[8:]])
+    land_decisions(tmp_path)
+    (path,) = (tmp_path / "quarantine").iterdir()
+    entry = orjson.loads(path.read_bytes())
+    path.write_bytes(orjson.dumps({**entry, "raw": entry["raw"][9:]}))
+    assert reland_quarantine(tmp_path).relanded == 1
+    assert landed_ids(tmp_path) == [decision.decision_id]
+    assert not list((tmp_path / "quarantine").iterdir())
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_kill_at_any_step_neither_loses_nor_doubles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    decisions = quarantine_newer(tmp_path)
+    monkeypatch.setattr(reasoning.records, "SCHEMA_VERSION", 2)
+    calls = []
+
+    def killing(name: str, function: object) -> object:
+        def call(*arguments: object, **keywords: object) -> object:
+            calls.append(name)
+            if len(calls) == step + 1:
+                raise KeyboardInterrupt
+            return function(*arguments, **keywords)  # type: ignore[operator]
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("write_atomic", "finish_landing", "sync"):
+            patch.setattr(reland, name, killing(name, getattr(reland, name)))
+        with pytest.raises(KeyboardInterrupt):
+            reland_quarantine(tmp_path)
+    reland_quarantine(tmp_path)
+    assert landed_ids(tmp_path) == sorted(d.decision_id for d in decisions)
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1

@@ -1,0 +1,265 @@
+"""The views: columns, labels, latest feedback, and readers beside those who replace files."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+import pyarrow.parquet as pq
+import pytest
+
+import storage
+from reasoning.ids import uuid7
+from storage.compact import compact_decisions
+from storage.errors import DataFolderError
+from storage.land import land_decisions
+from storage.layout import Layout
+from storage.schema import sql_columns
+from tests.storage.logs import NOON, list_parquet, make_days, make_decision, make_feedback, write_segment
+
+VIEWS = ("decisions", "feedback", "feedback_log", "labelled_decisions", "costs", "models")
+
+
+def query(data: Path, text: str) -> list[tuple[Any, ...]]:
+    return storage.sql(data, text).rows
+
+
+def label_of(data: Path, request_id: object) -> tuple[Any, ...]:
+    (row,) = query(
+        data, f"SELECT label, label_source, decision_id FROM labelled_decisions WHERE request_id = '{request_id}'"
+    )
+    return row
+
+
+def test_an_empty_log_has_the_columns_of_a_full_one(tmp_path: Path) -> None:
+    Layout(tmp_path).create()
+    empty = {view: storage.sql(tmp_path, f"FROM {view}") for view in VIEWS}
+    write_segment(tmp_path, [make_decision(), make_feedback(episode_id="e")])
+    land_decisions(tmp_path)
+    for view in VIEWS:
+        full = storage.sql(tmp_path, f"FROM {view}")
+        assert (full.columns, full.types) == (empty[view].columns, empty[view].types), view
+        assert empty[view].rows == []
+    assert list(zip(empty["decisions"].columns, empty["decisions"].types, strict=True))[:2] == [
+        ("decision_id", "UUID"),
+        ("request_id", "UUID"),
+    ]
+    assert empty["decisions"].columns == [name for name, _ in sql_columns("decisions")]
+
+
+def test_the_latest_feedback_wins_in_whatever_order_it_came(tmp_path: Path) -> None:
+    decision = make_decision(episode_id="e")
+    for hours, value in ((2, "new"), (1, "old")):
+        ts = NOON + timedelta(hours=hours)
+        write_segment(
+            tmp_path,
+            [
+                decision if hours == 2 else make_decision(),
+                make_feedback(ts, decision_id=decision.decision_id, value=value),
+                make_feedback(ts + timedelta(days=hours), episode_id="e", value=value),
+            ],
+        )
+        land_decisions(tmp_path)
+    assert query(tmp_path, "SELECT decision_id, episode_id, value FROM feedback ORDER BY episode_id NULLS FIRST") == [
+        (decision.decision_id, None, '"new"'),
+        (None, "e", '"new"'),
+    ]
+    assert query(tmp_path, "SELECT count(*) FROM feedback_log") == [(4,)]
+
+
+def test_labels_rank_demonstration_before_original_before_custom(tmp_path: Path) -> None:
+    def ask(second: int, *answers: dict[str, Any]) -> list[Any]:
+        ts = NOON + timedelta(seconds=second)
+        request_id = uuid7(ts)
+        return [make_decision(ts, request_id=request_id, **answer) for answer in answers]
+
+    respond, ignore = {"action": "RESPOND"}, {"action": "IGNORE"}
+    custom = {"source": "custom", "model": "m", "decision": respond}
+    shadow = {"served": False, "decision": ignore}
+    only_custom = ask(1, custom)
+    with_shadow = ask(2, custom, shadow)
+    shown = ask(3, custom, shadow)
+    failed = ask(4, {**custom, "served": False, "valid": False, "decision": None}, {"decision": ignore})
+    bad_original = ask(5, custom, {**shadow, "valid": False})
+    nothing = ask(6, {"valid": False, "decision": None})
+    demonstration = make_feedback(
+        NOON + timedelta(days=3),
+        decision_id=shown[1].decision_id,  # not the row that was served
+        metric="demonstration",
+        kind="demonstration",
+        value='{"action":"STOP"}',
+    )
+    no_object = make_feedback(
+        decision_id=only_custom[0].decision_id, metric="demonstration", kind="demonstration", value="STOP"
+    )
+    write_segment(
+        tmp_path,
+        [*only_custom, *with_shadow, *shown, *failed, *bad_original, *nothing, demonstration, no_object],
+    )
+    land_decisions(tmp_path)
+    assert query(tmp_path, "SELECT count(*), count(DISTINCT request_id) FROM labelled_decisions") == [(6, 6)]
+    expected = [
+        (only_custom, '{"action":"RESPOND"}', "custom", 0),
+        (with_shadow, '{"action":"IGNORE"}', "original", 0),
+        (shown, '{"action":"STOP"}', "demonstration", 0),
+        (failed, '{"action":"IGNORE"}', "original", 1),
+        (bad_original, '{"action":"RESPOND"}', "custom", 0),
+        (nothing, None, None, 0),
+    ]
+    for rows, label, source, served in expected:
+        assert label_of(tmp_path, rows[0].request_id) == (label, source, rows[served].decision_id)
+    assert query(
+        tmp_path,
+        "SELECT original_decision, custom_decision, custom_model, answers FROM labelled_decisions "
+        f"WHERE request_id = '{with_shadow[0].request_id}'",
+    ) == [('{"action":"IGNORE"}', '{"action":"RESPOND"}', "m", 2)]
+
+
+def test_numeric_feedback_comes_as_maps_with_the_row(tmp_path: Path) -> None:
+    decision = make_decision(episode_id="e")
+    of_decision = {"decision_id": decision.decision_id}
+    write_segment(
+        tmp_path,
+        [
+            decision,
+            make_feedback(metric="stars", value=3, **of_decision),
+            make_feedback(metric="good", value=True, **of_decision),
+            make_feedback(metric="note", value="fine", kind="comment", **of_decision),
+            make_feedback(metric="text", value="5", **of_decision),
+            make_feedback(NOON + timedelta(days=40), episode_id="e", metric="witty", value=0.5),
+        ],
+    )
+    land_decisions(tmp_path)
+    assert query(tmp_path, "SELECT feedback, episode_feedback FROM labelled_decisions") == [
+        ({"stars": 3.0, "good": 1.0}, {"witty": 0.5})
+    ]
+
+
+def test_a_filter_on_type_and_date_reads_only_those_partitions(tmp_path: Path) -> None:
+    write_segment(tmp_path, make_days(3, 2) + make_days(3, 2, decision_type="planning"))
+    land_decisions(tmp_path)
+    where = "WHERE decision_type = 'planning' AND date = DATE '2026-11-21'"
+    for view in ("decisions", "labelled_decisions"):
+        plan = query(tmp_path, f"EXPLAIN ANALYZE SELECT messages FROM {view} {where}")[0][1]
+        scanned = re.findall(r"Scanning Files: (\d+)/6|Total Files Read: (\d+)", plan)
+        assert scanned
+        assert all("1" in counts for counts in scanned), plan
+
+
+def test_files_of_older_schemas_read_with_null_where_they_lack_a_column(tmp_path: Path) -> None:
+    write_segment(tmp_path, make_days(2, 2))
+    land_decisions(tmp_path)
+    old = list_parquet(tmp_path)[0]
+    pq.write_table(pq.ParquetFile(old).read().drop_columns(["tags", "extra", "latency_ms"]), old)
+    assert query(tmp_path, "SELECT tags, latency_ms, count(*) FROM decisions GROUP BY ALL ORDER BY ALL") == [
+        ("{}", 1.5, 2),
+        (None, None, 2),
+    ]
+    assert compact_decisions(tmp_path).partitions == 0
+    write_segment(tmp_path, make_days(1, 1))
+    land_decisions(tmp_path)
+    assert compact_decisions(tmp_path).partitions == 1
+    assert query(tmp_path, "SELECT count(*), count(tags) FROM decisions") == [(5, 3)]
+
+
+def test_a_data_folder_may_have_any_name(tmp_path: Path) -> None:
+    data = tmp_path / "it's [a] *?{b} 100% ünï"
+    write_segment(data, make_days(1, 2))
+    land_decisions(data)
+    write_segment(data, make_days(1, 2))
+    land_decisions(data)
+    assert compact_decisions(data).partitions == 1
+    assert query(data, "SELECT count(*) FROM decisions") == [(4,)]
+
+
+def test_a_connection_shows_its_snapshot_until_it_is_refreshed(tmp_path: Path) -> None:
+    write_segment(tmp_path, make_days(1, 1))
+    land_decisions(tmp_path)
+    with storage.connect(tmp_path, memory_limit="200MB", threads=1) as con:
+        write_segment(tmp_path, make_days(1, 1))
+        land_decisions(tmp_path)
+        assert con.execute("SELECT count(*) FROM decisions").fetchall() == [(1,)]
+        storage.refresh(con, tmp_path)
+        assert con.execute("SELECT count(*) FROM decisions").fetchall() == [(2,)]
+        compact_decisions(tmp_path)
+        with pytest.raises(duckdb.IOException):
+            con.execute("SELECT count(messages) FROM decisions").fetchall()
+        storage.refresh(con, tmp_path)
+        assert con.execute("SELECT count(*) FROM decisions").fetchall() == [(2,)]
+
+
+def test_reading_starts_again_when_files_were_replaced_under_it(tmp_path: Path) -> None:
+    write_segment(tmp_path, make_days(1, 1))
+    land_decisions(tmp_path)
+    write_segment(tmp_path, make_days(1, 1))
+    land_decisions(tmp_path)
+    calls = []
+
+    def count(con: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
+        calls.append(1)
+        if len(calls) == 1:
+            compact_decisions(tmp_path)
+        return con.execute("SELECT count(messages) FROM decisions").fetchall()
+
+    assert storage.read(tmp_path, count) == [(2,)]
+    assert len(calls) == 2
+
+
+def test_an_io_error_that_is_not_a_replacement_is_raised(tmp_path: Path) -> None:
+    Layout(tmp_path).create()
+    with pytest.raises(duckdb.IOException):
+        storage.sql(tmp_path, "FROM read_csv('/nowhere.csv')")
+
+
+def open_files() -> list[str]:
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(str(descriptor.readlink()))
+    return links
+
+
+def test_no_file_stays_open_after_a_query(tmp_path: Path) -> None:
+    write_segment(tmp_path, make_days(2, 2))
+    land_decisions(tmp_path)
+    with storage.connect(tmp_path) as con:
+        con.execute("FROM decisions").fetchall()
+        assert not [link for link in open_files() if link.startswith(str(tmp_path))]
+    with (tmp_path / "probe").open("w"):
+        assert str(tmp_path / "probe") in open_files()
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataFolderError, match="there is no data folder"):
+        storage.connect(tmp_path / "nowhere")
+
+
+def test_costs_and_models_come_from_the_ledger_as_of_the_query(tmp_path: Path) -> None:
+    from storage.ledger import open_ledger
+
+    Layout(tmp_path).create()
+    with storage.connect(tmp_path) as con:
+        assert con.execute("FROM costs").fetchall() == con.execute("FROM models").fetchall() == []
+        with open_ledger(tmp_path) as ledger:
+            ledger.charge("tokens", Decimal("0.000000001"), key="a", what="a token", decision_type="planning", now=NOON)
+            ledger.charge("training", Decimal(4), key="b", what="a job", now=NOON)
+        assert con.execute("SELECT sum(amount_usd) FROM costs").fetchall() == [(Decimal("4.000000001"),)]
+        assert con.execute("SELECT ts, kind, decision_type FROM costs ORDER BY kind").fetchall() == [
+            (NOON, "tokens", "planning"),
+            (NOON, "training", None),
+        ]
+
+
+def test_the_json_columns_are_json_for_duckdb(tmp_path: Path) -> None:
+    write_segment(tmp_path, [make_decision(tags={"k": "v"}, tools=[{"a": 1}])])
+    land_decisions(tmp_path)
+    assert query(tmp_path, "SELECT decision ->> 'action', tags ->> 'k', tools -> '$[0].a' FROM decisions") == [
+        ("RESPOND", "v", "1")
+    ]
+    assert orjson.loads(query(tmp_path, "SELECT label FROM labelled_decisions")[0][0]) == {"action": "RESPOND"}
