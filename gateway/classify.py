@@ -12,7 +12,7 @@ signal                weight  it is there when
 `coding_task`            1.0  the last user's text asks to write, mend or test code, in whole words
 `structured_output`     -9.0  a JSON schema is asked for: titles, summaries and other side calls of coding tools
 `probe`                 -9.0  one token at most is asked for
-`no_tools_offered`      -0.4  a coding client offers no tools: a side call
+`no_tools_offered`      -0.2  a coding client offers no tools: a side call
 ====================  ======  ===============================================================================
 
 A learned classifier is another set of weights: `[gateway.coding] classifier = "weights.json"` with
@@ -40,7 +40,7 @@ WEIGHTS: Mapping[str, float] = {
     "coding_task": 1.0,
     "structured_output": -9.0,
     "probe": -9.0,
-    "no_tools_offered": -0.4,
+    "no_tools_offered": -0.2,
 }
 _SCANNED = 8000  # characters of a text that are looked at, half from each end
 

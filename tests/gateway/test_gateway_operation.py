@@ -1,0 +1,220 @@
+"""Running it: health, metrics, statistics, documentation, traces, drain, and the command itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.logs import JsonFormatter
+from tests.gateway import scripted
+from tests.gateway.conftest import TOKEN, Start
+from tests.gateway.scripted import ANTHROPIC_MESSAGE, chat_answer, json, stream, whole
+from tests.gateway.test_gateway_coding import coding
+
+
+async def test_metrics_and_statistics_tell_the_same(start: Start) -> None:
+    running = await start()
+    running.route()
+    running.model.scripts = [json(chat_answer()), whole(500, b"{}")]
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    running.openai.script = json({})
+    await running.ask("POST", "/v1/messages", json=coding("fix the code of one"))
+    await running.ask("POST", "/v1/messages", json=coding("fix the code of two"))
+    await running.ask("GET", "/v1/models")
+    await running.ask("GET", "/v1/models", headers={})
+    await asyncio.to_thread(running.gateway.state.recorder.close)
+    status, headers, body = await running.ask("GET", "/metrics")
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain")
+    found = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+
+    def value(name: str, **labels: str) -> float:
+        return found[f"reasoning_gateway_{name}", tuple(sorted(labels.items()))]
+
+    assert value("requests_total", route="messages", served_by="custom", status="200") == 1
+    assert value("requests_total", route="messages", served_by="anthropic", status="200") == 1
+    assert value("requests_total", route="other", served_by="gateway", status="401") == 1
+    assert value("fallbacks_total", kind="coding", reason="provider_error") == 1
+    assert value("tokens_total", served_by="custom", direction="input") == 20
+    assert value("tokens_total", served_by="anthropic", direction="output") == 7
+    assert value("spend_usd_total") == pytest.approx(20e-6)
+    assert value("time_to_first_token_seconds_count", route="messages", served_by="custom") == 1
+    assert value("latency_seconds_count", route="messages", served_by="anthropic") == 1
+    stats = orjson.loads((await running.ask("GET", "/stats"))[2])
+    assert (stats["custom"], stats["fallback"]) == (1, 1)
+    assert stats["by_route"]["messages"] == {"custom": 1, "anthropic": 1}
+    assert stats["fallback_by_reason"] == {"coding:provider_error": 1}
+    assert stats["recorded"] == 3
+    assert stats["breakers"] == {f"ep/coder@{running.model.url}": "closed"}
+    assert stats["upstreams"]["anthropic"][0]["active"] == 0
+
+
+async def test_documentation_needs_nothing_from_elsewhere(start: Start) -> None:
+    running = await start()
+    status, headers, page = await running.ask("GET", "/docs", headers={})
+    assert status == 200
+    assert not re.findall(rb"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page)
+    assert "default-src 'none'" in headers["content-security-policy"]
+    api = orjson.loads((await running.ask("GET", "/openapi.json", headers={}))[2])
+    assert api["openapi"] == "3.1.0"
+    for name in ("should_respond", "planning", "coding"):
+        body = api["paths"][f"/v1/decide/{name}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body["required"] == ["context", "original"]
+    assert "/v1/feedback" in api["paths"]
+
+
+async def test_spans_when_configured(start: Start) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from gateway.tracing import OpenTelemetryTracer
+
+    running = await start()
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    running.gateway._tracer = OpenTelemetryTracer(provider)
+    running.anthropic.script = whole(500, b"{}")
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await running.ask(
+        "POST", "/v1/messages?q=private", data=b'{"private":1}', headers=running.headers | {"traceparent": parent}
+    )
+    [span] = exporter.get_finished_spans()
+    assert f"{span.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"  # type: ignore[union-attr]
+    assert span.attributes is not None
+    assert span.attributes["gateway.served_by"] == "anthropic"
+    assert span.attributes["http.response.status_code"] == 500
+    assert "private" not in str(span.to_json())
+    assert TOKEN not in str(span.to_json())
+    assert running.anthropic.last.header("traceparent") == parent
+
+
+def test_traces_without_the_package_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gateway.errors import GatewayConfigError
+    from gateway.tracing import open_tracer
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(GatewayConfigError, match="extra `tracing`"):
+        open_tracer()
+
+
+def test_logs_are_json_without_traces() -> None:
+    import logging
+
+    try:
+        raise ValueError("Bearer sk-abcdefgh12345")
+    except ValueError:
+        record = logging.LogRecord("gateway", 40, "f", 1, "failed %s", ("x",), sys.exc_info())
+    line = orjson.loads(JsonFormatter().format(record))
+    assert (line["message"], line["level"]) == ("failed x", "error")
+    assert "sk-abcdefgh12345" not in str(line)
+    assert "Traceback" not in str(line)
+
+
+async def begin(data: Path, upstream: str, **env: str) -> tuple[asyncio.subprocess.Process, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "--data", str(data), "--port", "0"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=data,
+        env={**os.environ, "REASONING_GATEWAY_TOKEN": TOKEN, "REASONING_ANTHROPIC_URL": upstream, **env},
+    )
+    assert process.stdout is not None
+    line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+    return process, line.removeprefix("gateway: ").strip()
+
+
+async def ready(http: aiohttp.ClientSession, url: str) -> int:
+    for _ in range(600):
+        try:
+            async with http.get(url + "/readyz") as response:
+                return response.status
+        except aiohttp.ClientConnectionError:
+            await asyncio.sleep(0.05)
+    raise AssertionError("never ready")
+
+
+async def test_sigterm_finishes_what_is_under_way(tmp_path: Path) -> None:
+    (tmp_path / "reasoning.toml").write_text("[gateway]\ndrain_s = 1.0\n")
+    gate = asyncio.Event()
+
+    async def slow(seen: scripted.Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+        await writer.drain()
+        await gate.wait()
+        writer.write(b"4\r\nlast\r\n0\r\n\r\n")
+
+    async with scripted.Scripted(slow) as upstream, aiohttp.ClientSession() as http:
+        process, url = await begin(tmp_path, upstream.url)
+        try:
+            assert await ready(http, url) == 200
+            headers = {"authorization": f"Bearer {TOKEN}"}
+            async with http.post(url + "/v1/messages", data=b"{}", headers=headers) as response:
+                assert await response.content.readexactly(5) == b"first"
+                process.send_signal(signal.SIGTERM)
+                while await ready(http, url) == 200:
+                    await asyncio.sleep(0.01)
+                assert await ready(http, url) == 503  # a load balancer sees it, and the door is still open
+                gate.set()
+                assert await response.content.read() == b"last"
+            assert await asyncio.wait_for(process.wait(), 20) in (0, -signal.SIGTERM)
+        finally:
+            if process.returncode is None:
+                process.kill()
+        assert process.stderr is not None
+        lines = [orjson.loads(line) for line in (await process.stderr.read()).splitlines()]
+        [access] = [line for line in lines if line.get("route") == "messages"]
+        assert (access["status"], access["served_by"], access["key"]) == (200, "anthropic", "default")
+
+
+async def test_two_gateways_on_one_data_folder(tmp_path: Path) -> None:
+    async with scripted.Scripted(json(ANTHROPIC_MESSAGE)) as upstream, aiohttp.ClientSession() as http:
+        started = [await begin(tmp_path, upstream.url) for _ in range(2)]
+        try:
+            headers = {"authorization": f"Bearer {TOKEN}"}
+            for _, url in started:
+                assert await ready(http, url) == 200
+                async with http.post(url + "/v1/messages", json=coding(), headers=headers) as response:
+                    assert response.status == 200
+        finally:
+            for process, _ in started:
+                process.send_signal(signal.SIGTERM)
+            await asyncio.gather(*(asyncio.wait_for(process.wait(), 20) for process, _ in started))
+        assert len(list((tmp_path / "spool").glob("*.seal"))) == 2
+
+
+async def test_wrong_configuration_ends_it_with_a_clear_word(tmp_path: Path) -> None:
+    (tmp_path / "reasoning.toml").write_text("[gateway]\nports = 3\n")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "--data", str(tmp_path), "--port", "0"),
+        stderr=asyncio.subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    _, error = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1
+    assert error.startswith(b"error: reasoning.toml: [gateway] ports is not known")
+    assert b"Traceback" not in error
+
+
+async def test_many_streams_at_once_are_all_whole(start: Start) -> None:
+    running = await start()
+    answers: list[Any] = [b"event: ping\ndata: {}\n\n" * 20]
+    running.anthropic.script = stream(*answers * 5, pause=0.01)
+    found = await asyncio.gather(*(running.ask("POST", "/v1/messages", data=b"{}") for _ in range(100)))
+    assert all(body == answers[0] * 5 for _, _, body in found)
