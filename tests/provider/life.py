@@ -1,0 +1,274 @@
+"""A life of commands, faults and deaths of one installation at a provider, with what must hold at every moment.
+
+Shared by the property test (hypothesis chooses what happens) and by `benchmarks/money.py` (a seeded generator does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import httpx
+
+from provider.deployments import deploy_model, undeploy_model
+from provider.fine_tunes import ACTIVE_STATES, cancel_fine_tune, follow_fine_tune, submit_fine_tune
+from provider.guard import guard_costs
+from provider.reconcile import reconcile_provider
+from provider.routes import publish_route, routed_models
+from reasoning.errors import ReasoningError
+from reasoning.routes import Arm, Route
+from storage.ledger_reports import LIVE_STATES
+from tests.provider.conftest import Killed, World
+
+FAULTS: tuple[tuple[str, str | None], ...] = (
+    *(
+        (kind, match)
+        for kind in ("lost_response", "409", "429", "500", "503")
+        for match in ("POST *", "P* /v2/*", "GET *")
+    ),
+    ("lost_response", "DELETE *"),
+    ("503", "DELETE *"),
+    ("hang", "POST /v1/fine-tunes"),
+    ("slow_cold_start", None),
+    ("no_capacity", None),
+    ("training_error", None),
+)
+
+
+@dataclass
+class Life:
+    """One installation with a guard that ticks whenever a minute passes, unless it is dead."""
+
+    world: World
+    limit: Decimal
+    guard_alive: bool = True
+    faults: int = 0
+    kills: int = 0
+    ticks: int = 0
+    worst_overshoot: Decimal = Decimal(0)
+    worst_orphan_reconciliations: int = 0
+    _last_guarded: datetime | None = None
+    _ran_before: Decimal = Decimal(0)
+    _overshoot_before: Decimal = Decimal(0)
+    _orphans: dict[str, int] = field(default_factory=dict)
+    _datasets: int = 0
+
+    def __post_init__(self) -> None:
+        world = self.world
+        for period in ("hour", "day", "month"):
+            world.ledger.set_budget(period, None)  # type: ignore[arg-type]
+        world.ledger.set_budget("total", self.limit)
+        stranger = world.observer.endpoints.create(name=f"rsn-{world.ledger.installation_id}0-stranger")
+        self._stranger = (stranger.id, stranger.etag)
+
+    # -- what may happen ----------------------------------------------------------------------------------------
+
+    def upload(self) -> None:
+        self._datasets += 1
+        self._attempt(lambda: self.world.upload(f"dataset-{self._datasets}"))
+
+    def train(self) -> None:
+        """Submit and follow a fine-tune of the newest dataset that is there."""
+
+        def run() -> None:
+            dataset = self.world.ledger.find("datasets", state="ready")[-1]
+            job = submit_fine_tune(
+                self.world.client, self.world.ledger, dataset["id"], tier="small", now=self.world.now, wait=self.wait
+            )
+            self._follow(job["id"])
+
+        if self.world.ledger.find("datasets", state="ready"):
+            self._attempt(run)
+
+    def _follow(self, job_id: str) -> None:
+        follow_fine_tune(
+            self.world.client, self.world.ledger, job_id, poll_seconds=1, now=self.world.now, wait=self.wait
+        )
+
+    def cancel(self) -> None:
+        jobs = self.world.ledger.find("fine_tune_jobs", state=ACTIVE_STATES)
+        if jobs:
+            self._attempt(
+                lambda: cancel_fine_tune(self.world.client, self.world.ledger, jobs[-1]["id"], now=self.world.now())
+            )
+
+    def deploy(self) -> None:
+        """Deploy the newest model and give it traffic."""
+
+        def run() -> None:
+            row = deploy_model(
+                self.world.client,
+                self.world.ledger,
+                models[-1]["id"],
+                poll_seconds=60,
+                now=self.world.now,
+                wait=self.wait,
+            )
+            custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=self.world.emulator.url)
+            publish_route(self.world.data / "routes.json", "should_respond", Route((custom,)), now=self.world.now())
+
+        if models := self.world.ledger.find("models"):
+            self._attempt(run)
+
+    def undeploy(self) -> None:
+        rows = self.world.ledger.find("deployments", state=LIVE_STATES)
+        if rows:
+            self._attempt(
+                lambda: undeploy_model(
+                    self.world.client,
+                    self.world.ledger,
+                    rows[-1]["id"],
+                    routes_path=self.world.data / "routes.json",
+                    now=self.world.now,
+                    wait=self.wait,
+                )
+            )
+
+    def use(self) -> None:
+        """Agents ask what has a route."""
+        for row in self.world.ledger.find("deployments", state="ready"):
+            if row["served_name"] in routed_models(self.world.data / "routes.json", now=self.world.now()):
+                self.world.ledger.update("deployments", row["id"], last_request_at=self.world.now())
+
+    def fault(self, kind: str, match: str | None, times: int = 1) -> None:
+        options = {"seconds": 900} if kind in ("slow_cold_start", "no_capacity") else {}
+        self.world.emulator.fault(kind, match, times=times, **options)
+        self.faults += times
+
+    def kill(self, command: Callable[[], None], *, request: int, answered: bool) -> None:
+        """Die in a command at its so-many-th request: before it leaves, or when it was carried out."""
+        left = request
+
+        def hook(_: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                self.kills += 1
+                self.world.revive()
+                raise Killed
+
+        self.world.client._client.event_hooks = {"response" if answered else "request": [hook]}
+        try:
+            command()
+        finally:
+            self.world.revive()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, with a tick of the guard every minute of it."""
+        left = seconds
+        while left > 0:
+            step = min(left, 60.0)
+            self.world.wait(step)
+            left -= step
+            if self._last_guarded is None or (self.world.now() - self._last_guarded).total_seconds() >= 60:
+                self.guard()
+
+    def guard(self) -> None:
+        if not self.guard_alive:
+            return
+        now = self._last_guarded = self.world.now()
+        self.ticks += 1
+        report = guard_costs(self.world.data, self.world.client, ledger=self.world.ledger, now=now)
+        if report.skipped or report.errors:
+            return
+        # What ran since the last tick that could meter could not be stopped earlier. A started minute is a minute.
+        ran = sum((Decimal(item["amount_usd"]) for item in self._bill("deployment")), Decimal(0))
+        rows = self.world.ledger.find("deployments")
+        started = sum((Decimal(row["hourly_nano"]).scaleb(-9) / 60 for row in rows), Decimal(0))
+        interval, self._ran_before = ran - self._ran_before + started, ran
+        overshoot = self.world.ledger.spent() - self.limit
+        self.worst_overshoot = max(self.worst_overshoot, overshoot)
+        assert overshoot <= max(interval, self._overshoot_before), f"{overshoot} over the budget, {interval} ran since"
+        self._overshoot_before = max(overshoot, Decimal(0))
+
+    def _bill(self, *kinds: str) -> list[dict[str, Any]]:
+        """The lines of the provider's own bill that are ours, by our name in them."""
+        items = httpx.get(f"{self.world.emulator.url}/emulator/bill").json()["items"]
+        return [item for item in items if item["kind"] in kinds and self.world.ledger.prefix in item["what"]]
+
+    def reconcile(self) -> None:
+        def run() -> None:
+            report = reconcile_provider(
+                self.world.data, self.world.client, ledger=self.world.ledger, now=self.world.now()
+            )
+            if not report.errors:
+                self._check_orphans()
+
+        self._attempt(run)
+
+    def _attempt(self, command: Callable[[], object]) -> None:
+        """A command may be refused, or die; what it leaves is what is tested."""
+        try:
+            command()
+        except (ReasoningError, Killed):
+            pass
+        finally:
+            self.world.revive()
+
+    # -- what must hold -----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Nothing twice, nothing of a stranger's touched."""
+        suffixes = [job.suffix for job in self.world.our_jobs()]
+        assert len(suffixes) == len(set(suffixes)), f"a job twice: {suffixes}"
+        live_models = []
+        for endpoint in self.world.ours():
+            running = [d for d in endpoint.deployments if (d.autoscaling.max_replicas or 0) > 0]
+            assert len(running) <= 1, f"{endpoint.name} has {len(running)} deployments"
+            live_models += [d.model for d in running]
+        assert len(live_models) == len(set(live_models)), f"a model is deployed twice: {live_models}"
+        asked = self.world.observer.endpoints.retrieve(self._stranger[0])
+        assert asked.etag == self._stranger[1], "a stranger's endpoint was touched"
+
+    def _check_orphans(self) -> None:
+        known = {
+            row["name"] for row in self.world.ledger.find("deployments", state=("intended", *LIVE_STATES, "stopped"))
+        }
+        orphans = {
+            endpoint.id
+            for endpoint in self.world.ours()
+            if endpoint.name.rsplit("/", 1)[-1] not in known
+            and any((d.autoscaling.max_replicas or 0) > 0 for d in endpoint.deployments)
+        }
+        self._orphans = {orphan: self._orphans.get(orphan, 0) + 1 for orphan in orphans}
+        self.worst_orphan_reconciliations = max([self.worst_orphan_reconciliations, *self._orphans.values()])
+        assert self.worst_orphan_reconciliations < 2, f"orphans after two reconciliations: {self._orphans}"
+
+    def end(self) -> None:
+        """All faults over, everything down: the charges are the bill, to the cent."""
+        world = self.world
+        world.revive()
+        world.emulator.clear_faults()
+        self.guard_alive = True
+        for job in world.ledger.find("fine_tune_jobs", state=ACTIVE_STATES):
+            self._attempt(lambda job=job: cancel_fine_tune(world.client, world.ledger, job["id"], now=world.now()))  # type: ignore[misc]
+            if world.ledger.get("fine_tune_jobs", job["id"])["state"] in ACTIVE_STATES:
+                self._attempt(lambda job=job: self._follow(job["id"]))  # type: ignore[misc]
+        for _ in range(3):
+            for row in world.ledger.find("deployments", state=("intended", *LIVE_STATES)):
+                self._attempt(
+                    lambda row=row: undeploy_model(  # type: ignore[misc]
+                        world.client, world.ledger, row["id"], now=world.now, wait=self.wait
+                    )
+                )
+            world.next_hours(4)
+            self.guard()
+            self.reconcile()
+        assert world.ours() == []
+        assert world.ledger.find("deployments", state=("intended", *LIVE_STATES)) == []
+        (budget,) = world.ledger.budgets(world.now())
+        assert budget.reserved_usd == 0, "money is still reserved"
+        ids = {
+            row["remote_id"]
+            for table in ("deployments", "fine_tune_jobs")
+            for row in world.ledger.find(table)
+            if row["remote_id"]
+        }
+        difference = world.ledger.spent() - world.emulator.bill(ids)
+        assert abs(difference) < Decimal("0.01"), f"charged minus billed: {difference}"
+        # Nothing of ours is on the bill that the ledger does not know.
+        assert {item["resource_id"] for item in self._bill("deployment", "fine_tune")} <= ids
+        self.check()

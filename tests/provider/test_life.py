@@ -1,0 +1,138 @@
+"""Whatever happens to commands, provider and processes: see `tests/provider/life.py` for what must hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from provider.client import connect
+from tests.provider.conftest import Emulator, World
+from tests.provider.life import FAULTS, Life
+
+MakeWorld = Callable[[], World]
+
+
+class Lives(RuleBasedStateMachine):
+    make_world: MakeWorld
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.life = Life(type(self).make_world(), limit=Decimal(15))
+        self.life.world.model()
+
+    @rule()
+    def upload_and_train(self) -> None:
+        self.life.upload()
+        self.life.train()
+
+    @rule()
+    def train_again(self) -> None:
+        self.life.train()
+
+    @rule()
+    def deploy(self) -> None:
+        self.life.deploy()
+
+    @rule()
+    def undeploy(self) -> None:
+        self.life.undeploy()
+
+    @rule()
+    def cancel(self) -> None:
+        self.life.cancel()
+
+    @rule()
+    def use(self) -> None:
+        self.life.use()
+
+    @rule(minutes=st.sampled_from([1, 3, 12, 40]))
+    def pass_time(self, minutes: int) -> None:
+        self.life.wait(minutes * 60)
+
+    @rule()
+    def reconcile(self) -> None:
+        self.life.reconcile()
+
+    @rule(fault=st.sampled_from(FAULTS), times=st.integers(1, 4))
+    def fault(self, fault: tuple[str, str | None], times: int) -> None:
+        self.life.fault(*fault, times=times)
+
+    @rule(request=st.integers(1, 12), answered=st.booleans())
+    def kill_while_deploying(self, request: int, answered: bool) -> None:
+        self.life.kill(self.life.deploy, request=request, answered=answered)
+
+    @rule(request=st.integers(1, 12), answered=st.booleans())
+    def kill_while_stopping(self, request: int, answered: bool) -> None:
+        self.life.kill(self.life.undeploy, request=request, answered=answered)
+
+    @rule(request=st.integers(1, 8), answered=st.booleans())
+    def kill_while_training(self, request: int, answered: bool) -> None:
+        self.life.kill(self.life.train, request=request, answered=answered)
+
+    @precondition(lambda self: self.life.guard_alive)
+    @rule()
+    def guard_dies(self) -> None:
+        self.life.guard_alive = False
+
+    @precondition(lambda self: not self.life.guard_alive)
+    @rule()
+    def guard_lives(self) -> None:
+        self.life.guard_alive = True
+        self.life.guard()
+
+    @invariant()
+    def nothing_twice(self) -> None:
+        self.life.check()
+
+    def teardown(self) -> None:
+        self.life.end()
+        self.life.world.close()
+
+
+@pytest.fixture
+def make_world(emulator: Emulator, trained_object: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWorld:
+    monkeypatch.delenv("REASONING_LEDGER_URL", raising=False)
+    made = iter(range(10**6))
+
+    def make() -> World:
+        emulator.clear_faults()
+        world = World(emulator, tmp_path / f"life-{next(made)}")
+        world.client.close()
+        world.client = connect(base_url=emulator.url, timeout=2)  # a hang costs two seconds
+        world.trained_object = trained_object
+        return world
+
+    return make
+
+
+def run(make_world: MakeWorld, *, examples: int, steps: int) -> None:
+    Lives.make_world = staticmethod(make_world)  # type: ignore[assignment]
+    run_state_machine_as_test(
+        Lives,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.explicit, Phase.generate],  # shrinking costs minutes against a real process
+            derandomize=True,
+            database=None,
+        ),
+    )
+
+
+def test_a_short_life(make_world: MakeWorld) -> None:
+    run(make_world, examples=2, steps=12)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+def test_long_lives(make_world: MakeWorld) -> None:
+    run(make_world, examples=int(os.environ.get("TORTURE_LIVES", "50")), steps=40)
