@@ -25,6 +25,7 @@ from uuid import uuid4
 import duckdb
 
 from storage.costs import cost_stream, model_stream
+from storage.errors import TableError
 from storage.layout import Layout
 from storage.schema import PARTITIONS, sql_columns
 from storage.table import Snapshot, take_snapshot
@@ -55,14 +56,14 @@ def connect(
         config["threads"] = threads
     con = duckdb.connect(config=config)
     con.execute("SET TimeZone = 'UTC'")  # not a config: ICU is loaded only after connecting
-    _create_views(con, layout, take_snapshot(layout))
+    _create_views(con, layout)
+    refresh(con, data)
     return con
 
 
 def refresh(con: duckdb.DuckDBPyConnection, data: Path | str) -> None:
-    """Let the views of a connection show the files and the ledger as of now."""
-    layout = Layout(data)
-    _create_views(con, layout, take_snapshot(layout))
+    """Let the views of a connection show the files as of now."""
+    _with_snapshot(con, Layout(data), lambda con: None)
 
 
 def read(
@@ -76,20 +77,20 @@ def read(
 
     So the function must fetch its rows itself, and must be fit to be called again.
     """
-    layout = Layout(data).check()
-    con = connect(data, memory_limit=memory_limit, threads=threads)
-    try:
-        for _ in range(_ATTEMPTS):
-            snapshot = take_snapshot(layout)
-            _create_views(con, layout, snapshot)
-            try:
-                return function(con)
-            except duckdb.IOException:
-                if take_snapshot(layout) == snapshot:
-                    raise  # the files are as they were: this is another trouble
-        return function(con)
-    finally:
-        con.close()
+    with connect(data, memory_limit=memory_limit, threads=threads) as con:
+        return _with_snapshot(con, Layout(data), function)
+
+
+def _with_snapshot(con: duckdb.DuckDBPyConnection, layout: Layout, function: Callable[..., T]) -> T:
+    for _ in range(_ATTEMPTS):
+        snapshot = take_snapshot(layout)
+        try:
+            _show(con, snapshot)
+            return function(con)
+        except duckdb.IOException:
+            if take_snapshot(layout) == snapshot:
+                raise  # the files are as they were: this is another trouble
+    raise TableError(f"files of {layout.data} were replaced {_ATTEMPTS} times while they were being read; try later")
 
 
 @dataclass(frozen=True)
@@ -146,19 +147,23 @@ def literal_path(path: Path) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in str(path))
 
 
-def _create_views(con: duckdb.DuckDBPyConnection, layout: Layout, snapshot: Snapshot) -> None:
-    views = {
-        "decisions": scan("decisions", snapshot.decisions),
-        "feedback_log": scan("feedback", snapshot.feedback),
-        "feedback": _FEEDBACK,
-        "labelled_decisions": _LABELLED_DECISIONS,
-        "costs": "FROM ledger_costs",
-        "models": "FROM ledger_models",
-    }
+def _create_views(con: duckdb.DuckDBPyConnection, layout: Layout) -> None:
+    """All views, without a file yet: DuckDB opens every file that a view names, once for each time it is named."""
+    _show(con, Snapshot((), ()))
     con.register("ledger_costs", cost_stream(layout))
     con.register("ledger_models", model_stream(layout))
-    for name, query in views.items():
-        con.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
+    for name, query in (
+        ("feedback", _FEEDBACK),
+        ("labelled_decisions", _LABELLED_DECISIONS),
+        ("costs", "FROM ledger_costs"),
+        ("models", "FROM ledger_models"),
+    ):
+        con.execute(f"CREATE VIEW {name} AS {query}")
+
+
+def _show(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+    con.execute(f"CREATE OR REPLACE VIEW decisions AS {scan('decisions', snapshot.decisions)}")
+    con.execute(f"CREATE OR REPLACE VIEW feedback_log AS {scan('feedback', snapshot.feedback)}")
 
 
 # A decision's feedback is all in the partition of the decision's date; an episode's may be in many.

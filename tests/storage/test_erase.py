@@ -88,7 +88,7 @@ def test_log_spool_quarantine_and_datasets_are_cleared_and_models_named(tmp_path
         make_feedback(decision_id=landed[1].decision_id, metric="kept"),
     ]
     write_segment(tmp_path, [*landed, *feedback])
-    write_lines(tmp_path, [to_line(make_pair(3)[0])[:-30], b"no JSON at all\n"])
+    write_lines(tmp_path, [b"no JSON at all\n", to_line(make_pair(3)[0])[:-30]])
     land_decisions(tmp_path)
     folder = write_dataset(
         tmp_path,

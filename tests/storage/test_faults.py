@@ -1,0 +1,264 @@
+"""Kills, failing I/O and readers beside a constant compactor: nothing lost, doubled or corrupt. Long by `torture`."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import io
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import storage
+from reasoning.spool import SegmentWriter
+from storage import rewrite
+from storage.compact import compact_decisions
+from storage.erase import erase_subject
+from storage.errors import StorageError
+from storage.land import land_decisions
+from storage.layout import Layout
+from storage.quarantine import read_quarantine
+from tests.storage.logs import (
+    NOON,
+    landed_ids,
+    list_parquet,
+    make_days,
+    make_decision,
+    make_feedback,
+    write_segment,
+)
+
+
+@contextlib.contextmanager
+def started(role: str, data: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.storage.faults", role, *map(str, (data, *arguments))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ready(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+
+def check_against(data: Path, acknowledged: set[UUID]) -> dict[str, int]:
+    """Land and compact what the kills left; count what is lost, doubled and extra."""
+    land_decisions(data)
+    compact_decisions(data)
+    land_decisions(data)
+    ids = landed_ids(data)
+    for path in list_parquet(data):
+        pq.read_table(path)
+    reasons = {
+        entry["reason"].partition(":")[0]
+        for path in (data / "quarantine").iterdir()
+        for entry, _ in read_quarantine(path)
+    }
+    assert reasons <= {"torn"}
+    assert not [path for path in data.rglob("*") if path.suffix in (".tmp", ".seal", ".open") and path.stat().st_size]
+    return {
+        "acknowledged": len(acknowledged),
+        "lost": len(acknowledged - set(ids)),
+        "doubled": len(ids) - len(set(ids)),
+        "extra": len(set(ids) - acknowledged),
+    }
+
+
+def kill_for(data: Path, kills: int, method: str, seed: int) -> dict[str, int]:
+    rng = random.Random(seed)
+    Layout(data / "data").create()
+    acks = data / "acks"
+    acks.mkdir()
+    with contextlib.ExitStack() as stack:
+        roles: dict[str, Callable[[], subprocess.Popen[str]]] = {
+            "writer": lambda: stack.enter_context(started("write", data / "data", acks / str(rng.random()))),
+            "lander": lambda: stack.enter_context(started("land", data / "data")),
+            "compactor": lambda: stack.enter_context(started("compact", data / "data", method)),
+        }
+        running = {name: start() for name, start in roles.items()}
+        ready(running["lander"])
+        ready(running["compactor"])
+        for _ in range(kills):
+            time.sleep(rng.random() * 0.25)
+            name = rng.choice(list(roles))
+            assert running[name].poll() is None, f"{name} died by itself"
+            running[name].kill()
+            running[name].wait()
+            running[name] = roles[name]()
+            if name != "writer":
+                ready(running[name])
+    acknowledged = {
+        UUID(bytes=content[at : at + 16])
+        for path in acks.iterdir()
+        for content in [path.read_bytes()]
+        for at in range(0, len(content) - 15, 16)
+    }
+    return check_against(data / "data", acknowledged)
+
+
+@pytest.mark.parametrize("method", ["exchange", "manifest"])
+def test_kills_of_writer_lander_and_compactor(tmp_path: Path, method: str) -> None:
+    counts = kill_for(tmp_path, 3, method, seed=1)
+    assert counts["acknowledged"] > 0
+    assert (counts["lost"], counts["doubled"]) == (0, 0)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("method", ["exchange", "manifest"])
+def test_a_thousand_kills(tmp_path: Path, method: str) -> None:
+    for seed in range(10):
+        data = tmp_path / str(seed)
+        data.mkdir()
+        counts = kill_for(data, int(os.environ.get("TORTURE_KILLS", "100")), method, seed)
+        print(method, seed, counts, flush=True)
+        assert (counts["lost"], counts["doubled"]) == (0, 0)
+
+
+class FailingCalls:
+    """Every call that reaches the disk, counted; the Nth fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int) -> None:
+        self.count = 0
+        self.fail_at = fail_at
+        self.failed: str | None = None
+        for name in ("open", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "pwrite", "scandir", "listdir"):
+            monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name)))
+        monkeypatch.setattr(io, "open", self.wrap("io.open", io.open))  # Path.open
+        monkeypatch.setattr(builtins, "open", self.wrap("open()", builtins.open))
+        monkeypatch.setattr(pq.ParquetWriter, "write_table", self.wrap("write_table", pq.ParquetWriter.write_table))
+        monkeypatch.setattr(pq.ParquetWriter, "close", self.wrap("close", pq.ParquetWriter.close))
+        monkeypatch.setattr(rewrite, "exchange", self.wrap("exchange", rewrite.exchange))
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self.count += 1
+            if self.count == self.fail_at:
+                self.failed = name
+                raise OSError(errno.EIO, "Input/output error")
+            return function(*arguments, **keywords)
+
+        return call
+
+
+def fill(data: Path) -> tuple[list[UUID], int]:
+    """A log of two files a partition, a sealed segment with a bad line, a dead writer's and a living one's."""
+    decisions = make_days(2, 3, subject_ids=["bob"])
+    write_segment(data, decisions[:3])
+    land_decisions(data)
+    write_segment(data, [*decisions[3:5], make_feedback(decision_id=decisions[0].decision_id)])
+    land_decisions(data)
+    writer = SegmentWriter(data / "spool")
+    writer.write(decisions[5])
+    writer.close()
+    (path,) = (data / "spool").glob("*.seal")
+    path.write_bytes(path.read_bytes() + b"torn")
+    path.rename(path.with_suffix(".open"))
+    erased = make_days(1, 2, decision_type="planning", subject_ids=["ann"])
+    write_segment(data, erased)
+    return sorted(d.decision_id for d in decisions), len(erased)
+
+
+@pytest.mark.parametrize("verb", ["land", "compact", "erase"])
+def test_every_call_to_the_disk_failing_once(tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    verbs: dict[str, Callable[[Path], Any]] = {
+        "land": land_decisions,
+        "compact": compact_decisions,
+        "erase": lambda data: erase_subject(data, "ann"),
+    }
+    template = tmp_path / "template"
+    ids, erased = fill(template)
+    failures = 0
+    step = 1 if os.environ.get("TORTURE_KILLS") else {"land": 5, "compact": 7, "erase": 19}[verb]
+    for n in range(1, 10_000, step):
+        data = tmp_path / str(n)
+        subprocess.run(["cp", "-r", str(template), str(data)], check=True)
+        with monkeypatch.context() as patch:
+            calls = FailingCalls(patch, n)
+            with contextlib.suppress(OSError, StorageError, pa.ArrowException):
+                verbs[verb](data)
+            assert calls.failed or calls.count < n
+        verbs[verb](data)
+        land_decisions(data)
+        got = landed_ids(data)
+        assert len(got) == len(set(got)), (n, calls.failed)
+        assert set(ids) <= set(got), (n, calls.failed)
+        assert len(got) == len(ids) + (0 if verb == "erase" else erased), (n, calls.failed)
+        assert storage.sql(data, "SELECT count(*) FROM feedback_log").rows == [(1,)]
+        assert [raw for p in (data / "quarantine").iterdir() for _, raw in read_quarantine(p)] == [b"torn"], n
+        if not calls.failed:
+            break
+        failures += 1
+    assert failures > 5
+    print(verb, failures, "failures survived")
+
+
+def read_beside_a_compactor(data: Path, method: str, reads: int) -> int:
+    decisions = [make_decision(d.ts, decision_type=kind) for kind in ("a", "b") for d in make_days(3, 50, NOON)]
+    write_segment(data, decisions)
+    land_decisions(data)
+    wrong = 0
+    with started("churn", data, method) as compactor:
+        ready(compactor)
+        for _ in range(reads):
+            rows = storage.sql(
+                data, "SELECT count(*), count(DISTINCT decision_id), count(messages) FROM decisions", threads=1
+            )
+            wrong += rows.rows != [(300, 300, 300)]
+        assert compactor.poll() is None
+    return wrong
+
+
+@pytest.mark.parametrize("method", ["exchange", "manifest"])
+def test_readers_beside_a_constant_compactor(tmp_path: Path, method: str) -> None:
+    assert read_beside_a_compactor(tmp_path, method, 12) == 0
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("method", ["exchange", "manifest"])
+def test_ten_thousand_reads_beside_a_constant_compactor(tmp_path: Path, method: str) -> None:
+    reads = int(os.environ.get("TORTURE_READS", "5000"))
+    assert read_beside_a_compactor(tmp_path, method, reads) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounting needs root")
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        decisions = make_days(1, 700)
+        for decision in decisions:
+            decision.completion = os.urandom(1800).hex()
+        writer = SegmentWriter(disk / "data" / "spool")
+        kept = [d.decision_id for d in decisions if writer.write(d)]
+        writer.close()
+        filler = disk / "filler"
+        filler.write_bytes(b"")
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(StorageError, match="disk is full"):
+            land_decisions(disk / "data")
+        assert list((disk / "data" / "spool").glob("*.seal"))
+        filler.unlink()
+        land_decisions(disk / "data")
+        assert landed_ids(disk / "data") == sorted(kept)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
