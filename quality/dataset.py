@@ -123,7 +123,7 @@ def export_dataset(
 
     `since` and `until` are inclusive; a date means the whole day in UTC, so `until=date(2026, 1, 31)` has all of the
     31st. Rows older than `retention_days` before `now` are not learned from even if they are still in the log. Of more
-    than `limit` rows the latest are kept. `label_sources` are `demonstration` and `original`; by default
+    than `limit` rows the latest are kept (and of the log the latest four times `limit` are looked at). `label_sources` are `demonstration` and `original`; by default
     demonstrations alone where there are 200 of them. `max_class_share` thins the most frequent answer of the training
     rows out (drawn by `seed`). `max_characters` bounds a row's length, `region` is for phone numbers.
 
@@ -173,7 +173,7 @@ def export_dataset(
                 "type": asdict(kind) | {"labels": list(kind.labels)},
             }
             preparation = funnel.prepare_rows(
-                con, kind, label_sources=sources, max_characters=max_characters, region=region, progress=report
+                con, kind, label_sources=sources, limit=limit, max_characters=max_characters, region=region, progress=report
             )
             funnel.drop_duplicates(con)
             template = funnel.drop_near_duplicates(con, limit=limit, progress=report)

@@ -47,6 +47,9 @@ REASONS = (
 # A line that stands in the prompts of more than this share of the episodes (three at least) belongs to the template.
 TEMPLATE_SHARE = 0.05
 
+# So many times the limit of the latest rows are looked at: work is bounded by what is wanted, not by the log.
+LOOKED_AT = 4
+
 _BATCH = 2_000
 _MEMORY_LIMIT = "1GB"
 
@@ -131,15 +134,15 @@ def select_rows(
     path = str(scratch).replace("'", "''")
 
     def copy(log: duckdb.DuckDBPyConnection) -> None:
+        log.execute("SET enable_progress_bar = false")  # what is shown is the caller's business
         log.execute(f"ATTACH IF NOT EXISTS '{path}' AS scratch")
         log.execute(_SELECT, parameters)
         log.execute("DETACH scratch")
 
     storage.read(data, copy, memory_limit=_MEMORY_LIMIT)
-    return duckdb.connect(
-        str(scratch),
-        config={"temp_directory": f"{scratch}.spill", "memory_limit": _MEMORY_LIMIT},
-    )
+    con = duckdb.connect(str(scratch), config={"temp_directory": f"{scratch}.spill", "memory_limit": _MEMORY_LIMIT})
+    con.execute("SET enable_progress_bar = false")
+    return con
 
 
 def choose_label_sources(con: duckdb.DuckDBPyConnection, enough: int) -> list[str]:
@@ -158,14 +161,20 @@ def prepare_rows(
     decision_type: DecisionType,
     *,
     label_sources: Sequence[str],
+    limit: int,
     max_characters: int,
     region: str,
     progress: Progress,
 ) -> Preparation:
-    """Label, redact and validate every selected row."""
+    """Label, redact and validate the latest rows, four times as many as the limit lets through."""
     con.execute(
         "UPDATE selected SET dropped = 'weaker_label' WHERE dropped IS NULL AND NOT list_contains(?, label_source)",
         [list(label_sources)],
+    )
+    con.execute(
+        """UPDATE selected SET dropped = 'over_limit' WHERE dropped IS NULL AND rowid NOT IN (
+               SELECT rowid FROM selected WHERE dropped IS NULL ORDER BY ts DESC, request_id DESC LIMIT ?)""",
+        [LOOKED_AT * limit],
     )
     con.execute(
         "CREATE TABLE prepared (n BIGINT, dropped VARCHAR, line VARCHAR, prompt VARCHAR, prompt_hash VARCHAR, "
