@@ -62,12 +62,12 @@ def _cell(value: Any) -> str:
 
 
 def print_line(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    print(line, flush=True)
 
 
 def print_note(line: str) -> None:
     """A line for people beside the output, such as progress: to stderr."""
-    sys.stderr.write(line + "\n")
+    print(line, file=sys.stderr)
 
 
 @contextmanager

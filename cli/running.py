@@ -185,13 +185,29 @@ def _parse_parameter(text: str) -> tuple[str, Any]:
 
 @app.command()
 def demo(
-    data: Annotated[
-        Path | None, typer.Option(help="Where the demo works [default: ./demo-data]", show_default=False)
+    data: Annotated[Path, typer.Option(help="Where the demo works; what an earlier demo left there goes")] = Path(
+        "demo-data"
+    ),
+    # Not from the environment, unlike elsewhere: nobody spends money by trying the demo.
+    provider: Annotated[
+        Provider, typer.Option(help="local costs nothing; together costs real money, and asks before")
+    ] = Provider.LOCAL,
+    conversations: Annotated[
+        Path | None,
+        typer.Option(
+            help="Other conversations, in the form of chitchat-dataset's dataset.json", dir_okay=False, exists=True
+        ),
     ] = None,
-    provider: ProviderOption = Provider.LOCAL,
     yes: Yes = False,
 ) -> None:
     """Turn the whole wheel on real conversations, on this machine, without an API key."""
-    from demo.run import run_demo
+    from cli.demo import run
 
-    run_demo(data=data, provider=provider.value, yes=yes)
+    if provider is Provider.TOGETHER:
+        _require_key()
+    run(
+        data,
+        provider=provider.value,
+        conversations=conversations,
+        confirm=lambda question: yes or typer.confirm(question),
+    )

@@ -122,6 +122,8 @@ def environment(data: Path, *, provider: str, prefect: str, emulator: str | None
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "GX_ANALYTICS_ENABLED": "false",
+        # On SQLite the server answers 503 while another writes. What asks five times, as is the default, may give up.
+        "PREFECT_CLIENT_MAX_RETRIES": "20",
         "PYTHONUNBUFFERED": "1",
         # Runs start as `python -m prefect.engine`: that must be this Python, in a virtual environment or not.
         "PATH": os.pathsep.join([str(_python_on_path(scratch)), os.environ.get("PATH", os.defpath)]),

@@ -10,7 +10,7 @@ from pydantic import Field
 from quality.report import QualityReport
 from tasks.errors import FlowError
 from tasks.exclusive import taking_turns
-from tasks.observed import check
+from tasks.model_tasks import check
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from storage.compact import CompactReport
 from tasks.exclusive import taking_turns
-from tasks.observed import compact
+from tasks.log_tasks import compact
 from tasks.runs import DataFolder, IfBusy, data_folder, skipped
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from tasks.observed import deploy
+from tasks.model_tasks import deploy
 from tasks.runs import DataFolder, Moment, data_folder, utc
 
 

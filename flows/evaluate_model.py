@@ -9,7 +9,7 @@ from pydantic import Field
 
 from quality.evaluation import Evaluation
 from quality.promotion import DEFAULT_MARGIN
-from tasks.observed import evaluate
+from tasks.model_tasks import evaluate
 from tasks.runs import DataFolder, Moment, data_folder, utc
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from storage.expire import ExpireReport
 from tasks.exclusive import taking_turns
-from tasks.observed import expire
+from tasks.log_tasks import expire
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
 
 

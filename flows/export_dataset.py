@@ -9,7 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from quality.dataset import DEFAULT_LIMIT, Manifest
-from tasks.observed import export
+from tasks.model_tasks import export
 from tasks.runs import DataFolder, DecisionTypeName, Moment, data_folder, utc
 
 

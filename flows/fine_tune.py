@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from tasks import observed
+from tasks import model_tasks
 from tasks.runs import DataFolder, Moment, data_folder, utc
 
 
@@ -31,6 +31,6 @@ async def fine_tune(
         again: Train again even if the same was trained before.
         now: The time it is held to be, for replays. Empty: the time of the machine.
     """
-    return observed.fine_tune(
+    return model_tasks.fine_tune(
         data_folder(data), dataset, tier=tier, parameters={"n_epochs": n_epochs}, again=again, now=utc(now)
     )

@@ -10,7 +10,7 @@ from pydantic import Field
 from provider.guard import GuardReport
 from tasks.errors import FlowError
 from tasks.exclusive import taking_turns
-from tasks.observed import guard
+from tasks.money_tasks import guard
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
 
 

@@ -6,7 +6,7 @@ from prefect import flow
 
 from storage.land import LandReport
 from tasks.exclusive import taking_turns
-from tasks.observed import land
+from tasks.log_tasks import land
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
 
 

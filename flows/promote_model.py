@@ -8,7 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from reasoning.routes import Route
-from tasks.observed import promote
+from tasks.model_tasks import promote
 from tasks.promotion import DEADLINE_MS, LIVE_WEIGHT
 from tasks.runs import DataFolder, Moment, data_folder, utc
 

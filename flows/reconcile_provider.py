@@ -7,7 +7,7 @@ from prefect import flow
 from provider.reconcile import ReconcileReport
 from tasks.errors import FlowError
 from tasks.exclusive import taking_turns
-from tasks.observed import reconcile
+from tasks.money_tasks import reconcile
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from reasoning.config import load_config
 from reasoning.errors import ReasoningError
-from tasks import observed
+from tasks import model_tasks
 from tasks.errors import FlowError
 from tasks.exclusive import taking_turns
 from tasks.promotion import LIVE_WEIGHT
@@ -20,12 +20,12 @@ from tasks.turn import Turn, TurnPolicy, Verbs
 from tasks.turn import turn_flywheel as take_turn
 
 VERBS = Verbs(
-    export=observed.export,
-    fine_tune=observed.fine_tune,
-    deploy=observed.deploy,
-    evaluate=observed.evaluate,
-    promote=observed.promote,
-    reject=observed.reject,
+    export=model_tasks.export,
+    fine_tune=model_tasks.fine_tune,
+    deploy=model_tasks.deploy,
+    evaluate=model_tasks.evaluate,
+    promote=model_tasks.promote,
+    reject=model_tasks.reject,
 )
 Share = Annotated[float, Field(gt=0, le=1)]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.observed import undeploy
+from tasks.model_tasks import undeploy
 from tasks.runs import DataFolder, Moment, data_folder, utc
 
 

@@ -1,4 +1,4 @@
-"""The verbs as Prefect tasks: the same work, its progress, its report as an artifact, and retries where they fit."""
+"""The verbs on datasets and models as Prefect tasks: with progress, reports as artifacts, retries where they fit."""
 
 from __future__ import annotations
 
@@ -8,51 +8,14 @@ from typing import Any
 
 from prefect import task
 
-from provider.guard import GuardReport
-from provider.reconcile import ReconcileReport
 from quality.checks import check_decisions
 from quality.dataset import Manifest
 from quality.evaluation import Evaluation
 from quality.report import QualityReport
 from reasoning.routes import Route
-from storage.compact import CompactReport, compact_decisions
-from storage.erase import EraseReport, erase_subject
-from storage.expire import ExpireReport, expire_decisions
-from storage.land import LandReport, land_decisions
-from tasks import evaluation, models, money, promotion
+from tasks import evaluation, models, promotion
 from tasks.reports import evaluation_rows, hide
 from tasks.runs import ONCE, REPEATABLE, publish, run_progress
-
-# -- the decision log -------------------------------------------------------------------------------------------------
-
-
-@task(**REPEATABLE)
-def land(data: Path, *, now: datetime | None = None) -> LandReport:
-    report = land_decisions(data, now=now, progress=run_progress("landing-progress", "Landing"))
-    publish("landing", report, title="What was landed")
-    return report
-
-
-@task(**REPEATABLE)
-def compact(data: Path, *, min_files: int) -> CompactReport:
-    report = compact_decisions(data, min_files=min_files, progress=run_progress("compaction-progress", "Compacting"))
-    publish("compaction", report, title="What was compacted")
-    return report
-
-
-@task(**REPEATABLE)
-def expire(data: Path, *, retention_days: int, dry_run: bool, now: datetime | None = None) -> ExpireReport:
-    report = expire_decisions(data, retention_days=retention_days, dry_run=dry_run, now=now)
-    publish("expiry", report, title="What would expire" if dry_run else "What expired")
-    return report
-
-
-@task(**REPEATABLE)
-def erase(data: Path, subject_id: str, *, now: datetime | None = None) -> EraseReport:
-    report = erase_subject(data, subject_id, now=now, progress=run_progress("erasure-progress", "Erasing"))
-    # An artifact outlives the erasure: the name of whoever wanted to be forgotten is not kept in one.
-    publish("erasure", hide(report, "subject_id"), title="What was erased")
-    return report
 
 
 @task(**REPEATABLE)
@@ -61,9 +24,6 @@ def check(data: Path, *, days: int, now: datetime | None = None) -> QualityRepor
     publish("quality", hide(report, "failures"), title="Is the decision log in order?")
     publish("quality-failures", report.failures, title="Expectations that were not met")
     return report
-
-
-# -- models -----------------------------------------------------------------------------------------------------------
 
 
 @task(**REPEATABLE)
@@ -124,21 +84,3 @@ def promote(data: Path, model: str, **options: Any) -> Route:
 def reject(data: Path, model_id: str, *, why: str, now: datetime | None = None) -> None:
     promotion.reject_model(data, model_id, why=why, now=now)
     publish("rejected", {"model_id": model_id, "why": why}, title=f"{model_id} is rejected")
-
-
-# -- money ------------------------------------------------------------------------------------------------------------
-
-
-@task(**ONCE)  # the next tick comes within a minute, and makes up for this one
-def guard(data: Path, *, idle_minutes: int | None, lease_minutes: float, now: datetime | None = None) -> GuardReport:
-    report = money.guard(data, idle_minutes=idle_minutes, lease_minutes=lease_minutes, now=now)
-    publish("guard", hide(report, "budgets"), title="What the guard found and did")
-    publish("budgets", report.budgets, title="Budgets")
-    return report
-
-
-@task(**REPEATABLE)
-def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
-    report = money.reconcile(data, now=now)
-    publish("reconciliation", report, title="The provider against the ledger")
-    return report
