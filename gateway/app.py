@@ -154,6 +154,10 @@ class Gateway:
             exchange.route = path.decode().strip("/")
             await own(self, exchange)
             return
+        if exchange.admission.key is None:  # a probe
+            exchange.route = "probe"
+            await exchange.reply(200, b"{}")
+            return
         path = ALIASES.get(path, path)
         if exchange.method != "POST":
             await self._pass(exchange, path)

@@ -17,6 +17,8 @@ from gateway.settings import Key, Settings, hash_token
 
 TOKEN_HEADER = b"x-reasoning-token"
 PUBLIC_PATHS = frozenset({b"/healthz", b"/readyz", b"/docs", b"/openapi.json"})
+# What coding tools ask without a credential to see whether anyone is there. It is never passed on without one.
+PROBES = frozenset({b"/", b"/api/hello"})
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 64 << 10
 MAX_PATH_BYTES = 8 << 10
@@ -57,6 +59,8 @@ class Guard:
         if path in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD"):
             return Admission(None, headers, frozenset())
         key, own = self._find_key(headers)
+        if key is None and path in PROBES and scope["method"] == "HEAD":
+            return Admission(None, headers, frozenset())
         if key is None:
             raise RequestRefused(
                 401,

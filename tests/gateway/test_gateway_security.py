@@ -69,6 +69,10 @@ async def test_a_token_is_needed_even_here(start: Start) -> None:
     assert running.anthropic.seen == []
     for headers in ({"authorization": f"Bearer {TOKEN}"}, {"x-api-key": TOKEN}, {"x-reasoning-token": TOKEN}):
         assert (await running.ask("POST", "/v1/messages", headers=headers, data=BODY))[0] == 200
+    asked = len(running.anthropic.seen)
+    for path in ("/", "/api/hello"):  # Claude Code asks so whether anyone is there
+        assert (await running.ask("HEAD", path, headers={}))[0] == 200
+    assert len(running.anthropic.seen) == asked
     for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
         assert (await running.ask("GET", path, headers={}))[0] == 200
 

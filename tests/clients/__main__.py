@@ -1,0 +1,404 @@
+"""`make clients`: clients that nobody here wrote, through the gateway, with scripted servers behind it.
+
+Needs npm, and the network for the first run: packages go to `--work` (a folder under the system's temporary one), never
+into the tree. `--only NAME` runs the checks whose name begins so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.clients.stage import TOKEN, Stage, claude, claude_tool, staged
+from tests.gateway import scripted
+from tests.gateway.scripted import Seen, chat_answer, chat_chunk, chat_stream, stream, whole
+
+HERE = Path(__file__).parent
+NPM = {
+    "npm": ["@anthropic-ai/claude-code@2", "@anthropic-ai/sdk@1", "openai"],
+    "eliza": ["@elizaos/core@1.7.2", "@elizaos/plugin-anthropic@1.5.12", "@elizaos/plugin-openai@1.6.0"],
+}
+CALL = {"index": 0, "id": "c", "function": {"name": "Bash", "arguments": '{"command":"echo it-ran","description":"x"}'}}
+Check = Callable[[Path, Path], Awaitable[None]]
+
+
+def install_npm(work: Path, name: str) -> Path:
+    """The folder with the packages of `name`."""
+    folder = work / name
+    if not (folder / ".installed").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text('{"private": true}')
+        subprocess.run(
+            ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", *NPM[name]], cwd=folder, check=True
+        )
+        (folder / ".installed").touch()
+    return folder
+
+
+def install_python(work: Path, name: str, *packages: str) -> Path:
+    """The bin folder of an environment with `packages`."""
+    folder = work / name
+    if not (folder / ".installed").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([str(folder / "bin/pip"), "install", "--quiet", *packages], check=True)
+        (folder / ".installed").touch()
+    return folder / "bin"
+
+
+async def run(*command: str, cwd: Path, seconds: float = 180, **env: str) -> tuple[int, str]:
+    """Exit status, and stdout followed by stderr. The environment holds nothing but what is given."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=cwd,
+        env={"PATH": os.environ["PATH"], "HOME": str(cwd), **env},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, error = await asyncio.wait_for(process.communicate(), seconds)
+    except TimeoutError:
+        process.kill()
+        raise AssertionError(f"{command[0]} did not end within {seconds:.0f} s") from None
+    return process.returncode or 0, out.decode() + error.decode()
+
+
+def expect(condition: Any, what: str) -> None:
+    if not condition:
+        raise AssertionError(what)
+
+
+async def claude_code(work: Path, home: Path, at: Stage) -> dict[str, Any]:
+    binary = install_npm(work, "npm") / "node_modules/.bin/claude"
+    _, out = await run(
+        *(str(binary), "-p", "fix the bug in main.py", "--bare", "--output-format", "json", "--allowedTools", "Bash"),
+        cwd=home,
+        ANTHROPIC_BASE_URL=at.url,
+        ANTHROPIC_AUTH_TOKEN=TOKEN,
+        DISABLE_AUTOUPDATER="1",
+        IS_SANDBOX="1",
+    )
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    expect(lines, f"Claude Code printed no JSON: {out[:500]}")
+    return json.loads(lines[0])
+
+
+async def tools_of_anthropic(seen: Seen, writer: asyncio.StreamWriter) -> None:
+    """A tool loop by Anthropic."""
+    if "/v1/messages" in seen.target and b"tool_result" not in seen.body and b'"Bash"' in seen.body:
+        await claude_tool("Bash", {"command": "echo it-ran", "description": "x"})(seen, writer)
+    else:
+        await claude(seen, writer)
+
+
+async def tools_of_model(seen: Seen, writer: asyncio.StreamWriter) -> None:
+    """The same loop by the coding model."""
+    if seen.json["messages"][-1]["role"] == "tool":
+        expect("it-ran" in seen.json["messages"][-1]["content"], "the tool did not run")
+        await stream(*chat_stream("from ", "the model"))(seen, writer)
+    else:
+        await stream(chat_chunk(content="I look."), chat_chunk(tool_calls=[CALL]), *chat_stream(finish="tool_calls"))(
+            seen, writer
+        )
+
+
+async def check_claude_code_at_anthropic(work: Path, home: Path) -> None:
+    async with staged(home / "data") as at:
+        at.anthropic.script = tools_of_anthropic
+        found = await claude_code(work, home, at)
+        expect((found["result"], found["num_turns"]) == ("from anthropic", 2), f"{found['result']!r}")
+        asked = [seen for seen in at.anthropic.seen if seen.target == "/v1/messages?beta=true"]
+        expect(b"it-ran" in asked[-1].body, "the tool's result did not arrive")
+
+
+async def check_claude_code_at_the_model(work: Path, home: Path) -> None:
+    async with staged(home / "data") as at:
+        at.route("coding")
+        at.model.script = tools_of_model
+        found = await claude_code(work, home, at)
+        expect((found["result"], found["num_turns"]) == ("from the model", 2), f"{found['result']!r}")
+        expect(not [s for s in at.anthropic.seen if s.target == "/v1/messages?beta=true"], "Anthropic was asked")
+
+
+FAULTS: dict[str, scripted.Script] = {
+    "429": whole(429, b"{}"),
+    "500": whole(500, b"{}"),
+    "529": whole(529, b"{}"),
+    "401": whole(401, b"{}"),
+    "400": whole(400, b"{}"),
+    "no answer": scripted.cut,
+    "empty": stream(*chat_stream()),
+    "no end": stream(chat_chunk(role="assistant"), end=False),
+    "error event": stream(chat_chunk(content="Half "), b'data: {"error": {"message": "x"}}\n\n', pause=0.3),
+    "cut": stream(chat_chunk(content="Half "), chat_chunk(content="an"), end=False, pause=0.3),
+}
+
+
+async def check_claude_code_across_faults_of_the_model(work: Path, home: Path) -> None:
+    for name, script in FAULTS.items():
+        async with staged(home / f"data-{name.replace(' ', '-')}") as at:
+            at.route("coding")
+            at.model.script = script
+            found = await claude_code(work, home, at)
+            expect(found["result"] == "from anthropic", f"after {name}: {found['result']!r}")
+            expect(len(at.model.seen) == 1, f"after {name} the model was asked {len(at.model.seen)} times")
+
+
+async def check_claude_code_across_faults_of_anthropic(work: Path, home: Path) -> None:
+    error = b'{"type":"error","error":{"type":"overloaded_error","message":"x"}}'
+    half = (
+        b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","type":"message","role":"assistant",'
+    )
+    half += b'"model":"c","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":1,"output_tokens":0}}}\n\n'
+    failing = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"x"}}\n\n'
+    for name, script in {
+        "429": whole(429, error, ("retry-after", "0")),
+        "500": whole(500, error),
+        "529": whole(529, error),
+        "error event": stream(half, failing),
+        "cut": stream(half, end=False),
+    }.items():
+        async with staged(home / f"data-{name.replace(' ', '-')}") as at:
+            faults = [1]
+
+            async def once(
+                seen: Seen, writer: asyncio.StreamWriter, script: Any = script, faults: Any = faults
+            ) -> None:
+                chosen = script if faults and "/v1/messages?" in seen.target and faults.pop() else claude
+                await chosen(seen, writer)
+
+            at.anthropic.script = once
+            found = await claude_code(work, home, at)
+            expect(found["result"] == "from anthropic", f"after {name}: {found['result']!r}")
+
+
+async def check_npm_sdks(work: Path, home: Path) -> None:
+    folder = install_npm(work, "npm")
+    async with staged(home / "data") as at:
+        at.route("coding")
+
+        async def model(seen: Seen, writer: asyncio.StreamWriter) -> None:
+            if not seen.json.get("stream"):
+                await scripted.json(chat_answer("from the model"))(seen, writer)
+            else:
+                await tools_of_model(seen, writer)
+
+        at.model.script = model
+
+        async def chat(seen: Seen, writer: asyncio.StreamWriter) -> None:
+            answer = (
+                stream(*chat_stream("from ", "openai"))
+                if seen.json.get("stream")
+                else scripted.json(chat_answer("from openai"))
+            )
+            await answer(seen, writer)
+
+        at.openai.script = chat
+        status, out = await run("node", str(HERE / "sdks.mjs"), at.url, TOKEN, cwd=folder)
+        expect(status == 0, out[-800:])
+        found = json.loads(out.strip().splitlines()[-1])
+        expect(found["whole"] == found["streamed"] == "from anthropic", str(found))
+        expect(found["tool"]["input"]["command"] == "echo it-ran", str(found))
+        expect(found["after"] == "from the model", str(found))
+        expect(found["chat"] == found["chatStreamed"] == "from openai", str(found))
+
+
+async def check_eliza(work: Path, home: Path) -> None:
+    folder = install_npm(work, "eliza")
+    answers = {
+        "RESPOND": "<response><reasoning>asked</reasoning><action>RESPOND</action></response>",
+        "REPLY": "<response><thought>t</thought><actions>REPLY, RUN_BUILD</actions><providers></providers><text>On it</text></response>",
+    }
+
+    async def model(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        system = seen.json["messages"][0]["content"]
+        await scripted.json(chat_answer(answers["REPLY" if "RUN_BUILD" in system else "RESPOND"]))(seen, writer)
+
+    for plugin in ("anthropic", "openai"):
+        async with staged(home / f"data-{plugin}") as at:
+            at.route("should_respond", "planning")
+            at.model.script = model
+            status, out = await run(
+                *("node", str(HERE / "eliza.mjs"), plugin),
+                cwd=folder,
+                ANTHROPIC_BASE_URL=at.url,
+                ANTHROPIC_API_KEY=TOKEN,
+                OPENAI_BASE_URL=f"{at.url}/v1",
+                OPENAI_API_KEY=TOKEN,
+                LOG_LEVEL="fatal",
+            )
+            lines = [line for line in out.splitlines() if line.startswith('{"respond"')]
+            expect(status == 0 and lines, out[-800:])
+            found = json.loads(lines[0])
+            expect(found["respond"]["action"] == "RESPOND", str(found))
+            expect(found["plan"]["text"] == "On it" and "RUN_BUILD" in str(found["plan"]["actions"]), str(found))
+            stats = await at.stats()
+            expect(stats["custom"] == 2, f"{plugin}: {stats['by_route']} {stats['fallback_by_reason']}")
+
+
+async def check_aider(work: Path, home: Path) -> None:
+    bin = install_python(work, "aider", "aider-chat")
+    edit = "I add it.\n\nhello.py\n```python\n<<<<<<< SEARCH\n=======\nprint('from the model')\n>>>>>>> REPLACE\n```\n"
+    for side in ("model", "anthropic"):
+        folder = home / side
+        folder.mkdir()
+        subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+        async with staged(home / f"data-{side}") as at:
+            if side == "model":
+                at.route("coding")
+                at.model.script = stream(*chat_stream(*re.findall(r"(?s).{1,9}", edit)))
+            _, out = await run(
+                *(
+                    str(bin / "aider"),
+                    "--model",
+                    "anthropic/claude-sonnet-4-5",
+                    "--message",
+                    "write hello.py, a script in python",
+                ),
+                *(
+                    "--yes-always",
+                    "--no-check-update",
+                    "--no-analytics",
+                    "--no-gitignore",
+                    "--edit-format",
+                    "diff",
+                    "--no-show-model-warnings",
+                ),
+                cwd=folder,
+                ANTHROPIC_API_BASE=at.url,
+                ANTHROPIC_API_KEY=TOKEN,
+                LITELLM_LOCAL_MODEL_COST_MAP="True",
+            )
+            if side == "model":
+                expect((folder / "hello.py").exists(), out[-1500:])
+                expect("from the model" in (folder / "hello.py").read_text(), "another hello.py")
+            else:
+                expect("from anthropic" in out, out[-1500:])
+
+
+async def check_anthropic_suite(work: Path, home: Path) -> None:
+    """The SDK's own tests of its API resources, from its source distribution, with the gateway in the middle.
+
+    Its tests talk to a mock server made from an OpenAPI document that is not in the distribution. Ours answers any call
+    with a minimal object: what is checked is that every method's request and answer pass.
+    """
+    import anthropic
+
+    folder = work / f"anthropic-{anthropic.__version__}"
+    if not folder.exists():
+        subprocess.run([sys.executable, "-m", "pip", "--version"], check=False, capture_output=True)
+        bin = install_python(
+            work,
+            "suite",
+            f"anthropic=={anthropic.__version__}",
+            "pytest",
+            "pytest-asyncio",
+            "respx",
+            "dirty-equals",
+            "time-machine",
+            "inline-snapshot",
+            "nest-asyncio",
+            "rich",
+            "boto3",
+            "botocore",
+            "google-auth",
+            "mcp",
+            "pytest-xdist",
+            "http-snapshot",
+        )
+        subprocess.run(
+            [
+                str(bin / "pip"),
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--no-binary",
+                ":all:",
+                "--dest",
+                str(work),
+                f"anthropic=={anthropic.__version__}",
+            ],
+            check=True,
+        )
+        with tarfile.open(next(work.glob("anthropic-*.tar.gz"))) as archive:
+            archive.extractall(work, filter="data")
+    bin = install_python(work, "suite")
+
+    async def mock(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        if seen.method == "POST" and seen.body.startswith(b"{") and seen.json.get("stream"):
+            await claude(seen, writer)
+        elif "/results" in seen.target:
+            await whole(200, b'{"custom_id":"a"}\n', content_type="application/x-jsonl")(seen, writer)
+        elif "/content" in seen.target:
+            await whole(200, b"content", content_type="application/binary")(seen, writer)
+        else:
+            await scripted.json({"id": "x", "type": "message", "content": [], "data": [], "has_more": False})(
+                seen, writer
+            )
+
+    async with staged(home / "data") as at:
+        at.anthropic.script = mock
+        status, out = await run(
+            *(
+                str(bin / "python"),
+                "-m",
+                "pytest",
+                "tests/api_resources",
+                "-q",
+                "-x" if False else "-q",
+                "-p",
+                "no:cacheprovider",
+                "--no-header",
+            ),
+            cwd=folder,
+            seconds=600,
+            TEST_API_BASE_URL=at.url,
+            ANTHROPIC_CUSTOM_HEADERS=f"x-reasoning-token: {TOKEN}",
+        )
+        print("  ", "\n   ".join(out.strip().splitlines()[-6:]))
+        print("   requests that reached the scripted server:", len(at.anthropic.seen))
+        expect(status == 0, "the SDK's own tests failed")
+
+
+async def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.clients", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "reasoning-clients")
+    parser.add_argument("--only", default="", help="run the checks whose name begins so")
+    options = parser.parse_args()
+    checks: dict[str, Check] = {
+        name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")
+    }
+    if not shutil.which("npm"):
+        print("error: npm is needed for these clients", file=sys.stderr)
+        return 1
+    options.work.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for name, check in checks.items():
+        if not name.startswith(options.only):
+            continue
+        with tempfile.TemporaryDirectory(prefix="client-") as home:
+            try:
+                async with AsyncExitStack():
+                    await check(options.work, Path(home))
+            except (AssertionError, subprocess.CalledProcessError, json.JSONDecodeError) as error:
+                failed += 1
+                print(f"FAILED {name}: {error}", flush=True)
+            else:
+                print(f"passed {name}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
