@@ -195,9 +195,9 @@ def turn(
         canary_weight=canary_weight or None,
         shadow_original=shadow_original,
     )
-    with taking_turns(folder, "turn_flywheel", "skip") as ours, progress_bar(f"turning {name}") as progress:
+    with taking_turns(folder, f"turn_flywheel-{name}", "skip") as ours, progress_bar(f"turning {name}") as progress:
         if not ours:
-            raise FlowBusy(f"a turn of {folder} is under way in another process: wait for it, then run this again")
+            raise FlowBusy(f"{name} is being turned by another process already: wait for it, then run this again")
         verbs = Verbs(
             export=partial(export_dataset, progress=progress),
             fine_tune=partial(train, progress=progress),

@@ -15,7 +15,7 @@ from tasks import model_tasks
 from tasks.errors import FlowError
 from tasks.exclusive import taking_turns
 from tasks.promotion import LIVE_WEIGHT
-from tasks.runs import DataFolder, DecisionTypeName, IfBusy, Moment, data_folder, publish, skipped, utc
+from tasks.runs import DataFolder, DecisionTypeName, IfBusy, Moment, data_folder, skipped, utc
 from tasks.turn import Turn, TurnPolicy, Verbs
 from tasks.turn import turn_flywheel as take_turn
 
@@ -57,7 +57,7 @@ async def turn_flywheel(
             costs money.
         force: Begin a turn even if none is due.
         now: The time it is held to be, for replays. Empty: the time of the machine.
-        if_busy: When another run of this flow is at work: wait for it, or end at once.
+        if_busy: When another run turns the same decision type: wait for it, or leave that type out.
     """
     folder = data_folder(data)
     policy = TurnPolicy(
@@ -68,16 +68,16 @@ async def turn_flywheel(
         shadow_original=shadow_original,
     )
     turns, errors = [], []
-    with taking_turns(folder, "turn_flywheel", if_busy) as ours:
-        if not ours:
-            return skipped("turn_flywheel")
-        for name in [decision_type.replace("-", "_")] if decision_type else load_config(folder).decision_types:
+    for name in [decision_type.replace("-", "_")] if decision_type else load_config(folder).decision_types:
+        with taking_turns(folder, f"turn_flywheel-{name}", if_busy) as ours:
+            if not ours:
+                continue
             try:
                 turns.append(take_turn(folder, name, policy=policy, verbs=VERBS, force=force, now=utc(now)))
             except ReasoningError as error:  # one type's trouble must not keep the others waiting
                 get_run_logger().error("%s: %s", name, error)
                 errors.append(f"{name}: {error}")
-    publish("turns", turns, title="The flywheel")
+    model_tasks.tell(turns)
     if errors:
         raise FlowError("; ".join(errors))
-    return turns
+    return turns or skipped("turn_flywheel")

@@ -16,6 +16,7 @@ from reasoning.routes import Route
 from tasks import evaluation, models, promotion
 from tasks.reports import evaluation_rows, hide
 from tasks.runs import ONCE, REPEATABLE, publish, run_progress
+from tasks.turn import Turn
 
 
 @task(**REPEATABLE)
@@ -84,3 +85,9 @@ def promote(data: Path, model: str, **options: Any) -> Route:
 def reject(data: Path, model_id: str, *, why: str, now: datetime | None = None) -> None:
     promotion.reject_model(data, model_id, why=why, now=now)
     publish("rejected", {"model_id": model_id, "why": why}, title=f"{model_id} is rejected")
+
+
+@task(**REPEATABLE)
+def tell(turns: list[Turn]) -> None:
+    """Where the turns stand, as an artifact."""
+    publish("turns", turns, title="The flywheel")
