@@ -9,8 +9,9 @@ as NULL there. A key that no column is named after (a newer client's) is kept in
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -182,16 +183,30 @@ def to_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
 
     Raises `SchemaViolation` naming the column when any of the rows does not fit; which row it was is not known.
     """
+    schema = SCHEMAS[name]
     arrays = []
-    for column in SCHEMAS[name]:
+    for column, values in zip(schema, _columns(name, rows), strict=True):
         try:
-            arrays.append(_BUILDERS[column.type]([row.get(column.name) for row in rows]))
+            arrays.append(_BUILDERS[column.type](values))
         except (pa.ArrowException, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise SchemaViolation(f"{column.name}: {str(error) or type(error).__name__:.200}") from None
-    return pa.Table.from_arrays(arrays, schema=SCHEMAS[name])
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _uuids(values: list[Any]) -> pa.Array:
+def _columns(name: str, rows: list[dict[str, Any]]) -> Iterable[Sequence[Any]]:
+    for row in rows:
+        row.setdefault("extra", None)
+    try:
+        # As our own writer's rows are, with every key: several times as fast as asking each row for each.
+        return zip(*map(_GETTERS[name], rows), strict=True)
+    except KeyError:
+        return [[row.get(column) for row in rows] for column in SCHEMAS[name].names]
+
+
+_GETTERS = {name: itemgetter(*schema.names) for name, schema in SCHEMAS.items()}
+
+
+def _uuids(values: Sequence[Any]) -> pa.Array:
     for value in values:
         if value is not None and not _UUID.fullmatch(value):
             raise ValueError(f"{value!r:.60} is not a UUID")
@@ -199,12 +214,12 @@ def _uuids(values: list[Any]) -> pa.Array:
     return pa.ExtensionArray.from_storage(pa.uuid(), pa.array(binary, pa.binary(16)))
 
 
-def _times(values: list[Any]) -> pa.Array:
+def _times(values: Sequence[Any]) -> pa.Array:
     return pa.array(values, pa.string()).cast(_TIME)
 
 
-def _numbers(kind: pa.DataType, types: frozenset[type]) -> Callable[[list[Any]], pa.Array]:
-    def build(values: list[Any]) -> pa.Array:
+def _numbers(kind: pa.DataType, types: frozenset[type]) -> Callable[[Sequence[Any]], pa.Array]:
+    def build(values: Sequence[Any]) -> pa.Array:
         wrong = set(map(type, values)) - types  # pa.array() would take true for 1.0, and cut 1.5 to 1
         if wrong:
             raise TypeError(f"{kind} is needed, not {wrong.pop().__name__}")
@@ -213,17 +228,17 @@ def _numbers(kind: pa.DataType, types: frozenset[type]) -> Callable[[list[Any]],
     return build
 
 
-def _texts(values: list[Any]) -> pa.Array:
+def _texts(values: Sequence[Any]) -> pa.Array:
     return pa.array(values, pa.string())
 
 
-def _text_lists(values: list[Any]) -> pa.Array:
+def _text_lists(values: Sequence[Any]) -> pa.Array:
     if not {list, type(None)}.issuperset(map(type, values)):  # pa.array() would take a text for a list of characters
         raise TypeError("a list of texts is needed")
     return pa.array(values, pa.list_(pa.string()))
 
 
-def _messages(values: list[Any]) -> pa.Array:
+def _messages(values: Sequence[Any]) -> pa.Array:
     # Flat lists and offsets: four times as fast as pa.array() of dicts.
     roles: list[str] = []
     contents: list[str] = []
@@ -240,7 +255,7 @@ def _messages(values: list[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), struct, type=_MESSAGES)
 
 
-_BUILDERS: dict[pa.DataType, Callable[[list[Any]], pa.Array]] = {
+_BUILDERS: dict[pa.DataType, Callable[[Sequence[Any]], pa.Array]] = {
     pa.uuid(): _uuids,
     _TIME: _times,
     pa.string(): _texts,
