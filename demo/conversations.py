@@ -6,8 +6,9 @@ Charniak, "You Talking to Me?", 2008, and its successors), a room runs two to fo
 
 * A conversation is used when it has two people and at least `MIN_TURNS` turns, and lasted at most `MAX_MINUTES`:
   about 2,100 do. Each is used in one room at most.
-* In the order in which they really began, they are dealt into rooms of two to four whose people are all different.
-  So no room holds a word of a conversation that a later room uses.
+* In the order in which they really began, they are dealt into rooms of two to four whose people are all different and
+  that began within a week of each other (in half of the rooms: 12 hours). So no room holds a word of a conversation
+  that another one uses.
 * The conversation of a room that began last is the agent's and keeps its real times. The others are moved to later,
   each by one constant, so that their middle falls into the middle half of the agent's conversation: few would overlap
   by themselves. Nothing else of them changes: pauses, order and words are the people's own. The room is open
@@ -44,6 +45,7 @@ AGENT_NAME = "Nova"
 MIN_TURNS = 8
 MAX_MINUTES = 60
 MAX_DECISIONS = 25
+MAX_DAYS_APART = timedelta(days=7)
 CONTEXT_TURNS = 30
 """How many turns of the room a question shows."""
 
@@ -209,7 +211,8 @@ def _deal(conversations: list[Conversation]) -> Iterator[list[Conversation]]:
         size = 2 + int(_draw("size", first.conversation_id) * 3)
         group, people = [first], set(first.people)
         for other in waiting[:40]:
-            if len(group) < size and people.isdisjoint(other.people):
+            near = other.start - first.start <= MAX_DAYS_APART
+            if near and len(group) < size and people.isdisjoint(other.people):
                 group.append(other)
                 people.update(other.people)
         if len(group) < 2:

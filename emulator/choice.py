@@ -102,7 +102,7 @@ def fit_choice(
 ) -> tuple[ChoiceModel, dict[str, float]]:
     """Fit, choosing the regularisation, the temperature and the deciding offsets on rows that were not fitted to.
 
-    Those are the training rows, cross-validated in blocks of neighbours (which are often turns of one conversation), and
+    They are the training rows, cross-validated in blocks of neighbours (often turns of one conversation), and
     the validation rows.
 
     Returns:
