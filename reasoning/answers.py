@@ -114,11 +114,8 @@ def normalize_code(decision: dict[str, Any]) -> dict[str, Any]:
         raise UnparseableAnswer("no code")
     if not isinstance(language, str) or "`" in language or len(language.split()) > 1:
         raise UnparseableAnswer(f"language {_short(language)} is not one word")
-    return {
-        "code": clean_text(code),
-        "explanation": _text(decision, "explanation"),
-        "language": clean_text(language).strip(),
-    }
+    explanation = _THINKING.sub("", _text(decision, "explanation")).strip()
+    return {"code": clean_text(code), "explanation": explanation, "language": clean_text(language).strip()}
 
 
 def _fields(completion: str, names: tuple[str, ...], *, required: str) -> dict[str, Any]:

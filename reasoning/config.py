@@ -102,7 +102,9 @@ def load_config(
         agent_id=None if agent_id is None else _text(f"{file}: agent_id", agent_id),
         api_key=api_key,
         provider_url=None if provider_url is None else _url(where, provider_url),
-        enabled=_switch("REASONING_ENABLED", env.get("REASONING_ENABLED") or raw.get("enabled", True)),
+        enabled=_switch("REASONING_ENABLED", env["REASONING_ENABLED"])
+        if env.get("REASONING_ENABLED")
+        else _switch(f"{file}: enabled", raw.get("enabled", True)),
         decision_types=_decision_types(file, _table(file, raw, "decision_types")),
         **numbers,
     )
@@ -154,7 +156,7 @@ def _refuse_unknown(file: Path, raw: dict[str, Any]) -> None:
     for name, value in raw.items():
         if name in ("api_key", "together_api_key"):
             raise ConfigError(f"{file}: {name}: a key has no place in a file; set TOGETHER_API_KEY and remove it")
-        if isinstance(value, dict):
+        if isinstance(value, dict) or name in _TABLES:
             close = _similar(name, _TABLES)
             if name not in _TABLES and close:
                 raise ConfigError(f"{file}: [{name}] is not known; did you mean [{close[0]}]?")

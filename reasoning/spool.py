@@ -138,8 +138,7 @@ class SegmentWriter:
 
     def seal(self) -> None:
         """Make what was written landable now, synced to the disk. The next record opens a new segment."""
-        with self._lock:
-            self._seal()
+        self._seal_unless_busy()
         self._sync()
 
     def close(self) -> None:
@@ -166,10 +165,33 @@ class SegmentWriter:
         self._size = 0
         self._opened = 0.0
         self._dirty = False
+        # Whether state is being changed. Only a signal handler in the thread that holds the lock can see it true.
+        self._busy = False
         self._sealed: list[int] = []  # descriptors of sealed segments that are not synced yet
         self._extra_fds: set[int] = set()  # those and the ones being synced: a forked child closes them
 
     def _append(self, line: bytes) -> None:
+        if self._busy:
+            self._append_apart(line)
+            return
+        self._busy = True
+        try:
+            self._append_here(line)
+        finally:
+            self._busy = False
+
+    def _append_apart(self, line: bytes) -> None:
+        """For a signal handler that interrupted `_append`: its record must not land inside the interrupted one."""
+        interrupted = self._fd, self._path, self._size, self._opened, self._dirty
+        self._fd, self._busy = None, False
+        try:
+            self._append(line)
+        finally:
+            self._seal()
+            self._fd, self._path, self._size, self._opened, self._dirty = interrupted
+            self._busy = True
+
+    def _append_here(self, line: bytes) -> None:
         if self._fd is not None and self._size + len(line) > self._max_bytes:
             self._seal()
         fd = self._open() if self._fd is None else self._fd
@@ -233,32 +255,51 @@ class SegmentWriter:
         self._fd = None
         self._dirty = False
 
+    def _seal_unless_busy(self) -> None:
+        with self._lock:
+            if not self._busy:
+                self._busy = True
+                try:
+                    self._seal()
+                finally:
+                    self._busy = False
+
     def _sync(self) -> None:
         """fdatasync what may not be on the disk yet, outside the lock, so that no caller waits for the disk."""
-        live = None
         with self._lock:
-            fds, self._sealed = self._sealed, []
-            if self._fd is not None and self._dirty:
-                try:
-                    live = os.dup(self._fd)
-                except OSError as error:
-                    self._count_sync_error(error)
-                else:
-                    self._dirty = False
-                    self._extra_fds.add(live)
-                    fds.append(live)
+            if self._busy:
+                return
+            self._busy = True
+            try:
+                fds, live = self._take_unsynced()
+            finally:
+                self._busy = False
         for fd in fds:
             try:
                 _datasync(fd)
             except OSError as error:
                 with self._lock:
                     self._count_sync_error(error)
-                    if fd == live:  # the kernel may have dropped the pages: trust this file no further
-                        self._seal()
+                if fd == live:  # the kernel may have dropped the pages: trust this file no further
+                    self._seal_unless_busy()
             with self._lock:
                 self._extra_fds.discard(fd)
                 with contextlib.suppress(OSError):
                     os.close(fd)
+
+    def _take_unsynced(self) -> tuple[list[int], int | None]:
+        """Descriptors to sync and to close; the second is the open segment's among them."""
+        fds, self._sealed = self._sealed, []
+        if self._fd is None or not self._dirty:
+            return fds, None
+        try:
+            live = os.dup(self._fd)
+        except OSError as error:
+            self._count_sync_error(error)
+            return fds, None
+        self._dirty = False
+        self._extra_fds.add(live)
+        return [*fds, live], live
 
     def _count_sync_error(self, error: OSError) -> None:
         self.sync_errors += 1
@@ -266,8 +307,9 @@ class SegmentWriter:
 
     def _tick(self) -> None:
         with self._lock:
-            if self._fd is not None and time.monotonic() - self._opened >= self._max_age:
-                self._seal()
+            old = self._fd is not None and time.monotonic() - self._opened >= self._max_age
+        if old:
+            self._seal_unless_busy()
         self._sync()
 
     def _drop(self, reason: str, error: Exception) -> bool:
