@@ -7,7 +7,7 @@ signal                weight  it is there when
 ====================  ======  ===============================================================================
 `coding_tools`           1.0  two tools or more are offered that read, edit or run code (by name)
 `coding_client`          0.6  the user agent is a known coding tool's
-`coding_system`          0.6  the system prompt makes the model a programmer
+`coding_system`          1.0  the system prompt makes the model a programmer
 `code_in_talk`           0.6  the last user's text or a tool's result holds a code block, a diff or a stack trace
 `coding_task`            1.0  the last user's text asks to write, mend or test code, in whole words
 `structured_output`     -9.0  a JSON schema is asked for: titles, summaries and other side calls of coding tools
@@ -35,7 +35,7 @@ from gateway.errors import GatewayConfigError
 WEIGHTS: Mapping[str, float] = {
     "coding_tools": 1.0,
     "coding_client": 0.6,
-    "coding_system": 0.6,
+    "coding_system": 1.0,
     "code_in_talk": 0.6,
     "coding_task": 1.0,
     "structured_output": -9.0,
@@ -55,9 +55,9 @@ _CLIENTS = re.compile(
     r"^(claude-cli|claude-code|aider|opencode|cline|roo-?code|kilo-?code|codex|crush|goose|pi)\b", re.I
 )
 _SYSTEM = re.compile(
-    r"\b(software engineer(ing)?|(coding|programming) (assistant|agent|partner|tool)|(expert|senior) "
-    r"(software )?(developer|programmer|coder)|pair programm\w+|interactive (cli|agent)[^.]{0,80}engineering|"
-    r"codebase|you write code)\b",
+    r"\b(software engineer(ing)?|(coding|programming) (assistant|agent|partner|tool|expert)|"
+    r"(expert|senior|skilled|professional|experienced) ([\w+#]+ ){0,2}(developer|programmer|coder)|pair programm\w+|"
+    r"you write code)\b",
     re.I,
 )
 _LANGUAGES = (
@@ -67,7 +67,7 @@ _LANGUAGES = (
 # A verb of making or mending, and soon after it a thing that only programmers make; a language alone is no such thing.
 _TASK = re.compile(
     r"\b(write|implement|add|create|fix|debug|refactor|rewrite|optimi[sz]e|port|test|compile|generate|convert|migrate)\b"
-    rf"[^.?!\n]{{0,80}}?\b(functions?|scripts?|source code|code|unit tests?|bugs?|regex(es)?|regular expressions?|"
+    rf"(?:[^.?!\n]|\.(?=\w)){{0,80}}?\b(functions?|scripts?|source code|code|unit tests?|bugs?|regex(es)?|regular expressions?|"
     rf"(api |rest )?endpoints?|compilers?|algorithms?|sql query|stack trace|test suite|pull request|"
     rf"(in|to|into|using) ({_LANGUAGES})|({_LANGUAGES}) (class|program|module|package|app|component|query|library))"
     r"(?![\w+#])",

@@ -17,11 +17,11 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
-from tests.clients.stage import TOKEN, Stage, claude, claude_tool, staged
+from tests.clients.stage import TOKEN, Stage, claude, claude_start, claude_tool, staged
 from tests.gateway import scripted
 from tests.gateway.scripted import Seen, chat_answer, chat_chunk, chat_stream, stream, whole
 
@@ -219,7 +219,9 @@ async def check_eliza(work: Path, home: Path) -> None:
     folder = install_npm(work, "eliza")
     answers = {
         "RESPOND": "<response><reasoning>asked</reasoning><action>RESPOND</action></response>",
-        "REPLY": "<response><thought>t</thought><actions>REPLY, RUN_BUILD</actions><providers></providers><text>On it</text></response>",
+        "REPLY": "<response><thought>t</thought><actions>REPLY, RUN_BUILD</actions>"
+        "<providers></providers><text>On it</text></response>",
+        "<providers></providers><text>On it</text></response>",
     }
 
     async def model(seen: Seen, writer: asyncio.StreamWriter) -> None:
@@ -288,88 +290,104 @@ async def check_aider(work: Path, home: Path) -> None:
                 expect("from anthropic" in out, out[-1500:])
 
 
-async def check_anthropic_suite(work: Path, home: Path) -> None:
-    """The SDK's own tests of its API resources, from its source distribution, with the gateway in the middle.
+SUITE = (
+    *("test_messages.py", "messages", "test_models.py", "test_files.py"),
+    *("beta/test_messages.py", "beta/messages", "beta/test_models.py", "beta/test_files.py"),
+)
+SUITE_TOKEN = "my-anthropic-api-key"  # the key that the SDK's tests send
+SUITE_NEEDS = (
+    "respx",
+    "pytest",
+    "pytest-asyncio",
+    "time-machine",
+    "dirty-equals",
+    "inline-snapshot",
+    "http-snapshot[httpx]",
+)
 
-    Its tests talk to a mock server made from an OpenAPI document that is not in the distribution. Ours answers any call
-    with a minimal object: what is checked is that every method's request and answer pass.
-    """
+
+async def api_objects(seen: Seen, writer: asyncio.StreamWriter) -> None:
+    """A valid object for every route of `SUITE`: the server that the SDK's tests expect is not in its distribution."""
+    path, time = seen.target.partition("?")[0], "2026-01-01T00:00:00Z"
+    message = {**scripted.ANTHROPIC_MESSAGE, "container": None, "stop_details": None}
+    counts = dict.fromkeys(("canceled", "errored", "expired", "processing", "succeeded"), 0)
+    batch = {"id": "b", "type": "message_batch", "processing_status": "ended", "request_counts": counts}
+    batch |= dict.fromkeys(("archived_at", "cancel_initiated_at", "ended_at", "results_url")) | {
+        "created_at": time,
+        "expires_at": time,
+    }
+    model = {"id": "m", "type": "model", "display_name": "M", "created_at": time, "capabilities": None}
+    model |= {"max_input_tokens": None, "max_tokens": None}
+    file = {"id": "f", "type": "file", "filename": "f", "mime_type": "text/plain", "size_bytes": 1, "created_at": time}
+    answer: Any = {"data": [], "has_more": False, "first_id": None, "last_id": None}
+    if path.endswith("/results"):
+        await whole(200, b"", content_type="application/x-jsonl")(seen, writer)
+        return
+    if path.endswith("/content"):
+        await whole(200, b"content", content_type="application/binary")(seen, writer)
+        return
+    if path.endswith("/count_tokens"):
+        answer = {"input_tokens": 3, "context_management": None}
+    elif "/batches" in path:
+        answer = answer if (seen.method, path) == ("GET", "/v1/messages/batches") else batch
+        answer = {"id": "b", "type": "message_batch_deleted"} if seen.method == "DELETE" else answer
+    elif path.startswith("/v1/messages"):
+        if b'"stream":true' in seen.body.replace(b" ", b""):
+            await claude(seen, writer)
+            return
+        answer = message
+    elif path.startswith("/v1/models/"):
+        answer = model
+    elif path.startswith("/v1/files"):
+        answer = answer if (seen.method, path) == ("GET", "/v1/files") else file
+        answer = {"id": "f", "type": "file_deleted"} if seen.method == "DELETE" else answer
+    await scripted.json(answer)(seen, writer)
+
+
+async def check_anthropic_suite(work: Path, home: Path) -> None:
+    """The SDK's own tests, from its source distribution: the same outcome of every test, and the same requests at the
+    server, with the gateway in the middle as without it."""
     import anthropic
 
-    folder = work / f"anthropic-{anthropic.__version__}"
-    if not folder.exists():
-        subprocess.run([sys.executable, "-m", "pip", "--version"], check=False, capture_output=True)
-        bin = install_python(
-            work,
-            "suite",
-            f"anthropic=={anthropic.__version__}",
-            "pytest",
-            "pytest-asyncio",
-            "respx",
-            "dirty-equals",
-            "time-machine",
-            "inline-snapshot",
-            "nest-asyncio",
-            "rich",
-            "boto3",
-            "botocore",
-            "google-auth",
-            "mcp",
-            "pytest-xdist",
-            "http-snapshot",
-        )
-        subprocess.run(
-            [
-                str(bin / "pip"),
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--no-binary",
-                ":all:",
-                "--dest",
-                str(work),
-                f"anthropic=={anthropic.__version__}",
-            ],
-            check=True,
-        )
-        with tarfile.open(next(work.glob("anthropic-*.tar.gz"))) as archive:
+    name = f"anthropic-{anthropic.__version__}"
+    bin = install_python(work, "suite", f"anthropic[aiohttp]=={anthropic.__version__}", *SUITE_NEEDS)
+    if not (work / name).exists():
+        pip = [str(bin / "python"), "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "anthropic"]
+        subprocess.run([*pip, "--dest", str(work), f"anthropic=={anthropic.__version__}"], check=True)
+        with tarfile.open(work / f"{name}.tar.gz") as archive:
             archive.extractall(work, filter="data")
-    bin = install_python(work, "suite")
 
-    async def mock(seen: Seen, writer: asyncio.StreamWriter) -> None:
-        if seen.method == "POST" and seen.body.startswith(b"{") and seen.json.get("stream"):
-            await claude(seen, writer)
-        elif "/results" in seen.target:
-            await whole(200, b'{"custom_id":"a"}\n', content_type="application/x-jsonl")(seen, writer)
-        elif "/content" in seen.target:
-            await whole(200, b"content", content_type="application/binary")(seen, writer)
-        else:
-            await scripted.json({"id": "x", "type": "message", "content": [], "data": [], "has_more": False})(
-                seen, writer
-            )
-
-    async with staged(home / "data") as at:
-        at.anthropic.script = mock
-        status, out = await run(
-            *(
-                str(bin / "python"),
-                "-m",
-                "pytest",
-                "tests/api_resources",
-                "-q",
-                "-x" if False else "-q",
-                "-p",
-                "no:cacheprovider",
-                "--no-header",
-            ),
-            cwd=folder,
-            seconds=600,
-            TEST_API_BASE_URL=at.url,
-            ANTHROPIC_CUSTOM_HEADERS=f"x-reasoning-token: {TOKEN}",
+    async def outcomes(url: str) -> dict[str, str]:
+        report = home / "report.xml"
+        _, out = await run(
+            *(str(bin / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}"),
+            *(f"tests/api_resources/{part}" for part in SUITE),
+            cwd=work / name,
+            seconds=900,
+            TEST_API_BASE_URL=url,
         )
-        print("  ", "\n   ".join(out.strip().splitlines()[-6:]))
-        print("   requests that reached the scripted server:", len(at.anthropic.seen))
-        expect(status == 0, "the SDK's own tests failed")
+        print("  ", out.strip().splitlines()[-1] if out.strip() else "no output", flush=True)
+        found = {}
+        for case in ElementTree.parse(report).iter("testcase"):
+            kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
+            found[f"{case.get('classname')}.{case.get('name')}"] = kinds.pop() if kinds else "passed"
+        return found
+
+    def requests(at: Stage) -> list[tuple[str, str, bytes]]:
+        # The boundary of a multipart form is drawn anew each time.
+        return [(s.method, s.target, re.sub(rb"[0-9a-f]{32}", b"", s.body)) for s in at.anthropic.seen]
+
+    async with staged(home / "data", REASONING_GATEWAY_TOKEN=SUITE_TOKEN, ANTHROPIC_API_KEY=SUITE_TOKEN) as at:
+        at.anthropic.script = api_objects
+        bare, bare_requests = await outcomes(at.anthropic.url), requests(at)
+        at.anthropic.seen.clear()
+        through, through_requests = await outcomes(at.url), requests(at)
+    passed = sum(outcome == "passed" for outcome in through.values())
+    print(f"   {passed} of {len(through)} tests pass through the gateway, {len(through_requests)} requests", flush=True)
+    differing = [name for name in bare if bare[name] != through.get(name)]
+    expect(not differing, f"{len(differing)} tests end otherwise through the gateway: {differing[:5]}")
+    expect(passed > 0.9 * len(through), "the scripted server does not do for these tests")
+    expect(bare_requests == through_requests, "the server saw other requests than without the gateway")
 
 
 async def main() -> int:
@@ -390,8 +408,7 @@ async def main() -> int:
             continue
         with tempfile.TemporaryDirectory(prefix="client-") as home:
             try:
-                async with AsyncExitStack():
-                    await check(options.work, Path(home))
+                await check(options.work, Path(home))
             except (AssertionError, subprocess.CalledProcessError, json.JSONDecodeError) as error:
                 failed += 1
                 print(f"FAILED {name}: {error}", flush=True)

@@ -97,21 +97,17 @@ async def claude(seen: Seen, writer: asyncio.StreamWriter) -> None:
     await scripted.whole(200, body, content_type=kind.decode())(seen, writer)
 
 
+def claude_start() -> bytes:
+    """The first event of an answer of Anthropic's."""
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-scripted", "content": []}
+    message |= {"stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 10, "output_tokens": 0}}
+    return encode_event("message_start", {"type": "message_start", "message": message})
+
+
 def claude_tool(name: str, arguments: dict[str, Any]) -> scripted.Script:
     """A streamed answer of Anthropic's that calls one tool."""
-    message = {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "model": "claude-scripted",
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": {"input_tokens": 10, "output_tokens": 0},
-    }
     block = {"type": "tool_use", "id": "toolu_01Scripted", "name": name, "input": {}}
     events: list[dict[str, Any]] = [
-        {"type": "message_start", "message": message},
         {"type": "content_block_start", "index": 0, "content_block": block},
         {
             "type": "content_block_delta",
@@ -126,4 +122,4 @@ def claude_tool(name: str, arguments: dict[str, Any]) -> scripted.Script:
         },
         {"type": "message_stop"},
     ]
-    return scripted.stream(*(encode_event(event["type"], event) for event in events))
+    return scripted.stream(claude_start(), *(encode_event(event["type"], event) for event in events))

@@ -45,6 +45,7 @@ CODING: list[tuple[dict[str, Any], dict[bytes, bytes]]] = [
         {},
     ),
     (asks("Debug this C++ program"), {}),
+    (asks("write hello.py, a script that greets"), {}),
 ]
 OTHER: list[tuple[dict[str, Any], dict[bytes, bytes]]] = [
     (asks("Can I trust you?"), {}),  # the original's defect: "trust" holds "rust"
