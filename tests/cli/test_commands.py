@@ -1,0 +1,194 @@
+"""The command line as people use it: what it prints, and one clear line for everything that goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from cli.main import main
+from storage.errors import DataFolderError
+from storage.land import land_decisions
+from tests.tasks.rooms import write_log
+
+# Settings of whoever runs the tests have no say.
+ENV = {
+    name: value for name, value in os.environ.items() if not name.startswith(("REASONING_", "TOGETHER_", "PREFECT_"))
+}
+
+
+def reasoning(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process (which has its imports done), as if in one of its own."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv = ["reasoning", *map(str, arguments)]
+    with (
+        patch.dict(os.environ, ENV | (env or {}), clear=True),
+        patch.object(sys, "argv", argv),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def failure(finished: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    """The one line on stderr of a command that failed."""
+    assert finished.returncode == code, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert finished.stderr.startswith("error: ") and finished.stderr.count("\n") == 1, finished.stderr
+    return finished.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A landed log of 12 decisions."""
+    folder = tmp_path_factory.mktemp("log") / "data"
+    write_log(folder, episodes=3, turns=4)
+    land_decisions(folder)
+    return folder
+
+
+def test_help_comes_fast_because_nothing_heavy_is_imported():
+    script = (
+        "import sys; sys.argv[1:] = ['--help']\n"
+        "from cli.main import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'prefect', 'together', 'pandas', 'duckdb', 'sqlalchemy', 'pyarrow'} & set(sys.modules)))"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "fine-tune" in finished.stdout
+    assert finished.stdout.rstrip().endswith("[]")
+
+
+def test_every_flow_has_its_command():
+    from typer.main import get_command
+
+    from cli.main import app
+    from tasks.entrypoints import entrypoints
+
+    short = {name.split("_")[0] for name in entrypoints()} - {"fine"} | {"fine-tune"}
+    assert short <= set(get_command(app).commands)
+
+
+def test_land_and_ask(tmp_path: Path):
+    write_log(tmp_path / "data", episodes=2, turns=2)
+    landed = json.loads(reasoning("land", "--data", tmp_path / "data", "--json").stdout)
+    assert (landed["segments"], landed["decisions"], landed["feedback"]) == (1, 4, 4)
+    query = "SELECT decision_type, count(*) AS n, max(ts) FROM labelled_decisions GROUP BY ALL"
+    asked = reasoning("sql", query, "--data", tmp_path / "data", "--json")
+    assert json.loads(asked.stdout)[0]["n"] == 4
+    assert "should_respond" in reasoning("sql", query, env={"REASONING_DATA": str(tmp_path / "data")}).stdout
+
+
+def test_budgets_are_set_and_reported(tmp_path: Path):
+    assert reasoning("costs", "set-budget", "0.50", "--period", "total", "--data", tmp_path / "data").returncode == 0
+    report = json.loads(reasoning("costs", "report", "--data", tmp_path / "data", "--json").stdout)
+    assert {budget["period"]: budget["limit_usd"] for budget in report["budgets"]}["total"] == "0.50"
+    refused = reasoning("costs", "set-budget", "lots", "--data", tmp_path / "data")
+    assert refused.returncode == 2
+    assert "no amount of US dollars" in refused.stderr
+
+
+def test_statistics_and_status(data: Path):
+    (row,) = json.loads(reasoning("data", "stats", "--data", data, "--json").stdout)
+    assert (row["questions"], row["demonstrations"], row["episodes"]) == (12, 12, 3)
+    status = json.loads(reasoning("status", "--data", data, "--json").stdout)
+    assert (status["segments_to_land"], status["lease"], status["served"]) == (0, "none", {})
+
+
+def test_settings_are_shown_without_the_key(data: Path):
+    shown = reasoning("config", "--data", data, env={"TOGETHER_API_KEY": "tgp_v1_secret"}).stdout
+    assert str(data) in shown
+    assert "secret" not in shown
+
+
+def test_dashes_in_a_decision_type_are_understood(data: Path):
+    said = failure(reasoning("export", "should-respond", "--data", data))
+    assert "Insufficient" in said and "Label at least" in said
+
+
+def test_an_unknown_decision_type_is_answered_with_those_there_are(data: Path):
+    said = failure(reasoning("export", "shouldrespond", "--data", data))
+    assert "'shouldrespond' is no decision type; known are should_respond, planning, coding" in said
+
+
+def test_days_in_the_wrong_order_or_form_are_usage_errors(data: Path):
+    for options in (["--since", "2026-02-01", "--until", "2026-01-31"], ["--since", "last week"]):
+        finished = reasoning("export", "should_respond", "--data", data, *options)
+        assert finished.returncode == 2
+        assert "--since" in finished.stderr or "last week" in finished.stderr
+
+
+def test_a_folder_that_is_not_there_or_not_ours(tmp_path: Path):
+    assert f"there is no data folder {tmp_path / 'no'}" in failure(reasoning("land", "--data", tmp_path / "no"))
+    (tmp_path / "holiday.jpg").touch()
+    assert "is not a data folder" in failure(reasoning("status", "--data", tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_query_that_cannot_be_run(data: Path):
+    said = reasoning("sql", "SELECT nonsense FROM decisions", "--data", data)
+    assert said.returncode == 1
+    assert said.stderr.startswith("error: the query cannot be run: Binder Error") and "Traceback" not in said.stderr
+
+
+def test_a_provider_that_is_not_set_or_down_or_without_key(data: Path):
+    assert "REASONING_PROVIDER_URL" in failure(reasoning("reconcile", "--data", data))
+    down = {"REASONING_PROVIDER_URL": "http://127.0.0.1:9"}
+    assert "http://127.0.0.1:9" in failure(reasoning("reconcile", "--data", data, env=down))
+    said = failure(reasoning("reconcile", "--data", data, env={"REASONING_PROVIDER": "together"}))
+    assert "TOGETHER_API_KEY is not set" in said
+    assert "TOGETHER_API_KEY is not set" in failure(reasoning("serve", "--provider", "together", "--data", data))
+
+
+def test_a_guard_that_cannot_reach_the_provider_says_so_and_fails(data: Path):
+    finished = reasoning("guard", "--data", data, "--json", env={"REASONING_PROVIDER_URL": "http://127.0.0.1:9"})
+    assert finished.returncode == 1
+    assert json.loads(finished.stdout)["errors"][0] == "the provider cannot be reached"
+
+
+def test_models_and_datasets_and_flows_that_do_not_exist(data: Path):
+    up = {"REASONING_PROVIDER_URL": "http://127.0.0.1:9"}
+    assert "there is no model 'm1'" in failure(reasoning("models", "status", "m1", "--data", data, env=up))
+    assert "there is no dataset 'd1'" in failure(reasoning("fine-tune", "d1", "--data", data, env=up))
+    assert "did you mean land_decisions?" in failure(reasoning("flow", "run", "land-decision", "--data", data))
+    wrong = reasoning("flow", "run", "land_decisions", "--param", "speed=9", "--data", data)
+    assert wrong.returncode == 2
+    assert "land_decisions takes data, now, if_busy" in " ".join(wrong.stderr.replace("│", " ").split())
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path):
+    """The file size limit of the process stands for the disk: writing past either fails in the same place."""
+    data = tmp_path / "data"
+    decisions = write_log(data, episodes=40, turns=4)
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+
+    command = [sys.executable, "-m", "cli.main", "land", "--data", str(data)]
+    failure(subprocess.run(command, env=ENV, capture_output=True, text=True, check=False, preexec_fn=small_disk))
+    assert len(list((data / "spool").glob("*.seal"))) == 1
+    assert json.loads(reasoning("land", "--data", data, "--json").stdout)["decisions"] == decisions
+
+
+def test_a_broken_pipe_is_no_error(data: Path):
+    command = f"{sys.executable} -m cli.main sql 'FROM range(100000)' --data {data} --json | head -1"
+    finished = subprocess.run(command, shell=True, env=ENV, capture_output=True, text=True, check=False)
+    assert (finished.stdout, finished.stderr) == ("[\n", "")
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path: Path):
+    with pytest.raises(DataFolderError):
+        reasoning("--debug", "land", "--data", tmp_path / "no")
