@@ -65,6 +65,7 @@ class ModelServer:
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = True
             block_on_close = False
+            request_queue_size = 128
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -1,0 +1,78 @@
+"""What an agent installs, and what it costs to import."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from reasoning.spool import read_segment
+
+CHECKOUT = Path(__file__).parents[2]
+# Of what the project uses elsewhere, nothing may come along; asyncio and httpcore2 only when they are needed.
+HEAVY = ("asyncio", "httpcore2", "prefect", "together", "pandas", "pyarrow", "duckdb", "sklearn", "numpy", "yaml")
+
+
+def run(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *argv], cwd=cwd, env=os.environ | env, capture_output=True, text=True)
+
+
+def test_the_wheel_holds_the_client_alone(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"):
+        shutil.copy(CHECKOUT / name, tmp_path)
+    rooms = ("reasoning", "storage", "quality", "provider", "tasks", "flows", "gateway", "emulator", "demo", "cli")
+    for room in rooms:
+        shutil.copytree(CHECKOUT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+    built = run("-m", "hatchling", "build", "-t", "wheel", cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.split("/")[0] for name in archive.namelist()}
+        assert {top for top in tops if not top.endswith(".dist-info")} == {"reasoning"}
+        assert "reasoning/py.typed" in archive.namelist()
+        archive.extractall(tmp_path / "site")
+    # Installed like this there is no checkout beside it: the command says so.
+    told = run("-c", "from reasoning.__main__ import main; main()", cwd=tmp_path / "site", PYTHONPATH="")
+    assert told.returncode == 1 and "runs from a checkout" in told.stderr and "Traceback" not in told.stderr
+    # And the agent works.
+    code = "import reasoning; c = reasoning.DecisionClient(); print(reasoning.__file__); c.close()"
+    worked = run("-c", code, cwd=tmp_path / "site", PYTHONPATH="")
+    assert worked.returncode == 0 and str(tmp_path / "site") in worked.stdout
+
+
+def test_beside_a_checkout_the_command_runs_its_cli(tmp_path: Path) -> None:
+    shutil.copytree(CHECKOUT / "reasoning", tmp_path / "reasoning", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "cli" / "__init__.py").touch()
+    (tmp_path / "cli" / "main.py").write_text("def main():\n    print('the command')\n")
+    done = run("-m", "reasoning", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "the command\n")
+
+
+def test_importing_it_brings_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; before = set(sys.modules); from reasoning import DecisionClient, decision; c = DecisionClient();"
+        "c.decide_should_respond({'agent_name': 'B', 'messages': [{'speaker': 'A', 'text': 'x'}]}, lambda _: 'STOP');"
+        f"print([m for m in {HEAVY!r} if m in set(sys.modules) - before]); c.close()"
+    )
+    done = run("-c", code, cwd=tmp_path, PYTHONPATH=str(CHECKOUT))
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+def test_the_examples_run_without_any_configuration(tmp_path: Path) -> None:
+    for name, lines in (("sync_agent.py", 3), ("async_agent.py", 3)):
+        (tmp_path / name).mkdir()
+        done = run(str(CHECKOUT / "examples" / name), cwd=tmp_path / name, PYTHONPATH=str(CHECKOUT))
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == lines and "RESPOND" in done.stdout
+        (segment,) = (tmp_path / name / "reasoning-data" / "spool").glob("*.seal")
+        assert len(list(read_segment(segment).lines)) >= 3
+
+
+def test_a_process_that_never_closes_seals_at_its_end(tmp_path: Path) -> None:
+    code = "from reasoning import DecisionClient as C\nc = C()\nc.feedback('m', 1, episode_id='e')"
+    assert run("-c", code, cwd=tmp_path, PYTHONPATH=str(CHECKOUT)).returncode == 0
+    assert [path.suffix for path in (tmp_path / "reasoning-data" / "spool").iterdir()] == [".seal"]

@@ -1,0 +1,152 @@
+"""The small parts of the client: breaker, confidence, redaction, shadow pool."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasoning.breaker import CircuitBreaker
+from reasoning.completion import Completion, measure_confidence, read_completion
+from reasoning.redact import describe_error
+from reasoning.shadow import ShadowPool
+from tests.reasoning.conftest import completion
+
+
+class TestBreaker:
+    def test_it_opens_probes_and_closes(self) -> None:
+        now = [0.0]
+        breaker = CircuitBreaker(2, 10.0, lambda: now[0])
+        for _ in range(2):
+            assert breaker.allow() and breaker.state == "closed"
+            breaker.fail()
+        assert breaker.state == "open" and not breaker.allow()
+        now[0] = 10.0
+        assert breaker.allow() and breaker.state == "half_open"
+        assert not breaker.allow()  # one probe
+        breaker.fail()
+        now[0] = 29.9
+        assert not breaker.allow()  # a failed probe doubled the wait
+        now[0] = 30.0
+        assert breaker.allow()
+        breaker.release()
+        assert breaker.allow()
+        breaker.succeed()
+        assert breaker.state == "closed" and breaker.allow()
+
+    def test_a_success_between_failures_keeps_it_closed(self) -> None:
+        breaker = CircuitBreaker(2, 10.0)
+        for _ in range(5):
+            breaker.fail()
+            breaker.succeed()
+        assert breaker.state == "closed"
+
+    def test_the_wait_has_a_bound(self) -> None:
+        now = [0.0]
+        breaker = CircuitBreaker(1, 1.0, lambda: now[0])
+        breaker.fail()
+        for _ in range(30):
+            now[0] += 10.0
+            assert breaker.allow()
+            breaker.fail()
+
+
+class TestConfidence:
+    XML = ("<response><action>", "RES", "POND", "</action></response>")
+
+    def test_it_is_the_probability_of_the_deciding_tokens(self) -> None:
+        found = Completion("".join(self.XML), self.XML, (-9.0, -0.1, -0.2, -0.05))
+        assert measure_confidence("label", found) == pytest.approx(math.exp(-0.35))
+
+    def test_json_and_plans(self) -> None:
+        tokens = ['{"actions": ', '["A"', "]", "}"]
+        found = Completion("".join(tokens), tokens, [-9.0, -0.1, -0.2, -0.4])
+        assert measure_confidence("plan", found) == pytest.approx(math.exp(-0.7))
+        tokens = ["<actions>", "", "</actions>", "x"]
+        empty = Completion("".join(tokens), tokens, [-9.0, -9.0, -0.5, -9.0])
+        assert measure_confidence("plan", empty) == pytest.approx(math.exp(-0.5))
+
+    def test_code_is_judged_per_token(self) -> None:
+        assert measure_confidence("code", Completion("ab", ["a", "b"], [-0.2, -0.4])) == pytest.approx(math.exp(-0.3))
+
+    @pytest.mark.parametrize(
+        ("tokens", "logprobs"),
+        [
+            ((), ()),
+            (("other", "text"), (-0.1, -0.1)),
+            (XML, (-0.1, None, -0.1, -0.1)),
+            (XML, (-0.1, "x", -0.1, -0.1)),
+            (XML, (-0.1,)),
+        ],
+    )
+    def test_what_was_not_measured_is_none(self, tokens: Any, logprobs: Any) -> None:
+        assert measure_confidence("label", Completion("".join(self.XML), tokens, logprobs)) is None
+
+    @given(st.lists(st.floats(allow_nan=True) | st.none(), min_size=4, max_size=4))
+    def test_it_is_a_probability_or_none(self, logprobs: list[float | None]) -> None:
+        for answer in ("label", "plan", "code"):
+            found = measure_confidence(answer, Completion("".join(self.XML), self.XML, logprobs))  # type: ignore[arg-type]
+            assert found is None or 0 <= found <= 1
+
+    def test_openai_writes_log_probabilities_otherwise(self) -> None:
+        raw = completion("ab").replace(
+            b'"finish_reason"', b'"logprobs":{"content":[{"token":"ab","logprob":-0.5}]},"finish_reason"'
+        )
+        found = read_completion(200, raw)
+        assert (found.tokens, found.token_logprobs, found.input_tokens) == (["ab"], [-0.5], 1000)
+
+
+class TestRedaction:
+    @pytest.mark.parametrize(
+        "secret",
+        [
+            "Authorization: Bearer abc.def-ghi",
+            "api_key=abc.def-ghi",
+            "'token': 'abc.def-ghi'",
+            "https://user:abc.def-ghi@host/x",
+            "sk-abc_def-ghi12345",
+            "plain abc.def-ghi",
+        ],
+    )
+    def test_secrets_do_not_stay(self, secret: str) -> None:
+        text = describe_error(ValueError(f"failed: {secret} !"), "plain abc.def-ghi")
+        assert "def-ghi" not in text and text.startswith("ValueError: failed: ") and text.endswith(" !")
+
+    def test_ordinary_words_stay(self) -> None:
+        assert describe_error(ValueError("no messages for agent 7")) == "ValueError: no messages for agent 7"
+
+    def test_it_is_short_and_never_fails(self) -> None:
+        class Bad(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError
+
+        assert describe_error(Bad()) == "Bad" and len(describe_error(ValueError("x" * 9999))) == 500
+
+
+class TestShadowPool:
+    def test_what_was_taken_is_done_before_it_closes(self) -> None:
+        pool, done = ShadowPool(2, 50), []
+        for i in range(50):
+            assert pool.submit(lambda i=i: done.append(i))
+        assert pool.close(30) == 0 and sorted(done) == list(range(50))
+        assert pool.submit(lambda: done.append(99)) and pool.close(30) == 0 and done[-1] == 99
+
+    def test_failing_work_harms_nothing(self) -> None:
+        pool, done = ShadowPool(1, 10), []
+        pool.submit(lambda: 1 // 0)
+        pool.submit(lambda: done.append(1))
+        assert pool.close(30) == 0 and done == [1]
+
+    def test_close_does_not_wait_longer_than_it_is_told(self) -> None:
+        pool, release = ShadowPool(1, 10), threading.Event()
+        started = threading.Event()
+        pool.submit(lambda: (started.set(), release.wait(30)))
+        started.wait(30)
+        for _ in range(5):
+            pool.submit(lambda: None)
+        assert pool.close(0.01) == 5
+        release.set()
