@@ -151,6 +151,8 @@ def _upload(client: Together, name: str, checked: CheckedFile, wait: Callable[[f
                 except FileAlreadyExistsError as known:
                     file_id = known.file_id
                     _process(client, file_id, name)
+                except KeyError as error:  # the SDK takes every 409 for a known file, also one that names none
+                    raise ProviderUnavailable(f"uploading {checked.path}: the provider answered 409") from error
     return file_id
 
 

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from provider.deployments import LIVE_STATES, advance_shutdown, begin_shutdown, hourly_usd, sync_deployment
 from provider.errors import ProviderError
 from provider.fine_tunes import cancel_fine_tune, sync_fine_tune
-from provider.metering import runway_usd
+from provider.metering import meter_decisions, runway_usd
 from provider.routes import LEASE, keep_models, renew_lease
 from reasoning.errors import ReasoningError
 from storage.errors import BudgetExceeded
@@ -34,15 +34,12 @@ from storage.ledger import Budget, Ledger, open_ledger
 from storage.money import format_usd, from_nano
 
 if TYPE_CHECKING:
-    import duckdb
     from together import Together
 
 Level = Literal["ok", "warn", "drain", "stop"]
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
 _RUNNING = ("provisioning", "degraded", "ready")
-# What was never sent to a model: such rows cost nothing and do not keep a deployment awake.
-_NOT_SENT = ("disabled", "no_route", "lease_expired", "circuit_open")
-_METERED_DAYS = 3  # segments land within minutes; an agent that was away for longer is metered by reconcile_provider
+_METERED_DAYS = 3  # the rest is seen to by reconcile_provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,46 +151,6 @@ def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> Non
         meter_decisions(layout, ledger, since=report.now - timedelta(days=_METERED_DAYS), now=report.now)
     except Exception as error:  # whatever is wrong with the log, the guard goes on, and fails closed: no lease
         report.errors.append(f"the decision log cannot be read: {type(error).__name__}: {error}")
-
-
-def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: datetime) -> None:
-    """Take requests, tokens and their cost from the decision log into the ledger, whole days from `since` on."""
-    if next(layout.decisions.rglob("*.parquet"), None) is None:
-        return
-    import storage
-
-    def rows_of(connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
-        return connection.execute(
-            f"""SELECT model, decision_type, strftime(ts, '%Y-%m-%d') AS day, count(*),
-                       coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT,
-                       coalesce(sum(cost_usd::DECIMAL(38, 12)), 0)::VARCHAR, epoch_us(max(ts))
-                FROM decisions
-                WHERE source = 'custom' AND model IS NOT NULL AND date >= ?
-                  AND (fallback_reason IS NULL OR fallback_reason NOT IN {_NOT_SENT})
-                GROUP BY ALL""",  # noqa: S608 - only the constant above
-            [since.date()],
-        ).fetchall()
-
-    deployments = {row["served_name"]: row for row in ledger.find("deployments") if row["served_name"]}
-    for model, decision_type, day, requests, input_tokens, output_tokens, cost, last in storage.read(
-        layout.data, rows_of
-    ):
-        deployment = deployments.get(model)
-        last_at = datetime.fromtimestamp(last / 1e6, UTC)
-        with ledger.transaction():
-            ledger.meter(
-                model,
-                decision_type,
-                day,
-                requests=requests,
-                input_tokens=input_tokens,
-                output_tokens=output_tokens,
-                # What runs on a deployment is paid by the minute, whatever price a route names.
-                cost_usd=Decimal(0) if deployment else Decimal(cost),
-                now=now,
-            )
-            if deployment and last_at > (deployment["last_request_at"] or datetime.min.replace(tzinfo=UTC)):
-                deployments[model] = ledger.update("deployments", deployment["id"], last_request_at=last_at, now=now)
 
 
 def _level(budget: Budget, policy: GuardPolicy) -> Level:

@@ -1,4 +1,4 @@
-"""Minutes of running replicas, charged as they pass.
+"""What is used, charged: minutes of running replicas as they pass, tokens as the decision log tells.
 
 Together bills every started minute of every running replica. We see a deployment only now and then, so what may have
 run between two looks is taken to have run: the charge is never too small, and `reconcile_provider` corrects it to the
@@ -8,17 +8,23 @@ provider's own bill.
 from __future__ import annotations
 
 import math
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from storage.money import from_nano
 
 if TYPE_CHECKING:
+    import duckdb
+
+    from storage.layout import Layout
     from storage.ledger import Ledger
 
 RUNWAY = timedelta(minutes=5)
 """What a deployment holds reserved ahead: long enough to notice that the money ends, and to stop it."""
+
+# What was never sent to a model: such rows cost nothing and do not keep a deployment awake.
+_NOT_SENT = ("disabled", "no_route", "lease_expired", "circuit_open")
 
 
 def runway_usd(deployment: dict[str, Any]) -> Decimal:
@@ -72,3 +78,43 @@ def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: dat
             if reservation.state == "open":
                 ledger.resize(held, max(reservation.amount_usd - charged, Decimal(0)), now=now)
     return charged
+
+
+def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: datetime) -> None:
+    """Take requests, tokens and their cost from the decision log into the ledger, whole days from `since` on."""
+    if next(layout.decisions.rglob("*.parquet"), None) is None:
+        return
+    import storage
+
+    def rows_of(connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
+        return connection.execute(
+            f"""SELECT model, decision_type, strftime(ts, '%Y-%m-%d') AS day, count(*),
+                       coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT,
+                       coalesce(sum(cost_usd::DECIMAL(38, 12)), 0)::VARCHAR, epoch_us(max(ts))
+                FROM decisions
+                WHERE source = 'custom' AND model IS NOT NULL AND date >= ?
+                  AND (fallback_reason IS NULL OR fallback_reason NOT IN {_NOT_SENT})
+                GROUP BY ALL""",  # noqa: S608 - only the constant above
+            [since.date()],
+        ).fetchall()
+
+    deployments = {row["served_name"]: row for row in ledger.find("deployments") if row["served_name"]}
+    for model, decision_type, day, requests, input_tokens, output_tokens, cost, last in storage.read(
+        layout.data, rows_of
+    ):
+        deployment = deployments.get(model)
+        last_at = datetime.fromtimestamp(last / 1e6, UTC)
+        with ledger.transaction():
+            ledger.meter(
+                model,
+                decision_type,
+                day,
+                requests=requests,
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                # What runs on a deployment is paid by the minute, whatever price a route names.
+                cost_usd=Decimal(0) if deployment else Decimal(cost),
+                now=now,
+            )
+            if deployment and last_at > (deployment["last_request_at"] or datetime.min.replace(tzinfo=UTC)):
+                deployments[model] = ledger.update("deployments", deployment["id"], last_request_at=last_at, now=now)

@@ -27,8 +27,10 @@ from provider.deployments import (
 )
 from provider.errors import ProviderError
 from provider.fine_tunes import abandon_fine_tune, cancel_fine_tune, sync_fine_tune
+from provider.metering import meter_decisions
 from provider.prices import hourly_prices
 from storage import ledger_schema as schema
+from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
 from storage.money import format_usd, from_nano, to_nano
 
@@ -40,6 +42,9 @@ ABANDON_AFTER = timedelta(minutes=10)
 
 BILL_LAG = timedelta(hours=1)
 """How long after its end an hour of the provider's bill is taken for complete."""
+
+LATE_ROWS = timedelta(days=31)
+"""Decisions that land later than this are not charged any more."""
 
 _ENDED_JOBS = ("completed", "failed", "cancelled")
 
@@ -77,10 +82,19 @@ def reconcile_provider(
             _reconcile_jobs(client, opened, report)
             _reconcile_deployments(client, opened, report)
             _reconcile_bill(client, opened, report)
+            _meter_late_rows(Layout(data), opened, report)
         return report
     finally:
         if ledger is None:
             opened.close()
+
+
+def _meter_late_rows(layout: Layout, ledger: Ledger, report: ReconcileReport) -> None:
+    """Decisions of agents that were away: the guard looks at the last days only."""
+    try:
+        meter_decisions(layout, ledger, since=report.now - LATE_ROWS, now=report.now)
+    except Exception as error:  # whatever is wrong with the log, the provider was reconciled
+        report.errors.append(f"the decision log cannot be read: {type(error).__name__}: {error}")
 
 
 # -- fine-tune jobs ---------------------------------------------------------------------------------------------------

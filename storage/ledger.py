@@ -13,6 +13,7 @@ so that processes that reserve at the same moment never exceed a budget together
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import secrets
 import threading
@@ -65,8 +66,11 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A limit and how much of it is used. For the period `hour`, `spent_usd` is 0 and `reserved_usd` is the hourly
-    rate of everything that holds a reservation."""
+    """A limit and how much of it is used.
+
+    `reserved_usd` has what is set aside and what ran but is not metered yet; for the period `hour` it is the hourly
+    rate of everything that holds a reservation, and `spent_usd` is 0.
+    """
 
     period: Period
     decision_type: str | None
@@ -301,7 +305,8 @@ class Ledger:
             .where(table.c.state == "open", sa.or_(table.c.expires_at.is_(None), table.c.expires_at > now))
             .group_by(table.c.decision_type)
         ).all()
-        for decision_type, amount, hourly in rows:
+        unmetered = [(decision_type, nano, 0) for decision_type, nano in self._unmetered(connection, now)]
+        for decision_type, amount, hourly in (*rows, *unmetered):
             for scope in {"", decision_type or ""}:
                 before = held.get(scope, (0, 0))
                 held[scope] = (before[0] + int(amount), before[1] + int(hourly))
@@ -322,6 +327,26 @@ class Ledger:
                 )
             )
         return sorted(budgets, key=lambda budget: (budget.decision_type or "", PERIODS.index(budget.period)))
+
+    def _unmetered(self, connection: sa.Connection, now: datetime) -> list[tuple[str | None, int]]:
+        """Decision type and nano-dollars of what must have run since a deployment was last looked at, beyond what it
+        holds reserved. Without this, a guard that has died would let the same money be reserved for something else."""
+        deployments, reservations = schema.deployments, schema.reservations
+        rows = connection.execute(
+            sa.select(deployments, sa.func.coalesce(reservations.c.amount_nano, 0).label("held"))
+            .outerjoin(
+                reservations,
+                sa.and_(reservations.c.id == deployments.c.reservation_id, reservations.c.state == "open"),
+            )
+            .where(deployments.c.replicas > 0, deployments.c.metered_until < now)
+        ).mappings()
+        found = []
+        for row in rows:
+            minutes = math.ceil((now - row["metered_until"]).total_seconds() / 60)
+            ran = -(-row["hourly_nano"] * row["replicas"] * minutes // 60)
+            if ran > row["held"]:
+                found.append((row["decision_type"], ran - row["held"]))
+        return found
 
     def spent(
         self, period: Period = "total", *, decision_type: str | None = None, now: datetime | None = None

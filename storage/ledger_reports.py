@@ -19,7 +19,7 @@ from storage.ledger import PERIODS, Ledger, Period
 from storage.money import from_nano
 
 # A deployment in one of these states may cost money.
-LIVE_STATES = ("provisioning", "degraded", "ready", "draining", "stopping", "failed")
+BILLABLE_STATES = ("provisioning", "degraded", "ready", "draining", "stopping", "failed")
 
 
 def period_bounds(period: Period, now: datetime) -> tuple[datetime | None, datetime | None]:
@@ -179,7 +179,7 @@ def _deployment_status(
     deployment: sa.RowMapping | None, model_state: str, now: datetime, routed: Collection[str]
 ) -> dict[str, Any]:
     row: dict[str, Any] = dict(deployment) if deployment else {}
-    active = row.get("state") in LIVE_STATES
+    active = row.get("state") in BILLABLE_STATES
     ready = row.get("state") == "ready" and row["replicas"] > 0
     busy_at = max((at for at in (row.get("last_request_at"), row.get("ready_at")) if at), default=None)
     return {
@@ -201,7 +201,7 @@ def _no_usage() -> dict[str, int]:
 
 def _hourly_rate(connection: sa.Connection) -> Decimal:
     table = schema.deployments
-    query = sa.select(sa.func.sum(table.c.hourly_nano * table.c.replicas)).where(table.c.state.in_(LIVE_STATES))
+    query = sa.select(sa.func.sum(table.c.hourly_nano * table.c.replicas)).where(table.c.state.in_(BILLABLE_STATES))
     return from_nano(int(connection.execute(query).scalar() or 0))
 
 

@@ -1,172 +1,19 @@
-"""A real emulator process, asked through the real SDK, and a world with a clock that is moved by hand."""
+"""Fixtures of the provider's tests: see `tests/provider/world.py`."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from provider.client import connect
-from provider.deployments import deploy_model
-from provider.files import upload_dataset
-from provider.fine_tunes import follow_fine_tune, submit_fine_tune
-from storage.layout import Layout
-from storage.ledger import Ledger, open_ledger
-
-
-class Emulator:
-    """The process and its admin routes. Its clock stands still until it is moved."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.http = httpx.Client(base_url=f"{url}/emulator", timeout=10)
-        self.http.post("/clock", json={"frozen": True}).raise_for_status()
-
-    def now(self) -> datetime:
-        return datetime.fromisoformat(self.http.get("/clock").json()["now"])
-
-    def advance(self, seconds: float) -> None:
-        self.http.post("/clock", json={"advance_seconds": seconds}).raise_for_status()
-
-    def fault(self, kind: str | int, match: str | None = None, times: int = 1, **options: Any) -> None:
-        order = {"kind": str(kind), "times": times, **options} | ({"match": match} if match else {})
-        self.http.post("/faults", json=[order]).raise_for_status()
-
-    def clear_faults(self) -> None:
-        self.http.delete("/faults").raise_for_status()
-
-    def bill(self, ids: set[str]) -> Decimal:
-        """US dollars for these remote objects."""
-        items = self.http.get("/bill").json()["items"]
-        return sum((Decimal(item["amount_usd"]) for item in items if item["resource_id"] in ids), Decimal(0))
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing but the death of the process follows it, so no code of ours catches it."""
-
-
-class World:
-    """One installation: its data folder, ledger, SDK client, and the time, which passes only when it waits."""
-
-    def __init__(self, emulator: Emulator, data: Path) -> None:
-        self.emulator, self.data = emulator, Layout(data).create().data
-        self.trained_object = ""
-        self.client = connect(base_url=emulator.url)
-        # Looks at the provider for the tests: it does not die with the client, and outlasts the faults.
-        self.observer = connect(base_url=emulator.url).with_options(max_retries=10)
-        self.ledger: Ledger = open_ledger(data)
-        for period, limit in (("hour", None), ("day", None), ("month", None), ("total", "1000")):
-            self.ledger.set_budget(period, limit)  # type: ignore[arg-type]
-
-    def kill_after(self, method: str, path: str) -> None:
-        """Die when the provider has done such a request and its answer is on the way."""
-
-        def hook(response: httpx.Response) -> None:
-            if response.request.method == method and response.request.url.path.endswith(path):
-                raise Killed
-
-        self.client._client.event_hooks = {"response": [hook]}
-
-    def revive(self) -> None:
-        self.client._client.event_hooks = {}
-
-    def now(self) -> datetime:
-        return self.emulator.now()
-
-    def wait(self, seconds: float) -> None:
-        self.emulator.advance(seconds)
-        time.sleep(0.01)  # training is real, and takes real time
-
-    def minutes(self, minutes: float) -> None:
-        self.emulator.advance(minutes * 60)
-
-    def write_dataset(self, name: str = "dataset-1", rows: int = 40, decision_type: str = "should_respond") -> Path:
-        folder = self.data / "datasets" / decision_type / name
-        folder.mkdir(parents=True)
-        for split, count in (("train", rows), ("validation", 10)):
-            lines = [json.dumps({"messages": conversation(f"{self.data} {name} {split} {i}")}) for i in range(count)]
-            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-        (folder / "manifest.json").write_text(json.dumps({"decision_type": decision_type}))
-        return folder
-
-    def upload(self, name: str = "dataset-1", decision_type: str = "should_respond") -> dict[str, Any]:
-        folder = self.write_dataset(name, decision_type=decision_type)
-        return upload_dataset(self.client, self.ledger, folder, now=self.now, wait=self.wait)
-
-    def train(self, name: str = "dataset-1", decision_type: str = "should_respond") -> dict[str, Any]:
-        """A completed job."""
-        dataset = self.upload(name, decision_type)
-        job = submit_fine_tune(self.client, self.ledger, dataset["id"], tier="small", now=self.now, wait=self.wait)
-        return follow_fine_tune(self.client, self.ledger, job["id"], poll_seconds=1, now=self.now, wait=self.wait)
-
-    def model(self, decision_type: str = "should_respond") -> str:
-        """A model's id, without a training of its own: what serves it was trained once for all tests."""
-        return self.ledger.add(
-            "models",
-            state="trained",
-            decision_type=decision_type,
-            base_model="Qwen/Qwen3.5-2B",
-            model_object_id=self.trained_object,
-            now=self.now(),
-        )["id"]
-
-    def deploy(self, model_id: str | None = None) -> dict[str, Any]:
-        """A ready deployment."""
-        model_id = model_id or self.model()
-        return deploy_model(self.client, self.ledger, model_id, poll_seconds=1, now=self.now, wait=self.wait)
-
-    def ours(self) -> list[Any]:
-        """Our endpoints at the provider."""
-        return [e for e in self.observer.endpoints.list() if e.name.rsplit("/", 1)[-1].startswith(self.ledger.prefix)]
-
-    def our_jobs(self) -> list[Any]:
-        return [
-            job for job in self.observer.fine_tuning.list().data if (job.suffix or "").startswith(self.ledger.prefix)
-        ]
-
-    def close(self) -> None:
-        self.ledger.close()
-        self.client.close()
-        self.observer.close()
-
-    def next_hours(self, hours: int = 3) -> None:
-        self.emulator.advance(timedelta(hours=hours).total_seconds())
-
-
-def conversation(text: str, answer: str = "<response><action>RESPOND</action></response>") -> list[dict[str, str]]:
-    return [
-        {"role": "system", "content": "Decide."},
-        {"role": "user", "content": text},
-        {"role": "assistant", "content": answer},
-    ]
+from tests.provider.world import Emulator, World, run_emulator
 
 
 @pytest.fixture(scope="session")
 def emulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    data = tmp_path_factory.mktemp("emulator")
-    command = [sys.executable, "-m", "emulator", "--data", str(data), "--port", "0", "--trainer", "majority"]
-    process = subprocess.Popen(
-        [*command, "--clock", datetime.now(UTC).isoformat()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    try:
-        yield next(word for word in line.split() if word.startswith("http"))
-    finally:
-        process.terminate()
-        process.wait()
+    with run_emulator(tmp_path_factory.mktemp("emulator")) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)

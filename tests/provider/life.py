@@ -20,8 +20,8 @@ from provider.reconcile import reconcile_provider
 from provider.routes import publish_route, routed_models
 from reasoning.errors import ReasoningError
 from reasoning.routes import Arm, Route
-from storage.ledger_reports import LIVE_STATES
-from tests.provider.conftest import Killed, World
+from storage.ledger_reports import BILLABLE_STATES
+from tests.provider.world import Killed, World
 
 FAULTS: tuple[tuple[str, str | None], ...] = (
     *(
@@ -114,7 +114,7 @@ class Life:
             self._attempt(run)
 
     def undeploy(self) -> None:
-        rows = self.world.ledger.find("deployments", state=LIVE_STATES)
+        rows = self.world.ledger.find("deployments", state=BILLABLE_STATES)
         if rows:
             self._attempt(
                 lambda: undeploy_model(
@@ -165,6 +165,19 @@ class Life:
             left -= step
             if self._last_guarded is None or (self.world.now() - self._last_guarded).total_seconds() >= 60:
                 self.guard()
+
+    def busy(self) -> bool:
+        """May anything of ours cost something: by the ledger, or at the provider?"""
+        return bool(
+            self.world.ledger.find("deployments", state=("intended", *BILLABLE_STATES))
+            or self.world.ledger.find("fine_tune_jobs", state=ACTIVE_STATES)
+            or self.world.ours()
+        )
+
+    def raise_limit(self, limit: Decimal) -> None:
+        """Set the budget anew."""
+        self.limit, self._overshoot_before = limit, Decimal(0)
+        self.world.ledger.set_budget("total", limit)
 
     def guard(self) -> None:
         if not self.guard_alive:
@@ -224,9 +237,8 @@ class Life:
         assert asked.etag == self._stranger[1], "a stranger's endpoint was touched"
 
     def _check_orphans(self) -> None:
-        known = {
-            row["name"] for row in self.world.ledger.find("deployments", state=("intended", *LIVE_STATES, "stopped"))
-        }
+        states = ("intended", *BILLABLE_STATES, "stopped")
+        known = {row["name"] for row in self.world.ledger.find("deployments", state=states)}
         orphans = {
             endpoint.id
             for endpoint in self.world.ours()
@@ -248,7 +260,7 @@ class Life:
             if world.ledger.get("fine_tune_jobs", job["id"])["state"] in ACTIVE_STATES:
                 self._attempt(lambda job=job: self._follow(job["id"]))  # type: ignore[misc]
         for _ in range(3):
-            for row in world.ledger.find("deployments", state=("intended", *LIVE_STATES)):
+            for row in world.ledger.find("deployments", state=("intended", *BILLABLE_STATES)):
                 self._attempt(
                     lambda row=row: undeploy_model(  # type: ignore[misc]
                         world.client, world.ledger, row["id"], now=world.now, wait=self.wait
@@ -258,7 +270,7 @@ class Life:
             self.guard()
             self.reconcile()
         assert world.ours() == []
-        assert world.ledger.find("deployments", state=("intended", *LIVE_STATES)) == []
+        assert world.ledger.find("deployments", state=("intended", *BILLABLE_STATES)) == []
         (budget,) = world.ledger.budgets(world.now())
         assert budget.reserved_usd == 0, "money is still reserved"
         ids = {

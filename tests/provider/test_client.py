@@ -17,7 +17,7 @@ from provider.tiers import resolve_tier
 from reasoning.errors import RoutesError
 from reasoning.routes import Arm, Route, read_routes
 from storage.errors import PriceUnknown
-from tests.provider.conftest import World, conversation
+from tests.provider.world import World, conversation
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

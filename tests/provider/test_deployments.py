@@ -13,7 +13,7 @@ from provider.errors import CreationInDoubt, DeploymentFailed, NoCapacity, Provi
 from provider.routes import publish_route, routed_models
 from reasoning.routes import Arm, Route
 from storage.errors import BudgetExceeded
-from tests.provider.conftest import Killed, World, conversation
+from tests.provider.world import Killed, World, conversation
 
 ENDPOINTS = "POST /v2/projects/*/endpoints"
 DEPLOYMENTS = "POST /v2/projects/*/endpoints/*/deployments"

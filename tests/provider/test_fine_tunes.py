@@ -18,7 +18,7 @@ from provider.errors import (
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, resume_fine_tune, submit_fine_tune
 from storage.errors import BudgetExceeded
-from tests.provider.conftest import Killed, World
+from tests.provider.world import Killed, World
 
 CREATE = "POST /v1/fine-tunes"
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_served_is_not_trained(world: World) -> None:
     assert world.our_jobs() == []
 
 
-@pytest.mark.parametrize("kind", ["lost_response", "503"])
+@pytest.mark.parametrize("kind", ["lost_response", "503", "409"])
 def test_an_upload_survives_trouble_and_is_not_repeated(world: World, kind: str) -> None:
     for match in ("POST /v1/files", "PUT /blobs/*", "POST /v1/files/*/preprocess"):
         world.emulator.fault(kind, match)

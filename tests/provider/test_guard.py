@@ -20,7 +20,7 @@ from reasoning.routes import Arm, Route, read_routes
 from reasoning.spool import SegmentWriter
 from storage.land import land_decisions
 from storage.ledger import open_ledger
-from tests.provider.conftest import World
+from tests.provider.world import World
 
 RATE = Decimal("5.49")
 

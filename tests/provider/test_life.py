@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from provider.client import connect
-from tests.provider.conftest import Emulator, World
 from tests.provider.life import FAULTS, Life
+from tests.provider.world import Emulator, World
 
 MakeWorld = Callable[[], World]
 

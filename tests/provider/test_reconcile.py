@@ -14,7 +14,7 @@ from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_
 from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
 from storage.ledger import open_ledger
-from tests.provider.conftest import Emulator, Killed, World
+from tests.provider.world import Emulator, Killed, World
 
 
 def reconcile(world: World) -> ReconcileReport:

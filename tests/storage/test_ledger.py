@@ -141,6 +141,23 @@ def test_the_hourly_rate_is_limited(ledger: Ledger) -> None:
     ledger.reserve("1", purpose="gpu 2", hourly_usd="5.49", now=NOON)
 
 
+def test_what_ran_unseen_is_not_promised_twice(ledger: Ledger) -> None:
+    ledger.set_budget("day", "10")
+    reservation = ledger.reserve("0.50", purpose="gpu", hourly_usd="6", ttl=None, now=NOON)
+    row = {"model_object_id": "ml_1", "config": "c", "hardware": "h", "hourly_nano": to_nano("6"), "max_replicas": 1}
+    deployment = ledger.add(
+        "deployments", state="intended", name="d", reservation_id=reservation.id, metered_until=NOON, replicas=1, **row
+    )["id"]
+    ledger.reserve("9", purpose="a minute later", now=NOON + timedelta(minutes=1))
+    later = NOON + timedelta(minutes=20)  # it ran for two dollars, and nobody has looked
+    (budget,) = ledger.budgets(later)
+    assert budget.reserved_usd == 11
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("0.01", purpose="more", now=later)
+    ledger.update("deployments", deployment, metered_until=later)
+    assert ledger.budgets(later)[0].reserved_usd == Decimal("9.50")
+
+
 def test_an_unknown_price_is_refused(ledger: Ledger) -> None:
     with pytest.raises(PriceUnknown, match="its price is not known"):
         ledger.reserve(None, purpose="a fine-tune of a new model")
