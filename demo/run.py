@@ -8,21 +8,21 @@ serve      the following night: an A/B of custom model and rules, with the guard
 shut down  the budget is used up: routes withdrawn, deployments stopped, the agent goes on by its own rules
 =========  =====================================================================================================
 
-With the local provider everything runs on the clock of the data (May 2018), the provider's too, so that its bill is that
-of the seven hours that were replayed. With Together it runs on the real one.
+With the local provider everything runs on the clock of the data (spring 2018), the provider's too, so that its bill is
+that of the hours that were replayed. With Together it runs on the real one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import shutil
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -33,28 +33,32 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from demo import gather
 from demo.conversations import read_rooms
 from demo.episodes import Episode
 from demo.errors import DemoError
 from demo.functions import read_tasks
 from demo.replay import Replay, ReplayClock, Served
+from demo.report import print_report, write_report
+from demo.result import DemoResult, GuardAction, Reconciliation, StepResult
 from reasoning.client import DecisionClient
 from reasoning.config import load_config
-from storage.layout import Layout
 from storage.ledger import open_ledger
 from tasks.entrypoints import load_flow
+from tasks.reports import plain
 from tasks.turn import read_turn
 
 TYPES = ("should_respond", "planning")
-COLLECT_FROM = datetime(2018, 5, 1, tzinfo=UTC)
+COLLECT_FROM = datetime(2018, 4, 10, tzinfo=UTC)
 TURN_AT = datetime(2018, 5, 5, 2, tzinfo=UTC)
-SERVE_UNTIL = datetime(2018, 5, 5, 9, tzinfo=UTC)
+SERVE_UNTIL = datetime(2018, 5, 5, 14, tzinfo=UTC)
 TASKS_COLLECTED = 130
 """So many of the 200 planning tasks come before the turn."""
-TICK = timedelta(minutes=15)
+TICK = timedelta(minutes=30)
 """Between two rounds of the guard."""
-BUDGET_USD = Decimal(75)
-MARKER = ".demo"
+BUDGET_USD = Decimal(110)
+"""With the local provider: used up before the replay ends."""
+REPORT = "report.html"
 
 
 @dataclass(slots=True)
@@ -71,12 +75,14 @@ class Demo:
     """What the steps share."""
 
     data: Path
-    provider: str
     emulator_url: str | None
     console: Console
     clock: ReplayClock
     steps: list[Step] = field(default_factory=list)
     guard: list[dict[str, Any]] = field(default_factory=list)
+    quality: dict[str, Any] = field(default_factory=dict)
+    training_seconds: dict[str, float] = field(default_factory=dict)
+    reconciliation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def now(self) -> datetime | None:
@@ -87,10 +93,24 @@ class Demo:
         """Let it be `moment` for the client."""
         self.clock.move_to(moment)
 
-    def move_provider(self) -> None:
-        """Let it be the same time at the local provider."""
+    def move_provider(self, *, frozen: bool = True) -> None:
+        """Let it be the same time at the local provider; `frozen` until it is moved again."""
         if self.emulator_url:
-            set_emulator_clock(self.emulator_url, self.clock.now)
+            self._emulator_clock({"now": self.clock.now.isoformat(), "frozen": frozen})
+
+    def follow_provider(self) -> None:
+        """Catch up with the local provider's clock, and stop that."""
+        if self.emulator_url:
+            there = datetime.fromisoformat(self._emulator_clock({"frozen": True})["now"])
+            self.clock.move_to(there + timedelta(seconds=1))
+
+    def _emulator_clock(self, order: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self.emulator_url}/emulator/clock", data=json.dumps(order).encode())  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - our own http URL
+                return dict(json.load(response))
+        except urllib.error.HTTPError as error:
+            raise DemoError(f"the local provider's clock cannot be set: {error.read().decode()}") from error
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[str], None]]:
@@ -107,50 +127,10 @@ class Demo:
         self.console.print(f"[green]✓[/] [bold]{name:<10}[/] {said[0]}  [dim]{seconds:.1f} s[/]")
 
 
-def set_emulator_clock(url: str, now: datetime) -> None:
-    """Set the local provider's clock and let it run on from there."""
-    body = json.dumps({"now": now.isoformat()}).encode()
-    request = urllib.request.Request(  # noqa: S310 - our own http URL
-        f"{url}/emulator/clock", data=body, headers={"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=10):  # noqa: S310
-        pass
-
-
-@contextmanager
-def demo_folder(data: Path) -> Iterator[Path]:
-    """A data folder of the demo's own, emptied of an earlier demo, and locked against another one.
-
-    Raises `DemoError` where the folder holds something else, or another demo is at work in it.
-    """
-    lock_path = data.with_name(f".{data.name}.lock")
-    try:
-        data.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_path.open("a")
-    except OSError as error:
-        raise DemoError(f"cannot write to {data.parent} ({error.strerror}). Choose another folder: --data FOLDER") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DemoError(
-                f"another demo is at work in {data}. Wait for it, or take another folder: --data FOLDER"
-            ) from None
-        if data.exists() and any(data.iterdir()):
-            if not (data / MARKER).is_file():
-                raise DemoError(f"{data} is not empty and no demo made it. Choose another folder: --data FOLDER")
-            shutil.rmtree(data)
-        data.mkdir(exist_ok=True)
-        (data / MARKER).write_text("The demo's own folder: the next demo empties it.\n")
-        Layout(data).create()
-        yield data
-        lock_path.unlink(missing_ok=True)
-
-
 def pick_episodes(conversations: Path | None) -> tuple[list[Episode], list[Episode]]:
-    """Episodes before and after the turn of the wheel, disjoint in time and in people."""
+    """Episodes before and after the turn of the wheel: no conversation and no task is on both sides."""
     rooms = read_rooms(conversations)
-    before = [room for room in rooms if COLLECT_FROM <= room.turns[0].ts and room.end < TURN_AT]
+    before = [room for room in rooms if room.turns[0].ts >= COLLECT_FROM and room.end < TURN_AT]
     after = [room for room in rooms if room.turns[0].ts >= TURN_AT and room.end < SERVE_UNTIL]
     if not before or not after:
         raise DemoError(
@@ -162,3 +142,276 @@ def pick_episodes(conversations: Path | None) -> tuple[list[Episode], list[Episo
     spacing = (SERVE_UNTIL - TURN_AT) / (total - TASKS_COLLECTED + 1)
     late = read_tasks(start=TURN_AT - TASKS_COLLECTED * spacing, spacing=spacing)[TASKS_COLLECTED:]
     return before + early, after + late
+
+
+def run_demo(
+    data: Path,
+    *,
+    emulator_url: str | None,
+    conversations: Path | None = None,
+    console: Console | None = None,
+    confirm: Callable[[str], bool] = lambda question: False,
+    wait_for_servers: Callable[[], None] = lambda: None,
+) -> DemoResult:
+    """Turn the whole wheel in `data`, which is the demo's own folder (`demo_folder`); returns what the report shows.
+
+    Prefect's server has to be at `PREFECT_API_URL`, and the local provider at `emulator_url`; None means that the
+    provider is a real one. `confirm(question)` is asked before real money is spent. Raises `DemoError` and what the
+    rooms raise.
+    """
+    console = console or Console()
+    begun = time.monotonic()
+    before, after = pick_episodes(conversations)
+    demo = Demo(data, emulator_url, console, ReplayClock(COLLECT_FROM))
+    _collect(demo, before)
+    with demo.step("servers") as say:
+        wait_for_servers()
+        say("Prefect's server and the local provider are up" if emulator_url else "Prefect's server is up")
+    turned_at = TURN_AT if emulator_url else datetime.now(UTC)
+    demo.clock.move_to(TURN_AT)
+    try:
+        _land_and_check(demo)
+        _set_budget(demo, confirm)
+        _turn(demo)
+        _serve(demo, after)
+        _shut_down(demo)
+    finally:
+        _settle_prefect()
+    with demo.step("report") as say:
+        result = _gather(demo, turned_at, time.monotonic() - begun)
+        write_report(result, data / REPORT)
+        say(f"{data / REPORT}")
+    print_report(result, console)
+    return result
+
+
+def _client(demo: Demo) -> DecisionClient:
+    return DecisionClient(demo.data, agent_id="nova", clock=demo.clock if demo.emulator_url else time.time)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _collect(demo: Demo, episodes: list[Episode]) -> None:
+    turns = sum(len(episode.turns) for episode in episodes)
+    asked: Counter[str] = Counter()
+    with demo.step("collect") as say, _client(demo) as client:
+        replay = Replay(client, demo.move_clock)
+        with _progress(demo.console) as bar:
+            task = bar.add_task("collect", total=turns, said="")
+            for served in replay.run(episodes):
+                asked[served.turn.decision_type] += 1
+                bar.update(task, advance=1, said=f"{served.turn.ts:%d %B %H:%M}")
+        replay.finish()
+        say(
+            f"{asked['should_respond']:,} should_respond and {asked['planning']:,} planning decisions "
+            f"by the agent's own rules, {COLLECT_FROM:%d %B} to {TURN_AT:%d %B %Y}"
+        )
+
+
+def _flow(name: str, **parameters: Any) -> Any:
+    """Run a flow in this process, observed by Prefect's server."""
+
+    async def run() -> Any:
+        return await load_flow(name)(**parameters)
+
+    return asyncio.run(run())
+
+
+def _land_and_check(demo: Demo) -> None:
+    with demo.step("land") as say:
+        landed = _flow("land_decisions", data=demo.data, now=demo.now)
+        say(f"{landed.decisions:,} decisions and {landed.feedback:,} feedbacks in Parquet, exactly once")
+    with demo.step("check") as say:
+        report = _flow("check_decisions", data=demo.data, now=demo.now)
+        demo.quality = report.as_dict()
+        say(f"Great Expectations: {report.checked} expectations, {len(report.failures)} not met")
+
+
+def _set_budget(demo: Demo, confirm: Callable[[str], bool]) -> None:
+    from provider.client import connect
+    from provider.prices import MINIMUM_FINE_TUNE_USD
+    from provider.tiers import resolve_tier
+    from reasoning.decision_types import get_decision_type
+    from storage.money import format_usd
+
+    demo.move_provider(frozen=False)  # training and starting take their time
+    with connect() as client:
+        bases = {name: resolve_tier(client, get_decision_type(name, load_config(demo.data)).tier) for name in TYPES}
+    hourly = sum((base.hourly_usd for base in bases.values()), Decimal(0))
+    training = MINIMUM_FINE_TUNE_USD * len(TYPES)
+    limit = BUDGET_USD if demo.emulator_url else training + hourly
+    if demo.emulator_url is None and not confirm(
+        f"This costs real money at Together: at least {format_usd(training)} to fine-tune "
+        f"{' and '.join(base.name for base in bases.values())}, and {format_usd(hourly)} for every hour that they are "
+        f"deployed. The budget will be {format_usd(limit)} in total, and the guard stops everything there. Go on?"
+    ):
+        raise DemoError("nothing was spent. Without --provider together the demo costs nothing")
+    with open_ledger(demo.data, now=demo.now) as ledger:
+        for period in ("day", "month", "total"):
+            ledger.set_budget(period, limit, now=demo.now)
+        ledger.set_budget("hour", hourly, now=demo.now)
+
+
+def _turn(demo: Demo) -> None:
+    """Both types turn at once, each a flow run of its own; the table of their steps follows `turn.json`."""
+    with demo.step("turn") as say, _progress(demo.console) as bar:
+        runs = {
+            name: _in_background(
+                "turn_flywheel",
+                decision_type=name,
+                data=demo.data,
+                now=demo.now,
+                weight=0.9,
+                canary_weight=None,
+                shadow_original=True,
+                force=True,
+            )
+            for name in TYPES
+        }
+        tasks = {name: bar.add_task(name, total=len(_MILESTONES), said="export") for name in TYPES}
+        training: dict[str, float] = {}
+        while not all(run.done() for run in runs.values()):
+            for name, task in tasks.items():
+                done, said = _progress_of(demo.data, name)
+                bar.update(task, completed=done, said=said)
+                if said == "fine-tune":
+                    training.setdefault(name, time.monotonic())
+                elif name in training:
+                    demo.training_seconds.setdefault(name, time.monotonic() - training[name])
+            time.sleep(0.2)
+        outcomes = {name: run.result()[0] for name, run in runs.items()}
+        demo.follow_provider()
+        say(", ".join(f"{name} {turn.outcome}" for name, turn in outcomes.items()))
+
+
+def _in_background(name: str, **parameters: Any) -> Future[Any]:
+    """A flow in a thread that does not outlive an interrupted demo."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(_flow(name, **parameters))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+_MILESTONES = ("dataset_id", "model_id", "deployment_id", "evaluation_id", "finished_at")
+_NEXT = ("export", "fine-tune", "deploy", "evaluate", "promote", "done")
+
+
+def _progress_of(data: Path, decision_type: str) -> tuple[int, str]:
+    """How many steps of a type's turn are done, and which is at work."""
+    turn = read_turn(data, decision_type)
+    done = sum(getattr(turn, milestone) is not None for milestone in _MILESTONES) if turn else 0
+    return done, _NEXT[done]
+
+
+def _serve(demo: Demo, episodes: list[Episode]) -> None:
+    """The A/B. Between two turns the guard makes its rounds: land, then meter, enforce and renew the lease."""
+    turns = sum(len(episode.turns) for episode in episodes)
+    with demo.step("serve") as say, _client(demo) as client:
+        _round(demo)
+        due = demo.clock.now + TICK
+        replay = Replay(client, demo.move_clock)
+        by_source: Counter[str] = Counter()
+        with _progress(demo.console) as bar:
+            task = bar.add_task("serve", total=turns, said="")
+            for served in replay.run(episodes):
+                by_source[served.answer.source] += 1
+                bar.update(task, advance=1, said=_say_spend(demo, served))
+                if demo.clock.now >= due:
+                    client.close()  # seals its segment, so that what it holds lands
+                    _round(demo)
+                    due = demo.clock.now + TICK
+        replay.finish()
+        say(
+            f"{by_source.total():,} decisions, {by_source['custom']:,} by custom models, in {len(demo.guard)} rounds "
+            f"of the guard, until {demo.clock.now:%d %B %H:%M}"
+        )
+
+
+def _say_spend(demo: Demo, served: Served) -> str:
+    (budget,) = (budget for budget in demo.guard[-1]["budgets"] if budget["period"] == "total")
+    return f"{served.turn.ts:%d %B %H:%M}, ${float(budget['spent_usd']):.2f} of ${float(budget['limit_usd']):.2f}"
+
+
+def _round(demo: Demo) -> None:
+    demo.move_provider()
+    _flow("land_decisions", data=demo.data, now=demo.now)
+    report = _flow(
+        "guard_costs", data=demo.data, idle_minutes=60, lease_minutes=1.5 * TICK.total_seconds() / 60, now=demo.now
+    )
+    demo.guard.append(plain(report))
+
+
+def _shut_down(demo: Demo) -> None:
+    """Whatever the guard has not stopped by now ends here; then the provider's bill is held against our charges."""
+    with demo.step("shut down") as say:
+        demo.clock.move_to(demo.clock.now + TICK)
+        _round(demo)
+        for name in TYPES:
+            _flow("undeploy_model", model=name, data=demo.data, now=demo.now)
+        demo.clock.move_to(demo.clock.now + timedelta(hours=2))  # the bill of an hour is complete an hour later
+        demo.move_provider()
+        _flow("land_decisions", data=demo.data, now=demo.now)
+        report = _flow("reconcile_provider", data=demo.data, now=demo.now)
+        stopped = [action for tick in demo.guard for action in tick["actions"]]
+        demo.reconciliation = plain(report)
+        say(
+            f"the guard acted {len(stopped)} times; the provider billed ${report.billed_usd}, we charged "
+            f"${report.charged_usd}, {len(report.orphans)} orphans"
+        )
+
+
+def _gather(demo: Demo, turned_at: datetime, seconds: float) -> DemoResult:
+    turns = [turn for name in TYPES if (turn := read_turn(demo.data, name)) is not None]
+    with open_ledger(demo.data) as ledger:
+        budgets = [plain(budget) for budget in ledger.budgets(demo.now) if budget.period != "hour"]
+    return DemoResult(
+        provider="local" if demo.emulator_url else "together",
+        seconds=seconds,
+        collected_from=plain(COLLECT_FROM),
+        turned_at=plain(turned_at),
+        served_until=plain(demo.clock.now),
+        steps=[StepResult(name=step.name, seconds=step.seconds, said=step.said) for step in demo.steps],
+        decisions=gather.count_decisions(demo.data, turned_at),
+        funnels=gather.read_funnels(demo.data, turns),
+        quality=demo.quality,
+        trainings=gather.read_trainings(demo.data, turns, demo.training_seconds),
+        comparisons=gather.compare(demo.data, turns, turned_at),
+        calibration=gather.read_calibration(demo.data, turned_at),
+        latencies_ms=gather.read_latencies(demo.data),
+        budgets=budgets,
+        spend=gather.read_spend(demo.data),
+        actions=[GuardAction(ts=tick["now"], what=action) for tick in demo.guard for action in tick["actions"]],
+        reconciliation=Reconciliation(
+            billed_usd=demo.reconciliation["billed_usd"],
+            charged_usd=demo.reconciliation["charged_usd"],
+            difference_usd=demo.reconciliation["difference_usd"],
+            orphans=demo.reconciliation["orphans"],
+        ),
+        places=gather.list_places(demo.data, demo.data / REPORT),
+    )
+
+
+def _settle_prefect() -> None:
+    """Hand Prefect's server what is still queued: at exit, with the server gone, that would wait for ever."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (EventsWorker, APILogWorker):
+        worker.drain_all(timeout=10, at_exit=False)

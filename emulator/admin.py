@@ -40,8 +40,9 @@ async def set_clock(request: Request) -> Response:
         raise ApiError(400, f"advance_seconds {seconds!r} is not a number")
     if frozen is not None and not isinstance(frozen, bool):
         raise ApiError(400, f"frozen {frozen!r} is not true or false")
-    target = (now.timestamp() if now else emulator.clock.timestamp()) + (seconds or 0)
-    if target < emulator.clock.timestamp() and _is_busy(emulator):
+    current = emulator.clock.timestamp()  # read once: a running clock is later at the next look
+    target = (now.timestamp() if now else current) + (seconds or 0)
+    if target < current and _is_busy(emulator):
         raise ApiError(409, "the clock cannot go back while replicas or jobs run: their bill would be wrong")
     emulator.clock.set(now, advance=timedelta(seconds=seconds) if seconds else None, frozen=frozen)
     return JSONResponse(_describe_clock(emulator))

@@ -1,0 +1,65 @@
+"""`reasoning demo`: a Prefect server and a local provider of its own, and the demo between them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from cli.serve import HOST, environment
+from cli.supervisor import Supervisor, answers, free_port
+from demo.folder import demo_folder
+
+if TYPE_CHECKING:
+    from demo.result import DemoResult
+
+
+def run(
+    data: Path,
+    *,
+    provider: str,
+    conversations: Path | None,
+    confirm: Callable[[str], bool],
+) -> DemoResult:
+    """Run the demo in `data`; returns its result. Its servers end with it.
+
+    Raises what `demo.run.run_demo` does, and `ChildDied` when a server cannot start.
+    """
+    with demo_folder(data.absolute()) as folder, tempfile.TemporaryDirectory(prefix="reasoning-demo-") as scratch:
+        prefect = f"http://{HOST}:{free_port(HOST, 0, what='Prefect', option='')}"
+        emulator = None
+        if provider == "local":
+            emulator = f"http://{HOST}:{free_port(HOST, 0, what='the local provider', option='')}"
+        env = environment(folder, provider=provider, prefect=prefect, emulator=emulator, scratch=Path(scratch))
+        # The flows run in this process, and Prefect and the provider room read their settings here, on import.
+        os.environ.clear()
+        os.environ.update(env, PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
+        with Supervisor(folder / "logs", env) as children:
+            # The supervisor notes signals for its own waits; the demo works between them, and ends at once.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, _exit)
+            if emulator:
+                port = emulator.rpartition(":")[2]
+                command = [sys.executable, "-m", "emulator", "--data", str(folder / "emulator"), "--port", port]
+                children.start("emulator", [*command, "--clock", "2018-04-01T00:00:00Z"])
+            children.start("prefect-server", [sys.executable, "-m", "prefect", "server", "start"])
+
+            def wait() -> None:
+                if emulator:
+                    children.wait_until("the local provider", lambda: answers(f"{emulator}/emulator/healthz"))
+                children.wait_until("Prefect's server", lambda: answers(f"{prefect}/api/health"))
+
+            from demo.run import run_demo
+
+            return run_demo(
+                folder, emulator_url=emulator, conversations=conversations, confirm=confirm, wait_for_servers=wait
+            )
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

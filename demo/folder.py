@@ -1,0 +1,45 @@
+"""The folder that a demo works in: its own, empty at the start, and one demo at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from demo.errors import DemoError
+from storage.layout import Layout
+
+MARKER = ".demo"
+"""Only a folder with this file is ever emptied."""
+
+
+@contextmanager
+def demo_folder(data: Path) -> Iterator[Path]:
+    """A data folder of the demo's own, emptied of an earlier demo, and locked against another one.
+
+    Raises `DemoError` where the folder holds something else, or another demo is at work in it.
+    """
+    marker = data / MARKER
+    if data.exists() and not marker.is_file() and (not data.is_dir() or any(data.iterdir())):
+        raise DemoError(f"{data} is not empty, and no demo made it. Choose another folder: --data FOLDER")
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        lock = marker.open("a")
+    except OSError as error:
+        raise DemoError(f"cannot write to {data} ({error.strerror}). Choose another folder: --data FOLDER") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoError(
+                f"another demo is at work in {data}. Wait for it, or take another folder: --data FOLDER"
+            ) from None
+        for path in data.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != marker:
+                path.unlink()
+        Layout(data).create()
+        yield data

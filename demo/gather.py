@@ -1,0 +1,151 @@
+"""Reads what a demo showed out of its data folder: log, ledger, datasets, evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import storage
+from demo.result import Comparison, DecisionCount, FunnelResult, Place, SpendPoint, TrainingOutcome
+from quality.dataset import read_manifest
+from quality.errors import EvaluationError
+from quality.evaluation import is_right
+from quality.experiments import evaluate_log
+from reasoning.decision_types import get_decision_type
+from storage.ledger import open_ledger
+from storage.money import from_nano
+from tasks.models import find_dataset
+from tasks.turn import Turn
+
+
+def count_decisions(data: Path, turned_at: datetime) -> list[DecisionCount]:
+    """Served decisions by type, phase and source."""
+    result = storage.sql(
+        data,
+        """SELECT decision_type, CASE WHEN ts < $turned_at THEN 'collect' ELSE 'serve' END AS phase, source, count(*)
+           FROM decisions WHERE served GROUP BY ALL ORDER BY ALL""",
+        {"turned_at": turned_at},
+    )
+    return [DecisionCount(decision_type=t, phase=p, source=s, rows=n) for t, p, s, n in result.rows]
+
+
+def read_funnels(data: Path, turns: Sequence[Turn]) -> dict[str, FunnelResult]:
+    """The funnel of each turn's dataset."""
+    funnels = {}
+    for turn in turns:
+        if turn.dataset_id:
+            manifest = read_manifest(find_dataset(data, turn.dataset_id))
+            funnels[turn.decision_type] = FunnelResult(
+                selected=manifest.selected,
+                dropped=manifest.dropped,
+                splits={name: split.rows for name, split in manifest.splits.items()},
+                label_sources=manifest.label_sources,
+            )
+    return funnels
+
+
+def read_trainings(data: Path, turns: Sequence[Turn], seconds: dict[str, float]) -> list[TrainingOutcome]:
+    """What each turn's fine-tune learned from and cost. `seconds`: how long each type's took."""
+    found = []
+    with open_ledger(data) as ledger:
+        for turn in turns:
+            if turn.job_id is None or turn.dataset_id is None:
+                continue
+            job = ledger.get("fine_tune_jobs", turn.job_id)
+            charges = ledger.charges(job_id=turn.job_id, kind="training")
+            found.append(
+                TrainingOutcome(
+                    decision_type=turn.decision_type,
+                    model=turn.model_id or "",
+                    base_model=job["base_model"],
+                    rows=read_manifest(find_dataset(data, turn.dataset_id)).splits["train"].rows,
+                    tokens=sum(charge["quantity"] or 0 for charge in charges),
+                    seconds=seconds.get(turn.decision_type, 0.0),
+                    cost_usd=str(sum(from_nano(charge["amount_nano"]) for charge in charges)),
+                )
+            )
+    return found
+
+
+def compare(data: Path, turns: Sequence[Turn], turned_at: datetime) -> list[Comparison]:
+    """Original against custom: on each turn's holdout, and on what both answered since."""
+    found = []
+    for turn in turns:
+        if turn.evaluation_id:
+            path = storage.layout.Layout(data).evaluations / f"{turn.evaluation_id}.json"
+            evaluation = json.loads(path.read_bytes())
+            found.append(
+                Comparison(
+                    decision_type=turn.decision_type,
+                    rows_of="holdout",
+                    evaluation=evaluation,
+                    verdict=f"{turn.outcome}: {turn.why}",
+                )
+            )
+        try:
+            served = evaluate_log(data, turn.decision_type, since=turned_at, design="shadow")
+        except EvaluationError:
+            continue  # not promoted: no model answered
+        found.append(
+            Comparison(decision_type=turn.decision_type, rows_of="served", evaluation=served.evaluation.as_dict())
+        )
+    return found
+
+
+def read_calibration(data: Path, turned_at: datetime) -> dict[str, list[tuple[float, bool]]]:
+    """Confidence of every custom answer since the turn, and was it right."""
+    result = storage.sql(
+        data,
+        """SELECT decision_type, custom_confidence, custom_decision, demonstration FROM labelled_decisions
+           WHERE ts >= $turned_at AND custom_confidence IS NOT NULL AND demonstration IS NOT NULL
+             AND custom_decision IS NOT NULL
+           ORDER BY ts""",
+        {"turned_at": turned_at},
+    )
+    points: dict[str, list[tuple[float, bool]]] = {}
+    for name, confidence, decision, truth in result.rows:
+        kind = get_decision_type(name)
+        right = is_right(kind, kind.normalize(json.loads(truth)), json.loads(decision))
+        points.setdefault(name, []).append((confidence, bool(right)))
+    return points
+
+
+def read_latencies(data: Path) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of every served answer, by type and source."""
+    result = storage.sql(
+        data,
+        """SELECT decision_type, source, list(latency_ms) FROM decisions
+           WHERE served AND valid GROUP BY ALL ORDER BY ALL""",
+    )
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, source, latencies in result.rows:
+        found.setdefault(name, {})[source] = latencies
+    return found
+
+
+def read_spend(data: Path) -> list[SpendPoint]:
+    """What was spent in total by the time of each charge."""
+    result = storage.sql(
+        data,
+        """SELECT ts, sum(sum(amount_usd)) OVER (ORDER BY ts) AS spent FROM costs GROUP BY ts ORDER BY ts""",
+    )
+    return [SpendPoint(ts=ts.isoformat(), spent_usd=str(spent)) for ts, spent in result.rows]
+
+
+def list_places(data: Path, report: Path) -> list[Place]:
+    """Where to look further."""
+    folder = _relative(data)
+    query = "SELECT * FROM labelled_decisions LIMIT 5"
+    return [
+        Place(what="this report, to share", how=_relative(report)),
+        Place(what="Data Docs of Great Expectations", how=f"{folder}/quality/index.html"),
+        Place(what="ask the log", how=f'.venv/bin/reasoning sql --data {folder} "{query}"'),
+        Place(what="what it cost", how=f".venv/bin/reasoning costs report --data {folder} --period total"),
+        Place(what="flows, runs, artifacts in Prefect", how=f".venv/bin/reasoning serve --data {folder}"),
+    ]
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
