@@ -6,6 +6,7 @@ takes them all through `reading`.
 
 from __future__ import annotations
 
+import contextvars
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ class RunProgress:
         self.key, self.description, self._logger = key, description, logger
         self._artifact: UUID | None = None
         self._updated_at = float("-inf")
+        # Work may report from a thread of its own, or from within an event loop there: it is this run's progress still.
+        self._context = contextvars.copy_context()
 
     def __call__(self, *said: float | str) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -48,7 +51,8 @@ class RunProgress:
         percent = round(100 * fraction, 1)
         self._logger.info("%s: %g %% %s", self.description, percent, message)
         if self._artifact is None:
-            artifact = create_progress_artifact(percent, key=self.key, description=self.description)
-            self._artifact = artifact if isinstance(artifact, UUID) else None
+            create: Any = create_progress_artifact  # whose types do not know of _sync
+            self._artifact = self._context.run(create, percent, key=self.key, description=self.description, _sync=True)
         else:
-            update_progress_artifact(self._artifact, percent)
+            update: Any = update_progress_artifact
+            self._context.run(update, self._artifact, percent, _sync=True)
