@@ -131,9 +131,8 @@ def in_own_process(what: str, data: Path) -> dict[str, float]:
 
 
 def bench_landing(sizes: list[int], seed: int) -> None:
-    print(
-        f"{'landing':24}{'records':>9}{'MB':>7}{'records/s':>11}{'per CPU s':>11}{'MB/s':>7}{'peak MB':>9}{'idle MB':>9}"
-    )
+    heads = ("records", 9), ("MB", 7), ("records/s", 11), ("per CPU s", 11), ("MB/s", 7), ("peak MB", 9), ("idle MB", 9)
+    print(f"{'landing':24}" + "".join(f"{head:>{width}}" for head, width in heads))
     for rows in sizes:
         with tempfile.TemporaryDirectory() as scratch:
             data = Path(scratch)
@@ -155,9 +154,7 @@ def bench_queries(rows: int, memory_limit: str, seed: int) -> None:
         start = time.perf_counter()
         report = compact_decisions(data, memory_limit=memory_limit)
         seconds = time.perf_counter() - start
-        print(
-            f"\ncompaction: {report.bytes_before / 1e6:.0f} MB of Parquet in {seconds:.1f} s, memory_limit {memory_limit}"
-        )
+        print(f"\ncompaction: {report.bytes_before / 1e6:.0f} MB of Parquet in {seconds:.1f} s, limit {memory_limit}")
         print(f"\n{'query, ' + format(rows, ',') + ' rows':28}{'views s':>9}{'bare s':>9}{'ratio':>7}")
         bare = duckdb.connect(config={"memory_limit": memory_limit})
         glob = f"read_parquet('{data}/decisions/**/*.parquet', hive_partitioning = true)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from datetime import UTC, datetime, timedelta
@@ -40,10 +41,11 @@ def compact(data: Path, method: str) -> None:
     from storage.compact import compact_decisions
     from storage.errors import DataFolderBusy
 
+    methods = itertools.cycle(["exchange", "manifest"] if method == "both" else [method])
     print("ready", flush=True)
     while True:
         try:
-            compact_decisions(data, method=method, lock_timeout=5)  # type: ignore[arg-type]
+            compact_decisions(data, method=next(methods), lock_timeout=5)  # type: ignore[arg-type]
         except DataFolderBusy:
             continue
 

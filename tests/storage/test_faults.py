@@ -110,9 +110,8 @@ def kill_for(data: Path, kills: int, method: str, seed: int) -> dict[str, int]:
     return check_against(data / "data", acknowledged)
 
 
-@pytest.mark.parametrize("method", ["exchange", "manifest"])
-def test_kills_of_writer_lander_and_compactor(tmp_path: Path, method: str) -> None:
-    counts = kill_for(tmp_path, 3, method, seed=1)
+def test_kills_of_writer_lander_and_compactor(tmp_path: Path) -> None:
+    counts = kill_for(tmp_path, 4, "both", seed=1)
     assert counts["acknowledged"] > 0
     assert (counts["lost"], counts["doubled"]) == (0, 0)
 
@@ -121,10 +120,11 @@ def test_kills_of_writer_lander_and_compactor(tmp_path: Path, method: str) -> No
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("method", ["exchange", "manifest"])
 def test_a_thousand_kills(tmp_path: Path, method: str) -> None:
-    for seed in range(10):
+    kills = int(os.environ.get("TORTURE_KILLS", "500"))
+    for seed in range(-(-kills // 50)):  # a new folder from time to time, or compaction takes all the time
         data = tmp_path / str(seed)
         data.mkdir()
-        counts = kill_for(data, int(os.environ.get("TORTURE_KILLS", "100")), method, seed)
+        counts = kill_for(data, min(50, kills - 50 * seed), method, seed)
         print(method, seed, counts, flush=True)
         assert (counts["lost"], counts["doubled"]) == (0, 0)
 
@@ -173,8 +173,19 @@ def fill(data: Path) -> tuple[list[UUID], int]:
     return sorted(d.decision_id for d in decisions), len(erased)
 
 
+@pytest.mark.parametrize(("verb", "step"), [("land", 5), ("compact", 7), ("erase", 19)])
+def test_calls_to_the_disk_failing(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_each(tmp_path, verb, step, monkeypatch)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("verb", ["land", "compact", "erase"])
-def test_every_call_to_the_disk_failing_once(tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_call_to_the_disk_failing(tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_each(tmp_path, verb, 1, monkeypatch)
+
+
+def fail_each(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     verbs: dict[str, Callable[[Path], Any]] = {
         "land": land_decisions,
         "compact": compact_decisions,
@@ -183,7 +194,6 @@ def test_every_call_to_the_disk_failing_once(tmp_path: Path, verb: str, monkeypa
     template = tmp_path / "template"
     ids, erased = fill(template)
     failures = 0
-    step = 1 if os.environ.get("TORTURE_KILLS") else {"land": 5, "compact": 7, "erase": 19}[verb]
     for n in range(1, 10_000, step):
         data = tmp_path / str(n)
         subprocess.run(["cp", "-r", str(template), str(data)], check=True)
