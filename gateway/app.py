@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +17,7 @@ from gateway.exchange import LARGE_BODIES, MAX_BODY_BYTES, ClientGone, Exchange,
 from gateway.exchange import anthropic_error as anthropic_error_body
 from gateway.exchange import openai_error as openai_error_body
 from gateway.forward import error_of, forward
-from gateway.logs import access_log, log
+from gateway.logs import AccessLog, log
 from gateway.metrics import Metrics
 from gateway.prompts import read_kinds
 from gateway.record import Recorder
@@ -66,6 +65,7 @@ class Gateway:
         self.active = 0
         self.draining = False
         self.state: State
+        self.access_log = AccessLog() if settings.log_requests else None
         self._tracer: Tracer = open_tracer()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -93,6 +93,8 @@ class Gateway:
             client = AsyncDecisionClient(config=config, agent_id=config.agent_id or "gateway")
             stack.push_async_callback(client.close)
             stack.callback(self._tracer.close)
+            if self.access_log is not None:
+                stack.callback(self.access_log.flush)
             self.state = State(
                 config=config,
                 settings=settings,
@@ -211,8 +213,9 @@ class Gateway:
         if exchange.gone:
             self.state.metrics.disconnects.inc()
         self.state.metrics.answered(exchange.route, exchange.served_by, status, latency, first)
-        if access_log.isEnabledFor(logging.INFO):
+        if self.access_log is not None:
             fields = {
+                "message": "request",
                 "request_id": exchange.request_id,
                 "key": exchange.admission.key.name if exchange.admission.key else None,
                 "method": exchange.method,
@@ -226,7 +229,7 @@ class Gateway:
                 "latency_ms": round(latency * 1000, 3),
                 "first_byte_ms": None if first is None else round(first * 1000, 3),
             }
-            access_log.info("request", extra={"fields": fields})
+            self.access_log.add(fields)
 
 
 def is_openai(exchange: Exchange, path: bytes) -> bool:

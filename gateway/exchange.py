@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -117,35 +116,10 @@ class Exchange:
     def _too_large(limit: int) -> None:
         raise RequestRefused(413, "request_too_large", f"the request is larger than {limit // MB} MB")
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncIterator[None]:
-        """Cancel what runs inside when the client goes away, so that nobody pays for an answer that nobody gets.
-
-        Only after the body was read: it takes over `receive`.
-        """
-        if self._watching:
-            yield
-            return
-        self._watching = True
-        task = asyncio.current_task()
-        assert task is not None
-        watcher = asyncio.ensure_future(self._wait_gone(task))
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self.gone:
-                raise
-            task.uncancel()
-        finally:
-            self._watching = False
-            watcher.cancel()
-
-    async def _wait_gone(self, task: asyncio.Task[Any]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self.finished:  # the server says "disconnect" after a whole answer as well
-            self.gone = True
-            task.cancel()
+    def watch(self) -> _Watch:
+        """`async with` it: what runs inside is cancelled when the client goes away, so that nobody pays for an answer
+        that nobody gets. Only after the body was read: it takes over `receive`."""
+        return _Watch(self)
 
     def elapsed_s(self) -> float:
         """Seconds since the request's head came."""
@@ -171,6 +145,44 @@ class Exchange:
         ]
         await self.start(status, base + (headers or []))
         await self.write(body, more=False)
+
+
+class _Watch:
+    """See `Exchange.watch`. A watch within a watch does nothing."""
+
+    __slots__ = ("_exchange", "_watcher")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        exchange = self._exchange
+        if not exchange._watching:
+            exchange._watching = True
+            task = asyncio.current_task()
+            assert task is not None
+            self._watcher = asyncio.create_task(self._wait_gone(task))
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        if self._watcher is None:
+            return False
+        self._exchange._watching = False
+        self._watcher.cancel()
+        if kind is asyncio.CancelledError and self._exchange.gone:
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            return True
+        return False
+
+    async def _wait_gone(self, task: asyncio.Task[Any]) -> None:
+        exchange = self._exchange
+        while (await exchange._receive())["type"] != "http.disconnect":
+            pass
+        if not exchange.finished:  # the server says "disconnect" after a whole answer as well
+            exchange.gone = True
+            task.cancel()
 
 
 def anthropic_error(type: str, message: str, request_id: str) -> bytes:

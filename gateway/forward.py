@@ -101,17 +101,20 @@ async def _send_back(exchange: Exchange, response: aiohttp.ClientResponse, copy:
     if response.status in (204, 304):
         headers = [header for header in headers if header[0] != b"content-length"]
     await exchange.start(response.status, headers)
+    left = next((int(value) for name, value in headers if name == b"content-length" and value.isdigit()), -1)
     try:
         while chunk := await response.content.readany():
             if copy is not None:
                 copy.add(chunk)
-            await exchange.write(chunk)
+            left -= len(chunk)
+            await exchange.write(chunk, more=left != 0)
     except (aiohttp.ClientError, ConnectionError, TimeoutError):
         exchange.reason = "upstream_cut"
         return  # without an end: the server cuts the connection
     if copy is not None:
         copy.complete = True
-    await exchange.write(b"", more=False)
+    if not exchange.finished:
+        await exchange.write(b"", more=False)
 
 
 def error_of(error: UpstreamError) -> tuple[int, str, str]:

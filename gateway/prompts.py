@@ -75,26 +75,22 @@ _ACTION_NAMES = re.compile(
 )
 _AGENT = r"(?P<agent>[^\n<>{}]{1,80}?)"
 
+_ELIZA: Any = {"agent": None, "messages": (_ELIZA_MESSAGE, _PLAIN_MESSAGE), "stop": _ELIZA_STOP}
+# Each begins with plain text: a pattern that does not costs fifty times as much to look for.
 ELIZA_KINDS = (
     PromptKind(
         "should_respond",
-        re.compile(
-            rf"Decide on behalf of {_AGENT} whether they should respond to the message, ignore it or stop"
-            rf"|task: Decide whether {_AGENT.replace('agent', 'agent2')} should respond, ignore, or stop",
-        ),
-        None,
-        (_ELIZA_MESSAGE, _PLAIN_MESSAGE),
-        stop=_ELIZA_STOP,
+        re.compile(rf"Decide on behalf of {_AGENT} whether they should respond to the message, ignore it or stop"),
+        **_ELIZA,
+    ),
+    PromptKind(
+        "should_respond", re.compile(rf"task: Decide whether {_AGENT} should respond, ignore, or stop"), **_ELIZA
     ),
     PromptKind(
         "planning",
-        re.compile(
-            rf"Generate dialog and actions for (?:the character )?{_AGENT}\.?(?:</task>|\n|$)",
-        ),
-        None,
-        (_ELIZA_MESSAGE, _PLAIN_MESSAGE),
-        _ELIZA_ACTIONS,
-        stop=_ELIZA_STOP,
+        re.compile(rf"Generate dialog and actions for (?:the character )?{_AGENT}\.?(?:</task>|\n|$)", re.M),
+        actions=_ELIZA_ACTIONS,
+        **_ELIZA,
     ),
 )
 
@@ -204,8 +200,7 @@ def _agent(kind: PromptKind, match: re.Match[str], prompt: str) -> str | None:
     if kind.agent is not None:
         found = kind.agent.search(prompt)
         return found["agent"].strip() if found else None
-    groups = match.groupdict()
-    name = groups.get("agent") or groups.get("agent2")
+    name = match.groupdict().get("agent")
     return name.strip() if name and name.strip() else None
 
 

@@ -88,12 +88,13 @@ def configure(gateway: Gateway, host: str = "127.0.0.1", port: int = 8001) -> uv
 
 def serve(gateway: Gateway, host: str = "127.0.0.1", port: int = 8001) -> None:
     """Serve until a signal. The address is logged when the gateway is ready."""
-    configure_logs(log_requests=gateway.settings.log_requests)
+    configure_logs()
     if host not in ("127.0.0.1", "::1", "localhost"):
         log.warning("listening beyond this machine: put TLS in front", extra={"fields": {"host": host}})
     server = Server(configure(gateway, host, port), gateway)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # With the protocol named: asyncio turns Nagle off only for sockets that say they are TCP.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))

@@ -231,7 +231,7 @@ class ChatStream:
                 self.content[-1]["input"] = parse_arguments(block.whole)
             except ModelAnswerError:
                 # Cut by max_tokens, Anthropic's own streams end so as well; else nobody may take it for a call.
-                if self._choice is None or self._choice.get("finish_reason") != "length":
+                if self._queue or self._choice is None or self._choice.get("finish_reason") != "length":
                     raise
         self._send("content_block_stop", index=self._index)
         self._index += 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import GatewayConfigError, RequestRefused
+from gateway.logs import AccessLog
 from gateway.security import check_path
 from gateway.settings import hash_token, load_settings
 from tests.gateway.conftest import TOKEN, UPSTREAM_KEY, Running, Start
@@ -218,7 +219,8 @@ async def test_keys_stay_apart(start: Start) -> None:
 async def test_nothing_secret_in_logs_and_records(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     running = await start(log_requests=True)
-    logging.getLogger("gateway.access").setLevel(logging.INFO)
+    lines: list[bytes] = []
+    running.gateway.access_log = AccessLog(lines.append, interval_s=0)
     running.route()
     running.model.script = json(chat_answer(), 500)
     running.anthropic.script = json(ANTHROPIC_MESSAGE)
@@ -226,9 +228,8 @@ async def test_nothing_secret_in_logs_and_records(start: Start, caplog: pytest.L
     headers = {"x-reasoning-token": TOKEN, "x-api-key": "sk-client-secret-123"}
     assert (await running.ask("POST", "/v1/messages", data=body, headers=headers))[0] == 200
     records = await running.records()
-    logged = "\n".join(
-        f"{record.getMessage()} {record.__dict__}" for record in caplog.records if record.name.startswith("gateway")
-    )
+    logged = "\n".join(f"{r.getMessage()} {r.__dict__}" for r in caplog.records if r.name.startswith("gateway"))
+    logged += b"".join(lines).decode()
     assert "provider_error" in logged
     for secret in ("PRIVATE", TOKEN, "sk-client-secret-123", UPSTREAM_KEY):
         assert secret not in logged

@@ -204,6 +204,12 @@ def test_call_cut_by_the_length_is_max_tokens() -> None:  # CLIProxyAPI #5836: t
     assert found["stop_reason"] == "max_tokens"
 
 
+def test_two_cut_calls_are_an_error() -> None:
+    calls = [call(0, "a", "read", '{"x":'), call(1, "b", "write", '{"y":')]
+    _, error = run(chat_chunk(tool_calls=calls), *chat_stream(finish="length"))
+    assert error is not None
+
+
 def test_call_that_is_no_json_is_an_error() -> None:
     _, error = run(chat_chunk(tool_calls=[call(0, "a", "read", '{"x": "un')]), *chat_stream(finish="tool_calls"))
     assert error is not None
