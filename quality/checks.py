@@ -39,7 +39,9 @@ SELECT decision_type, date::VARCHAR AS date,
        count(*) FILTER (source = 'custom' AND valid) / nullif(count(*) FILTER (source = 'custom'), 0) AS parse_rate,
        count(*) FILTER (source = 'custom' AND confidence IS NULL AND valid)
            / nullif(count(*) FILTER (source = 'custom' AND valid), 0) AS unmeasured_share,
-       count(*) FILTER (served AND fallback_reason IS NOT NULL) / nullif(count(*) FILTER (served), 0) AS fallback_rate,
+       -- Of the questions that a custom model was to answer: without a route, none was.
+       count(*) FILTER (served AND fallback_reason NOT IN ('no_route', 'disabled')) / nullif(count(*) FILTER (
+           served AND (source = 'custom' OR fallback_reason NOT IN ('no_route', 'disabled'))), 0) AS fallback_rate,
        quantile_cont(latency_ms, 0.95) FILTER (source = 'custom') AS latency_p95_ms
 FROM decisions WHERE date >= $first_date::DATE
 GROUP BY decision_type, date ORDER BY decision_type, date
@@ -69,7 +71,12 @@ _PARTITIONS_EXPECTED = [
     Expected("missing_episode_share", "at most half of the rows have no episode", "warning", max_value=0.5),
     Expected("parse_rate", "95 % of the custom models' answers parse", "warning", min_value=0.95),
     Expected("unmeasured_share", "the custom models' confidence is measured", "info", max_value=0.5),
-    Expected("fallback_rate", "at most 20 % of the decisions fell back to the original", "warning", max_value=0.2),
+    Expected(
+        "fallback_rate",
+        "at most 20 % of what a custom model was asked fell back to the original",
+        "warning",
+        max_value=0.2,
+    ),
 ]
 _TYPES_EXPECTED = [
     Expected("largest_label_share", "no label makes up more than 95 %", "warning", max_value=0.95),

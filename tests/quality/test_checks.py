@@ -76,9 +76,18 @@ def test_what_is_wrong_is_found_where_it_is(tmp_path):
     assert warnings.keys() == {
         "no row is of the future (an agent's clock is wrong)",
         "95 % of the custom models' answers parse",
-        "at most 20 % of the decisions fell back to the original",
+        "at most 20 % of what a custom model was asked fell back to the original",
     }
     assert set(warnings["95 % of the custom models' answers parse"]) == {0.75}
+
+
+def test_a_log_from_before_any_model_is_in_order(tmp_path):
+    turns = conversations(16, turns=8)
+    for turn in turns:
+        turn.extra = {"fallback_reason": "no_route"}
+    data = tmp_path / "data"
+    land(data, [[record for turn in turns for record in records(turn)]])
+    assert check_decisions(data, now=AT).failures == []
 
 
 def test_drift_of_labels_and_fallback_is_seen(tmp_path):
