@@ -3,7 +3,7 @@
 Evolution: a column is only ever added, never renamed, retyped or reused. A record or a file that lacks a column reads
 as NULL there. A key that no column is named after (a newer client's) is kept in `extra`, a JSON object. A record of a
 `schema` number newer than ours may *mean* something else: it is quarantined, and lands after an upgrade
-(`storage.reland_quarantine`).
+(`storage.reland`).
 """
 
 from __future__ import annotations
