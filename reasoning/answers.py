@@ -10,6 +10,7 @@ For every decision d that `normalize_*` returns, parsing its formatted answer gi
 from __future__ import annotations
 
 import contextlib
+import functools
 import html
 import json
 import re
@@ -121,7 +122,9 @@ def normalize_code(decision: dict[str, Any]) -> dict[str, Any]:
 def _fields(completion: str, names: tuple[str, ...], *, required: str) -> dict[str, Any]:
     """The named fields of the answer: of its last `<response>` element, or of its first JSON object having them."""
     text = _THINK.sub("", completion)
-    xml = _CDATA.sub(lambda section: html.escape(section[1], quote=False), text)
+    xml = text
+    if "<![CDATA[" in text:
+        xml = _CDATA.sub(lambda section: html.escape(section[1], quote=False), text)
     responses = _RESPONSE.findall(xml)
     if responses:
         found = {name: _tag(responses[-1], name) for name in names}
@@ -135,10 +138,16 @@ def _fields(completion: str, names: tuple[str, ...], *, required: str) -> dict[s
 
 
 def _tag(xml: str, name: str) -> str | None:
-    found = {html.unescape(value).strip() for value in re.findall(rf"<{name}\s*>(.*?)</{name}\s*>", xml, re.S | re.I)}
+    full, empty = _tag_patterns(name)
+    found = {html.unescape(value).strip() for value in full.findall(xml)}
     if len(found) > 1:
         raise UnparseableAnswer(f"<{name}> is there more than once, with different contents")
-    return found.pop() if found else ("" if re.search(rf"<{name}\s*/>", xml, re.I) else None)
+    return found.pop() if found else ("" if empty.search(xml) else None)
+
+
+@functools.cache
+def _tag_patterns(name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    return re.compile(rf"<{name}\s*>(.*?)</{name}\s*>", re.S | re.I), re.compile(rf"<{name}\s*/>", re.I)
 
 
 def _json_objects(text: str) -> Iterator[dict[str, Any]]:

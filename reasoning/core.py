@@ -111,6 +111,7 @@ class ClientCore:
         self.clock = clock
         self.lease = RoutesLease(self.config.routes, clock)
         self.writer = SegmentWriter(self.config.spool, clock=clock)
+        self._headers: dict[str, dict[bytes | str, bytes | str]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -172,8 +173,11 @@ class ClientCore:
         self, question: Question, arm: Arm, *, stream: bool = False
     ) -> tuple[str, dict[Any, Any], bytes, float]:
         """URL, headers, body and deadline in seconds of the call to an arm."""
-        key = api_key_for(self.config, arm.base_url or "")
-        headers: dict[bytes | str, bytes | str] = {"Authorization": f"Bearer {key}"} if key else {}
+        base_url = arm.base_url or ""
+        headers = self._headers.get(base_url)
+        if headers is None:
+            key = api_key_for(self.config, base_url)
+            headers = self._headers[base_url] = {"Authorization": f"Bearer {key}"} if key else {}
         body = request_body(arm, question.type, question.messages, stream=stream)
         assert question.route is not None
         return f"{arm.base_url}{PATH}", headers, body, question.route.deadline_ms / 1000
@@ -395,4 +399,4 @@ def _subjects(given: Iterable[str], context: Context) -> list[str]:
     if found or "messages" not in context:
         return found
     agent_name = context.get("agent_name")
-    return [name for name in dict.fromkeys(m["speaker"] for m in context["messages"]) if name != agent_name]
+    return [name for name in dict.fromkeys([m["speaker"] for m in context["messages"]]) if name != agent_name]

@@ -27,7 +27,8 @@ def uuid7(ts: datetime | float) -> UUID:
     if isinstance(ts, datetime):
         if ts.tzinfo is None:
             raise ValueError(f"uuid7 needs an aware datetime, got the naive {ts!r}")
-        us = (ts - _EPOCH) // timedelta(microseconds=1)
+        age = ts - _EPOCH
+        us = (age.days * 86_400 + age.seconds) * 1_000_000 + age.microseconds
     else:
         us = round(ts * 1_000_000)
     if not 0 <= us <= _MAX_US:

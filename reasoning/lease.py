@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ class RoutesLease:
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
+        self._name = str(path)
         self.error: str | None = None
         self._real_time = clock is time.time
         self._signature: tuple[int, int, int] | None = None
@@ -41,7 +43,7 @@ class RoutesLease:
 
     def _current(self) -> Routes | None:
         try:
-            status = self.path.stat()
+            status = os.stat(self._name)  # noqa: PTH116 - pathlib's takes three times as long
             signature = (status.st_ino, status.st_mtime_ns, status.st_size)
             if signature != self._signature:
                 self._signature, self._routes = signature, None

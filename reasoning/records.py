@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, Literal, TypedDict
 from uuid import UUID
 
@@ -95,6 +96,14 @@ _REQUIRED = {
 }
 
 
+_DECISION_TEXTS = (
+    *("agent_id", "room_id", "episode_id", "model", "config_hash", "experiment", "arm"),
+    *("completion", "fallback_reason", "error"),
+)
+_decision_texts = attrgetter("decision_type", "source", *_DECISION_TEXTS)
+_TEXT_TYPES = frozenset((str, type(None)))
+
+
 def encode_record(record: Decision | Feedback) -> bytes:
     """The JSON of a record, as a segment line holds it (without the CRC).
 
@@ -167,9 +176,11 @@ def parse_record(payload: bytes) -> Decision | Feedback:
 
 
 def _decision_wire(d: Decision) -> dict[str, Any]:
-    _check_texts(d, ("decision_type", "source"), required=True)
-    _check_texts(d, ("agent_id", "room_id", "episode_id", "model", "config_hash", "experiment", "arm"))
-    _check_texts(d, ("completion", "fallback_reason", "error"))
+    if (
+        d.decision_type is None or d.source is None or not _TEXT_TYPES.issuperset(map(type, _decision_texts(d)))
+    ):  # one look in C; the slow one names the field
+        _check_texts(d, ("decision_type", "source"), required=True)
+        _check_texts(d, _DECISION_TEXTS)
     _check_finite(d, ("arm_probability", "confidence", "latency_ms", "cost_usd"))
     for message in d.messages:
         if type(message["role"]) is not str or type(message["content"]) is not str:

@@ -6,6 +6,7 @@ break and no colon (it becomes `_`), so the first `: ` of a line always ends the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ def clean_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
+@functools.lru_cache(maxsize=4096)
 def clean_name(name: str) -> str:
     """A speaker's name as a transcript shows it."""
     return clean_text(" ".join(name.split()).replace(":", "_"))
@@ -24,6 +26,8 @@ def clean_name(name: str) -> str:
 
 def indent_lines(text: str) -> str:
     """`text` with all but its first line indented by two spaces. Every line separator of Unicode becomes a newline."""
+    if text.isprintable():  # then it holds no separator and no surrogate
+        return text
     return "\n  ".join(clean_text(text).splitlines())
 
 
@@ -35,17 +39,16 @@ def render_transcript(messages: Sequence[Any], *, limit: int | None = None) -> s
     if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
         raise InvalidContext('context["messages"]: a list of {"speaker", "text"} with at least one message is needed')
     start = max(len(messages) - limit, 0) if limit else 0
-    return "\n".join(_line(i, messages[i]) for i in range(start, len(messages)))
-
-
-def _line(i: int, message: Any) -> str:
-    try:
-        speaker, text = message["speaker"], message["text"]
-    except (KeyError, TypeError, IndexError):
-        raise InvalidContext(f'context["messages"][{i}]: needs the keys "speaker" and "text"') from None
-    if not isinstance(speaker, str) or not isinstance(text, str):
-        raise InvalidContext(f'context["messages"][{i}]: speaker and text are text')
-    name = clean_name(speaker)
-    if not name:
-        raise InvalidContext(f'context["messages"][{i}]["speaker"]: is empty')
-    return f"{name}: {indent_lines(text)}"
+    lines = []
+    for i in range(start, len(messages)):
+        message = messages[i]
+        try:
+            name, text = clean_name(message["speaker"]), message["text"]
+            lines.append(f"{name}: {text if text.isprintable() else indent_lines(text)}")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise InvalidContext(
+                f'context["messages"][{i}]: needs the keys "speaker" and "text", both of them text'
+            ) from None
+        if not name:
+            raise InvalidContext(f'context["messages"][{i}]["speaker"]: is empty')
+    return "\n".join(lines)

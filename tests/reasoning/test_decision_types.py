@@ -80,7 +80,7 @@ def test_only_the_latest_messages_are_shown() -> None:
         ({"messages": "hi"}, 'context["messages"]'),
         ({"messages": [{"speaker": "A"}]}, r'context["messages"][0]'),
         ({"messages": [{"speaker": "A", "text": "x"}, {"speaker": "", "text": "x"}]}, r'["messages"][1]["speaker"]'),
-        ({"messages": [{"speaker": "A", "text": 3}]}, "are text"),
+        ({"messages": [{"speaker": "A", "text": 3}]}, "both of them text"),
         ({"actions": []}, 'context["actions"]'),
         ({"actions": [{"name": "a, b"}]}, r'context["actions"][0]["name"]'),
         ({"actions": ["GO"]}, r'context["actions"][0]["name"]'),
