@@ -332,17 +332,27 @@ class Ledger:
         """Decision type and nano-dollars of what must have run since a deployment was last looked at, beyond what it
         holds reserved. Without this, a guard that has died would let the same money be reserved for something else."""
         deployments, reservations = schema.deployments, schema.reservations
+        # Created, but not looked at since: it may have all its replicas by now.
+        starting = deployments.c.state.in_(("intended", "provisioning", "degraded"))
+        replicas = sa.case((starting, deployments.c.max_replicas), else_=deployments.c.replicas)
+        since = sa.func.coalesce(deployments.c.metered_until, deployments.c.attempted_at)
         rows = connection.execute(
-            sa.select(deployments, sa.func.coalesce(reservations.c.amount_nano, 0).label("held"))
+            sa.select(
+                deployments.c.decision_type,
+                deployments.c.hourly_nano,
+                replicas.label("replicas"),
+                since.label("since"),
+                sa.func.coalesce(reservations.c.amount_nano, 0).label("held"),
+            )
             .outerjoin(
                 reservations,
                 sa.and_(reservations.c.id == deployments.c.reservation_id, reservations.c.state == "open"),
             )
-            .where(deployments.c.replicas > 0, deployments.c.metered_until < now)
+            .where(deployments.c.state.not_in(("stopped", "deleted")), replicas > 0, since < now)
         ).mappings()
         found = []
         for row in rows:
-            minutes = math.ceil((now - row["metered_until"]).total_seconds() / 60)
+            minutes = math.ceil((now - row["since"]).total_seconds() / 60)
             ran = -(-row["hourly_nano"] * row["replicas"] * minutes // 60)
             if ran > row["held"]:
                 found.append((row["decision_type"], ran - row["held"]))
