@@ -137,7 +137,9 @@ class Gateway:
             await self._fail(exchange, error.status, error.type, error.message)
         except UpstreamError as error:
             exchange.reason = "upstream_error"
-            await self._fail(exchange, *error_of(error))
+            refusal = exchange.refusal
+            told = (refusal.status, refusal.type, refusal.message) if refusal else error_of(error)
+            await self._fail(exchange, *told)
         except ReasoningError as error:
             if exchange.status:
                 raise

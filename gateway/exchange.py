@@ -32,7 +32,18 @@ class Exchange:
 
     __slots__ = (
         *("scope", "admission", "method", "path", "query", "request_id", "route", "served_by", "reason", "kind"),
-        *("started_at", "first_byte_at", "status", "bytes_out", "gone", "finished", "_receive", "_send", "_watching"),
+        *(
+            "started_at",
+            "first_byte_at",
+            "status",
+            "bytes_out",
+            "gone",
+            "finished",
+            "refusal",
+            "_receive",
+            "_send",
+            "_watching",
+        ),
     )
 
     def __init__(self, scope: Message, receive: Receive, send: Send, admission: Admission) -> None:
@@ -52,6 +63,7 @@ class Exchange:
         self.bytes_out = 0
         self.gone = False
         self.finished = False
+        self.refusal: RequestRefused | None = None  # of a body that was already on its way to an upstream
         self._receive = receive
         self._send = send
         self._watching = False
@@ -112,9 +124,9 @@ class Exchange:
         if length is not None and (not length.isdigit() or int(length) > limit):
             self._too_large(limit)
 
-    @staticmethod
-    def _too_large(limit: int) -> None:
-        raise RequestRefused(413, "request_too_large", f"the request is larger than {limit // MB} MB")
+    def _too_large(self, limit: int) -> None:
+        self.refusal = RequestRefused(413, "request_too_large", f"the request is larger than {limit // MB} MB")
+        raise self.refusal
 
     def watch(self) -> _Watch:
         """`async with` it: what runs inside is cancelled when the client goes away, so that nobody pays for an answer

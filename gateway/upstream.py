@@ -87,6 +87,8 @@ def open_session(settings: Settings) -> aiohttp.ClientSession:
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ttl_dns_cache=60),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
+        max_line_size=64 << 10,
+        max_field_size=64 << 10,
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         timeout=aiohttp.ClientTimeout(
             total=None, connect=None, sock_connect=settings.connect_timeout_s, sock_read=settings.read_timeout_s

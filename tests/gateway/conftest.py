@@ -128,7 +128,9 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             gateway = Gateway(loaded, made)
             url = await stack.enter_async_context(serving(gateway))
             http = await stack.enter_async_context(
-                aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
+                aiohttp.ClientSession(
+                    auto_decompress=False, max_field_size=64 << 10, connector=aiohttp.TCPConnector(limit=0)
+                )
             )
             return Running(gateway, url, data, anthropic, openai, model, http)
 

@@ -241,6 +241,30 @@ async def test_large_uploads_stream_through_and_small_bodies_have_a_limit(start:
     assert status == 413
 
 
+async def test_upload_that_grows_too_large_on_its_way_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.app.MAX_BODY_BYTES", 100)
+    monkeypatch.setattr("gateway.app.LARGE_BODIES", ((b"/v1/files", 1 << 20),))
+    running = await start()
+    running.anthropic.script = json({})
+
+    async def chunks() -> Any:
+        for _ in range(40):
+            yield b"x" * (1 << 16)
+
+    headers = running.headers | {"anthropic-version": "2026-10-21"}
+    status, _, body = await running.ask("POST", "/v1/files", data=chunks(), headers=headers)
+    assert status == 413
+    assert b'"request_too_large"' in body
+    assert [upstream.active for upstream in running.gateway.state.anthropic.upstreams] == [0]
+
+
+async def test_long_headers_of_an_upstream_pass(start: Start) -> None:
+    running = await start()
+    running.anthropic.script = json({}, 200, ("content-security-policy", "a" * 30_000))
+    _, headers, _ = await running.ask("GET", "/v1/messages/x")
+    assert len(headers["content-security-policy"]) == 30_000
+
+
 async def test_unreachable_and_silent_upstreams_are_errors_in_the_apis_shape(start: Start) -> None:
     running = await start(
         anthropic=(UpstreamSettings("http://127.0.0.1:9"),), openai=(UpstreamSettings("http://127.0.0.1:9"),)
