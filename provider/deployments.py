@@ -358,6 +358,8 @@ def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Cal
     with asking(f"taking down {row['name']}"):
         endpoint = client.endpoints.retrieve(row["endpoint_id"])
         remotes = list(client.endpoints.deployments.list(row["endpoint_id"]))
+        # What became ready since the last look is seen a last time before it is stopped.
+        meter_minutes(ledger, row["id"], sum(_running(remote) for remote in remotes), now=clock())
         if endpoint.traffic_split:
             client.endpoints.update(row["endpoint_id"], traffic_split=[], etag=endpoint.etag)
         for remote in remotes:
