@@ -11,6 +11,9 @@ from pathlib import Path
 from demo.errors import DemoError
 from storage.layout import Layout
 
+NEEDED_BYTES = 150 << 20
+"""What a demo leaves behind, and some room to work."""
+
 MARKER = ".demo"
 """Only a folder with this file is ever emptied."""
 
@@ -19,7 +22,7 @@ MARKER = ".demo"
 def demo_folder(data: Path) -> Iterator[Path]:
     """A data folder of the demo's own, emptied of an earlier demo, and locked against another one.
 
-    Raises `DemoError` where the folder holds something else, or another demo is at work in it.
+    Raises `DemoError` where the folder holds something else, another demo is at work in it, or its disk is full.
     """
     marker = data / MARKER
     if data.exists() and not marker.is_file() and (not data.is_dir() or any(data.iterdir())):
@@ -41,5 +44,11 @@ def demo_folder(data: Path) -> Iterator[Path]:
                 shutil.rmtree(path)
             elif path != marker:
                 path.unlink()
+        free = shutil.disk_usage(data).free
+        if free < NEEDED_BYTES:
+            raise DemoError(
+                f"the disk of {data} has {free >> 20} MB left, and the demo needs {NEEDED_BYTES >> 20} MB. "
+                "Free some, or choose another folder: --data FOLDER"
+            )
         Layout(data).create()
         yield data

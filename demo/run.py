@@ -163,7 +163,7 @@ def run_demo(
     begun = time.monotonic()
     before, after = pick_episodes(conversations)
     demo = Demo(data, emulator_url, console, ReplayClock(COLLECT_FROM))
-    _collect(demo, before)
+    collect(demo, before)
     with demo.step("servers") as say:
         wait_for_servers()
         say("Prefect's server and the local provider are up" if emulator_url else "Prefect's server is up")
@@ -189,6 +189,16 @@ def _client(demo: Demo) -> DecisionClient:
     return DecisionClient(demo.data, agent_id="nova", clock=demo.clock if demo.emulator_url else time.time)
 
 
+def _require_all_written(client: DecisionClient) -> None:
+    """The client never fails because of a disk; the demo has nothing to show without its records."""
+    records = client.stats()["records"]
+    if dropped := sum(records["dropped"].values()):
+        raise DemoError(
+            f"{dropped:,} records could not be written to {client.config.spool}: {records['last_error']}. "
+            "Mend that and start again; what was written is whole"
+        )
+
+
 def _progress(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
@@ -202,7 +212,7 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _collect(demo: Demo, episodes: list[Episode]) -> None:
+def collect(demo: Demo, episodes: list[Episode]) -> None:
     turns = sum(len(episode.turns) for episode in episodes)
     asked: Counter[str] = Counter()
     with demo.step("collect") as say, _client(demo) as client:
@@ -213,6 +223,7 @@ def _collect(demo: Demo, episodes: list[Episode]) -> None:
                 asked[served.turn.decision_type] += 1
                 bar.update(task, advance=1, said=f"{served.turn.ts:%d %B %H:%M}")
         replay.finish()
+        _require_all_written(client)
         say(
             f"{asked['should_respond']:,} should_respond and {asked['planning']:,} planning decisions "
             f"by the agent's own rules, {COLLECT_FROM:%d %B} to {TURN_AT:%d %B %Y}"
@@ -338,6 +349,7 @@ def _serve(demo: Demo, episodes: list[Episode]) -> None:
                     _round(demo)
                     due = demo.clock.now + TICK
         replay.finish()
+        _require_all_written(client)
         say(
             f"{by_source.total():,} decisions, {by_source['custom']:,} by custom models, in {len(demo.guard)} rounds "
             f"of the guard, until {demo.clock.now:%d %B %H:%M}"
