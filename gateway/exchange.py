@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
-from uuid import uuid4
 
 import orjson
 
@@ -18,6 +18,10 @@ MAX_BODY_BYTES = 32 * MB
 # What Anthropic and OpenAI take beyond that, streamed through.
 LARGE_BODIES = ((b"/v1/messages/batches", 256 * MB), (b"/v1/files", 512 * MB), (b"/v1/uploads", 512 * MB))
 
+# A client that goes before it is looked for is noticed then. Most of the cost of looking is in beginning to.
+WATCH_AFTER_S = 0.05
+
+_random = random.Random()  # our own: nobody's seed makes two gateways give the same ids
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -52,7 +56,7 @@ class Exchange:
         self.method: str = scope["method"]
         self.path: bytes = scope["raw_path"]
         self.query: bytes = scope["query_string"]
-        self.request_id = f"req_rsn{uuid4().hex}"
+        self.request_id = f"req_rsn{_random.getrandbits(128):032x}"
         self.route = "other"
         self.served_by = "gateway"  # gateway | custom | the pool's name
         self.reason: str | None = None  # why it was not the custom model
@@ -162,31 +166,36 @@ class Exchange:
 class _Watch:
     """See `Exchange.watch`. A watch within a watch does nothing."""
 
-    __slots__ = ("_exchange", "_watcher")
+    __slots__ = ("_exchange", "_task", "_timer", "_watcher")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> None:
         exchange = self._exchange
         if not exchange._watching:
             exchange._watching = True
-            task = asyncio.current_task()
-            assert task is not None
-            self._watcher = asyncio.create_task(self._wait_gone(task))
+            self._task = asyncio.current_task()
+            self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        if self._watcher is None:
+        if self._timer is None:
             return False
         self._exchange._watching = False
-        self._watcher.cancel()
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
         if kind is asyncio.CancelledError and self._exchange.gone:
-            task = asyncio.current_task()
-            assert task is not None
-            task.uncancel()
+            assert self._task is not None
+            self._task.uncancel()
             return True
         return False
+
+    def _begin(self) -> None:
+        assert self._task is not None
+        self._watcher = asyncio.create_task(self._wait_gone(self._task))
 
     async def _wait_gone(self, task: asyncio.Task[Any]) -> None:
         exchange = self._exchange

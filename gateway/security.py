@@ -96,13 +96,15 @@ class Guard:
 
 def check_headers(headers: Headers) -> dict[bytes, bytes]:
     """Headers as a mapping (names in lower case). Raises `RequestRefused` for what no honest client sends."""
-    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
-        raise RequestRefused(431, "invalid_request_error", "too many or too long headers")
     found: dict[bytes, bytes] = {}
+    size = 0
     for name, value in headers:
+        size += len(name) + len(value)
         if name in found and name in _SINGLE:
             raise RequestRefused(400, "invalid_request_error", f"the header {name.decode('latin-1')} is there twice")
         found[name] = value
+    if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+        raise RequestRefused(431, "invalid_request_error", "too many or too long headers")
     if b"content-length" in found and b"transfer-encoding" in found:
         raise RequestRefused(400, "invalid_request_error", "both Content-Length and Transfer-Encoding")
     return found
@@ -145,11 +147,11 @@ def forwarded_headers(
     Where the gateway's token took the place of the client's credential, `api_key` stands there instead. `identity` asks
     for an answer that is not compressed. Raises `RequestRefused` for a header that is not UTF-8.
     """
-    skip = set(_NOT_FORWARDED | admission.own_credentials)
+    skip = _NOT_FORWARDED | admission.own_credentials
     if connection := admission.headers.get(b"connection"):
-        skip.update(name.strip().lower() for name in connection.split(b","))
+        skip |= {name.strip().lower() for name in connection.split(b",")}
     if identity:
-        skip.add(b"accept-encoding")
+        skip |= {b"accept-encoding"}
     out = []
     try:
         for name, value in headers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 from types import FrameType
@@ -103,5 +104,7 @@ def serve(gateway: Gateway, host: str = "127.0.0.1", port: int = 8001) -> None:
         bound = listener.getsockname()[1]
         listener.listen(2048)
         shown = f"[{host}]" if ":" in host else host
+        gc.collect()
+        gc.freeze()  # what is there now stays: no need to look through it for garbage ever again
         print(f"gateway: http://{shown}:{bound}", flush=True)
         server.run(sockets=[listener])
