@@ -264,9 +264,10 @@ def _action_rows(result: DemoResult) -> Iterator[tuple[str, str]]:
 
 def _reconcile(result: DemoResult) -> str:
     found = result["reconciliation"]
+    same = float(found["difference_usd"]) == 0
     return (
-        f"The provider billed {_usd(found['billed_usd'])}, our ledger says {_usd(found['charged_usd'])} "
-        f"(difference {_usd(found['difference_usd'])}). "
+        f"The provider billed {_usd(found['billed_usd'])}, our ledger said {_usd(found['charged_usd'])}"
+        + (" too. " if same else f", and was corrected by {_usd(found['difference_usd'])}. ")
         + (f"Orphans: {', '.join(found['orphans'])}." if found["orphans"] else "Nothing was left running.")
     )
 

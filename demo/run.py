@@ -347,7 +347,8 @@ def _serve(demo: Demo, episodes: list[Episode]) -> None:
                 if demo.clock.now >= due:
                     client.close()  # seals its segment, so that what it holds lands
                     _round(demo)
-                    due = demo.clock.now + TICK
+                    # What drains is stopped by the next round, which is a minute away in life.
+                    due = demo.clock.now + (timedelta(minutes=1) if demo.guard[-1]["actions"] else TICK)
         replay.finish()
         _require_all_written(client)
         say(

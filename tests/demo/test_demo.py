@@ -8,12 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 import storage
 from demo.conversations import dataset_path
+from demo.run import BUDGET_USD
 from storage.ledger import open_ledger
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -68,8 +70,10 @@ def test_nothing_that_was_asked_is_lost(demo: tuple[Path, str]) -> None:
 @pytest.mark.timeout(300)
 def test_money_is_charged_to_the_cent_and_everything_is_down(demo: tuple[Path, str]) -> None:
     data, printed = demo
-    assert "(difference $0.00). Nothing was left running." in printed
+    assert "Nothing was left running." in printed
+    billed = Decimal(re.search(r"The provider billed \$([\d.,]+)", printed)[1])
     with open_ledger(data) as ledger:
+        assert ledger.spent().quantize(Decimal("0.01")) == billed < BUDGET_USD
         assert {row["state"] for row in ledger.find("deployments")} == {"deleted"}
         assert len(ledger.find("fine_tune_jobs", state="completed")) == 2
     assert not json.loads((data / "routes.json").read_bytes())["routes"]
