@@ -289,7 +289,7 @@ _odd = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(_good, _good, _good, _odd), max_size=12), st.integers(0, 2**32))
 def test_any_stream_is_legal_or_a_clean_error(chunks: list[bytes], seed: int) -> None:
     body = b"".join(chunks)

@@ -239,7 +239,7 @@ _turns = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(_turns, max_size=6))
 def test_any_conversation_is_translated_into_a_legal_one_or_refused(turns: list[Any]) -> None:
     body = {"messages": turns, "system": "S"}
