@@ -75,9 +75,11 @@ COMPLETION = json.dumps(
 EVENTS = [
     b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","type":"message","role":"assistant",'
     b'"model":"c","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":1,"output_tokens":0}}}\n\n',
-    b'event: content_block_start\ndata: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n',
+    b'event: content_block_start\ndata: {"type":"content_block_start","index":0,'
+    b'"content_block":{"type":"text","text":""}}\n\n',
     *[
-        b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"word "}}\n\n'
+        b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+        b'"delta":{"type":"text_delta","text":"word "}}\n\n'
     ]
     * 20,
     b'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}\n\n',
@@ -105,7 +107,7 @@ class Upstream(asyncio.Protocol):
                 return
             content, self.buffer = self.buffer[end + 4 : end + 4 + length], self.buffer[end + 4 + length :]
             if b'"stream": true' in content[-200:] or b'"stream":true' in content:
-                asyncio.ensure_future(self.stream())
+                self.streaming = asyncio.ensure_future(self.stream())
             else:
                 answer = COMPLETION if b"/chat/completions" in head[:80] else MESSAGE
                 self.transport.write(
@@ -359,9 +361,8 @@ async def measure(targets: list[Target], options: argparse.Namespace) -> None:
             row = {key: median(case, target.name, key) for key in ("p50", "first", "rps", "cpu")}
             added = f"{row['p50'] - base['p50']:.2f}" if base["p50"] else "-"
             first = f"{row['first'] - base['first']:.2f}" if base["first"] else "-"
-            print(
-                f"| {case} | {target.name} | {row['p50']:.2f} | {added} | {first} | {row['rps']:.0f} | {row['cpu']:.3f} |"
-            )
+            figures = f"{row['p50']:.2f} | {added} | {first} | {row['rps']:.0f} | {row['cpu']:.3f}"
+            print(f"| {case} | {target.name} | {figures} |")
 
     gateway = next(target for target in targets if target.name == "gateway")
     content = body("Good morning. ", tools=False, stream=False)
