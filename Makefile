@@ -10,7 +10,7 @@ export GX_ANALYTICS_ENABLED := false
 # The Python that was asked for, never one that uv fetches.
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup demo test lint format torture clean
+.PHONY: help setup demo test lint format clients torture clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ lint: $(SYNCED) ## ruff (lint and format) and mypy
 format: $(SYNCED) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+clients: $(SYNCED) ## real clients through the gateway: Claude Code, npm SDKs, elizaOS, aider (needs npm and the network)
+	@$(BIN)/python -m tests.clients
 
 torture: $(SYNCED) ## the long fault tests
 	@$(BIN)/pytest -n 2 -m torture
