@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -24,6 +25,7 @@ def run(
     *,
     provider: str,
     conversations: Path | None,
+    budget_usd: Decimal | None,
     confirm: Callable[[str], bool],
 ) -> DemoResult:
     """Run the demo in `data`; returns its result. Its servers end with it.
@@ -57,7 +59,12 @@ def run(
             from demo.run import run_demo
 
             return run_demo(
-                folder, emulator_url=emulator, conversations=conversations, confirm=confirm, wait_for_servers=wait
+                folder,
+                emulator_url=emulator,
+                conversations=conversations,
+                budget_usd=budget_usd,
+                confirm=confirm,
+                wait_for_servers=wait,
             )
 
 

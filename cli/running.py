@@ -198,9 +198,15 @@ def demo(
             help="Other conversations, in the form of chitchat-dataset's dataset.json", dir_okay=False, exists=True
         ),
     ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=1, help="US dollars in all [default: 110; with together the training and one hour]"),
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Turn the whole wheel on real conversations, on this machine, without an API key."""
+    from decimal import Decimal
+
     from cli.demo import run
 
     if provider is Provider.TOGETHER:
@@ -209,5 +215,6 @@ def demo(
         data,
         provider=provider.value,
         conversations=conversations,
+        budget_usd=None if budget is None else Decimal(str(budget)),
         confirm=lambda question: yes or typer.confirm(question),
     )

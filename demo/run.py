@@ -137,9 +137,10 @@ def pick_episodes(conversations: Path | None) -> tuple[list[Episode], list[Episo
             f"the conversations hold {len(before)} rooms from {COLLECT_FROM:%Y-%m-%d} to {TURN_AT:%Y-%m-%d %H:%M} and "
             f"{len(after)} from then to {SERVE_UNTIL:%H:%M}; both are needed"
         )
+    until = max(room.end for room in after)
     total = len(read_tasks())
     early = read_tasks(start=COLLECT_FROM, spacing=(TURN_AT - COLLECT_FROM) / (TASKS_COLLECTED + 1))[:TASKS_COLLECTED]
-    spacing = (SERVE_UNTIL - TURN_AT) / (total - TASKS_COLLECTED + 1)
+    spacing = (until - TURN_AT) / (total - TASKS_COLLECTED + 1)
     late = read_tasks(start=TURN_AT - TASKS_COLLECTED * spacing, spacing=spacing)[TASKS_COLLECTED:]
     return before + early, after + late
 
@@ -149,6 +150,7 @@ def run_demo(
     *,
     emulator_url: str | None,
     conversations: Path | None = None,
+    budget_usd: Decimal | None = None,
     console: Console | None = None,
     confirm: Callable[[str], bool] = lambda question: False,
     wait_for_servers: Callable[[], None] = lambda: None,
@@ -156,8 +158,8 @@ def run_demo(
     """Turn the whole wheel in `data`, which is the demo's own folder (`demo_folder`); returns what the report shows.
 
     Prefect's server has to be at `PREFECT_API_URL`, and the local provider at `emulator_url`; None means that the
-    provider is a real one. `confirm(question)` is asked before real money is spent. Raises `DemoError` and what the
-    rooms raise.
+    provider is a real one. `budget_usd` in all is by default `BUDGET_USD`, with a real provider what the training and
+    one hour cost. `confirm(question)` is asked before real money is spent. Raises `DemoError` and what the rooms raise.
     """
     console = console or Console()
     begun = time.monotonic()
@@ -171,7 +173,7 @@ def run_demo(
     demo.clock.move_to(TURN_AT)
     try:
         _land_and_check(demo)
-        _set_budget(demo, confirm)
+        _set_budget(demo, budget_usd, confirm)
         _turn(demo)
         _serve(demo, after)
         _shut_down(demo)
@@ -249,7 +251,7 @@ def _land_and_check(demo: Demo) -> None:
         say(f"Great Expectations: {report.checked} expectations, {len(report.failures)} not met")
 
 
-def _set_budget(demo: Demo, confirm: Callable[[str], bool]) -> None:
+def _set_budget(demo: Demo, budget_usd: Decimal | None, confirm: Callable[[str], bool]) -> None:
     from provider.client import connect
     from provider.prices import MINIMUM_FINE_TUNE_USD
     from provider.tiers import resolve_tier
@@ -261,7 +263,7 @@ def _set_budget(demo: Demo, confirm: Callable[[str], bool]) -> None:
         bases = {name: resolve_tier(client, get_decision_type(name, load_config(demo.data)).tier) for name in TYPES}
     hourly = sum((base.hourly_usd for base in bases.values()), Decimal(0))
     training = MINIMUM_FINE_TUNE_USD * len(TYPES)
-    limit = BUDGET_USD if demo.emulator_url else training + hourly
+    limit = budget_usd or (BUDGET_USD if demo.emulator_url else training + hourly)
     if demo.emulator_url is None and not confirm(
         f"This costs real money at Together: at least {format_usd(training)} to fine-tune "
         f"{' and '.join(base.name for base in bases.values())}, and {format_usd(hourly)} for every hour that they are "

@@ -104,7 +104,8 @@ def measure_confidence(answer: AnswerFormat, completion: Completion) -> float | 
     try:
         if answer == "code":
             known = [p for p in logprobs if p is not None]
-            return min(math.exp(sum(known) / len(known)), 1.0) if known else None
+            confidence = math.exp(sum(known) / len(known)) if known else math.nan
+            return min(confidence, 1.0) if math.isfinite(confidence) else None
         span = _deciding_span(answer, completion.text)
         if span is None or "".join(tokens) != completion.text:
             return None

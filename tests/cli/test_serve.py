@@ -23,7 +23,6 @@ import pytest
 
 import storage
 from cli.serve import served
-from provider.status import model_status
 from tasks.entrypoints import entrypoints
 from tasks.exclusive import taking_turns
 from tests.tasks.rooms import write_log
@@ -45,7 +44,7 @@ COMMAND = [
 @pytest.mark.timeout(400)
 def test_serve_runs_every_flow_and_leaves_no_process_behind(tmp_path: Path):
     data = tmp_path / "data"
-    decisions = write_log(data, episodes=130, turns=3)
+    decisions = write_log(data, episodes=10, turns=3)
     with _serving(data) as process:
         urls = served(data)
         assert urls["pid"] == process.pid
@@ -71,15 +70,12 @@ def test_serve_runs_every_flow_and_leaves_no_process_behind(tmp_path: Path):
             tick = _run(api, deployments["check_decisions"]["id"], {"if_busy": "skip"})
         assert (tick["state"]["type"], tick["state"]["name"]) == ("COMPLETED", "Skipped")
 
-        turn = _run(api, deployments["turn_flywheel"]["id"], {"decision_type": "should-respond", "canary_weight": None})
-        assert turn["state"]["type"] == "COMPLETED", turn["state"]
-        assert [(model["state"], model["enabled"]) for model in model_status(data)] == [("promoted", True)]
+        # The turn of the wheel as flow runs is in tests/demo/test_demo.py.
+        guard = _run(api, deployments["guard_costs"]["id"], {"idle_minutes": 15})
+        assert guard["state"]["type"] == "COMPLETED", guard["state"]
         artifacts = {each["key"]: each["data"] for each in _post(f"{api}/artifacts/filter", {}) if each["key"]}
-        assert {"landing", "dataset", "fine-tune", "deployment", "verdict", "evaluation", "route", "turns"} <= set(
-            artifacts
-        )
-        assert artifacts["evaluation-progress"] == 100.0
-        assert json.loads(artifacts["turns"])[0]["outcome"] == "promoted"
+        assert {"landing", "guard", "budgets"} <= set(artifacts)
+        assert {budget["period"] for budget in json.loads(artifacts["budgets"])} == {"hour", "day", "month"}
 
         assert _get(f"{urls['gateway']}/healthz")["status"] == "ok"
         second = subprocess.run([*COMMAND, "--data", str(data)], capture_output=True, text=True, check=False)
