@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 
 from reasoning.errors import SegmentError
 from reasoning.spool import frame_line, parse_line
+from storage.batches import ERASED
 from storage.costs import models_trained_on
 from storage.files import exchange, remove_tree, sync
-from storage.land import ERASED, finish_landing
+from storage.land import finish_landing
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, read_quarantine

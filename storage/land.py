@@ -16,13 +16,15 @@ import errno
 import fcntl
 import os
 import time
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 import orjson
@@ -30,16 +32,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reasoning.errors import SegmentError
 from reasoning.records import SCHEMA_VERSION
-from reasoning.spool import check_line, parse_line
+from storage.batches import Batch, parse_lines
 from storage.errors import LandingError
 from storage.files import make_folder, sync
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, reason_class
 from storage.rewrite import recover
-from storage.schema import SCHEMAS, PartitionKey, SchemaViolation, partition_of, to_table
+from storage.schema import SCHEMAS, PartitionKey
 from storage.table import SCHEMA_KEY, SEGMENTS_KEY, landed_segments
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -47,9 +48,7 @@ Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 # Segments that share files: many small ones must not become as many small files. The figures bound memory too.
 _GROUP_BYTES = 128 << 20
 _GROUP_SEGMENTS = 512
-# Lines that are parsed and turned into Arrow together.
-_CHUNK_ROWS = 2048
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 4 << 20  # of lines that are parsed together
 # A row group of a file; and what all partitions together may hold back before the largest is written out.
 ROW_GROUP_ROWS = 20_000
 _ROW_GROUP_BYTES = 32 << 20
@@ -60,8 +59,6 @@ _DICTIONARY = [
     *("arm", "messages.list.element.role", "decision", "completion", "fallback_reason", "error", "tags"),
     *("metric", "value", "kind", "author"),
 ]
-# What `storage.erase` leaves of a line, filled up with blanks to its length. Landing passes over it.
-ERASED = b'{"record":"erased"}'
 _EMPTY_SEGMENT_AGE = 3600.0  # seconds after which an empty segment without a writer is removed
 
 
@@ -158,20 +155,13 @@ def _take_over(layout: Layout) -> int:
     return taken
 
 
-def _is_erased(line: bytes) -> bool:
-    try:
-        return check_line(line).startswith(ERASED)
-    except SegmentError:
-        return False
+class _Piece(NamedTuple):
+    """Successive lines of one segment, with the number (from 1) and the place in bytes of the first."""
 
-
-class _Line(NamedTuple):
     segment: str
     line_no: int
     offset: int
-    raw: bytes
-    row: dict[str, Any]
-    key: PartitionKey
+    lines: list[bytes]
 
 
 class _Output:
@@ -198,7 +188,6 @@ class _Output:
                 compression="zstd",
                 compression_level=3,
                 use_dictionary=_DICTIONARY,
-                sorting_columns=None,
             )
         table = pa.concat_tables(tables)
         ts = table["ts"]
@@ -256,72 +245,64 @@ class _Landing:
         for writer in self._quarantine.values():
             writer.discard()
 
-    def _chunks(self) -> Iterator[tuple[list[_Line], int]]:
-        """Lines that parse, some thousands at a time, with the number of bytes read so far."""
-        lines: list[_Line] = []
+    def _chunks(self) -> Iterator[tuple[list[_Piece], int]]:
+        """Lines of one segment or several, some megabytes at a time, with the number of bytes read so far."""
+        pieces: list[_Piece] = []
         done = size = 0
         for path in self._segments:
-            segment = path.stem
-            offset = 0
+            line_no, offset = 1, 0
             with path.open("rb") as file:
-                for line_no, raw in enumerate(file, 1):
-                    if not raw.endswith(b"\n"):
-                        self._reject(segment, line_no, offset, raw, "torn: no newline at the end")
-                    else:
-                        try:
-                            row = parse_line(raw)
-                            lines.append(_Line(segment, line_no, offset, raw, row, partition_of(row)))
-                        except (SegmentError, SchemaViolation) as error:
-                            if not _is_erased(raw):
-                                self._reject(segment, line_no, offset, raw[:-1], str(error))
-                    offset += len(raw)
-                    size += len(raw)
-                    if len(lines) == _CHUNK_ROWS or size > _CHUNK_BYTES:
-                        yield lines, done + offset
-                        lines, size = [], 0
-            done += offset
-        yield lines, done
+                while lines := file.readlines(_CHUNK_BYTES - size):
+                    pieces.append(_Piece(path.stem, line_no, offset, lines))
+                    length = sum(map(len, lines))
+                    line_no += len(lines)
+                    offset += length
+                    done += length
+                    size += length
+                    if size >= _CHUNK_BYTES:
+                        yield pieces, done
+                        pieces, size = [], 0
+        yield pieces, done
 
-    def _reject(self, segment: str, line_no: int, offset: int, raw: bytes, reason: str) -> None:
-        self._quarantine[segment].add(segment, line_no, offset, raw, reason)
-        self._reasons[reason_class(reason)] += 1
-
-    def _take(self, lines: list[_Line]) -> None:
-        by_key: dict[PartitionKey, list[_Line]] = {}
-        for line in lines:
-            by_key.setdefault(line.key, []).append(line)
-        for key, of_key in by_key.items():
-            output = self._outputs.get(key)
-            if output is None:
-                output = self._outputs[key] = _Output(self._layout, key, len(self._outputs))
-            if output.landed:
-                of_key = [line for line in of_key if line.segment not in output.landed]
-            output.segments.update(line.segment for line in of_key)
-            for table in self._tables(key, of_key):
-                output.buffer.append(table)
-                output.rows += len(table)
-                output.nbytes += table.nbytes
-                self._rows[key.table] += len(table)
-                self._buffered += table.nbytes
-            if output.rows >= ROW_GROUP_ROWS or output.nbytes >= _ROW_GROUP_BYTES:
-                self._flush(output)
+    def _take(self, pieces: list[_Piece]) -> None:
+        lines = list(chain.from_iterable(piece.lines for piece in pieces))
+        firsts = list(accumulate((len(piece.lines) for piece in pieces), initial=0))
+        batches, rejected = parse_lines(lines)
+        for number in sorted(rejected):
+            at = bisect_right(firsts, number) - 1
+            self._reject(pieces[at], number - firsts[at], rejected[number])
+        for batch in batches:
+            segments = [pieces[bisect_right(firsts, number) - 1].segment for number in batch.lines]
+            self._add(batch, segments)
         while self._buffered > _BUFFERED_BYTES:
             self._flush(max(self._outputs.values(), key=lambda output: output.nbytes))
 
-    def _tables(self, key: PartitionKey, lines: list[_Line]) -> Iterator[pa.Table]:
-        """The lines as Arrow tables, without those that do not fit: found by halving."""
-        if not lines:
-            return
-        try:
-            yield to_table(key.table, [line.row for line in lines])
-        except SchemaViolation as error:
-            if len(lines) == 1:
-                line = lines[0]
-                self._reject(line.segment, line.line_no, line.offset, line.raw[:-1], str(error))
+    def _reject(self, piece: _Piece, at: int, reason: str) -> None:
+        offset = piece.offset + sum(map(len, piece.lines[:at]))
+        raw = piece.lines[at].removesuffix(b"\n")
+        self._quarantine[piece.segment].add(piece.segment, piece.line_no + at, offset, raw, reason)
+        self._reasons[reason_class(reason)] += 1
+
+    def _add(self, batch: Batch, segments: list[str]) -> None:
+        """The rows to their partition, without those of segments that it has already. `segments` has one for each."""
+        output = self._outputs.get(batch.key)
+        if output is None:
+            output = self._outputs[batch.key] = _Output(self._layout, batch.key, len(self._outputs))
+        table = batch.table
+        names = set(segments)
+        if not names.isdisjoint(output.landed):
+            table = table.filter(pa.array([segment not in output.landed for segment in segments], pa.bool_()))
+            names -= output.landed
+            if not names:
                 return
-            middle = len(lines) // 2
-            yield from self._tables(key, lines[:middle])
-            yield from self._tables(key, lines[middle:])
+        output.segments |= names
+        output.buffer.append(table)
+        output.rows += len(table)
+        output.nbytes += table.nbytes
+        self._rows[batch.key.table] += len(table)
+        self._buffered += table.nbytes
+        if output.rows >= ROW_GROUP_ROWS or output.nbytes >= _ROW_GROUP_BYTES:
+            self._flush(output)
 
     def _flush(self, output: _Output) -> None:
         """Hand the buffer to the writing thread: compression leaves Python's lock, so parsing goes on beside it."""

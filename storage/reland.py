@@ -17,13 +17,13 @@ from typing import Any
 import orjson
 
 from reasoning.errors import SegmentError
-from reasoning.spool import frame_line, parse_line
+from reasoning.spool import frame_line
+from storage.batches import parse_lines
 from storage.files import sync, write_atomic
 from storage.land import LandReport, finish_landing
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import read_quarantine, reason_class
-from storage.schema import SchemaViolation, partition_of, to_table
 
 _NAME = re.compile(r"(?P<segment>.+?)(?:\.r(?P<attempt>\d+))?\.jsonl")
 
@@ -92,7 +92,7 @@ def _sort(path: Path, plan: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
     for entry, raw in read_quarantine(path):
         try:
             line = _fit(raw)
-        except (SegmentError, SchemaViolation) as error:
+        except SegmentError as error:
             line, entry["reason"] = b"", str(error)
         if line and (planned is None or _place(entry) not in planned):
             fits.append(line)
@@ -106,13 +106,14 @@ def _place(entry: dict[str, Any]) -> tuple[int, int]:
 
 
 def _fit(raw: bytes) -> bytes:
-    """The segment line of a record that fits its table. Raises `SegmentError` or `SchemaViolation`."""
+    """The segment line of a record that fits its table. Raises `SegmentError`."""
     if raw.startswith(b"{"):
         try:
             raw = frame_line(orjson.dumps(orjson.loads(raw)))
         except orjson.JSONDecodeError as error:
             raise SegmentError(f"no record: not JSON: {error}") from None
-    row = parse_line(raw)
-    key = partition_of(row)
-    to_table(key.table, [row])
-    return raw if raw.endswith(b"\n") else raw + b"\n"
+    line = raw.removesuffix(b"\n") + b"\n"
+    _, rejected = parse_lines([line])
+    if rejected:
+        raise SegmentError(rejected[0])
+    return line

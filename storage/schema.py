@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _TIME = pa.timestamp("us", tz="UTC")
@@ -73,6 +74,14 @@ PARTITIONS = {"decisions": {"decision_type": "VARCHAR", "date": "DATE"}, "feedba
 # A decision type is the name of a folder and is written in SQL and on command lines.
 DECISION_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
+SOURCES = ("original", "custom")
+KINDS = ("metric", "demonstration", "comment")
+# Columns of JSON text, and what JSON it is.
+_JSON: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "decisions": {"decision": dict, "tools": list, "tags": dict},
+    "feedback": {"value": (bool, int, float, str)},
+}
+
 _FRAME = frozenset({"record", "schema"})
 _KNOWN = {
     "decision": frozenset(DECISIONS.names) | _FRAME | {"decision_type"},
@@ -119,21 +128,14 @@ def partition_of(row: dict[str, Any]) -> PartitionKey:
             raise SchemaViolation(
                 f"ts: {ts!r:.60}, decision_id and request_id are of different days; ids are UUIDv7 of the record's ts"
             )
-        decision_type = row["decision_type"]
-        if type(decision_type) is not str or not DECISION_TYPE.fullmatch(decision_type):
-            raise SchemaViolation(
-                f"decision_type: {decision_type!r:.60} is not letters, digits, '_', '.', '-' (<= 100)"
-            )
-        if row["source"] not in ("original", "custom"):
+        check_decision_type(row["decision_type"])
+        if row["source"] not in SOURCES:
             raise SchemaViolation(f"source: {row['source']!r:.60} is neither 'original' nor 'custom'")
-        _check_json(row, "decision", dict)
-        _check_json(row, "tools", list)
-        if row.get("tags", "{}") != "{}":
-            _check_json(row, "tags", dict)
-        return PartitionKey("decisions", decision_type, date)
-    if row.get("kind", "metric") not in ("metric", "demonstration", "comment"):
+        check_json_texts("decisions", {name: [row.get(name)] for name in _JSON["decisions"]})
+        return PartitionKey("decisions", row["decision_type"], date)
+    if row.get("kind", "metric") not in KINDS:
         raise SchemaViolation(f"kind: {row['kind']!r:.60} is not metric, demonstration or comment")
-    _check_json(row, "value", (bool, int, float, str))
+    check_json_texts("feedback", {"value": [row["value"]]})
     if row.get("decision_id") is None:
         return PartitionKey("feedback", None, ts[:10])
     return PartitionKey("feedback", None, _id_date("decision_id", row["decision_id"]))
@@ -166,16 +168,25 @@ def _date(day: int) -> str:
 _dates: dict[int, str] = {}
 
 
-def _check_json(row: dict[str, Any], column: str, kind: type | tuple[type, ...]) -> None:
-    text = row.get(column)
-    if text is None:
-        return
-    try:
-        value = orjson.loads(text)
-    except (orjson.JSONDecodeError, TypeError) as error:
-        raise SchemaViolation(f"{column}: not JSON text: {error}") from None
-    if not isinstance(value, kind):
-        raise SchemaViolation(f"{column}: JSON of the wrong kind ({type(value).__name__})")
+def check_decision_type(value: Any) -> None:
+    """Raise `SchemaViolation` unless this may name a folder."""
+    if type(value) is not str or not DECISION_TYPE.fullmatch(value):
+        raise SchemaViolation(f"decision_type: {value!r:.60} is not letters, digits, '_', '.', '-' (<= 100)")
+
+
+def check_json_texts(table: str, texts: dict[str, Iterable[Any]]) -> None:
+    """Raise `SchemaViolation` unless the values of these columns are NULL or JSON text of the column's kind."""
+    for column, values in texts.items():
+        kind = _JSON[table][column]
+        for text in values:
+            if text is None:
+                continue
+            try:
+                value = orjson.loads(text)
+            except (orjson.JSONDecodeError, TypeError) as error:
+                raise SchemaViolation(f"{column}: not JSON text: {error}") from None
+            if not isinstance(value, kind):
+                raise SchemaViolation(f"{column}: JSON of the wrong kind ({type(value).__name__})")
 
 
 def to_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
@@ -206,16 +217,38 @@ def _columns(name: str, rows: list[dict[str, Any]]) -> Iterable[Sequence[Any]]:
 _GETTERS = {name: itemgetter(*schema.names) for name, schema in SCHEMAS.items()}
 
 
-def _uuids(values: Sequence[Any]) -> pa.Array:
-    for value in values:
-        if value is not None and not _UUID.fullmatch(value):
-            raise ValueError(f"{value!r:.60} is not a UUID")
-    binary = [None if value is None else bytes.fromhex(value.replace("-", "")) for value in values]
-    return pa.ExtensionArray.from_storage(pa.uuid(), pa.array(binary, pa.binary(16)))
+def all_true(mask: pa.Array) -> bool:
+    """Whether no value is false; NULL is not."""
+    return pc.all(mask, min_count=0).as_py()
 
 
-def _times(values: Sequence[Any]) -> pa.Array:
-    return pa.array(values, pa.string()).cast(_TIME)
+def parse_uuids(texts: pa.Array) -> pa.Array:
+    """Texts as UUIDs. Raises ValueError naming one that is none."""
+    fits = pc.match_substring_regex(texts, f"^{_UUID.pattern}$")
+    if not all_true(fits):
+        raise ValueError(f"{texts.filter(pc.invert(fits))[0].as_py()!r:.60} is not a UUID")
+    digits = "".join(pc.replace_substring(texts.fill_null("0" * 32), "-", "").to_pylist())
+    binary = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(16), len(texts), [None, pa.py_buffer(bytes.fromhex(digits))]
+    )
+    if texts.null_count:
+        binary = pc.if_else(texts.is_valid(), binary, None)
+    return pa.ExtensionArray.from_storage(pa.uuid(), binary)
+
+
+def uuid_days(column: str, texts: pa.Array) -> pa.Array:
+    """Days after 1970 that are in UUIDv7s, as int64. Raises `SchemaViolation` when one is none."""
+    if not all_true(pc.match_substring_regex(texts, f"^{_UUID.pattern}$")):
+        raise SchemaViolation(f"{column}: not all are UUIDs")
+    if not all_true(pc.equal(pc.utf8_slice_codeunits(texts, 14, 15), "7")):
+        raise SchemaViolation(f"{column}: not all are UUIDv7")
+    first, rest = pc.utf8_slice_codeunits(texts, 0, 8), pc.utf8_slice_codeunits(texts, 9, 13)
+    return pc.divide(pc.binary_join_element_wise("0x", first, rest, "").cast(pa.int64()), _DAY_MS)
+
+
+def parse_times(texts: pa.Array) -> pa.Array:
+    """RFC 3339 texts as times in UTC. Raises `pyarrow.ArrowInvalid`."""
+    return texts.cast(_TIME)
 
 
 def _numbers(kind: pa.DataType, types: frozenset[type]) -> Callable[[Sequence[Any]], pa.Array]:
@@ -256,8 +289,8 @@ def _messages(values: Sequence[Any]) -> pa.Array:
 
 
 _BUILDERS: dict[pa.DataType, Callable[[Sequence[Any]], pa.Array]] = {
-    pa.uuid(): _uuids,
-    _TIME: _times,
+    pa.uuid(): lambda values: parse_uuids(_texts(values)),
+    _TIME: lambda values: parse_times(_texts(values)),
     pa.string(): _texts,
     pa.bool_(): lambda values: pa.array(values, pa.bool_()),
     pa.float64(): _numbers(pa.float64(), frozenset({float, int, type(None)})),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import storage
 from reasoning.ids import uuid7
 from reasoning.spool import SegmentWriter, frame_line
+from storage import land
 from storage.errors import DataFolderBusy, DataFolderError
 from storage.land import land_decisions
 from storage.layout import Layout
@@ -132,6 +133,7 @@ def test_many_small_segments_share_files(tmp_path: Path) -> None:
         (frame_line(b"{nope"), "no record"),
         (frame_line(b'{"record":"decision","schema":1}'), "no record"),
         (frame_line(b'{"record":"decision","schema":99}'), "no record"),
+        (frame_line(b'{"record":[],"schema":1}'), "no record"),
         (to_line(make_decision())[:-1], "torn"),
         (to_line(make_decision(decision_type="../../etc")), "decision_type"),
         (to_line(make_decision(decision_type="a/b")), "decision_type"),
@@ -332,8 +334,9 @@ def test_a_lone_surrogate_is_kept_as_its_escape_or_refused_with_a_reason(tmp_pat
     assert report.quarantined == {"no record": 1}
 
 
-def test_progress_ends_at_the_size_of_the_backlog(tmp_path: Path) -> None:
-    write_segment(tmp_path, make_days(1, 5000))
+def test_progress_ends_at_the_size_of_the_backlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(land, "_CHUNK_BYTES", 10_000)
+    write_segment(tmp_path, make_days(1, 100))
     size = sum(path.stat().st_size for path in (tmp_path / "spool").iterdir())
     seen: list[tuple[int, int]] = []
     land_decisions(tmp_path, progress=lambda done, total: seen.append((done, total)))
