@@ -53,6 +53,7 @@ _CHUNK_BYTES = 4 << 20  # of lines that are parsed together
 ROW_GROUP_ROWS = 20_000
 _ROW_GROUP_BYTES = 32 << 20
 _BUFFERED_BYTES = 64 << 20
+_WRITERS = 2  # threads that write files, each another one
 # Columns of few distinct values. A dictionary of the others would cost time and be given up.
 _DICTIONARY = [
     *("agent_id", "room_id", "episode_id", "subject_ids.list.element", "source", "model", "config_hash", "experiment"),
@@ -98,7 +99,7 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
     report = LandReport(taken_over=_take_over(layout))
     segments = [(path, path.stat().st_size) for path in sorted(layout.spool.glob("*.seal"))]
     total = sum(size for _, size in segments)
-    with ThreadPoolExecutor(1, thread_name_prefix="land") as executor:
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="land") as executor:
         for group in _groups(segments):
             landing = _Landing(layout, [path for path, _ in group], executor, now)
             try:
@@ -178,6 +179,7 @@ class _Output:
         self.nbytes = 0
         self.written = 0
         self.writer: pq.ParquetWriter | None = None
+        self.writing: Future[None] | None = None
 
     def write(self, tables: list[pa.Table]) -> None:
         if self.writer is None:
@@ -305,12 +307,15 @@ class _Landing:
             self._flush(output)
 
     def _flush(self, output: _Output) -> None:
-        """Hand the buffer to the writing thread: compression leaves Python's lock, so parsing goes on beside it."""
+        """Hand the buffer to a writing thread: compression leaves Python's lock, so parsing goes on beside it."""
         if not output.buffer:
             return
-        while len(self._pending) >= 2:
+        if output.writing is not None:  # one at a time, and in order
+            output.writing.result()
+        while len(self._pending) >= _WRITERS:
             self._pending.popleft().result()
-        self._pending.append(self._executor.submit(output.write, output.buffer))
+        output.writing = self._executor.submit(output.write, output.buffer)
+        self._pending.append(output.writing)
         self._buffered -= output.nbytes
         output.buffer, output.rows, output.nbytes = [], 0, 0
 
