@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from demo.result import DemoResult
 
 
+class Interrupted(BaseException):
+    """A signal ends the demo; its number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def run(
     data: Path,
     *,
@@ -30,7 +37,8 @@ def run(
 ) -> DemoResult:
     """Run the demo in `data`; returns its result. Its servers end with it.
 
-    Raises what `demo.run.run_demo` does, and `ChildDied` when a server cannot start.
+    Raises what `demo.run.run_demo` does, `ChildDied` when a server cannot start or dies, and `Interrupted`. Flows may
+    then be at work in threads still, which Python would wait for at exit, with their servers gone: end by `os._exit`.
     """
     with demo_folder(data.absolute()) as folder, tempfile.TemporaryDirectory(prefix="reasoning-demo-") as scratch:
         prefect = f"http://{HOST}:{free_port(HOST, 0, what='Prefect', option='')}"
@@ -41,10 +49,10 @@ def run(
         # The flows run in this process, and Prefect and the provider room read their settings here, on import.
         os.environ.clear()
         os.environ.update(env, PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
-        with Supervisor(folder / "logs", env) as children:
+        with Supervisor(folder / "logs", env, stop_timeout=5) as children:
             # The supervisor notes signals for its own waits; the demo works between them, and ends at once.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, _exit)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, _interrupt)
             if emulator:
                 port = emulator.rpartition(":")[2]
                 command = [sys.executable, "-m", "emulator", "--data", str(folder / "emulator"), "--port", port]
@@ -58,15 +66,30 @@ def run(
 
             from demo.run import run_demo
 
-            return run_demo(
-                folder,
-                emulator_url=emulator,
-                conversations=conversations,
-                budget_usd=budget_usd,
-                confirm=confirm,
-                wait_for_servers=wait,
-            )
+            try:
+                return run_demo(
+                    folder,
+                    emulator_url=emulator,
+                    conversations=conversations,
+                    budget_usd=budget_usd,
+                    confirm=confirm,
+                    wait_for_servers=wait,
+                    check_servers=children.check,
+                )
+            except BaseException:
+                _silence()
+                # What a dead server did to the demo is not the news; that it died is.
+                children.check()
+                raise
 
 
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
+
+
+def _silence() -> None:
+    """From here on flows in threads can only complain, at length, that their servers go."""
+    import logging
+
+    logging.disable(logging.CRITICAL)
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli import costs, decisions, models, running
+from cli.errors import describe
 from reasoning.errors import ReasoningError
 
 app = typer.Typer(
@@ -26,8 +26,6 @@ app.add_typer(running.flow_app, name="flow")
 app.add_typer(decisions.data_app, name="data")
 app.add_typer(models.models_app, name="models")
 app.add_typer(costs.costs_app, name="costs")
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @app.callback()
@@ -48,16 +46,8 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):  # `reasoning sql … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        print(f"error: {_say(error)}", file=sys.stderr)
+        print(f"error: {describe(error)}", file=sys.stderr)
         sys.exit(1)
-
-
-def _say(error: ReasoningError | OSError) -> str:
-    if isinstance(error, ReasoningError):
-        return str(error)
-    where = f": {error.filename}" if error.filename else ""
-    mend = ". Free some space, then run the same again: nothing is half done" if error.errno in _DISK_FULL else ""
-    return f"{error.strerror or error}{where}{mend}"
 
 
 if __name__ == "__main__":

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from signal import Signals
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from cli.options import AsJson, Data, Yes, find_data
 from cli.output import print_json, print_line, print_note, print_table, show
+from reasoning.errors import ReasoningError
 
 app = typer.Typer()
 flow_app = typer.Typer(help="The same verbs, observed by Prefect", no_args_is_help=True)
@@ -61,8 +66,6 @@ def serve(
 
 
 def _require_key() -> None:
-    import os
-
     from cli.errors import CommandError
 
     if not os.environ.get("TOGETHER_API_KEY"):
@@ -112,11 +115,8 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
 @app.command()
 def config(data: Data = None, as_json: AsJson = False) -> None:
     """Show the settings that hold here, without secrets."""
-    import os
-
     from provider.client import provider_url
     from reasoning.config import load_config
-    from reasoning.errors import ReasoningError
     from storage.ledger import ledger_url
     from tasks.reports import hide
 
@@ -207,14 +207,35 @@ def demo(
     """Turn the whole wheel on real conversations, on this machine, without an API key."""
     from decimal import Decimal
 
-    from cli.demo import run
+    from cli.demo import Interrupted, run
+    from cli.errors import describe
 
     if provider is Provider.TOGETHER:
         _require_key()
-    run(
-        data,
-        provider=provider.value,
-        conversations=conversations,
-        budget_usd=None if budget is None else Decimal(str(budget)),
-        confirm=lambda question: yes or typer.confirm(question),
-    )
+    try:
+        run(
+            data,
+            provider=provider.value,
+            conversations=conversations,
+            budget_usd=None if budget is None else Decimal(str(budget)),
+            confirm=lambda question: yes or typer.confirm(question),
+        )
+    except Interrupted as interruption:
+        _end(
+            f"{Signals(interruption.number).name}: the demo and its servers are stopped. What is in {data} is whole; "
+            "`reasoning demo` begins anew",
+            128 + interruption.number,
+        )
+    except (ReasoningError, OSError) as error:
+        if os.environ.get("REASONING_DEBUG"):
+            traceback.print_exc(file=sys.__stderr__)
+        _end(f"error: {describe(error)}", 1)
+    except Exception:
+        _end(traceback.format_exc(), 1)
+
+
+def _end(why: str, code: int) -> NoReturn:
+    """End without waiting for the demo's threads (`cli.demo.run`)."""
+    sys.stdout.flush()
+    print(why, file=sys.__stderr__, flush=True)
+    os._exit(code)

@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -78,6 +78,7 @@ class Demo:
     emulator_url: str | None
     console: Console
     clock: ReplayClock
+    check_servers: Callable[[], None] = lambda: None
     steps: list[Step] = field(default_factory=list)
     guard: list[dict[str, Any]] = field(default_factory=list)
     quality: dict[str, Any] = field(default_factory=dict)
@@ -154,31 +155,32 @@ def run_demo(
     console: Console | None = None,
     confirm: Callable[[str], bool] = lambda question: False,
     wait_for_servers: Callable[[], None] = lambda: None,
+    check_servers: Callable[[], None] = lambda: None,
 ) -> DemoResult:
     """Turn the whole wheel in `data`, which is the demo's own folder (`demo_folder`); returns what the report shows.
 
     Prefect's server has to be at `PREFECT_API_URL`, and the local provider at `emulator_url`; None means that the
     provider is a real one. `budget_usd` in all is by default `BUDGET_USD`, with a real provider what the training and
-    one hour cost. `confirm(question)` is asked before real money is spent. Raises `DemoError` and what the rooms raise.
+    one hour cost. `confirm(question)` is asked before real money is spent. `check_servers` is called while flows are at
+    work, and raises when one of the servers is gone. Raises `DemoError` and what the rooms raise; flows may then still
+    be at work in daemon threads.
     """
     console = console or Console()
     begun = time.monotonic()
     before, after = pick_episodes(conversations)
-    demo = Demo(data, emulator_url, console, ReplayClock(COLLECT_FROM))
+    demo = Demo(data, emulator_url, console, ReplayClock(COLLECT_FROM), check_servers)
     collect(demo, before)
     with demo.step("servers") as say:
         wait_for_servers()
         say("Prefect's server and the local provider are up" if emulator_url else "Prefect's server is up")
     turned_at = TURN_AT if emulator_url else datetime.now(UTC)
     demo.clock.move_to(TURN_AT)
-    try:
-        _land_and_check(demo)
-        _set_budget(demo, budget_usd, confirm)
-        _turn(demo)
-        _serve(demo, after)
-        _shut_down(demo)
-    finally:
-        _settle_prefect()
+    _land_and_check(demo)
+    _set_budget(demo, budget_usd, confirm)
+    _turn(demo)
+    _serve(demo, after)
+    _shut_down(demo)
+    _settle_prefect()
     with demo.step("report") as say:
         result = _gather(demo, turned_at, time.monotonic() - begun)
         write_report(result, data / REPORT)
@@ -232,21 +234,21 @@ def collect(demo: Demo, episodes: list[Episode]) -> None:
         )
 
 
-def _flow(name: str, **parameters: Any) -> Any:
+def _flow(demo: Demo, name: str, **parameters: Any) -> Any:
     """Run a flow in this process, observed by Prefect's server."""
-
-    async def run() -> Any:
-        return await load_flow(name)(**parameters)
-
-    return asyncio.run(run())
+    run = _in_background(name, **parameters)
+    while not run.done():
+        demo.check_servers()
+        wait([run], timeout=0.2)
+    return run.result()
 
 
 def _land_and_check(demo: Demo) -> None:
     with demo.step("land") as say:
-        landed = _flow("land_decisions", data=demo.data, now=demo.now)
+        landed = _flow(demo, "land_decisions", data=demo.data, now=demo.now)
         say(f"{landed.decisions:,} decisions and {landed.feedback:,} feedbacks in Parquet, exactly once")
     with demo.step("check") as say:
-        report = _flow("check_decisions", data=demo.data, now=demo.now)
+        report = _flow(demo, "check_decisions", data=demo.data, now=demo.now)
         demo.quality = report.as_dict()
         say(f"Great Expectations: {report.checked} expectations, {len(report.failures)} not met")
 
@@ -295,6 +297,7 @@ def _turn(demo: Demo) -> None:
         tasks = {name: bar.add_task(name, total=len(_MILESTONES), said="export") for name in TYPES}
         training: dict[str, float] = {}
         while not all(run.done() for run in runs.values()):
+            demo.check_servers()
             for name, task in tasks.items():
                 done, said = _progress_of(demo.data, name)
                 bar.update(task, completed=done, said=said)
@@ -309,12 +312,15 @@ def _turn(demo: Demo) -> None:
 
 
 def _in_background(name: str, **parameters: Any) -> Future[Any]:
-    """A flow in a thread that does not outlive an interrupted demo."""
+    """A flow in a thread of its own: the main thread stays free to see that a server died, or a Ctrl-C."""
     future: Future[Any] = Future()
+
+    async def flow() -> Any:
+        return await load_flow(name)(**parameters)
 
     def run() -> None:
         try:
-            future.set_result(_flow(name, **parameters))
+            future.set_result(asyncio.run(flow()))
         except BaseException as error:
             future.set_exception(error)
 
@@ -366,29 +372,36 @@ def _say_spend(demo: Demo, served: Served) -> str:
 
 def _round(demo: Demo) -> None:
     demo.move_provider()
-    _flow("land_decisions", data=demo.data, now=demo.now)
+    _flow(demo, "land_decisions", data=demo.data, now=demo.now)
     report = _flow(
-        "guard_costs", data=demo.data, idle_minutes=60, lease_minutes=1.5 * TICK.total_seconds() / 60, now=demo.now
+        demo,
+        "guard_costs",
+        data=demo.data,
+        idle_minutes=60,
+        lease_minutes=1.5 * TICK.total_seconds() / 60,
+        now=demo.now,
     )
     demo.guard.append(plain(report))
 
 
 def _shut_down(demo: Demo) -> None:
     """Whatever the guard has not stopped by now ends here; then the provider's bill is held against our charges."""
+    from storage.money import format_usd
+
     with demo.step("shut down") as say:
         demo.clock.move_to(demo.clock.now + TICK)
         _round(demo)
         for name in TYPES:
-            _flow("undeploy_model", model=name, data=demo.data, now=demo.now)
+            _flow(demo, "undeploy_model", model=name, data=demo.data, now=demo.now)
         demo.clock.move_to(demo.clock.now + timedelta(hours=2))  # the bill of an hour is complete an hour later
         demo.move_provider()
-        _flow("land_decisions", data=demo.data, now=demo.now)
-        report = _flow("reconcile_provider", data=demo.data, now=demo.now)
+        _flow(demo, "land_decisions", data=demo.data, now=demo.now)
+        report = _flow(demo, "reconcile_provider", data=demo.data, now=demo.now)
         stopped = [action for tick in demo.guard for action in tick["actions"]]
         demo.reconciliation = plain(report)
         say(
-            f"the guard acted {len(stopped)} times; the provider billed ${report.billed_usd}, we charged "
-            f"${report.charged_usd}, {len(report.orphans)} orphans"
+            f"the guard acted {len(stopped)} times; the provider billed {format_usd(report.billed_usd)}, we charged "
+            f"{format_usd(report.charged_usd)}, {len(report.orphans)} orphans"
         )
 
 
