@@ -1,15 +1,51 @@
-"""Processes that the fault tests start and kill: `python -m tests.storage.faults <role> <data> …`."""
+"""What the processes do that the fault tests start and kill. All are forked from one that has the imports done."""
 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import storage
 from reasoning.spool import SegmentWriter
+from storage.compact import compact_decisions
+from storage.errors import DataFolderBusy
+from storage.land import land_decisions
+from storage.layout import Layout
+from storage.locks import data_lock
+from storage.rewrite import recover, rewrite_partition
+from storage.table import list_partitions
 from tests.storage.logs import make_decision
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([__name__])
+
+
+@contextmanager
+def started(role: Callable[..., None], *arguments: object) -> Iterator[BaseProcess]:
+    """A process that has begun to play the role, killed at the end."""
+    here, there = _context.Pipe(duplex=False)
+    process = _context.Process(target=_play, args=(there, role, *arguments), daemon=True)
+    process.start()
+    there.close()
+    try:
+        assert here.recv() == "ready"  # EOFError when it died
+        yield process
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+
+
+def _play(ready: Connection, role: Callable[..., None], *arguments: object) -> None:
+    ready.send("ready")
+    role(*arguments)
 
 
 def write(data: Path, acknowledged: Path) -> None:
@@ -26,10 +62,6 @@ def write(data: Path, acknowledged: Path) -> None:
 
 
 def land(data: Path) -> None:
-    from storage.errors import DataFolderBusy
-    from storage.land import land_decisions
-
-    print("ready", flush=True)
     while True:
         try:
             land_decisions(data, lock_timeout=5)
@@ -38,11 +70,7 @@ def land(data: Path) -> None:
 
 
 def compact(data: Path, method: str) -> None:
-    from storage.compact import compact_decisions
-    from storage.errors import DataFolderBusy
-
     methods = itertools.cycle(["exchange", "manifest"] if method == "both" else [method])
-    print("ready", flush=True)
     while True:
         try:
             compact_decisions(data, method=next(methods), lock_timeout=5)  # type: ignore[arg-type]
@@ -52,29 +80,10 @@ def compact(data: Path, method: str) -> None:
 
 def churn(data: Path, method: str) -> None:
     """Rewrite every partition over and over, although it is one file already."""
-    import storage
-    from storage.layout import Layout
-    from storage.locks import data_lock
-    from storage.rewrite import recover, rewrite_partition
-    from storage.table import list_partitions
-
     layout = Layout(data)
     with storage.connect(data, threads=1) as con:
-        print("ready", flush=True)
         while True:
             for key in list_partitions(layout, "decisions"):
                 with data_lock(layout, "churning"):
                     recover(layout)
                     rewrite_partition(con, layout, key, method=method)  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    role, folder, *rest = sys.argv[1:]
-    if role == "write":
-        write(Path(folder), Path(rest[0]))
-    elif role == "land":
-        land(Path(folder))
-    elif role == "compact":
-        compact(Path(folder), rest[0])
-    elif role == "churn":
-        churn(Path(folder), rest[0])

@@ -8,14 +8,16 @@ import errno
 import io
 import os
 import random
+import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,6 +31,7 @@ from storage.errors import StorageError
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.quarantine import read_quarantine
+from tests.storage import faults
 from tests.storage.logs import (
     NOON,
     landed_ids,
@@ -38,21 +41,6 @@ from tests.storage.logs import (
     make_feedback,
     write_segment,
 )
-
-
-@contextlib.contextmanager
-def started(role: str, data: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.storage.faults", role, *map(str, (data, *arguments))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def ready(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
 
 
 def check_against(data: Path, acknowledged: set[UUID]) -> dict[str, int]:
@@ -84,23 +72,21 @@ def kill_for(data: Path, kills: int, method: str, seed: int) -> dict[str, int]:
     acks = data / "acks"
     acks.mkdir()
     with contextlib.ExitStack() as stack:
-        roles: dict[str, Callable[[], subprocess.Popen[str]]] = {
-            "writer": lambda: stack.enter_context(started("write", data / "data", acks / str(rng.random()))),
-            "lander": lambda: stack.enter_context(started("land", data / "data")),
-            "compactor": lambda: stack.enter_context(started("compact", data / "data", method)),
+        roles: dict[str, Callable[[], BaseProcess]] = {
+            "writer": lambda: stack.enter_context(
+                faults.started(faults.write, data / "data", acks / str(rng.random()))
+            ),
+            "lander": lambda: stack.enter_context(faults.started(faults.land, data / "data")),
+            "compactor": lambda: stack.enter_context(faults.started(faults.compact, data / "data", method)),
         }
         running = {name: start() for name, start in roles.items()}
-        ready(running["lander"])
-        ready(running["compactor"])
         for _ in range(kills):
             time.sleep(rng.random() * 0.25)
             name = rng.choice(list(roles))
-            assert running[name].poll() is None, f"{name} died by itself"
+            assert running[name].is_alive(), f"{name} died by itself"
             running[name].kill()
-            running[name].wait()
+            running[name].join()
             running[name] = roles[name]()
-            if name != "writer":
-                ready(running[name])
     acknowledged = {
         UUID(bytes=content[at : at + 16])
         for path in acks.iterdir()
@@ -111,7 +97,7 @@ def kill_for(data: Path, kills: int, method: str, seed: int) -> dict[str, int]:
 
 
 def test_kills_of_writer_lander_and_compactor(tmp_path: Path) -> None:
-    counts = kill_for(tmp_path, 4, "both", seed=1)
+    counts = kill_for(tmp_path, 10, "both", seed=1)
     assert counts["acknowledged"] > 0
     assert (counts["lost"], counts["doubled"]) == (0, 0)
 
@@ -185,6 +171,11 @@ def test_every_call_to_the_disk_failing(tmp_path: Path, verb: str, monkeypatch: 
     fail_each(tmp_path, verb, 1, monkeypatch)
 
 
+def read_all(con: duckdb.DuckDBPyConnection) -> tuple[list[UUID], int]:
+    ids = [row[0] for row in con.execute("SELECT decision_id FROM decisions").fetchall()]
+    return ids, len(con.execute("FROM feedback_log").fetchall())
+
+
 def fail_each(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     verbs: dict[str, Callable[[Path], Any]] = {
         "land": land_decisions,
@@ -196,7 +187,7 @@ def fail_each(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPa
     failures = 0
     for n in range(1, 10_000, step):
         data = tmp_path / str(n)
-        subprocess.run(["cp", "-r", str(template), str(data)], check=True)
+        shutil.copytree(template, data)
         with monkeypatch.context() as patch:
             calls = FailingCalls(patch, n)
             with contextlib.suppress(OSError, StorageError, pa.ArrowException):
@@ -204,11 +195,11 @@ def fail_each(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPa
             assert calls.failed or calls.count < n
         verbs[verb](data)
         land_decisions(data)
-        got = landed_ids(data)
+        got, feedback = storage.read(data, read_all)
         assert len(got) == len(set(got)), (n, calls.failed)
         assert set(ids) <= set(got), (n, calls.failed)
         assert len(got) == len(ids) + (0 if verb == "erase" else erased), (n, calls.failed)
-        assert storage.sql(data, "SELECT count(*) FROM feedback_log").rows == [(1,)]
+        assert feedback == 1
         assert [raw for p in (data / "quarantine").iterdir() for _, raw in read_quarantine(p)] == [b"torn"], n
         if not calls.failed:
             break
@@ -222,14 +213,13 @@ def read_beside_a_compactor(data: Path, method: str, reads: int) -> int:
     write_segment(data, decisions)
     land_decisions(data)
     wrong = 0
-    with started("churn", data, method) as compactor:
-        ready(compactor)
+    with faults.started(faults.churn, data, method) as compactor:
         for _ in range(reads):
             rows = storage.sql(
                 data, "SELECT count(*), count(DISTINCT decision_id), count(messages) FROM decisions", threads=1
             )
             wrong += rows.rows != [(300, 300, 300)]
-        assert compactor.poll() is None
+        assert compactor.is_alive()
     return wrong
 
 
