@@ -81,7 +81,7 @@ class World:
         self.trained_object = ""
         self.client = connect(base_url=emulator.url)
         # Looks at the provider for the tests: it does not die with the client, and outlasts the faults.
-        self.observer = connect(base_url=emulator.url).with_options(max_retries=10)
+        self.observer = connect(base_url=emulator.url).with_options(max_retries=100)
         self.ledger: Ledger = open_ledger(data)
         for period, limit in (("hour", None), ("day", None), ("month", None), ("total", "1000")):
             self.ledger.set_budget(period, limit)  # type: ignore[arg-type]
