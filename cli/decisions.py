@@ -86,7 +86,7 @@ def check(
         print_table(
             ["severity", "of", "expectation", "observed"],
             [[each.severity, each.profile, each.expectation, each.observed] for each in report.failures],
-            title=f"{report.checked} expectations, not met",
+            title=f"{report.checked} expectations, {len(report.failures)} not met",
         )
         if report.data_docs:
             show({"success": report.success, "data docs": report.data_docs}, as_json=False)

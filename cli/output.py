@@ -15,6 +15,9 @@ import orjson
 from tasks.progress import reading
 from tasks.reports import fields, plain, text
 
+_FOLD_FROM = 24
+"""On a narrow terminal longer cells are folded, shorter ones never."""
+
 
 def print_json(value: Any) -> None:
     sys.stdout.write(orjson.dumps(plain(value), option=orjson.OPT_INDENT_2).decode() + "\n")
@@ -43,14 +46,28 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
+    console = Console(width=None if sys.stdout.isatty() else 1000)  # piped, a table is as wide as it needs to be
+    names = [column.replace("_", " ") for column in columns]
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [
+        min(_FOLD_FROM, max(map(len, [*name.split(), *(row[index] for row in cells)]), default=0))
+        for index, name in enumerate(names)
+    ]
+    if header and sum(widths) + 3 * len(widths) > console.width:
+        if title:
+            print_line(title)
+        for row in cells:  # too many columns for this terminal: the rows one below the other
+            print_table(["", ""], list(zip(names, row, strict=True)), header=False)
+        return
     table = Table(title=title, title_justify="left", show_header=header, box=box.SIMPLE)
-    for index, column in enumerate(columns):
+    for index, name in enumerate(names):
         numbers = all(isinstance(row[index], int | float | Decimal) or row[index] is None for row in rows)
-        table.add_column(column.replace("_", " "), justify="right" if numbers and header else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row))
-    # Piped, a table is as wide as it needs to be; on a terminal it folds.
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+        table.add_column(
+            name, justify="right" if numbers and header else "left", overflow="fold", min_width=widths[index]
+        )
+    for row in cells:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def _cell(value: Any) -> str:

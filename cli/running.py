@@ -209,8 +209,10 @@ def demo(
 
     from cli.demo import Interrupted, run
     from cli.errors import describe
+    from provider.client import provider_url
 
     if provider is Provider.TOGETHER:
+        provider_url("together")
         _require_key()
     try:
         run(

@@ -102,13 +102,14 @@ def read_conversations(path: Path | None = None) -> list[Conversation]:
     Raises:
         DataPackageError: the file is missing or does not parse; says the file and the place in it.
     """
+    mend = "" if path else ". Reinstall chitchat-dataset"
     path = path or dataset_path()
     try:
         raw = json.loads(path.read_bytes())
     except OSError as error:
         raise DataPackageError(f"cannot read the conversations in {path}: {error.strerror}") from error
     except ValueError as error:
-        raise DataPackageError(f"{path} is not JSON: {error}. Reinstall chitchat-dataset.") from error
+        raise DataPackageError(f"{path} is not JSON: {error}{mend}") from error
     if not isinstance(raw, dict):
         raise DataPackageError(f"{path}: expected an object of conversations, found {type(raw).__name__}")
     conversations = (_parse_conversation(path, key, value) for key, value in raw.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -136,14 +137,15 @@ def read_spend(data: Path) -> list[SpendPoint]:
 
 def list_places(data: Path, report: Path) -> list[Place]:
     """Where to look further."""
-    folder = _relative(data)
+    folder, script = _relative(data), Path(sys.executable).with_name("reasoning")
+    reasoning = _relative(script) if script.is_file() else "reasoning"
     query = "SELECT * FROM labelled_decisions LIMIT 5"
     return [
-        Place(what="this report, to share", how=_relative(report)),
+        Place(what="the report, to share", how=_relative(report)),
         Place(what="Data Docs of Great Expectations", how=f"{folder}/quality/index.html"),
-        Place(what="ask the log", how=f'.venv/bin/reasoning sql --data {folder} "{query}"'),
-        Place(what="what it cost", how=f".venv/bin/reasoning costs report --data {folder} --period total"),
-        Place(what="flows, runs, artifacts in Prefect", how=f".venv/bin/reasoning serve --data {folder}"),
+        Place(what="ask the log", how=f'{reasoning} sql --data {folder} "{query}"'),
+        Place(what="what it cost", how=f"{reasoning} costs report --data {folder} --period total"),
+        Place(what="flows, runs, artifacts in Prefect", how=f"{reasoning} serve --data {folder}"),
     ]
 
 

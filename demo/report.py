@@ -103,9 +103,10 @@ def print_report(result: DemoResult, console: Console) -> None:
     console.print(_table("Spend against budget", ["period", "for", "spent", "limit"], _budget_rows(result)))
     console.print(_table("Shut down", ["when", "what and why"], _action_rows(result)))
     console.print(f"{_reconcile(result)}\n")
-    console.print(
-        _table("Where to look", ["what", "how"], [(place["what"], place["how"]) for place in result["places"]])
-    )
+    console.print("[bold]Where to look[/]\n")
+    for place in result["places"]:
+        # Whole lines, however narrow the terminal: they are there to be copied.
+        console.print(f"  {place['what']}\n    {place['how']}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> Any:

@@ -31,7 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from demo import gather
 from demo.conversations import read_rooms
@@ -125,7 +127,9 @@ class Demo:
             yield say
         seconds = time.monotonic() - begun
         self.steps.append(Step(name, seconds, said[0]))
-        self.console.print(f"[green]✓[/] [bold]{name:<10}[/] {said[0]}  [dim]{seconds:.1f} s[/]")
+        line = Table.grid(padding=(0, 1))
+        line.add_row("[green]✓[/]", f"[bold]{name:<10}[/]", f"{escape(said[0])}  [dim]{seconds:.1f} s[/]")
+        self.console.print(line)
 
 
 def pick_episodes(conversations: Path | None) -> tuple[list[Episode], list[Episode]]:
