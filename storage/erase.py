@@ -1,7 +1,7 @@
 """Erasure: every row about one person, out of the log, the spool, the quarantine and the datasets.
 
-Datasets, quarantine, spool and feedback go first and the decisions, by which the others are found, last: an erasure
-that was killed is finished by running it again.
+Datasets, quarantine and feedback go first and the decisions, by which the others are found, last, be they in the spool
+or in the log: an erasure that was killed is finished by running it again.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class EraseReport:
     """What was erased, counted in rows or lines. `datasets` counts the rows by dataset (`<decision_type>/<id>`).
 
     `models` are those in the ledger that were trained on a dataset that had such rows: erasing does not reach into
-    their weights, so retrain or retire them. `unreadable` counts quarantined lines that are too damaged to tell whom
-    they are about and were kept, because the subject's id does not occur in them.
+    their weights, so retrain or retire them. (Not those of datasets that an erasure which was killed had got to; its
+    mark is `erased` in the manifest.) `unreadable` counts quarantined lines that are too damaged to tell whom they are
+    about and were kept, because the subject's id does not occur in them.
     """
 
     subject_id: str
@@ -86,8 +87,7 @@ def erase_subject(
             _erase_datasets(con, layout, report)
             report.models = models_trained_on(layout, {Path(name).name for name in report.datasets})
             _erase_quarantine(layout, about, report, now)
-            _erase_spool(layout, about, report)
-            _erase_tables(con, layout, report, progress)
+            _erase_tables(con, layout, about, report, progress)
     return report
 
 
@@ -100,13 +100,20 @@ class _About:
     episode_ids: frozenset[str]
 
     def matches(self, row: dict[str, Any]) -> bool:
+        """Whether a record is about the subject. It need not be a sound one."""
         if row.get("record") == "decision":
-            return self.subject_id in (row.get("subject_ids") or ())
+            return _names(row, self.subject_id)
+        decision_id, episode_id = row.get("decision_id"), row.get("episode_id")
         return (
             row.get("author") == self.subject_id
-            or row.get("decision_id") in self.decision_ids
-            or row.get("episode_id") in self.episode_ids
+            or (isinstance(decision_id, str) and decision_id.lower() in self.decision_ids)
+            or (isinstance(episode_id, str) and episode_id in self.episode_ids)
         )
+
+
+def _names(row: dict[str, Any], subject_id: str) -> bool:
+    subjects = row.get("subject_ids")
+    return subject_id in (subjects if isinstance(subjects, list) else [subjects])
 
 
 def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _About:
@@ -122,11 +129,12 @@ def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _A
             for _, _, row in _records(file):
                 if row["record"] != "decision":
                     continue
-                if subject_id in (row.get("subject_ids") or ()):
-                    ids = [str(row["decision_id"]), row.get("episode_id")]
+                episode_id = row.get("episode_id") if isinstance(row.get("episode_id"), str) else None
+                if _names(row, subject_id):
+                    ids = [str(row["decision_id"]), episode_id]
                     con.execute("INSERT INTO erased VALUES (NULL, NULL, TRY_CAST($1 AS UUID), $2)", ids)
-                elif row.get("episode_id") is not None:
-                    kept.add(row["episode_id"])
+                elif episode_id is not None:
+                    kept.add(episode_id)
     con.execute("CREATE TEMP TABLE kept AS SELECT unnest($1::VARCHAR[]) AS episode_id", [sorted(kept)])
     con.execute(f"""
         CREATE TEMP TABLE emptied AS
@@ -149,24 +157,31 @@ _FEEDBACK_ABOUT = (
 
 
 def _erase_tables(
-    con: duckdb.DuckDBPyConnection, layout: Layout, report: EraseReport, progress: Progress | None
+    con: duckdb.DuckDBPyConnection, layout: Layout, about: _About, report: EraseReport, progress: Progress | None
 ) -> None:
+    """The feedback in the log and in the spool, then the decisions in the spool and in the log."""
     feedback = con.execute(
         f"SELECT DISTINCT date::VARCHAR FROM feedback_log WHERE {_FEEDBACK_ABOUT} ORDER BY 1"  # noqa: S608
     ).fetchall()
     decisions = con.execute(
         "SELECT DISTINCT decision_type, date::VARCHAR FROM erased WHERE date IS NOT NULL ORDER BY ALL"
     ).fetchall()
-    work = [(PartitionKey("feedback", None, date), _FEEDBACK_ABOUT) for (date,) in feedback]
-    work += [(PartitionKey("decisions", decision_type, date), _OF_SUBJECT) for decision_type, date in decisions]
-    for done, (key, drop) in enumerate(work, 1):
+    total, done = len(feedback) + len(decisions), 0
+
+    def rewrite(key: PartitionKey, drop: str) -> int:
+        nonlocal done
         dropped = rewrite_partition(con, layout, key, drop=drop)
-        if key.table == "decisions":
-            report.decisions += dropped
-        else:
-            report.feedback += dropped
+        done += 1
         if progress:
-            progress(done, len(work))
+            progress(done, total)
+        return dropped
+
+    for (date,) in feedback:
+        report.feedback += rewrite(PartitionKey("feedback", None, date), _FEEDBACK_ABOUT)
+    for kind in ("feedback", "decision"):
+        _erase_spool(layout, about, kind, report)
+    for decision_type, date in decisions:
+        report.decisions += rewrite(PartitionKey("decisions", decision_type, date), _OF_SUBJECT)
 
 
 def _segments(layout: Layout) -> list[Path]:
@@ -185,19 +200,19 @@ def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
     """Offset, line and record of every sound line. Landing quarantines the others."""
     offset = 0
     for line in file:
-        with suppress(SegmentError):
+        with suppress(SegmentError, TypeError):  # TypeError: `record` is a list or an object
             if line.endswith(b"\n"):
                 yield offset, line, parse_line(line)
         offset += len(line)
 
 
-def _erase_spool(layout: Layout, about: _About, report: EraseReport) -> None:
-    """Overwrite the subject's lines where they are: writers append, they never touch a line again."""
+def _erase_spool(layout: Layout, about: _About, kind: str, report: EraseReport) -> None:
+    """Overwrite the subject's lines of one kind where they are: writers append, they never touch a line again."""
     for path in _segments(layout):
         with _open(path) as file:
             before = report.spool
             for offset, line, row in _records(file):
-                if about.matches(row):
+                if row["record"] == kind and about.matches(row):
                     blank = ERASED.ljust(len(line) - len(frame_line(b"")))
                     os.pwrite(file.fileno(), frame_line(blank), offset)
                     report.spool += 1
@@ -206,13 +221,14 @@ def _erase_spool(layout: Layout, about: _About, report: EraseReport) -> None:
 
 
 def _erase_quarantine(layout: Layout, about: _About, report: EraseReport, now: datetime | None) -> None:
-    needle = orjson.dumps(about.subject_id)[1:-1]  # as it stands inside of JSON
+    quoted = orjson.dumps(about.subject_id)  # as it stands in JSON
     for path in sorted(layout.quarantine.glob("*.jsonl")):
         kept = QuarantineWriter(path, now=now)
         found = 0
         for entry, raw in read_quarantine(path):
             row = _tolerant(raw)
-            if needle in raw or (row is not None and about.matches(row)):
+            # A line that cannot be read goes for less: the id anywhere in it, as a part of another one, too.
+            if (quoted[1:-1] in raw) if row is None else (quoted in raw or about.matches(row)):
                 found += 1
             else:
                 report.unreadable += row is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from datetime import timedelta
 from pathlib import Path
@@ -12,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
-from reasoning.spool import SegmentWriter
+from reasoning.spool import SegmentWriter, frame_line
 from storage import erase
 from storage.erase import erase_subject
 from storage.land import land_decisions
+from storage.quarantine import read_quarantine
 from tests.storage.logs import NOON, landed_ids, make_decision, make_feedback, to_line, write_lines, write_segment
 
 
@@ -187,6 +189,62 @@ def test_an_erasure_that_failed_is_finished_by_the_next(tmp_path: Path, monkeypa
     monkeypatch.undo()
     assert erase_subject(tmp_path, "zz-ann").decisions == 1
     assert occurrences(tmp_path, b"zz-ann") == []
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
+def test_feedback_is_found_again_after_a_kill_at_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    """Feedback that landed on a decision still in the spool, and the other way round."""
+    landed, spooled = make_pair(1)[0], make_pair(2)[0]
+    write_segment(tmp_path, [landed, make_feedback(decision_id=spooled.decision_id, value="on zz-ann, landed")])
+    land_decisions(tmp_path)
+    writer, other = SegmentWriter(tmp_path / "spool"), SegmentWriter(tmp_path / "spool")
+    assert writer.write(spooled)
+    assert other.write(make_feedback(decision_id=landed.decision_id, value="on zz-ann, spooled"))
+    steps = []
+
+    def killing(function: object) -> object:
+        def call(*arguments: object, **keywords: object) -> object:
+            steps.append(function)
+            if len(steps) == stop_at:
+                raise KeyboardInterrupt
+            return function(*arguments, **keywords)  # type: ignore[operator]
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("rewrite_partition", "_erase_spool"):
+            patch.setattr(erase, name, killing(getattr(erase, name)))
+        with pytest.raises(KeyboardInterrupt):
+            erase_subject(tmp_path, "zz-ann")
+    erase_subject(tmp_path, "zz-ann")
+    assert occurrences(tmp_path, b"zz-ann") == []
+    writer.close()
+    other.close()
+
+
+def test_quarantined_lines_of_others_stay_and_odd_ones_do_no_harm(tmp_path: Path) -> None:
+    def changed(**values: object) -> bytes:
+        row = orjson.loads(to_line(make_decision(source="oracle"))[9:])
+        return frame_line(orjson.dumps({**row, **values}))
+
+    mine = [changed(subject_ids=["ann"]), changed(subject_ids="ann"), changed(record="feedback", author="ann")]
+    others = [
+        changed(subject_ids=["joanna"]),
+        changed(subject_ids=5),
+        changed(record="feedback", decision_id=["a"], episode_id={}),
+        changed(record=["ann's"]),
+    ]
+    write_lines(tmp_path, mine + others)
+    write_lines(tmp_path, [changed(subject_ids=5, episode_id=["e"]), changed(record={})], suffix=".open")
+    held = next((tmp_path / "spool").glob("*.open")).open()
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with held:
+        report = erase_subject(tmp_path, "ann")
+    assert (report.quarantine, report.unreadable) == (3, 0)
+    (path,) = (tmp_path / "quarantine").iterdir()
+    assert [raw + b"\n" for _, raw in read_quarantine(path)] == others
 
 
 def test_a_subject_nobody_knows_and_an_empty_one(tmp_path: Path) -> None:
