@@ -23,13 +23,19 @@ from reasoning.transcript import clean_text
 _THINK = re.compile(r"\A(?:\s*<think>.*?</think>)+", re.DOTALL | re.IGNORECASE)
 _THINKING = re.compile(r"\A(?:\s*<think>(?:.*?</think>)?)+", re.DOTALL | re.IGNORECASE)  # even if it never ends
 _RESPONSE = re.compile(r"<response\b[^>]*>(.*?)</response\s*>", re.DOTALL | re.IGNORECASE)
+# What `format_label` and a model taught by it write, with nothing in it that needs the general parser's care.
+_PLAIN_LABEL = re.compile(
+    r"<response>(?:<reasoning>(?P<reasoning>[^<&]*)</reasoning>)?<action>(?P<action>[^<&]*)</action></response>"
+)
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _FENCE_RUN = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
 
 
 def parse_label(completion: str, labels: Sequence[str]) -> dict[str, Any]:
     """`{"action", "reasoning"?}` of a completion. The action is one of `labels`, in their spelling."""
-    return normalize_label(_fields(completion, ("action", "reasoning"), required="action"), labels)
+    plain = _PLAIN_LABEL.fullmatch(completion)
+    fields = plain.groupdict() if plain else _fields(completion, ("action", "reasoning"), required="action")
+    return normalize_label(fields, labels)
 
 
 def parse_plan(completion: str) -> dict[str, Any]:

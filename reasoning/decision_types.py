@@ -29,6 +29,7 @@ version (transcript lines: `reasoning.transcript`):
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,17 +110,23 @@ class DecisionType:
         agent_name = clean_name(_text(context, "agent_name"))
         if not agent_name:
             raise InvalidContext('context["agent_name"]: is empty')
-        lines = [f"You are {agent_name}.", clean_text(self.instruction.replace("{agent_name}", agent_name))]
-        if self.answer == "plan":
-            lines.append("Actions:")
-            lines += [f"- {name}: {description}" for name, description in _actions(context)]
-            form = "<thought>why</thought><actions>NAME, NAME</actions><providers></providers><text>your words</text>"
-        else:
-            form = f"<reasoning>optional, one sentence</reasoning><action>{'|'.join(self.labels)}</action>"
-        lines += ["Answer with XML and nothing else:", f"<response>{form}</response>"]
+        actions = tuple(_actions(context)) if self.answer == "plan" else ()
+        system = _system(self.instruction, agent_name, actions, self.labels)
         transcript = render_transcript(context.get("messages", ()), limit=self.max_messages)
         question = clean_text(self.question.replace("{agent_name}", agent_name))
-        return "\n".join(lines), f"{transcript}\n\n{question}"
+        return system, f"{transcript}\n\n{question}"
+
+
+@functools.lru_cache(maxsize=256)
+def _system(instruction: str, agent_name: str, actions: tuple[tuple[str, str], ...], labels: tuple[str, ...]) -> str:
+    """The system message of a plan that has `actions`, else of a label type."""
+    lines = [f"You are {agent_name}.", clean_text(instruction.replace("{agent_name}", agent_name))]
+    if actions:
+        lines += ["Actions:", *(f"- {name}: {description}" for name, description in actions)]
+        form = "<thought>why</thought><actions>NAME, NAME</actions><providers></providers><text>your words</text>"
+    else:
+        form = f"<reasoning>optional, one sentence</reasoning><action>{'|'.join(labels)}</action>"
+    return "\n".join([*lines, "Answer with XML and nothing else:", f"<response>{form}</response>"])
 
 
 def _render_code(context: Context) -> tuple[str, str]:

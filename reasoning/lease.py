@@ -7,12 +7,24 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from reasoning.errors import RoutesError
 from reasoning.records import FallbackReason
 from reasoning.routes import Route, Routes, read_routes
 
 _log = logging.getLogger("reasoning")
+
+
+class _Lease(NamedTuple):
+    """One state of the file. Threads swap it as a whole: none may see the new file's signature with the old routes."""
+
+    signature: tuple[int, int, int]
+    routes: Routes | None
+    expires_at: float
+    """Seconds since the epoch."""
+    ends_at: float
+    """By the monotonic clock: a clock that is set back must not lengthen a lease."""
 
 
 class RoutesLease:
@@ -23,41 +35,43 @@ class RoutesLease:
         self._name = str(path)
         self.error: str | None = None
         self._real_time = clock is time.time
-        self._signature: tuple[int, int, int] | None = None
-        self._routes: Routes | None = None
-        self._read_at = 0.0
+        self._lease: _Lease | None = None
 
     def find(self, decision_type: str, now: float) -> tuple[Route | None, FallbackReason | None]:
         """The route of a decision type at `now` (seconds since the epoch), or why there is none."""
-        routes = self._current()
-        if routes is None:
+        lease = self._current()
+        if lease is None or lease.routes is None:
             return None, "no_route"
-        if now >= routes.expires_at.timestamp():
+        if now >= lease.expires_at or (self._real_time and time.monotonic() >= lease.ends_at):
             return None, "lease_expired"
-        # A clock that is set back must not lengthen a lease: it ends after its own length in any case.
-        length = (routes.expires_at - routes.issued_at).total_seconds()
-        if self._real_time and time.monotonic() - self._read_at >= length:
-            return None, "lease_expired"
-        route = routes.routes.get(decision_type)
+        route = lease.routes.routes.get(decision_type)
         return (route, None) if route else (None, "no_route")
 
-    def _current(self) -> Routes | None:
+    def _current(self) -> _Lease | None:
+        lease = self._lease
         try:
             status = os.stat(self._name)  # noqa: PTH116 - pathlib's takes three times as long
             signature = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if signature != self._signature:
-                self._signature, self._routes = signature, None
-                self._routes, self._read_at, self.error = read_routes(self.path), time.monotonic(), None
+            if lease is None or signature != lease.signature:
+                lease = self._lease = self._read(signature)
         except FileNotFoundError:
-            self._routes, self._signature, self.error = None, None, None
+            lease = self._lease = self.error = None
         except OSError as error:  # of stat, such as a folder that may not be entered
+            lease = self._lease = None
             self._give_up(error)
-            self._signature = None
+        return lease
+
+    def _read(self, signature: tuple[int, int, int]) -> _Lease:
+        try:
+            routes = read_routes(self.path)
         except RoutesError as error:
             self._give_up(error)
-        return self._routes
+            return _Lease(signature, None, 0.0, 0.0)
+        self.error = None
+        length = (routes.expires_at - routes.issued_at).total_seconds()
+        return _Lease(signature, routes, routes.expires_at.timestamp(), time.monotonic() + length)
 
     def _give_up(self, error: Exception) -> None:
         if str(error) != self.error:
             _log.warning("no routes, every decision is the original's: %s", error)
-        self._routes, self.error = None, str(error)
+        self.error = str(error)

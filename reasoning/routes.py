@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -69,6 +68,8 @@ def choose_arm(route: Route, key: str) -> tuple[Arm, float]:
     The draw is the first 8 bytes of SHA-256(salt NUL key) as a fraction of 2**64, so that any language can repeat it.
     Raises `RoutesError` when no live arm has weight.
     """
+    import hashlib  # an agent without routes need not load OpenSSL
+
     live = [arm for arm in route.arms if arm.mode == "live" and arm.weight > 0]
     total = sum(arm.weight for arm in live)
     if not live:

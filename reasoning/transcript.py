@@ -26,9 +26,7 @@ def clean_name(name: str) -> str:
 
 def indent_lines(text: str) -> str:
     """`text` with all but its first line indented by two spaces. Every line separator of Unicode becomes a newline."""
-    if text.isprintable():  # then it holds no separator and no surrogate
-        return text
-    return "\n  ".join(clean_text(text).splitlines())
+    return "\n  ".join(str.splitlines(clean_text(text)))
 
 
 def render_transcript(messages: Sequence[Any], *, limit: int | None = None) -> str:
@@ -43,8 +41,8 @@ def render_transcript(messages: Sequence[Any], *, limit: int | None = None) -> s
     for i in range(start, len(messages)):
         message = messages[i]
         try:
-            name, text = clean_name(message["speaker"]), message["text"]
-            lines.append(f"{name}: {text if text.isprintable() else indent_lines(text)}")
+            name = clean_name(message["speaker"])
+            lines.append(f"{name}: {indent_lines(message['text'])}")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise InvalidContext(
                 f'context["messages"][{i}]: needs the keys "speaker" and "text", both of them text'
