@@ -24,6 +24,18 @@ def test_a_label_is_parsed_as_it_was_formatted(decision: dict[str, Any]) -> None
     assert should_respond.parse(should_respond.format_answer(decision)) == decision
 
 
+@given(texts, st.sampled_from(["RESPOND", " ignore\n", "NONE", "", "STOP</action>"]))
+def test_what_stands_around_an_answer_does_not_change_it(reasoning: str, action: str) -> None:
+    text = f"<response><reasoning>{reasoning}</reasoning><action>{action}</action></response>"
+    found = []
+    for completion in (text, f"Well. {text}"):  # the second one takes the general parser
+        try:
+            found.append(should_respond.parse(completion))
+        except UnparseableAnswer as error:
+            found.append({"error": str(error)})
+    assert found[0] == found[1]
+
+
 @given(
     st.fixed_dictionaries({"thought": texts, "actions": st.lists(names), "providers": st.lists(names), "text": texts})
 )

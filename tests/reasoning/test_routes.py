@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -158,3 +159,23 @@ class TestLease:
         later = time.monotonic() + 121
         monkeypatch.setattr(time, "monotonic", lambda: later)
         assert lease.find("planning", time.time() - 3600) == (None, "lease_expired")
+
+    def test_a_thread_that_comes_during_a_reading_finds_routes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lease, now = self.lease(tmp_path), NOW.timestamp()
+        reading, go_on = threading.Event(), threading.Event()
+
+        def slow_read(path: Path) -> Routes:
+            if threading.current_thread() is first:
+                reading.set()
+                go_on.wait(10)
+            return read_routes(path)
+
+        monkeypatch.setattr("reasoning.lease.read_routes", slow_read)
+        first = threading.Thread(target=lease.find, args=("planning", now))
+        first.start()
+        assert reading.wait(10)
+        assert lease.find("planning", now)[0] is not None
+        go_on.set()
+        first.join()
