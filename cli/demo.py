@@ -50,9 +50,21 @@ def run(
         os.environ.clear()
         os.environ.update(env, PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
         with Supervisor(folder / "logs", env, stop_timeout=5) as children:
-            # The supervisor notes signals for its own waits; the demo works between them, and ends at once.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, _interrupt)
+            # The supervisor notes signals for its own waits; the demo works between them, and ends at once. It is noted
+            # here, too, as an exception that is raised anywhere may be lost (in a callback, by what catches all).
+            noted: list[int] = []
+
+            def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+                noted.append(number)
+                raise Interrupted(number)
+
+            def check() -> None:
+                if noted:
+                    raise Interrupted(noted[0])
+                children.check()
+
+            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(each, interrupt)
             if emulator:
                 port = emulator.rpartition(":")[2]
                 command = [sys.executable, "-m", "emulator", "--data", str(folder / "emulator"), "--port", port]
@@ -64,7 +76,7 @@ def run(
                     children.wait_until("the local provider", lambda: answers(f"{emulator}/emulator/healthz"))
                 children.wait_until("Prefect's server", lambda: answers(f"{prefect}/api/health"))
 
-            from demo.run import run_demo
+            from demo.run import run_demo, stop_spending
 
             try:
                 return run_demo(
@@ -74,17 +86,17 @@ def run(
                     budget_usd=budget_usd,
                     confirm=confirm,
                     wait_for_servers=wait,
-                    check_servers=children.check,
+                    check_servers=check,
                 )
             except BaseException:
+                if provider != "local":
+                    print("stopping what runs at the provider ...", file=sys.stderr, flush=True)
                 _silence()
+                if provider != "local":
+                    stop_spending(folder)
                 # What a dead server did to the demo is not the news; that it died is.
                 children.check()
                 raise
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number)
 
 
 def _silence() -> None:

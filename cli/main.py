@@ -28,8 +28,19 @@ app.add_typer(models.models_app, name="models")
 app.add_typer(costs.costs_app, name="costs")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"reasoning {version('custom-reasoning')}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where in the code an error comes from")] = False,
 ) -> None:
     if debug:

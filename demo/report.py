@@ -53,6 +53,7 @@ def write_report(result: DemoResult, path: Path) -> None:
         if any(sources.values())
     ]
     html = template.render(
+        clock="the data" if result["provider"] == "local" else "the day",
         period=[f"{_time(result[key]):%-d %B %Y, %H:%M}" for key in ("collected_from", "turned_at", "served_until")],
         tiles=_tiles(result),
         comparisons=[_compare(one) for one in result["comparisons"]],
@@ -265,12 +266,14 @@ def _action_rows(result: DemoResult) -> Iterator[tuple[str, str]]:
 
 def _reconcile(result: DemoResult) -> str:
     found = result["reconciliation"]
-    same = float(found["difference_usd"]) == 0
-    return (
-        f"The provider billed {_usd(found['billed_usd'])}, our ledger said {_usd(found['charged_usd'])}"
-        + (" too. " if same else f", and was corrected by {_usd(found['difference_usd'])}. ")
-        + (f"Orphans: {', '.join(found['orphans'])}." if found["orphans"] else "Nothing was left running.")
-    )
+    said = f"The provider billed {_usd(found['billed_usd'])}, our ledger said {_usd(found['charged_usd'])}"
+    if result["provider"] != "local":
+        said = "The provider's bill is complete an hour later: `reasoning reconcile` holds it against our ledger. "
+    elif float(found["difference_usd"]) == 0:
+        said += " too. "
+    else:
+        said += f", and was corrected by {_usd(found['difference_usd'])}. "
+    return said + (f"Orphans: {', '.join(found['orphans'])}." if found["orphans"] else "Nothing was left running.")
 
 
 def _steps(result: DemoResult) -> list[dict[str, Any]]:

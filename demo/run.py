@@ -165,8 +165,8 @@ def run_demo(
 
     Prefect's server has to be at `PREFECT_API_URL`, and the local provider at `emulator_url`; None means that the
     provider is a real one. `budget_usd` in all is by default `BUDGET_USD`, with a real provider what the training and
-    one hour cost. `confirm(question)` is asked before real money is spent. `check_servers` is called while flows are at
-    work, and raises when one of the servers is gone. Raises `DemoError` and what the rooms raise; flows may then still
+    one hour cost. `confirm(question)` is asked before real money is spent. `check_servers` is called while the
+    agent or flows are at work, and raises when one of the servers is gone. Raises `DemoError` and what the rooms raise; flows may then still
     be at work in daemon threads.
     """
     console = console or Console()
@@ -228,6 +228,7 @@ def collect(demo: Demo, episodes: list[Episode]) -> None:
         with _progress(demo.console) as bar:
             task = bar.add_task("collect", total=turns, said="")
             for served in replay.run(episodes):
+                demo.check_servers()
                 asked[served.turn.decision_type] += 1
                 bar.update(task, advance=1, said=f"{served.turn.ts:%d %B %H:%M}")
         replay.finish()
@@ -354,6 +355,7 @@ def _serve(demo: Demo, episodes: list[Episode]) -> None:
         with _progress(demo.console) as bar:
             task = bar.add_task("serve", total=turns, said="")
             for served in replay.run(episodes):
+                demo.check_servers()
                 by_source[served.answer.source] += 1
                 bar.update(task, advance=1, said=_say_spend(demo, served))
                 if demo.clock.now >= due:
@@ -403,10 +405,20 @@ def _shut_down(demo: Demo) -> None:
         report = _flow(demo, "reconcile_provider", data=demo.data, now=demo.now)
         stopped = [action for tick in demo.guard for action in tick["actions"]]
         demo.reconciliation = plain(report)
-        say(
-            f"the guard acted {len(stopped)} times; the provider billed {format_usd(report.billed_usd)}, we charged "
-            f"{format_usd(report.charged_usd)}, {len(report.orphans)} orphans"
-        )
+        bill = f"the provider billed {format_usd(report.billed_usd)}, we charged {format_usd(report.charged_usd)}"
+        if demo.emulator_url is None:
+            bill = "the provider's bill is not complete yet"
+        say(f"the guard acted {len(stopped)} times; {bill}, {len(report.orphans)} orphans")
+
+
+def stop_spending(data: Path) -> None:
+    """Undeploy what a demo that ends early has running at its provider."""
+    from tasks.models import undeploy
+
+    with open_ledger(data) as ledger:
+        models = {row["model_id"] for row in ledger.find("deployments") if row["state"] != "deleted"}
+    for model in sorted(models):
+        undeploy(data, model, why="the demo ended early")
 
 
 def _gather(demo: Demo, turned_at: datetime, seconds: float) -> DemoResult:

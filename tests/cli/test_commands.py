@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from unittest.mock import patch
 import pytest
 
 from cli.main import main
+from cli.output import print_table
 from storage.errors import DataFolderError
 from storage.land import land_decisions
 from tests.tasks.rooms import write_log
@@ -70,6 +72,21 @@ def test_help_comes_fast_because_nothing_heavy_is_imported():
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "fine-tune" in finished.stdout
     assert finished.stdout.rstrip().endswith("[]")
+
+
+def test_the_version():
+    assert re.fullmatch(r"reasoning \d+\.\d+\.\d+\n", reasoning("--version").stdout)
+
+
+def test_a_table_too_wide_for_the_terminal_is_shown_row_by_row(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    columns, rows = [f"column_{number}" for number in range(10)], [[f"value-{number}" for number in range(10)]] * 2
+    for width, headers in (("200", 1), ("80", 2)):
+        monkeypatch.setenv("COLUMNS", width)
+        print_table(columns, rows, title="Wide")
+        printed = capsys.readouterr().out
+        assert [printed.count(f"column {number}") for number in range(10)] == [headers] * 10
+        assert [printed.count(f"value-{number}") for number in range(10)] == [2] * 10
 
 
 def test_every_flow_has_its_command():

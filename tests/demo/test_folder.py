@@ -119,6 +119,15 @@ def test_conversations_that_do_not_parse_are_named(tmp_path: Path) -> None:
         pass  # the folder is fit for the next
 
 
+def test_the_mend_for_a_file_of_ones_own_is_not_to_reinstall_ours(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text("# not JSON")
+    failed = run_demo("--data", str(tmp_path / "demo"), "--conversations", str(mine))
+    assert failed.returncode == 1
+    assert f"{mine} is not JSON" in failed.stderr
+    assert "Reinstall" not in failed.stderr
+
+
 def test_together_without_a_key_is_refused(tmp_path: Path) -> None:
     refused = run_demo("--data", str(tmp_path / "demo"), "--provider", "together", TOGETHER_API_KEY="")
     assert refused.returncode == 1
