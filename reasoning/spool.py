@@ -130,10 +130,7 @@ class SegmentWriter:
             return self._drop("refused", error)
         try:
             with self._lock:
-                if self._busy:
-                    self._append_apart(line)
-                else:
-                    self._append(line)
+                self._append(line)
                 self.written += 1
         except OSError as error:
             return self._drop(errno.errorcode.get(error.errno or 0, "OSError"), error)
@@ -174,6 +171,9 @@ class SegmentWriter:
         self._extra_fds: set[int] = set()  # those and the ones being synced: a forked child closes them
 
     def _append(self, line: bytes) -> None:
+        if self._busy:
+            self._append_apart(line)
+            return
         self._busy = True
         try:
             self._append_here(line)
