@@ -165,9 +165,9 @@ def run_demo(
 
     Prefect's server has to be at `PREFECT_API_URL`, and the local provider at `emulator_url`; None means that the
     provider is a real one. `budget_usd` in all is by default `BUDGET_USD`, with a real provider what the training and
-    one hour cost. `confirm(question)` is asked before real money is spent. `check_servers` is called while the
-    agent or flows are at work, and raises when one of the servers is gone. Raises `DemoError` and what the rooms raise; flows may then still
-    be at work in daemon threads.
+    one hour cost. `confirm(question)` is asked before real money is spent. `check_servers` is called while the agent
+    or flows are at work, and raises when a server is gone. Raises `DemoError` and what the rooms raise; flows may then
+    still be at work in daemon threads.
     """
     console = console or Console()
     begun = time.monotonic()
