@@ -1,10 +1,10 @@
-"""The demo: one agent, five real days, the whole wheel.
+"""The demo: one agent, four weeks of real conversations, the whole wheel.
 
 =========  =====================================================================================================
 collect    the agent answers by its own rules; what was right comes to light later
 land       the log becomes Parquet, and Great Expectations look at it
 turn       both decision types at once: export, fine-tune, deploy, evaluate on unseen days, promote
-serve      the following night: an A/B of custom model and rules, with the guard making its rounds
+serve      the night after: an A/B of custom model and rules, with the guard making its rounds
 shut down  the budget is used up: routes withdrawn, deployments stopped, the agent goes on by its own rules
 =========  =====================================================================================================
 

@@ -139,7 +139,7 @@ def decode_record(payload: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise RecordError(f"a record is a JSON object, not a {type(row).__name__}")
     kind, schema = row.get("record"), row.get("schema")
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise RecordError(f"record: {kind!r} is neither 'decision' nor 'feedback'")
     if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
         raise RecordError(f"schema: {schema!r} is not known here (1..{SCHEMA_VERSION}); upgrade custom-reasoning")

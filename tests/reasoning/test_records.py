@@ -131,3 +131,9 @@ def test_a_feedback_that_is_none_is_refused(feedback: Feedback) -> None:
 def test_what_is_no_record_is_refused_with_the_reason(payload: bytes, reason: str) -> None:
     with pytest.raises(RecordError, match=reason):
         decode_record(payload)
+
+
+@pytest.mark.parametrize("kind", [[], {}, 1, None, "decisions"])
+def test_a_record_of_no_known_kind_is_refused(kind: object) -> None:
+    with pytest.raises(RecordError, match="is neither 'decision' nor 'feedback'"):
+        decode_record(orjson.dumps({"record": kind, "schema": 1}))

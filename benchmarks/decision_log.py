@@ -1,6 +1,6 @@
 """Landing and the queries over the decision log, beside the bare libraries doing the same.
 
-    python -m benchmarks.storage [--backlog 30000 120000] [--rows 200000] [--memory-limit 1GB] [--seed 0]
+    python -m benchmarks.decision_log [--backlog 30000 120000] [--rows 200000] [--memory-limit 1GB] [--seed 0]
 
 Landing runs in a process of its own for every size of the backlog: records a second by the wall and by the processor,
 and the peak of memory, which should not grow with the backlog. Beside it `pyarrow.json` parses the same lines (their
@@ -126,7 +126,7 @@ def land_bare(data: Path) -> None:
 
 
 def in_own_process(what: str, data: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.storage", "--measure", what, str(data)]
+    command = [sys.executable, "-m", "benchmarks.decision_log", "--measure", what, str(data)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
