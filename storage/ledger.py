@@ -16,6 +16,7 @@ import fcntl
 import math
 import os
 import secrets
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import sqlalchemy as sa
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from storage import ledger_schema as schema
 from storage.errors import (
@@ -149,7 +151,15 @@ def _make_engine(url: sa.URL) -> sa.Engine:
     def configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # sqlite3 would begin late and deferred; `begin` below does it
         connection.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_S * 1000}")
-        connection.execute("PRAGMA journal_mode = WAL")
+        # SQLite does not wait for its busy timeout where two connections to a new database switch at once.
+        for attempt in Retrying(
+            retry=retry_if_exception_type(sqlite3.OperationalError),
+            stop=stop_after_delay(_LOCK_TIMEOUT_S),
+            wait=wait_random(0.01, 0.1),
+            reraise=True,
+        ):
+            with attempt:
+                connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # a commit of money survives a power cut
         connection.execute("PRAGMA foreign_keys = ON")
 

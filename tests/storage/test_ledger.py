@@ -272,9 +272,9 @@ def test_processes_that_reserve_at_once_never_exceed_the_budget(ledger: Ledger, 
 
 
 def test_processes_that_open_a_new_ledger_at_once_make_one_installation(ledger_url: str) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of other tests' threads
     answers: Any = context.Queue()
-    processes = [context.Process(target=_open, args=(ledger_url, answers)) for _ in range(6)]
+    processes = [context.Process(target=_open, args=(ledger_url, answers)) for _ in range(4)]
     for process in processes:
         process.start()
     ids = {answers.get(timeout=60) for _ in processes}
