@@ -104,7 +104,7 @@ def test_a_full_disk_is_told_and_leaves_whole_segments(tmp_path: Path) -> None:
         assert sum(1 for _ in read.lines) > 500
         assert not read.bad
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_conversations_that_do_not_parse_are_named(tmp_path: Path) -> None:

@@ -261,4 +261,4 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         land_decisions(disk / "data")
         assert landed_ids(disk / "data") == sorted(kept)
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
