@@ -98,7 +98,14 @@ class Server:
 def start(data: Path, *options: str) -> Iterator[Server]:
     with (
         serve(data, *options) as (process, url),
-        httpx.Client(base_url=url, headers={"Authorization": "Bearer key"}, timeout=20) as http,
+        httpx.Client(
+            base_url=url,
+            headers={"Authorization": "Bearer key"},
+            timeout=20,
+            # Surplus idle connections are never closed: httpcore 1.0 may close one that a thread was just given
+            # (encode/httpcore#1110), and this client serves more threads than httpx keeps connections by default.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        ) as http,
     ):
         yield Server(process, url, http)
 
