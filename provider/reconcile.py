@@ -41,7 +41,11 @@ ABANDON_AFTER = timedelta(minutes=10)
 """An intent that nobody works on, and of which the provider knows nothing for so long, is given up."""
 
 BILL_LAG = timedelta(hours=1)
-"""How long after its end an hour of the provider's bill is taken for complete."""
+"""How long after its end an hour of the provider's bill is taken for complete, if it names the object at all."""
+
+BILL_SILENCE = timedelta(days=1)
+"""An hour that the bill still does not name an object in after so long did not cost anything. Until then what was
+charged stays: a late bill must not give money back."""
 
 LATE_ROWS = timedelta(days=31)
 """Decisions that land later than this are not charged any more."""
@@ -318,8 +322,9 @@ def _stop_doubles(
 
 
 def _charge_double(ledger: Ledger, row: dict[str, Any], remote: Any, now: datetime) -> None:
-    """All the time that it existed, until the bill tells. It is an object of its own on the bill, so also here."""
-    minutes = math.ceil((now - remote.created_at).total_seconds() / 60)
+    """All replicas for all the time that it existed, until the bill tells; an object of its own, as there."""
+    begun = min(remote.created_at, now)  # its clock may be ahead of ours
+    minutes = math.ceil((now - begun).total_seconds() / 60) * row["max_replicas"]
     with ledger.transaction():
         if ledger.find("deployments", remote_id=remote.id):
             return
@@ -343,11 +348,12 @@ def _charge_double(ledger: Ledger, row: dict[str, Any], remote: Any, now: dateti
             "endpoint",
             from_nano(-(-row["hourly_nano"] * minutes // 60)),
             key=f"endpoint:{own['id']}:0-{minutes}",
-            what=f"{minutes} replica minutes at most of {remote.id}, a double of {row['name']}",
+            what=f"{minutes} replica minutes at most of {remote.id}, a double of {row['name']}, until the bill tells",
             decision_type=row["decision_type"],
             model_id=row["model_id"],
             deployment_id=own["id"],
             quantity=minutes,
+            ts=begun,
             now=now,
         )
 
@@ -365,12 +371,20 @@ def _end(client: Together, ledger: Ledger, deployment_id: str, why: str, report:
 # -- the bill ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class Billed:
+    """What the bill has for an object: US dollars, and the end of the last hour that names it."""
+
+    usd: Decimal = Decimal(0)
+    until: datetime | None = None
+
+
 def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
     """Compare the complete hours of the provider's bill with our charges, object by object, and charge the difference.
 
-    An object without a line on the bill keeps its charges: a late bill must not give money back.
+    For a deployment these are the hours up to the last that names it, and all that are older than `BILL_SILENCE`.
     """
-    complete = (report.now - BILL_LAG).replace(minute=0, second=0, microsecond=0)
+    complete, silent = _hour(report.now - BILL_LAG), _hour(report.now - BILL_SILENCE)
     jobs = [j for j in ledger.find("fine_tune_jobs", state=_ENDED_JOBS, reconciled_at=None) if j["remote_id"]]
     deployments = [d for d in ledger.find("deployments", reconciled_at=None) if d["remote_id"]]
     if not jobs and not deployments:
@@ -378,18 +392,23 @@ def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -
     since = min(row["created_at"] for row in (*jobs, *deployments))
     billed = read_bill(client, {row["remote_id"] for row in (*jobs, *deployments)}, since=since, until=complete)
     for job in jobs:
-        if job["updated_at"] < complete:
-            final = True
-            _adjust(ledger, "fine_tune_jobs", job, "job_id", billed, None, final, report)
+        if job["updated_at"] < (complete if job["remote_id"] in billed else silent):
+            _adjust(ledger, "fine_tune_jobs", job, billed, until=None, final=True, report=report)
     for row in deployments:
-        final = row["state"] == "deleted" and row["updated_at"] < complete
-        _adjust(ledger, "deployments", row, "deployment_id", billed, None if final else complete, final, report)
+        told = billed[row["remote_id"]].until if row["remote_id"] in billed else None
+        until = max(silent, told or silent)
+        final = row["state"] == "deleted" and row["updated_at"] < min(complete, until)
+        _adjust(ledger, "deployments", row, billed, until=until, final=final, report=report)
     report.difference_usd = report.billed_usd - report.charged_usd
 
 
-def read_bill(client: Together, remote_ids: set[str], *, since: datetime, until: datetime) -> dict[str, Decimal]:
-    """US dollars on the provider's bill for each of these objects, in the hours that end by `until`."""
-    billed: dict[str, Decimal] = defaultdict(Decimal)
+def _hour(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)
+
+
+def read_bill(client: Together, remote_ids: set[str], *, since: datetime, until: datetime) -> dict[str, Billed]:
+    """What the provider's bill has for each of these objects in the hours that end by `until`."""
+    billed: dict[str, Billed] = defaultdict(Billed)
     month = since.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     while month < until:
         with asking(f"the bill of {month:%Y-%m}"):
@@ -398,31 +417,36 @@ def read_bill(client: Together, remote_ids: set[str], *, since: datetime, until:
                     continue
                 for item in window.line_items:
                     for remote_id in remote_ids.intersection(item.attributes.values()):
-                        billed[remote_id] += Decimal(item.cost)
+                        entry = billed[remote_id]
+                        entry.usd += Decimal(item.cost)
+                        entry.until = max(entry.until or window.end_time, window.end_time)
         month = (month + timedelta(days=32)).replace(day=1)
-    return billed
+    return dict(billed)
 
 
 def _adjust(
     ledger: Ledger,
     object_type: str,
     row: dict[str, Any],
-    column: str,
-    billed: dict[str, Decimal],
+    billed: dict[str, Billed],
+    *,
     until: datetime | None,
     final: bool,
     report: ReconcileReport,
 ) -> None:
+    """Charge what the bill has beyond our charges before `until`, or give it back. After a `final` one: never again."""
     charges = schema.charges
-    query = sa.select(sa.func.coalesce(sa.func.sum(charges.c.amount_nano), 0)).where(charges.c[column] == row["id"])
+    column = "job_id" if object_type == "fine_tune_jobs" else "deployment_id"
+    query = sa.select(sa.func.coalesce(sa.func.sum(charges.c.amount_nano), 0), sa.func.max(charges.c.ts)).where(
+        charges.c[column] == row["id"]
+    )
     if until is not None:
         query = query.where(charges.c.ts < until)
     with ledger.transaction() as connection:
-        charged = from_nano(int(connection.execute(query).scalar_one()))
-        on_bill = billed.get(row["remote_id"])
+        nano, last = connection.execute(query).one()
+        charged = from_nano(int(nano))
+        on_bill = billed.get(row["remote_id"], Billed()).usd
         report.charged_usd += charged
-        if on_bill is None:
-            return
         report.billed_usd += on_bill
         if difference := from_nano(to_nano(on_bill) - to_nano(charged)):
             name = row["suffix"] if object_type == "fine_tune_jobs" else row["name"]
@@ -433,7 +457,8 @@ def _adjust(
                 what=f"{name}: the provider billed {format_usd(on_bill)}, charged was {format_usd(charged)}",
                 decision_type=row["decision_type"],
                 model_id=row["model_id"],
-                ts=min(report.now, until - timedelta(microseconds=1)) if until else report.now,
+                # In the day and month of what it corrects: what is given back must not swell a later budget.
+                ts=last or min(report.now, (until or report.now) - timedelta(microseconds=1)),
                 now=report.now,
                 **{column: row["id"]},
             )

@@ -222,6 +222,31 @@ class Life:
         finally:
             self.world.revive()
 
+    def _differences(self) -> str:
+        """Every object whose charges are not what the provider billed for it, with both sides."""
+        world, lines = self.world, []
+        for table, column in (("deployments", "deployment_id"), ("fine_tune_jobs", "job_id")):
+            for row in world.ledger.find(table):
+                charges = world.ledger.charges(**{column: row["id"]})
+                items = [
+                    item for item in self._bill("deployment", "fine_tune") if item["resource_id"] == row["remote_id"]
+                ]
+                charged = sum((charge["amount_usd"] for charge in charges), Decimal(0))
+                billed = sum((Decimal(item["amount_usd"]) for item in items), Decimal(0))
+                if charged != billed:
+                    lines.append(f"{table} {row['id']} ({row['remote_id']}): charged {charged}, billed {billed}")
+                    lines += [
+                        f"  {step['ts']} {step['to_state']}: {step['why']}"
+                        for step in world.ledger.history(table, row["id"])
+                    ]
+                    lines += [
+                        f"  charge {c['ts']} {c['amount_usd']} {c['what']} (recorded {c['recorded_at']})"
+                        for c in charges
+                    ]
+                    lines += [f"  bill {item['start']} to {item['end']}: {item['amount_usd']}" for item in items]
+                    lines.append(f"  {row}")
+        return "\n".join(lines)
+
     # -- what must hold -----------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -267,7 +292,7 @@ class Life:
                         world.client, world.ledger, row["id"], now=world.now, wait=self.wait
                     )
                 )
-            world.next_hours(4)
+            world.next_hours(26)  # the bill has had its time
             self.guard()
             self.reconcile()
         assert world.ours() == []
@@ -281,7 +306,7 @@ class Life:
             if row["remote_id"]
         }
         difference = world.ledger.spent() - world.emulator.bill(ids)
-        assert abs(difference) < Decimal("0.01"), f"charged minus billed: {difference}"
+        assert abs(difference) < Decimal("0.01"), f"charged minus billed: {difference}\n{self._differences()}"
         # Nothing of ours is on the bill that the ledger does not know.
         assert {item["resource_id"] for item in self._bill("deployment", "fine_tune")} <= ids
         self.check()

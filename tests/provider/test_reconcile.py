@@ -179,6 +179,32 @@ def test_a_double_deployment_is_stopped_and_charged(world: World) -> None:
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
 
 
+def test_what_was_charged_at_worst_and_never_billed_is_given_back_when_the_bill_stays_silent(world: World) -> None:
+    row = world.deploy()
+    world.emulator.fault("no_capacity")  # the double waits for hardware all its life, and costs nothing
+    world.client.endpoints.deployments.create(
+        endpoint_id=row["endpoint_id"],
+        name="double",
+        model=f"projects/{world.client.project_id}/models/{row['model_object_id']}",
+        config=row["config"],
+        autoscaling={"min_replicas": 1, "max_replicas": 1},
+    )
+    world.minutes(5)
+    reconcile(world)
+    (charge,) = (c for c in world.ledger.charges() if "double" in c["what"])
+    assert charge["amount_usd"] == 5 * Decimal("5.49") / 60
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    world.next_hours(4)
+    reconcile(world)
+    assert world.ledger.spent() - world.emulator.bill(remote_ids(world)) == charge["amount_usd"]  # the bill may be late
+    world.next_hours(24)
+    reconcile(world)
+    assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
+    assert world.ledger.find("deployments", reconciled_at=None) == []
+    refund = world.ledger.charges()[-1]
+    assert (refund["kind"], refund["ts"]) == ("adjustment", charge["ts"])  # in the day that it corrects
+
+
 def test_what_vanished_at_the_provider_is_settled(world: World) -> None:
     row = world.deploy()
     remote = world.client.endpoints.deployments.update(
