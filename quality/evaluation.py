@@ -294,7 +294,9 @@ def _measures(
     else:
         found["similarity"] = mean_of(
             [
-                0.0 if answer.decision is None else metrics.code_similarity(label["code"], answer.decision["code"])
+                0.0
+                if answer.decision is None
+                else metrics.code_similarity(answer_class(label), answer_class(answer.decision))
                 for label, answer in pairs
             ]
         )

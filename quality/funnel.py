@@ -64,7 +64,7 @@ SELECT l.request_id, l.decision_id, l.ts, l.episode_id, l.messages, l.label, l.l
            WHEN l.ts < $expired_before THEN 'expired'
            WHEN l.label IS NULL THEN 'no_label'
            WHEN l.label_source = 'custom' THEN 'self_label'
-           WHEN l.tools IS NOT NULL THEN 'tools'
+           WHEN l.tools IS NOT NULL AND NOT contains(l.messages[1].content, '<tools>') THEN 'tools'
        END AS dropped
 FROM labelled_decisions AS l
 LEFT JOIN decisions AS o
@@ -227,13 +227,13 @@ def _prepare(
         found.update(kinds)
         return text
 
+    prompt = [{"role": message["role"], "content": clean(message["content"])} for message in messages]
     try:
         answer = clean(format_label(decision_type, label))
-        decision = decision_type.parse(answer)
+        decision = decision_type.parse_reply(answer, prompt)
     except UnparseableAnswer as error:
         faults[f"label: {error}"] += 1
         return {"dropped": "invalid"}
-    prompt = [{"role": message["role"], "content": clean(message["content"])} for message in messages]
     row = {"messages": [*prompt, {"role": "assistant", "content": answer}]}
     if fault := find_format_fault(row):
         faults[fault] += 1

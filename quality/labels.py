@@ -24,7 +24,7 @@ def format_label(decision_type: DecisionType, label: str) -> str:
 
 
 def answer_class(decision: dict[str, Any]) -> str:
-    """What a decision comes down to: its action, its actions in order, its code; else all of it as JSON.
+    """What a decision comes down to: its action, its actions in order, its tool calls or its code; else all of it.
 
     Two decisions of one class are the same answer: reasoning and wording may differ.
     """
@@ -32,6 +32,8 @@ def answer_class(decision: dict[str, Any]) -> str:
         return decision["action"]
     if isinstance(decision.get("actions"), list):
         return ", ".join(map(str, decision["actions"]))
+    if decision.get("tool_calls"):
+        return json.dumps(decision["tool_calls"], sort_keys=True, ensure_ascii=False)
     if isinstance(decision.get("code"), str):
         return decision["code"]
     return json.dumps(decision, sort_keys=True, ensure_ascii=False)

@@ -4,6 +4,9 @@ Three formats. `label` and `plan` are XML `<response>` elements, or a JSON objec
 explanation and one fenced code block (CommonMark 0.31, section 4.5), or a JSON object. Chatter around an answer, a
 `<think>` block before it, a code fence around it, entities and CDATA are accepted, since models write them.
 
+Coding tools ask for something else: a *turn*, which is text and calls of the tools on offer. In a completion each call
+is `<tool_call>`, JSON of its name and arguments, `</tool_call>`, the form that Hermes and Qwen models are trained on.
+
 For every decision d that `normalize_*` returns, parsing its formatted answer gives d again.
 """
 
@@ -17,6 +20,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import orjson
+
 from reasoning.errors import UnparseableAnswer
 from reasoning.transcript import clean_text
 
@@ -29,6 +34,8 @@ _PLAIN_LABEL = re.compile(
 )
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _FENCE_RUN = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
+_CALL = re.compile(r"^[ \t]*<tool_call>(.*?)</tool_call>[ \t]*$\n?", re.MULTILINE | re.DOTALL)
+_CALL_BEGIN = re.compile(r"^[ \t]*<tool_call>", re.MULTILINE)
 
 
 def parse_label(completion: str, labels: Sequence[str]) -> dict[str, Any]:
@@ -67,6 +74,18 @@ def parse_code(completion: str) -> dict[str, Any]:
     return normalize_code({"code": block[2] or "", "explanation": explanation, "language": language})
 
 
+def parse_turn(completion: str) -> dict[str, Any]:
+    """`{"text", "tool_calls"}` of a completion; a call is `{"name", "arguments"}`. A call that is cut is an error."""
+    text = _THINK.sub("", completion)
+    calls = []
+    for body in _CALL.findall(text):
+        try:
+            calls.append(orjson.loads(body))
+        except orjson.JSONDecodeError:
+            raise UnparseableAnswer("a <tool_call> that holds no JSON") from None
+    return normalize_turn({"text": _CALL.sub("", text), "tool_calls": calls})
+
+
 def format_label(decision: dict[str, Any]) -> str:
     """The XML of a normalized label decision."""
     reasoning = _element("reasoning", decision["reasoning"]) if "reasoning" in decision else ""
@@ -90,6 +109,18 @@ def format_code(decision: dict[str, Any]) -> str:
     fence = "`" * max(3, longest + 1)
     explanation = f"{decision['explanation']}\n\n" if decision["explanation"] else ""
     return f"{explanation}{fence}{decision['language']}\n{decision['code']}\n{fence}"
+
+
+def format_turn(decision: dict[str, Any]) -> str:
+    """Text, then the calls."""
+    calls = [format_call(call["name"], call["arguments"]) for call in decision["tool_calls"]]
+    return "\n".join([decision["text"], *calls] if decision["text"] else calls)
+
+
+def format_call(name: str, arguments: Any) -> str:
+    """One `<tool_call>`. No `<` is left in its JSON, so that nothing in it can be taken for a tag."""
+    body = orjson.dumps({"name": name, "arguments": arguments}).decode().replace("<", "\\u003c")
+    return f"<tool_call>\n{body}\n</tool_call>"
 
 
 def normalize_label(decision: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
@@ -123,6 +154,26 @@ def normalize_code(decision: dict[str, Any]) -> dict[str, Any]:
         raise UnparseableAnswer(f"language {_short(language)} is not one word")
     explanation = _THINKING.sub("", _text(decision, "explanation")).strip()
     return {"code": clean_text(code), "explanation": explanation, "language": clean_text(language).strip()}
+
+
+def normalize_turn(decision: dict[str, Any]) -> dict[str, Any]:
+    """A turn in its one form: both keys; one of them holds something."""
+    text, calls = _THINKING.sub("", _text(decision, "text")).strip(), decision.get("tool_calls") or []
+    if not isinstance(calls, list | tuple):
+        raise UnparseableAnswer("tool_calls is a list of calls")
+    if _CALL_BEGIN.search(text):
+        raise UnparseableAnswer("the text has a <tool_call> in it that is none")
+    found = []
+    for call in calls:
+        name, arguments = (call.get("name"), call.get("arguments")) if isinstance(call, dict) else (None, None)
+        if not isinstance(name, str) or not name.strip():
+            raise UnparseableAnswer("a tool call has a name")
+        if not isinstance(arguments, dict):
+            raise UnparseableAnswer(f"the arguments of {_short(name)} are an object")
+        found.append({"name": name, "arguments": arguments})
+    if not text and not found:
+        raise UnparseableAnswer("neither text nor a tool call")
+    return {"text": text, "tool_calls": found}
 
 
 def _fields(completion: str, names: tuple[str, ...], *, required: str) -> dict[str, Any]:

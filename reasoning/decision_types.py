@@ -25,12 +25,15 @@ version (transcript lines: `reasoning.transcript`):
             Context:                                                    only when given, its lines
               <context>                                                 indented by two spaces
             Task: <prompt>                                              further lines indented by two spaces
+
+Coding tools write their own prompts; what the gateway logs of them is in `gateway.turns`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 Tier = Literal["small", "medium", "large"]
 AnswerFormat = Literal["label", "plan", "code"]
 Context = Mapping[str, Any]
+
+CODE_SYSTEM = "You write code.\nAnswer with a short explanation and exactly one fenced code block."
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,20 @@ class DecisionType:
             plan["actions"] = [known[name.casefold()] for name in plan["actions"]]
         return plan
 
+    def parse_reply(self, completion: str, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The decision in an answer to `messages`, whoever wrote these. Raises `UnparseableAnswer`.
+
+        For code, a conversation that `render` did not write is a coding tool's. An answer to it that is not one block
+        of code is a turn: `{"text", "tool_calls"}`.
+        """
+        if self.answer != "code" or (messages and messages[0]["content"] == CODE_SYSTEM):
+            return self.parse(completion)
+        turn = answers.parse_turn(completion)
+        if not turn["tool_calls"]:
+            with contextlib.suppress(UnparseableAnswer):
+                return answers.parse_code(completion)
+        return turn
+
     def normalize(self, decision: dict[str, Any] | str) -> dict[str, Any]:
         """A decision, as anyone may write it, in the one form that `parse` gives. Raises `UnparseableAnswer`.
 
@@ -97,14 +116,18 @@ class DecisionType:
             raise UnparseableAnswer(f"a decision is an object, not {type(decision).__name__}")
         if self.answer == "label":
             return answers.normalize_label(decision, self.labels)
-        return answers.normalize_code(decision) if self.answer == "code" else answers.normalize_plan(decision)
+        if self.answer == "plan":
+            return answers.normalize_plan(decision)
+        return answers.normalize_turn(decision) if "tool_calls" in decision else answers.normalize_code(decision)
 
     def format_answer(self, decision: dict[str, Any] | str) -> str:
         """The completion that says `decision`: what a model is taught. Raises `UnparseableAnswer`."""
         decision = self.normalize(decision)
         if self.answer == "label":
             return answers.format_label(decision)
-        return answers.format_code(decision) if self.answer == "code" else answers.format_plan(decision)
+        if self.answer == "plan":
+            return answers.format_plan(decision)
+        return answers.format_turn(decision) if "tool_calls" in decision else answers.format_code(decision)
 
     def _render_conversation(self, context: Context) -> tuple[str, str]:
         agent_name = clean_name(_text(context, "agent_name"))
@@ -139,8 +162,7 @@ def _render_code(context: Context) -> tuple[str, str]:
     if not prompt.strip():
         raise InvalidContext('context["prompt"]: is empty')
     lines.append(f"Task: {indent_lines(prompt)}")
-    system = "You write code.\nAnswer with a short explanation and exactly one fenced code block."
-    return system, clean_text("\n".join(lines))
+    return CODE_SYSTEM, clean_text("\n".join(lines))
 
 
 def _actions(context: Context) -> list[tuple[str, str]]:

@@ -154,11 +154,11 @@ def _ask(
     )
     cost_usd = float(hourly_usd(server)) / questions_per_hour if questions_per_hour else None
     answers: list[Answer | None] = []
-    for completion in completions:
+    for question, completion in zip(questions, completions, strict=True):
         decision = None
         if completion.error is None:
             try:
-                decision = kind.parse(completion.text)
+                decision = kind.parse_reply(completion.text, question.messages)
             except UnparseableAnswer:
                 decision = None
         answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))

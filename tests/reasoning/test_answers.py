@@ -52,6 +52,46 @@ def test_code_is_parsed_as_it_was_formatted(decision: dict[str, Any]) -> None:
     assert coding.parse(text) == decision
 
 
+ARGUMENTS = st.dictionaries(texts, st.recursive(st.none() | st.booleans() | texts, st.lists, max_leaves=4), max_size=3)
+
+
+@given(texts, st.lists(st.fixed_dictionaries({"name": names, "arguments": ARGUMENTS}), max_size=3))
+def test_a_turn_is_parsed_as_it_was_formatted(text: str, calls: list[dict[str, Any]]) -> None:
+    try:
+        turn = coding.normalize({"text": text, "tool_calls": calls})
+    except UnparseableAnswer:
+        assume(False)
+    prompt = [{"role": "user", "content": "a coding tool's"}]
+    try:
+        completion = coding.format_answer(turn)
+    except UnparseableAnswer:
+        assume(False)  # a lone surrogate in the arguments
+    found = coding.parse_reply(completion, prompt)
+    assert found == turn or (not calls and found == coding.parse(completion))
+
+
+def test_turns_are_the_answers_of_other_prompts_than_ours() -> None:
+    call = '<tool_call>\n{"name":"Bash","arguments":{"command":"echo </tool_call>"}}\n</tool_call>'
+    other = [{"role": "system", "content": "You are a coding agent."}, {"role": "user", "content": "go"}]
+    turn = {"text": "I look.", "tool_calls": [{"name": "Bash", "arguments": {"command": "echo </tool_call>"}}]}
+    assert coding.parse_reply(f"I look.\n{call}", other) == turn
+    assert coding.format_answer(turn) == "I look.\n" + call.replace("echo <", "echo \\u003c")
+    assert coding.parse_reply("All done.", other) == {"text": "All done.", "tool_calls": []}
+    assert coding.parse_reply("So:\n```py\nx\n```", other) == coding.parse("So:\n```py\nx\n```")
+    for completion in ("All done.", call):
+        with pytest.raises(UnparseableAnswer):
+            coding.parse_reply(completion, coding.render({"prompt": "sort"}))
+    for completion in (
+        "",
+        "<tool_call>{</tool_call>",
+        "<tool_call>\n{}\n</tool_call>",
+        '<tool_call>{"name": "x"',
+        "<think>x</think>",
+    ):
+        with pytest.raises(UnparseableAnswer):
+            coding.parse_reply(completion, other)
+
+
 @given(texts)
 def test_no_text_but_an_answer_gives_a_decision(text: str) -> None:
     for kind in (should_respond, planning, coding):
