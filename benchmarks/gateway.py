@@ -1,9 +1,16 @@
 """The gateway against a bare reverse proxy and its peers, in one run: `python benchmarks/gateway.py`.
 
-Everything talks to one scripted upstream in a process of its own; the load comes from another. Every figure is the
-median of `--rounds` rounds in which all targets take turns, so that a noisy machine is noisy for all. CPU is the target
-process's own time per request. Peers are left out unless their commands are given:
+Everything talks to one scripted upstream in a process of its own; the load comes from this one. The targets take turns,
+a slice of `--seconds` each, in another order every round, so that a noisy machine is noisy for all. What is compared is
+compared within a round (added time against `direct`, ratios against the bare proxy and LiteLLM); the table has the
+medians over `--rounds`. CPU is the target's own time for a request, user and system, all threads and children: what
+other work on the machine distorts least. `--pin` gives the target under test the last CPU to itself and the load and
+the upstream the others, for every target alike; without it the kernel places them. The gateway runs as in production:
+it writes its access log and records what it should; the peers run without logs.
 
+    --case TEXT      only the cases that have TEXT in their name
+    --memory N       instead: N mixed requests, and the resident memory at every tenth of them
+    --streams N      instead: N streams at once, and how many came whole
     --litellm PATH   the `litellm` of an environment with litellm[proxy], byte-compiled; run as its documentation says
                      for production: one worker, no verbose logs, no database
     --ccr PATH       the `ccr` of npm's @musistudio/claude-code-router
@@ -23,15 +30,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 TOKEN = "benchmark-token-0123456789"
-CLOCK = os.sysconf("SC_CLK_TCK")
+BARE = "bare aiohttp proxy"
 PAD = "All work and no play makes a dull benchmark. "
 
 
@@ -88,6 +95,26 @@ EVENTS = [
     b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
 ]
 STREAM = b"".join(EVENTS)
+
+
+def chat_event(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return (
+        b"data: %b\n\n"
+        % json.dumps(
+            {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "coder", "choices": [choice]}
+        ).encode()
+    )
+
+
+CHAT_EVENTS = [
+    *(
+        chat_event({"role": "assistant", "content": ""}),
+        *[chat_event({"content": "word "})] * 20,
+        chat_event({}, "stop"),
+    ),
+    b"data: [DONE]\n\n",
+]
 STREAM_PAUSE_S = 0.02
 
 
@@ -106,27 +133,32 @@ class Upstream(asyncio.Protocol):
             if len(self.buffer) < end + 4 + length:
                 return
             content, self.buffer = self.buffer[end + 4 : end + 4 + length], self.buffer[end + 4 + length :]
+            chat = b"/chat/completions" in head[:80]
             if b'"stream": true' in content[-200:] or b'"stream":true' in content:
-                self.streaming = asyncio.ensure_future(self.stream())
+                self.streaming = asyncio.ensure_future(self.stream(CHAT_EVENTS if chat else EVENTS))
             else:
-                answer = COMPLETION if b"/chat/completions" in head[:80] else MESSAGE
+                answer = COMPLETION if chat else MESSAGE
                 self.transport.write(
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
                     % (len(answer), answer)
                 )
 
-    async def stream(self) -> None:
+    async def stream(self, events: list[bytes]) -> None:
         self.transport.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         for start in (0, 5, 15):
-            part = b"".join(EVENTS[start : {0: 5, 5: 15, 15: None}[start]])
+            part = b"".join(events[start : {0: 5, 5: 15, 15: None}[start]])
             self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
             await asyncio.sleep(STREAM_PAUSE_S)
+            if self.transport.is_closing():
+                return
         self.transport.write(b"0\r\n\r\n")
 
 
-def run_upstream(port: int) -> None:
+def run_upstream(port: int, cpus: set[int]) -> None:
+    os.sched_setaffinity(0, cpus)
+
     async def main() -> None:
         server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", port, backlog=2048)
         await server.serve_forever()
@@ -136,8 +168,9 @@ def run_upstream(port: int) -> None:
     uvloop.run(main())
 
 
-def run_bare_proxy(port: int, upstream: str) -> None:
+def run_bare_proxy(port: int, upstream: str, cpus: set[int]) -> None:
     """The yardstick: the reverse proxy that one would write in thirty lines."""
+    os.sched_setaffinity(0, cpus)
     import uvloop
     from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
@@ -182,7 +215,8 @@ class Target:
 
     name: str
     port: int
-    pid: int = 0
+    pid: int
+    translates: bool = False
     path: str = "/v1/messages"
     model: str = "claude-bench"
 
@@ -193,26 +227,66 @@ class Target:
         ).encode() + content
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[float, float, int]:
-    """Seconds to the body's first byte and to its end, and the body's size. Raises when it is no whole 200."""
-    start = time.perf_counter()
-    writer.write(request)
-    head = await reader.readuntil(b"\r\n\r\n")
-    if b" 200 " not in head[:20]:
-        raise RuntimeError(f"{head[:300]!r} {await reader.read(500)!r}")
-    lower = head.lower()
-    if (at := lower.find(b"content-length:")) >= 0:
-        length = int(lower[at + 15 :].split(b"\r\n", 1)[0])
-        await reader.readexactly(length)
-        first = time.perf_counter()
-        return first - start, first - start, length
-    size, first = 0, 0.0
-    while length := int(await reader.readuntil(b"\r\n"), 16):
-        first = first or time.perf_counter()
-        await reader.readexactly(length + 2)
-        size += length
-    await reader.readexactly(2)
-    return first - start, time.perf_counter() - start, size
+class Client(asyncio.Protocol):
+    """One connection: sends requests one after the other and times their answers. It costs less than any target."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.buffer, self.body_at, self.length, self.first = bytearray(), -1, -1, 0.0
+        self.answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        if self.body_at < 0:
+            end = self.buffer.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            self.body_at = end + 4
+            head = self.buffer[:end].lower()
+            at = head.find(b"content-length:")
+            self.length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else -1
+        if not self.first and len(self.buffer) > self.body_at:
+            self.first = time.perf_counter()
+        whole = (
+            len(self.buffer) - self.body_at >= self.length
+            if self.length >= 0
+            else self.buffer.endswith(b"\r\n0\r\n\r\n")
+        )
+        if whole and not self.answer.done():
+            self.answer.set_result(time.perf_counter())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(ConnectionError(f"cut off after {bytes(self.buffer)[:300]!r}"))
+
+    async def ask(self, request: bytes) -> tuple[float, float]:
+        """Seconds to the body's first byte and to its end. Raises when it is no whole 200."""
+        self.buffer, self.body_at, self.first = bytearray(), -1, 0.0
+        self.answer = asyncio.get_running_loop().create_future()
+        start = time.perf_counter()
+        self.transport.write(request)
+        ended = await self.answer
+        if b" 200 " not in self.buffer[:20]:
+            raise RuntimeError(bytes(self.buffer)[:500])
+        return self.first - start, ended - start
+
+    def body(self) -> bytes:
+        """The last answer's body, taken out of its chunks."""
+        rest = bytes(self.buffer[self.body_at :])
+        if self.length >= 0:
+            return rest
+        parts: list[bytes] = []
+        while True:
+            size, _, rest = rest.partition(b"\r\n")
+            if not (length := int(size, 16)):
+                return b"".join(parts)
+            parts.append(rest[:length])
+            rest = rest[length + 2 :]
+
+
+async def connect(target: Target) -> Client:
+    _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", target.port)
+    return client
 
 
 async def load(
@@ -225,19 +299,19 @@ async def load(
     left = [count if count is not None else 1 << 60]
     ends = time.perf_counter() + seconds
 
-    async def client() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+    async def one(client: Client) -> None:
         try:
             while time.perf_counter() < ends and left[0] > 0:
                 left[0] -= 1
-                first, total, _ = await ask(reader, writer, request)
+                first, total = await client.ask(request)
                 firsts.append(first)
                 totals.append(total)
         finally:
-            writer.close()
+            client.transport.close()
 
+    opened = [await connect(target) for _ in range(clients)]
     cpu, start = cpu_s(target.pid), time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
+    await asyncio.gather(*(one(client) for client in opened))
     elapsed = time.perf_counter() - start
     return {
         "p50": statistics.median(totals) * 1000,
@@ -248,14 +322,11 @@ async def load(
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and its threads, with its children's."""
+    """CPU seconds of a process and its threads, with its children's, by their clocks (clock_getcpuclockid(3))."""
     total = 0.0
-    for process in [pid, *children(pid)] if pid else []:
-        try:
-            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-            total += (int(fields[11]) + int(fields[12])) / CLOCK
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+    for process in [pid, *children(pid)]:
+        with suppress(OSError):
+            total += time.clock_gettime(~process << 3 | 2)
     return total
 
 
@@ -289,11 +360,12 @@ def wait_for(port: int, seconds: float = 120) -> None:
 
 
 @contextmanager
-def process(*command: str, cwd: Path, **env: str) -> Iterator[int]:
+def process(*command: str, cwd: Path, cpus: set[int], **env: str) -> Iterator[int]:
     with (cwd / f"{Path(command[0]).name}-{time.monotonic_ns()}.log").open("wb") as log:
         child = subprocess.Popen(
             command, cwd=cwd, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True
         )
+        os.sched_setaffinity(child.pid, cpus)
         try:
             yield child.pid
         finally:
@@ -325,78 +397,122 @@ def write_coding_route(data: Path, upstream: str) -> None:
     )
 
 
+CASES: dict[str, tuple[bool, bool, int]] = {  # coding, streamed, clients
+    "pass-through, 1 client": (False, False, 1),
+    "pass-through, 32 clients": (False, False, 32),
+    "stream, 1 client": (False, True, 1),
+    "stream, 16 clients": (False, True, 16),
+    "translating, 1 client": (True, False, 1),
+    "translating, 32 clients": (True, False, 32),
+    "translating stream, 16 clients": (True, True, 16),
+}
+Figures = dict[str, float]
+
+
+def request_body(target: Target, *, coding: bool, streamed: bool, mark: str = "") -> bytes:
+    model = "coder" if coding and target.name == "LiteLLM" else target.model
+    text = "Fix the code. " if coding else "Good morning. "
+    return body(f"{mark}{text}", tools=coding, stream=streamed, model=model)
+
+
 async def measure(targets: list[Target], options: argparse.Namespace) -> None:
-    direct = targets[0]
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    cases: dict[str, tuple[bool, bool, int]] = {
-        "pass-through, 1 client": (False, False, 1),
-        "pass-through, 32 clients": (False, False, 32),
-        "stream, 1 client": (False, True, 1),
-        "stream, 16 clients": (False, True, 16),
-        "translating, 32 clients": (True, False, 32),
-    }
-    for round_no in range(options.rounds):
+    cases = {name: case for name, case in CASES.items() if options.case in name}
+    rounds: list[dict[tuple[str, str], Figures]] = []
+    for number in range(options.rounds):
+        found: dict[tuple[str, str], Figures] = {}
+        turn = number % len(targets)
         for case, (coding, streamed, clients) in cases.items():
-            for target in targets:
-                if coding and target.name in ("direct", "bare aiohttp proxy", "claude-code-router"):
+            for target in targets[turn:] + targets[:turn]:
+                if coding and not target.translates:
                     continue
-                model = "coder" if coding and target.name == "LiteLLM" else target.model
-                text = "Fix the code. " if coding else "Good morning. "
-                content = body(text, tools=coding, stream=streamed, model=model)
+                content = request_body(target, coding=coding, streamed=streamed)
                 await load(target, content, clients, 60, count=max(clients, 5))  # warm
-                result = await load(target, content, clients, options.seconds)
-                found.setdefault((case, target.name), []).append(result)
-        print(f"round {round_no + 1} of {options.rounds} done", file=sys.stderr, flush=True)
+                found[case, target.name] = await load(target, content, clients, options.seconds)
+        rounds.append(found)
+        print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
 
-    def median(case: str, name: str, key: str) -> float:
-        return statistics.median(result[key] for result in found[case, name])
+    def median(case: str, name: str, figure: Callable[[Figures, Figures], float], base: str = "direct") -> str:
+        """Of `figure(target's, base's)` in each round."""
+        both = [(found[case, name], found.get((case, base))) for found in rounds if (case, name) in found]
+        values = [figure(mine, base) for mine, base in both if base is not None]
+        return f"{statistics.median(values):.2f}" if values else "-"
 
-    print("| case | target | p50 ms | added ms | first byte, added ms | requests/s | CPU ms/request |")
-    print("|---|---|---|---|---|---|---|")
+    columns: dict[str, tuple[Callable[[Figures, Figures], float], str | None]] = {
+        "p50 ms": (lambda mine, _: mine["p50"], None),
+        "added ms": (lambda mine, direct: mine["p50"] - direct["p50"], "direct"),
+        "first byte, added ms": (lambda mine, direct: mine["first"] - direct["first"], "direct"),
+        "requests/s": (lambda mine, _: mine["rps"], None),
+        "of the bare proxy's": (lambda mine, bare: mine["rps"] / bare["rps"], BARE),
+        "times LiteLLM's": (lambda mine, peer: mine["rps"] / peer["rps"], "LiteLLM"),
+        "CPU ms/request": (lambda mine, _: mine["cpu"], None),
+    }
+    print("| case | target |", " | ".join(columns), "|")
+    print("|---" * (len(columns) + 2) + "|")
     for case in cases:
         for target in targets:
-            if (case, target.name) not in found:
-                continue
-            base = {k: median(case, direct.name, k) if (case, direct.name) in found else 0.0 for k in ("p50", "first")}
-            row = {key: median(case, target.name, key) for key in ("p50", "first", "rps", "cpu")}
-            added = f"{row['p50'] - base['p50']:.2f}" if base["p50"] else "-"
-            first = f"{row['first'] - base['first']:.2f}" if base["first"] else "-"
-            figures = f"{row['p50']:.2f} | {added} | {first} | {row['rps']:.0f} | {row['cpu']:.3f}"
-            print(f"| {case} | {target.name} | {figures} |")
+            if (case, target.name) in rounds[0]:
+                row = (median(case, target.name, figure, base or target.name) for figure, base in columns.values())
+                print(f"| {case} | {target.name} |", " | ".join(row), "|")
 
-    gateway = next(target for target in targets if target.name == "gateway")
-    content = body("Good morning. ", tools=False, stream=False)
-    await load(gateway, content, 32, 600, count=max(options.requests // 10, 100))
-    before = rss_mb(gateway.pid)
-    await load(gateway, content, 32, 600, count=options.requests)
-    print(f"\nmemory: {before:.1f} MB, after {options.requests} more requests {rss_mb(gateway.pid):.1f} MB")
-    request = gateway.request(body("Good morning. ", tools=False, stream=True))
 
-    async def one() -> bool:
-        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        try:
-            return (await ask(reader, writer, request))[2] == len(STREAM)
-        finally:
-            writer.close()
+async def memory(gateway: Target, total: int) -> None:
+    """Resident memory during whole and streamed, passed and translated requests; each fifth begins a session."""
+    mixed = [(coding, streamed) for coding in (False, True) for streamed in (False, True)]
+    done = 0
 
-    whole = await asyncio.gather(*(one() for _ in range(500)), return_exceptions=True)
-    print(f"500 concurrent streams: {sum(result is True for result in whole)} whole")
+    async def one(client: Client) -> None:
+        nonlocal done
+        while done < total:
+            done += 1
+            coding, streamed = mixed[done % 4]
+            mark = f"Conversation {done}. " if done % 5 == 0 else ""
+            await client.ask(gateway.request(request_body(gateway, coding=coding, streamed=streamed, mark=mark)))
+            if done % (total // 10) == 0:
+                print(f"{done:>8} requests: {rss_mb(gateway.pid):.1f} MB", flush=True)
+
+    opened = [await connect(gateway) for _ in range(64)]
+    await asyncio.gather(*(one(client) for client in opened))
+    for client in opened:
+        client.transport.close()
+
+
+async def streams(gateway: Target, total: int) -> None:
+    """As many streams at once, half of them translated: how many come whole."""
+
+    async def one(coding: bool) -> bool:
+        client = await connect(gateway)
+        await client.ask(gateway.request(request_body(gateway, coding=coding, streamed=True)))
+        got = client.body()
+        client.transport.close()
+        if coding:
+            return got.count(b"word ") == 20 and got.rstrip().endswith(b'data: {"type":"message_stop"}')
+        return got == STREAM
+
+    whole = await asyncio.gather(*(one(number % 2 == 1) for number in range(total)), return_exceptions=True)
+    print(f"{total} concurrent streams: {sum(result is True for result in whole)} whole")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of load for each target and case in a round")
-    parser.add_argument("--requests", type=int, default=100_000, help="for the memory figure")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of load for each target and case in a round")
+    parser.add_argument("--case", default="")
+    parser.add_argument("--pin", action="store_true")
+    parser.add_argument("--memory", type=int)
+    parser.add_argument("--streams", type=int)
     parser.add_argument("--litellm", type=Path)
     parser.add_argument("--ccr", type=Path)
     options = parser.parse_args()
-    upstream_port = free_port()
+    import uvloop
+
+    cpus = sorted(os.sched_getaffinity(0))
+    pinned = options.pin and len(cpus) > 1
+    ours, theirs = (set(cpus[:-1]), {cpus[-1]}) if pinned else (set(cpus), set(cpus))
+    os.sched_setaffinity(0, ours)
+    upstream_port, bare_port, gateway_port = free_port(), free_port(), free_port()
     upstream = f"http://127.0.0.1:{upstream_port}"
-    with tempfile.TemporaryDirectory() as folder, child(run_upstream, upstream_port) as upstream_pid:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         work = Path(folder)
-        wait_for(upstream_port)
-        bare_port, gateway_port = free_port(), free_port()
         data = work / "data"
         data.mkdir()
         write_coding_route(data, upstream)
@@ -404,28 +520,35 @@ def main() -> None:
         environment = {"REASONING_GATEWAY_TOKEN": TOKEN, "REASONING_ANTHROPIC_URL": upstream}
         environment |= {"REASONING_CONFIG": str(data / "reasoning.toml")}
         command = (sys.executable, "-m", "gateway", "--data", str(data), "--port", str(gateway_port))
-        with child(run_bare_proxy, bare_port, upstream) as bare_pid, process(*command, cwd=data, **environment) as pid:
-            wait_for(bare_port)
-            wait_for(gateway_port)
-            targets = [
-                Target("direct", upstream_port, upstream_pid),
-                Target("bare aiohttp proxy", bare_port, bare_pid),
-                Target("gateway", gateway_port, pid),
-            ]
-            with peers(options, work, upstream) as more:
-                asyncio.run(measure(targets + more, options))
+        targets = [
+            Target("direct", upstream_port, stack.enter_context(child(run_upstream, upstream_port, ours))),
+            Target(BARE, bare_port, stack.enter_context(child(run_bare_proxy, bare_port, upstream, theirs))),
+            Target(
+                "gateway",
+                gateway_port,
+                stack.enter_context(process(*command, cwd=data, cpus=theirs, **environment)),
+                translates=True,
+            ),
+        ]
+        for target in targets:
+            wait_for(target.port)
+        if options.memory:
+            uvloop.run(memory(targets[2], options.memory))
+        elif options.streams:
+            uvloop.run(streams(targets[2], options.streams))
+        else:
+            with peers(options, work, upstream, theirs) as more:
+                uvloop.run(measure(targets + more, options))
 
 
 @contextmanager
-def peers(options: argparse.Namespace, work: Path, upstream: str) -> Iterator[list[Target]]:
+def peers(options: argparse.Namespace, work: Path, upstream: str, cpus: set[int]) -> Iterator[list[Target]]:
     """LiteLLM and claude-code-router, each by its own documentation."""
-    from contextlib import ExitStack
-
     found = []
     with ExitStack() as stack:
         if options.litellm:
             port = free_port()
-            config = {
+            config: dict[str, Any] = {
                 "model_list": [
                     {
                         "model_name": "claude-bench",
@@ -452,9 +575,9 @@ def peers(options: argparse.Namespace, work: Path, upstream: str) -> Iterator[li
                 "--num_workers",
                 "1",
             )
-            pid = stack.enter_context(process(*command, cwd=work, **environment))
+            pid = stack.enter_context(process(*command, cwd=work, cpus=cpus, **environment))
             wait_for(port)
-            found.append(Target("LiteLLM", port, pid))
+            found.append(Target("LiteLLM", port, pid, translates=True))
         if options.ccr:
             port = free_port()
             home = work / "ccr"
@@ -466,7 +589,7 @@ def peers(options: argparse.Namespace, work: Path, upstream: str) -> Iterator[li
                 "models": ["claude-bench"],
                 "transformer": {"use": ["Anthropic"]},
             }
-            config = {
+            settings = {
                 "PORT": port,
                 "HOST": "127.0.0.1",
                 "LOG": False,
@@ -474,8 +597,9 @@ def peers(options: argparse.Namespace, work: Path, upstream: str) -> Iterator[li
                 "Providers": [provider],
                 "Router": {"default": "bench,claude-bench"},
             }
-            (home / ".claude-code-router/config.json").write_text(json.dumps(config))
-            pid = stack.enter_context(process(str(options.ccr.absolute()), "start", cwd=home, HOME=str(home)))
+            (home / ".claude-code-router/config.json").write_text(json.dumps(settings))
+            router = (str(options.ccr.absolute()), "start")
+            pid = stack.enter_context(process(*router, cwd=home, cpus=cpus, HOME=str(home)))
             wait_for(port)
             found.append(Target("claude-code-router", port, pid))
         yield found
