@@ -43,7 +43,7 @@ def test_what_ignores_sigterm_is_killed_with_its_own_children(tmp_path: Path):
         children.wait_until("stubborn", lambda: child.log.read_text().endswith("\n"))
         grandchild = int(child.log.read_text())
     assert child.process.returncode == -signal.SIGKILL
-    assert not _runs(grandchild)
+    assert _ends(grandchild)  # the kernel's signal is sent, but takes its moment on a machine with much to do
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -71,11 +71,7 @@ def test_kill_9_of_the_supervisor_leaves_no_children(tmp_path: Path):
         assert supervisor.stdout is not None
         child = int(supervisor.stdout.readline())
         supervisor.kill()
-    for _ in range(200):
-        if not _runs(child):
-            return
-        time.sleep(0.05)
-    raise AssertionError("the child outlived its supervisor")
+    assert _ends(child), "the child outlived its supervisor"
 
 
 def test_a_port_in_use_names_the_port_and_the_option():
@@ -87,9 +83,18 @@ def test_a_port_in_use_names_the_port_and_the_option():
     assert free_port("127.0.0.1", 0, what="the gateway", option="--gateway-port") > 0
 
 
+def _ends(pid: int) -> bool:
+    """Is the process gone within ten seconds?"""
+    for _ in range(200):
+        if not _runs(pid):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def _runs(pid: int) -> bool:
     """Does the process exist, other than as a zombie that nobody waited for?"""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second where it ends while it is read
         return False
