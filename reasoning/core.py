@@ -111,7 +111,7 @@ class ClientCore:
         self.clock = clock
         self.lease = RoutesLease(self.config.routes, clock)
         self.writer = SegmentWriter(self.config.spool, clock=clock)
-        self._headers: dict[str, dict[bytes | str, bytes | str]] = {}
+        self._headers: dict[str, tuple[tuple[bytes, bytes], ...]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -171,13 +171,14 @@ class ClientCore:
 
     def request(
         self, question: Question, arm: Arm, *, stream: bool = False
-    ) -> tuple[str, dict[Any, Any], bytes, float]:
+    ) -> tuple[str, tuple[tuple[bytes, bytes], ...], bytes, float]:
         """URL, headers, body and deadline in seconds of the call to an arm."""
         base_url = arm.base_url or ""
         headers = self._headers.get(base_url)
         if headers is None:
             key = api_key_for(self.config, base_url)
-            headers = self._headers[base_url] = {"Authorization": f"Bearer {key}"} if key else {}
+            headers = ((b"Authorization", f"Bearer {key}".encode()),) if key else ()
+            self._headers[base_url] = headers
         body = request_body(arm, question.type, question.messages, stream=stream)
         assert question.route is not None
         return f"{arm.base_url}{PATH}", headers, body, question.route.deadline_ms / 1000

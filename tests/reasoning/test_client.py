@@ -196,7 +196,7 @@ class TestTheNet:
         release = threading.Event()
         monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: release.wait(30) and [])
         with pytest.raises(CallFailed) as caught:
-            Transport().post("http://slow.example/", {}, b"{}", 0.05)
+            Transport().post("http://slow.example/", (), b"{}", 0.05)
         release.set()
         assert caught.value.reason == "timeout"
 
