@@ -33,7 +33,7 @@ from quality.redact import REDACTION_VERSION
 from quality.splits import SPLITS
 from quality.verdict import LIMITED_BELOW, DataVerdict, judge_data
 from reasoning.decision_types import get_decision_type
-from storage.files import sync, write_atomic
+from storage.files import remove_abandoned, sync, write_atomic
 from storage.layout import Layout
 from storage.locks import data_lock
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from reasoning.config import Config
 
 # Part of every configuration hash: change it when the same rows would give other bytes.
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 DEFAULT_LIMIT = 10_000
 # Together's models take at least 8k tokens a sample; an English token is about 4 characters, others are fewer.
 DEFAULT_MAX_CHARACTERS = 24_000
@@ -303,10 +303,7 @@ def _workspace(home: Path) -> Iterator[Path]:
     Its owner holds a lock on it, which the kernel frees when the owner dies.
     """
     home.mkdir(parents=True, exist_ok=True)
-    for left_over in home.glob(".export-*"):
-        with _locked(left_over) as free:
-            if free:
-                shutil.rmtree(left_over, ignore_errors=True)
+    remove_abandoned(home.glob(".export-*"))
     work = Path(tempfile.mkdtemp(dir=home, prefix=".export-"))
     with _locked(work):
         try:
@@ -378,8 +375,8 @@ def _write_split(con: duckdb.DuckDBPyConnection, split: str, path: Path) -> str:
 def _write_rows(con: duckdb.DuckDBPyConnection, path: Path) -> str:
     reader = con.sql("""
         SELECT split, (row_number() OVER (PARTITION BY split ORDER BY ts, request_id) - 1)::BIGINT AS line,
-               decision_id::VARCHAR AS decision_id, request_id::VARCHAR AS request_id, episode_id, ts, label_source,
-               original, original_latency_ms, original_cost_usd
+               decision_id::VARCHAR AS decision_id, request_id::VARCHAR AS request_id, episode_id, ts, subject_ids,
+               label_source, original, original_latency_ms, original_cost_usd
         FROM rows JOIN texts USING (n) WHERE split IS NOT NULL
         ORDER BY list_position(['train', 'validation', 'holdout'], split), line
     """).to_arrow_reader(10_000)

@@ -58,6 +58,7 @@ Progress = Callable[[str, int, int], None]
 _SELECT = """
 CREATE OR REPLACE TABLE scratch.selected AS
 SELECT l.request_id, l.decision_id, l.ts, l.episode_id, l.messages, l.label, l.label_source,
+       list_sort(list_distinct(list_append(l.subject_ids, l.demonstrated_by))) AS subject_ids,
        l.original_decision, o.latency_ms AS original_latency_ms, o.cost_usd AS original_cost_usd,
        CASE
            WHEN l.ts > $now THEN 'after_now'
@@ -199,7 +200,7 @@ def prepare_rows(
         progress("prepare", done, total)
     con.execute("""
         CREATE TABLE rows AS
-        SELECT s.rowid AS n, request_id, decision_id, ts,
+        SELECT s.rowid AS n, request_id, decision_id, ts, subject_ids,
                episode_id, coalesce(episode_id, request_id::VARCHAR) AS episode, label_source,
                original_latency_ms, original_cost_usd, prompt_hash, answer,
                coalesce(s.dropped, p.dropped) AS dropped, NULL::VARCHAR AS split

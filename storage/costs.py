@@ -93,6 +93,19 @@ def models_trained_on(layout: Layout, datasets: set[str]) -> list[str]:
     return sorted(row["model_id"] for row in reader.read_all().to_pylist() if row["dataset"] in datasets)
 
 
+def files_uploaded_of(layout: Layout, datasets: set[str]) -> list[str]:
+    """Ids, at the provider, of the files that datasets of these names were uploaded as, sorted."""
+    if not datasets or not _exists(layout):
+        return []
+    from storage.ledger import open_ledger
+
+    with open_ledger(layout.data) as ledger:
+        uploads = [row for row in ledger.find("datasets") if row["dataset"] in datasets]
+    return sorted(
+        row[column] for row in uploads for column in ("train_file_id", "validation_file_id") if row[column] is not None
+    )
+
+
 def _exists(layout: Layout) -> bool:
     path = layout.ledger_url.removeprefix("sqlite:///")
     return path == layout.ledger_url or layout.data.joinpath(path).is_file()

@@ -1,40 +1,37 @@
 """Erasure: every row about one person, out of the log, the spool, the quarantine and the datasets.
 
 Datasets, quarantine and feedback go first and the decisions, by which the others are found, last, be they in the spool
-or in the log: an erasure that was killed is finished by running it again.
+or in the log: an erasure that was killed is finished by running it again. Which datasets had rows of the person cannot
+be seen any more once they are gone, so that is noted, in `erasures/`, before and until the erasure is through.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
-from uuid import uuid4
 
 import duckdb
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from reasoning.errors import SegmentError
 from reasoning.spool import frame_line, parse_line
 from storage.batches import ERASED
-from storage.costs import models_trained_on
-from storage.files import exchange, remove_tree, sync
+from storage.costs import files_uploaded_of, models_trained_on
+from storage.erase_datasets import dataset_name, erase_faults, erase_lines, find_lines, list_datasets
+from storage.files import make_folder, sync, write_atomic
 from storage.land import finish_landing
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, read_quarantine
-from storage.rewrite import CANNOT_EXCHANGE, rewrite_partition
+from storage.rewrite import rewrite_partition
 from storage.schema import PartitionKey
-from storage.views import connect, literal_path
+from storage.views import connect
 
 Progress = Callable[[int, int], None]  # (partitions done, partitions in all)
 
@@ -44,9 +41,14 @@ class EraseReport:
     """What was erased, counted in rows or lines. `datasets` counts the rows by dataset (`<decision_type>/<id>`).
 
     `models` are those in the ledger that were trained on a dataset that had such rows: erasing does not reach into
-    their weights, so retrain or retire them. (Not those of datasets that an erasure which was killed had got to; its
-    mark is `erased` in the manifest.) `unreadable` counts quarantined lines that are too damaged to tell whom they are
-    about and were kept, because the subject's id does not occur in them.
+    their weights, so retrain or retire them. `provider_files` are the ids of the files that such a dataset was uploaded
+    as: what the provider keeps is to be deleted there. Both include the datasets of an erasure that was killed and is
+    finished by this one, which `resumed` tells; its other counts are not known.
+
+    What could not be decided was kept. `unreadable` counts quarantined lines that are too damaged to tell whom they are
+    about, and in which the subject's id does not occur. `undecided` counts, by dataset, lines of expired decisions in
+    datasets that were exported before they named their subjects, and in whose text the id is no word: look at them, or
+    delete the dataset.
     """
 
     subject_id: str
@@ -56,7 +58,10 @@ class EraseReport:
     quarantine: int = 0
     unreadable: int = 0
     datasets: dict[str, int] = field(default_factory=dict)
+    undecided: dict[str, int] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
+    provider_files: list[str] = field(default_factory=list)
+    resumed: bool = False
 
 
 def erase_subject(
@@ -71,7 +76,9 @@ def erase_subject(
 ) -> EraseReport:
     """Erase the decisions that have `subject_id` among their `subject_ids`, and the feedback on them or by that author.
 
-    Feedback on an episode goes when none of the episode's decisions is left. In segments that agents are writing to,
+    Feedback on an episode goes when none of the episode's decisions is left. From the datasets go the lines of these
+    decisions, though they have expired since, and those whose label is a demonstration by the subject, with the
+    manifests made to fit. Evaluations and Data Docs hold figures, no text. In segments that agents are writing to,
     the lines are overwritten where they are; what an agent writes after this call is not touched. Bytes are deleted,
     not shredded: the disk's own traces and backups are out of reach. Raises `DataFolderError`, `DataFolderBusy`,
     `LandingError` and `TableError`; then run it again.
@@ -84,10 +91,13 @@ def erase_subject(
         finish_landing(layout, now=now)
         with connect(data, memory_limit=memory_limit, threads=threads) as con:
             about = _find(con, layout, subject_id)
-            _erase_datasets(con, layout, report)
-            report.models = models_trained_on(layout, {Path(name).name for name in report.datasets})
+            note = layout.erasures / f"{hashlib.sha256(subject_id.encode()).hexdigest()[:16]}.json"
+            _erase_datasets(con, layout, note, report)
             _erase_quarantine(layout, about, report, now)
             _erase_tables(con, layout, about, report, progress)
+            if note.exists():
+                note.unlink()
+                sync(layout.erasures)
     return report
 
 
@@ -117,12 +127,21 @@ def _names(row: dict[str, Any], subject_id: str) -> bool:
 
 
 def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _About:
-    """Fill the tables `subject`, `erased` (decisions; no date if still in the spool) and `emptied` (episodes)."""
+    """Fill the tables `subject`, `erased` (decisions; no date if still in the spool), `taught` (requests that the
+    subject demonstrated the answer of) and `emptied` (episodes)."""
     con.execute("CREATE TEMP TABLE subject AS SELECT $1::VARCHAR AS id", [subject_id])
     con.execute(f"""
         CREATE TEMP TABLE erased AS
-        SELECT decision_type, date, decision_id, episode_id FROM decisions WHERE {_OF_SUBJECT}
+        SELECT decision_type, date, decision_id, request_id, episode_id FROM decisions WHERE {_OF_SUBJECT}
     """)  # noqa: S608 - a constant
+    con.execute("""
+        CREATE TEMP TABLE taught AS
+        SELECT DISTINCT request_id
+        FROM decisions JOIN (
+            SELECT date, decision_id FROM feedback_log
+            WHERE kind = 'demonstration' AND author = (SELECT id FROM subject) AND decision_id IS NOT NULL
+        ) USING (date, decision_id)
+    """)
     kept = set()
     for path in _segments(layout):
         with _open(path) as file:
@@ -131,8 +150,10 @@ def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _A
                     continue
                 episode_id = row.get("episode_id") if isinstance(row.get("episode_id"), str) else None
                 if _names(row, subject_id):
-                    ids = [str(row["decision_id"]), episode_id]
-                    con.execute("INSERT INTO erased VALUES (NULL, NULL, TRY_CAST($1 AS UUID), $2)", ids)
+                    ids = [str(row["decision_id"]), str(row["request_id"]), episode_id]
+                    con.execute(
+                        "INSERT INTO erased VALUES (NULL, NULL, TRY_CAST($1 AS UUID), TRY_CAST($2 AS UUID), $3)", ids
+                    )
                 elif episode_id is not None:
                     kept.add(episode_id)
     con.execute("CREATE TEMP TABLE kept AS SELECT unnest($1::VARCHAR[]) AS episode_id", [sorted(kept)])
@@ -154,6 +175,25 @@ _FEEDBACK_ABOUT = (
     "(author = (SELECT id FROM subject) OR decision_id IN (SELECT decision_id FROM erased)"
     " OR decision_id IS NULL AND episode_id IN (SELECT episode_id FROM emptied))"
 )
+
+
+def _erase_datasets(con: duckdb.DuckDBPyConnection, layout: Layout, note: Path, report: EraseReport) -> None:
+    """Noting first which datasets, so that the models trained on them are named although this is killed."""
+    lines = find_lines(con, layout, report.subject_id)
+    report.resumed = note.exists()
+    noted = orjson.loads(note.read_bytes()) if report.resumed else {}
+    report.datasets = {dataset_name(folder): len(found) for folder, found in lines.found.items()} | noted
+    report.undecided = {dataset_name(folder): count for folder, count in lines.undecided.items()}
+    if report.datasets:
+        make_folder(layout.erasures)
+        write_atomic(note, orjson.dumps(report.datasets))
+    for folder, found in lines.found.items():
+        erase_lines(folder, found)
+    for folder in list_datasets(layout):
+        erase_faults(folder, report.subject_id)
+    names = {Path(name).name for name in report.datasets}
+    report.models = models_trained_on(layout, names)
+    report.provider_files = files_uploaded_of(layout, names)
 
 
 def _erase_tables(
@@ -250,83 +290,3 @@ def _tolerant(raw: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return row if isinstance(row, dict) else None
-
-
-def _erase_datasets(con: duckdb.DuckDBPyConnection, layout: Layout, report: EraseReport) -> None:
-    for stale in layout.datasets.glob(f"*/{_STAGED}*"):  # of an erasure that was killed
-        remove_tree(stale)
-    for side in sorted(layout.datasets.glob("*/*/rows.parquet")):
-        rows = con.execute(
-            "SELECT split, line FROM read_parquet($1) WHERE decision_id::UUID IN (SELECT decision_id FROM erased)",
-            [literal_path(side)],
-        ).fetchall()
-        if rows:
-            _erase_lines(side.parent, rows)
-            report.datasets[f"{side.parent.parent.name}/{side.parent.name}"] = len(rows)
-
-
-_STAGED = ".erase-"
-
-
-def _erase_lines(dataset: Path, rows: list[tuple[str, int]]) -> None:
-    """Put a copy of a dataset without these lines in its place. The manifest counts them as dropped: `erased`."""
-    staged = dataset.parent / f"{_STAGED}{uuid4().hex}"
-    shutil.copytree(dataset, staged)
-    try:
-        side = _drop_rows(pq.read_table(staged / "rows.parquet"), set(rows))
-        pq.write_table(side, staged / "rows.parquet", compression="zstd")
-        hashes = {}
-        for split in {split for split, _ in rows}:
-            gone = {line for name, line in rows if name == split}
-            hashes[split] = _drop_lines(staged / f"{split}.jsonl", gone)
-        _amend_manifest(staged / "manifest.json", hashes, side, len(rows))
-        for path in (*staged.rglob("*"), staged):
-            sync(path)
-        _swap(staged, dataset)
-    finally:
-        remove_tree(staged)
-
-
-def _drop_rows(side: pa.Table, gone: set[tuple[str, int]]) -> pa.Table:
-    """The side file without these rows, the lines of every split numbered anew from 0."""
-    pairs = list(zip(side["split"].to_pylist(), side["line"].to_pylist(), strict=True))
-    kept = side.filter(pa.array([pair not in gone for pair in pairs], pa.bool_()))
-    seen: Counter[str] = Counter()
-    lines = []
-    for name in kept["split"].to_pylist():
-        lines.append(seen[name])
-        seen[name] += 1
-    at = kept.column_names.index("line")
-    return kept.set_column(at, kept.schema.field(at), pa.array(lines, kept.schema.field(at).type))
-
-
-def _drop_lines(path: Path, gone: set[int]) -> str:
-    """Rewrite a file without these lines (from 0); its SHA-256."""
-    with path.open("rb") as file:
-        content = b"".join(line for number, line in enumerate(file) if number not in gone)
-    path.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def _amend_manifest(path: Path, hashes: dict[str, str], side: pa.Table, erased: int) -> None:
-    manifest = orjson.loads(path.read_bytes())
-    names = Counter(side["split"].to_pylist())
-    for name, sha256 in hashes.items():
-        # The most frequent answers are texts of rows, perhaps of those.
-        manifest["splits"][name].update(rows=names[name], sha256=sha256, answers={})
-    manifest["rows_sha256"] = hashlib.sha256(path.with_name("rows.parquet").read_bytes()).hexdigest()
-    manifest["label_sources"] = dict(sorted(Counter(side["label_source"].to_pylist()).items()))
-    manifest["dropped"]["erased"] = manifest["dropped"].get("erased", 0) + erased
-    path.write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
-
-
-def _swap(new: Path, old: Path) -> None:
-    try:
-        exchange(new, old)
-    except OSError as error:
-        if error.errno not in CANNOT_EXCHANGE:
-            raise
-        # Two steps where the system has no exchange: killed between them, the dataset is gone, not half of it.
-        remove_tree(old)
-        new.rename(old)
-    sync(old.parent)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 _AT_FDCWD = -100
@@ -55,6 +57,22 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
     except FileNotFoundError:
         return
+
+
+def remove_abandoned(folders: Iterable[Path]) -> None:
+    """Delete those of the folders that nobody holds a flock on: their owners died."""
+    for folder in folders:
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(folder)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(fd)
 
 
 def exchange(a: Path, b: Path) -> None:

@@ -42,6 +42,10 @@ class Layout:
         return self.data / "datasets"
 
     @property
+    def erasures(self) -> Path:
+        return self.data / "erasures"
+
+    @property
     def evaluations(self) -> Path:
         return self.data / "evaluations"
 

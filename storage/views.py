@@ -195,19 +195,20 @@ WITH answers AS (
 ),
 request_feedback AS (
     SELECT date, decision_type, request_id, kind, metric,
-           max_by(f.value, (f.ts, feedback_id)) AS value, max(f.ts) AS ts
+           max_by(struct_pack(value := f.value, author := f.author), (f.ts, feedback_id)) AS latest, max(f.ts) AS ts
     FROM feedback AS f
     JOIN (SELECT date, decision_type, request_id, decision_id FROM decisions) USING (date, decision_id)
     GROUP BY date, decision_type, request_id, kind, metric
 ),
 said AS (
     SELECT date, decision_type, request_id,
-           max_by(value ->> '$', ts) FILTER (
+           max_by(struct_pack(answer := value ->> '$', author), ts) FILTER (
                kind = 'demonstration'
                AND CASE WHEN json_valid(value ->> '$') THEN json_type(value ->> '$') END = 'OBJECT'
            ) AS demonstration,
            map_from_entries(list((metric, {_NUMBER})) FILTER (kind = 'metric' AND {_NUMBER} IS NOT NULL)) AS feedback
-    FROM request_feedback GROUP BY date, decision_type, request_id
+    FROM (SELECT *, latest.value AS value, latest.author AS author FROM request_feedback)
+    GROUP BY date, decision_type, request_id
 ),
 episodes AS (
     SELECT episode_id,
@@ -217,7 +218,7 @@ episodes AS (
 SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d.room_id, d.episode_id, d.subject_ids,
        d.messages, d.tools, d.tags,
        CASE
-           WHEN said.demonstration IS NOT NULL THEN said.demonstration
+           WHEN said.demonstration IS NOT NULL THEN said.demonstration.answer
            WHEN original.decision IS NOT NULL THEN original.decision
            ELSE custom.decision
        END AS label,
@@ -226,7 +227,7 @@ SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d
            WHEN original.decision IS NOT NULL THEN 'original'
            WHEN custom.decision IS NOT NULL THEN 'custom'
        END AS label_source,
-       said.demonstration,
+       said.demonstration.answer AS demonstration, said.demonstration.author AS demonstrated_by,
        original.decision_id AS original_decision_id, original.decision AS original_decision,
        custom.decision_id AS custom_decision_id, custom.decision AS custom_decision,
        custom.model AS custom_model, custom.confidence AS custom_confidence,

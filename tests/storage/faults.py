@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,9 +14,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import storage
+import orjson
+
+import storage.erase
+import storage.erase_datasets
 from reasoning.spool import SegmentWriter
 from storage.compact import compact_decisions
+from storage.erase import erase_subject
 from storage.errors import DataFolderBusy
 from storage.land import land_decisions
 from storage.layout import Layout
@@ -24,7 +30,7 @@ from storage.table import list_partitions
 from tests.storage.logs import make_decision
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__])
+_context.set_forkserver_preload([__name__, "storage.ledger"])
 
 
 @contextmanager
@@ -48,6 +54,9 @@ def _play(ready: Connection, role: Callable[..., None], *arguments: object) -> N
     role(*arguments)
 
 
+FORGOTTEN = "ann"  # whom `erase` erases: of every eighth decision, which `write` does not acknowledge
+
+
 def write(data: Path, acknowledged: Path) -> None:
     """Record for ever; an id is acknowledged, by one write to a file of its own, after `write` returned True."""
     writer = SegmentWriter(data / "spool", max_bytes=20_000, sync_interval=0.05)
@@ -57,7 +66,10 @@ def write(data: Path, acknowledged: Path) -> None:
         n += 1
         ts = datetime.now(UTC) - timedelta(days=n % 3)
         decision = make_decision(ts, decision_type=("planning", "should_respond")[n % 2], episode_id="x" * (n % 700))
-        if writer.write(decision):
+        if n % 8 == 0:
+            decision.subject_ids = [FORGOTTEN]
+            writer.write(decision)
+        elif writer.write(decision):
             os.write(fd, decision.decision_id.bytes)
 
 
@@ -78,6 +90,29 @@ def compact(data: Path, method: str) -> None:
             continue
 
 
+def erase(data: Path) -> None:
+    while True:
+        try:
+            erase_subject(data, FORGOTTEN, threads=1, lock_timeout=5)
+        except DataFolderBusy:
+            continue
+
+
+def read(data: Path, reads: int, rows: int, out: Path) -> None:
+    """Count `rows` decisions so often; how often that was right, wrong or failed is written to `out`."""
+    counts = Counter[str]()
+    for _ in range(reads):
+        try:
+            found = storage.sql(
+                data, "SELECT count(*), count(DISTINCT decision_id), count(messages) FROM decisions", threads=1
+            )
+        except Exception as error:
+            counts[repr(error)] += 1
+        else:
+            counts["right" if found.rows == [(rows, rows, rows)] else f"wrong: {found.rows}"] += 1
+    out.write_bytes(orjson.dumps(counts))
+
+
 def churn(data: Path, method: str) -> None:
     """Rewrite every partition over and over, although it is one file already."""
     layout = Layout(data)
@@ -87,3 +122,27 @@ def churn(data: Path, method: str) -> None:
                 with data_lock(layout, "churning"):
                     recover(layout)
                     rewrite_partition(con, layout, key, method=method)  # type: ignore[arg-type]
+
+
+def erase_until(data: Path, subject_id: str, step: int) -> None:
+    """Erase, and be killed by SIGKILL before the step of this number (from 0)."""
+    steps = itertools.count()
+
+    def killing(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **keywords: object) -> object:
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return call
+
+    for module, name in (
+        (storage.erase, "write_atomic"),
+        (storage.erase, "erase_lines"),
+        (storage.erase_datasets, "_swap"),
+        (storage.erase, "_erase_quarantine"),
+        (storage.erase, "rewrite_partition"),
+        (storage.erase, "_erase_spool"),
+    ):
+        setattr(module, name, killing(getattr(module, name)))
+    storage.erase.erase_subject(data, subject_id, threads=1)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
+import shutil
+import signal
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import orjson
 import pyarrow as pa
@@ -13,11 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
+from reasoning.records import Decision, Feedback
 from reasoning.spool import SegmentWriter, frame_line
 from storage import erase
 from storage.erase import erase_subject
 from storage.land import land_decisions
 from storage.quarantine import read_quarantine
+from tests.storage import faults
 from tests.storage.logs import NOON, landed_ids, make_decision, make_feedback, to_line, write_lines, write_segment
 
 
@@ -45,9 +52,9 @@ def make_pair(second: int, **values: object) -> list:
     return [ann, other]
 
 
-def write_dataset(data: Path, rows: list[tuple[str, str, str]]) -> Path:
-    """(split, decision_id, text) in the form that docs/architecture.md gives."""
-    folder = data / "datasets" / "should_respond" / "d1"
+def write_dataset(data: Path, rows: list[tuple[str, Decision, str]], name: str = "d1", *, old: bool = False) -> Path:
+    """(split, decision, text) in the form that docs/architecture.md gives, or in that of before `subject_ids`."""
+    folder = data / "datasets" / "should_respond" / name
     folder.mkdir(parents=True)
     splits = {}
     side = []
@@ -62,17 +69,20 @@ def write_dataset(data: Path, rows: list[tuple[str, str, str]]) -> Path:
             {
                 "split": split,
                 "line": n,
-                "decision_id": row[1],
+                "decision_id": str(row[1].decision_id),
+                "request_id": str(row[1].request_id),
                 "episode_id": None,
                 "ts": NOON,
-                "label_source": "original",
+                "label_source": "demonstration" if row[2] == "shown" else "original",
             }
+            | ({} if old else {"subject_ids": row[1].subject_ids})
             for n, row in enumerate(mine)
         ]
     pq.write_table(pa.Table.from_pylist(side), folder / "rows.parquet")
     manifest = {
         "splits": splits,
         "dropped": {"invalid": 2},
+        "faults": {"label: action 'zz-ann' is none of RESPOND": 2},
         "label_sources": {"original": len(rows)},
         "rows_sha256": "",
     }
@@ -80,9 +90,23 @@ def write_dataset(data: Path, rows: list[tuple[str, str, str]]) -> Path:
     return folder
 
 
-def test_log_spool_quarantine_and_datasets_are_cleared_and_models_named(tmp_path: Path) -> None:
+def add_models(data: Path, *datasets: str) -> None:
+    """A model trained on each dataset, which was uploaded."""
     from storage.ledger import open_ledger
 
+    with open_ledger(data) as ledger:
+        facts = {"decision_type": "should_respond", "now": NOON}
+        for name in datasets:
+            counts = {"train_sha256": "", "train_rows": 3, "validation_rows": 0}
+            ledger.add(
+                "datasets", id=name, state="ready", dataset=name, train_file_id=f"file-{name}", **counts, **facts
+            )
+            ledger.add(
+                "models", id=f"m-{name}", state="trained", dataset_id=name, base_model="b", model_object_id="o", **facts
+            )
+
+
+def test_log_spool_quarantine_and_datasets_are_cleared_and_models_named(tmp_path: Path) -> None:
     landed = [*make_pair(1), *make_pair(2, decision_type="planning")]
     feedback = [
         make_feedback(decision_id=landed[0].decision_id, value="on zz-ann's decision"),
@@ -95,28 +119,13 @@ def test_log_spool_quarantine_and_datasets_are_cleared_and_models_named(tmp_path
     folder = write_dataset(
         tmp_path,
         [
-            ("train", str(landed[1].decision_id), "bob"),
-            ("train", str(landed[0].decision_id), "zz-ann"),
-            ("train", str(make_decision().decision_id), "carl"),
-            ("holdout", str(landed[3].decision_id), "bob"),
+            ("train", landed[1], "bob"),
+            ("train", landed[0], "zz-ann"),
+            ("train", make_decision(), "carl"),
+            ("holdout", landed[3], "bob"),
         ],
     )
-    with open_ledger(tmp_path) as ledger:
-        facts = {"decision_type": "should_respond", "now": NOON}
-        for name in ("d1", "d2"):  # of which d1 has rows of hers
-            ledger.add(
-                "datasets",
-                id=name,
-                state="ready",
-                dataset=name,
-                train_sha256="",
-                train_rows=3,
-                validation_rows=0,
-                **facts,
-            )
-            ledger.add(
-                "models", id=f"m-{name}", state="trained", dataset_id=name, base_model="b", model_object_id="o", **facts
-            )
+    add_models(tmp_path, "d1", "d2")  # of which d1 has rows of hers
     sealed = make_pair(4)
     write_segment(tmp_path, sealed)
     writer = SegmentWriter(tmp_path / "spool")
@@ -130,10 +139,13 @@ def test_log_spool_quarantine_and_datasets_are_cleared_and_models_named(tmp_path
     assert (report.decisions, report.feedback, report.spool, report.quarantine) == (3, 2, 2, 1)
     assert report.unreadable == 1
     assert report.datasets == {"should_respond/d1": 1}
-    assert report.models == ["m-d1"]
+    assert (report.models, report.provider_files) == (["m-d1"], ["file-d1"])
+    assert (report.undecided, report.resumed) == ({}, False)
     manifest = orjson.loads((folder / "manifest.json").read_bytes())
     assert manifest["dropped"] == {"invalid": 2, "erased": 1}
-    assert manifest["splits"]["train"]["rows"] == 2
+    assert manifest["faults"] == {"not kept since an erasure": 2}
+    train = manifest["splits"]["train"]
+    assert (train["rows"], train["episodes"], train["first"]) == (2, 2, "2026-11-20T12:00:00.000000Z")
     for split in ("train", "validation", "holdout"):
         content = (folder / f"{split}.jsonl").read_bytes()
         assert manifest["splits"][split]["sha256"] == hashlib.sha256(content).hexdigest()
@@ -175,7 +187,7 @@ def test_an_erasure_that_failed_is_finished_by_the_next(tmp_path: Path, monkeypa
     decisions = make_pair(1)
     write_segment(tmp_path, [*decisions, make_feedback(decision_id=decisions[0].decision_id, value="zz-ann")])
     land_decisions(tmp_path)
-    write_dataset(tmp_path, [("train", str(decisions[0].decision_id), "zz-ann")])
+    write_dataset(tmp_path, [("train", decisions[0], "zz-ann")])
     rewrite = erase.rewrite_partition
 
     def fail(con: object, layout: object, key: object, **arguments: object) -> int:
@@ -191,37 +203,115 @@ def test_an_erasure_that_failed_is_finished_by_the_next(tmp_path: Path, monkeypa
     assert occurrences(tmp_path, b"zz-ann") == []
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
-def test_feedback_is_found_again_after_a_kill_at_any_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
-) -> None:
-    """Feedback that landed on a decision still in the spool, and the other way round."""
-    landed, spooled = make_pair(1)[0], make_pair(2)[0]
-    write_segment(tmp_path, [landed, make_feedback(decision_id=spooled.decision_id, value="on zz-ann, landed")])
+def fill_everything(data: Path) -> tuple[list[Decision], list[Feedback], list[UUID]]:
+    """Rows of hers wherever rows are; a decision in the spool that feedback has landed on, and the other way round.
+
+    What is still to be written to the spool, and the ids of what is others'.
+    """
+    landed, spooled, expired = make_pair(1), make_pair(2), make_pair(3)
+    write_segment(data, [*landed, make_feedback(decision_id=spooled[0].decision_id, value="on zz-ann, landed")])
+    write_lines(data, [to_line(make_pair(4)[0])[:-1], b"garbage\n"])
+    land_decisions(data)
+    write_dataset(data, [("train", landed[0], "zz-ann"), ("train", landed[1], "bob"), ("train", spooled[1], "bob")])
+    write_dataset(data, [("train", expired[1], "bob"), ("holdout", expired[0], "zz-ann")], "d2")
+    write_dataset(data, [("train", expired[1], "bob")], "d3")
+    add_models(data, "d1", "d2", "d3")
+    feedback = make_feedback(decision_id=landed[0].decision_id, value="on zz-ann, spooled")
+    return spooled, [feedback], [landed[1].decision_id, spooled[1].decision_id]
+
+
+def kill_erasures(folder: Path, steps: Iterable[int]) -> int:
+    """SIGKILL a process that erases before each of these steps, and erase again. Returns how many were killed."""
+    template = folder / "template"
+    spooled, feedback, kept = fill_everything(template)
+    for step in steps:
+        data = folder / str(step)
+        shutil.copytree(template, data)
+        writers = SegmentWriter(data / "spool"), SegmentWriter(data / "spool")
+        assert all(writers[0].write(record) for record in spooled) and writers[1].write(feedback[0])
+        with faults.started(faults.erase_until, data, "zz-ann", step) as process:
+            process.join()
+        if process.exitcode == 0:
+            return step
+        assert process.exitcode == -signal.SIGKILL
+        report = erase_subject(data, "zz-ann")
+        for writer in writers:
+            writer.close()
+        assert occurrences(data, b"zz-ann") == [], step
+        # The models of what the killed one got to are named all the same.
+        assert (report.models, report.provider_files) == (["m-d1", "m-d2"], ["file-d1", "file-d2"]), step
+        assert report.datasets == {"should_respond/d1": 1, "should_respond/d2": 1}
+        assert report.resumed == (step > 0)
+        assert not list((data / "erasures").iterdir())
+        for name, lines in (("d1", 2), ("d2", 1), ("d3", 1)):
+            dataset = data / "datasets" / "should_respond" / name
+            rows = pq.read_table(dataset / "rows.parquet").num_rows
+            assert rows == lines == sum(len(path.read_bytes().splitlines()) for path in dataset.glob("*.jsonl"))
+        land_decisions(data)
+        assert landed_ids(data) == kept
+    return len(list(steps))
+
+
+def test_a_killed_erasure_is_finished_by_the_next(tmp_path: Path) -> None:
+    assert kill_erasures(tmp_path, [1, 4, 7, 9]) == 4
+
+
+@pytest.mark.torture
+def test_an_erasure_killed_at_every_step_is_finished_by_the_next(tmp_path: Path) -> None:
+    steps = kill_erasures(tmp_path, range(100))
+    assert 9 < steps < 100
+    print(steps, "erasures killed")
+
+
+def test_dataset_rows_are_found_after_their_decisions_expired(tmp_path: Path) -> None:
+    old, shown, live = make_pair(1), make_pair(2)[1], make_pair(3)[1]
+    write_segment(tmp_path, [live, make_feedback(decision_id=live.decision_id, **SHOWN)])
     land_decisions(tmp_path)
-    writer, other = SegmentWriter(tmp_path / "spool"), SegmentWriter(tmp_path / "spool")
-    assert writer.write(spooled)
-    assert other.write(make_feedback(decision_id=landed.decision_id, value="on zz-ann, spooled"))
-    steps = []
+    shown.subject_ids = ["bob", "zz-ann"]  # as an export says it of who demonstrated
+    rows = [
+        ("train", old[0], "zz-ann"),
+        ("holdout", old[1], "bob"),
+        ("train", shown, "shown"),
+        ("train", live, "shown"),
+    ]
+    write_dataset(tmp_path, rows)
+    report = erase_subject(tmp_path, "zz-ann")
+    assert (report.datasets, report.undecided) == ({"should_respond/d1": 3}, {})
+    assert (report.decisions, report.feedback) == (0, 1)
 
-    def killing(function: object) -> object:
-        def call(*arguments: object, **keywords: object) -> object:
-            steps.append(function)
-            if len(steps) == stop_at:
-                raise KeyboardInterrupt
-            return function(*arguments, **keywords)  # type: ignore[operator]
 
-        return call
+SHOWN = {"metric": "demonstration", "kind": "demonstration", "author": "zz-ann", "value": '{"action":"STOP"}'}
 
-    with monkeypatch.context() as patch:
-        for name in ("rewrite_partition", "_erase_spool"):
-            patch.setattr(erase, name, killing(getattr(erase, name)))
-        with pytest.raises(KeyboardInterrupt):
-            erase_subject(tmp_path, "zz-ann")
+
+def test_of_an_older_dataset_what_the_text_does_not_tell_is_counted_and_kept(tmp_path: Path) -> None:
+    expired, (hers, others) = make_pair(1), make_pair(2)
+    write_segment(tmp_path, [hers, others])
+    land_decisions(tmp_path)
+    rows = [
+        ("train", expired[0], "Bob: is zz-ann in?"),
+        ("train", expired[1], "zz-anna: yes"),
+        ("holdout", hers, "nobody is named"),
+        ("holdout", others, "zz-ann is named in a decision that is not about her"),
+    ]
+    folder = write_dataset(tmp_path, rows, old=True)
+    report = erase_subject(tmp_path, "zz-ann")
+    assert (report.datasets, report.undecided) == ({"should_respond/d1": 2}, {"should_respond/d1": 1})
+    assert [b"zz-anna" in line for line in (folder / "train.jsonl").read_bytes().splitlines()] == [True]
+    assert (folder / "holdout.jsonl").read_bytes().count(b"zz-ann") == 1
+    assert erase_subject(tmp_path, "zz-ann").undecided == {"should_respond/d1": 1}
+
+
+def test_what_a_killed_export_left_is_removed_and_a_running_ones_is_not(tmp_path: Path) -> None:
+    write_segment(tmp_path, make_pair(1))
+    homes = [tmp_path / "datasets" / "should_respond" / f".export-{n}" for n in range(2)]
+    for home in homes:
+        home.mkdir(parents=True)
+        (home / "scratch.duckdb").write_text("zz-ann: my secret")
+    held = os.open(homes[1], os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
     erase_subject(tmp_path, "zz-ann")
-    assert occurrences(tmp_path, b"zz-ann") == []
-    writer.close()
-    other.close()
+    os.close(held)
+    assert [home.exists() for home in homes] == [False, True]
 
 
 def test_quarantined_lines_of_others_stay_and_odd_ones_do_no_harm(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from uuid import UUID
 
 import duckdb
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -58,61 +60,86 @@ def check_against(data: Path, acknowledged: set[UUID]) -> dict[str, int]:
     }
     assert reasons <= {"torn"}
     assert not [path for path in data.rglob("*") if path.suffix in (".tmp", ".seal", ".open") and path.stat().st_size]
+    forgotten = storage.sql(data, "SELECT decision_id FROM decisions WHERE len(subject_ids) > 0").rows
     return {
         "acknowledged": len(acknowledged),
         "lost": len(acknowledged - set(ids)),
         "doubled": len(ids) - len(set(ids)),
-        "extra": len(set(ids) - acknowledged),
+        "extra": len(set(ids) - acknowledged - {row[0] for row in forgotten}),
     }
 
 
-def kill_for(data: Path, kills: int, method: str, seed: int) -> dict[str, int]:
+def kill_for(
+    folder: Path, writer_kills: int, method: str, seed: int, *, others: tuple[str, ...] = ("lander", "compactor")
+) -> Counter[str]:
+    """Two writers, killed so many times in turn, beside others that are killed as often. Counts of what came of it."""
     rng = random.Random(seed)
-    Layout(data / "data").create()
-    acks = data / "acks"
+    data = folder / "data"
+    Layout(data).create()
+    acks = folder / "acks"
     acks.mkdir()
+    counts: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
-        roles: dict[str, Callable[[], BaseProcess]] = {
-            "writer": lambda: stack.enter_context(
-                faults.started(faults.write, data / "data", acks / str(rng.random()))
-            ),
-            "lander": lambda: stack.enter_context(faults.started(faults.land, data / "data")),
-            "compactor": lambda: stack.enter_context(faults.started(faults.compact, data / "data", method)),
-        }
-        running = {name: start() for name, start in roles.items()}
-        for _ in range(kills):
-            time.sleep(rng.random() * 0.25)
-            name = rng.choice(list(roles))
-            assert running[name].is_alive(), f"{name} died by itself"
-            running[name].kill()
-            running[name].join()
-            running[name] = roles[name]()
+
+        def start(name: str) -> BaseProcess:
+            roles: dict[str, tuple[Callable[..., None], tuple[object, ...]]] = {
+                "writer": (faults.write, (data, acks / str(rng.random()))),
+                "lander": (faults.land, (data,)),
+                "compactor": (faults.compact, (data, method)),
+                "eraser": (faults.erase, (data,)),
+            }
+            role, arguments = roles[name.partition(" ")[0]]
+            return stack.enter_context(faults.started(role, *arguments))
+
+        running = {name: start(name) for name in ("writer 1", "writer 2", *others)}
+        for n in range(writer_kills):
+            for name in (f"writer {n % 2 + 1}", rng.choice(others)):
+                time.sleep(rng.random() * 0.15)
+                assert running[name].is_alive(), f"{name} died by itself"
+                running[name].kill()
+                running[name].join()
+                running[name] = start(name)
+                counts[f"{name.partition(' ')[0]}s killed"] += 1
     acknowledged = {
         UUID(bytes=content[at : at + 16])
         for path in acks.iterdir()
         for content in [path.read_bytes()]
         for at in range(0, len(content) - 15, 16)
     }
-    return check_against(data / "data", acknowledged)
+    if "eraser" in others:
+        erase_subject(data, faults.FORGOTTEN)
+        assert storage.sql(data, "SELECT count(*) FROM decisions WHERE len(subject_ids) > 0").rows == [(0,)]
+    counts.update(check_against(data, acknowledged))
+    return counts
 
 
-def test_kills_of_writer_lander_and_compactor(tmp_path: Path) -> None:
-    counts = kill_for(tmp_path, 10, "both", seed=1)
+def test_kills_of_writers_lander_and_compactor(tmp_path: Path) -> None:
+    counts = kill_for(tmp_path, 6, "both", seed=1)
     assert counts["acknowledged"] > 0
     assert (counts["lost"], counts["doubled"]) == (0, 0)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("method", ["exchange", "manifest"])
-def test_a_thousand_kills(tmp_path: Path, method: str) -> None:
-    kills = int(os.environ.get("TORTURE_KILLS", "500"))
-    for seed in range(-(-kills // 50)):  # a new folder from time to time, or compaction takes all the time
-        data = tmp_path / str(seed)
-        data.mkdir()
-        counts = kill_for(data, min(50, kills - 50 * seed), method, seed)
-        print(method, seed, counts, flush=True)
-        assert (counts["lost"], counts["doubled"]) == (0, 0)
+@pytest.mark.parametrize(
+    ("method", "others", "share"),
+    [
+        ("exchange", ("lander", "compactor"), 0.4),
+        ("manifest", ("lander", "compactor"), 0.4),
+        ("both", ("lander", "compactor", "eraser"), 0.2),
+    ],
+)
+def test_a_thousand_kills(tmp_path: Path, method: str, others: tuple[str, ...], share: float) -> None:
+    """`TORTURE_KILLS` writers in all (by default 1,000), and as many of the others."""
+    left = round(share * int(os.environ.get("TORTURE_KILLS", "1000")))
+    total: Counter[str] = Counter()
+    for seed in range(-(-left // 50)):  # a new folder from time to time, or compaction takes all the time
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        total += kill_for(folder, min(50, left - 50 * seed), method, seed, others=others)
+        shutil.rmtree(folder)
+        print(method, *others, dict(total), flush=True)
+        assert not total["lost"] and not total["doubled"]
 
 
 class FailingCalls:
@@ -208,32 +235,36 @@ def fail_each(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPa
     print(verb, failures, "failures survived")
 
 
-def read_beside_a_compactor(data: Path, method: str, reads: int) -> int:
-    decisions = [make_decision(d.ts, decision_type=kind) for kind in ("a", "b") for d in make_days(3, 50, NOON)]
-    write_segment(data, decisions)
+def read_beside_a_compactor(folder: Path, method: str, reads: int) -> Counter[str]:
+    """Two processes that read so often together, while a third rewrites every partition for ever."""
+    data = folder / "data"
+    write_segment(
+        data, [make_decision(d.ts, decision_type=kind) for kind in ("a", "b") for d in make_days(3, 50, NOON)]
+    )
     land_decisions(data)
-    wrong = 0
-    with faults.started(faults.churn, data, method) as compactor:
-        for _ in range(reads):
-            rows = storage.sql(
-                data, "SELECT count(*), count(DISTINCT decision_id), count(messages) FROM decisions", threads=1
-            )
-            wrong += rows.rows != [(300, 300, 300)]
+    with contextlib.ExitStack() as stack:
+        compactor = stack.enter_context(faults.started(faults.churn, data, method))
+        outs = [folder / "reader-1", folder / "reader-2"]
+        readers = [stack.enter_context(faults.started(faults.read, data, reads // 2, 300, out)) for out in outs]
+        for reader in readers:
+            reader.join()
         assert compactor.is_alive()
-    return wrong
+    return sum((Counter(orjson.loads(out.read_bytes())) for out in outs), Counter())
 
 
 @pytest.mark.parametrize("method", ["exchange", "manifest"])
 def test_readers_beside_a_constant_compactor(tmp_path: Path, method: str) -> None:
-    assert read_beside_a_compactor(tmp_path, method, 12) == 0
+    assert read_beside_a_compactor(tmp_path, method, 16) == {"right": 16}
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("method", ["exchange", "manifest"])
 def test_ten_thousand_reads_beside_a_constant_compactor(tmp_path: Path, method: str) -> None:
-    reads = int(os.environ.get("TORTURE_READS", "5000"))
-    assert read_beside_a_compactor(tmp_path, method, reads) == 0
+    reads = int(os.environ.get("TORTURE_READS", "10000")) // 2
+    counts = read_beside_a_compactor(tmp_path, method, reads)
+    print(method, dict(counts), flush=True)
+    assert counts == {"right": reads}
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounting needs root")

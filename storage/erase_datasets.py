@@ -1,0 +1,194 @@
+"""Erasure from the exported datasets: which lines are about a person, and the datasets without them.
+
+A line is the person's when its decision is among those that are being erased from the log, or when `subject_ids` in
+`rows.parquet` names them: so a line is found after its decision has expired, too. Datasets of before that column was
+written say nothing of their expired rows; there the text of the line decides, and what it does not is counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import duckdb
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.files import exchange, remove_abandoned, remove_tree, sync, write_atomic
+from storage.layout import Layout
+from storage.rewrite import CANNOT_EXCHANGE
+from storage.views import literal_path
+
+Line = tuple[str, int]  # (split, number from 0)
+
+_STAGED = ".erase-"
+_EXPORTING = ".export-"  # of `quality.dataset`, whose owner holds a lock on it
+
+
+@dataclass
+class DatasetLines:
+    """The lines of the person by dataset folder, and how many lines of it nobody can tell whom they are about."""
+
+    found: dict[Path, list[Line]] = field(default_factory=dict)
+    undecided: dict[Path, int] = field(default_factory=dict)
+
+
+def dataset_name(folder: Path) -> str:
+    """`<decision_type>/<dataset_id>`."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def list_datasets(layout: Layout) -> list[Path]:
+    """The folders of all datasets, sorted."""
+    return sorted(path.parent for path in layout.datasets.glob("*/*/rows.parquet"))
+
+
+def find_lines(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> DatasetLines:
+    """Search every dataset.
+
+    For a connection with the tables `subject`, `erased` and `taught` of `storage.erase`. What killed exports and
+    erasures left is removed: nobody will look for the person there again.
+    """
+    for stale in layout.datasets.glob(f"*/{_STAGED}*"):
+        remove_tree(stale)
+    remove_abandoned(layout.datasets.glob(f"*/{_EXPORTING}*"))
+    lines = DatasetLines()
+    for dataset in list_datasets(layout):
+        side = dataset / "rows.parquet"
+        file = [literal_path(side)]
+        names = pq.read_schema(side).names
+        named = "list_contains(subject_ids, (SELECT id FROM subject))" if "subject_ids" in names else "false"
+        found = con.execute(
+            f"""
+            SELECT split, line FROM read_parquet($1)
+            WHERE decision_id::UUID IN (SELECT decision_id FROM erased)
+               OR request_id::UUID IN (SELECT request_id FROM erased)
+               OR label_source = 'demonstration' AND request_id::UUID IN (SELECT request_id FROM taught)
+               OR {named}
+            """,  # noqa: S608 - constants
+            file,
+        ).fetchall()
+        if "subject_ids" not in names:
+            unknown = con.execute(
+                """
+                SELECT split, line FROM read_parquet($1)
+                WHERE decision_id::UUID NOT IN (SELECT decision_id FROM decisions)
+                  AND decision_id::UUID NOT IN (SELECT decision_id FROM erased)
+                """,
+                file,
+            ).fetchall()
+            named_in_text = _naming(dataset, set(unknown) - set(found), subject_id)
+            found += named_in_text
+            if rest := len(set(unknown) - set(found)):
+                lines.undecided[dataset] = rest
+        if found:
+            lines.found[dataset] = found
+    return lines
+
+
+def _naming(dataset: Path, lines: set[Line], subject_id: str) -> list[Line]:
+    """Those of the lines in whose text the person's id stands as a word of its own."""
+    name = re.compile(rf"(?<!\w){re.escape(orjson.dumps(subject_id)[1:-1].decode())}(?!\w)")
+    found = []
+    for split in {split for split, _ in lines}:
+        with (dataset / f"{split}.jsonl").open(encoding="utf-8") as file:
+            found += [(split, n) for n, text in enumerate(file) if (split, n) in lines and name.search(text)]
+    return found
+
+
+def erase_faults(dataset: Path, subject_id: str) -> None:
+    """Take out of the manifest what rows that are not in the dataset were invalid for, if that names the person."""
+    path = dataset / "manifest.json"
+    manifest = orjson.loads(path.read_bytes())
+    if any(subject_id in fault for fault in manifest.get("faults", {})):
+        _forget_faults(manifest)
+        write_atomic(path, _dump(manifest))
+
+
+def _forget_faults(manifest: dict[str, Any]) -> None:
+    if faults := sum(manifest.get("faults", {}).values()):
+        manifest["faults"] = {"not kept since an erasure": faults}
+
+
+def erase_lines(dataset: Path, lines: list[Line]) -> None:
+    """Put a copy of a dataset without these lines in its place. The manifest counts them as dropped: `erased`."""
+    staged = dataset.parent / f"{_STAGED}{uuid4().hex}"
+    try:
+        shutil.copytree(dataset, staged)
+        side = _drop_rows(pq.read_table(staged / "rows.parquet"), set(lines))
+        pq.write_table(side, staged / "rows.parquet", compression="zstd")
+        hashes = {}
+        for split in {split for split, _ in lines}:
+            gone = {line for name, line in lines if name == split}
+            hashes[split] = _drop_lines(staged / f"{split}.jsonl", gone)
+        _amend_manifest(staged / "manifest.json", hashes, side, len(lines))
+        for path in (*staged.rglob("*"), staged):
+            sync(path)
+        _swap(staged, dataset)
+    finally:
+        remove_tree(staged)
+
+
+def _drop_rows(side: pa.Table, gone: set[Line]) -> pa.Table:
+    """The side file without these rows, the lines of every split numbered anew from 0."""
+    pairs = list(zip(side["split"].to_pylist(), side["line"].to_pylist(), strict=True))
+    kept = side.filter(pa.array([pair not in gone for pair in pairs], pa.bool_()))
+    seen: Counter[str] = Counter()
+    lines = []
+    for name in kept["split"].to_pylist():
+        lines.append(seen[name])
+        seen[name] += 1
+    at = kept.column_names.index("line")
+    return kept.set_column(at, kept.schema.field(at), pa.array(lines, kept.schema.field(at).type))
+
+
+def _drop_lines(path: Path, gone: set[int]) -> str:
+    """Rewrite a file without these lines; its SHA-256."""
+    with path.open("rb") as file:
+        content = b"".join(line for number, line in enumerate(file) if number not in gone)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _amend_manifest(path: Path, hashes: dict[str, str], side: pa.Table, erased: int) -> None:
+    manifest = orjson.loads(path.read_bytes())
+    rows = side.select(["split", "episode_id", "request_id", "ts"]).to_pylist()
+    for name, sha256 in hashes.items():
+        mine = [row for row in rows if row["split"] == name]
+        times = sorted(row["ts"] for row in mine)
+        manifest["splits"][name].update(
+            rows=len(mine),
+            episodes=len({row["episode_id"] or row["request_id"] for row in mine}),
+            first=f"{times[0]:%Y-%m-%dT%H:%M:%S.%fZ}" if times else None,
+            last=f"{times[-1]:%Y-%m-%dT%H:%M:%S.%fZ}" if times else None,
+            sha256=sha256,
+            answers={},  # the most frequent answers are texts of rows, perhaps of those
+        )
+    _forget_faults(manifest)  # they may quote a row, and whose it was is not known
+    manifest["rows_sha256"] = hashlib.sha256(path.with_name("rows.parquet").read_bytes()).hexdigest()
+    manifest["label_sources"] = dict(sorted(Counter(side["label_source"].to_pylist()).items()))
+    manifest["dropped"]["erased"] = manifest["dropped"].get("erased", 0) + erased
+    path.write_bytes(_dump(manifest))
+
+
+def _dump(manifest: dict[str, Any]) -> bytes:
+    return orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
+
+
+def _swap(new: Path, old: Path) -> None:
+    try:
+        exchange(new, old)
+    except OSError as error:
+        if error.errno not in CANNOT_EXCHANGE:
+            raise
+        # Two steps where the system has no exchange: killed between them, the dataset is gone, not half of it.
+        remove_tree(old)
+        new.rename(old)
+    sync(old.parent)
