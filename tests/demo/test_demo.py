@@ -22,9 +22,6 @@ ONE_ROUND_USD = Decimal("5.49")  # two deployments, half an hour between two rou
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-pytestmark = pytest.mark.xdist_group("demo")  # one demo for all tests
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished demo: its folder, and what it printed."""
