@@ -24,6 +24,7 @@ from gateway.record import Recorder
 from gateway.security import Admission, Guard
 from gateway.sessions import Sessions
 from gateway.settings import Settings, load_settings
+from gateway.shadow import Shadows
 from gateway.state import State
 from gateway.tracing import Tracer, open_tracer
 from gateway.upstream import Pool, open_session
@@ -90,6 +91,8 @@ class Gateway:
             stack.push_async_callback(asyncio.to_thread, recorder.close)
             sessions = Sessions(config.data / "gateway.sqlite")
             stack.callback(sessions.close)
+            shadows = Shadows(metrics, workers=config.shadow_workers, queue=config.shadow_queue)
+            stack.push_async_callback(shadows.close)
             client = AsyncDecisionClient(config=config, agent_id=config.agent_id or "gateway")
             stack.push_async_callback(client.close)
             stack.callback(self._tracer.close)
@@ -104,8 +107,11 @@ class Gateway:
                 metrics=metrics,
                 recorder=recorder,
                 sessions=sessions,
+                shadows=shadows,
                 classifier=load_classifier(settings.coding_classifier, settings.coding_threshold),
-                coding=CodingModel(config, http, idle_timeout_s=settings.coding_idle_timeout_s),
+                coding=CodingModel(
+                    config, http, idle_timeout_s=settings.coding_idle_timeout_s, tools=settings.coding_tools
+                ),
                 prompt_kinds=read_kinds(settings.prompts, config.decision_types),
                 client=client,
             )

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import orjson
 
-from gateway.errors import ModelAnswerError
+from gateway.errors import ModelAnswerError, Untranslatable
 from gateway.exchange import Exchange
 from gateway.sse import encode_event
 from gateway.translate import to_message
 from gateway.translate_stream import ChatStream, error_event
+from gateway.turns import in_text, is_asked_in_text
 from reasoning.breaker import CircuitBreaker
+from reasoning.completion import measure_confidence, read_completion
 from reasoning.config import Config, api_key_for
-from reasoning.errors import RoutesError
+from reasoning.errors import CallFailed, RoutesError
 from reasoning.lease import RoutesLease
 from reasoning.records import FallbackReason
 from reasoning.routes import Arm, Route, choose_arm
@@ -47,11 +49,14 @@ class Plan:
 class Attempt:
     """What a call of the model came to. `served`: the client has got its answer, or at least its beginning."""
 
+    arm: Arm
     served: bool = False
     failed: bool = False
     reason: FallbackReason | None = None
     detail: str | None = None
     content: list[dict[str, Any]] = field(default_factory=list)
+    stop_reason: str | None = None
+    confidence: float | None = None  # only where the route asks for one
     input_tokens: int | None = None
     output_tokens: int | None = None
     latency_ms: float = 0.0
@@ -72,18 +77,23 @@ class CodingModel:
         session: aiohttp.ClientSession,
         *,
         idle_timeout_s: float = 60.0,
+        tools: str = "auto",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._session = session
         self._idle_timeout_s = idle_timeout_s
+        self._tools = tools
         self._clock = clock
         self._lease = RoutesLease(config.routes, clock)
         self._breakers: dict[tuple[str | None, str | None], CircuitBreaker] = {}
         self._active: dict[tuple[str | None, str | None], int] = {}
 
-    def plan(self, session: str) -> Plan:
-        """Who answers `session` now. A plan with an arm holds its breaker's leave: `answer` must follow."""
+    def plan(self, session: str, chat: dict[str, Any]) -> Plan:
+        """Who answers `session` now. A plan with an arm holds its breaker's leave: `answer` must follow.
+
+        Raises `Untranslatable` for what the arm that is drawn cannot be asked.
+        """
         if not self._config.enabled:
             return Plan(reason="disabled")
         route, reason = self._lease.find(DECISION_TYPE, self._clock())
@@ -95,6 +105,8 @@ class CodingModel:
             return Plan(reason="no_route", route=route)
         if drawn.source == "original":
             return Plan(route=route, drawn=drawn, probability=probability)
+        if chat.get("tool_choice", "auto") not in ("auto", "none") and is_asked_in_text(drawn, self._tools):
+            raise Untranslatable("tool_choice", "a model that writes its calls as text cannot be made to")
         replicas = [
             arm
             for arm in route.arms
@@ -111,32 +123,55 @@ class CodingModel:
         arm, route = plan.arm, plan.route
         assert arm is not None
         assert route is not None
-        breaker, place = self._breaker(arm), _place(arm)
-        attempt = Attempt()
+        attempt = Attempt(arm)
+        if chat.get("stream"):
+            await self._call(attempt, self._stream(exchange, route, chat, attempt))
+            if attempt.failed and attempt.served:
+                await self._break_off(exchange)
+        elif (message := await self._call(attempt, self._whole(route, chat, attempt))) is not None:
+            attempt.served = True
+            exchange.served_by = "custom"
+            await exchange.reply(200, orjson.dumps(message), _source_headers(arm))
+        return attempt
+
+    def may_ask(self, arm: Arm, chat: dict[str, Any]) -> bool:
+        """May this arm be asked beside the answer? Then it holds its breaker's leave, and `ask_beside` must follow."""
+        forced = chat.get("tool_choice", "auto") not in ("auto", "none")
+        return not (forced and is_asked_in_text(arm, self._tools)) and self._breaker(arm).allow()
+
+    async def ask_beside(self, arm: Arm, route: Route, chat: dict[str, Any]) -> Attempt:
+        """Ask without serving: for shadow arms."""
+        attempt = Attempt(arm)
+        whole = {key: value for key, value in chat.items() if key not in ("stream", "stream_options")}
+        await self._call(attempt, self._whole(route, whole, attempt))
+        return attempt
+
+    async def _call(self, attempt: Attempt, call: Coroutine[Any, Any, Any]) -> Any:
+        """Await one call of the model and note what became of it. None where it failed."""
+        breaker, place = self._breaker(attempt.arm), _place(attempt.arm)
         started = time.perf_counter()
         self._active[place] = self._active.get(place, 0) + 1
         settled = False
         try:
-            ask = self._stream if chat.get("stream") else self._whole
-            await ask(exchange, arm, route.deadline_ms / 1000, chat, attempt)
+            result = await call
             breaker.succeed()
             settled = True
+            return result
         except (_CallFailed, ModelAnswerError, TimeoutError, aiohttp.ClientError, OSError) as error:
             attempt.failed = True
             attempt.reason, attempt.detail = _explain(error)
-            if isinstance(error, ModelAnswerError) and error.reason == "content_filter":
-                breaker.succeed()  # the server is well: it only would not say
+            unwilling = isinstance(error, ModelAnswerError) and error.reason == "content_filter"
+            if unwilling or attempt.reason == "low_confidence":
+                breaker.succeed()  # the server is well
             else:
                 breaker.fail()
             settled = True
-            if attempt.served:
-                await self._break_off(exchange)
+            return None
         finally:
             if not settled:
                 breaker.release()
             self._active[place] -= 1
             attempt.latency_ms = (time.perf_counter() - started) * 1000
-        return attempt
 
     def breaker_states(self) -> dict[str, str]:
         """State by model and place, for the statistics."""
@@ -149,6 +184,7 @@ class CodingModel:
         return self._breakers[place]
 
     def _post(self, arm: Arm, chat: dict[str, Any]) -> Any:
+        chat = {**(in_text(chat) if is_asked_in_text(arm, self._tools) else chat), "model": arm.model}
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if key := api_key_for(self._config, arm.base_url or ""):
             headers["Authorization"] = f"Bearer {key}"
@@ -156,10 +192,12 @@ class CodingModel:
             f"{arm.base_url}{PATH}", data=orjson.dumps(chat), headers=headers, allow_redirects=False
         )
 
-    async def _whole(
-        self, exchange: Exchange, arm: Arm, deadline_s: float, chat: dict[str, Any], attempt: Attempt
-    ) -> None:
-        async with asyncio.timeout(deadline_s):
+    async def _whole(self, route: Route, chat: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
+        """The message of an answer that comes as a whole."""
+        arm = attempt.arm
+        if route.min_confidence > 0:
+            chat = {**chat, "logprobs": 1}
+        async with asyncio.timeout(route.deadline_ms / 1000):
             async with self._post(arm, chat) as response:
                 body = await _read(response)
                 if response.status != 200:
@@ -168,19 +206,22 @@ class CodingModel:
             completion = orjson.loads(body)
         except orjson.JSONDecodeError:
             raise _CallFailed("provider_error", "the answer is not JSON") from None
-        message = to_message(completion, stop_sequences=chat.get("stop", ()), model=arm.model)
-        _note(attempt, message["content"], message["usage"])
-        attempt.served = True
-        exchange.served_by = "custom"
-        await exchange.reply(200, orjson.dumps(message), _source_headers(arm))
+        in_text = is_asked_in_text(arm, self._tools)
+        message = to_message(completion, stop_sequences=chat.get("stop", ()), model=arm.model, tools_in_text=in_text)
+        _note(attempt, message["content"], message["usage"], message["stop_reason"])
+        if route.min_confidence > 0:
+            attempt.confidence = _confidence(body)
+            if attempt.confidence is None or attempt.confidence < route.min_confidence:
+                raise _CallFailed("low_confidence", f"{attempt.confidence} is less than {route.min_confidence}")
+        return message
 
-    async def _stream(
-        self, exchange: Exchange, arm: Arm, deadline_s: float, chat: dict[str, Any], attempt: Attempt
-    ) -> None:
-        stream = ChatStream(model=str(arm.model), stop_sequences=tuple(chat.get("stop", ())))
+    async def _stream(self, exchange: Exchange, route: Route, chat: dict[str, Any], attempt: Attempt) -> None:
+        arm = attempt.arm
+        in_text = is_asked_in_text(arm, self._tools)
+        stream = ChatStream(model=str(arm.model), stop_sequences=tuple(chat.get("stop", ())), tools_in_text=in_text)
         response: aiohttp.ClientResponse | None = None
         try:
-            async with asyncio.timeout(deadline_s):  # to the first piece of the answer
+            async with asyncio.timeout(route.deadline_ms / 1000):  # to the first piece of the answer
                 response = await self._post(arm, chat)
                 if response.status != 200:
                     raise _status(response.status)
@@ -200,7 +241,7 @@ class CodingModel:
                     await exchange.write(out)
             await exchange.write(b"", more=False)
         finally:
-            _note(attempt, stream.content, stream.usage)
+            _note(attempt, stream.content, stream.usage, stream.stop_reason)
             if response is not None:
                 response.close()
 
@@ -255,8 +296,15 @@ def _explain(error: Exception) -> tuple[FallbackReason, str]:
     return "provider_error", type(error).__name__
 
 
-def _note(attempt: Attempt, content: list[dict[str, Any]], usage: dict[str, int]) -> None:
-    attempt.content = content
+def _confidence(body: bytes) -> float | None:
+    try:
+        return measure_confidence("code", read_completion(200, body))
+    except CallFailed:
+        return None
+
+
+def _note(attempt: Attempt, content: list[dict[str, Any]], usage: dict[str, int], stop_reason: str | None) -> None:
+    attempt.content, attempt.stop_reason = content, stop_reason
     attempt.input_tokens = usage["input_tokens"] + usage["cache_read_input_tokens"]
     attempt.output_tokens = usage["output_tokens"]
 

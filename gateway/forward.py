@@ -27,6 +27,12 @@ class Copy:
         self.encoded = False
         self.complete = False
 
+    def note(self, response: aiohttp.ClientResponse) -> None:
+        """Keep what its head says."""
+        self.status = response.status
+        self.content_type = response.headers.get("content-type", "")
+        self.encoded = response.headers.get("content-encoding", "identity") != "identity"
+
     def add(self, part: bytes) -> None:
         self.size += len(part)
         if self.size <= MAX_COPY_BYTES:
@@ -64,6 +70,31 @@ async def forward(
         await _forward(exchange, session, pool, path, body, copy, identity)
 
 
+async def fetch(exchange: Exchange, session: aiohttp.ClientSession, pool: Pool, *, path: bytes, body: bytes) -> Copy:
+    """The answer to the client's request without sending it back, up to `MAX_COPY_BYTES`. Raises `UpstreamError`."""
+    copy = Copy()
+    upstream, response = await ask(
+        session,
+        pool,
+        exchange.method,
+        path,
+        exchange.query,
+        lambda chosen: forwarded_headers(exchange.headers, exchange.admission, chosen.settings.api_key, identity=True),
+        body,
+    )
+    try:
+        copy.note(response)
+        while copy.size <= MAX_COPY_BYTES and (chunk := await response.content.readany()):
+            copy.add(chunk)
+        copy.complete = response.content.at_eof()
+    except (aiohttp.ClientError, ConnectionError, TimeoutError):
+        raise UpstreamError(f"{pool.name} broke off its answer") from None
+    finally:
+        upstream.active -= 1
+        response.release() if copy.complete else response.close()
+    return copy
+
+
 async def _forward(
     exchange: Exchange,
     session: aiohttp.ClientSession,
@@ -95,9 +126,7 @@ async def _forward(
 async def _send_back(exchange: Exchange, response: aiohttp.ClientResponse, copy: Copy | None) -> None:
     headers = returned_headers(response.raw_headers)
     if copy is not None:
-        copy.status = response.status
-        copy.content_type = response.headers.get("content-type", "")
-        copy.encoded = response.headers.get("content-encoding", "identity") != "identity"
+        copy.note(response)
     if response.status in (204, 304):
         headers = [header for header in headers if header[0] != b"content-length"]
     await exchange.start(response.status, headers)

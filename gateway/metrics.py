@@ -50,6 +50,17 @@ class Metrics:
             registry=r,
         )
         self.spend = Counter("reasoning_gateway_spend_usd", "What the custom models' tokens cost", registry=r)
+        self.upstream_spend = Counter(
+            "reasoning_gateway_upstream_spend_usd",
+            "What recorded answers of upstreams cost, where [gateway.prices] knows it",
+            registry=r,
+        )
+        self.saved = Counter(
+            "reasoning_gateway_saved_usd",
+            "What the upstream would have asked for the tokens that custom models served, less what those cost",
+            registry=r,
+        )
+        self.shadows = Counter("reasoning_gateway_shadows", "Questions to shadow arms", ["outcome"], registry=r)
         self.active = Gauge("reasoning_gateway_active_requests", "Requests under way", registry=r)
         self.disconnects = Counter(
             "reasoning_gateway_client_disconnects", "Clients that went before their answer was whole", registry=r

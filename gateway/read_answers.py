@@ -11,7 +11,9 @@ from typing import Any, Literal
 import orjson
 
 from gateway.errors import ModelAnswerError
+from gateway.prices import Price
 from gateway.sse import Event, EventDecoder
+from reasoning.answers import format_call
 
 Form = Literal["anthropic", "chat", "responses"]
 
@@ -22,18 +24,41 @@ class Said:
 
     text: str = ""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    input_tokens: int | None = None
+    input_tokens: int | None = None  # all of them, the cached ones too
     output_tokens: int | None = None
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    stop: str | None = None  # why it ended, in the API's own word
 
     @property
     def completion(self) -> str:
-        return with_tool_calls(self.text, self.tool_calls)
+        """Text and tool calls as one text, as `reasoning.answers` writes a turn."""
+        calls = [format_call(call["name"], call["arguments"]) for call in self.tool_calls]
+        return "\n".join([self.text, *calls] if self.text else calls)
 
+    @property
+    def whole(self) -> bool:
+        """Was it ended by the model itself, not by a limit or a filter?"""
+        return self.stop in (
+            "end_turn",
+            "tool_use",
+            "stop_sequence",
+            "stop",
+            "tool_calls",
+            "function_call",
+            "completed",
+        )
 
-def with_tool_calls(text: str, calls: list[dict[str, Any]]) -> str:
-    """Text and tool calls as one text, in the form that open models are trained on (`<tool_call>` and JSON)."""
-    rendered = [f"<tool_call>\n{orjson.dumps(call).decode()}\n</tool_call>" for call in calls]
-    return "\n".join([text, *rendered] if text else rendered)
+    def cost_usd(self, price: Price | None) -> float | None:
+        """What its tokens cost. None where that is not known."""
+        if price is None or self.input_tokens is None or self.output_tokens is None:
+            return None
+        return price.cost_usd(
+            input=self.input_tokens - self.cache_read_tokens - self.cache_write_tokens,
+            output=self.output_tokens,
+            cache_read=self.cache_read_tokens,
+            cache_write=self.cache_write_tokens,
+        )
 
 
 def read_answer(form: Form, body: bytes, content_type: str) -> Said:
@@ -56,6 +81,7 @@ def _anthropic(message: Any) -> Said:
         elif block["type"] == "tool_use":
             said.tool_calls.append({"name": block["name"], "arguments": block["input"]})
     _anthropic_usage(said, message.get("usage"))
+    said.stop = message.get("stop_reason")
     return said
 
 
@@ -90,6 +116,7 @@ def _anthropic_events(events: list[Event]) -> Said:
                         calls[data["index"]]["arguments"] = text  # cut by max_tokens
             case "message_delta":
                 _anthropic_usage(said, data.get("usage"))
+                said.stop = (data.get("delta") or {}).get("stop_reason")
             case "message_stop":
                 stopped = True
             case "error":
@@ -102,16 +129,21 @@ def _anthropic_events(events: list[Event]) -> Said:
 def _anthropic_usage(said: Said, usage: Any) -> None:
     if not isinstance(usage, dict):
         return
-    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    if any(isinstance(usage.get(name), int) for name in names):
-        said.input_tokens = sum(usage.get(name) or 0 for name in names)
+    # The last event of a stream repeats the counts that the first one told, all of them or some.
+    fresh = (said.input_tokens or 0) - said.cache_read_tokens - said.cache_write_tokens
+    told = {name: value for name, value in usage.items() if isinstance(value, int)}
+    said.cache_write_tokens = told.get("cache_creation_input_tokens", said.cache_write_tokens)
+    said.cache_read_tokens = told.get("cache_read_input_tokens", said.cache_read_tokens)
+    if "input_tokens" in told or said.input_tokens is not None:
+        said.input_tokens = told.get("input_tokens", fresh) + said.cache_write_tokens + said.cache_read_tokens
     if isinstance(usage.get("output_tokens"), int):
         said.output_tokens = usage["output_tokens"]
 
 
 def _chat(completion: Any) -> Said:
-    message = completion["choices"][0]["message"]
-    said = Said(text=message.get("content") or "")
+    choice = completion["choices"][0]
+    message = choice["message"]
+    said = Said(text=message.get("content") or "", stop=choice.get("finish_reason"))
     for call in message.get("tool_calls") or []:
         said.tool_calls.append({"name": call["function"]["name"], "arguments": call["function"]["arguments"]})
     _chat_usage(said, completion.get("usage"))
@@ -120,7 +152,6 @@ def _chat(completion: Any) -> Said:
 
 def _chat_events(events: list[Event]) -> Said:
     said = Said()
-    finished = False
     for event in events:
         if event.data.strip() == b"[DONE]":
             break
@@ -130,8 +161,8 @@ def _chat_events(events: list[Event]) -> Said:
         _chat_usage(said, chunk.get("usage"))
         for choice in chunk.get("choices") or []:
             said.text += (choice.get("delta") or {}).get("content") or ""
-            finished = finished or bool(choice.get("finish_reason"))
-    if not finished:
+            said.stop = choice.get("finish_reason") or said.stop
+    if said.stop is None:
         raise ModelAnswerError("unfinished")
     return said
 
@@ -140,12 +171,14 @@ def _chat_usage(said: Said, usage: Any) -> None:
     if isinstance(usage, dict):
         said.input_tokens = usage.get("prompt_tokens", usage.get("input_tokens"))
         said.output_tokens = usage.get("completion_tokens", usage.get("output_tokens"))
+        details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
+        said.cache_read_tokens = (details.get("cached_tokens") or 0) if isinstance(details, dict) else 0
 
 
 def _responses(response: Any) -> Said:
     if response.get("status") not in (None, "completed"):
         raise ModelAnswerError("unfinished", str(response.get("status")))
-    said = Said()
+    said = Said(stop="completed")
     for item in response["output"]:
         if item["type"] == "message":
             said.text += "".join(part.get("text", "") for part in item["content"] if part["type"] == "output_text")

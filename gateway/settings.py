@@ -12,7 +12,12 @@
 `record`                      log coding conversations and decisions for learning (true)
 `record_queue_mb`             what may wait to be recorded; more is dropped and counted (64)
 `[gateway.coding]`            `enabled` (true), `images` (false: the coding model takes none), `threshold` (1.0) and
-                              `classifier` (a JSON file of weights; see `gateway.classify`), `idle_timeout_s` (60)
+                              `classifier` (a JSON file of weights; see `gateway.classify`), `idle_timeout_s` (60) and
+                              `tools`: how the model gets them, `native`, `text` (`gateway.turns`), or `auto`: as text
+                              where its name says that it was trained by this project (auto)
+`[gateway.prices."<model>"]`  what an upstream's models cost, `*` standing for anything in the name:
+                              `input_usd_per_mtok`, `output_usd_per_mtok`, `cache_read_usd_per_mtok` (a tenth of the
+                              input's) and `cache_write_usd_per_mtok` (1.25 of it). Without it costs are unknown
 `[gateway.decisions]`         `enabled` (true): answer known decision prompts with our models
 `[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.prompts`
 `[[gateway.anthropic]]`       an upstream: `url`, `weight` (1), `api_key_env` (ANTHROPIC_API_KEY)
@@ -34,11 +39,13 @@ import secrets
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.errors import GatewayConfigError
+from gateway.prices import Price
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 MIN_TOKEN_LENGTH = 16
@@ -83,8 +90,10 @@ class Settings:
     coding_threshold: float = 1.0
     coding_classifier: Path | None = None
     coding_idle_timeout_s: float = 60.0
+    coding_tools: str = "auto"
     decisions: bool = True
     prompts: tuple[Mapping[str, Any], ...] = ()
+    prices: tuple[Price, ...] = ()
 
 
 _NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -104,6 +113,7 @@ def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] =
     raw = _read(file)
     values: dict[str, Any] = {}
     known = {*_NUMBERS, *_SWITCHES, "allowed_hosts", "coding", "decisions", "prompts", "anthropic", "openai", "keys"}
+    known.add("prices")
     _refuse_unknown(f"{file}: [gateway]", raw, known)
     for name in _NUMBERS.keys() & raw.keys():
         values[name] = _number(f"{file}: [gateway] {name}", raw[name], *_NUMBERS[name])
@@ -111,7 +121,9 @@ def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] =
         if name in raw:
             values[name] = _switch(f"{file}: [gateway] {name}", raw[name])
     coding = _table(f"{file}: [gateway.coding]", raw.get("coding", {}))
-    _refuse_unknown(f"{file}: [gateway.coding]", coding, {*_CODING, "threshold", "classifier", "idle_timeout_s"})
+    _refuse_unknown(
+        f"{file}: [gateway.coding]", coding, {*_CODING, "threshold", "classifier", "idle_timeout_s", "tools"}
+    )
     for name, target in _CODING.items():
         if name in coding:
             values[target] = _switch(f"{file}: [gateway.coding] {name}", coding[name])
@@ -122,6 +134,9 @@ def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] =
         values["coding_idle_timeout_s"] = _number(place, coding["idle_timeout_s"], float, 0.001, 86_400)
     if "classifier" in coding:
         values["coding_classifier"] = file.parent / _text(f"{file}: [gateway.coding] classifier", coding["classifier"])
+    if (tools := coding.get("tools", "auto")) not in ("auto", "native", "text"):
+        raise GatewayConfigError(f"{file}: [gateway.coding] tools: {tools!r} is none of auto, native, text")
+    values["coding_tools"] = tools
     decisions = _table(f"{file}: [gateway.decisions]", raw.get("decisions", {}))
     _refuse_unknown(f"{file}: [gateway.decisions]", decisions, {"enabled"})
     if "enabled" in decisions:
@@ -136,6 +151,7 @@ def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] =
         openai=_upstreams(file, raw, "openai", "https://api.openai.com", env),
         allowed_hosts=frozenset(hosts),
         prompts=tuple(raw.get("prompts", ())),
+        prices=_prices(file, raw),
         **values,
     )
 
@@ -221,6 +237,26 @@ def _upstreams(
                 api_key=env.get(_text(f"{place} api_key_env", table.get("api_key_env", key_variable))),
             )
         )
+    return tuple(found)
+
+
+def _prices(file: Path, raw: dict[str, Any]) -> tuple[Price, ...]:
+    found = []
+    for model, table in _table(f"{file}: [gateway.prices]", raw.get("prices", {})).items():
+        place = f'{file}: [gateway.prices."{model}"]'
+        table = _table(place, table)
+        names = [f"{kind}_usd_per_mtok" for kind in ("input", "output", "cache_read", "cache_write")]
+        _refuse_unknown(place, table, set(names))
+        given = {
+            name: Decimal(str(_number(f"{place} {name}", table[name], float, 0, 1e6)))
+            for name in names
+            if name in table
+        }
+        if missing := [name for name in names[:2] if name not in given]:
+            raise GatewayConfigError(f"{place} {missing[0]} is needed: US dollars a million tokens")
+        read = given.get(names[2], given[names[0]] / 10)
+        write = given.get(names[3], given[names[0]] * Decimal("1.25"))
+        found.append(Price(model, given[names[0]], given[names[1]], read, write))
     return tuple(found)
 
 

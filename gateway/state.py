@@ -14,6 +14,7 @@ from gateway.prompts import PromptKind
 from gateway.record import Recorder
 from gateway.sessions import Sessions
 from gateway.settings import Settings
+from gateway.shadow import Shadows
 from gateway.upstream import Pool
 from reasoning.config import Config
 
@@ -33,6 +34,7 @@ class State:
     metrics: Metrics
     recorder: Recorder
     sessions: Sessions
+    shadows: Shadows
     classifier: Classifier
     coding: CodingModel
     prompt_kinds: tuple[PromptKind, ...]

@@ -14,6 +14,8 @@ from typing import Any
 import orjson
 
 from gateway.errors import ModelAnswerError, Untranslatable
+from reasoning.answers import parse_turn
+from reasoning.errors import UnparseableAnswer
 
 # Ids that we mint, so that the next turn is valid at Anthropic (^[a-zA-Z0-9_-]+$) and tells who served the one before.
 TOOL_ID_PREFIX = "toolu_rsn"
@@ -408,17 +410,28 @@ def parse_arguments(arguments: Any) -> dict[str, Any]:
     return arguments
 
 
-def to_message(completion: Any, *, stop_sequences: Iterable[str] = (), model: str | None = None) -> dict[str, Any]:
-    """The Anthropic message of a chat completion. Raises `ModelAnswerError` when it is empty, filtered or malformed."""
+def to_message(
+    completion: Any, *, stop_sequences: Iterable[str] = (), model: str | None = None, tools_in_text: bool = False
+) -> dict[str, Any]:
+    """The Anthropic message of a chat completion. Raises `ModelAnswerError` when it is empty, filtered or malformed.
+
+    `tools_in_text` says that the model calls tools in its text (`gateway.turns`).
+    """
     try:
         choice = completion["choices"][0]
         answer = choice["message"]
         calls = answer.get("tool_calls") or []
         text = strip_thinking(content_text(answer.get("content")))
         functions = [(call["function"]["name"], call["function"].get("arguments")) for call in calls]
+        if tools_in_text and "<tool_call>" in text:
+            turn = parse_turn(text)
+            text = turn["text"]
+            functions += [(call["name"], call["arguments"]) for call in turn["tool_calls"]]
+    except UnparseableAnswer as error:
+        raise ModelAnswerError("tool_arguments", str(error)) from None
     except (TypeError, KeyError, IndexError, AttributeError):
         raise ModelAnswerError("malformed", "no chat completion") from None
-    stop_reason, stop_sequence = stop_reason_of(choice, has_tools=bool(calls), stop_sequences=stop_sequences)
+    stop_reason, stop_sequence = stop_reason_of(choice, has_tools=bool(functions), stop_sequences=stop_sequences)
     content: list[dict[str, Any]] = []
     if text.strip():  # Anthropic refuses a text of white space when it comes back
         content.append({"type": "text", "text": text})

@@ -46,9 +46,9 @@ class _Block:
 
 
 class ChatStream:
-    """Translates one stream. `model` is the name that the message carries."""
+    """Translates one stream. `model` is the name that the message carries; `tools_in_text` as in `to_message`."""
 
-    def __init__(self, *, model: str, stop_sequences: tuple[str, ...] = ()) -> None:
+    def __init__(self, *, model: str, stop_sequences: tuple[str, ...] = (), tools_in_text: bool = False) -> None:
         self.started = False
         self.finished = False
         self.stop_reason: str | None = None
@@ -58,6 +58,7 @@ class ChatStream:
         self._stop_sequences = stop_sequences
         self._decoder = EventDecoder()
         self._thinking = _ThinkingFilter()
+        self._calls_in_text = _CallFilter() if tools_in_text else None
         self._choice: dict[str, Any] | None = None  # the one with the finish_reason
         self._raw_usage: Any = None
         self._queue: deque[_Block] = deque()  # the blocks that are not closed yet
@@ -116,12 +117,24 @@ class ChatStream:
             if self._choice is None:
                 # `reasoning` and `reasoning_content` are left out: unsigned thinking breaks the next turn at Anthropic.
                 if text := self._thinking.feed(content_text(delta.get("content"))):
-                    self._text(text)
+                    self._said(text)
                 self._tool_calls(delta.get("tool_calls") or [])
             if choice.get("finish_reason"):
                 self._choice = choice if self._choice is None else self._choice
             if choice.get("usage"):
                 self._raw_usage = choice["usage"]
+
+    def _said(self, text: str, *, last: bool = False) -> None:
+        """Text of the model's, in which its tool calls may be."""
+        if self._calls_in_text is None:
+            self._text(text)
+            return
+        for piece in self._calls_in_text.finish() if last else self._calls_in_text.feed(text):
+            if isinstance(piece, str):
+                self._text(piece)
+            else:
+                number = len(self._calls)
+                self._tool_calls([{"index": number, "id": f"text{number}", "function": piece}])
 
     def _text(self, text: str) -> None:
         tail = self._queue[-1] if self._queue else None
@@ -241,7 +254,9 @@ class ChatStream:
         if self._choice is None:
             raise ModelAnswerError("unfinished", "the stream ended without a finish_reason")
         if text := self._thinking.finish():
-            self._text(text)
+            self._said(text)
+        if self._choice.get("finish_reason") != "length":
+            self._said("", last=True)
         stop_reason, stop_sequence = stop_reason_of(
             self._choice, has_tools=bool(self._calls), stop_sequences=self._stop_sequences
         )
@@ -300,6 +315,61 @@ class _ThinkingFilter:
         self._state = "text"
         text, self._held = self._held, ""
         return text
+
+
+class _CallFilter:
+    """Takes the `<tool_call>`s that begin a line out of a text that comes in pieces."""
+
+    OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._line_begins = True  # with what is held
+        self._inside = False
+        self._searched = 0  # so much of what is held has no end of the call
+
+    def feed(self, text: str) -> list[str | dict[str, Any]]:
+        """Pieces of text, and calls as a chat stream's `function`."""
+        self._held += text
+        found: list[str | dict[str, Any]] = []
+        while self._held:
+            if self._inside:
+                if (call := self._call()) is None:
+                    break
+                found.append(call)
+            elif self._line_begins:
+                line = self._held.lstrip(" \t")
+                if line.startswith(self.OPEN):
+                    self._held, self._inside, self._searched = line[len(self.OPEN) :], True, 0
+                elif self.OPEN.startswith(line):
+                    break  # it may yet become one
+                else:
+                    self._line_begins = False
+            else:
+                line, newline, self._held = self._held.partition("\n")
+                found.append(line + newline)
+                self._line_begins = bool(newline)
+        return found
+
+    def finish(self) -> list[str | dict[str, Any]]:
+        if self._inside:
+            raise ModelAnswerError("tool_arguments", "a <tool_call> without an end")
+        return [self._held] if self._held else []
+
+    def _call(self) -> dict[str, Any] | None:
+        at = self._searched
+        while (at := self._held.find(self.CLOSE, at)) >= 0:
+            try:
+                call = orjson.loads(self._held[:at])
+            except orjson.JSONDecodeError:
+                at += len(self.CLOSE)  # it stood in a string
+                continue
+            if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict) or not call.get("name"):
+                raise ModelAnswerError("tool_arguments", "a <tool_call> without a name or arguments")
+            self._held, self._inside, self._line_begins = self._held[at + len(self.CLOSE) :], False, True
+            return {"name": call["name"], "arguments": call["arguments"]}
+        self._searched = max(len(self._held) - len(self.CLOSE), 0)
+        return None
 
 
 def error_event(type: str, message: str) -> bytes:

@@ -304,7 +304,7 @@ async def test_conversation_of_our_tools_goes_on_at_the_model(start: Start) -> N
     rows = await running.records()
     assert len({row["episode_id"] for row in rows}) == 1
     assert "<tool_call>" in rows[0]["completion"]
-    assert rows[1]["messages"][-1]["role"] == "tool"
+    assert rows[1]["messages"][-1] == {"role": "user", "content": "<tool_response>\nok\n</tool_response>"}
 
 
 @pytest.mark.parametrize(

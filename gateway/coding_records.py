@@ -1,0 +1,131 @@
+"""Coding requests as decisions in the log: one row an answer, all rows of a request under one `request_id`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from gateway.coding import DECISION_TYPE, Attempt, Plan
+from gateway.errors import ModelAnswerError
+from gateway.forward import Copy
+from gateway.prices import Price
+from gateway.read_answers import Said, read_answer
+from gateway.state import State
+from gateway.turns import render_turns
+from reasoning.decision_types import get_decision_type
+from reasoning.errors import UnparseableAnswer
+from reasoning.ids import uuid7
+from reasoning.records import Decision, FallbackReason
+from reasoning.routes import Arm
+
+
+@dataclass(frozen=True, slots=True)
+class CodingRequest:
+    """What the rows of one request have in common. `price` is that of the model that the client asked for."""
+
+    request_id: UUID
+    ts: datetime
+    session: str
+    key: str
+    gateway_request_id: str
+    plan: Plan
+    chat: dict[str, Any]
+    price: Price | None
+
+
+def record_custom(state: State, request: CodingRequest, attempt: Attempt, *, saves: bool) -> None:
+    """Log what a model answered, and count its tokens. `saves`: it was asked in the upstream's place."""
+    arm = attempt.arm
+    input_tokens, output_tokens = attempt.input_tokens or 0, attempt.output_tokens or 0
+    cost = arm.cost_usd(input_tokens, output_tokens)
+    state.metrics.count_tokens("custom", input_tokens, output_tokens)
+    state.metrics.spend.inc(cost)
+    if saves and request.price is not None:
+        # What it cost less is saved; what it cost more, or cost in vain, is in the spend.
+        state.metrics.saved.inc(max(request.price.cost_usd(input=input_tokens, output=output_tokens) - cost, 0.0))
+    if not state.settings.record:
+        return
+
+    def make() -> list[Decision]:
+        said = Said(
+            text="".join(block["text"] for block in attempt.content if block["type"] == "text"),
+            tool_calls=[
+                {"name": block["name"], "arguments": block["input"]}
+                for block in attempt.content
+                if block["type"] == "tool_use"
+            ],
+            stop=attempt.stop_reason,
+        )
+        row = _row(state, request, said, arm)
+        row.source, row.model, row.served = "custom", arm.model, attempt.served
+        row.confidence, row.fallback_reason, row.error = attempt.confidence, attempt.reason, attempt.detail
+        row.latency_ms, row.cost_usd = attempt.latency_ms, cost
+        row.input_tokens, row.output_tokens = attempt.input_tokens, attempt.output_tokens
+        return [row]
+
+    state.recorder.submit(make, _size(request.chat))
+
+
+def record_original(
+    state: State,
+    request: CodingRequest,
+    copy: Copy,
+    latency_ms: float,
+    *,
+    fallback: FallbackReason | None = None,
+    shadow: Arm | None = None,
+) -> None:
+    """Log what Anthropic answered, from a copy of its answer: served, or beside a model's as the arm `shadow`."""
+
+    def make() -> list[Decision]:
+        try:
+            said = read_answer("anthropic", copy.body, copy.content_type)
+        except ModelAnswerError:
+            return []  # an error within a 200, or a cut answer: nothing was answered
+        state.metrics.count_tokens("anthropic", said.input_tokens or 0, said.output_tokens or 0)
+        row = _row(state, request, said, shadow or request.plan.drawn)
+        row.served, row.fallback_reason, row.latency_ms = shadow is None, fallback, latency_ms
+        row.input_tokens, row.output_tokens = said.input_tokens, said.output_tokens
+        row.cost_usd = said.cost_usd(request.price)
+        state.metrics.upstream_spend.inc(row.cost_usd or 0.0)
+        return [row]
+
+    state.recorder.submit(make, copy.size + _size(request.chat))
+
+
+def _row(state: State, request: CodingRequest, said: Said, arm: Arm | None) -> Decision:
+    """One row. Only what its author ended itself is valid: an answer that a limit cut teaches nobody."""
+    plan = request.plan
+    messages = render_turns(request.chat)
+    parsed = None
+    if said.whole:
+        try:
+            parsed = get_decision_type(DECISION_TYPE, state.config).parse_reply(said.completion, messages)
+        except UnparseableAnswer:
+            parsed = None
+    return Decision(
+        decision_id=uuid7(request.ts),
+        request_id=request.request_id,
+        ts=request.ts,
+        decision_type=DECISION_TYPE,
+        source="original",
+        served=True,
+        agent_id=state.config.agent_id or f"gateway:{request.key}",
+        episode_id=request.session,
+        config_hash=arm.config_hash if arm else None,
+        experiment=plan.route.experiment if plan.route else None,
+        arm=arm.name if arm else None,
+        arm_probability=plan.probability if arm is not None and arm.mode == "live" else None,
+        messages=messages,
+        tools=request.chat.get("tools"),
+        completion=said.completion,
+        decision=parsed,
+        valid=parsed is not None,
+        tags={"door": "anthropic", "gateway_request_id": request.gateway_request_id},
+    )
+
+
+def _size(chat: dict[str, Any]) -> int:
+    return sum(len(str(message.get("content") or "")) for message in chat["messages"]) + 1000
