@@ -165,10 +165,7 @@ def resume_fine_tune(
         with attempt, ledger.exclusive("submit", wait=True):
             job = ledger.get("fine_tune_jobs", job_id)
             if job["state"] == "intended":
-                remote = _submit(client, ledger, job, doubt_seconds, clock, wait)
-                job = ledger.transition(
-                    "fine_tune_jobs", job_id, "submitted", remote_id=remote.id, remote_state=remote.status, now=clock()
-                )
+                job = adopt_job(ledger, job_id, _submit(client, ledger, job, doubt_seconds, clock, wait), now=clock())
     return job
 
 
@@ -219,6 +216,13 @@ def find_remote_job(client: Together, suffix: str) -> Any | None:
     """The provider's job of that suffix, the oldest if there should be several, else None."""
     jobs = [job for job in client.fine_tuning.list().data or [] if has_suffix(job, suffix)]
     return min(jobs, key=lambda job: job.created_at) if jobs else None
+
+
+def adopt_job(ledger: Ledger, job_id: str, remote: Any, *, why: str | None = None, now: datetime) -> dict[str, Any]:
+    """Write down that an intended (or abandoned) job exists at the provider. Returns its ledger row."""
+    return ledger.transition(
+        "fine_tune_jobs", job_id, "submitted", why=why, remote_id=remote.id, remote_state=remote.status, now=now
+    )
 
 
 def has_suffix(job: Any, suffix: str) -> bool:
@@ -368,9 +372,7 @@ def cancel_fine_tune(
                 remote = find_remote_job(client, job["suffix"])
             if remote is None:
                 return abandon_fine_tune(ledger, job_id, why=why, now=clock())
-            job = ledger.transition(
-                "fine_tune_jobs", job_id, "submitted", remote_id=remote.id, remote_state=remote.status, now=clock()
-            )
+            job = adopt_job(ledger, job_id, remote, now=clock())
     if job["state"] in ("submitted", "running"):
         try:
             with asking(f"cancelling fine-tune {job['suffix']}"):

@@ -22,7 +22,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from provider.deployments import LIVE_STATES, advance_shutdown, begin_shutdown, hourly_usd, sync_deployment
+from provider.deployments import (
+    LIVE_STATES,
+    READY_TIMEOUT,
+    advance_shutdown,
+    begin_shutdown,
+    hourly_usd,
+    sync_deployment,
+)
 from provider.errors import ProviderError
 from provider.fine_tunes import cancel_fine_tune, sync_fine_tune
 from provider.metering import meter_decisions, runway_usd
@@ -39,6 +46,9 @@ if TYPE_CHECKING:
 Level = Literal["ok", "warn", "drain", "stop"]
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
 _RUNNING = ("provisioning", "degraded", "ready")
+UNREADY = READY_TIMEOUT + timedelta(minutes=5)
+"""Who deploys gives up after READY_TIMEOUT; what is not ready after this, its process has died."""
+
 _METERED_DAYS = 3  # the rest is seen to by reconcile_provider
 
 
@@ -221,15 +231,18 @@ def _over_rate(ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: Guar
 def _idle(
     ledger: Ledger, doomed: dict[str, tuple[str, bool]], policy: GuardPolicy, report: GuardReport
 ) -> dict[str, tuple[str, bool]]:
-    """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing."""
-    if policy.idle is None:
-        return {}
+    """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing.
+
+    Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
+    """
     found = {}
-    for row in ledger.find("deployments", state="ready"):
+    for row in ledger.find("deployments", state=_RUNNING):
+        starting = row["ready_at"] is None and not row["replicas"]
+        patience = max(policy.idle or UNREADY, UNREADY) if starting else policy.idle
         busy_at = max(at for at in (row["ready_at"], row["last_request_at"], row["created_at"]) if at)
-        if row["id"] not in doomed and report.now - busy_at >= policy.idle:
+        if patience is not None and row["id"] not in doomed and report.now - busy_at >= patience:
             minutes = int((report.now - busy_at).total_seconds() // 60)
-            found[row["id"]] = (f"idle for {minutes} minutes", False)
+            found[row["id"]] = (f"{'not ready' if starting else 'idle'} for {minutes} minutes", False)
     return found
 
 

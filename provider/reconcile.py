@@ -26,7 +26,7 @@ from provider.deployments import (
     sync_deployment,
 )
 from provider.errors import ProviderError
-from provider.fine_tunes import abandon_fine_tune, cancel_fine_tune, sync_fine_tune
+from provider.fine_tunes import abandon_fine_tune, adopt_job, cancel_fine_tune, sync_fine_tune
 from provider.metering import meter_decisions
 from provider.prices import hourly_prices
 from storage import ledger_schema as schema
@@ -49,6 +49,9 @@ charged stays: a late bill must not give money back."""
 
 LATE_ROWS = timedelta(days=31)
 """Decisions that land later than this are not charged any more."""
+
+UNWATCHED = timedelta(minutes=30)
+"""What nobody has metered for so long, nor asked, is stopped here: its guard is dead, and its budget with it."""
 
 _ENDED_JOBS = ("completed", "failed", "cancelled")
 
@@ -85,6 +88,7 @@ def reconcile_provider(
                 return report
             _reconcile_jobs(client, opened, report)
             _reconcile_deployments(client, opened, report)
+            _stop_unwatched(client, opened, report)
             _reconcile_bill(client, opened, report)
             _meter_late_rows(Layout(data), opened, report)
         return report
@@ -136,27 +140,11 @@ def _reconcile_job(client: Together, ledger: Ledger, suffix: str, remote: Any, r
         if job is not None and job["remote_id"] == remote.id:
             return
         if job is not None and job["state"] == "intended":
-            ledger.transition(
-                "fine_tune_jobs",
-                job["id"],
-                "submitted",
-                why="found by its suffix",
-                remote_id=remote.id,
-                remote_state=remote.status,
-                now=report.now,
-            )
+            adopt_job(ledger, job["id"], remote, why="found by its suffix", now=report.now)
             report.actions.append(f"found {suffix}, whose submission was never answered")
             return
         if job is not None and job["state"] == "abandoned":
-            job = ledger.transition(
-                "fine_tune_jobs",
-                job["id"],
-                "submitted",
-                why="it turned up after it had been given up",
-                remote_id=remote.id,
-                remote_state=remote.status,
-                now=report.now,
-            )
+            job = adopt_job(ledger, job["id"], remote, why="it turned up after it had been given up", now=report.now)
         else:
             job = _add_orphan_job(ledger, suffix, remote, report.now)
     report.orphans.append(f"fine-tune {suffix} ({remote.id})")
@@ -209,6 +197,15 @@ def _reconcile_deployments(client: Together, ledger: Ledger, report: ReconcileRe
                     advance_shutdown(client, ledger, row["id"], now=report.now)
             except ProviderError as error:
                 report.errors.append(f"{row['name']}: {error}")
+
+
+def _stop_unwatched(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
+    """Without a guard nobody has been asking through a route for long: the lease ran out after minutes."""
+    for row in ledger.find("deployments", state=("provisioning", "degraded", "ready", "draining")):
+        seen_at = max(at for at in (row["metered_until"], row["last_request_at"], row["created_at"]) if at)
+        if report.now - seen_at >= UNWATCHED:
+            minutes = int((report.now - seen_at).total_seconds() // 60)
+            _end(client, ledger, row["id"], f"no guard has looked at it for {minutes} minutes", report)
 
 
 def _bare_name(remote: Any) -> str:
@@ -382,7 +379,8 @@ class Billed:
 def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
     """Compare the complete hours of the provider's bill with our charges, object by object, and charge the difference.
 
-    For a deployment these are the hours up to the last that names it, and all that are older than `BILL_SILENCE`.
+    Of a deployment these are the hours up to the last that names it, and all that are older than `BILL_SILENCE`; one
+    that has ended may have no minute in its last hour. What ended is compared until `BILL_SILENCE` after its end.
     """
     complete, silent = _hour(report.now - BILL_LAG), _hour(report.now - BILL_SILENCE)
     jobs = [j for j in ledger.find("fine_tune_jobs", state=_ENDED_JOBS, reconciled_at=None) if j["remote_id"]]
@@ -392,13 +390,14 @@ def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -
     since = min(row["created_at"] for row in (*jobs, *deployments))
     billed = read_bill(client, {row["remote_id"] for row in (*jobs, *deployments)}, since=since, until=complete)
     for job in jobs:
-        if job["updated_at"] < (complete if job["remote_id"] in billed else silent):
-            _adjust(ledger, "fine_tune_jobs", job, billed, until=None, final=True, report=report)
+        if job["remote_id"] in billed or job["updated_at"] < silent:
+            _adjust(ledger, "fine_tune_jobs", job, billed, None, job["updated_at"] < silent, report)
     for row in deployments:
-        told = billed[row["remote_id"]].until if row["remote_id"] in billed else None
-        until = max(silent, told or silent)
-        final = row["state"] == "deleted" and row["updated_at"] < min(complete, until)
-        _adjust(ledger, "deployments", row, billed, until=until, final=final, report=report)
+        told, ended = billed.get(row["remote_id"], Billed()).until, row["state"] == "deleted" and row["updated_at"]
+        until: datetime | None = max(silent, told or silent)
+        if ended and ended < complete and told and ended < told + timedelta(hours=1):
+            until = None
+        _adjust(ledger, "deployments", row, billed, until, bool(ended and ended < silent), report)
     report.difference_usd = report.billed_usd - report.charged_usd
 
 
@@ -429,7 +428,6 @@ def _adjust(
     object_type: str,
     row: dict[str, Any],
     billed: dict[str, Billed],
-    *,
     until: datetime | None,
     final: bool,
     report: ReconcileReport,

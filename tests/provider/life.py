@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
-
-import httpx
 
 from provider.deployments import deploy_model, undeploy_model
 from provider.fine_tunes import ACTIVE_STATES, cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import reconcile_provider
 from provider.routes import publish_route, routed_models
+from provider.tiers import resolve_tier
 from reasoning.errors import ReasoningError
 from reasoning.routes import Arm, Route
 from storage.ledger_reports import BILLABLE_STATES
@@ -31,7 +30,8 @@ FAULTS: tuple[tuple[str, str | None], ...] = (
     ),
     ("lost_response", "DELETE *"),
     ("503", "DELETE *"),
-    ("hang", "POST /v1/fine-tunes"),
+    ("hang", "POST *"),
+    ("hang", "GET *"),
     ("slow_cold_start", None),
     ("no_capacity", None),
     ("training_error", None),
@@ -45,24 +45,27 @@ class Life:
     world: World
     limit: Decimal
     guard_alive: bool = True
-    faults: int = 0
     kills: int = 0
     ticks: int = 0
     worst_overshoot: Decimal = Decimal(0)
     worst_orphan_reconciliations: int = 0
+    oldest_orphan: timedelta = timedelta(0)
+    charged: Decimal = Decimal(0)
+    billed: Decimal = Decimal(0)
     _last_guarded: datetime | None = None
     _ran_before: Decimal = Decimal(0)
     _overshoot_before: Decimal = Decimal(0)
+    _ordered: int = 0
+    _cleared: int = 0
     _orphans: dict[str, int] = field(default_factory=dict)
     _datasets: int = 0
 
     def __post_init__(self) -> None:
         world = self.world
         for period in ("hour", "day", "month"):
-            world.ledger.set_budget(period, None)  # type: ignore[arg-type]
+            world.ledger.set_budget(period, None)
         world.ledger.set_budget("total", self.limit)
-        stranger = world.observer.endpoints.create(name=f"rsn-{world.ledger.installation_id}0-stranger")
-        self._stranger = (stranger.id, stranger.etag)
+        self._strangers = Strangers(world)
 
     # -- what may happen ----------------------------------------------------------------------------------------
 
@@ -136,7 +139,12 @@ class Life:
     def fault(self, kind: str, match: str | None, times: int = 1) -> None:
         options = {"seconds": 900} if kind in ("slow_cold_start", "no_capacity") else {}
         self.world.emulator.fault(kind, match, times=times, **options)
-        self.faults += times
+        self._ordered += times
+
+    @property
+    def faults(self) -> int:
+        """How many have struck."""
+        return self._ordered - self._cleared - self.world.emulator.pending_faults()
 
     def kill(self, command: Callable[[], None], *, request: int, answered: bool) -> None:
         """Die in a command at its so-many-th request: before it leaves, or when it was carried out."""
@@ -198,9 +206,13 @@ class Life:
         assert overshoot <= allowed, f"{overshoot} over the budget, {interval} ran since"
         self._overshoot_before = max(overshoot, Decimal(0))
 
+    def guard_dying(self) -> None:
+        """A tick that may be killed."""
+        self._attempt(self.guard)
+
     def _bill(self, *kinds: str) -> list[dict[str, Any]]:
         """The lines of the provider's own bill that are ours, by our name in them."""
-        items = httpx.get(f"{self.world.emulator.url}/emulator/bill").json()["items"]
+        items = self.world.emulator.bill_items()
         return [item for item in items if item["kind"] in kinds and self.world.ledger.prefix in item["what"]]
 
     def reconcile(self) -> None:
@@ -208,8 +220,8 @@ class Life:
             report = reconcile_provider(
                 self.world.data, self.world.client, ledger=self.world.ledger, now=self.world.now()
             )
-            if not report.errors:
-                self._check_orphans()
+            if not report.errors and not report.skipped:
+                self._count_orphans()
 
         self._attempt(run)
 
@@ -251,26 +263,40 @@ class Life:
 
     def check(self) -> None:
         """Nothing twice, nothing of a stranger's touched."""
-        suffixes = [job.suffix for job in self.world.our_jobs()]
+        jobs, endpoints = self.world.all_jobs(), self.world.all_endpoints()
+        suffixes = [job.suffix for job in self.world.our_jobs(jobs)]
         assert len(suffixes) == len(set(suffixes)), f"a job twice: {suffixes}"
         live_models = []
-        for endpoint in self.world.ours():
+        for endpoint in self.world.ours(endpoints):
             running = [d for d in endpoint.deployments if (d.autoscaling.max_replicas or 0) > 0]
             assert len(running) <= 1, f"{endpoint.name} has {len(running)} deployments"
             live_models += [d.model for d in running]
         assert len(live_models) == len(set(live_models)), f"a model is deployed twice: {live_models}"
-        asked = self.world.observer.endpoints.retrieve(self._stranger[0])
-        assert asked.etag == self._stranger[1], "a stranger's endpoint was touched"
+        self._strangers.check(endpoints, jobs)
+        self._find_orphans(endpoints, jobs)
 
-    def _check_orphans(self) -> None:
-        states = ("intended", *BILLABLE_STATES, "stopped")
-        known = {row["name"] for row in self.world.ledger.find("deployments", state=states)}
-        orphans = {
-            endpoint.id
-            for endpoint in self.world.ours()
-            if endpoint.name.rsplit("/", 1)[-1] not in known
-            and any((d.autoscaling.max_replicas or 0) > 0 for d in endpoint.deployments)
+    def _find_orphans(self, endpoints: list[Any], jobs: list[Any]) -> set[str]:
+        """What of ours runs at the provider and nobody watches: the ledger does not know it, or not that it exists."""
+        watched = {row["name"] for row in self.world.ledger.find("deployments", state=(*BILLABLE_STATES, "stopped"))}
+        followed = {job["remote_id"] for job in self.world.ledger.find("fine_tune_jobs")}
+        since = {
+            deployment.id: deployment.created_at
+            for endpoint in self.world.ours(endpoints)
+            if endpoint.name.rsplit("/", 1)[-1] not in watched
+            for deployment in endpoint.deployments
+            if (deployment.autoscaling.max_replicas or 0) > 0
+        } | {
+            job.id: job.created_at
+            for job in self.world.our_jobs(jobs)
+            if job.id not in followed and job.status in ("pending", "queued", "running", "uploading")
         }
+        now = self.world.now()
+        self.oldest_orphan = max([self.oldest_orphan, *(now - begun for begun in since.values())])
+        return set(since)
+
+    def _count_orphans(self) -> None:
+        """After a reconciliation that met no trouble."""
+        orphans = self._find_orphans(self.world.all_endpoints(), self.world.all_jobs())
         self._orphans = {orphan: self._orphans.get(orphan, 0) + 1 for orphan in orphans}
         self.worst_orphan_reconciliations = max([self.worst_orphan_reconciliations, *self._orphans.values()])
         assert self.worst_orphan_reconciliations < 2, f"orphans after two reconciliations: {self._orphans}"
@@ -279,6 +305,7 @@ class Life:
         """All faults over, everything down: the charges are the bill, to the cent."""
         world = self.world
         world.revive()
+        self._cleared += world.emulator.pending_faults()
         world.emulator.clear_faults()
         self.guard_alive = True
         for job in world.ledger.find("fine_tune_jobs", state=ACTIVE_STATES):
@@ -305,8 +332,40 @@ class Life:
             for row in world.ledger.find(table)
             if row["remote_id"]
         }
-        difference = world.ledger.spent() - world.emulator.bill(ids)
+        self.charged, self.billed = world.ledger.spent(), world.emulator.bill(ids)
+        difference = self.charged - self.billed
         assert abs(difference) < Decimal("0.01"), f"charged minus billed: {difference}\n{self._differences()}"
         # Nothing of ours is on the bill that the ledger does not know.
         assert {item["resource_id"] for item in self._bill("deployment", "fine_tune")} <= ids
         self.check()
+
+
+class Strangers:
+    """What another installation has at the same provider, its name as like ours as can be: nobody may touch it."""
+
+    def __init__(self, world: World) -> None:
+        name, client = f"rsn-{world.ledger.installation_id}0-stranger", world.observer
+        endpoint = client.endpoints.create(name=name)
+        base = resolve_tier(client, "small")
+        client.endpoints.deployments.create(
+            endpoint_id=endpoint.id,
+            name=name,
+            model=f"projects/{client.project_id}/models/{world.trained_object}",
+            config=base.config,
+            autoscaling={"min_replicas": 1, "max_replicas": 1},
+        )
+        self._name = name
+        file = client.files.upload(world.write_dataset(f"strangers-{world.data.name}") / "train.jsonl", check=False)
+        self._job = client.fine_tuning.create(training_file=file.id, model=base.name, suffix=name, lora=True).id
+        while client.fine_tuning.retrieve(self._job).status != "completed":
+            world.wait(1)
+        self._before = self._look(world.all_endpoints(), world.all_jobs())
+
+    def _look(self, endpoints: list[Any], jobs: list[Any]) -> object:
+        (endpoint,) = (e for e in endpoints if e.name.endswith(self._name))
+        deployments = [(d.id, d.desired_replicas, d.autoscaling) for d in endpoint.deployments]
+        return endpoint.etag, deployments, [(job.id, job.status) for job in jobs if job.id == self._job]
+
+    def check(self, endpoints: list[Any], jobs: list[Any]) -> None:
+        found = self._look(endpoints, jobs)
+        assert found == self._before, f"a stranger's objects were touched: {self._before} became {found}"

@@ -12,6 +12,7 @@ import pytest
 from provider.deployments import begin_shutdown
 from provider.fine_tunes import cancel_fine_tune, submit_fine_tune
 from provider.guard import GuardPolicy, GuardReport, guard_costs
+from provider.reconcile import reconcile_provider
 from provider.routes import LEASE, publish_route, routed_models
 from provider.status import cost_report, model_status
 from reasoning.ids import uuid7
@@ -20,7 +21,7 @@ from reasoning.routes import Arm, Route, read_routes
 from reasoning.spool import SegmentWriter
 from storage.land import land_decisions
 from storage.ledger import open_ledger
-from tests.provider.world import World
+from tests.provider.world import Killed, World
 
 RATE = Decimal("5.49")
 
@@ -134,6 +135,24 @@ def test_idle_is_measured_from_the_decision_log(world: World) -> None:
     guard(world)
     assert world.ours() == []
     assert model_status(world.data, now=world.now())[0]["enabled"] is False
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+def test_what_never_gets_ready_is_given_up_when_who_deployed_it_died(world: World) -> None:
+    model_id = world.model()
+    world.emulator.fault("no_capacity")
+    world.kill_after("POST", "/deployments")
+    with pytest.raises(Killed):
+        world.deploy(model_id)
+    world.revive()
+    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())  # finds it
+    for _ in range(3):
+        world.minutes(10)
+        report = guard(world, policy=GuardPolicy(idle=timedelta(minutes=5)))
+    assert any("not ready for 30 minutes" in action for action in report.actions)
+    world.minutes(1)
+    guard(world)
+    assert world.ours() == []
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
 

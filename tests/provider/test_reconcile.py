@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from provider.deployments import undeploy_model
+from provider.deployments import deploy_model, undeploy_model
 from provider.errors import CreationInDoubt
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
@@ -203,6 +203,35 @@ def test_what_was_charged_at_worst_and_never_billed_is_given_back_when_the_bill_
     assert world.ledger.find("deployments", reconciled_at=None) == []
     refund = world.ledger.charges()[-1]
     assert (refund["kind"], refund["ts"]) == ("adjustment", charge["ts"])  # in the day that it corrects
+
+
+def test_minutes_taken_to_have_run_that_never_ran_are_given_back_when_the_bill_stays_silent(world: World) -> None:
+    """Ready only at the look that stops it, and the answer to the stop is lost: charged at worst, billed nothing."""
+    model_id = world.model()
+    world.emulator.fault("slow_cold_start", seconds=900)
+    row = deploy_model(world.client, world.ledger, model_id, poll_seconds=900, now=world.now, wait=world.wait)
+    world.emulator.fault("lost_response", "PATCH /v2/projects/*/endpoints/*/deployments/*")
+    undeploy_model(world.client, world.ledger, row["id"], drain_seconds=0, now=world.now, wait=world.wait)
+    charged = world.ledger.spent()
+    assert charged >= 15 * Decimal("5.49") / 60
+    assert world.emulator.bill(remote_ids(world)) == 0
+    world.next_hours(4)
+    reconcile(world)
+    assert world.ledger.spent() == charged  # the bill may only be late
+    world.next_hours(24)
+    reconcile(world)
+    assert world.ledger.spent() == 0
+
+
+def test_what_no_guard_looks_at_is_stopped(world: World) -> None:
+    row = world.deploy()
+    world.minutes(29)
+    assert reconcile(world).actions == []
+    world.minutes(2)
+    (action,) = reconcile(world).actions
+    assert action.startswith(f"{row['name']} is deleted: no guard has looked at it for 3")
+    assert world.ours() == []
+    assert 0 <= world.ledger.spent() - world.emulator.bill(remote_ids(world)) <= Decimal("5.49") / 60
 
 
 def test_what_vanished_at_the_provider_is_settled(world: World) -> None:

@@ -24,9 +24,9 @@ from storage.ledger import Ledger, open_ledger
 
 
 @contextmanager
-def run_emulator(data: Path) -> Iterator[str]:
+def run_emulator(data: Path, *options: str) -> Iterator[str]:
     """URL of an emulator process that trains fast (the most frequent answer)."""
-    command = [sys.executable, "-m", "emulator", "--data", str(data), "--port", "0", "--trainer", "majority"]
+    command = [sys.executable, "-m", "emulator", "--data", str(data), "--port", "0", "--trainer", "majority", *options]
     process = subprocess.Popen(
         [*command, "--clock", datetime.now(UTC).isoformat()],
         stdout=subprocess.PIPE,
@@ -63,9 +63,16 @@ class Emulator:
     def clear_faults(self) -> None:
         self.http.delete("/faults").raise_for_status()
 
+    def pending_faults(self) -> int:
+        """How often what was ordered has still to strike."""
+        return sum(order["times"] for order in self.http.get("/faults").json()["faults"])
+
+    def bill_items(self) -> list[dict[str, Any]]:
+        return list(self.http.get("/bill").json()["items"])
+
     def bill(self, ids: set[str]) -> Decimal:
         """US dollars for these remote objects."""
-        items = self.http.get("/bill").json()["items"]
+        items = self.bill_items()
         return sum((Decimal(item["amount_usd"]) for item in items if item["resource_id"] in ids), Decimal(0))
 
 
@@ -81,7 +88,7 @@ class World:
         self.trained_object = ""
         self.client = connect(base_url=emulator.url)
         # Looks at the provider for the tests: it does not die with the client, and outlasts the faults.
-        self.observer = connect(base_url=emulator.url).with_options(max_retries=100)
+        self.observer = connect(base_url=emulator.url).with_options(max_retries=100, timeout=1)
         self.ledger: Ledger = open_ledger(data)
         for period, limit in (("hour", None), ("day", None), ("month", None), ("total", "1000")):
             self.ledger.set_budget(period, limit)  # type: ignore[arg-type]
@@ -143,14 +150,20 @@ class World:
         model_id = model_id or self.model()
         return deploy_model(self.client, self.ledger, model_id, poll_seconds=1, now=self.now, wait=self.wait)
 
-    def ours(self) -> list[Any]:
-        """Our endpoints at the provider."""
-        return [e for e in self.observer.endpoints.list() if e.name.rsplit("/", 1)[-1].startswith(self.ledger.prefix)]
+    def all_endpoints(self) -> list[Any]:
+        return list(self.observer.endpoints.list())
 
-    def our_jobs(self) -> list[Any]:
-        return [
-            job for job in self.observer.fine_tuning.list().data if (job.suffix or "").startswith(self.ledger.prefix)
-        ]
+    def all_jobs(self) -> list[Any]:
+        return list(self.observer.fine_tuning.list().data or [])
+
+    def ours(self, endpoints: list[Any] | None = None) -> list[Any]:
+        """Our endpoints at the provider."""
+        found = self.all_endpoints() if endpoints is None else endpoints
+        return [e for e in found if e.name.rsplit("/", 1)[-1].startswith(self.ledger.prefix)]
+
+    def our_jobs(self, jobs: list[Any] | None = None) -> list[Any]:
+        found = self.all_jobs() if jobs is None else jobs
+        return [job for job in found if (job.suffix or "").startswith(self.ledger.prefix)]
 
     def close(self) -> None:
         self.ledger.close()
