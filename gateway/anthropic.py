@@ -74,7 +74,7 @@ async def _coding(
         asked = CodingRequest(uuid7(now), now, session, key.name, exchange.request_id, plan, chat, price)
     attempt: Attempt | None = None
     if plan.arm is not None and asked is not None:
-        async with exchange.watch():
+        with exchange.watch():
             attempt = await state.coding.answer(exchange, plan, asked.chat)
         if attempt is None:  # the client went away
             return

@@ -94,7 +94,7 @@ async def answer_decision_prompt(
     upstream = _Upstream(state, exchange, prompt, form, pool, path, body)
     key = exchange.admission.key
     assert key is not None
-    async with exchange.watch():
+    with exchange.watch():
         answer = None
         try:
             answer = await state.client.decide(
@@ -121,8 +121,8 @@ async def answer_decision_prompt(
             form,
             write_answer(prompt, answer.decision, kind),
             model=answer.model or "",
-            input_tokens=0,
-            output_tokens=0,
+            input_tokens=answer.input_tokens or 0,
+            output_tokens=answer.output_tokens or 0,
             stream=bool(request.get("stream")),
         )
         headers = [

@@ -28,7 +28,7 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
     kind = get_decision_type(decision_type.replace("-", "_"), state.config)
     kind.render(context)
     kind.normalize(original)
-    async with exchange.watch():
+    with exchange.watch():
         answer = await state.client.decide(
             kind.name,
             context,

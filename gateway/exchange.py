@@ -133,7 +133,7 @@ class Exchange:
         raise self.refusal
 
     def watch(self) -> _Watch:
-        """`async with` it: what runs inside is cancelled when the client goes away, so that nobody pays for an answer
+        """`with` it: what runs inside is cancelled when the client goes away, so that nobody pays for an answer
         that nobody gets. Only after the body was read: it takes over `receive`."""
         return _Watch(self)
 
@@ -141,16 +141,18 @@ class Exchange:
         """Seconds since the request's head came."""
         return time.perf_counter() - self.started_at
 
-    async def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers) -> Awaitable[None]:
+        """Await it at once: a plain function because a coroutine around another costs at every chunk."""
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        return self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def write(self, body: bytes, *, more: bool = True) -> None:
+    def write(self, body: bytes, *, more: bool = True) -> Awaitable[None]:
+        """Await it at once, as `start`."""
         if self.first_byte_at is None and body:
             self.first_byte_at = time.perf_counter()
         self.bytes_out += len(body)
         self.finished = not more
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        return self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def reply(self, status: int, body: bytes, headers: Headers | None = None) -> None:
         """A whole answer of our own, of JSON."""
@@ -173,14 +175,14 @@ class _Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         exchange = self._exchange
         if not exchange._watching:
             exchange._watching = True
             self._task = asyncio.current_task()
             self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
 
-    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
         if self._timer is None:
             return False
         self._exchange._watching = False

@@ -62,12 +62,11 @@ async def forward(
     connection to the upstream is closed at once.
     """
     exchange.served_by = pool.name
-    identity = copy is not None
     if isinstance(body, bytes):
-        async with exchange.watch():
-            await _forward(exchange, session, pool, path, body, copy, identity)
+        with exchange.watch():
+            await _forward(exchange, session, pool, path, body, copy)
     else:  # the body is still being read: that tells when the client goes
-        await _forward(exchange, session, pool, path, body, copy, identity)
+        await _forward(exchange, session, pool, path, body, copy)
 
 
 async def fetch(exchange: Exchange, session: aiohttp.ClientSession, pool: Pool, *, path: bytes, body: bytes) -> Copy:
@@ -102,7 +101,6 @@ async def _forward(
     path: bytes,
     body: bytes | AsyncIterator[bytes] | None,
     copy: Copy | None,
-    identity: bool,
 ) -> None:
     upstream, response = await ask(
         session,
@@ -111,12 +109,12 @@ async def _forward(
         path,
         exchange.query,
         lambda chosen: forwarded_headers(
-            exchange.headers, exchange.admission, chosen.settings.api_key, identity=identity
+            exchange.headers, exchange.admission, chosen.settings.api_key, identity=copy is not None
         ),
         body,
     )
     try:
-        async with exchange.watch():
+        with exchange.watch():
             await _send_back(exchange, response, copy)
     finally:
         upstream.active -= 1
@@ -130,7 +128,8 @@ async def _send_back(exchange: Exchange, response: aiohttp.ClientResponse, copy:
     if response.status in (204, 304):
         headers = [header for header in headers if header[0] != b"content-length"]
     await exchange.start(response.status, headers)
-    left = next((int(value) for name, value in headers if name == b"content-length" and value.isdigit()), -1)
+    length = response.headers.get("content-length", "")
+    left = int(length) if length.isdigit() else -1
     try:
         while chunk := await response.content.readany():
             if copy is not None:
