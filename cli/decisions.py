@@ -25,6 +25,16 @@ def land(data: Data = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def reland(data: Data = None, as_json: AsJson = False) -> None:
+    """Land the quarantined lines again that fit by now: after an upgrade, or mended by hand."""
+    from storage.reland import reland_quarantine
+
+    with progress_bar("landing the quarantine") as progress:
+        report = reland_quarantine(find_data(data), progress=progress)
+    show(report, as_json=as_json, title="Landed from the quarantine")
+
+
+@app.command()
 def compact(
     data: Data = None,
     min_files: Annotated[int, typer.Option(min=2, help="Days with fewer files are left as they are")] = 2,

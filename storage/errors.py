@@ -7,6 +7,7 @@
         ├── DataFolderError       there is no data folder there, or it is not one of ours
         ├── DataFolderBusy        another process is landing, compacting, expiring or erasing (names it)
         ├── LandingError          a segment could not be landed: it stays in the spool, run again
+        ├── QuarantineError       a file in the quarantine is not one that landing wrote, or was mended wrongly
         ├── TableError            a partition is not as it should be, or could not be rewritten
         └── LedgerError           the ledger cannot do what was asked
             ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the mend)
@@ -35,6 +36,10 @@ class DataFolderBusy(StorageError):
 
 class LandingError(StorageError):
     """A segment could not be landed. It stays in the spool; landing again takes it up where it stopped."""
+
+
+class QuarantineError(StorageError):
+    """A file in the quarantine is not one that landing wrote, or was mended by hand wrongly."""
 
 
 class TableError(StorageError):

@@ -472,8 +472,18 @@ class Ledger:
             expires_at=row["expires_at"],
         )
 
-    def resize(self, reservation: Reservation | int, amount_usd: Usd, *, now: datetime | None = None) -> Reservation:
-        """Hold another amount (a closed reservation opens again). Raises BudgetExceeded, changing nothing."""
+    def resize(
+        self,
+        reservation: Reservation | int,
+        amount_usd: Usd,
+        *,
+        hourly_usd: Usd | None = None,
+        now: datetime | None = None,
+    ) -> Reservation:
+        """Hold another amount (a closed reservation opens again), and at another rate where `hourly_usd` is given.
+
+        Raises BudgetExceeded, changing nothing.
+        """
         reservation_id, now = _reservation_id(reservation), _utc(now)
         with self.transaction() as connection:
             self._lapse(connection, now)
@@ -481,11 +491,14 @@ class Ledger:
             if row is None:
                 raise NoSuchObject(f"the ledger has no reservation {reservation_id}")
             held, rate = (row["amount_nano"], row["hourly_nano"]) if row["state"] == "open" else (0, 0)
-            more, more_rate = to_nano(amount_usd) - held, row["hourly_nano"] - rate
-            if more > 0 or more_rate > 0:
-                self._check_budgets(connection, max(more, 0), more_rate, row["purpose"], row["decision_type"], now)
+            amount = to_nano(amount_usd)
+            hourly = row["hourly_nano"] if hourly_usd is None else to_nano(hourly_usd)
+            if amount > held or hourly > rate:
+                self._check_budgets(
+                    connection, max(amount - held, 0), max(hourly - rate, 0), row["purpose"], row["decision_type"], now
+                )
             self._update_reservation(
-                connection, reservation_id, amount_nano=to_nano(amount_usd), state="open", closed_at=None
+                connection, reservation_id, amount_nano=amount, hourly_nano=hourly, state="open", closed_at=None
             )
             return self._reservation(connection, reservation_id)
 

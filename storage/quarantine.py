@@ -15,6 +15,8 @@ from typing import IO, Any
 
 import orjson
 
+from storage.errors import QuarantineError
+
 
 def reason_class(reason: str) -> str:
     """What reports count by: the reason up to its first colon ("torn", "CRC mismatch", "decision_type")."""
@@ -63,9 +65,16 @@ class QuarantineWriter:
 
 
 def read_quarantine(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """The entries of one quarantine file with the raw line of each."""
+    """The entries of one quarantine file with the raw line of each. Raises `QuarantineError` where one is no entry."""
     with path.open("rb") as file:
-        for line in file:
-            entry = orjson.loads(line)
-            raw = entry["raw"].encode() if "raw" in entry else base64.b64decode(entry["raw_base64"])
+        for number, line in enumerate(file, 1):
+            try:
+                entry = orjson.loads(line)
+                if not {"line", "offset", "reason"} <= entry.keys():
+                    raise KeyError("line, offset or reason")
+                raw = entry["raw"].encode() if "raw" in entry else base64.b64decode(entry["raw_base64"])
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise QuarantineError(
+                    f"{path}, line {number}: not an entry of the quarantine ({error!r}); mend the line or take it out"
+                ) from error
             yield entry, raw

@@ -8,7 +8,8 @@ between makes the next run write the same segment again, which landing skips if 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +17,10 @@ from typing import Any
 
 import orjson
 
-from reasoning.errors import SegmentError
 from reasoning.spool import frame_line
 from storage.batches import parse_lines
 from storage.files import sync, write_atomic
-from storage.land import LandReport, finish_landing
+from storage.land import finish_landing
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import read_quarantine, reason_class
@@ -28,35 +28,46 @@ from storage.quarantine import read_quarantine, reason_class
 _NAME = re.compile(r"(?P<segment>.+?)(?:\.r(?P<attempt>\d+))?\.jsonl")
 
 
+Progress = Callable[[int, int], None]  # (quarantine files done, in all)
+
+
 @dataclass
 class RelandReport:
-    """What landing the quarantine again did: lines that fit now, and by reason those that still do not."""
+    """What landing the quarantine again did, counted in lines.
+
+    `relanded` are rows of the decision log now. `kept` are no records still, by reason; `examples` has for each such
+    reason a line as it was found wanting, with the quarantine file and the number (from 1) of its line there.
+    """
 
     files: int = 0
     relanded: int = 0
     kept: dict[str, int] = field(default_factory=dict)
-    landing: LandReport = field(default_factory=LandReport)
+    examples: dict[str, str] = field(default_factory=dict)
 
 
 def reland_quarantine(
-    data: Path | str, *, now: datetime | None = None, lock_timeout: float = LOCK_TIMEOUT
+    data: Path | str,
+    *,
+    now: datetime | None = None,
+    progress: Progress | None = None,
+    lock_timeout: float = LOCK_TIMEOUT,
 ) -> RelandReport:
-    """Try every quarantined line again by the rules of today. Raises as `land_decisions` does.
+    """Try every quarantined line again by the rules of today; what is in the spool is landed as well.
 
     A line whose CRC does not fit its JSON stays. To land one that was mended by hand, correct `raw` in the quarantine
-    file and drop its frame (the first nine characters): a line that is bare JSON is taken at its word.
+    file and drop its frame (the first nine characters): a line that is bare JSON is taken at its word. Raises as
+    `land_decisions` does, and `QuarantineError` for a quarantine file that is not one of ours.
     """
     layout = Layout(data).check().create()
     report = RelandReport()
-    kept: Counter[str] = Counter()
     with data_lock(layout, "landing the quarantine", timeout=lock_timeout):
         finish_landing(layout, now=now)
-        for path, attempt, segment in _files(layout):
+        files = _files(layout)
+        for done, (path, attempt, segment) in enumerate(files, 1):
             after = path.with_name(f"{segment}.r{attempt + 1}.jsonl")
             fits, stays = _sort(path, after)
             report.files += 1
             report.relanded += len(fits)
-            kept.update(reason_class(entry["reason"]) for entry in stays)
             if fits:
                 write_atomic(after, b"".join(orjson.dumps(entry) + b"\n" for entry in stays))
                 write_atomic(layout.spool / f"{segment}-r{attempt + 1}.seal", b"".join(fits))
@@ -65,8 +76,13 @@ def reland_quarantine(
             if not stays:
                 path.unlink()
             sync(layout.quarantine)
-        report.landing = finish_landing(layout, now=now)
-    report.kept = dict(kept)
+            for number, entry in enumerate(stays, 1):
+                reason = reason_class(entry["reason"])
+                report.kept[reason] = report.kept.get(reason, 0) + 1
+                report.examples.setdefault(reason, f"{entry['reason']} ({path.name}:{number})")
+            if progress:
+                progress(done, len(files))
+        finish_landing(layout, now=now)
     return report
 
 
@@ -85,19 +101,18 @@ def _files(layout: Layout) -> list[tuple[Path, int, str]]:
 
 def _sort(path: Path, plan: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
     """The segment lines of what fits, and the entries of what stays with the reason of today."""
-    planned = None
-    if plan.exists():
-        planned = {_place(entry) for entry, _ in read_quarantine(plan)}
-    fits, stays = [], []
+    planned = {_place(entry) for entry, _ in read_quarantine(plan)} if plan.exists() else set()
+    entries, lines = [], []
     for entry, raw in read_quarantine(path):
-        try:
-            line = _fit(raw)
-        except SegmentError as error:
-            line, entry["reason"] = b"", str(error)
-        if line and (planned is None or _place(entry) not in planned):
+        entries.append(entry)
+        lines.append(_frame(raw))
+    _, rejected = parse_lines(lines)
+    fits, stays = [], []
+    for number, (entry, line) in enumerate(zip(entries, lines, strict=True)):
+        if number not in rejected and _place(entry) not in planned:
             fits.append(line)
         else:
-            stays.append(entry)
+            stays.append(entry | {"reason": rejected.get(number, entry["reason"])})
     return fits, stays
 
 
@@ -105,15 +120,9 @@ def _place(entry: dict[str, Any]) -> tuple[int, int]:
     return entry["line"], entry["offset"]
 
 
-def _fit(raw: bytes) -> bytes:
-    """The segment line of a record that fits its table. Raises `SegmentError`."""
+def _frame(raw: bytes) -> bytes:
+    """A quarantined line as a segment has it. Bare JSON gets its CRC; what is none is left for parsing to reject."""
     if raw.startswith(b"{"):
-        try:
+        with suppress(orjson.JSONDecodeError):
             raw = frame_line(orjson.dumps(orjson.loads(raw)))
-        except orjson.JSONDecodeError as error:
-            raise SegmentError(f"no record: not JSON: {error}") from None
-    line = raw.removesuffix(b"\n") + b"\n"
-    _, rejected = parse_lines([line])
-    if rejected:
-        raise SegmentError(rejected[0])
-    return line
+    return raw.removesuffix(b"\n") + b"\n"

@@ -11,6 +11,7 @@ from storage.compact import CompactReport, compact_decisions
 from storage.erase import EraseReport, erase_subject
 from storage.expire import ExpireReport, expire_decisions
 from storage.land import LandReport, land_decisions
+from storage.reland import RelandReport, reland_quarantine
 from tasks.reports import hide
 from tasks.runs import REPEATABLE, publish, run_progress
 
@@ -19,6 +20,14 @@ from tasks.runs import REPEATABLE, publish, run_progress
 def land(data: Path, *, now: datetime | None = None) -> LandReport:
     report = land_decisions(data, now=now, progress=run_progress("landing-progress", "Landing"))
     publish("landing", report, title="What was landed")
+    return report
+
+
+@task(**REPEATABLE)
+def reland(data: Path, *, now: datetime | None = None) -> RelandReport:
+    report = reland_quarantine(data, now=now, progress=run_progress("relanding-progress", "Landing the quarantine"))
+    # The examples quote what was recorded, which an artifact would keep.
+    publish("relanding", hide(report, "examples"), title="What was landed from the quarantine")
     return report
 
 

@@ -109,6 +109,19 @@ def test_land_and_ask(tmp_path: Path):
     assert "should_respond" in reasoning("sql", query, env={"REASONING_DATA": str(tmp_path / "data")}).stdout
 
 
+def test_what_was_quarantined_is_landed_again_and_the_rest_explained(tmp_path: Path):
+    write_log(tmp_path, episodes=1, turns=1)
+    (segment,) = (tmp_path / "spool").glob("*.seal")
+    first, *rest = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(b"garbage\n" + b"".join(rest) + first.removesuffix(b"\n"))
+    landed = json.loads(reasoning("land", "--data", tmp_path, "--json").stdout)
+    assert landed["quarantined"] == {"no frame": 1, "torn": 1}
+    report = json.loads(reasoning("reland", "--data", tmp_path, "--json").stdout)
+    assert (report["files"], report["relanded"], report["kept"]) == (1, 1, {"no frame": 1})
+    again = reasoning("reland", "--data", tmp_path)
+    assert "kept no frame" in again.stdout and "starts with 8 hex digits" in again.stdout
+
+
 def test_budgets_are_set_and_reported(tmp_path: Path):
     assert reasoning("costs", "set-budget", "0.50", "--period", "total", "--data", tmp_path / "data").returncode == 0
     report = json.loads(reasoning("costs", "report", "--data", tmp_path / "data", "--json").stdout)

@@ -11,6 +11,7 @@ import reasoning.records
 import storage
 from reasoning.spool import frame_line
 from storage import reland
+from storage.errors import QuarantineError
 from storage.land import land_decisions
 from storage.reland import reland_quarantine
 from tests.storage.logs import landed_ids, make_days, to_line, write_lines
@@ -31,9 +32,12 @@ def test_lines_of_a_newer_schema_land_after_an_upgrade(tmp_path: Path, monkeypat
     decisions = quarantine_newer(tmp_path)
     report = reland_quarantine(tmp_path)
     assert (report.relanded, report.kept) == (0, {"no frame": 1, "no record": 3})
+    (path,) = (tmp_path / "quarantine").iterdir()
+    reason = f"no record: schema: 2 is not known here (1..1); upgrade custom-reasoning ({path.name}:2)"
+    assert report.examples["no record"] == reason
     monkeypatch.setattr(reasoning.records, "SCHEMA_VERSION", 2)
     report = reland_quarantine(tmp_path)
-    assert (report.relanded, report.kept, report.landing.decisions) == (3, {"no frame": 1}, 3)
+    assert (report.relanded, report.kept) == (3, {"no frame": 1})
     assert landed_ids(tmp_path) == sorted(d.decision_id for d in decisions)
     assert storage.sql(tmp_path, "SELECT DISTINCT extra FROM decisions").rows == [('{"mood":"new"}',)]
     assert reland_quarantine(tmp_path).relanded == 0
@@ -51,6 +55,18 @@ def test_a_line_mended_by_hand_lands(tmp_path: Path) -> None:
     assert reland_quarantine(tmp_path).relanded == 1
     assert landed_ids(tmp_path) == [decision.decision_id]
     assert not list((tmp_path / "quarantine").iterdir())
+
+
+@pytest.mark.parametrize(
+    "line", [b"hello", b"[]", b'{"reason": "torn"}', b'{"line":1,"offset":0,"reason":"x","raw":5}']
+)
+def test_a_file_that_is_no_quarantine_is_named_and_left_alone(tmp_path: Path, line: bytes) -> None:
+    quarantine_newer(tmp_path)
+    path = tmp_path / "quarantine" / "0.jsonl"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(QuarantineError, match=r"0\.jsonl, line 1: not an entry"):
+        reland_quarantine(tmp_path)
+    assert path.read_bytes() == line + b"\n"
 
 
 @pytest.mark.parametrize("step", range(5))
