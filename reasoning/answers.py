@@ -29,7 +29,7 @@ _THINK = re.compile(r"\A(?:\s*<think>.*?</think>)+", re.DOTALL | re.IGNORECASE)
 _THINKING = re.compile(r"\A(?:\s*<think>(?:.*?</think>)?)+", re.DOTALL | re.IGNORECASE)  # even if it never ends
 _RESPONSE = re.compile(r"<response\b[^>]*>(.*?)</response\s*>", re.DOTALL | re.IGNORECASE)
 # What `format_label` and a model taught by it write, with nothing in it that needs the general parser's care.
-_PLAIN_LABEL = re.compile(
+PLAIN_LABEL = re.compile(
     r"<response>(?:<reasoning>(?P<reasoning>[^<&]*)</reasoning>)?<action>(?P<action>[^<&]*)</action></response>"
 )
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
@@ -40,7 +40,7 @@ _CALL_BEGIN = re.compile(r"^[ \t]*<tool_call>", re.MULTILINE)
 
 def parse_label(completion: str, labels: Sequence[str]) -> dict[str, Any]:
     """`{"action", "reasoning"?}` of a completion. The action is one of `labels`, in their spelling."""
-    plain = _PLAIN_LABEL.fullmatch(completion)
+    plain = PLAIN_LABEL.fullmatch(completion)
     fields = plain.groupdict() if plain else _fields(completion, ("action", "reasoning"), required="action")
     return normalize_label(fields, labels)
 
@@ -126,11 +126,13 @@ def format_call(name: str, arguments: Any) -> str:
 def normalize_label(decision: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     """A label decision in its one form: the action as declared, the reasoning stripped, or absent when empty."""
     action = decision.get("action")
-    spelling = {label.casefold(): label for label in labels}
-    if not isinstance(action, str) or action.strip().casefold() not in spelling:
-        raise UnparseableAnswer(f"action {_short(action)} is none of {', '.join(labels)}")
+    if action not in labels:
+        spelling = {label.casefold(): label for label in labels}
+        if not isinstance(action, str) or action.strip().casefold() not in spelling:
+            raise UnparseableAnswer(f"action {_short(action)} is none of {', '.join(labels)}")
+        action = spelling[action.strip().casefold()]
     reasoning = _text(decision, "reasoning")
-    return {"action": spelling[action.strip().casefold()]} | ({"reasoning": reasoning} if reasoning else {})
+    return {"action": action, "reasoning": reasoning} if reasoning else {"action": action}
 
 
 def normalize_plan(decision: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from reasoning.answers import PLAIN_LABEL
 from reasoning.decision_types import AnswerFormat, DecisionType
 from reasoning.errors import CallFailed
 from reasoning.records import Message
@@ -132,6 +133,8 @@ _SPANS = {
 
 def _deciding_span(answer: AnswerFormat, text: str) -> tuple[int, int] | None:
     """Start and end of the value that the parser takes: the last one."""
+    if answer == "label" and (plain := PLAIN_LABEL.fullmatch(text)):
+        return plain.span("action")
     found = list(_SPANS[answer].finditer(text))
     return found[-1].span("xml" if found[-1]["xml"] is not None else "json") if found else None
 

@@ -41,7 +41,7 @@ class Answer:
 
     `decision` is the decision type's object; where the original gave something that is none, it is that itself.
     `fallback_reason` says why the original answered in a model's place. `latency_ms` is from question to answer.
-    `decision_id` is what feedback refers to.
+    `decision_id` is what feedback refers to. Tokens are those of the model that answered, where its server told them.
     """
 
     decision: Any
@@ -52,6 +52,8 @@ class Answer:
     confidence: float | None
     fallback_reason: FallbackReason | None
     latency_ms: float
+    input_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -221,7 +223,10 @@ class ClientCore:
             self.record_custom(question, attempt, served=False)
             return None
         decision_id = self.record_custom(question, attempt, served=True)
-        return self._answer(question, attempt.decision, decision_id, "custom", attempt.arm.model, attempt.confidence)
+        answer = self._answer(question, attempt.decision, decision_id, "custom", attempt.arm.model, attempt.confidence)
+        if (said := attempt.completion) is None:
+            return answer
+        return replace(answer, input_tokens=said.input_tokens, output_tokens=said.output_tokens)
 
     def record_custom(self, question: Question, attempt: Attempt, *, served: bool) -> UUID:
         """Write the row of a model's answer. Its id."""

@@ -38,7 +38,7 @@ class Message(TypedDict):
     content: str
 
 
-@dataclass(slots=True)
+@dataclass  # without slots: its `__dict__` is nearly the JSON object already, a copy of which is cheap
 class Decision:
     """One answer to one question. Columns and units: docs/architecture.md, "Records"."""
 
@@ -181,45 +181,23 @@ def _decision_wire(d: Decision) -> dict[str, Any]:
     ):  # one look in C; the slow one names the field
         _check_texts(d, ("decision_type", "source"), required=True)
         _check_texts(d, _DECISION_TEXTS)
-    _check_finite(d, ("arm_probability", "confidence", "latency_ms", "cost_usd"))
+    if not math.isfinite((d.arm_probability or 0) + (d.confidence or 0) + (d.latency_ms or 0) + (d.cost_usd or 0)):
+        _check_finite(d, ("arm_probability", "confidence", "latency_ms", "cost_usd"))
     for message in d.messages:
         if type(message["role"]) is not str or type(message["content"]) is not str:
             raise RecordError("messages: role and content are text")
     for subject in d.subject_ids:
         if not isinstance(subject, str):
             raise RecordError(f"subject_ids: text is needed, not {type(subject).__name__}")
-    return {
-        "record": "decision",
-        "schema": SCHEMA_VERSION,
-        "decision_id": d.decision_id,
-        "request_id": d.request_id,
-        "ts": _utc(d.ts),
-        "decision_type": d.decision_type,
-        "agent_id": d.agent_id,
-        "room_id": d.room_id,
-        "episode_id": d.episode_id,
-        "subject_ids": d.subject_ids,
-        "source": d.source,
-        "served": d.served,
-        "model": d.model,
-        "config_hash": d.config_hash,
-        "experiment": d.experiment,
-        "arm": d.arm,
-        "arm_probability": d.arm_probability,
-        "messages": d.messages,
-        "tools": None if d.tools is None else _json_text(d.tools),
-        "completion": d.completion,
-        "decision": None if d.decision is None else _json_text(d.decision),
-        "confidence": d.confidence,
-        "valid": d.valid,
-        "fallback_reason": d.fallback_reason,
-        "error": d.error,
-        "latency_ms": d.latency_ms,
-        "input_tokens": d.input_tokens,
-        "output_tokens": d.output_tokens,
-        "cost_usd": d.cost_usd,
-        "tags": _json_text(d.tags) if d.tags else "{}",
-    }
+    wire = {"record": "decision", "schema": SCHEMA_VERSION, **d.__dict__}
+    if d.ts.tzinfo is not UTC:
+        wire["ts"] = _utc(d.ts)
+    wire["tags"] = _json_text(d.tags) if d.tags else "{}"
+    if d.decision is not None:
+        wire["decision"] = _json_text(d.decision)
+    if d.tools is not None:
+        wire["tools"] = _json_text(d.tools)
+    return wire
 
 
 def _feedback_wire(f: Feedback) -> dict[str, Any]:

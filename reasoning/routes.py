@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -37,8 +38,8 @@ class Arm:
 
     def cost_usd(self, input_tokens: int, output_tokens: int) -> float:
         """What so many tokens cost at this arm, in US dollars."""
-        price = Decimal(self.input_usd_per_mtok) * input_tokens + Decimal(self.output_usd_per_mtok) * output_tokens
-        return float(price / 1_000_000)
+        price = float(self.input_usd_per_mtok) * input_tokens + float(self.output_usd_per_mtok) * output_tokens
+        return price / 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +69,26 @@ def choose_arm(route: Route, key: str) -> tuple[Arm, float]:
     The draw is the first 8 bytes of SHA-256(salt NUL key) as a fraction of 2**64, so that any language can repeat it.
     Raises `RoutesError` when no live arm has weight.
     """
-    import hashlib  # an agent without routes need not load OpenSSL
-
     live = [arm for arm in route.arms if arm.mode == "live" and arm.weight > 0]
-    total = sum(arm.weight for arm in live)
     if not live:
         raise RoutesError(f"experiment {route.experiment!r} has no live arm with a weight")
-    digest = hashlib.sha256(f"{route.salt}\0{key}".encode("utf-8", "backslashreplace")).digest()
-    point = int.from_bytes(digest[:8], "big") / 2**64 * total
+    if len(live) == 1:
+        return live[0], 1.0
+    total = sum(arm.weight for arm in live)
+    point = _draw(route.salt, key) * total
     for arm in live[:-1]:
         point -= arm.weight
         if point < 0:
             return arm, arm.weight / total
     return live[-1], live[-1].weight / total
+
+
+@functools.lru_cache(maxsize=1024)  # an episode asks many questions
+def _draw(salt: str, key: str) -> float:
+    import hashlib  # an agent without experiments need not load OpenSSL
+
+    digest = hashlib.sha256(f"{salt}\0{key}".encode("utf-8", "backslashreplace")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def read_routes(path: Path | str) -> Routes:

@@ -37,16 +37,30 @@ def render_transcript(messages: Sequence[Any], *, limit: int | None = None) -> s
     if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
         raise InvalidContext('context["messages"]: a list of {"speaker", "text"} with at least one message is needed')
     start = max(len(messages) - limit, 0) if limit else 0
-    lines = []
+    try:
+        shown = messages[start:]
+        names = [clean_name(message["speaker"]) for message in shown]
+        texts = [message["text"] for message in shown]
+        if not all(names) or len(("\0".join(texts) + "\0").splitlines()) > 1:  # one look in C: most texts have one line
+            names, texts = _read_messages(messages, start)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        names, texts = _read_messages(messages, start)
+    return clean_text("\n".join([f"{name}: {text}" for name, text in zip(names, texts, strict=True)]))
+
+
+def _read_messages(messages: Sequence[Any], start: int) -> tuple[list[str], list[str]]:
+    """Names and indented texts of the messages from `start` on, one by one, to name the one that is wrong."""
+    names, texts = [], []
     for i in range(start, len(messages)):
         message = messages[i]
         try:
             name = clean_name(message["speaker"])
-            lines.append(f"{name}: {indent_lines(message['text'])}")
+            texts.append(indent_lines(message["text"]))
         except (KeyError, IndexError, TypeError, AttributeError):
             raise InvalidContext(
                 f'context["messages"][{i}]: needs the keys "speaker" and "text", both of them text'
             ) from None
         if not name:
             raise InvalidContext(f'context["messages"][{i}]["speaker"]: is empty')
-    return "\n".join(lines)
+        names.append(name)
+    return names, texts
