@@ -141,6 +141,8 @@ def _decide(type: DecisionType) -> dict[str, Any]:
             "confidence": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
             "fallback_reason": {"type": ["string", "null"]},
             "latency_ms": {"type": "number", "description": "Milliseconds"},
+            "input_tokens": {"type": ["integer", "null"], "description": "Of the model that answered"},
+            "output_tokens": {"type": ["integer", "null"]},
         },
     }
     return {
