@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gateway.logs import AccessLog, log
 from gateway.metrics import Metrics
 from gateway.prompts import read_kinds
 from gateway.record import Recorder
-from gateway.security import Admission, Guard
+from gateway.security import NOBODY, Guard
 from gateway.sessions import Sessions
 from gateway.settings import Settings, load_settings
 from gateway.shadow import Shadows
@@ -129,7 +130,7 @@ class Gateway:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _request(self, scope: Any, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, Admission(None, {}, frozenset()))
+        exchange = Exchange(scope, receive, send, NOBODY)
         self.active += 1
         try:
             exchange.admission = self.guard.admit(scope)
@@ -222,7 +223,8 @@ class Gateway:
             self.state.metrics.disconnects.inc()
         self.state.metrics.answered(exchange.route, exchange.served_by, status, latency, first)
         if self.access_log is not None:
-            fields = {
+            line = {
+                "time": datetime.now(UTC),
                 "message": "request",
                 "request_id": exchange.request_id,
                 "key": exchange.admission.key.name if exchange.admission.key else None,
@@ -237,7 +239,7 @@ class Gateway:
                 "latency_ms": round(latency * 1000, 3),
                 "first_byte_ms": None if first is None else round(first * 1000, 3),
             }
-            self.access_log.add(fields)
+            self.access_log.add(line)
 
 
 def is_openai(exchange: Exchange, path: bytes) -> bool:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -155,15 +156,13 @@ def signals(body: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> list[str
     client = bool(_CLIENTS.match(headers.get(b"user-agent", b"").decode("latin-1")))
     if client:
         found.append("coding_client")
-    system = _ends(_texts(body.get("system"))).lower()
-    if _has(system, _SYSTEM_WORDS) and _SYSTEM.search(system):
+    if _is_programmer(_ends(_texts(body.get("system")))):
         found.append("coding_system")
     asked, results = _last_turn(body)
     talk = _ends([*asked, *results])
     if _has(talk, _CODE_WORDS) and _CODE.search(talk):
         found.append("code_in_talk")
-    task = _ends(asked).lower()
-    if _has(task, _TASK_VERBS) and _has(task, _TASK_WORDS) and _TASK.search(task) and not _PROSE.search(task):
+    if _is_coding_task(_ends(asked)):
         found.append("coding_task")
     config = body.get("output_config")
     if (isinstance(config, Mapping) and config.get("format")) or body.get("output_format"):
@@ -174,6 +173,21 @@ def signals(body: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> list[str
     if client and not tools:
         found.append("no_tools_offered")
     return found
+
+
+# A client sends its system prompt with every request, and the question again with every result of a tool.
+@lru_cache(maxsize=256)
+def _is_programmer(system: str) -> bool:
+    system = system.lower()
+    return _has(system, _SYSTEM_WORDS) and _SYSTEM.search(system) is not None
+
+
+@lru_cache(maxsize=1024)
+def _is_coding_task(asked: str) -> bool:
+    task = asked.lower()
+    if not (_has(task, _TASK_VERBS) and _has(task, _TASK_WORDS)):
+        return False
+    return _TASK.search(task) is not None and _PROSE.search(task) is None
 
 
 def _has(text: str, words: Iterable[str]) -> bool:

@@ -40,11 +40,11 @@ class AccessLog:
         self._interval_s = interval_s
         self._lines: list[dict[str, Any]] = []
 
-    def add(self, fields: dict[str, Any]) -> None:
+    def add(self, line: dict[str, Any]) -> None:
         """Call it in the event loop."""
         if not self._lines:
             asyncio.get_running_loop().call_later(self._interval_s, self.flush)
-        self._lines.append({"time": datetime.now(UTC), **fields})
+        self._lines.append(line)
 
     def flush(self) -> None:
         lines, self._lines = self._lines, []

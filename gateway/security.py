@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import RequestRefused
@@ -33,13 +32,16 @@ _HOST = re.compile(rb"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?
 _CREDENTIALS = (TOKEN_HEADER, b"authorization", b"x-api-key")
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """A request that may pass: whose it is, its headers as a mapping, and those that hold the gateway's own token."""
 
     key: Key | None
     headers: dict[bytes, bytes]
     own_credentials: frozenset[bytes]
+
+
+NOBODY = Admission(None, {}, frozenset())
+"""Of a request that was not judged yet."""
 
 
 class Guard:
@@ -152,11 +154,12 @@ def forwarded_headers(
         skip |= {name.strip().lower() for name in connection.split(b",")}
     if identity:
         skip |= {b"accept-encoding"}
-    out = []
     try:
-        for name, value in headers:
-            if name not in skip and not name.startswith(b"x-reasoning-"):
-                out.append((name.decode("ascii"), value.decode("utf-8")))
+        out = [
+            (name.decode("ascii"), value.decode("utf-8"))
+            for name, value in headers
+            if name not in skip and not name.startswith(b"x-reasoning-")
+        ]
     except UnicodeDecodeError:
         raise RequestRefused(400, "invalid_request_error", "a header that is not UTF-8") from None
     if identity:
