@@ -28,6 +28,7 @@ from provider.errors import (
     RemoteNotFound,
 )
 from provider.metering import meter_minutes, runway_usd
+from provider.prices import instance_price
 from provider.routes import withdraw_model
 from provider.tiers import resolve_tier
 from storage.errors import IllegalTransition, LedgerError
@@ -66,13 +67,18 @@ def deploy_model(
 
     It gets no route: that is `publish_route`. A model that is being deployed or is ready already is not deployed twice.
     Reserves money first (BudgetExceeded, PriceUnknown). When it fails or is not ready within `timeout`, it is taken
-    down again and DeploymentFailed, NoCapacity (no hardware free) or ProviderUnavailable raised.
+    down again and DeploymentFailed, NoCapacity (no hardware free) or ProviderUnavailable raised. It is taken down on
+    Ctrl-C as well, unless an earlier call had begun it.
     """
     clock = clock_of(now)
-    row = _intend(client, ledger, model_id, replicas, clock)
+    row, ours = _intend(client, ledger, model_id, replicas, clock)
     try:
         row = _start(client, ledger, row, clock, wait)
         return _await_ready(client, ledger, row, progress, poll_seconds, timeout, clock, wait)
+    except KeyboardInterrupt:
+        if ours:
+            _roll_back(client, ledger, row["id"], "interrupted while it started", clock)
+        raise
     except (ProviderError, LedgerError) as error:
         if isinstance(error, IllegalTransition):
             row = ledger.get("deployments", row["id"])
@@ -83,18 +89,19 @@ def deploy_model(
 
 def _intend(
     client: Together, ledger: Ledger, model_id: str, replicas: int, clock: Callable[[], datetime]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], bool]:
+    """The ledger row to work on, and whether it is new."""
     model = ledger.get("models", model_id)
     if model["state"] == "retired":
         raise LedgerError(f"model {model_id} is retired")
     known = ledger.find("deployments", model_id=model_id, state=(*STARTING_STATES, "ready"))
     if known:
-        return known[-1]
+        return _at_todays_price(client, ledger, known[-1], clock()), False
     base = resolve_tier(client, model["base_model"])
     with ledger.transaction():
         known = ledger.find("deployments", model_id=model_id, state=(*STARTING_STATES, "ready"))
         if known:
-            return known[-1]
+            return known[-1], False
         deployment_id = new_id()
         row = {
             "name": f"{ledger.prefix}{deployment_id}",
@@ -115,9 +122,23 @@ def _intend(
             ttl=None,
             now=clock(),
         )
-        return ledger.add(
+        added = ledger.add(
             "deployments", id=deployment_id, state="intended", reservation_id=reservation.id, now=clock(), **row
         )
+    return added, True
+
+
+def _at_todays_price(client: Together, ledger: Ledger, row: dict[str, Any], now: datetime) -> dict[str, Any]:
+    """What was intended before a kill may cost more by now: reserved anew, or refused (BudgetExceeded)."""
+    if row["state"] != "intended" or row["attempted_at"] is not None:
+        return row
+    hourly = instance_price(client, row["hardware"])
+    if to_nano(hourly) == row["hourly_nano"]:
+        return row
+    with ledger.transaction():
+        row = ledger.update("deployments", row["id"], hourly_nano=to_nano(hourly), now=now)
+        ledger.resize(row["reservation_id"], runway_usd(row), hourly_usd=hourly_usd(row), now=now)
+    return row
 
 
 def _start(

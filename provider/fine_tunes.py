@@ -48,6 +48,9 @@ PARAMETERS: dict[str, Any] = {
 DOUBT_SECONDS = 30.0
 """How long after an unanswered create another may be sent, if the first is not to be seen."""
 
+PRICE_STANDS = timedelta(minutes=5)
+"""An estimate that is older than this is asked for again before a job is submitted."""
+
 FOLLOW_TIMEOUT = timedelta(hours=24)
 ACTIVE_STATES = ("intended", "submitted", "running", "cancelling")
 _ENDED = {"completed": "completed", "error": "failed", "user_error": "failed", "cancelled": "cancelled"}
@@ -79,16 +82,7 @@ def submit_fine_tune(
     sent = json.dumps({**PARAMETERS, **(parameters or {})}, sort_keys=True)
     if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
         return resume_fine_tune(client, ledger, known["id"], now=now, wait=wait)
-    chosen = json.loads(sent)
-    price = estimate_fine_tune(
-        client,
-        base_model=base.name,
-        train_file_id=dataset["train_file_id"],
-        validation_file_id=dataset["validation_file_id"],
-        n_epochs=chosen["n_epochs"],
-        n_evals=chosen["n_evals"],
-        training_type=_training_type(chosen),
-    )
+    price = _estimate(client, dataset, base.name, json.loads(sent))
     with ledger.transaction():
         # Once more under the lock: two processes may have come here together.
         if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
@@ -117,6 +111,18 @@ def submit_fine_tune(
                 now=clock(),
             )
     return resume_fine_tune(client, ledger, job["id"], now=now, wait=wait)
+
+
+def _estimate(client: Together, dataset: dict[str, Any], base_model: str, parameters: dict[str, Any]) -> Decimal:
+    return estimate_fine_tune(
+        client,
+        base_model=base_model,
+        train_file_id=dataset["train_file_id"],
+        validation_file_id=dataset["validation_file_id"],
+        n_epochs=parameters["n_epochs"],
+        n_evals=parameters["n_evals"],
+        training_type=_training_type(parameters),
+    )
 
 
 def _same_job(ledger: Ledger, dataset_id: str, base_model: str, parameters: str) -> dict[str, Any] | None:
@@ -186,6 +192,11 @@ def _submit(
         wait(doubt_seconds)
     dataset = ledger.get("datasets", job["dataset_id"])
     parameters = json.loads(job["parameters"])
+    if clock() - job["created_at"] >= PRICE_STANDS:  # it was killed, and comes again
+        price = _estimate(client, dataset, job["base_model"], parameters)
+        with ledger.transaction():
+            ledger.resize(job["reservation_id"], price, now=clock())
+            ledger.update("fine_tune_jobs", job["id"], estimate_nano=to_nano(price), now=clock())
     with asking(f"limits of {job['base_model']}"):
         limits = client.fine_tuning.model_limits(model_name=job["base_model"])
     if not dataset["validation_file_id"]:

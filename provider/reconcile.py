@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from provider.client import asking
 from provider.deployments import (
     LIVE_STATES,
+    SHUTTING_STATES,
     advance_shutdown,
     begin_shutdown,
     find_deployment,
@@ -87,6 +88,7 @@ def reconcile_provider(
                 report.skipped = True
                 return report
             _reconcile_jobs(client, opened, report)
+            _go_on_stopping(client, opened, report)
             _reconcile_deployments(client, opened, report)
             _stop_unwatched(client, opened, report)
             _reconcile_bill(client, opened, report)
@@ -192,8 +194,7 @@ def _reconcile_deployments(client: Together, ledger: Ledger, report: ReconcileRe
     for row in ledger.find("deployments", state=LIVE_STATES):
         if row["name"] not in ours and row["state"] != "intended":
             try:  # it is gone: its money is settled
-                sync_deployment(client, ledger, row["id"], now=report.now)
-                if row["state"] in ("draining", "stopping", "stopped", "failed"):
+                if sync_deployment(client, ledger, row["id"], now=report.now)[0]["state"] in SHUTTING_STATES:
                     advance_shutdown(client, ledger, row["id"], now=report.now)
             except ProviderError as error:
                 report.errors.append(f"{row['name']}: {error}")
@@ -206,6 +207,12 @@ def _stop_unwatched(client: Together, ledger: Ledger, report: ReconcileReport) -
         if report.now - seen_at >= UNWATCHED:
             minutes = int((report.now - seen_at).total_seconds() // 60)
             _end(client, ledger, row["id"], f"no guard has looked at it for {minutes} minutes", report)
+
+
+def _go_on_stopping(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
+    """What was to end before this run, and has not yet: who began it may have died, or been refused."""
+    for row in ledger.find("deployments", state=("stopping", "stopped", "failed")):
+        _end(client, ledger, row["id"], row["reason"] or "it was to end", report)
 
 
 def _bare_name(remote: Any) -> str:

@@ -47,7 +47,10 @@ class Emulator:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.http = httpx.Client(base_url=f"{url}/emulator", timeout=10)
+        # A connection a request: one that was kept may be closed at the moment it is used, and tests do not retry.
+        self.http = httpx.Client(
+            base_url=f"{url}/emulator", timeout=60, verify=False, limits=httpx.Limits(max_keepalive_connections=0)
+        )
         self.http.post("/clock", json={"frozen": True}).raise_for_status()
 
     def now(self) -> datetime:

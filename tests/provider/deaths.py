@@ -1,0 +1,102 @@
+"""Commands in processes of their own, which SIGKILL or SIGINT ends at a chosen request to the provider.
+
+All are forked from one that has the imports done.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from provider.client import connect
+from provider.deployments import deploy_model, undeploy_model
+from provider.files import upload_dataset
+from provider.fine_tunes import follow_fine_tune, submit_fine_tune
+from provider.guard import guard_costs
+from provider.reconcile import reconcile_provider
+from storage.ledger import open_ledger
+from tests.provider.world import Emulator
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([__name__, "together"])
+
+
+@dataclass(frozen=True)
+class Death:
+    """At which request the process ends: the `nth` that matches "METHOD /path"; `answered`: the provider did it."""
+
+    match: str = "* *"
+    nth: int = 1
+    answered: bool = False
+    signal: int = signal.SIGKILL
+
+    def __str__(self) -> str:
+        return f"{self.match} {self.nth} {'done' if self.answered else 'not sent'}"
+
+
+def upload(client: Any, ledger: Any, argument: str, **options: Any) -> None:
+    upload_dataset(client, ledger, argument, **options)
+
+
+def fine_tune(client: Any, ledger: Any, dataset_id: str, **options: Any) -> None:
+    job = submit_fine_tune(client, ledger, dataset_id, tier="small", **options)
+    follow_fine_tune(client, ledger, job["id"], poll_seconds=1, **options)
+
+
+def deploy(client: Any, ledger: Any, model_id: str, **options: Any) -> None:
+    deploy_model(client, ledger, model_id, poll_seconds=1, **options)
+
+
+def undeploy(client: Any, ledger: Any, deployment_id: str, **options: Any) -> None:
+    undeploy_model(client, ledger, deployment_id, drain_seconds=0, poll_seconds=1, **options)
+
+
+def guard(client: Any, ledger: Any, data: str, *, now: Callable[[], Any], **_: Any) -> None:
+    guard_costs(data, client, ledger=ledger, now=now())
+
+
+def reconcile(client: Any, ledger: Any, data: str, *, now: Callable[[], Any], **_: Any) -> None:
+    reconcile_provider(data, client, ledger=ledger, now=now())
+
+
+Command = Callable[..., None]
+
+
+def run(command: Command, url: str, data: Path | str, argument: str, death: Death | None = None) -> int:
+    """Run it in a process of its own; returns its exit code, minus the signal that ended it."""
+    process = _context.Process(target=_run, args=(command, url, str(data), argument, death), daemon=True)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _run(command: Command, url: str, data: str, argument: str, death: Death | None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    emulator = Emulator(url)
+    with open_ledger(data) as ledger, connect(base_url=url) as client:
+        if death is not None:
+            client._client.event_hooks = {"response" if death.answered else "request": [_executioner(death)]}
+        command(client, ledger, argument, now=emulator.now, wait=emulator.advance)
+
+
+def _executioner(death: Death) -> Callable[[Any], None]:
+    left = death.nth
+
+    def hook(event: httpx.Request | httpx.Response) -> None:
+        nonlocal left
+        request = event if isinstance(event, httpx.Request) else event.request
+        if fnmatch.fnmatchcase(f"{request.method} {request.url.path}", death.match):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), death.signal)
+
+    return hook

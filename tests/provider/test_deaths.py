@@ -1,0 +1,143 @@
+"""Processes that are really killed between any two calls, and fresh ones that make it good."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from provider.reconcile import reconcile_provider
+from tests.provider import deaths
+from tests.provider.deaths import Command, Death
+from tests.provider.world import World
+
+KILLED = -signal.SIGKILL
+ENDPOINT = "POST /v2/projects/*/endpoints"
+DEPLOYMENT = "POST /v2/projects/*/endpoints/*/deployments"
+
+
+def run(world: World, command: Command, argument: str, death: Death | None = None) -> int:
+    return deaths.run(command, world.emulator.url, world.data, argument, death)
+
+
+def make_good(world: World) -> None:
+    """What the schedule does meanwhile."""
+    assert reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now()).errors == []
+
+
+def settle(world: World) -> None:
+    """Everything down, the bill complete: it is what was charged, and nothing is held any more."""
+    for row in world.ledger.find("deployments", state="ready"):
+        assert run(world, deaths.undeploy, row["id"]) == 0
+    world.next_hours(26)
+    make_good(world)
+    rows = (*world.ledger.find("deployments"), *world.ledger.find("fine_tune_jobs"))
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"] for row in rows})
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+    assert world.ours() == []
+
+
+def die_training(world: World, death: Death, *, between: bool) -> int:
+    dataset = world.upload()
+    code = run(world, deaths.fine_tune, dataset["id"], death)
+    if between:
+        make_good(world)
+    assert run(world, deaths.fine_tune, dataset["id"]) == 0
+    (job,) = world.ledger.find("fine_tune_jobs")
+    assert [remote.id for remote in world.our_jobs()] == [job["remote_id"]]
+    assert (job["state"], len(world.ledger.find("models"))) == ("completed", 1)
+    settle(world)
+    return code
+
+
+def die_deploying(world: World, death: Death, *, between: bool) -> int:
+    model_id = world.model()
+    code = run(world, deaths.deploy, model_id, death)
+    if between:
+        make_good(world)
+    assert run(world, deaths.deploy, model_id) == 0
+    (row,) = world.ledger.find("deployments")
+    (endpoint,) = world.ours()
+    assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
+    assert row["state"] == "ready"
+    settle(world)
+    return code
+
+
+def die_undeploying(world: World, death: Death, *, between: bool) -> int:
+    row = world.deploy()
+    world.minutes(3)
+    code = run(world, deaths.undeploy, row["id"], death)
+    if between:
+        make_good(world)
+    assert run(world, deaths.undeploy, row["id"]) == 0
+    settle(world)
+    return code
+
+
+LIVES = {"training": die_training, "deploying": die_deploying, "undeploying": die_undeploying}
+
+
+@pytest.mark.parametrize(
+    ("life", "death", "between"),
+    [
+        ("training", Death("POST /v1/fine-tunes"), False),
+        ("training", Death("POST /v1/fine-tunes", answered=True), True),
+        ("training", Death("GET /v1/fine-tunes/ft-*", answered=True), False),  # while it is followed
+        ("deploying", Death(ENDPOINT, answered=True), False),
+        ("deploying", Death(DEPLOYMENT, answered=True), True),
+        ("undeploying", Death("PATCH *", nth=2, answered=True), False),
+        ("undeploying", Death("DELETE *", answered=True), True),
+    ],
+    ids=str,
+)
+def test_killed_and_begun_again_nothing_is_done_twice(world: World, life: str, death: Death, between: bool) -> None:
+    assert LIVES[life](world, death, between=between) == KILLED
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("between", [False, True], ids=["begun again", "reconciled, begun again"])
+@pytest.mark.parametrize("answered", [False, True], ids=["before the call", "after the call"])
+@pytest.mark.parametrize("life", LIVES)
+def test_killed_at_every_request(world: World, tmp_path: Path, life: str, answered: bool, between: bool) -> None:
+    for nth in range(1, 100):
+        own = World(world.emulator, tmp_path / f"life-{nth}")
+        own.trained_object = world.trained_object
+        if LIVES[life](own, Death(nth=nth, answered=answered), between=between) == 0:
+            assert nth > 5  # it came through: there were no more requests to die at
+            return
+    raise AssertionError("it never came to its end")
+
+
+@pytest.mark.parametrize("command", [deaths.guard, deaths.reconcile])
+def test_killed_guards_and_reconciliations_leave_nothing(world: World, command: Command) -> None:
+    row = world.deploy()
+    world.minutes(31)  # idle, and unwatched: it is to go
+    for nth in range(1, 5):
+        run(world, command, str(world.data), Death(nth=nth, answered=True))
+    for _ in range(3):
+        world.minutes(1)
+        assert run(world, command, str(world.data)) == 0
+    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
+    settle(world)
+
+
+def test_ctrl_c_in_a_deployment_takes_it_down_at_once(world: World) -> None:
+    model_id = world.model()
+    assert run(world, deaths.deploy, model_id, Death(DEPLOYMENT, answered=True, signal=signal.SIGINT)) == 1
+    assert world.ours() == []
+    (row,) = world.ledger.find("deployments")
+    assert (row["state"], row["reason"]) == ("deleted", "interrupted while it started")
+    settle(world)
+
+
+def test_ctrl_c_leaves_alone_what_another_process_deploys(world: World) -> None:
+    model_id = world.model()
+    world.emulator.fault("slow_cold_start", seconds=100)
+    assert run(world, deaths.deploy, model_id, Death(DEPLOYMENT, answered=True)) == KILLED
+    again = Death("GET /v2/projects/*/endpoints/*/deployments/*", nth=2, signal=signal.SIGINT)
+    assert run(world, deaths.deploy, model_id, again) == 1
+    assert run(world, deaths.deploy, model_id) == 0
+    settle(world)
