@@ -397,18 +397,20 @@ def _shut_down(demo: Demo) -> None:
     with demo.step("shut down") as say:
         demo.clock.move_to(demo.clock.now + TICK)
         _round(demo)
+        acted = sum(len(tick["actions"]) for tick in demo.guard)
         for name in TYPES:
-            _flow(demo, "undeploy_model", model=name, data=demo.data, now=demo.now)
+            ended = _flow(demo, "undeploy_model", model=name, data=demo.data, why="the demo ended", now=demo.now)
+            actions = [f"undeployed {row['model_id']}: the demo ended" for row in ended]
+            demo.guard.append({"now": plain(demo.clock.now), "actions": actions})
         demo.clock.move_to(demo.clock.now + timedelta(hours=2))  # the bill of an hour is complete an hour later
         demo.move_provider()
         _flow(demo, "land_decisions", data=demo.data, now=demo.now)
         report = _flow(demo, "reconcile_provider", data=demo.data, now=demo.now)
-        stopped = [action for tick in demo.guard for action in tick["actions"]]
         demo.reconciliation = plain(report)
         bill = f"the provider billed {format_usd(report.billed_usd)}, we charged {format_usd(report.charged_usd)}"
         if demo.emulator_url is None:
             bill = "the provider's bill is not complete yet"
-        say(f"the guard acted {len(stopped)} times; {bill}, {len(report.orphans)} orphans")
+        say(f"the guard acted {acted} times; {bill}, {len(report.orphans)} orphans")
 
 
 def stop_spending(data: Path) -> None:
