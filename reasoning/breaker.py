@@ -22,7 +22,7 @@ class CircuitBreaker:
         self._wait = seconds
         self._retry_at = 0.0
         self._probing = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant, for signal handlers
 
     def allow(self) -> bool:
         """May a call be made now?"""

@@ -119,7 +119,7 @@ class ClientCore:
     def reset(self) -> None:
         """As new, for a forked child: it counts from zero, and inherits no lock that a thread may have held."""
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a signal handler may decide in the middle of a decision
         self._breakers: dict[tuple[str | None, str | None], CircuitBreaker] = {}
 
     def ask(

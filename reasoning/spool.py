@@ -130,7 +130,14 @@ class SegmentWriter:
             return self._drop("refused", error)
         try:
             with self._lock:
-                self._append(line)
+                if self._busy:
+                    self._append_apart(line)
+                else:
+                    self._busy = True
+                    try:
+                        self._append(line)
+                    finally:
+                        self._busy = False
                 self.written += 1
         except OSError as error:
             return self._drop(errno.errorcode.get(error.errno or 0, "OSError"), error)
@@ -165,49 +172,44 @@ class SegmentWriter:
         self._size = 0
         self._opened = 0.0
         self._dirty = False
-        # Whether state is being changed. Only a signal handler in the thread that holds the lock can see it true.
+        # Whether state is being changed. Only a signal handler in the thread that holds the lock can see it true,
+        # at whatever bytecode: the order of the statements below is for that.
         self._busy = False
         self._sealed: list[int] = []  # descriptors of sealed segments that are not synced yet
         self._extra_fds: set[int] = set()  # those and the ones being synced: a forked child closes them
 
-    def _append(self, line: bytes) -> None:
-        if self._busy:
-            self._append_apart(line)
-            return
-        self._busy = True
-        try:
-            self._append_here(line)
-        finally:
-            self._busy = False
-
     def _append_apart(self, line: bytes) -> None:
-        """For a signal handler that interrupted `_append`: its record must not land inside the interrupted one."""
+        """For a signal handler that interrupted a change of state: its record goes to a segment of its own."""
         interrupted = self._fd, self._path, self._size, self._opened, self._dirty
-        self._fd, self._busy = None, False
+        self._fd = None
         try:
             self._append(line)
         finally:
             self._seal()
             self._fd, self._path, self._size, self._opened, self._dirty = interrupted
-            self._busy = True
 
-    def _append_here(self, line: bytes) -> None:
-        if self._fd is not None and self._size + len(line) > self._max_bytes:
+    def _append(self, line: bytes) -> None:
+        fd = self._fd
+        if fd is None or self._size + len(line) > self._max_bytes:
             self._seal()
-        fd = self._open() if self._fd is None else self._fd
+            fd = self._open()
         done = 0
         try:
+            done = os.write(fd, line)
             while done < len(line):
-                written = os.write(fd, line[done:] if done else line)
+                written = os.write(fd, line[done:])
                 if not written:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 done += written
+            self._size += done
+            self._dirty = True
         except OSError:
             if done:
                 self._cut()
             raise
-        self._size += done
-        self._dirty = True
+        except BaseException:  # a signal handler raised, and what is in the file by now is anyone's guess
+            self._seal()
+            raise
 
     def _cut(self) -> None:
         """Take half a line off the end, so that nothing is ever appended to it."""
@@ -244,16 +246,16 @@ class SegmentWriter:
         return fd
 
     def _seal(self) -> None:
-        if self._fd is None:
+        fd, self._fd = self._fd, None  # first of all: whatever happens, nothing is appended to it any more
+        if fd is None:
             return
+        self._extra_fds.add(fd)
+        self._sealed.append(fd)
+        self._dirty = False
         try:
             self._path.rename(self._path.with_suffix(".seal"))
         except OSError as error:  # closing it is enough: landing takes an .open that nobody holds
             self.last_error = str(error)
-        self._sealed.append(self._fd)
-        self._extra_fds.add(self._fd)
-        self._fd = None
-        self._dirty = False
 
     def _seal_unless_busy(self) -> None:
         with self._lock:

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -182,32 +185,6 @@ class TestWriting:
             writer.seal()
         assert sorted(read_all(tmp_path)[0]) == [0, 1, 2, 3]
 
-    def test_a_signal_handler_may_record_while_a_record_is_written(self, tmp_path: Path) -> None:
-        writer = SegmentWriter(tmp_path, max_bytes=20_000)
-        numbers, acknowledged = itertools.count(10_000), []
-
-        def on_signal(*_: object) -> None:
-            n = next(numbers)
-            if writer.write(record(n)):
-                acknowledged.append(n)
-            signal.setitimer(signal.ITIMER_REAL, 0.0005)  # one at a time: a slow machine would nest them without end
-
-        before = signal.signal(signal.SIGALRM, on_signal)
-        signal.setitimer(signal.ITIMER_REAL, 0.0005)
-        try:
-            written = []
-            for i in range(3000):
-                if writer.write(record(i)):
-                    written.append(i)
-                if i % 100 == 0:
-                    writer.seal()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        writer.close()
-        good, bad = read_all(tmp_path)
-        assert sorted(good) == sorted(written + acknowledged) and bad == [] and len(written) == 3000
-
     def test_a_record_in_the_middle_of_a_short_write_goes_elsewhere(self, tmp_path: Path, monkeypatch: Any) -> None:
         writer, real = SegmentWriter(tmp_path), os.write
 
@@ -222,6 +199,100 @@ class TestWriting:
         assert writer.write(record(0)) and writer.write(record(2))
         writer.close()
         assert sorted(read_all(tmp_path)[0]) == [0, 1, 2] and read_all(tmp_path)[1] == []
+
+
+class TestSignals:
+    """A handler runs between two bytecodes, so here it runs, or raises, at every single one of them in turn."""
+
+    @pytest.mark.parametrize("handler", ["records", "raises"])
+    def test_a_handler_at_every_bytecode_of_the_writer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str
+    ) -> None:
+        monkeypatch.setattr(spool, "_datasync", lambda fd: None)
+        at = 0
+        while True:
+            folder = tmp_path / str(at)
+            # Of these records the second ends the first one's segment, and the first write of it is a short one.
+            writer, acknowledged = SegmentWriter(folder, max_bytes=500, sync_interval=3600), []
+            assert writer.write(record(0, 100))
+
+            def act(writer: SegmentWriter = writer, acknowledged: list[int] = acknowledged) -> None:
+                if handler == "raises":
+                    raise KeyboardInterrupt
+                assert writer.write(record(1, 100))
+                acknowledged.append(1)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", Fault(os.write, 1, 0, 20))
+                with contextlib.suppress(KeyboardInterrupt), at_bytecode(at, spool.__file__, act) as reached:
+                    if writer.write(record(2, 300)):
+                        acknowledged.append(2)
+            assert all(writer.write(record(i, 100)) for i in (3, 4))
+            writer.close()
+            good, bad = read_all(folder)
+            assert len(set(good)) == len(good) and {0, 3, 4, *acknowledged} <= set(good) <= {0, 1, 2, 3, 4}
+            if handler == "records":
+                assert bad == [] and sorted(good) == [0, *([1] if reached else []), 2, 3, 4]
+            assert bad in ([], ["torn: no newline at the end"])
+            shutil.rmtree(folder)
+            if not reached:
+                break
+            at += 1
+        assert at > 200
+
+    def test_handlers_that_interrupt_each_other(self, tmp_path: Path) -> None:
+        writer, acknowledged = SegmentWriter(tmp_path, max_bytes=20_000), []
+        numbers, depth = itertools.count(10_000), [0]
+
+        def on_signal(signum: int, _: object) -> None:
+            if depth[0] < 3:
+                depth[0] += 1
+                n = next(numbers)
+                signal.raise_signal(signal.SIGUSR1)
+                if writer.write(record(n)):
+                    acknowledged.append(n)
+                depth[0] -= 1
+
+        before = {s: signal.signal(s, on_signal) for s in (signal.SIGUSR1, signal.SIGALRM)}
+        try:
+            for i in range(2000):
+                if i % 7 == 0:
+                    signal.setitimer(signal.ITIMER_REAL, 0.00005 + i % 13 * 0.00001)
+                if writer.write(record(i)):
+                    acknowledged.append(i)
+                if i % 100 == 0:
+                    writer.seal()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for s, handler in before.items():
+                signal.signal(s, handler)
+        writer.close()
+        good, bad = read_all(tmp_path)
+        assert sorted(good) == sorted(acknowledged) and bad == [] and writer.dropped == {}
+
+
+@contextlib.contextmanager
+def at_bytecode(nth: int, file: str, act: Callable[[], None]) -> Iterator[list[int]]:
+    """Call `act` once before the n-th bytecode that is run in `file`, as a signal handler would be. Gives where."""
+    reached: list[int] = []
+    count = itertools.count()
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename != file:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(count) == nth:
+            reached.append(frame.f_lineno)
+            sys.settrace(None)
+            act()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield reached
+    finally:
+        sys.settrace(before)
 
 
 class TestForks:
