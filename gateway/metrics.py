@@ -125,6 +125,9 @@ class Metrics:
                 f"{labels['served_by']}:{labels['direction']}": int(value) for labels, value in _samples(self.tokens)
             },
             "spend_usd": next((value for _, value in _samples(self.spend)), 0.0),
+            "upstream_spend_usd": next((value for _, value in _samples(self.upstream_spend)), 0.0),
+            "saved_usd": next((value for _, value in _samples(self.saved)), 0.0),
+            "shadows": {labels["outcome"]: int(value) for labels, value in _samples(self.shadows)},
             "client_disconnects": int(next((value for _, value in _samples(self.disconnects)), 0)),
             "recorded": int(next((value for _, value in _samples(self.recorded)), 0)),
             "records_dropped": {labels["reason"]: int(value) for labels, value in _samples(self.dropped)},

@@ -188,6 +188,32 @@ ANTHROPIC_MESSAGE = {
 }
 
 
+def message_events(message: dict[str, Any]) -> list[bytes]:
+    """The events in which Anthropic streams a message, one block after the other."""
+    usage = message["usage"]
+    start = message | {"content": [], "stop_reason": None, "usage": usage | {"output_tokens": 1}}
+    events: list[dict[str, Any]] = [{"type": "message_start", "message": start}, {"type": "ping"}]
+    for index, block in enumerate(message["content"]):
+        deltas: list[dict[str, Any]] = []
+        match block["type"]:
+            case "text":
+                begun, deltas = block | {"text": ""}, [{"type": "text_delta", "text": t} for t in block["text"]]
+            case "thinking":
+                begun = {"type": "thinking", "thinking": "", "signature": ""}
+                deltas = [{"type": "thinking_delta", "thinking": block["thinking"]}]
+                deltas.append({"type": "signature_delta", "signature": block["signature"]})
+            case _:
+                begun, told = block | {"input": {}}, orjson.dumps(block["input"]).decode()
+                deltas = [{"type": "input_json_delta", "partial_json": t} for t in ("", told[:3], told[3:])]
+        events.append({"type": "content_block_start", "index": index, "content_block": begun})
+        events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
+        events.append({"type": "content_block_stop", "index": index})
+    ended = {"stop_reason": message["stop_reason"], "stop_sequence": message["stop_sequence"]}
+    events.append({"type": "message_delta", "delta": ended, "usage": {"output_tokens": usage["output_tokens"]}})
+    events.append({"type": "message_stop"})
+    return [b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event)) for event in events]
+
+
 def anthropic_stream(text: str = "hello") -> bytes:
     from gateway.answer_forms import answer_body
 
