@@ -15,6 +15,9 @@ from reasoning.spool import SegmentWriter
 
 _log = logging.getLogger("gateway")
 
+# The event loop waits for this thread whenever both have something to do: let it be seldom, for many records at once.
+PAUSE_S = 0.05
+
 Make = Callable[[], Iterable[Decision]]
 
 
@@ -27,6 +30,7 @@ class Recorder:
         self._max_bytes = max_bytes
         self._waiting = 0
         self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._jobs: queue.SimpleQueue[tuple[Make, int] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="gateway-recorder", daemon=True)
         self._thread.start()
@@ -43,6 +47,7 @@ class Recorder:
 
     def close(self) -> None:
         """Write what waits, and seal the segment."""
+        self._closing.set()
         self._jobs.put(None)
         self._thread.join()
         self._writer.close()
@@ -62,3 +67,5 @@ class Recorder:
             finally:
                 with self._lock:
                     self._waiting -= size
+            if self._jobs.empty():
+                self._closing.wait(PAUSE_S)
