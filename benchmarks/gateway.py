@@ -39,15 +39,16 @@ from typing import Any
 
 TOKEN = "benchmark-token-0123456789"
 BARE = "bare aiohttp proxy"
+MARK = "#########"  # becomes the request's number: no two conversations are the same
 PAD = "All work and no play makes a dull benchmark. "
 
 
 def body(text: str, *, tools: bool, stream: bool, model: str = "claude-bench") -> bytes:
-    """A request of about 6.5 KB; with `tools` it is coding."""
+    """A request of about 6.5 KB; with `tools` it is coding: the turns of one session, which ask the same."""
     request: dict[str, Any] = {
         "model": model,
         "max_tokens": 100,
-        "messages": [{"role": "user", "content": text + PAD * 120}],
+        "messages": [{"role": "user", "content": ("" if tools else MARK) + text + PAD * 120}],
     }
     if tools:
         schema = {"type": "object", "properties": {"path": {"type": "string"}}}
@@ -293,7 +294,7 @@ async def load(
     target: Target, content: bytes, clients: int, seconds: float, count: int | None = None
 ) -> dict[str, float]:
     """Latencies (ms), requests a second, and the target's CPU per request (ms)."""
-    request = target.request(content)
+    request, mark = target.request(content), MARK.encode()
     firsts: list[float] = []
     totals: list[float] = []
     left = [count if count is not None else 1 << 60]
@@ -303,7 +304,7 @@ async def load(
         try:
             while time.perf_counter() < ends and left[0] > 0:
                 left[0] -= 1
-                first, total = await client.ask(request)
+                first, total = await client.ask(request.replace(mark, b"%09d" % len(totals), 1))
                 firsts.append(first)
                 totals.append(total)
         finally:
