@@ -44,10 +44,14 @@ class EventDecoder:
                 return []
             text = text.removeprefix(b"\xef\xbb\xbf")
             self._started = True
-        # A CR at the very end may be half of a CRLF: it stays until the next chunk tells.
-        held = text[-1:] == b"\r"
-        lines = _LINE_END.split(text[:-1] if held else text)
-        self._rest = lines.pop() + (b"\r" if held else b"")
+        if b"\r" in text:
+            # A CR at the very end may be half of a CRLF: it stays until the next chunk tells.
+            held = text[-1:] == b"\r"
+            lines = _LINE_END.split(text[:-1] if held else text)
+            self._rest = lines.pop() + (b"\r" if held else b"")
+        else:
+            lines = text.split(b"\n")
+            self._rest = lines.pop()
         events = []
         for line in lines:
             if event := self._line(line):
@@ -66,7 +70,8 @@ class EventDecoder:
             name, self._event = self._event, b""
             if not data:
                 return None
-            return Event(name.decode("utf-8", "replace") or "message", b"\n".join(data))
+            value = data[0] if len(data) == 1 else b"\n".join(data)
+            return Event(name.decode("utf-8", "replace") if name else "message", value)
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
