@@ -13,6 +13,7 @@ from typing import Any
 from gateway import anthropic, decisions, openai, pages
 from gateway.classify import load_classifier
 from gateway.coding import CodingModel
+from gateway.episodes import Episodes
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.exchange import LARGE_BODIES, MAX_BODY_BYTES, ClientGone, Exchange, Receive, Send
 from gateway.exchange import anthropic_error as anthropic_error_body
@@ -115,6 +116,7 @@ class Gateway:
                 ),
                 prompt_kinds=read_kinds(settings.prompts, config.decision_types),
                 client=client,
+                episodes=Episodes(),
             )
             yield self.state
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from gateway.answer_forms import answer_body
+from gateway.episodes import told_episode, told_room, told_user
 from gateway.errors import ModelAnswerError
 from gateway.exchange import Exchange
 from gateway.prompts import DecisionPrompt, read_decision, recognise, write_answer
@@ -101,7 +101,9 @@ async def answer_decision_prompt(
                 prompt.decision_type,
                 prompt.context,
                 upstream,
-                episode_id=_episode(exchange, prompt),
+                episode_id=_episode(state, exchange, prompt, request),
+                room_id=told_room(exchange.admission.headers, request),
+                subject_ids=[*prompt.subject_ids, *filter(None, [told_user(request)])],
                 tags={"door": form, "key": key.name},
             )
         except (ModelAnswerError, UnparseableAnswer, InvalidContext):
@@ -112,6 +114,8 @@ async def answer_decision_prompt(
             exchange.reason = answer.fallback_reason if answer else "unparseable"
             if exchange.reason:
                 state.metrics.fallbacks.labels(prompt.decision_type, exchange.reason).inc()
+            if answer is not None:  # for feedback
+                upstream.headers.append((b"x-reasoning-decision-id", str(answer.decision_id).encode()))
             await exchange.start(upstream.status, upstream.headers)
             await exchange.write(upstream.answer, more=False)
             return
@@ -136,13 +140,12 @@ async def answer_decision_prompt(
         await exchange.write(out, more=False)
 
 
-def _episode(exchange: Exchange, prompt: DecisionPrompt) -> str:
-    """The conversation: as the client names it, else by its agent and its first message."""
-    if told := exchange.header(b"x-reasoning-episode-id"):
-        return told[:200]
-    first = prompt.context["messages"][0]
-    text = f"{prompt.context['agent_name']}\0{first['speaker']}\0{first['text']}"
-    return f"prompt:{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:32]}"
+def _episode(state: State, exchange: Exchange, prompt: DecisionPrompt, request: dict[str, Any]) -> str:
+    if told := told_episode(exchange.admission.headers, request):
+        return told
+    key = exchange.admission.key
+    scope = (key.name if key else "", prompt.context["agent_name"], told_user(request) or "")
+    return state.episodes.find("\0".join(scope), prompt.marks)
 
 
 def _last_user_text(turns: Any) -> str | None:

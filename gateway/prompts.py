@@ -17,6 +17,7 @@ More by configuration, one table a kind::
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from reasoning.errors import UnparseableAnswer
 AnswerFormat = Literal["xml", "toon", "json"]
 
 _MAX_PROMPT = 200_000
+_TELLING = 24  # characters of two messages that are unlikely to be said in another conversation
 _STOP = r"^\s*$|^#|^<"
 
 
@@ -54,11 +56,13 @@ class DecisionPrompt:
     context: dict[str, Any]
     format: AnswerFormat
     wants_routing: bool = False  # elizaOS 2: also wants to know which of its contexts matters
+    marks: tuple[str, ...] = ()  # what tells this conversation from others (`gateway.episodes`), oldest first
+    subject_ids: tuple[str, ...] = ()  # the people in it: their names, and their ids where the prompt has them
 
 
 # `12:34 (2 minutes ago) [entity id] Name: text`, as elizaOS writes its conversation.
 _ELIZA_MESSAGE = re.compile(
-    r"^\d\d:\d\d \([^)\n]*\) \[[0-9A-Fa-f-]{8,}\] (?P<speaker>[^:\n]{1,80}): (?P<text>.*)$", re.M
+    r"^(?P<time>\d\d:\d\d) \([^)\n]*\) \[(?P<id>[0-9A-Fa-f-]{8,})\] (?P<speaker>[^:\n]{1,80}): (?P<text>.*)$", re.M
 )
 _PLAIN_MESSAGE = re.compile(r"^(?P<speaker>[\w@.'-]{1,30}(?: [\w@.'-]{1,30}){0,2}): (?P<text>.+)$", re.M)
 # What elizaOS writes under a message, and what ends its conversation.
@@ -127,15 +131,20 @@ def recognise(prompt: str, kinds: Sequence[PromptKind], types: Mapping[str, Deci
             continue
         agent = _agent(kind, match, prompt)
         format = _format(prompt)
-        messages = _messages(kind, prompt)
-        if agent is None or format is None or not messages:
+        shown = _messages(kind, prompt)
+        if agent is None or format is None or not shown:
             continue
+        messages = [{"speaker": message["speaker"], "text": message["text"]} for message in shown]
         context: dict[str, Any] = {"agent_name": agent, "messages": messages}
         if types[kind.decision_type].answer == "plan":
             if not (actions := _actions(kind, prompt)):
                 continue
             context["actions"] = actions
-        return DecisionPrompt(kind.decision_type, context, format, "primaryContext" in prompt)
+        people = [message for message in shown if message["speaker"] != agent]
+        subjects = dict.fromkeys(message[name] for name in ("speaker", "id") for message in people if name in message)
+        return DecisionPrompt(
+            kind.decision_type, context, format, "primaryContext" in prompt, _marks(shown), tuple(subjects)
+        )
     return None
 
 
@@ -239,10 +248,19 @@ def _lines_of(pattern: re.Pattern[str], stop: re.Pattern[str], text: str) -> lis
             if stop.search(line):
                 break
             lines.append(line)
-        message = {"speaker": match["speaker"].strip(), "text": "\n".join(lines).strip()}
+        message = match.groupdict() | {"speaker": match["speaker"].strip(), "text": "\n".join(lines).strip()}
         if message["text"] and (not found or found[-1] != message):
             found.append(message)
     return found
+
+
+def _marks(messages: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    """One message with its time and sender is like no other. Of others it takes two in a row, and some words."""
+    if "time" in messages[0] and "id" in messages[0]:
+        return tuple(f"{m['time']}\0{m['id']}\0{m['text']}" for m in messages)
+    said = [f"{m['speaker']}\0{m['text']}" for m in messages]
+    pairs = [f"{a}\0{b}" for a, b in itertools.pairwise(said)]
+    return (said[0], *(pair for pair in pairs if len(pair) >= _TELLING))
 
 
 def _actions(kind: PromptKind, prompt: str) -> list[dict[str, str]]:

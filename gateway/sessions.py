@@ -103,16 +103,8 @@ def session_of(body: Mapping[str, Any], headers: Mapping[bytes, bytes], key_name
     if value := headers.get(b"x-claude-code-session-id"):
         return f"{key_name}:{value.decode('latin-1')[:100]}"
     metadata = body.get("metadata")
-    user = metadata.get("user_id") if isinstance(metadata, Mapping) else None
-    if isinstance(user, str):
-        if match := _CLAUDE_CODE_USER.search(user):
-            return f"{key_name}:{match[1]}"
-        try:
-            told = orjson.loads(user).get("session_id")
-        except (orjson.JSONDecodeError, AttributeError):
-            told = None
-        if isinstance(told, str) and told:
-            return f"{key_name}:{told[:100]}"
+    if told := claude_session(metadata.get("user_id") if isinstance(metadata, Mapping) else None):
+        return f"{key_name}:{told}"
     opening = hashlib.sha256(key_name.encode())
     system = body.get("system")
     for text in [system] if isinstance(system, str) else _texts(system):
@@ -126,6 +118,19 @@ def session_of(body: Mapping[str, Any], headers: Mapping[bytes, bytes], key_name
                 opening.update(b"\1" + text.encode("utf-8", "replace"))
             break
     return f"{key_name}:{opening.hexdigest()[:32]}"
+
+
+def claude_session(user_id: Any) -> str | None:
+    """The session in an Anthropic `metadata.user_id` as Claude Code writes it: `…session_<UUID>`, or JSON."""
+    if not isinstance(user_id, str):
+        return None
+    if match := _CLAUDE_CODE_USER.search(user_id):
+        return match[1]
+    try:
+        told = orjson.loads(user_id).get("session_id")
+    except (orjson.JSONDecodeError, AttributeError):
+        return None
+    return told[:100] if isinstance(told, str) and told else None
 
 
 def side_in_conversation(body: Mapping[str, Any]) -> Side | None:

@@ -9,6 +9,7 @@ import aiohttp
 
 from gateway.classify import Classifier
 from gateway.coding import CodingModel
+from gateway.episodes import Episodes
 from gateway.metrics import Metrics
 from gateway.prompts import PromptKind
 from gateway.record import Recorder
@@ -39,3 +40,4 @@ class State:
     coding: CodingModel
     prompt_kinds: tuple[PromptKind, ...]
     client: AsyncDecisionClient
+    episodes: Episodes

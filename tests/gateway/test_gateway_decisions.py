@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.episodes import Episodes
 from gateway.prompts import read_decision, read_kinds, recognise, write_answer
 from reasoning.decision_types import DECISION_TYPES
 from tests.gateway import scripted
@@ -247,6 +248,74 @@ async def test_our_model_answers_in_the_apis_form(
     [row] = await running.records()
     assert (row["source"], row["served"], row["decision_type"]) == ("custom", True, kind)
     assert str(row["decision_id"]) == headers["x-reasoning-decision-id"]
+
+
+def window(first: int, last: int, *, eliza: bool) -> str:
+    """A should-respond prompt that shows some messages of one conversation."""
+    lines = []
+    for n in range(first, last):
+        sent = f"10:{n:02} ({last - n} minutes ago) [aaaaaaaa-0000-0000-0000-00000000000{n % 2}] " if eliza else ""
+        lines.append(f"{sent}{('Ann', 'Bob')[n % 2]}: what do you say of number {n}?")
+    task = "whether they should respond to the message, ignore it or stop"
+    shown = "\n".join(lines)
+    return f"<task>Decide on behalf of Ada {task}</task>\n# Conversation Messages\n{shown}\n\n<response>"
+
+
+@pytest.mark.parametrize("eliza", [True, False])
+def test_prompts_whose_windows_overlap_are_one_conversation(eliza: bool) -> None:
+    episodes = Episodes(size=50)
+
+    def episode(prompt: str) -> str:
+        found = recognise(prompt, KINDS, DECISION_TYPES)
+        assert found is not None
+        return episodes.find("key\0Ada", found.marks)
+
+    first = episode(window(0, 1, eliza=eliza))
+    assert [episode(window(max(0, n - 5), n, eliza=eliza)) for n in range(2, 20)] == [first] * 18
+    other = window(0, 1, eliza=eliza).replace("number 0", "the weather")
+    assert episode(other) != first
+    assert episode(window(40, 45, eliza=eliza)) not in (first, episode(other))
+    found = recognise(window(0, 2, eliza=eliza), KINDS, DECISION_TYPES)
+    assert found is not None
+    ids = ("aaaaaaaa-0000-0000-0000-000000000000", "aaaaaaaa-0000-0000-0000-000000000001")
+    assert found.subject_ids == ("Ann", "Bob", *(ids if eliza else ()))
+    for n in range(100):
+        episodes.find("another", [f"message {n}"])
+    assert len(episodes._seen) == 50
+
+
+SESSION = "11111111-2222-3333-4444-555555555555"
+
+
+@pytest.mark.parametrize(
+    ("headers", "fields", "episode"),
+    [
+        ({"x-reasoning-episode-id": "e1"}, {"metadata": {"conversation_id": "c"}}, "e1"),
+        ({"x-reasoning-episode": "e2"}, {}, "e2"),
+        ({}, {"conversation": "conv_1"}, "conv_1"),
+        ({}, {"conversation": {"id": "conv_2"}}, "conv_2"),
+        ({}, {"metadata": {"conversation_id": "c"}}, "c"),
+        ({}, {"metadata": {"room_id": "r"}}, "r"),
+        ({}, {"metadata": {"user_id": f"user_x_account__session_{SESSION}"}}, SESSION),
+        ({}, {"metadata": {"user_id": "someone"}}, None),
+        ({}, {"metadata": "odd", "conversation": 3, "user": "u-1"}, None),
+    ],
+)
+async def test_the_client_may_say_which_conversation_it_is(
+    start: Start, headers: dict[str, str], fields: dict[str, Any], episode: str | None
+) -> None:
+    running = await start()
+    running.route("should_respond")
+    running.model.script = json(chat_answer(OURS["should_respond"]))
+    path, body = request("chat", respond_xml(), False)
+    await running.ask(
+        "POST", path, json=body | fields, headers=running.headers | headers | {"x-reasoning-room-id": "r1"}
+    )
+    [row] = await running.records()
+    assert row["episode_id"] == episode or (episode is None and row["episode_id"].startswith("prompt:"))
+    assert row["room_id"] == "r1"
+    assert ("u-1" in row["subject_ids"]) is ("user" in fields)
+    assert "Ann" in row["subject_ids"]
 
 
 UPSTREAM_SAYS = "<response><name>Ada</name><reasoning>no</reasoning><action>IGNORE</action></response>"
