@@ -31,11 +31,11 @@ from urllib.parse import urlsplit
 
 from reasoning.decision_types import DECISION_TYPES, DecisionType
 from reasoning.errors import ConfigError
+from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, similar_name, switch, table, text
 
 _TOGETHER_DOMAINS = ("together.ai", "together.xyz")
 _KEYS = ("data", "agent_id", "enabled", "provider_url")
 _TABLES = ("client", "decision_types")
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]*")
 
@@ -76,36 +76,42 @@ def load_config(
     """The configuration, validated. `data` and `path` override the environment. Raises `ConfigError`."""
     path = path or env.get("REASONING_CONFIG")
     file = Path(path) if path else Path("reasoning.toml")
-    raw = _read_toml(file) if path or file.is_file() else {}
+    try:
+        raw = read_toml(file, ConfigError)
+    except FileNotFoundError as error:
+        if path:
+            raise ConfigError(f"{file}: {error.strerror}; create it, or unset REASONING_CONFIG") from None
+        raw = {}
     _refuse_unknown(file, raw)
-    client = _table(file, raw, "client")
+    client = table(file, "client", raw.get("client", {}), ConfigError)
     settings: dict[str, tuple[type, float, float]] = {
         "breaker_failures": (int, 1, 1_000_000),
         "breaker_seconds": (float, 0, 86_400),
         "shadow_workers": (int, 1, 256),
         "shadow_queue": (int, 1, 1_000_000),
     }
-    for name in client:
-        _refuse_name(f"{file}: [client] {name}", name, tuple(settings))
-    numbers = {name: _number(f"{file}: [client] {name}", client[name], *settings[name]) for name in client}
+    refuse_unknown(f"{file}: [client]", client, settings, ConfigError)
+    numbers = {name: number(f"{file}: [client] {name}", client[name], *settings[name], ConfigError) for name in client}
     folder = data or env.get("REASONING_DATA")
     if not folder:
-        folder = file.parent / _text(f"{file}: data", raw.get("data", "reasoning-data"))
+        folder = file.parent / text(f"{file}: data", raw.get("data", "reasoning-data"), ConfigError)
     provider_url = env.get("REASONING_PROVIDER_URL") or raw.get("provider_url")
     where = "REASONING_PROVIDER_URL" if env.get("REASONING_PROVIDER_URL") else f"{file}: provider_url"
+    if provider_url is not None:
+        provider_url = server_url(where, provider_url, "set TOGETHER_API_KEY instead", ConfigError)
     api_key = env.get("TOGETHER_API_KEY") or None
     if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
         raise ConfigError("TOGETHER_API_KEY: holds a blank, a line break or a letter that no key has; copy it anew")
     agent_id = env.get("REASONING_AGENT_ID") or raw.get("agent_id")
     return Config(
         data=Path(folder).absolute(),
-        agent_id=None if agent_id is None else _text(f"{file}: agent_id", agent_id),
+        agent_id=None if agent_id is None else text(f"{file}: agent_id", agent_id, ConfigError),
         api_key=api_key,
-        provider_url=None if provider_url is None else _url(where, provider_url),
-        enabled=_switch("REASONING_ENABLED", env["REASONING_ENABLED"])
+        provider_url=provider_url,
+        enabled=switch("REASONING_ENABLED", env["REASONING_ENABLED"], ConfigError)
         if env.get("REASONING_ENABLED")
-        else _switch(f"{file}: enabled", raw.get("enabled", True)),
-        decision_types=_decision_types(file, _table(file, raw, "decision_types")),
+        else switch(f"{file}: enabled", raw.get("enabled", True), ConfigError),
+        decision_types=_decision_types(file, table(file, "decision_types", raw.get("decision_types", {}), ConfigError)),
         **numbers,
     )
 
@@ -141,51 +147,24 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
-    import tomllib  # an agent without a file need not wait for its import
-
-    try:
-        return tomllib.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}; create it, or unset REASONING_CONFIG") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not TOML: {error}") from None
-
-
 def _refuse_unknown(file: Path, raw: dict[str, Any]) -> None:
     for name, value in raw.items():
         if name in ("api_key", "together_api_key"):
             raise ConfigError(f"{file}: {name}: a key has no place in a file; set TOGETHER_API_KEY and remove it")
         if isinstance(value, dict) or name in _TABLES:
-            close = _similar(name, _TABLES)
-            if name not in _TABLES and close:
-                raise ConfigError(f"{file}: [{name}] is not known; did you mean [{close[0]}]?")
+            if name not in _TABLES and (close := similar_name(name, _TABLES)):  # another one is another room's
+                raise ConfigError(f"{file}: [{name}] is not known; did you mean [{close}]?")
         else:
-            _refuse_name(f"{file}: {name}", name, _KEYS)
-
-
-def _refuse_name(place: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        close = _similar(name, known)
-        mend = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-        raise ConfigError(f"{place} is not known; {mend}")
-
-
-def _similar(name: str, known: tuple[str, ...]) -> list[str]:
-    import difflib
-
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            refuse_unknown(f"{file}:", (name,), _KEYS, ConfigError)
 
 
 def _decision_types(file: Path, raw: dict[str, Any]) -> dict[str, DecisionType]:
     types = dict(DECISION_TYPES)
-    for name, table in raw.items():
+    for name, value in raw.items():
         place = f"{file}: [decision_types.{name}]"
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{place}: a name is letters, digits and _, starting with a letter")
-        if not isinstance(table, dict):
-            raise ConfigError(f"{place}: a table is needed")
-        types[name] = _decision_type(place, name, table)
+        types[name] = _decision_type(place, name, table(file, f"decision_types.{name}", value, ConfigError))
     return types
 
 
@@ -197,8 +176,8 @@ def _decision_type(place: str, name: str, raw: dict[str, Any]) -> DecisionType:
     """
     builtin = DECISION_TYPES.get(name)
     common = ("tier", "max_tokens", "temperature", "max_messages")
-    for key in raw:
-        _refuse_name(f"{place} {key}", key, common if builtin else (*common, "labels", "instruction", "question"))
+    known = common if builtin else (*common, "labels", "instruction", "question")
+    refuse_unknown(place, raw, known, ConfigError)
     changes: dict[str, Any] = {}
     if "tier" in raw:
         if raw["tier"] not in ("small", "medium", "large"):
@@ -210,7 +189,7 @@ def _decision_type(place: str, name: str, raw: dict[str, Any]) -> DecisionType:
         ("max_messages", int, 1, 100_000),
     ):
         if key in raw:
-            changes[key] = _number(f"{place} {key}", raw[key], kind, low, high)
+            changes[key] = number(f"{place} {key}", raw[key], kind, low, high, ConfigError)
     if builtin:
         return replace(builtin, **changes)
     for key in ("labels", "instruction", "question"):
@@ -221,7 +200,7 @@ def _decision_type(place: str, name: str, raw: dict[str, Any]) -> DecisionType:
         raise ConfigError(f"{place} labels: a list of words (letters, digits, spaces and _.-) is needed")
     if len({label.casefold() for label in labels}) != len(labels) or len(labels) < 2:
         raise ConfigError(f"{place} labels: at least two are needed, that differ by more than upper and lower case")
-    question = _text(f"{place} question", raw["question"])
+    question = text(f"{place} question", raw["question"], ConfigError)
     if len(question.splitlines()) != 1:
         raise ConfigError(f"{place} question: one line is needed")
     declared = DecisionType(
@@ -231,48 +210,7 @@ def _decision_type(place: str, name: str, raw: dict[str, Any]) -> DecisionType:
         max_tokens=256,
         temperature=0.1,
         labels=tuple(labels),
-        instruction=_text(f"{place} instruction", raw["instruction"]),
+        instruction=text(f"{place} instruction", raw["instruction"], ConfigError),
         question=question,
     )
     return replace(declared, **changes)
-
-
-def _table(file: Path, raw: dict[str, Any], name: str) -> dict[str, Any]:
-    value = raw.get(name, {})
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file}: {name}: a table is needed: [{name}]")
-    return value
-
-
-def _text(place: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{place}: text is needed, not {value!r}")
-    return value
-
-
-def _number(place: str, value: Any, kind: type, low: float, high: float) -> Any:
-    good = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    if not good or not low <= value <= high:
-        whole = "a whole number" if kind is int else "a number"
-        raise ConfigError(f"{place}: {value!r} is not {whole} within {low}..{high}")
-    return kind(value)
-
-
-def _switch(place: str, value: Any) -> bool:
-    text = str(value).strip().lower()
-    if text not in (*_TRUE, *_FALSE):
-        raise ConfigError(f"{place}: {value!r} is neither true nor false")
-    return text in _TRUE
-
-
-def _url(place: str, value: Any) -> str:
-    try:
-        parts = urlsplit(_text(place, value))
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigError(f"{place}: {value!r} is not an http(s) URL")
-    if parts.username or parts.password:
-        raise ConfigError(f"{place}: a URL must not hold a user name or password; set TOGETHER_API_KEY instead")
-    return str(value).rstrip("/").removesuffix("/v1")

@@ -105,6 +105,8 @@ class SegmentWriter:
     goes on in a segment of its own. A segment is sealed at `max_bytes`, or `max_age` seconds after its first record.
     """
 
+    _busy: bool
+
     def __init__(
         self,
         directory: Path | str,
