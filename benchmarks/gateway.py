@@ -150,11 +150,12 @@ class Upstream(asyncio.Protocol):
         )
         for start in (0, 5, 15):
             part = b"".join(events[start : {0: 5, 5: 15, 15: None}[start]])
-            self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
-            await asyncio.sleep(STREAM_PAUSE_S)
+            if start:
+                await asyncio.sleep(STREAM_PAUSE_S)
             if self.transport.is_closing():
                 return
-        self.transport.write(b"0\r\n\r\n")
+            end = b"0\r\n\r\n" if start == 15 else b""
+            self.transport.write(b"%x\r\n%b\r\n%b" % (len(part), part, end))
 
 
 def run_upstream(port: int, cpus: set[int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ from reasoning.routes import Arm, Route, choose_arm
 DECISION_TYPE = "coding"
 PATH = "/v1/chat/completions"
 PING_S = 15.0
+READ_OUT_S = 0.05
 MAX_ANSWER_BYTES = 32 << 20
 
 
@@ -86,6 +88,7 @@ class CodingModel:
         self._tools = tools
         self._clock = clock
         self._lease = RoutesLease(config.routes, clock)
+        self._api_keys: dict[str, str | None] = {}  # by the place that may see it
         self._breakers: dict[tuple[str | None, str | None], CircuitBreaker] = {}
         self._active: dict[tuple[str | None, str | None], int] = {}
 
@@ -186,7 +189,10 @@ class CodingModel:
     def _post(self, arm: Arm, chat: dict[str, Any]) -> Any:
         chat = {**(in_text(chat) if is_asked_in_text(arm, self._tools) else chat), "model": arm.model}
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if key := api_key_for(self._config, arm.base_url or ""):
+        place = arm.base_url or ""
+        if place not in self._api_keys:
+            self._api_keys[place] = api_key_for(self._config, place)
+        if key := self._api_keys[place]:
             headers["Authorization"] = f"Bearer {key}"
         return self._session.post(
             f"{arm.base_url}{PATH}", data=orjson.dumps(chat), headers=headers, allow_redirects=False
@@ -240,6 +246,7 @@ class CodingModel:
                 if out := stream.feed(chunk) if chunk else stream.finish():
                     await exchange.write(out)
             await exchange.write(b"", more=False)
+            await _read_out(response)
         finally:
             _note(attempt, stream.content, stream.usage, stream.stop_reason)
             if response is not None:
@@ -277,6 +284,14 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
             raise _CallFailed("provider_error", "the answer is too large")
         parts.append(chunk)
     return b"".join(parts)
+
+
+async def _read_out(response: aiohttp.ClientResponse) -> None:
+    """Read the end of an answer that was told whole, so that its connection can be used again."""
+    with suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(READ_OUT_S):
+            while await response.content.readany():
+                pass
 
 
 def _status(status: int) -> _CallFailed:

@@ -40,6 +40,7 @@ class Scripted:
         self.script = script
         self.scripts: list[Script] = []
         self.seen: list[Seen] = []
+        self.connections = 0
         self.url = ""
 
     async def __aenter__(self) -> Scripted:
@@ -63,6 +64,7 @@ class Scripted:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         try:
             while (seen := await _read_request(reader)) is not None:
                 self.seen.append(seen)

@@ -82,6 +82,16 @@ async def test_streamed_answer(start: Start) -> None:
     assert running.model.last.json["stream_options"] == {"include_usage": True}
 
 
+async def test_streamed_answers_share_connections(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.coding.READ_OUT_S", 10)
+    running = await start()
+    running.route()
+    running.model.script = stream(*chat_stream("Hel", "lo"))
+    for _ in range(3):
+        assert (await ask(running, coding(stream=True)))[0] == 200
+    assert running.model.connections < 3  # one, unless a request overtakes the end of the answer before
+
+
 UNAVAILABLE = {
     "429": whole(429, b"{}"),
     "500": whole(500, b"{}"),
