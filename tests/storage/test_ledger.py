@@ -22,6 +22,7 @@ from storage.errors import (
     ChargeConflict,
     IllegalTransition,
     LedgerError,
+    LedgerUnavailable,
     NoSuchObject,
     PriceUnknown,
 )
@@ -457,7 +458,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path) -> None:
         def full(connection: sqlite3.Connection, *_: Any) -> None:
             connection.execute(f"PRAGMA max_page_count = {pages}")
 
-        with pytest.raises(sa.exc.OperationalError, match="full"):
+        with pytest.raises(LedgerUnavailable, match=r"full.*free some space"):
             for number in range(1000):
                 ledger.charge("tokens", "1", key=f"b{number}" * 20, what="x" * 2000, now=NOON)
         assert ledger.spent(now=NOON) == sum(charge["amount_usd"] for charge in ledger.charges())
