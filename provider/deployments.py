@@ -376,22 +376,11 @@ def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, no
 
 
 def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime]) -> dict[str, Any]:
-    with asking(f"taking down {row['name']}"):
-        endpoint = client.endpoints.retrieve(row["endpoint_id"])
+    with asking(f"looking at {row['name']}"):
         remotes = list(client.endpoints.deployments.list(row["endpoint_id"]))
-        # What became ready since the last look is seen a last time before it is stopped.
-        meter_minutes(ledger, row["id"], sum(_running(remote) for remote in remotes), now=clock())
-        if endpoint.traffic_split:
-            client.endpoints.update(row["endpoint_id"], traffic_split=[], etag=endpoint.etag)
-        for remote in remotes:
-            if (remote.autoscaling.max_replicas or 0) > 0:
-                client.endpoints.deployments.update(
-                    remote.id,
-                    endpoint_id=row["endpoint_id"],
-                    autoscaling={"min_replicas": 0, "max_replicas": 0},
-                    etag=remote.etag,
-                )
-        remotes = list(client.endpoints.deployments.list(row["endpoint_id"]))
+    # What became ready since the last look is seen a last time before it is stopped.
+    meter_minutes(ledger, row["id"], sum(_running(remote) for remote in remotes), now=clock())
+    remotes = stop_replicas(client, row["endpoint_id"])
     running = sum(_running(remote) for remote in remotes)
     if row["remote_id"] is None and remotes:
         row = ledger.update("deployments", row["id"], remote_id=remotes[0].id, now=clock())
@@ -406,6 +395,23 @@ def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Cal
     with contextlib.suppress(RemoteNotFound), asking(f"deleting {row['name']}"):
         client.endpoints.delete(row["endpoint_id"], etag=client.endpoints.retrieve(row["endpoint_id"]).etag)
     return _gone(ledger, row, clock())
+
+
+def stop_replicas(client: Together, endpoint_id: str) -> list[Any]:
+    """Take an endpoint's traffic away and scale what is under it to zero; returns its deployments as they are then."""
+    with asking(f"stopping what is under endpoint {endpoint_id}"):
+        endpoint = client.endpoints.retrieve(endpoint_id)
+        if endpoint.traffic_split:
+            client.endpoints.update(endpoint_id, traffic_split=[], etag=endpoint.etag)
+        for remote in client.endpoints.deployments.list(endpoint_id):
+            if (remote.autoscaling.max_replicas or 0) > 0:
+                client.endpoints.deployments.update(
+                    remote.id,
+                    endpoint_id=endpoint_id,
+                    autoscaling={"min_replicas": 0, "max_replicas": 0},
+                    etag=remote.etag,
+                )
+        return list(client.endpoints.deployments.list(endpoint_id))
 
 
 def undeploy_model(

@@ -28,6 +28,7 @@ from provider.deployments import (
     advance_shutdown,
     begin_shutdown,
     hourly_usd,
+    stop_replicas,
     sync_deployment,
 )
 from provider.errors import ProviderError
@@ -35,7 +36,7 @@ from provider.fine_tunes import cancel_fine_tune, sync_fine_tune
 from provider.metering import meter_decisions, runway_usd
 from provider.routes import LEASE, keep_models, renew_lease
 from reasoning.errors import ReasoningError
-from storage.errors import BudgetExceeded
+from storage.errors import BudgetExceeded, LedgerUnavailable
 from storage.layout import Layout
 from storage.ledger import Budget, Ledger, open_ledger
 from storage.money import format_usd, from_nano
@@ -48,6 +49,9 @@ _LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
 _RUNNING = ("provisioning", "degraded", "ready")
 UNREADY = READY_TIMEOUT + timedelta(minutes=5)
 """Who deploys gives up after READY_TIMEOUT; what is not ready after this, its process has died."""
+
+BLIND = timedelta(minutes=10)
+"""How long a deployment may run while the ledger cannot be written."""
 
 _METERED_DAYS = 3  # the rest is seen to by reconcile_provider
 
@@ -89,7 +93,8 @@ def guard_costs(
     """One tick. `client` None means that the provider could not be reached: nothing is renewed then.
 
     Never raises for what the provider or the decision log does: that is in `errors`, and the lease is not renewed.
-    Raises LedgerError when the ledger cannot be read, since then nothing may be spent at all.
+    A ledger that cannot be written is an error as well, and what it has not metered for `BLIND` is stopped. Raises
+    LedgerError when the ledger cannot even be opened.
     """
     report = GuardReport(now=now or datetime.now(UTC))
     opened = ledger or open_ledger(data, now=report.now)
@@ -99,6 +104,12 @@ def guard_costs(
                 _tick(Layout(data), opened, client, policy or GuardPolicy(), report)
             else:
                 report.skipped = True
+        return report
+    except LedgerUnavailable as error:
+        report.errors.append(str(error))
+        report.lease = "left"
+        if client is not None:
+            _stop_unmetered(Layout(data), opened, client, report)
         return report
     finally:
         if ledger is None:
@@ -132,6 +143,33 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
         _take_down(ledger, client, draining, report)
         _cancel_waiting_jobs(ledger, client, policy, report)
     _renew(layout, policy, report)
+
+
+def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: GuardReport) -> None:
+    """No charge can be written, so no budget can hold: stop what the ledger, as far as it can be read, says runs.
+
+    Nothing of it is recorded; the first tick with a ledger sees what happened, and charges it.
+    """
+    try:
+        keep_models(layout.routes, lambda _, model: not _is_ours(ledger, model), now=report.now)
+    except (ReasoningError, OSError) as error:
+        report.errors.append(f"the routes cannot be changed, and end with their lease: {error}")
+    try:
+        rows = ledger.find("deployments", state=_RUNNING)
+    except LedgerUnavailable:
+        return  # said already
+    for row in rows:
+        if row["endpoint_id"] and report.now - (row["metered_until"] or row["created_at"]) >= BLIND:
+            try:
+                stop_replicas(client, row["endpoint_id"])
+            except ProviderError as error:
+                report.errors.append(f"{row['name']}: {error}")
+            else:
+                report.actions.append(f"stopped {row['name']}, whose minutes the ledger cannot take down")
+
+
+def _is_ours(ledger: Ledger, model: str) -> bool:
+    return model.rsplit("/", 1)[-1].startswith(ledger.prefix)
 
 
 def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
@@ -256,7 +294,7 @@ def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: Guard
     def keep(decision_type: str, model: str) -> bool:
         if None in spent_types or decision_type in spent_types:
             return False
-        return model in ready or not model.rsplit("/", 1)[-1].startswith(ledger.prefix)
+        return model in ready or not _is_ours(ledger, model)
 
     try:
         for decision_type, model in keep_models(layout.routes, keep, now=report.now):

@@ -18,6 +18,9 @@ from storage import ledger_schema as schema
 from storage.ledger import PERIODS, Ledger, Period
 from storage.money import from_nano
 
+STALE = timedelta(minutes=10)
+"""What nobody has looked at for so long may be in any state."""
+
 # A deployment in one of these states may cost money.
 BILLABLE_STATES = ("provisioning", "degraded", "ready", "draining", "stopping", "failed")
 
@@ -131,7 +134,8 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
     """Every model that is not retired: what it is, whether it runs, how much it was used and what it cost.
 
     `routed` names the models (`<project slug>/<name>`) that an unexpired lease gives traffic to. `enabled` is true
-    only for a model that is promoted, routed and served by a deployment seen ready.
+    only for a model that is promoted, routed and served by a deployment seen ready. `deployment_state` is `unknown`
+    when a create was never answered, or nobody has looked for `STALE`: then `replicas` and `hourly_usd` are the worst.
     """
     now = now or datetime.now(UTC)
     with ledger.read() as connection:
@@ -179,19 +183,25 @@ def _deployment_status(
     deployment: sa.RowMapping | None, model_state: str, now: datetime, routed: Collection[str]
 ) -> dict[str, Any]:
     row: dict[str, Any] = dict(deployment) if deployment else {}
-    active = row.get("state") in BILLABLE_STATES
-    ready = row.get("state") == "ready" and row["replicas"] > 0
+    in_doubt = row.get("state") == "intended" and row["attempted_at"] is not None
+    active = row.get("state") in BILLABLE_STATES or in_doubt
+    seen_at = row["metered_until"] or row["attempted_at"] or row["created_at"] if active else None
+    unknown = in_doubt or (seen_at is not None and now - seen_at >= STALE)
+    replicas = row["max_replicas"] if in_doubt else row["replicas"] if active else 0
+    ready = row.get("state") == "ready" and replicas > 0 and not unknown
     busy_at = max((at for at in (row.get("last_request_at"), row.get("ready_at")) if at), default=None)
+    doubt = "its creation was sent and never answered: `reasoning reconcile` finds out" if in_doubt else None
     return {
         "enabled": model_state == "promoted" and ready and row["served_name"] in routed,
         "deployment_id": row.get("id"),
-        "deployment_state": row.get("state"),
+        "deployment_state": "unknown" if unknown else row.get("state"),
+        "seen_at": seen_at,
         "served_name": row.get("served_name"),
-        "reason": row.get("reason"),
-        "replicas": row["replicas"] if active else 0,
+        "reason": row.get("reason") or doubt,
+        "replicas": replicas,
         "idle_seconds": max((now - busy_at).total_seconds(), 0.0) if active and busy_at else None,
         "last_request_at": row.get("last_request_at"),
-        "hourly_usd": from_nano(row["hourly_nano"] * row["replicas"]) if active else Decimal(0),
+        "hourly_usd": from_nano(row["hourly_nano"] * replicas) if active else Decimal(0),
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 
 from provider.deployments import begin_shutdown
 from provider.fine_tunes import cancel_fine_tune, submit_fine_tune
@@ -257,6 +259,33 @@ def test_a_decision_log_that_cannot_be_read_lets_the_lease_run_out(world: World)
     report = guard(world)
     assert report.lease == "left"
     assert "the decision log cannot be read" in report.errors[0]
+
+
+def test_a_ledger_that_cannot_be_written_stops_what_it_cannot_meter(world: World) -> None:
+    row = world.deploy()
+    route(world, row["served_name"])
+
+    @sa.event.listens_for(world.ledger.engine, "checkout")
+    def read_only(connection: sqlite3.Connection, *_: object) -> None:
+        connection.execute(f"PRAGMA query_only = {broken}")
+
+    broken = True
+    world.minutes(5)
+    report = guard(world)
+    assert report.lease == "left"
+    assert "make it and its folder writable" in report.errors[0]
+    assert routed(world) == frozenset()
+    assert report.actions == []  # it may be mended in a moment
+    world.minutes(7)
+    assert guard(world).actions == [f"stopped {row['name']}, whose minutes the ledger cannot take down"]
+    world.minutes(60)  # costs nothing any more
+    broken = False
+    guard(world)
+    guard(world)
+    assert world.ours() == []
+    world.next_hours()
+    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]}) <= 14 * RATE / 60
 
 
 def test_a_route_to_what_does_not_run_is_withdrawn(world: World) -> None:
