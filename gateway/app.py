@@ -55,6 +55,7 @@ OWN_PAGES = {
     b"/stats": pages.stats,
     b"/openapi.json": pages.openapi,
     b"/docs": pages.docs,
+    b"/dashboard": pages.dashboard,
 }
 
 
@@ -167,9 +168,9 @@ class Gateway:
             exchange.route = path.decode().strip("/")
             await own(self, exchange)
             return
-        if exchange.admission.key is None:  # a probe
+        if exchange.admission.key is None:  # a probe, or a person
             exchange.route = "probe"
-            await exchange.reply(200, b"{}")
+            await (pages.home(self, exchange) if exchange.method == "GET" else exchange.reply(200, b"{}"))
             return
         path = ALIASES.get(path, path)
         if exchange.method != "POST":

@@ -111,7 +111,7 @@ async def answer_decision_prompt(
                 await upstream.fetch()
         if answer is None or answer.source == "original":
             exchange.served_by = pool.name
-            exchange.reason = answer.fallback_reason if answer else "unparseable"
+            exchange.reason = answer.fallback_reason if answer else "upstream_undecided"
             if exchange.reason:
                 state.metrics.fallbacks.labels(prompt.decision_type, exchange.reason).inc()
             if answer is not None:  # for feedback

@@ -5,6 +5,7 @@ One process, one registry: behind a load balancer every instance is scraped by i
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -105,11 +106,7 @@ class Metrics:
         for labels, value in requests:
             counts = by_route.setdefault(labels["route"], {})
             counts[labels["served_by"]] = counts.get(labels["served_by"], 0) + int(value)
-        latency = {}
-        sums, counts_ = dict(_named(self.latency, "_sum")), dict(_named(self.latency, "_count"))
-        for key, count in counts_.items():
-            if count:
-                latency["/".join(key)] = round(sums[key] / count * 1000, 3)
+        latency = _summaries(self.latency)
         return {
             "uptime_s": round(time.time() - self.started, 1),
             "total": int(total),
@@ -120,7 +117,8 @@ class Metrics:
             },
             "success_rate": round(1 - failed / total, 6) if total else None,
             "by_route": by_route,
-            "mean_latency_ms": latency,
+            "latency_ms": latency,
+            "first_token_ms": _summaries(self.first_byte),
             "tokens": {
                 f"{labels['served_by']}:{labels['direction']}": int(value) for labels, value in _samples(self.tokens)
             },
@@ -143,10 +141,33 @@ def _samples(metric: Counter) -> list[tuple[dict[str, str], float]]:
     ]
 
 
-def _named(metric: Histogram, suffix: str) -> list[tuple[tuple[str, ...], float]]:
-    return [
-        (tuple(sample.labels.values()), sample.value)
-        for family in metric.collect()
-        for sample in family.samples
-        if sample.name.endswith(suffix)
-    ]
+def _summaries(metric: Histogram) -> dict[str, dict[str, float]]:
+    """Count, mean and quantiles in milliseconds, by `route/served_by`; quantiles are interpolated within a bucket."""
+    counts: dict[str, list[tuple[float, float]]] = {}
+    sums: dict[str, float] = {}
+    for sample in next(iter(metric.collect())).samples:
+        name = f"{sample.labels['route']}/{sample.labels['served_by']}"
+        if sample.name.endswith("_bucket"):
+            counts.setdefault(name, []).append((float(sample.labels["le"]), sample.value))
+        elif sample.name.endswith("_sum"):
+            sums[name] = sample.value
+    found = {}
+    for name, buckets in counts.items():
+        if total := buckets[-1][1]:
+            mean = sums[name] / total
+            quantiles = {f"p{share:.0f}": _quantile(buckets, share / 100) for share in (50, 95)}
+            found[name] = {"count": int(total)} | {
+                key: round(value * 1000, 3) for key, value in ({"mean": mean} | quantiles).items()
+            }
+    return found
+
+
+def _quantile(buckets: list[tuple[float, float]], share: float) -> float:
+    """As `histogram_quantile` of Prometheus: linear within the bucket, at most the last finite bound."""
+    wanted = share * buckets[-1][1]
+    low, below = 0.0, 0.0
+    for high, count in buckets:
+        if count >= wanted:
+            return low if math.isinf(high) else low + (high - low) * (wanted - below) / (count - below)
+        low, below = high, count
+    return low

@@ -1,9 +1,17 @@
-"""The gateway's own pages: health, metrics, statistics, and its documentation, which works offline."""
+"""The gateway's own pages: health, metrics, statistics; and for people a dashboard and documentation. All work offline.
+
+The pages for people hold no data and need no token. They ask for what they show with the token that one types in.
+"""
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
+import re
+from datetime import UTC, datetime
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -11,6 +19,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from gateway.exchange import Exchange
 from gateway.openapi import describe_api
 from gateway.security import Headers
+from reasoning.errors import RoutesError
+from reasoning.routes import read_routes
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -51,7 +61,23 @@ async def stats(gateway: Gateway, exchange: Exchange) -> None:
         ]
         for pool in (state.anthropic, state.openai)
     }
+    found["sessions"] = state.sessions.count()
+    found["lease"] = _lease(gateway)
     await exchange.reply(200, orjson.dumps(found))
+
+
+def _lease(gateway: Gateway) -> dict[str, Any]:
+    """What `routes.json` says, and whether it still holds."""
+    try:
+        routes = read_routes(gateway.config.routes)
+    except (OSError, RoutesError):
+        return {"in_force": False, "expires_at": None, "arms": []}
+    arms = [
+        {"decision_type": name, "name": arm.name, "model": arm.model, "weight": arm.weight, "mode": arm.mode}
+        for name, route in routes.routes.items()
+        for arm in route.arms
+    ]
+    return {"in_force": routes.expires_at > datetime.now(UTC), "expires_at": routes.expires_at, "arms": arms}
 
 
 async def openapi(gateway: Gateway, exchange: Exchange) -> None:
@@ -60,15 +86,41 @@ async def openapi(gateway: Gateway, exchange: Exchange) -> None:
 
 
 async def docs(gateway: Gateway, exchange: Exchange) -> None:
-    """The description as a page. It loads nothing from anywhere else."""
-    page = (files("gateway") / "docs.html").read_bytes()
-    policy = b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+    """The description as a page."""
+    await _html(exchange, "docs.html")
+
+
+async def dashboard(gateway: Gateway, exchange: Exchange) -> None:
+    """The statistics as a page."""
+    await _html(exchange, "dashboard.html")
+
+
+async def home(gateway: Gateway, exchange: Exchange) -> None:
+    """Where a person who opened the address in a browser finds what."""
+    await _html(exchange, "home.html")
+
+
+async def _html(exchange: Exchange, name: str) -> None:
+    page, policy = _load(name)
     headers = [
-        (b"content-security-policy", policy + b"; frame-ancestors 'none'; base-uri 'none'"),
+        (b"content-security-policy", policy),
         (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
     ]
     await _page(exchange, b"text/html; charset=utf-8", page, headers)
+
+
+@functools.cache
+def _load(name: str) -> tuple[bytes, bytes]:
+    """A page, and the policy that lets its own script and style run and nothing else (CSP Level 3, hashes)."""
+    page = (files("gateway") / name).read_bytes()
+
+    def hashes(tag: bytes) -> bytes:
+        found = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.S)
+        return b" ".join(b"'sha256-%b'" % base64.b64encode(hashlib.sha256(text).digest()) for text in found)
+
+    policy = b"default-src 'none'; script-src %b; style-src %b; connect-src 'self'; form-action 'none'; "
+    return page, (policy + b"frame-ancestors 'none'; base-uri 'none'") % (hashes(b"script"), hashes(b"style"))
 
 
 async def _page(exchange: Exchange, content_type: bytes, body: bytes, headers: Headers | None = None) -> None:

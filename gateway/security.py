@@ -15,7 +15,7 @@ from gateway.errors import RequestRefused
 from gateway.settings import Key, Settings, hash_token
 
 TOKEN_HEADER = b"x-reasoning-token"
-PUBLIC_PATHS = frozenset({b"/healthz", b"/readyz", b"/docs", b"/openapi.json"})
+PUBLIC_PATHS = frozenset({b"/healthz", b"/readyz", b"/docs", b"/openapi.json", b"/dashboard"})
 # What coding tools ask without a credential to see whether anyone is there. It is never passed on without one.
 PROBES = frozenset({b"/", b"/api/hello"})
 MAX_HEADERS = 128
@@ -63,11 +63,14 @@ class Guard:
         key, own = self._find_key(headers)
         if key is None and path in PROBES and scope["method"] == "HEAD":
             return Admission(None, headers, frozenset())
+        if key is None and path == b"/" and scope["method"] == "GET" and b"text/html" in headers.get(b"accept", b""):
+            return Admission(None, headers, frozenset())  # a browser: it gets a page without data
         if key is None:
             raise RequestRefused(
                 401,
                 "authentication_error",
-                "no valid gateway token; send it as `x-api-key`, `Authorization: Bearer` or `x-reasoning-token`",
+                "no valid gateway token; send it as `x-api-key`, `Authorization: Bearer` or `x-reasoning-token`. "
+                "What is served here is described at /docs",
             )
         return Admission(key, headers, frozenset(own))
 

@@ -11,7 +11,7 @@ import logging
 import re
 import sqlite3
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +76,18 @@ class Sessions:
             self._sides.popitem(last=False)
         if self._db is not None:
             self._writer.submit(self._write, session, side, now)
+
+    def count(self) -> dict[str, int]:
+        """Sessions by side, of all gateways that share the store; of this one without it."""
+        since = self._clock() - KEPT_S
+        if self._db is not None:
+            try:
+                return dict(
+                    self._db.execute("SELECT side, count(*) FROM sessions WHERE ts >= ? GROUP BY side", (since,))
+                )
+            except sqlite3.Error:
+                return {}
+        return dict(Counter(side for side, ts in self._sides.values() if ts >= since))
 
     def close(self) -> None:
         self._writer.shutdown(wait=True)

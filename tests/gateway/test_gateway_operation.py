@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import os
 import re
 import signal
@@ -58,17 +60,45 @@ async def test_metrics_and_statistics_tell_the_same(start: Start) -> None:
     assert (stats["custom"], stats["fallback"]) == (1, 1)
     assert stats["by_route"]["messages"] == {"custom": 1, "anthropic": 1}
     assert stats["fallback_by_reason"] == {"coding:provider_error": 1}
+    assert stats["sessions"].keys() <= {"custom", "anthropic"}
+    assert stats["lease"]["in_force"] is True
+    assert {arm["name"] for arm in stats["lease"]["arms"]} == {"custom", "original"}
+    for found in (stats["latency_ms"], stats["first_token_ms"]):
+        assert found["messages/custom"]["count"] >= 1
+        assert 0 < found["messages/custom"]["p50"] <= found["messages/custom"]["p95"]
     assert stats["recorded"] == 3
     assert stats["breakers"] == {f"ep/coder@{running.model.url}": "closed"}
     assert stats["upstreams"]["anthropic"][0]["active"] == 0
 
 
-async def test_documentation_needs_nothing_from_elsewhere(start: Start) -> None:
+@pytest.mark.parametrize("path", ["/docs", "/dashboard", "/"])
+async def test_pages_for_people_need_nothing_from_elsewhere(start: Start, path: str) -> None:
     running = await start()
-    status, headers, page = await running.ask("GET", "/docs", headers={})
+    status, headers, page = await running.ask("GET", path, headers={"accept": "text/html,*/*;q=0.8"})
     assert status == 200
+    assert headers["content-type"] == "text/html; charset=utf-8"
     assert not re.findall(rb"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page)
-    assert "default-src 'none'" in headers["content-security-policy"]
+    assert not re.findall(rb"\s(?:style|on\w+)=", page), "the policy would not let it"
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for tag in ("script", "style"):
+        [text] = re.findall(rb"<%b>(.*?)</%b>" % (tag.encode(), tag.encode()), page, re.S)
+        assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" in policy
+    assert running.anthropic.seen == running.openai.seen == []
+    assert TOKEN.encode() not in page
+    assert str(running.data).encode() not in page
+
+
+async def test_a_program_at_the_root_is_told_where_the_documentation_is(start: Start) -> None:
+    running = await start()
+    status, _, body = await running.ask("GET", "/", headers={"accept": "*/*"})
+    assert status == 401
+    assert b"/docs" in body
+
+
+async def test_documentation(start: Start) -> None:
+    running = await start()
     api = orjson.loads((await running.ask("GET", "/openapi.json", headers={}))[2])
     assert api["openapi"] == "3.1.0"
     for name in ("should_respond", "planning", "coding"):
