@@ -97,7 +97,7 @@ def _start(
     children.wait_until("the worker", lambda: _pool_is_ready(prefect))
     children.wait_until("the gateway", lambda: answers(f"{gateway}/healthz"))
     return [
-        Service("gateway", gateway, f"decisions and feedback over HTTP; its API: {gateway}/docs"),
+        Service("gateway", gateway, f"for agents; for people {gateway}/dashboard; the token: {data / 'gateway.token'}"),
         Service("Prefect", prefect, f"every flow, its runs and artifacts; API at {prefect}/api"),
         *services,
         Service("logs", str(data / "logs"), "one file a process"),
