@@ -117,19 +117,27 @@ def session_of(body: Mapping[str, Any], headers: Mapping[bytes, bytes], key_name
     metadata = body.get("metadata")
     if told := claude_session(metadata.get("user_id") if isinstance(metadata, Mapping) else None):
         return f"{key_name}:{told}"
-    opening = hashlib.sha256(key_name.encode())
+    opening = [key_name.encode()]
     system = body.get("system")
     for text in [system] if isinstance(system, str) else _texts(system):
         if not text.startswith(BILLING_BLOCK):
-            opening.update(b"\0" + text.encode("utf-8", "replace"))
+            opening.append(b"\0" + text.encode("utf-8", "replace"))
     messages = body.get("messages")
     for message in messages if isinstance(messages, list) else []:
         if isinstance(message, Mapping) and message.get("role") == "user":
             content = message.get("content")
             for text in [content] if isinstance(content, str) else _texts(content):
-                opening.update(b"\1" + text.encode("utf-8", "replace"))
+                opening.append(b"\1" + text.encode("utf-8", "replace"))
             break
-    return f"{key_name}:{opening.hexdigest()[:32]}"
+    return f"{key_name}:{_digest(b''.join(opening))[:32]}"
+
+
+def _digest(text: bytes) -> str:
+    """SHA-256 in pieces so small that hashlib keeps the interpreter: getting it back takes longer than the hashing."""
+    digest = hashlib.sha256()
+    for start in range(0, len(text), 2000):
+        digest.update(text[start : start + 2000])
+    return digest.hexdigest()
 
 
 def claude_session(user_id: Any) -> str | None:
