@@ -70,6 +70,48 @@ _LIMITS = sa.select(schema.budgets, schema.totals.c.spent_nano).outerjoin(
 )
 
 
+# What is set aside at `now`, and at which hourly rate, by decision type.
+_HELD = (
+    sa.select(
+        schema.reservations.c.decision_type,
+        sa.func.sum(schema.reservations.c.amount_nano),
+        sa.func.sum(schema.reservations.c.hourly_nano),
+    )
+    .where(
+        schema.reservations.c.state == "open",
+        sa.or_(schema.reservations.c.expires_at.is_(None), schema.reservations.c.expires_at > sa.bindparam("now")),
+    )
+    .group_by(schema.reservations.c.decision_type)
+)
+
+_LAPSE = (
+    schema.reservations.update()
+    .where(schema.reservations.c.state == "open", schema.reservations.c.expires_at <= sa.bindparam("now"))
+    .values(state="lapsed", closed_at=sa.bindparam("now"))
+)
+
+# Deployments that may have run since they were last looked at. Created, but not looked at since: with all replicas.
+_may_have_run = sa.case(
+    (schema.deployments.c.state.in_(("intended", "provisioning", "degraded")), schema.deployments.c.max_replicas),
+    else_=schema.deployments.c.replicas,
+)
+_since = sa.func.coalesce(schema.deployments.c.metered_until, schema.deployments.c.attempted_at)
+_UNMETERED = (
+    sa.select(
+        schema.deployments.c.decision_type,
+        schema.deployments.c.hourly_nano,
+        _may_have_run.label("replicas"),
+        _since.label("since"),
+        sa.func.coalesce(schema.reservations.c.amount_nano, 0).label("held"),
+    )
+    .outerjoin(
+        schema.reservations,
+        sa.and_(schema.reservations.c.id == schema.deployments.c.reservation_id, schema.reservations.c.state == "open"),
+    )
+    .where(schema.deployments.c.state.not_in(("stopped", "deleted")), _may_have_run > 0, _since < sa.bindparam("now"))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """Money set aside. `amount_usd` is what is still held of it."""
@@ -363,12 +405,7 @@ class Ledger:
 
     def _budgets(self, connection: sa.Connection, now: datetime) -> list[Budget]:
         held: dict[str, tuple[int, int]] = {}
-        table = schema.reservations
-        rows = connection.execute(
-            sa.select(table.c.decision_type, sa.func.sum(table.c.amount_nano), sa.func.sum(table.c.hourly_nano))
-            .where(table.c.state == "open", sa.or_(table.c.expires_at.is_(None), table.c.expires_at > now))
-            .group_by(table.c.decision_type)
-        ).all()
+        rows = connection.execute(_HELD, {"now": now}).all()
         unmetered = [(decision_type, nano, 0) for decision_type, nano in self._unmetered(connection, now)]
         for decision_type, amount, hourly in (*rows, *unmetered):
             for scope in {"", decision_type or ""}:
@@ -392,27 +429,8 @@ class Ledger:
     def _unmetered(self, connection: sa.Connection, now: datetime) -> list[tuple[str | None, int]]:
         """Decision type and nano-dollars of what must have run since a deployment was last looked at, beyond what it
         holds reserved. Without this, a guard that has died would let the same money be reserved for something else."""
-        deployments, reservations = schema.deployments, schema.reservations
-        # Created, but not looked at since: it may have all its replicas by now.
-        starting = deployments.c.state.in_(("intended", "provisioning", "degraded"))
-        replicas = sa.case((starting, deployments.c.max_replicas), else_=deployments.c.replicas)
-        since = sa.func.coalesce(deployments.c.metered_until, deployments.c.attempted_at)
-        rows = connection.execute(
-            sa.select(
-                deployments.c.decision_type,
-                deployments.c.hourly_nano,
-                replicas.label("replicas"),
-                since.label("since"),
-                sa.func.coalesce(reservations.c.amount_nano, 0).label("held"),
-            )
-            .outerjoin(
-                reservations,
-                sa.and_(reservations.c.id == deployments.c.reservation_id, reservations.c.state == "open"),
-            )
-            .where(deployments.c.state.not_in(("stopped", "deleted")), replicas > 0, since < now)
-        ).mappings()
         found = []
-        for row in rows:
+        for row in connection.execute(_UNMETERED, {"now": now}).mappings():
             minutes = math.ceil((now - row["since"]).total_seconds() / 60)
             ran = -(-row["hourly_nano"] * row["replicas"] * minutes // 60)
             if ran > row["held"]:
@@ -497,12 +515,7 @@ class Ledger:
                 )
 
     def _lapse(self, connection: sa.Connection, now: datetime) -> None:
-        table = schema.reservations
-        connection.execute(
-            table.update()
-            .where(table.c.state == "open", table.c.expires_at <= now)
-            .values(state="lapsed", closed_at=now)
-        )
+        connection.execute(_LAPSE, {"now": now})
 
     def reservation(self, reservation_id: int) -> Reservation:
         """A reservation as it is now. Raises NoSuchObject."""

@@ -257,16 +257,19 @@ def _reserve_all(url: str, tries: int, answers: Any) -> None:
         answers.put(got)
 
 
-def test_processes_that_reserve_at_once_never_exceed_the_budget(ledger: Ledger, ledger_url: str) -> None:
+@pytest.mark.parametrize("processes", [8, pytest.param(50, marks=[pytest.mark.torture, pytest.mark.timeout(600)])])
+def test_processes_that_reserve_at_once_never_exceed_the_budget(
+    ledger: Ledger, ledger_url: str, processes: int
+) -> None:
     ledger.set_budget("day", "10")
     context = multiprocessing.get_context("fork")
     answers: Any = context.Queue()
-    processes = [context.Process(target=_reserve_all, args=(ledger_url, 10, answers)) for _ in range(8)]
-    for process in processes:
-        process.start()
-    got = sum(answers.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join()
+    workers = [context.Process(target=_reserve_all, args=(ledger_url, 10, answers)) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    got = sum(answers.get(timeout=500) for _ in workers)
+    for worker in workers:
+        worker.join()
     assert got == 33
     (budget,) = ledger.budgets(NOON)
     assert budget.reserved_usd == Decimal("9.90")
