@@ -180,6 +180,38 @@ async def test_stream_passes_as_it_comes(start: Start) -> None:
         assert await response.content.read() == b"second"
 
 
+@pytest.mark.parametrize("coding", [False, True])
+async def test_slow_client_holds_the_upstream_back(start: Start, coding: bool) -> None:
+    running = await start()
+    running.route()
+    piece = b"x" * (1 << 16)
+    total, sent = 512, 0  # pieces: more than the buffers of four sockets hold
+
+    async def script(seen: scripted.Seen, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        while sent < total:
+            sent += 1
+            part = scripted.chat_chunk(content=piece.decode()) if coding else piece
+            writer.write(b"%x\r\n%b\r\n" % (len(part), part))
+            await writer.drain()
+        last = b"".join(scripted.chat_stream()) if coding else b"."
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
+
+    running.anthropic.script = running.model.script = script
+    headers = running.headers | {"x-reasoning-coding": "on" if coding else "off"}
+    body = QUESTION[:-2] + b',"stream":true}'
+    async with running.http.post(running.url + "/v1/messages", data=body, headers=headers) as response:
+        before = -1
+        while sent < total and sent != before:  # until nothing moves any more
+            before = sent
+            await asyncio.sleep(0.3)
+        assert 0 < sent < total
+        got = await response.read()
+    assert got.count(piece) == total
+    assert len(got) == total * len(piece) + 1 if not coding else b"message_stop" in got[-100:]
+
+
 async def test_cut_upstream_is_a_cut_for_the_client(start: Start) -> None:
     running = await start()
     running.anthropic.script = stream(b"event: message_start\ndata: {}\n\n", end=False)
