@@ -466,11 +466,12 @@ async def memory(gateway: Target, total: int) -> None:
         nonlocal done
         while done < total:
             done += 1
-            coding, streamed = mixed[done % 4]
-            mark = f"Conversation {done}. " if done % 5 == 0 else ""
+            number = done
+            coding, streamed = mixed[number % 4]
+            mark = f"Conversation {number}. " if number % 5 == 0 else ""
             await client.ask(gateway.request(request_body(gateway, coding=coding, streamed=streamed, mark=mark)))
-            if done % (total // 10) == 0:
-                print(f"{done:>8} requests: {rss_mb(gateway.pid):.1f} MB", flush=True)
+            if number % (total // 10) == 0:
+                print(f"{number:>8} requests: {rss_mb(gateway.pid):.1f} MB", flush=True)
 
     opened = [await connect(gateway) for _ in range(64)]
     await asyncio.gather(*(one(client) for client in opened))
