@@ -32,9 +32,12 @@ def guard(
 ) -> None:
     """One tick of the guard: charge what ran, enforce budgets, stop what idles, renew the lease if all is well."""
     from tasks.money import guard as guard_costs
+    from tasks.reports import hide
 
     report = guard_costs(find_data(data), idle_minutes=idle_minutes or None, lease_minutes=lease_minutes)
-    show(report, as_json=as_json, title="The guard")
+    show(report if as_json else hide(report, "budgets"), as_json=as_json, title="The guard")
+    if not as_json:
+        show(report.budgets, as_json=False, title="Budgets")
     if report.errors:
         raise typer.Exit(1)
 
@@ -65,7 +68,28 @@ def report(
         return
     show({key: value for key, value in found.items() if key not in ("models", "budgets")}, as_json=False, title="Costs")
     show(found["models"], as_json=False, title="By model")
-    show(found["budgets"], as_json=False, title="Budgets")
+    budgets = [
+        {name: value for name, value in budget.items() if name != "used_fraction"}
+        | {"used": f"{budget['used_fraction']:.1%}"}
+        for budget in found["budgets"]
+    ]
+    show(budgets, as_json=False, title="Budgets")
+
+
+@costs_app.command("charges")
+def charges(
+    data: Data = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many of the latest")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List what was charged, and what each charge was for, the latest last. Negative ones correct to the bill."""
+    from storage.ledger import open_ledger
+    from storage.money import in_usd
+
+    with open_ledger(find_data(data)) as ledger:
+        rows = [in_usd(row) for row in ledger.charges()[-limit:]]
+    columns = ("ts", "kind", "amount_usd", "what", "decision_type")
+    show(rows if as_json else [{name: row[name] for name in columns} for row in rows], as_json=as_json, title="Charges")
 
 
 @costs_app.command("set-budget")

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.options import AsJson, Data, DecisionType, Model, check_decision_type, find_data, parse_day
-from cli.output import print_json, print_line, progress_bar, show
+from cli.output import print_json, print_line, print_note, progress_bar, show
 
 app = typer.Typer()
 models_app = typer.Typer(help="The models there are", no_args_is_help=True)
+
+
+@contextmanager
+def interruptible(data: Path) -> Iterator[None]:
+    """After Ctrl-C say what goes on at the provider, what it costs, and the command that ends it. Exits with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from provider.status import running
+
+        lines = [f"{each['what']}: `{each['mend']}`" for each in running(data)]
+        print_note(
+            "interrupted. " + ("\n".join(["At the provider there is still", *lines]) if lines else "Nothing runs")
+        )
+        raise typer.Exit(130) from None
+
 
 Share = Annotated[float, typer.Option(min=0.0, max=1.0, help="Its share of the decisions; the rest is the original's")]
 
@@ -63,12 +82,13 @@ def fine_tune(
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a dataset, within the budget, and wait for it."""
+    from storage.money import in_usd
     from tasks.models import fine_tune as train
 
     folder = find_data(data)
-    with progress_bar("fine-tuning") as progress:
+    with progress_bar("fine-tuning") as progress, interruptible(folder):
         job = train(folder, dataset, tier=tier, parameters={"n_epochs": n_epochs}, again=again, progress=progress)
-    show(job, as_json=as_json, title=f"Model {job['model_id']}")
+    show(in_usd(job), as_json=as_json, title=f"Model {job['model_id']}")
 
 
 @app.command()
@@ -79,12 +99,13 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Serve a model on an endpoint of its own, without traffic yet. It costs by the minute from then on."""
+    from storage.money import in_usd
     from tasks.models import deploy as deploy_model
 
     folder = find_data(data)
-    with progress_bar("deploying") as progress:
+    with progress_bar("deploying") as progress, interruptible(folder):
         row = deploy_model(folder, model, replicas=replicas, progress=progress)
-    show(row, as_json=as_json, title="Deployed")
+    show(in_usd(row), as_json=as_json, title="Deployed")
 
 
 @app.command()
@@ -150,13 +171,14 @@ def undeploy(
     as_json: AsJson = False,
 ) -> None:
     """Take a model's traffic away, let it drain, stop and delete what serves it."""
+    from storage.money import in_usd
     from tasks.models import undeploy as undeploy_model
 
     folder = find_data(data)
-    with progress_bar("undeploying") as progress:
+    with progress_bar("undeploying") as progress, interruptible(folder):
         rows = undeploy_model(folder, model, why=why, progress=progress)
     if as_json:
-        print_json(rows)
+        print_json([in_usd(row) for row in rows])
     else:
         show([{key: row[key] for key in ("id", "name", "state", "reason")} for row in rows], as_json=False)
 
@@ -195,7 +217,11 @@ def turn(
         canary_weight=canary_weight or None,
         shadow_original=shadow_original,
     )
-    with taking_turns(folder, f"turn_flywheel-{name}", "skip") as ours, progress_bar(f"turning {name}") as progress:
+    with (
+        taking_turns(folder, f"turn_flywheel-{name}", "skip") as ours,
+        progress_bar(f"turning {name}") as progress,
+        interruptible(folder),
+    ):
         if not ours:
             raise FlowBusy(f"{name} is being turned by another process already: wait for it, then run this again")
         verbs = Verbs(
@@ -240,3 +266,28 @@ def status(model: Model, data: Data = None, as_json: AsJson = False) -> None:
     for row in model_status(folder):
         if row["model_id"] == model_id:
             show(row, as_json=as_json, title=f"Model {model_id}")
+
+
+@models_app.command("jobs")
+def list_jobs(data: Data = None, as_json: AsJson = False) -> None:
+    """List the fine-tunes: state, what they are estimated to cost and cost, and the model that came of them."""
+    from storage.ledger import open_ledger
+    from storage.money import in_usd
+
+    columns = ("id", "decision_type", "base_model", "state", "estimate_usd", "price_usd", "model_id")
+    with open_ledger(find_data(data)) as ledger:
+        rows = [in_usd(row) for row in ledger.find("fine_tune_jobs")]
+    show(rows if as_json else [{name: row[name] for name in columns} for row in rows], as_json=as_json, title="Jobs")
+
+
+@models_app.command()
+def cancel(
+    job: Annotated[str, typer.Argument(help="A fine-tune's id (`reasoning models jobs`)")],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a fine-tune. What was trained until then is owed."""
+    from storage.money import in_usd
+    from tasks.models import cancel as cancel_job
+
+    show(in_usd(cancel_job(find_data(data), job)), as_json=as_json, title=f"Fine-tune {job}")

@@ -53,7 +53,7 @@ def print_table(
         min(_FOLD_FROM, max(map(len, [*name.split(), *(row[index] for row in cells)]), default=0))
         for index, name in enumerate(names)
     ]
-    if header and sum(widths) + 3 * len(widths) > console.width:
+    if header and sum(widths) + 3 * len(widths) + 1 > console.width:  # two of padding and one of edge a column
         if title:
             print_line(title)
         for row in cells:  # too many columns for this terminal: the rows one below the other

@@ -6,7 +6,9 @@ SQLite has no decimal type; Together's `total_price` is an integer in nano-USD a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from typing import Any
 
 NANO = 1_000_000_000
 
@@ -34,6 +36,16 @@ def from_nano(nano: int) -> Decimal:
     usd = Decimal(nano).scaleb(-9)
     cents = usd.quantize(Decimal("0.01"))
     return cents if cents == usd else usd.normalize()
+
+
+def in_usd(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the ledger for people and programs outside: `price_nano` becomes `price_usd`, a Decimal."""
+    return {
+        f"{name.removesuffix('_nano')}_usd" if name.endswith("_nano") else name: from_nano(value)
+        if name.endswith("_nano") and value is not None
+        else value
+        for name, value in row.items()
+    }
 
 
 def format_usd(usd: Decimal) -> str:

@@ -13,6 +13,7 @@ from quality.dataset import Manifest
 from quality.evaluation import Evaluation
 from quality.report import QualityReport
 from reasoning.routes import Route
+from storage.money import in_usd
 from tasks import evaluation, models, promotion
 from tasks.reports import evaluation_rows, hide
 from tasks.runs import ONCE, REPEATABLE, publish, run_progress
@@ -46,21 +47,21 @@ def export(data: Path, decision_type: str, **options: Any) -> Manifest:
 @task(**ONCE)
 def fine_tune(data: Path, dataset: str, **options: Any) -> dict[str, Any]:
     job = models.fine_tune(data, dataset, progress=run_progress("fine-tune-progress", "Fine-tuning"), **options)
-    publish("fine-tune", job, title=f"Fine-tune {job['suffix']}")
+    publish("fine-tune", in_usd(job), title=f"Fine-tune {job['suffix']}")
     return job
 
 
 @task(**ONCE)
 def deploy(data: Path, model: str, **options: Any) -> dict[str, Any]:
     row = models.deploy(data, model, progress=run_progress("deployment-progress", "Deploying"), **options)
-    publish("deployment", row, title=f"Deployment {row['name']}")
+    publish("deployment", in_usd(row), title=f"Deployment {row['name']}")
     return row
 
 
 @task(**REPEATABLE)
 def undeploy(data: Path, model: str, **options: Any) -> list[dict[str, Any]]:
     rows = models.undeploy(data, model, progress=run_progress("undeployment-progress", "Undeploying"), **options)
-    publish("undeployed", rows, title=f"What served {model}")
+    publish("undeployed", [in_usd(row) for row in rows], title=f"What served {model}")
     return rows
 
 

@@ -13,7 +13,7 @@ import provider.deployments
 from provider.client import Now, clock_of, connect
 from provider.deployments import LIVE_STATES
 from provider.files import upload_dataset
-from provider.fine_tunes import follow_fine_tune, submit_fine_tune
+from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from quality.dataset import Manifest, export_dataset
 from reasoning.config import is_loopback, load_config
 from reasoning.decision_types import get_decision_type
@@ -97,6 +97,12 @@ def fine_tune(
         return follow_fine_tune(
             client, ledger, job["id"], now=now, progress=progress, poll_seconds=poll_seconds(client)
         )
+
+
+def cancel(data: Path, job: str, *, now: Now = None) -> dict[str, Any]:
+    """Cancel a fine-tune (its id) that has not ended; returns its ledger row. What it cost until then is charged."""
+    with at_work(data) as (client, ledger):
+        return cancel_fine_tune(client, ledger, job, now=now)
 
 
 def deploy(
