@@ -185,7 +185,7 @@ async def test_slow_client_holds_the_upstream_back(start: Start, coding: bool) -
     running = await start()
     running.route()
     piece = b"x" * (1 << 16)
-    total, sent = 512, 0  # pieces: more than the buffers of four sockets hold
+    total, sent = 384, 0  # pieces: more than the buffers of four sockets hold
 
     async def script(seen: scripted.Seen, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
