@@ -14,11 +14,24 @@ from gateway.translate import mint_message_id
 
 
 def answer_body(
-    form: Form, text: str, *, model: str, input_tokens: int, output_tokens: int, stream: bool
+    form: Form,
+    text: str,
+    *,
+    model: str,
+    input_tokens: int,
+    output_tokens: int,
+    stream: bool,
+    stream_usage: bool = False,
 ) -> tuple[bytes, bytes]:
-    """(content type, body) of an answer that says `text`. Token counts are those that the model's server told."""
-    make = {"anthropic": _anthropic, "chat": _chat, "responses": _responses}[form]
-    body = make(text, model, input_tokens, output_tokens, stream)
+    """(content type, body) of an answer that says `text`. Token counts are those that the model's server told.
+
+    `stream_usage` is what a chat request says in `stream_options.include_usage`: a stream tells its usage only then.
+    """
+    if form == "chat":
+        body = _chat(text, model, input_tokens, output_tokens, stream, stream_usage)
+    else:
+        make = {"anthropic": _anthropic, "responses": _responses}[form]
+        body = make(text, model, input_tokens, output_tokens, stream)
     return (b"text/event-stream; charset=utf-8" if stream else b"application/json"), body
 
 
@@ -51,7 +64,7 @@ def _anthropic(text: str, model: str, input_tokens: int, output_tokens: int, str
     return b"".join(encode_event(event["type"], event) for event in events)
 
 
-def _chat(text: str, model: str, input_tokens: int, output_tokens: int, stream: bool) -> bytes:
+def _chat(text: str, model: str, input_tokens: int, output_tokens: int, stream: bool, stream_usage: bool) -> bytes:
     base = {"id": f"chatcmpl-rsn{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
     usage = {
         "prompt_tokens": input_tokens,
@@ -63,15 +76,15 @@ def _chat(text: str, model: str, input_tokens: int, output_tokens: int, stream: 
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
         return orjson.dumps(base | {"object": "chat.completion", "choices": [choice], "usage": usage})
     base["object"] = "chat.completion.chunk"
-    delta = {"role": "assistant", "content": text}
-    return b"".join(
-        (
-            encode_data(base | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}),
-            encode_data(base | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}),
-            encode_data(base | {"choices": [], "usage": usage}),
-            DONE,
-        )
-    )
+    if stream_usage:
+        base["usage"] = None
+    chunks = [
+        base | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": None}]},
+        base | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ]
+    if stream_usage:
+        chunks.append(base | {"choices": [], "usage": usage})
+    return b"".join(encode_data(chunk) for chunk in chunks) + DONE
 
 
 def _responses(text: str, model: str, input_tokens: int, output_tokens: int, stream: bool) -> bytes:

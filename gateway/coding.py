@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from gateway.asked import Asked, asked_of, shorten_names
 from gateway.errors import ModelAnswerError, Untranslatable
 from gateway.exchange import Exchange
 from gateway.sse import encode_event
@@ -65,9 +66,10 @@ class Attempt:
 
 
 class _CallFailed(Exception):
-    def __init__(self, reason: FallbackReason, detail: str) -> None:
+    def __init__(self, reason: FallbackReason, detail: str, status: int = 0) -> None:
         super().__init__(detail)
         self.reason: FallbackReason = reason
+        self.status = status
 
 
 class CodingModel:
@@ -163,12 +165,13 @@ class CodingModel:
         except (_CallFailed, ModelAnswerError, TimeoutError, aiohttp.ClientError, OSError) as error:
             attempt.failed = True
             attempt.reason, attempt.detail = _explain(error)
-            unwilling = isinstance(error, ModelAnswerError) and error.reason == "content_filter"
-            if unwilling or attempt.reason == "low_confidence":
-                breaker.succeed()  # the server is well
-            else:
+            if _is_well(error):
+                breaker.succeed()
+                settled = True
+            elif not (isinstance(error, _CallFailed) and error.status in (400, 413, 422)):
                 breaker.fail()
-            settled = True
+                settled = True
+            # What was wrong with one request says nothing about the server.
             return None
         finally:
             if not settled:
@@ -186,8 +189,9 @@ class CodingModel:
             self._breakers[place] = CircuitBreaker(self._config.breaker_failures, self._config.breaker_seconds)
         return self._breakers[place]
 
-    def _post(self, arm: Arm, chat: dict[str, Any]) -> Any:
-        chat = {**(in_text(chat) if is_asked_in_text(arm, self._tools) else chat), "model": arm.model}
+    def _post(self, arm: Arm, chat: dict[str, Any], asked: Asked) -> Any:
+        chat = in_text(chat) if asked.tools_in_text else shorten_names(chat, asked.names)
+        chat = {**chat, "model": arm.model}
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         place = arm.base_url or ""
         if place not in self._api_keys:
@@ -198,13 +202,16 @@ class CodingModel:
             f"{arm.base_url}{PATH}", data=orjson.dumps(chat), headers=headers, allow_redirects=False
         )
 
+    def _asked(self, arm: Arm, chat: dict[str, Any]) -> Asked:
+        return asked_of(chat, model=str(arm.model), tools_in_text=is_asked_in_text(arm, self._tools))
+
     async def _whole(self, route: Route, chat: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
         """The message of an answer that comes as a whole."""
-        arm = attempt.arm
+        arm, asked = attempt.arm, self._asked(attempt.arm, chat)
         if route.min_confidence > 0:
             chat = {**chat, "logprobs": 1}
         async with asyncio.timeout(route.deadline_ms / 1000):
-            async with self._post(arm, chat) as response:
+            async with self._post(arm, chat, asked) as response:
                 body = await _read(response)
                 if response.status != 200:
                     raise _status(response.status)
@@ -212,8 +219,7 @@ class CodingModel:
             completion = orjson.loads(body)
         except orjson.JSONDecodeError:
             raise _CallFailed("provider_error", "the answer is not JSON") from None
-        in_text = is_asked_in_text(arm, self._tools)
-        message = to_message(completion, stop_sequences=chat.get("stop", ()), model=arm.model, tools_in_text=in_text)
+        message = to_message(completion, asked)
         _note(attempt, message["content"], message["usage"], message["stop_reason"])
         if route.min_confidence > 0:
             attempt.confidence = _confidence(body)
@@ -223,12 +229,12 @@ class CodingModel:
 
     async def _stream(self, exchange: Exchange, route: Route, chat: dict[str, Any], attempt: Attempt) -> None:
         arm = attempt.arm
-        in_text = is_asked_in_text(arm, self._tools)
-        stream = ChatStream(model=str(arm.model), stop_sequences=tuple(chat.get("stop", ())), tools_in_text=in_text)
+        asked = self._asked(arm, chat)
+        stream = ChatStream(asked)
         response: aiohttp.ClientResponse | None = None
         try:
             async with asyncio.timeout(route.deadline_ms / 1000):  # to the first piece of the answer
-                response = await self._post(arm, chat)
+                response = await self._post(arm, chat, asked)
                 if response.status != 200:
                     raise _status(response.status)
                 out = b""
@@ -296,7 +302,14 @@ async def _read_out(response: aiohttp.ClientResponse) -> None:
 
 def _status(status: int) -> _CallFailed:
     reason: FallbackReason = "over_budget" if status == 402 else "timeout" if status in (408, 504) else "provider_error"
-    return _CallFailed(reason, f"HTTP {status}")
+    return _CallFailed(reason, f"HTTP {status}", status)
+
+
+def _is_well(error: Exception) -> bool:
+    """Does the server that gave this answer do what it should, though the answer cannot be served?"""
+    if isinstance(error, ModelAnswerError):
+        return error.reason in ("content_filter", "tool_choice")
+    return isinstance(error, _CallFailed) and error.reason == "low_confidence"
 
 
 def _explain(error: Exception) -> tuple[FallbackReason, str]:

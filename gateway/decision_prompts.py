@@ -68,14 +68,28 @@ class _Upstream:
         self.headers.append((b"content-length", b"%d" % size))
 
 
+# What asks for an answer that is more than a decision's words, or for one that the upstream has to remember.
+_MORE_THAN_WORDS = (
+    *("tools", "functions", "mcp_servers", "output_config", "output_format", "logprobs", "top_logprobs", "audio"),
+    *("previous_response_id", "conversation", "background", "container"),
+)
+
+
 def find_decision_prompt(state: State, form: Form, request: dict[str, Any]) -> DecisionPrompt | None:
-    """The decision that a request asks for. One with tools is not one: its answer may be a tool call."""
-    if request.get("tools"):
+    """The decision that a request asks for. One that asks for more than its words is not one: tools may be called,
+    several answers or one of a given schema be wanted."""
+    if any(request.get(name) for name in _MORE_THAN_WORDS) or request.get("n") not in (None, 1):
+        return None
+    text = request.get("text")
+    formats = (request.get("response_format"), text.get("format") if isinstance(text, dict) else None)
+    kinds = {wanted.get("type") for wanted in formats if isinstance(wanted, dict)} - {None, "text"}
+    if kinds - {"json_object"}:
         return None
     prompt = _last_user_text(request.get("input") if form == "responses" else request.get("messages"))
     if prompt is None:
         return None
-    return recognise(prompt, state.prompt_kinds, state.config.decision_types)
+    found = recognise(prompt, state.prompt_kinds, state.config.decision_types)
+    return found if found is None or not kinds or found.format == "json" else None
 
 
 async def answer_decision_prompt(
@@ -120,6 +134,7 @@ async def answer_decision_prompt(
             await exchange.write(upstream.answer, more=False)
             return
         exchange.served_by = "custom"
+        options = request.get("stream_options")
         kind = get_decision_type(prompt.decision_type, state.config)
         content_type, out = answer_body(
             form,
@@ -128,6 +143,7 @@ async def answer_decision_prompt(
             input_tokens=answer.input_tokens or 0,
             output_tokens=answer.output_tokens or 0,
             stream=bool(request.get("stream")),
+            stream_usage=isinstance(options, dict) and bool(options.get("include_usage")),
         )
         headers = [
             (b"content-type", content_type),

@@ -1,9 +1,9 @@
 """Which conversation a decision prompt belongs to: an episode is what splits keep whole and what an arm is drawn for.
 
-In this order: the header `x-reasoning-episode-id` (or `x-reasoning-episode`); what the body names (`conversation` of
-the Responses API, `metadata` with one of `METADATA_KEYS`, the session in Anthropic's `metadata.user_id`); else the
-prompts of one agent that show the same messages. Agent frameworks show a window of the latest messages, so one prompt
-overlaps with the next; elizaOS also shows when each was sent and by whom.
+In this order: the header `x-reasoning-episode-id` (or `x-reasoning-episode`); what the body's `metadata` names (one of
+`METADATA_KEYS`, or the session in the `user_id` of Anthropic's); else the prompts of one agent that show the same
+messages. Agent frameworks show a window of the latest messages, so one prompt overlaps with the next; elizaOS also
+shows when each was sent and by whom.
 """
 
 from __future__ import annotations
@@ -47,11 +47,6 @@ def told_episode(headers: Mapping[bytes, bytes], request: Mapping[str, Any]) -> 
     for name in (b"x-reasoning-episode-id", b"x-reasoning-episode"):
         if told := headers.get(name):
             return told.decode("latin-1")[:_MAX_ID]
-    conversation = request.get("conversation")
-    if isinstance(conversation, Mapping):
-        conversation = conversation.get("id")
-    if isinstance(conversation, str) and conversation:
-        return conversation[:_MAX_ID]
     metadata = request.get("metadata")
     if not isinstance(metadata, Mapping):
         return None

@@ -58,6 +58,8 @@ class Guard:
         self._check_host(headers.get(b"host"))
         path = scope["raw_path"]
         check_path(path)
+        if scope["method"] in ("TRACE", "CONNECT"):  # an upstream's echo would show the gateway's own key
+            raise RequestRefused(405, "invalid_request_error", f"{scope['method']} is not served here")
         if path in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD"):
             return Admission(None, headers, frozenset())
         key, own = self._find_key(headers)

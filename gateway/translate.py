@@ -7,12 +7,14 @@ dropped in silence. `to_message` makes the message of a chat completion or raise
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
+from gateway.asked import Asked
 from gateway.errors import ModelAnswerError, Untranslatable
 from reasoning.answers import parse_turn
 from reasoning.errors import UnparseableAnswer
@@ -53,6 +55,7 @@ def to_chat(body: dict[str, Any], *, model: str, images: bool = False) -> dict[s
 
     `images` says whether the model takes pictures. Raises `Untranslatable`.
     """
+    _check_parameters(body)
     unknown = [key for key in body if key not in _TRANSLATED and key not in _WITHOUT_MEANING and body[key] is not None]
     if unknown:
         raise Untranslatable("unknown_field", ", ".join(sorted(unknown)))
@@ -74,7 +77,7 @@ def to_chat(body: dict[str, Any], *, model: str, images: bool = False) -> dict[s
         chat["tools"] = tools
         choice = body.get("tool_choice")
         if choice is not None:
-            chat["tool_choice"] = _tool_choice(choice)
+            chat["tool_choice"] = _tool_choice(choice, tools)
             if choice.get("disable_parallel_tool_use"):
                 chat["parallel_tool_calls"] = False
     elif isinstance(choice := body.get("tool_choice"), dict) and choice.get("type") in ("any", "tool"):
@@ -301,7 +304,7 @@ def _tools(tools: Any, referenced: Iterable[str]) -> list[dict[str, Any]]:
     return functions
 
 
-def _tool_choice(choice: Any) -> Any:
+def _tool_choice(choice: Any, tools: list[dict[str, Any]]) -> Any:
     match choice:
         case {"type": "auto"}:
             return "auto"
@@ -309,7 +312,7 @@ def _tool_choice(choice: Any) -> Any:
             return "required"
         case {"type": "none"}:
             return "none"
-        case {"type": "tool", "name": str(name)}:
+        case {"type": "tool", "name": str(name)} if any(tool["function"]["name"] == name for tool in tools):
             return {"type": "function", "function": {"name": name}}
         case _:
             raise Untranslatable("malformed", "tool_choice")
@@ -328,6 +331,28 @@ def _response_format(body: dict[str, Any]) -> dict[str, Any] | None:
             return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
         case _:
             raise Untranslatable("output_config", "format")
+
+
+_NUMBERS: dict[str, tuple[tuple[type[int] | type[float], ...], float, float]] = {
+    "max_tokens": ((int,), 1, math.inf),
+    "temperature": ((int, float), 0, 1),
+    "top_p": ((int, float), 0, 1),
+    "top_k": ((int,), 0, math.inf),
+}
+
+
+def _check_parameters(body: dict[str, Any]) -> None:
+    """What Anthropic would refuse is left to Anthropic, which says what is wrong with it."""
+    for name, (kinds, low, high) in _NUMBERS.items():
+        value = body.get(name)
+        good = isinstance(value, kinds) and not isinstance(value, bool) and low <= float(value) <= high
+        if value is not None and not good:
+            raise Untranslatable("malformed", name)
+    if body.get("stream") not in (True, False, None):
+        raise Untranslatable("malformed", "stream")
+    stops = body.get("stop_sequences") or []
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise Untranslatable("malformed", "stop_sequences")
 
 
 def _check_context_management(value: Any) -> None:
@@ -413,20 +438,16 @@ def parse_arguments(arguments: Any) -> dict[str, Any]:
     return arguments
 
 
-def to_message(
-    completion: Any, *, stop_sequences: Iterable[str] = (), model: str | None = None, tools_in_text: bool = False
-) -> dict[str, Any]:
-    """The Anthropic message of a chat completion. Raises `ModelAnswerError` when it is empty, filtered or malformed.
-
-    `tools_in_text` says that the model calls tools in its text (`gateway.turns`).
-    """
+def to_message(completion: Any, asked: Asked) -> dict[str, Any]:
+    """The Anthropic message of a chat completion. Raises `ModelAnswerError` when it is empty, filtered or malformed, or
+    not what was asked for."""
     try:
         choice = completion["choices"][0]
         answer = choice["message"]
         calls = answer.get("tool_calls") or []
         text = strip_thinking(content_text(answer.get("content")))
         functions = [(call["function"]["name"], call["function"].get("arguments")) for call in calls]
-        if tools_in_text and "<tool_call>" in text:
+        if asked.tools_in_text and "<tool_call>" in text:
             turn = parse_turn(text)
             text = turn["text"]
             functions += [(call["name"], call["arguments"]) for call in turn["tool_calls"]]
@@ -434,7 +455,9 @@ def to_message(
         raise ModelAnswerError("tool_arguments", str(error)) from None
     except (TypeError, KeyError, IndexError, AttributeError):
         raise ModelAnswerError("malformed", "no chat completion") from None
-    stop_reason, stop_sequence = stop_reason_of(choice, has_tools=bool(functions), stop_sequences=stop_sequences)
+    stop_reason, stop_sequence = stop_reason_of(choice, has_tools=bool(functions), stop_sequences=asked.stop_sequences)
+    if stop_reason != "max_tokens":
+        asked.check_calls(len(functions))
     content: list[dict[str, Any]] = []
     if text.strip():  # Anthropic refuses a text of white space when it comes back
         content.append({"type": "text", "text": text})
@@ -447,14 +470,16 @@ def to_message(
             if stop_reason != "max_tokens":
                 raise
             continue  # the cut call is nobody's to run
-        content.append({"type": "tool_use", "id": mint_tool_id(), "name": name, "input": arguments})
+        content.append(
+            {"type": "tool_use", "id": mint_tool_id(), "name": asked.names.get(name, name), "input": arguments}
+        )
     if not content:
         raise ModelAnswerError("empty")
     return {
         "id": mint_message_id(),
         "type": "message",
         "role": "assistant",
-        "model": model or str(completion.get("model") or ""),
+        "model": asked.model or str(completion.get("model") or ""),
         "content": content,
         "stop_reason": stop_reason,
         "stop_sequence": stop_sequence,

@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from gateway.asked import Asked
 from gateway.errors import ModelAnswerError
 from gateway.sse import Event, EventDecoder, encode_event
 from gateway.translate import (
@@ -53,19 +54,18 @@ class _Block:
 
 
 class ChatStream:
-    """Translates one stream. `model` is the name that the message carries; `tools_in_text` as in `to_message`."""
+    """Translates one stream. Where a tool has to be called, nothing comes out before a call does."""
 
-    def __init__(self, *, model: str, stop_sequences: tuple[str, ...] = (), tools_in_text: bool = False) -> None:
+    def __init__(self, asked: Asked) -> None:
         self.started = False
         self.finished = False
         self.stop_reason: str | None = None
         self.usage: dict[str, int] = usage_of(None)
         self.content: list[dict[str, Any]] = []  # the blocks of the answer, for the log
-        self._model = model
-        self._stop_sequences = stop_sequences
+        self._asked = asked
         self._decoder = EventDecoder()
         self._thinking = _ThinkingFilter()
-        self._calls_in_text = _CallFilter() if tools_in_text else None
+        self._calls_in_text = _CallFilter() if asked.tools_in_text else None
         self._choice: dict[str, Any] | None = None  # the one with the finish_reason
         self._raw_usage: Any = None
         self._queue: deque[_Block] = deque()  # the blocks that are not closed yet
@@ -97,6 +97,8 @@ class ChatStream:
         return self._drain()
 
     def _drain(self) -> bytes:
+        if self._asked.must_call and not self._calls and not self.finished:
+            return b""  # another provider can still answer if no call comes
         out, self._out = b"".join(self._out), []
         self.started = self.started or bool(out)
         return out
@@ -171,7 +173,7 @@ class ChatStream:
                 raise ModelAnswerError("malformed_stream", "tool_calls.index")
             block = self._find(position if key is None else key, upstream_id, name)
             if not block.name and isinstance(name, str):
-                block.name = name
+                block.name = self._asked.names.get(name, name)
             arguments = function.get("arguments")
             if isinstance(arguments, dict):
                 arguments = orjson.dumps(arguments).decode()
@@ -184,13 +186,20 @@ class ChatStream:
             self._advance()
 
     def _find(self, key: int, upstream_id: Any, name: Any) -> _Block:
-        """The block of a tool call. A new id together with a name is a new call, even at an index that was used."""
+        """The block of a tool call. A new id together with a name is a new call, even at an index that was used; so is
+        another name, once the arguments of the one before are whole."""
         self._blank = ""
         for block in reversed(self._calls):
             if block.key == key:
                 if upstream_id and name and block.upstream_id and upstream_id != block.upstream_id:
                     break
+                if name and block.name and self._asked.names.get(name, name) != block.name:
+                    if self._is_whole(block):
+                        break
+                    raise ModelAnswerError("malformed_stream", "a tool call with two names")
                 return block
+        if not self._asked.may_call:
+            self._asked.check_calls(1)
         block = _Block(key=key, upstream_id=upstream_id if isinstance(upstream_id, str) else None)
         self._calls.append(block)
         self._queue.append(block)
@@ -225,7 +234,7 @@ class ChatStream:
                 "id": mint_message_id(),
                 "type": "message",
                 "role": "assistant",
-                "model": self._model,
+                "model": self._asked.model,
                 "content": [],
                 "stop_reason": None,
                 "stop_sequence": None,
@@ -266,8 +275,10 @@ class ChatStream:
         if self._choice.get("finish_reason") != "length":
             self._said("", last=True)
         stop_reason, stop_sequence = stop_reason_of(
-            self._choice, has_tools=bool(self._calls), stop_sequences=self._stop_sequences
+            self._choice, has_tools=bool(self._calls), stop_sequences=self._asked.stop_sequences
         )
+        if stop_reason != "max_tokens":
+            self._asked.check_calls(len(self._calls))
         if stop_reason == "max_tokens":
             while self._queue and self._queue[-1].key is not None and not self._queue[-1].name:
                 self._queue.pop()  # cut before it had a name

@@ -292,13 +292,11 @@ SESSION = "11111111-2222-3333-4444-555555555555"
     [
         ({"x-reasoning-episode-id": "e1"}, {"metadata": {"conversation_id": "c"}}, "e1"),
         ({"x-reasoning-episode": "e2"}, {}, "e2"),
-        ({}, {"conversation": "conv_1"}, "conv_1"),
-        ({}, {"conversation": {"id": "conv_2"}}, "conv_2"),
         ({}, {"metadata": {"conversation_id": "c"}}, "c"),
         ({}, {"metadata": {"room_id": "r"}}, "r"),
         ({}, {"metadata": {"user_id": f"user_x_account__session_{SESSION}"}}, SESSION),
         ({}, {"metadata": {"user_id": "someone"}}, None),
-        ({}, {"metadata": "odd", "conversation": 3, "user": "u-1"}, None),
+        ({}, {"metadata": "odd", "user": "u-1"}, None),
     ],
 )
 async def test_the_client_may_say_which_conversation_it_is(
@@ -351,6 +349,58 @@ async def test_what_the_upstream_says_passes_even_when_it_is_no_decision(start: 
     assert status in (200, 429)
     assert got
     assert len(running.openai.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 2},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+        {"response_format": {"type": "json_object"}},  # the prompt wants XML
+        {"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}},
+        {"logprobs": True},
+        {"functions": [{"name": "f"}]},
+        {"previous_response_id": "resp_1"},
+        {"conversation": "conv_1"},
+        {"background": True},
+    ],
+)
+async def test_what_asks_for_more_than_a_decisions_words_is_the_upstreams(start: Start, fields: dict[str, Any]) -> None:
+    running = await start()
+    running.route("should_respond")
+    running.openai.script = json({"ok": 1})
+    path, body = request("responses" if "text" in fields or "conversation" in fields else "chat", respond_xml(), False)
+    assert (await running.ask("POST", path, json=body | fields))[2] == b'{"ok":1}'
+    assert running.model.seen == []
+
+
+async def test_a_prompt_for_json_may_ask_for_a_json_object(start: Start) -> None:
+    running = await start()
+    running.route("should_respond")
+    running.model.script = json(chat_answer(OURS["should_respond"]))
+    path, body = request("chat", respond_json(), False)
+    _, headers, _ = await running.ask("POST", path, json=body | {"response_format": {"type": "json_object"}, "n": 1})
+    assert headers["x-reasoning-source"] == "custom"
+
+
+@pytest.mark.parametrize("wanted", [True, False, None])
+async def test_a_stream_tells_its_usage_only_where_it_is_asked_to(start: Start, wanted: bool | None) -> None:
+    running = await start()
+    running.route("should_respond")
+    running.model.script = json(chat_answer(OURS["should_respond"]))
+    path, body = request("chat", respond_xml(), True)
+    if wanted is not None:
+        body["stream_options"] = {"include_usage": wanted}
+    _, _, got = await running.ask("POST", path, json=body)
+    chunks = [orjson.loads(line[6:]) for line in got.split(b"\n\n") if line and b"[DONE]" not in line]
+    assert all(chunk["choices"] for chunk in chunks[:-1])
+    if wanted:
+        assert chunks[-1]["choices"] == []
+        assert chunks[-1]["usage"]["prompt_tokens"] == 20
+        assert chunks[0]["usage"] is None
+    else:
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+        assert not any("usage" in chunk for chunk in chunks)
 
 
 @pytest.mark.parametrize("change", ["tools", "image", "assistant last", "switched off"])

@@ -323,3 +323,10 @@ def test_loopback_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setitem(os.environ, "REASONING_GATEWAY_TOKEN", TOKEN)
     main.main()
     assert served["host"] == "127.0.0.1"
+
+
+async def test_no_echo_shows_the_gateways_own_key(start: Start) -> None:
+    running = await start()
+    status, _, _ = await running.ask("TRACE", "/v1/messages")
+    assert status == 405
+    assert running.anthropic.seen == running.openai.seen == []

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.asked import Asked
 from gateway.errors import ModelAnswerError
 from gateway.sse import EventDecoder
 from gateway.translate_stream import ChatStream, error_event
@@ -32,7 +33,7 @@ def call(index: int | None = None, id: str | None = None, name: str | None = Non
 
 def run(*chunks: bytes, stop: tuple[str, ...] = ()) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The stream as a client sees it, the way the door sends it: (message, error)."""
-    chat = ChatStream(model="ep/coder", stop_sequences=stop)
+    chat = ChatStream(Asked("ep/coder", stop))
     out = b""
     try:
         for chunk in chunks:
@@ -75,7 +76,7 @@ def test_text_and_usage() -> None:
 
 
 def test_nothing_is_sent_before_the_first_piece() -> None:
-    chat = ChatStream(model="m")
+    chat = ChatStream(Asked("m"))
     assert chat.feed(chat_chunk(role="assistant", content="")) == b""
     assert chat.feed(b": comment\n\n") == b""
     assert chat.feed(chat_chunk(content="\n ")) == b""
@@ -237,7 +238,7 @@ def test_stop_sequence_is_told_when_the_server_tells_it() -> None:
 
 
 def test_content_is_kept_for_the_log() -> None:
-    chat = ChatStream(model="m")
+    chat = ChatStream(Asked("m"))
     for chunk in (chat_chunk(content="A"), chat_chunk(tool_calls=[call(0, "a", "read", '{"x":1}')])):
         chat.feed(chunk)
     chat.feed(b"".join(chat_stream(finish="tool_calls")))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.asked import Asked
 from gateway.errors import ModelAnswerError, Untranslatable
 from gateway.translate import to_chat, to_message
 from tests.gateway.scripted import chat_answer
@@ -195,17 +196,20 @@ def test_plain_documents_are_text() -> None:
     assert chat([user(document, text("q"))])["messages"] == [{"role": "user", "content": "T\nD\nq"}]
 
 
+ASKED = Asked("m")
+
+
 def test_whole_answers() -> None:
     made = to_message(
-        chat_answer("<think>hm</think>\n\nHi", [{"function": {"name": "Read", "arguments": ""}}], "tool_calls")
+        chat_answer("<think>hm</think>\n\nHi", [{"function": {"name": "Read", "arguments": ""}}], "tool_calls"), ASKED
     )
     assert [b["type"] for b in made["content"]] == ["text", "tool_use"]
     assert (made["content"][0]["text"], made["content"][1]["input"], made["stop_reason"]) == ("Hi", {}, "tool_use")
-    assert to_message(chat_answer("cut", finish="length"))["stop_reason"] == "max_tokens"
+    assert to_message(chat_answer("cut", finish="length"), ASKED)["stop_reason"] == "max_tokens"
     cut = chat_answer("x", [{"function": {"name": "Read", "arguments": '{"a": "'}}], "length")
-    assert to_message(cut)["stop_reason"] == "max_tokens"
-    assert [b["type"] for b in to_message(cut)["content"]] == ["text"]
-    assert to_message(chat_answer([{"type": "text", "text": "parts"}]))["content"][0]["text"] == "parts"  # type: ignore[arg-type]
+    assert to_message(cut, ASKED)["stop_reason"] == "max_tokens"
+    assert [b["type"] for b in to_message(cut, ASKED)["content"]] == ["text"]
+    assert to_message(chat_answer([{"type": "text", "text": "parts"}]), ASKED)["content"][0]["text"] == "parts"  # type: ignore[arg-type]
     for bad in (
         {},
         None,
@@ -215,7 +219,7 @@ def test_whole_answers() -> None:
         chat_answer("x", finish=""),
     ):
         with pytest.raises(ModelAnswerError):
-            to_message(bad)
+            to_message(bad, ASKED)
 
 
 _words = st.sampled_from(["", "a", "fix it", "x-anthropic-billing-header: y", " "])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.asked import Asked
 from gateway.errors import GatewayConfigError, ModelAnswerError
 from gateway.prices import Price
 from gateway.settings import load_settings
@@ -131,7 +133,7 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=8).map("".join), st.integers())
 def test_calls_in_a_streamed_text_are_those_of_the_whole(text: str, seed: int) -> None:
     def read(cuts: list[str]) -> Any:
-        chat = ChatStream(model="m", tools_in_text=True)
+        chat = ChatStream(Asked("m", tools_in_text=True))
         try:
             out = b"".join(chat.feed(chunk) for chunk in chat_stream(*cuts)) + chat.finish()
         except ModelAnswerError as error:
@@ -153,7 +155,7 @@ def test_a_turn_that_was_written_is_streamed_as_it_was_meant(text: str, argument
     if not text.strip() or "<" in text:
         text = "x"
     turn = {"text": text, "tool_calls": [{"name": "f", "arguments": a} for a in arguments]}
-    chat = ChatStream(model="m", tools_in_text=True)
+    chat = ChatStream(Asked("m", tools_in_text=True))
     for chunk in chat_stream(format_turn(turn)):
         chat.feed(chunk)
     assert [block["input"] for block in chat.content if block["type"] == "tool_use"] == arguments
@@ -324,3 +326,103 @@ def test_prices_of_a_cache_follow_from_the_inputs(tmp_path: Path) -> None:
     )
     settings = load_settings(tmp_path, tmp_path / "reasoning.toml", {"REASONING_GATEWAY_TOKEN": TOKEN})
     assert settings.prices == (Price("claude-*", Decimal(3), Decimal("15.5"), Decimal("0.3"), Decimal("3.75")),)
+
+
+LONG, DOTTED = "mcp__" + "a" * 80, "server.tool"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_tools_whose_names_a_chat_api_refuses_have_others_there(start: Start, streamed: bool) -> None:
+    running = await start()
+    running.route()
+    tools = [{"name": name, "input_schema": {"type": "object"}} for name in ("Bash", LONG, DOTTED)]
+
+    async def model(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        names = [tool["function"]["name"] for tool in seen.json["tools"]]
+        assert all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name) for name in names)
+        assert len(set(names)) == 3
+        calls = [
+            {"index": i, "id": f"c{i}", "function": {"name": name, "arguments": "{}"}} for i, name in enumerate(names)
+        ]
+        chunks = [chat_chunk(tool_calls=calls), chat_chunk(finish_reason="tool_calls"), DONE]
+        answer = stream(*chunks) if streamed else json(chat_answer(None, calls, "tool_calls"))
+        await answer(seen, writer)
+
+    running.model.script = model
+    body = coding(tools=tools, stream=streamed, tool_choice={"type": "tool", "name": LONG}) | {"messages": TURNS}
+    headers = running.headers | {"x-reasoning-coding": "on"}
+    _, got, answer = await running.ask("POST", "/v1/messages", json=body, headers=headers)
+    assert got["x-reasoning-source"] == "custom"
+    message: Any = read_legal_stream(answer)[0] if streamed else orjson.loads(answer)
+    assert [block["name"] for block in message["content"]] == ["Bash", LONG, DOTTED]
+    sent = running.model.last.json
+    assert sent["tool_choice"]["function"]["name"] == sent["tools"][1]["function"]["name"]
+    [row] = await running.records()
+    assert [call["name"] for call in orjson.loads(row["decision"])["tool_calls"]] == ["Bash", LONG, DOTTED]
+    assert [tool["function"]["name"] for tool in orjson.loads(row["tools"])] == ["Bash", LONG, DOTTED]
+
+
+CALLS = [{"index": 0, "id": "c", "function": {"name": "Bash", "arguments": "{}"}}]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("choice", "calls"), [("any", False), ("none", True), ("any", True), ("none", False)])
+async def test_an_answer_that_is_not_what_tool_choice_wants_is_anthropics(
+    start: Start, choice: str, calls: bool, streamed: bool
+) -> None:
+    running = await start()
+    running.route()
+    chunks = [chat_chunk(content="Well. "), *([chat_chunk(tool_calls=CALLS)] if calls else [])]
+    whole_answer = chat_answer("Well. ", CALLS if calls else None, "tool_calls" if calls else "stop")
+    finish = chat_chunk(finish_reason="tool_calls" if calls else "stop")
+    running.model.script = stream(b"".join([*chunks, finish, DONE])) if streamed else json(whole_answer)
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    _, headers, _ = await ask(running, coding(tool_choice={"type": choice}, stream=streamed))
+    assert headers.get("x-reasoning-source") == ("custom" if (choice == "any") is calls else None)
+    assert running.gateway.state.coding.breaker_states() == {f"ep/coder@{running.model.url}": "closed"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": "many"},
+        {"max_tokens": 0},
+        {"max_tokens": True},
+        {"temperature": "hot"},
+        {"temperature": 1.5},
+        {"top_k": 0.5},
+        {"stop_sequences": "END"},
+        {"stop_sequences": [""]},
+        {"stream": "yes"},
+        {"tool_choice": {"type": "tool", "name": "Nope"}},
+    ],
+)
+async def test_what_anthropic_would_refuse_anthropic_refuses(start: Start, fields: dict[str, Any]) -> None:
+    running = await start()
+    running.route()
+    running.anthropic.script = whole(400, b'{"type":"error"}')
+    status, _, body = await ask(running, coding(**fields))
+    assert (status, body, running.model.seen) == (400, b'{"type":"error"}', [])
+
+
+async def test_a_request_that_the_model_refuses_says_nothing_about_its_server(start: Start) -> None:
+    running = await start(config={"breaker_failures": 1})
+    running.route()
+    running.model.scripts = [whole(400, b"{}"), whole(422, b"{}"), json(chat_answer("Done."))]
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    sources = [(await ask(running, coding(f"fix the code {i}")))[1].get("x-reasoning-source") for i in range(3)]
+    assert sources == [None, None, "custom"]
+
+
+def test_a_call_with_another_name_is_another_call_or_an_error() -> None:
+    def read(*functions: dict[str, Any]) -> list[str]:
+        chat = ChatStream(Asked("m"))
+        chunks = [chat_chunk(tool_calls=[{"index": 0, "function": function}]) for function in functions]
+        for chunk in (*chunks, chat_chunk(finish_reason="tool_calls"), DONE):
+            chat.feed(chunk)
+        return [block["name"] for block in chat.content]
+
+    assert read({"name": "Bash", "arguments": "{}"}, {"name": "Edit", "arguments": "{}"}) == ["Bash", "Edit"]
+    assert read({"name": "Bash", "arguments": ""}, {"name": "Bash", "arguments": "{}"}) == ["Bash"]
+    with pytest.raises(ModelAnswerError):
+        read({"name": "Ba", "arguments": ""}, {"name": "sh", "arguments": "{}"})
