@@ -19,14 +19,16 @@ import httpx
 from provider.client import connect
 from provider.deployments import deploy_model, undeploy_model
 from provider.files import upload_dataset
-from provider.fine_tunes import follow_fine_tune, submit_fine_tune
+from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import reconcile_provider
 from storage.ledger import open_ledger
 from tests.provider.world import Emulator
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__, "together"])
+_context.set_forkserver_preload(
+    [__name__, *(f"together.resources.{name}" for name in ("endpoints", "fine_tuning", "files", "organization"))]
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ def upload(client: Any, ledger: Any, argument: str, **options: Any) -> None:
 def fine_tune(client: Any, ledger: Any, dataset_id: str, **options: Any) -> None:
     job = submit_fine_tune(client, ledger, dataset_id, tier="small", **options)
     follow_fine_tune(client, ledger, job["id"], poll_seconds=1, **options)
+
+
+def cancel(client: Any, ledger: Any, job_id: str, *, now: Callable[[], Any], **_: Any) -> None:
+    cancel_fine_tune(client, ledger, job_id, now=now())
 
 
 def deploy(client: Any, ledger: Any, model_id: str, **options: Any) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from provider.deployments import undeploy_model
 from provider.reconcile import reconcile_provider
 from tests.provider import deaths
 from tests.provider.deaths import Command, Death
@@ -29,7 +34,7 @@ def make_good(world: World) -> None:
 def settle(world: World) -> None:
     """Everything down, the bill complete: it is what was charged, and nothing is held any more."""
     for row in world.ledger.find("deployments", state="ready"):
-        assert run(world, deaths.undeploy, row["id"]) == 0
+        undeploy_model(world.client, world.ledger, row["id"], drain_seconds=0, now=world.now, wait=world.wait)
     world.next_hours(26)
     make_good(world)
     rows = (*world.ledger.find("deployments"), *world.ledger.find("fine_tune_jobs"))
@@ -115,9 +120,9 @@ def test_killed_at_every_request(world: World, tmp_path: Path, life: str, answer
 def test_killed_guards_and_reconciliations_leave_nothing(world: World, command: Command) -> None:
     row = world.deploy()
     world.minutes(31)  # idle, and unwatched: it is to go
-    for nth in range(1, 5):
+    for nth in range(1, 4):
         run(world, command, str(world.data), Death(nth=nth, answered=True))
-    for _ in range(3):
+    for _ in range(2):
         world.minutes(1)
         assert run(world, command, str(world.data)) == 0
     assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
@@ -141,3 +146,21 @@ def test_ctrl_c_leaves_alone_what_another_process_deploys(world: World) -> None:
     assert run(world, deaths.deploy, model_id, again) == 1
     assert run(world, deaths.deploy, model_id) == 0
     settle(world)
+
+
+def test_ctrl_c_at_the_command_line_names_what_goes_on(world: World) -> None:
+    world.upload()
+    world.emulator.fault("training_slow", seconds=30)
+    command = [sys.executable, "-m", "cli.main", "fine-tune", "dataset-1", "--data", str(world.data)]
+    process = subprocess.Popen(
+        command, env=os.environ | {"REASONING_PROVIDER_URL": world.emulator.url}, stderr=subprocess.PIPE, text=True
+    )
+    while not (jobs := world.ledger.find("fine_tune_jobs", state=("submitted", "running"))):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert f"`reasoning models cancel {jobs[0]['id']}`" in said
+    assert "$4.00" in said
+    assert run(world, deaths.cancel, jobs[0]["id"]) == 0
