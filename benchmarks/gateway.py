@@ -458,7 +458,10 @@ async def measure(targets: list[Target], options: argparse.Namespace) -> None:
 
 
 async def memory(gateway: Target, total: int) -> None:
-    """Resident memory during whole and streamed, passed and translated requests; each fifth begins a session."""
+    """Resident memory during whole and streamed, passed and translated requests.
+
+    In the first fifth each begins a session, which fills all that is kept of sessions and prompts; later each fifth does.
+    """
     mixed = [(coding, streamed) for coding in (False, True) for streamed in (False, True)]
     done = 0
 
@@ -468,7 +471,7 @@ async def memory(gateway: Target, total: int) -> None:
             done += 1
             number = done
             coding, streamed = mixed[number % 4]
-            mark = f"Conversation {number}. " if number % 5 == 0 else ""
+            mark = f"Conversation {number}. " if number % 5 == 0 or number <= total // 5 else ""
             await client.ask(gateway.request(request_body(gateway, coding=coding, streamed=streamed, mark=mark)))
             if number % (total // 10) == 0:
                 print(f"{number:>8} requests: {rss_mb(gateway.pid):.1f} MB", flush=True)
