@@ -364,9 +364,8 @@ def wait_for(port: int, seconds: float = 120) -> None:
 @contextmanager
 def process(*command: str, cwd: Path, cpus: set[int], **env: str) -> Iterator[int]:
     with (cwd / f"{Path(command[0]).name}-{time.monotonic_ns()}.log").open("wb") as log:
-        child = subprocess.Popen(
-            command, cwd=cwd, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True
-        )
+        # A group to be killed as one, but no session of its own: Linux shares the CPU out between sessions.
+        child = subprocess.Popen(command, cwd=cwd, env={**os.environ, **env}, stdout=log, stderr=log, process_group=0)
         os.sched_setaffinity(child.pid, cpus)
         try:
             yield child.pid
@@ -460,7 +459,7 @@ async def measure(targets: list[Target], options: argparse.Namespace) -> None:
 async def memory(gateway: Target, total: int) -> None:
     """Resident memory during whole and streamed, passed and translated requests.
 
-    In the first fifth each begins a session, which fills all that is kept of sessions and prompts; later each fifth does.
+    In the first fifth each begins a session, which fills all that is kept of sessions and prompts; then each fifth does.
     """
     mixed = [(coding, streamed) for coding in (False, True) for streamed in (False, True)]
     done = 0
