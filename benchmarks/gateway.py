@@ -459,7 +459,7 @@ async def measure(targets: list[Target], options: argparse.Namespace) -> None:
 async def memory(gateway: Target, total: int) -> None:
     """Resident memory during whole and streamed, passed and translated requests.
 
-    In the first fifth each begins a session, which fills all that is kept of sessions and prompts; then each fifth does.
+    In the first fifth each begins a session, which fills what is kept of sessions and prompts; then each fifth does.
     """
     mixed = [(coding, streamed) for coding in (False, True) for streamed in (False, True)]
     done = 0
