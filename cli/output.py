@@ -59,11 +59,18 @@ def print_table(
         for row in cells:  # too many columns for this terminal: the rows one below the other
             print_table(["", ""], list(zip(names, row, strict=True)), header=False)
         return
+    fits = sum(max(len(name), *(len(row[i]) for row in cells)) + 3 for i, name in enumerate(names)) < console.width
     table = Table(title=title, title_justify="left", show_header=header, box=box.SIMPLE)
     for index, name in enumerate(names):
         numbers = all(isinstance(row[index], int | float | Decimal) or row[index] is None for row in rows)
+        # Rich narrows short columns below their minimum when space is short, and cuts a number in two: not with these.
+        longest = max((len(row[index]) for row in cells), default=0)
         table.add_column(
-            name, justify="right" if numbers and header else "left", overflow="fold", min_width=widths[index]
+            name,
+            justify="right" if numbers and header else "left",
+            overflow="fold",
+            min_width=widths[index],
+            max_width=None if fits or longest > widths[index] else widths[index],
         )
     for row in cells:
         table.add_row(*map(escape, row))

@@ -22,6 +22,9 @@ from reasoning.routes import Arm, Route
 from storage.ledger_reports import BILLABLE_STATES
 from tests.provider.world import Killed, World
 
+CREATES = (("train", "/v1/fine-tunes"), ("deploy", "/endpoints"), ("deploy", "/deployments"))
+"""Commands, and where the POSTs that create something end."""
+
 FAULTS: tuple[tuple[str, str | None], ...] = (
     *(
         (kind, match)
@@ -163,6 +166,19 @@ class Life:
             command()
         finally:
             self.world.revive()
+
+    def die_creating(self, command: Callable[[], None], path: str) -> None:
+        """Die in a command when the provider has carried out the POST to `path` and its answer is on the way."""
+        self.world.kill_after("POST", path)
+        command()
+        self.world.revive()
+        self.kills += 1
+
+    def reconcile_twice(self) -> None:
+        """As the schedule does, with nobody at work in between."""
+        for _ in range(2):
+            self.wait(600)
+            self.reconcile()
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with a tick of the guard every minute of it."""

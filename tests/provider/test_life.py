@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from provider.client import connect
 from tests.postgres import fresh_database, run_postgres
-from tests.provider.life import FAULTS, Life
+from tests.provider.life import CREATES, FAULTS, Life
 from tests.provider.world import Emulator, World
 
 MakeWorld = Callable[[], World]
@@ -77,6 +77,25 @@ class Lives(RuleBasedStateMachine):
     @rule(request=st.integers(1, 8), answered=st.booleans())
     def kill_while_training(self, request: int, answered: bool) -> None:
         self.life.kill(self.life.train, request=request, answered=answered)
+
+    @rule(create=st.sampled_from(CREATES))
+    def die_creating(self, create: tuple[str, str]) -> None:
+        command, path = create
+        if command == "train":
+            self.life.upload()
+        self.life.die_creating(getattr(self.life, command), path)
+
+    @rule(create=st.sampled_from(CREATES), kind=st.sampled_from(["lost_response", "500", "hang"]))
+    def lose_the_answer_to_a_create(self, create: tuple[str, str], kind: str) -> None:
+        command, path = create
+        if command == "train":
+            self.life.upload()
+        self.life.fault(kind, f"POST *{path}")
+        getattr(self.life, command)()
+
+    @rule()
+    def reconcile_twice(self) -> None:
+        self.life.reconcile_twice()
 
     @precondition(lambda self: self.life.guard_alive)
     @rule()
@@ -140,6 +159,34 @@ def test_long_lives_on_postgresql(make_world: MakeWorld, monkeypatch: pytest.Mon
             return make_world()
 
         run(make, examples=int(os.environ.get("TORTURE_LIVES", "50")) // 5, steps=40)
+
+
+def test_a_life_in_which_each_thing_goes_wrong_once(make_world: MakeWorld) -> None:
+    """What chance finds in long lives only, in a row: each of the invariants has something to hold against."""
+    life = Life(make_world(), limit=Decimal(30))
+    life.world.model()
+    for command, path in CREATES:
+        life.upload()
+        life.fault("lost_response", f"POST *{path}")
+        getattr(life, command)()
+        life.check()
+        life.undeploy()
+        life.upload()
+        life.guard_alive = False
+        life.die_creating(getattr(life, command), path)
+        life.reconcile_twice()
+        life.guard_alive = True
+        life.guard()
+        life.check()
+        life.undeploy()
+    life.deploy()
+    life.raise_limit(life.world.ledger.spent() + Decimal("1"))
+    for _ in range(30):
+        life.use()  # so that only the budget can end it
+        life.wait(60)
+    life.check()
+    life.end()
+    life.world.close()
 
 
 def test_a_short_life(make_world: MakeWorld) -> None:
