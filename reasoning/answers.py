@@ -126,7 +126,7 @@ def format_call(name: str, arguments: Any) -> str:
 def normalize_label(decision: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     """A label decision in its one form: the action as declared, the reasoning stripped, or absent when empty."""
     action = decision.get("action")
-    if action not in labels:
+    if not isinstance(action, str) or action not in labels:
         spelling = {label.casefold(): label for label in labels}
         if not isinstance(action, str) or action.strip().casefold() not in spelling:
             raise UnparseableAnswer(f"action {_short(action)} is none of {', '.join(labels)}")

@@ -82,8 +82,11 @@ def read_logprobs(raw: Any) -> tuple[list[str], list[float | None]]:
     """Tokens and their log-probabilities, of Together's form or of OpenAI's; empty when there are none."""
     if not isinstance(raw, dict):
         return [], []
-    if isinstance(raw.get("content"), list):
-        return [item["token"] for item in raw["content"]], [item["logprob"] for item in raw["content"]]
+    if isinstance(content := raw.get("content"), list):
+        try:
+            return [item["token"] for item in content], [item["logprob"] for item in content]
+        except (LookupError, TypeError):  # no reason to refuse the answer
+            return [], []
     tokens, logprobs = raw.get("tokens"), raw.get("token_logprobs")
     if not isinstance(tokens, list) or not isinstance(logprobs, list) or len(tokens) != len(logprobs):
         return [], []

@@ -24,7 +24,7 @@ from reasoning.breaker import CircuitBreaker
 from reasoning.completion import PATH, Completion, measure_confidence, read_completion, request_body
 from reasoning.config import Config, api_key_for, load_config
 from reasoning.decision_types import Context, DecisionType, get_decision_type
-from reasoning.errors import CallFailed, InvalidContext, RecordError, RoutesError, UnparseableAnswer
+from reasoning.errors import CallFailed, RecordError, RoutesError
 from reasoning.ids import uuid7
 from reasoning.lease import RoutesLease
 from reasoning.records import Decision, FallbackReason, Feedback, FeedbackKind, Message, Source, encode_record
@@ -109,7 +109,7 @@ class ClientCore:
         if config is not None and data is not None:
             raise TypeError("give data or config, not both: a config names its data folder")
         self.config = config or load_config(data)
-        self.agent_id = agent_id or self.config.agent_id
+        self.agent_id = str(agent_id) if agent_id else self.config.agent_id
         self.clock = clock
         self.lease = RoutesLease(self.config.routes, clock)
         self.writer = SegmentWriter(self.config.spool, clock=clock)
@@ -202,7 +202,7 @@ class ClientCore:
         attempt.completion = completion
         try:
             attempt.decision = question.type.parse(completion.text, question.context)
-        except (UnparseableAnswer, InvalidContext) as error:
+        except Exception as error:  # of what a model wrote, or of a context that has changed since
             attempt.fallback_reason, attempt.error = "unparseable", describe_error(error, self.config.api_key)
             return attempt
         attempt.valid = True
@@ -255,7 +255,7 @@ class ClientCore:
         try:
             row.decision = question.type.normalize(result)
             row.completion = question.type.format_answer(row.decision)
-        except UnparseableAnswer as error:
+        except Exception as error:  # the user's own objects may do anything
             row.valid, row.error = False, describe_error(error, self.config.api_key)
             row.completion = result if isinstance(result, str) else None
         return self._write(row), row.decision
@@ -266,6 +266,13 @@ class ClientCore:
         row.latency_ms = (time.perf_counter() - started) * 1000
         row.valid, row.error = False, describe_error(error, self.config.api_key)
         self.count("original", "raised")
+        self._write(row)
+
+    def record_abandoned_original(self, question: Question, text: str, started: float) -> None:
+        """Write the row of an original's stream that the agent did not read to its end."""
+        row = self._row(question, question.arm, served=True)
+        row.latency_ms = (time.perf_counter() - started) * 1000
+        row.completion, row.valid, row.error = text, False, "abandoned: the agent read no further"
         self._write(row)
 
     def feedback(

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from reasoning.errors import RoutesError
 from reasoning.records import FallbackReason
 from reasoning.routes import Route, Routes, read_routes
 
@@ -34,6 +33,7 @@ class RoutesLease:
         self.path = path
         self._name = str(path)
         self.error: str | None = None
+        self._clock = clock
         self._real_time = clock is time.time
         self._lease: _Lease | None = None
 
@@ -64,12 +64,16 @@ class RoutesLease:
     def _read(self, signature: tuple[int, int, int]) -> _Lease:
         try:
             routes = read_routes(self.path)
-        except RoutesError as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # whatever a file holds, the agent goes on
             self._give_up(error)
             return _Lease(signature, None, 0.0, 0.0)
         self.error = None
+        expires_at = routes.expires_at.timestamp()
         length = (routes.expires_at - routes.issued_at).total_seconds()
-        return _Lease(signature, routes, routes.expires_at.timestamp(), time.monotonic() + length)
+        left = min(length, expires_at - self._clock())
+        return _Lease(signature, routes, expires_at, time.monotonic() + left)
 
     def _give_up(self, error: Exception) -> None:
         if str(error) != self.error:

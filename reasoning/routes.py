@@ -164,7 +164,7 @@ def _route(place: str, raw: Any) -> Route:
     names = [arm.name for arm in parsed]
     _expect(len(set(names)) == len(names), f"{place}.arms", "two arms have one name")
     deadline_ms = _number(place, raw, "deadline_ms", 800.0)
-    _expect(deadline_ms > 0, f"{place}.deadline_ms", "must be above 0 milliseconds")
+    _expect(0 < deadline_ms <= 86_400_000, f"{place}.deadline_ms", "must be above 0 milliseconds, and at most a day")
     min_confidence = _number(place, raw, "min_confidence", 0.0)
     _expect(0 <= min_confidence <= 1, f"{place}.min_confidence", "must be within 0..1")
     return Route(
@@ -188,8 +188,7 @@ def _arm(place: str, raw: Any) -> Arm:
     model, base_url = _text(place, raw, "model"), _text(place, raw, "base_url")
     if source == "custom":
         _expect(bool(model), f"{place}.model", "a custom arm needs a model")
-        url = urlsplit(base_url or "")
-        _expect(url.scheme in ("http", "https") and bool(url.hostname), f"{place}.base_url", "needs an http(s) URL")
+        _expect(_is_server(base_url or ""), f"{place}.base_url", "needs an http(s) URL")
         _expect(not (base_url or "").rstrip("/").endswith("/v1"), f"{place}.base_url", "must not end in /v1")
     return Arm(
         name=str(name),
@@ -222,6 +221,14 @@ def _number(place: str, raw: dict[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
+    except ValueError:
+        return False
+
+
 def _price(place: str, raw: dict[str, Any], key: str) -> str:
     value = raw.get(key, "0")
     try:
@@ -235,7 +242,8 @@ def _price(place: str, raw: dict[str, Any], key: str) -> str:
 def _time(raw: dict[str, Any], key: str) -> datetime:
     try:
         value = datetime.fromisoformat(raw[key])
-    except (KeyError, TypeError, ValueError):
+        in_utc = value.astimezone(UTC)
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise RoutesError(f"{key}: {raw.get(key)!r} is not a time such as 2026-11-22T10:00:00Z") from None
     _expect(value.tzinfo is not None, key, "needs a time zone, such as Z")
-    return value.astimezone(UTC)
+    return in_utc

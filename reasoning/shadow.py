@@ -22,14 +22,18 @@ class ShadowPool:
 
     def submit(self, work: Callable[[], None]) -> bool:
         """Take `work`, or refuse it when the queue is full."""
+        if len(self._threads) < self._workers:
+            thread = threading.Thread(target=_work, args=(self._queue,), name="reasoning-shadow", daemon=True)
+            try:
+                thread.start()
+                self._threads.append(thread)
+            except RuntimeError:  # no thread to be had: of the system, or while the interpreter ends
+                if not self._threads:
+                    return False
         try:
             self._queue.put_nowait(work)
         except queue.Full:
             return False
-        if len(self._threads) < self._workers:
-            thread = threading.Thread(target=_work, args=(self._queue,), name="reasoning-shadow", daemon=True)
-            self._threads.append(thread)
-            thread.start()
         return True
 
     def close(self, seconds: float) -> int:

@@ -101,8 +101,9 @@ class SegmentWriter:
     """Appends records to the process's own segment in `directory`, which is made when the first record comes.
 
     Never raises after construction: what cannot be written is dropped and counted in `dropped`, by `errno` name
-    (`ENOSPC`, `EIO`, …) or `refused` for a record that cannot be encoded. Threads may share a writer; a forked child
-    goes on in a segment of its own. A segment is sealed at `max_bytes`, or `max_age` seconds after its first record.
+    (`ENOSPC`, `EIO`, …), or as `refused` when it cannot be encoded, or as `deleted` with its segment. Threads may share
+    a writer; a forked child goes on in a segment of its own. A segment is sealed at `max_bytes`, or `max_age` seconds
+    after its first record.
     """
 
     _busy: bool
@@ -128,7 +129,7 @@ class SegmentWriter:
         """Append one record. True when the kernel has it: from then on a SIGKILL does not lose it."""
         try:
             line = frame_line(encode_record(record))
-        except (RecordError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        except Exception as error:  # RecordError, or whatever the objects in a record do
             return self._drop("refused", error)
         try:
             with self._lock:
@@ -173,6 +174,7 @@ class SegmentWriter:
         self._path = self.directory
         self._size = 0
         self._opened = 0.0
+        self._written_before = 0  # what `written` was when this segment began
         self._dirty = False
         # Whether state is being changed. Only a signal handler in the thread that holds the lock can see it true,
         # at whatever bytecode: the order of the statements below is for that.
@@ -182,13 +184,13 @@ class SegmentWriter:
 
     def _append_apart(self, line: bytes) -> None:
         """For a signal handler that interrupted a change of state: its record goes to a segment of its own."""
-        interrupted = self._fd, self._path, self._size, self._opened, self._dirty
+        interrupted = self._fd, self._path, self._size, self._opened, self._dirty, self._written_before
         self._fd = None
         try:
             self._append(line)
         finally:
             self._seal()
-            self._fd, self._path, self._size, self._opened, self._dirty = interrupted
+            self._fd, self._path, self._size, self._opened, self._dirty, self._written_before = interrupted
 
     def _append(self, line: bytes) -> None:
         fd = self._fd
@@ -238,6 +240,7 @@ class SegmentWriter:
             # Between open and flock, landing took the empty file for a dead writer's.
             os.close(fd)
         self._fd, self._path, self._size, self._opened = fd, path, 0, time.monotonic()
+        self._written_before = self.written
         if self._thread is None or self._closing.is_set():
             self._closing = threading.Event()
             self._thread = threading.Thread(
@@ -312,9 +315,21 @@ class SegmentWriter:
     def _tick(self) -> None:
         with self._lock:
             old = self._fd is not None and time.monotonic() - self._opened >= self._max_age
-        if old:
+            deleted = self._count_deleted()
+        if deleted:
+            _log.warning("%s was deleted with %d records that had not landed", self._path, deleted)
+        if old or deleted:
             self._seal_unless_busy()
         self._sync()
+
+    def _count_deleted(self) -> int:
+        """How many records went with a segment that somebody deleted, if so. They count as dropped."""
+        count = self.written - self._written_before
+        if self._fd is None or not count or os.fstat(self._fd).st_nlink:
+            return 0
+        self.dropped["deleted"] += count
+        self.written = self._written_before
+        return count
 
     def _drop(self, reason: str, error: Exception) -> bool:
         with self._lock:

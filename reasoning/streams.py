@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -80,6 +81,11 @@ class _Stream:
         except UnparseableAnswer:  # the user's own logic: it passes as it is
             return str(result)
 
+    def _abandon_original(self, pieces: list[str], started: float) -> None:
+        """The agent reads no further of what its own logic streams."""
+        self._core.count("streams", "abandoned")
+        self._core.record_abandoned_original(self._question, "".join(pieces), started)
+
     def _serve_text(self, text: str, started: float) -> None:
         """Record what an original that streams itself has said."""
         try:
@@ -137,9 +143,15 @@ class CodingStream(_Stream):
             result: Any = original(self._question.context)
             if isinstance(result, Iterator):
                 pieces: list[str] = []
-                for piece in result:
-                    pieces.append(piece)
-                    yield piece
+                try:
+                    for piece in result:
+                        pieces.append(piece)
+                        yield piece
+                except GeneratorExit:
+                    self._abandon_original(pieces, started)
+                    if isinstance(result, Generator):
+                        result.close()
+                    raise
                 self._serve_text("".join(pieces), started)
                 return
         except Exception as error:
@@ -191,8 +203,9 @@ class AsyncCodingStream(_Stream):
                 self._abandon(arm, started)
                 raise
         if self._answer is None:
-            async for text in self._ask_original(original):
-                yield text
+            async with contextlib.aclosing(self._ask_original(original)) as pieces:  # not left to the collector
+                async for text in pieces:
+                    yield text
 
     async def _ask_original(self, original: Callable[[Any], Awaitable[Any] | Any]) -> AsyncGenerator[str, None]:
         started = time.perf_counter()
@@ -200,9 +213,15 @@ class AsyncCodingStream(_Stream):
             result: Any = original(self._question.context)
             if isinstance(result, AsyncIterator):
                 pieces: list[str] = []
-                async for piece in result:
-                    pieces.append(piece)
-                    yield piece
+                try:
+                    async for piece in result:
+                        pieces.append(piece)
+                        yield piece
+                except GeneratorExit:
+                    self._abandon_original(pieces, started)
+                    if isinstance(result, AsyncGenerator):
+                        await result.aclose()
+                    raise
                 self._serve_text("".join(pieces), started)
                 return
             if inspect.isawaitable(result):

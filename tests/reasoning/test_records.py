@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from reasoning.errors import RecordError
@@ -49,6 +49,7 @@ def a_decision(**changes: Any) -> Decision:
     return replace(made, **changes)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of a busy machine, not of the strategy
 @given(decisions)
 @example(a_decision(completion="\x00 \U0001f600 \u2028 " + "x" * 2_000_000))
 def test_a_decision_comes_back_as_it_was(decision: Decision) -> None:

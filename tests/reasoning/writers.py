@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 from reasoning.ids import uuid7
 from reasoning.records import Feedback
@@ -23,6 +24,16 @@ def write_for_ever(folder: str, start: int) -> None:
     for i in itertools.count(start):
         if writer.write(record(i, i % 3000)):
             os.write(1, b"%d\n" % i)
+
+
+def decide_in_child(data: str, context: Any) -> None:
+    """Let a client of this process be given a model's answers."""
+    from reasoning import DecisionClient
+
+    client = DecisionClient(data)
+    for _ in range(5):
+        assert client.decide_should_respond(context, lambda _: "RESPOND").source == "custom"
+    client.close()  # multiprocessing ends its children without atexit
 
 
 if __name__ == "__main__":
