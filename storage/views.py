@@ -18,11 +18,14 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from storage.costs import cost_stream, model_stream
 from storage.errors import TableError
@@ -129,17 +132,35 @@ def sql_text(value: str) -> str:
 
 
 def scan(table: str, files: Sequence[Path]) -> str:
-    """SQL that reads files of one table with all the columns of today, those that a file lacks being NULL."""
+    """SQL that reads files of one table with all the columns of today, those that a file lacks being NULL.
+
+    Files of the same columns are read together. `union_by_name` would do for all of them, but then DuckDB opens every
+    file for every query, whatever days that asks for: 0.5 ms each.
+    """
     empty = ", ".join(f"NULL::{kind} AS {name}" for name, kind in sql_columns(table))
-    empty = f"SELECT {empty} WHERE false"
-    if not files:
-        return empty
+    parts = [f"SELECT {empty} WHERE false"]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for path in files:
+        alike.setdefault(_columns_of(path), []).append(sql_text(literal_path(path)))
     hive = ", ".join(f"{name}: {kind}" for name, kind in PARTITIONS[table].items())
-    names = ", ".join(sql_text(literal_path(path)) for path in files)
-    return (
-        f"{empty} UNION ALL BY NAME FROM read_parquet([{names}], union_by_name = true, "
-        f"hive_partitioning = true, hive_types = {{{hive}}})"
-    )
+    parts += [
+        f"FROM read_parquet([{', '.join(names)}], hive_partitioning = true, hive_types = {{{hive}}})"
+        for names in alike.values()
+    ]
+    return " UNION ALL BY NAME ".join(parts)
+
+
+def _columns_of(path: Path) -> tuple[str, ...]:
+    try:
+        status = path.stat()
+        return _read_columns(path, status.st_mtime_ns, status.st_size)
+    except (OSError, pa.ArrowException):
+        return ()  # gone, or damaged: DuckDB will say so to whoever reads it
+
+
+@lru_cache(maxsize=100_000)
+def _read_columns(path: Path, mtime_ns: int, size: int) -> tuple[str, ...]:
+    return tuple(pq.read_schema(path).names)
 
 
 def literal_path(path: Path) -> str:

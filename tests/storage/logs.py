@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from reasoning.ids import uuid7
 from reasoning.records import Decision, Feedback, encode_record
@@ -76,3 +81,41 @@ def landed_ids(data: Path) -> list[UUID]:
     import storage
 
     return [row[0] for row in storage.sql(data, "SELECT decision_id FROM decisions ORDER BY 1").rows]
+
+
+def write_dataset(data: Path, rows: list[tuple[str, Decision, str]], name: str = "d1", *, old: bool = False) -> Path:
+    """(split, decision, text) in the form that docs/architecture.md gives, or in that of before `subject_ids`."""
+    folder = data / "datasets" / "should_respond" / name
+    folder.mkdir(parents=True)
+    splits = {}
+    side = []
+    for split in ("train", "validation", "holdout"):
+        mine = [row for row in rows if row[0] == split]
+        content = b"".join(
+            orjson.dumps({"messages": [{"role": "user", "content": text}]}) + b"\n" for _, _, text in mine
+        )
+        (folder / f"{split}.jsonl").write_bytes(content)
+        splits[split] = {"rows": len(mine), "sha256": hashlib.sha256(content).hexdigest(), "answers": {"x": 1}}
+        side += [
+            {
+                "split": split,
+                "line": n,
+                "decision_id": str(row[1].decision_id),
+                "request_id": str(row[1].request_id),
+                "episode_id": None,
+                "ts": NOON,
+                "label_source": "demonstration" if row[2] == "shown" else "original",
+            }
+            | ({} if old else {"subject_ids": row[1].subject_ids})
+            for n, row in enumerate(mine)
+        ]
+    pq.write_table(pa.Table.from_pylist(side), folder / "rows.parquet")
+    manifest = {
+        "splits": splits,
+        "dropped": {"invalid": 2},
+        "faults": {"label: action 'zz-ann' is none of RESPOND": 2},
+        "label_sources": {"original": len(rows)},
+        "rows_sha256": "",
+    }
+    (folder / "manifest.json").write_bytes(orjson.dumps(manifest))
+    return folder

@@ -13,7 +13,6 @@ from pathlib import Path
 from uuid import UUID
 
 import orjson
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,7 +24,16 @@ from storage.erase import erase_subject
 from storage.land import land_decisions
 from storage.quarantine import read_quarantine
 from tests.storage import faults
-from tests.storage.logs import NOON, landed_ids, make_decision, make_feedback, to_line, write_lines, write_segment
+from tests.storage.logs import (
+    NOON,
+    landed_ids,
+    make_decision,
+    make_feedback,
+    to_line,
+    write_dataset,
+    write_lines,
+    write_segment,
+)
 
 
 def occurrences(data: Path, needle: bytes) -> list[Path]:
@@ -50,44 +58,6 @@ def make_pair(second: int, **values: object) -> list:
     )
     other = make_decision(NOON + timedelta(seconds=second), subject_ids=["bob"], **values)
     return [ann, other]
-
-
-def write_dataset(data: Path, rows: list[tuple[str, Decision, str]], name: str = "d1", *, old: bool = False) -> Path:
-    """(split, decision, text) in the form that docs/architecture.md gives, or in that of before `subject_ids`."""
-    folder = data / "datasets" / "should_respond" / name
-    folder.mkdir(parents=True)
-    splits = {}
-    side = []
-    for split in ("train", "validation", "holdout"):
-        mine = [row for row in rows if row[0] == split]
-        content = b"".join(
-            orjson.dumps({"messages": [{"role": "user", "content": text}]}) + b"\n" for _, _, text in mine
-        )
-        (folder / f"{split}.jsonl").write_bytes(content)
-        splits[split] = {"rows": len(mine), "sha256": hashlib.sha256(content).hexdigest(), "answers": {"x": 1}}
-        side += [
-            {
-                "split": split,
-                "line": n,
-                "decision_id": str(row[1].decision_id),
-                "request_id": str(row[1].request_id),
-                "episode_id": None,
-                "ts": NOON,
-                "label_source": "demonstration" if row[2] == "shown" else "original",
-            }
-            | ({} if old else {"subject_ids": row[1].subject_ids})
-            for n, row in enumerate(mine)
-        ]
-    pq.write_table(pa.Table.from_pylist(side), folder / "rows.parquet")
-    manifest = {
-        "splits": splits,
-        "dropped": {"invalid": 2},
-        "faults": {"label: action 'zz-ann' is none of RESPOND": 2},
-        "label_sources": {"original": len(rows)},
-        "rows_sha256": "",
-    }
-    (folder / "manifest.json").write_bytes(orjson.dumps(manifest))
-    return folder
 
 
 def add_models(data: Path, *datasets: str) -> None:

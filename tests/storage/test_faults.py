@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import duckdb
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,9 +39,9 @@ from tests.storage.logs import (
     list_parquet,
     make_days,
     make_decision,
-    make_feedback,
     write_segment,
 )
+from tests.storage.survival import VERBS, check_survived, fill
 
 
 def check_against(data: Path, acknowledged: set[UUID]) -> dict[str, int]:
@@ -143,7 +142,7 @@ def test_a_thousand_kills(tmp_path: Path, method: str, others: tuple[str, ...], 
 
 
 class FailingCalls:
-    """Every call that reaches the disk, counted; the Nth fails."""
+    """Every call of Python's that reaches the disk, counted; the Nth fails. (`test_disk_faults` has those in C.)"""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int) -> None:
         self.count = 0
@@ -151,8 +150,8 @@ class FailingCalls:
         self.failed: str | None = None
         for name in ("open", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "pwrite", "scandir", "listdir"):
             monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name)))
-        monkeypatch.setattr(io, "open", self.wrap("io.open", io.open))  # Path.open
-        monkeypatch.setattr(builtins, "open", self.wrap("open()", builtins.open))
+        monkeypatch.setattr(io, "open", self.wrap_open(io.open))  # Path.open
+        monkeypatch.setattr(builtins, "open", self.wrap_open(builtins.open))
         monkeypatch.setattr(pq.ParquetWriter, "write_table", self.wrap("write_table", pq.ParquetWriter.write_table))
         monkeypatch.setattr(pq.ParquetWriter, "close", self.wrap("close", pq.ParquetWriter.close))
         monkeypatch.setattr(rewrite, "exchange", self.wrap("exchange", rewrite.exchange))
@@ -167,72 +166,73 @@ class FailingCalls:
 
         return call
 
+    def wrap_open(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        counted = self.wrap("open()", function)
 
-def fill(data: Path) -> tuple[list[UUID], int]:
-    """A log of two files a partition, a sealed segment with a bad line, a dead writer's and a living one's."""
-    decisions = make_days(2, 3, subject_ids=["bob"])
-    write_segment(data, decisions[:3])
-    land_decisions(data)
-    write_segment(data, [*decisions[3:5], make_feedback(decision_id=decisions[0].decision_id)])
-    land_decisions(data)
-    writer = SegmentWriter(data / "spool")
-    writer.write(decisions[5])
-    writer.close()
-    (path,) = (data / "spool").glob("*.seal")
-    path.write_bytes(path.read_bytes() + b"torn")
-    path.rename(path.with_suffix(".open"))
-    erased = make_days(1, 2, decision_type="planning", subject_ids=["ann"])
-    write_segment(data, erased)
-    return sorted(d.decision_id for d in decisions), len(erased)
+        def call(path: Any, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
+            file = counted(path, mode, *arguments, **keywords)
+            return file if set(mode) <= set("rbt") else FailingFile(file, self)
+
+        return call
 
 
-@pytest.mark.parametrize(("verb", "step"), [("land", 5), ("compact", 7), ("erase", 19)])
-def test_calls_to_the_disk_failing(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_each(tmp_path, verb, step, monkeypatch)
+class FailingFile:
+    """A file that is written to."""
 
+    def __init__(self, file: Any, calls: FailingCalls) -> None:
+        self._file = file
+        self.write = calls.wrap("write", file.write)
+        self.flush = calls.wrap("flush", file.flush)
 
-@pytest.mark.torture
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("verb", ["land", "compact", "erase"])
-def test_every_call_to_the_disk_failing(tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_each(tmp_path, verb, 1, monkeypatch)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
+    def __iter__(self) -> Any:
+        return iter(self._file)
 
-def read_all(con: duckdb.DuckDBPyConnection) -> tuple[list[UUID], int]:
-    ids = [row[0] for row in con.execute("SELECT decision_id FROM decisions").fetchall()]
-    return ids, len(con.execute("FROM feedback_log").fetchall())
+    def __enter__(self) -> FailingFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
 
 
 def fail_each(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    verbs: dict[str, Callable[[Path], Any]] = {
-        "land": land_decisions,
-        "compact": compact_decisions,
-        "erase": lambda data: erase_subject(data, "ann"),
-    }
     template = tmp_path / "template"
-    ids, erased = fill(template)
-    failures = 0
+    filled = fill(template)
+    failed: Counter[str] = Counter()
     for n in range(1, 10_000, step):
         data = tmp_path / str(n)
         shutil.copytree(template, data)
         with monkeypatch.context() as patch:
             calls = FailingCalls(patch, n)
             with contextlib.suppress(OSError, StorageError, pa.ArrowException):
-                verbs[verb](data)
+                VERBS[verb](data)
             assert calls.failed or calls.count < n
-        verbs[verb](data)
-        land_decisions(data)
-        got, feedback = storage.read(data, read_all)
-        assert len(got) == len(set(got)), (n, calls.failed)
-        assert set(ids) <= set(got), (n, calls.failed)
-        assert len(got) == len(ids) + (0 if verb == "erase" else erased), (n, calls.failed)
-        assert feedback == 1
-        assert [raw for p in (data / "quarantine").iterdir() for _, raw in read_quarantine(p)] == [b"torn"], n
+        try:
+            check_survived(data, filled, verb)
+        except (AssertionError, StorageError) as error:
+            raise AssertionError(f"{verb}, call {n}: {calls.failed} failed") from error
         if not calls.failed:
             break
-        failures += 1
-    assert failures > 5
-    print(verb, failures, "failures survived")
+        failed[calls.failed] += 1
+        shutil.rmtree(data)
+    assert failed.total() > 2
+    print(verb, failed.total(), "failures survived", dict(failed))
+
+
+@pytest.mark.parametrize(
+    ("verb", "step"), [("land", 17), ("compact", 13), ("erase", 47), ("expire", 23), ("reland", 23)]
+)
+def test_calls_to_the_disk_failing(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_each(tmp_path, verb, step, monkeypatch)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_call_to_the_disk_failing(tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_each(tmp_path, verb, 1, monkeypatch)
 
 
 def read_beside_a_compactor(folder: Path, method: str, reads: int) -> Counter[str]:
