@@ -62,11 +62,14 @@ class DecisionPrompt:
 
 # `12:34 (2 minutes ago) [entity id] Name: text`, as elizaOS writes its conversation.
 _ELIZA_MESSAGE = re.compile(
-    r"^(?P<time>\d\d:\d\d) \([^)\n]*\) \[(?P<id>[0-9A-Fa-f-]{8,})\] (?P<speaker>[^:\n]{1,80}): (?P<text>.*)$", re.M
+    r"^(?P<time>\d\d:\d\d) \([^)\n]*\) \[(?P<id>[0-9A-Fa-f-]{8,})\] (?P<speaker>[^(:\n][^:\n]{0,79}): (?P<text>.*)$",
+    re.M,
 )
 _PLAIN_MESSAGE = re.compile(r"^(?P<speaker>[\w@.'-]{1,30}(?: [\w@.'-]{1,30}){0,2}): (?P<text>.+)$", re.M)
 # What elizaOS writes under a message, and what ends its conversation.
-_ELIZA_STOP = re.compile(r"^\s*$|^#|^<|^ ?\([^)\n]*'s (internal thought|actions): |^ \(Attachments: ")
+_ELIZA_STOP = re.compile(
+    r"^\s*$|^#|^<|^\d\d:\d\d \([^)\n]*\) \[|^ ?\([^)\n]*'s (internal thought|actions): |^ \(Attachments: "
+)
 _ELIZA_ACTIONS = (
     re.compile(r"^\s*- \*\*(?P<name>[A-Z][A-Z0-9_]*)\*\*:? ?(?P<description>.*)$", re.M),
     re.compile(r"^\s*(- )?name: (?P<name>[A-Z][A-Z0-9_]*)\n\s*description: (?P<description>.*)$", re.M),

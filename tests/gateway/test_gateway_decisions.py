@@ -167,6 +167,14 @@ def test_other_prompts_are_no_decisions(prompt: str) -> None:
     assert recognise(prompt, KINDS, DECISION_TYPES) is None
 
 
+def test_messages_of_actions_alone_are_no_speech() -> None:
+    # As elizaOS 1.7.2 shows a message of its agent that it left unanswered.
+    silent = "10:03 (just now) [aaaaaaaa-0000-0000-0000-000000000009] (Ada's actions: IGNORE)"
+    shown = CONVERSATION.replace("\n\n# Received", f"\n{silent}\n\n# Received")
+    found = recognise(respond_xml().replace(CONVERSATION, shown), KINDS, DECISION_TYPES)
+    assert found == recognise(respond_xml(), KINDS, DECISION_TYPES)
+
+
 def test_none_is_ignore_and_lists_of_toon_are_read() -> None:
     respond, plan = DECISION_TYPES["should_respond"], DECISION_TYPES["planning"]
     assert read_decision("xml", "<response><action>NONE</action></response>", respond)["action"] == "IGNORE"
