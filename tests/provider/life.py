@@ -372,6 +372,8 @@ class Strangers:
         )
         self._name = name
         file = client.files.upload(world.write_dataset(f"strangers-{world.data.name}") / "train.jsonl", check=False)
+        while client.files.retrieve(file.id).processing_status != "COMPLETED":
+            world.wait(1)
         self._job = client.fine_tuning.create(training_file=file.id, model=base.name, suffix=name, lora=True).id
         while client.fine_tuning.retrieve(self._job).status != "completed":
             world.wait(1)
