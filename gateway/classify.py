@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -106,8 +106,7 @@ _CODE_WORDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What was decided and why: the signals that were there, and their sum."""
 
     coding: bool
@@ -128,7 +127,9 @@ class Classifier:
         if switch in (b"on", b"off"):
             return Verdict(switch == b"on", 0.0, ("switched_by_header",))
         found = signals(body, headers)
-        score = self.bias + sum(self.weights.get(name, 0.0) for name in found)
+        score = self.bias
+        for name in found:
+            score += self.weights.get(name, 0.0)
         return Verdict(score >= self.threshold - 1e-9, round(score, 6), tuple(found))
 
 
@@ -153,14 +154,13 @@ def signals(body: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> list[str
     tools = {_tool_name(tool) for tool in _list(body.get("tools"))}
     if len(tools & _TOOL_NAMES) >= 2:
         found.append("coding_tools")
-    client = bool(_CLIENTS.match(headers.get(b"user-agent", b"").decode("latin-1")))
+    client = _is_coding_client(headers.get(b"user-agent", b"")[:64])
     if client:
         found.append("coding_client")
     if _is_programmer(_ends(_texts(body.get("system")))):
         found.append("coding_system")
     asked, results = _last_turn(body)
-    talk = _ends([*asked, *results])
-    if _has(talk, _CODE_WORDS) and _CODE.search(talk):
+    if _holds_code(_ends([*asked, *results])):
         found.append("code_in_talk")
     if _is_coding_task(_ends(asked)):
         found.append("coding_task")
@@ -173,6 +173,17 @@ def signals(body: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> list[str
     if client and not tools:
         found.append("no_tools_offered")
     return found
+
+
+@lru_cache(maxsize=256)
+def _is_coding_client(user_agent: bytes) -> bool:
+    return _CLIENTS.match(user_agent.decode("latin-1")) is not None
+
+
+def _holds_code(talk: str) -> bool:
+    if "\n" not in talk:  # code begins a line, and this is but one
+        return _CODE.match(talk) is not None
+    return _has(talk, _CODE_WORDS) and _CODE.search(talk) is not None
 
 
 # A client sends its system prompt with every request, and the question again with every result of a tool.
