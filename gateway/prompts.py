@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
@@ -57,6 +57,7 @@ class DecisionPrompt:
     format: AnswerFormat
     wants_routing: bool = False  # elizaOS 2: also wants to know which of its contexts matters
     marks: tuple[str, ...] = ()  # what tells this conversation from others (`gateway.episodes`), oldest first
+    echoes: Mapping[str, str] = field(default_factory=dict)  # fields that the answer must give back, and their values
     subject_ids: tuple[str, ...] = ()  # the people in it: their names, and their ids where the prompt has them
 
 
@@ -146,7 +147,13 @@ def recognise(prompt: str, kinds: Sequence[PromptKind], types: Mapping[str, Deci
         people = [message for message in shown if message["speaker"] != agent]
         subjects = dict.fromkeys(message[name] for name in ("speaker", "id") for message in people if name in message)
         return DecisionPrompt(
-            kind.decision_type, context, format, "primaryContext" in prompt, _marks(shown), tuple(subjects)
+            kind.decision_type,
+            context,
+            format,
+            wants_routing="primaryContext" in prompt,
+            marks=_marks(shown),
+            echoes=_echoes(prompt),
+            subject_ids=tuple(subjects),
         )
     return None
 
@@ -169,6 +176,7 @@ def write_answer(prompt: DecisionPrompt, decision: Mapping[str, Any], type: Deci
         }
         if prompt.wants_routing:
             fields |= {"primaryContext": "general", "secondaryContexts": ""}
+    fields = {**prompt.echoes, **fields}
     match prompt.format:
         case "json":
             return orjson.dumps(fields).decode()
@@ -255,6 +263,21 @@ def _lines_of(pattern: re.Pattern[str], stop: re.Pattern[str], text: str) -> lis
         if message["text"] and (not found or found[-1] != message):
             found.append(message)
     return found
+
+
+# elizaOS 2 checks that a model has read its prompt: codes stand in it, and are asked for in fields of the answer.
+_CODE = re.compile(r"^(?P<name>initial|middle|end) code: (?P<code>[0-9a-f-]{36})$", re.M)
+_ECHOED = re.compile(
+    r"^\s*[<\"](?P<field>(?:one|two)_(?P<name>initial|middle|end)_code|code_\w+)(?:>|\": \")"
+    r"(?:echo the (?P=name) UUID code|output exactly: (?P<code>[0-9a-f]{8}))",
+    re.M,
+)
+
+
+def _echoes(prompt: str) -> dict[str, str]:
+    codes = {match["name"]: match["code"] for match in _CODE.finditer(prompt)}
+    asked = {match["field"]: match["code"] or codes.get(match["name"]) for match in _ECHOED.finditer(prompt)}
+    return {name: code for name, code in asked.items() if code}
 
 
 def _marks(messages: Sequence[Mapping[str, str]]) -> tuple[str, ...]:

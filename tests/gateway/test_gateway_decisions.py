@@ -167,6 +167,37 @@ def test_other_prompts_are_no_decisions(prompt: str) -> None:
     assert recognise(prompt, KINDS, DECISION_TYPES) is None
 
 
+UUIDS = [f"{n}{n}{n}{n}{n}{n}{n}{n}-0000-4000-8000-000000000000" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("format", ["xml", "json"])
+def test_codes_that_elizaos_wants_back_are_given_back(format: str) -> None:
+    """The Python elizaOS 2.0.0a5 throws away an answer that lacks them."""
+
+    def line(name: str, wanted: str) -> str:
+        return f"  <{name}>{wanted}</{name}>" if format == "xml" else f'  "{name}": "{wanted}",'
+
+    names = ["one_initial_code", "one_middle_code", "one_end_code", "two_initial_code", "two_end_code"]
+    lines = [line(name, f"echo the {name.split('_')[1]} UUID code from prompt") for name in names]
+    lines += [line(f"code_text_{end}", "output exactly: 1a2b3c4d") for end in ("start", "end")]
+    body = plan_xml().partition("<output>")[0]
+    begin, end = ("<response>", "</response>") if format == "xml" else ("JSON {", "}")
+    shown = "\n".join([begin, *lines, end])
+    prompt = f"initial code: {UUIDS[0]}\n{body}\nmiddle code: {UUIDS[1]}\n{shown}\nend code: {UUIDS[2]}\n"
+    found = recognise(prompt, KINDS, DECISION_TYPES)
+    assert found is not None
+    assert found.format == format
+    answer = write_answer(found, DECISION_TYPES["planning"].parse(OURS["planning"]), DECISION_TYPES["planning"])
+    wanted = dict(zip(names, [*UUIDS, UUIDS[0], UUIDS[2]], strict=True))
+    wanted |= {"code_text_start": "1a2b3c4d", "code_text_end": "1a2b3c4d"}
+    for name, code in wanted.items():
+        assert (f"<{name}>{code}</{name}>" if format == "xml" else f'"{name}":"{code}"') in answer
+    assert "RUN_BUILD" in answer
+    plain = recognise(plan_xml(), KINDS, DECISION_TYPES)
+    assert plain is not None
+    assert plain.echoes == {}
+
+
 def test_messages_of_actions_alone_are_no_speech() -> None:
     # As elizaOS 1.7.2 shows a message of its agent that it left unanswered.
     silent = "10:03 (just now) [aaaaaaaa-0000-0000-0000-000000000009] (Ada's actions: IGNORE)"
