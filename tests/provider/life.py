@@ -133,6 +133,13 @@ class Life:
                 )
             )
 
+    def stopped_by_the_provider(self) -> None:
+        """It ends a deployment by itself, as its own idle stop does."""
+        for row in self.world.ledger.find("deployments", state="ready")[-1:]:
+            self.world.observer.endpoints.deployments.update(
+                row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling={"min_replicas": 0, "max_replicas": 0}
+            )
+
     def use(self) -> None:
         """Agents ask what has a route."""
         for row in self.world.ledger.find("deployments", state="ready"):
@@ -199,9 +206,11 @@ class Life:
         )
 
     def raise_limit(self, limit: Decimal) -> None:
-        """Set the budget anew."""
-        self.limit, self._overshoot_before = limit, Decimal(0)
-        self.world.ledger.set_budget("total", limit)
+        """Set the budget anew, not below what is spent and promised: that is owed."""
+        (budget,) = self.world.ledger.budgets(self.world.now())
+        self.limit = max(limit, budget.spent_usd + budget.reserved_usd)
+        self._overshoot_before = Decimal(0)
+        self.world.ledger.set_budget("total", self.limit)
 
     def guard(self) -> None:
         if not self.guard_alive:

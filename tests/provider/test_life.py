@@ -51,6 +51,10 @@ class Lives(RuleBasedStateMachine):
         self.life.cancel()
 
     @rule()
+    def stopped_by_the_provider(self) -> None:
+        self.life.stopped_by_the_provider()
+
+    @rule()
     def use(self) -> None:
         self.life.use()
 
@@ -179,6 +183,13 @@ def test_a_life_in_which_each_thing_goes_wrong_once(make_world: MakeWorld) -> No
         life.guard()
         life.check()
         life.undeploy()
+    life.deploy()
+    life.guard_alive = False
+    life.wait(300)
+    life.stopped_by_the_provider()
+    life.wait(1200)  # unseen, and not billed
+    life.guard_alive = True
+    life.guard()
     life.deploy()
     life.raise_limit(life.world.ledger.spent() + Decimal("1"))
     for _ in range(30):
