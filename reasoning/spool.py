@@ -227,7 +227,7 @@ class SegmentWriter:
         self.directory.mkdir(parents=True, exist_ok=True)
         while True:
             path = self.directory / f"{uuid7(self._clock())}-{os.getpid()}.open"
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o640)
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.stat().st_ino == os.fstat(fd).st_ino:
