@@ -1,9 +1,11 @@
 """What the decision client costs its agent, beside what people would use instead. All in one run.
 
-    python benchmarks/client.py              # about a minute; uv on the PATH gives the peers their environments
+    python benchmarks/client.py              # about a minute; the peers get environments of their own, of uv or of pip
 
-* *Added by the client*: `DecisionClient.decide` against the bare call of the same HTTP library with the same body to
-  the same canned server, alternating call by call; and the client alone, its transport handing out a canned answer.
+* *Added by the client*: `DecisionClient.decide` against the bare call of the same HTTP library, with the same body to
+  the same canned server, alternating call by call. So that it can be seen what is whose: the client's transport alone,
+  and the client alone, its transport handing out a canned answer. The route has two arms, and episodes that are drawn
+  to the model.
 * *Recording*: one record of about 2.9 KB, the time in the caller, one process. The floor is one bare `write` of it.
 * Peers record the same messages. langfuse and OpenTelemetry send to a sink on loopback from their own threads.
 
@@ -182,61 +184,111 @@ class Sink:
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
+class Canned:
+    """A transport whose answer is there already."""
+
+    def post(self, *_: Any) -> tuple[int, bytes]:
+        from benchmarks.chat_server import COMPLETION
+
+        return 200, COMPLETION
+
+    def close(self) -> None:
+        pass
+
+
+def decide_with(client: Any, episodes: list[str]) -> Callable[[], Any]:
+    """Ask for a decision, one episode after the other."""
+    at = iter(range(10**9))
+
+    def decide() -> Any:
+        return client.decide_should_respond(CONTEXT, lambda _: "IGNORE", episode_id=episodes[next(at) % len(episodes)])
+
+    return decide
+
+
 def calls(scratch: Path, count: int) -> None:
     """Print what the client adds to a call."""
+    import asyncio
+
     import httpcore2
 
-    from benchmarks.chat_server import COMPLETION
-    from reasoning import DecisionClient
+    from reasoning import AsyncDecisionClient, DecisionClient
     from reasoning.completion import request_body
     from reasoning.decision_types import DECISION_TYPES
-    from reasoning.routes import Arm, Route, Routes, write_routes
+    from reasoning.routes import Arm, Route, Routes, choose_arm, write_routes
+    from reasoning.transport import Transport
 
     with subprocess.Popen([sys.executable, str(HERE / "chat_server.py")], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        arm = Arm("custom", "custom", 0.5, model="acme/small", base_url=url, input_usd_per_mtok="0.48")
-        now = datetime.now(UTC)
-        routes = Routes(now, now + timedelta(hours=1), {"should_respond": Route((arm,), deadline_ms=10_000)})
-        write_routes(scratch / "routes.json", routes)
-        kind = DECISION_TYPES["should_respond"]
-        body = request_body(arm, kind, kind.render(CONTEXT))
-        headers = {"Authorization": "Bearer local", "Content-Type": "application/json"}
-        pool = httpcore2.ConnectionPool()
-        bare, ours = Times("bare httpcore2 call"), Times("DecisionClient.decide")
-        with DecisionClient(scratch) as client:
+        try:
+            base_url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+            arm = Arm("custom", "custom", 0.9, model="acme/small", base_url=base_url, input_usd_per_mtok="0.48")
+            route = Route((arm, Arm("original", "original", 0.1)), deadline_ms=10_000, salt="s")
+            now = datetime.now(UTC)
+            write_routes(scratch / "routes.json", Routes(now, now + timedelta(hours=1), {"should_respond": route}))
+            episodes = [name for name in map(str, range(100)) if choose_arm(route, name)[0] is arm]
+            kind = DECISION_TYPES["should_respond"]
+            body = request_body(arm, kind, kind.render(CONTEXT))
+            headers = {"Authorization": "Bearer local", "Content-Type": "application/json"}
+            url = f"{base_url}/v1/chat/completions"
+            pool, transport = httpcore2.ConnectionPool(), Transport()
+            with DecisionClient(scratch) as client, DecisionClient(scratch) as alone:
+                alone._transport = Canned()  # type: ignore[assignment]
+                actions = {
+                    "bare httpcore2 call": lambda: pool.request("POST", url, headers=headers, content=body),
+                    "the client's transport": lambda: transport.post(
+                        url, ((b"Authorization", b"Bearer local"),), body, 10.0
+                    ),
+                    "**DecisionClient.decide**": decide_with(client, episodes),
+                    "the client alone (canned answer)": decide_with(alone, episodes),
+                }
+                found = alternate(actions, count)
+                assert client.stats()["served"] == {"custom": count + WARM}, client.stats()
+            found += asyncio.run(async_calls(AsyncDecisionClient(scratch), episodes, url, headers, body, count))
+        finally:
+            server.kill()
+    print("| call | p50 us | p99 us | CPU us |\n|---|---|---|---|")
+    for times in found:
+        print(f"| {times.name} | {times.us(0.5):.0f} | {times.us(0.99):.0f} | {times.cpu / count * 1e6:.0f} |")
+    for name, bare, ours in (("the client", found[0], found[2]), ("the async client", found[4], found[5])):
+        added = [ours.us(quantile) - bare.us(quantile) for quantile in (0.5, 0.99)]
+        print(f"| **added by {name}** | {added[0]:.0f} | {added[1]:.0f} | {(ours.cpu - bare.cpu) / count * 1e6:.0f} |")
+    print()
 
-            def decide() -> None:
-                answer = client.decide_should_respond(CONTEXT, lambda _: "IGNORE", episode_id="e")
-                assert answer.source == "custom", answer
 
-            def call() -> None:
-                pool.request("POST", f"{url}/v1/chat/completions", headers=headers, content=body)
+WARM = 200
 
-            for i in range(count + 200):
-                for times, action in ((bare, call), (ours, decide)):
-                    started = time.perf_counter()
-                    action()
-                    if i >= 200:
-                        times.each.append(time.perf_counter() - started)
 
-            class Canned:
-                def post(self, *_: Any) -> tuple[int, bytes]:
-                    return 200, COMPLETION
+def alternate(actions: dict[str, Callable[[], Any]], count: int) -> list[Times]:
+    """Time the actions in turn, so that all of them meet the same machine. CPU is of this thread."""
+    found = [Times(name) for name in actions]
+    for i in range(count + WARM):
+        for times, action in zip(found, actions.values(), strict=True):
+            cpu, started = time.thread_time(), time.perf_counter()
+            action()
+            if i >= WARM:
+                times.each.append(time.perf_counter() - started)
+                times.cpu += time.thread_time() - cpu
+    return found
 
-                def close(self) -> None:
-                    pass
 
-            if client._transport is not None:
-                client._transport.close()
-            client._transport = Canned()  # type: ignore[assignment]
-            alone = repeat("the client alone (canned answer)", decide, count)
-        server.terminate()
-    print("| call | p50 us | p99 us |\n|---|---|---|")
-    for times in (bare, ours, alone):
-        print(f"| {times.name} | {times.us(0.5):.0f} | {times.us(0.99):.0f} |")
-    print(f"| **added by the client** | {ours.us(0.5) - bare.us(0.5):.0f} | {ours.us(0.99) - bare.us(0.99):.0f} |")
-    print(f"(the client alone spends {alone.cpu / count * 1e6:.0f} us of CPU)\n")
+async def async_calls(
+    client: Any, episodes: list[str], url: str, headers: dict[str, str], body: bytes, count: int
+) -> list[Times]:
+    """The same of the async client."""
+    import httpcore2
+
+    bare, ours = Times("bare async httpcore2 call"), Times("**AsyncDecisionClient.decide**")
+    decide = decide_with(client, episodes)
+    async with client, httpcore2.AsyncConnectionPool() as pool:
+        for i in range(count + WARM):
+            for times in (bare, ours):
+                cpu, started = time.thread_time(), time.perf_counter()
+                await (decide() if times is ours else pool.request("POST", url, headers=headers, content=body))
+                if i >= WARM:
+                    times.each.append(time.perf_counter() - started)
+                    times.cpu += time.thread_time() - cpu
+    return [bare, ours]
 
 
 def cpu_ms(python: str, statement: str) -> float:
@@ -252,16 +304,28 @@ def cpu_ms(python: str, statement: str) -> float:
     return least * 1000
 
 
-def package(uv: str, scratch: Path) -> None:
+def environment(place: Path, *packages: str) -> str:
+    """The python of a new environment that holds the packages; by uv where there is one, else by venv and pip."""
+    python = str(place / "bin" / "python")
+    if uv := shutil.which("uv"):
+        subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(place)], check=True)
+        subprocess.run([uv, "pip", "install", "-q", "--compile-bytecode", "--python", python, *packages], check=True)
+    else:
+        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+    return python
+
+
+def package(scratch: Path) -> None:
     """Print what an installation of the wheel weighs, and what importing it costs."""
     place = scratch / "installed"
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(place)], check=True)
-    python = str(place / "bin" / "python")
-    install = [uv, "pip", "install", "-q", "--compile-bytecode", "--python", python, str(HERE.parent)]
-    subprocess.run(install, check=True)
-    megabytes = sum(f.stat().st_size for f in place.glob("lib/*/site-packages/**/*") if f.is_file()) / 1e6
+    python = environment(place, str(HERE.parent))
+    (site,) = place.glob("lib/*/site-packages")
+    ours = [folder for folder in site.iterdir() if not folder.name.startswith(("pip", "setuptools", "_distutils"))]
+    files = [file for folder in ours for file in (folder, *folder.rglob("*")) if file.is_file()]
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
     nothing, imported = cpu_ms(python, "pass"), cpu_ms(python, "import reasoning")
-    print("| the wheel | |\n|---|---|")
+    print("\n| the wheel | |\n|---|---|")
     print(f"| installed with its dependencies, byte code included | {megabytes:.1f} MB |")
     print(
         f"| `import reasoning`, CPU (without the interpreter's start: {nothing:.0f} ms) | {imported - nothing:.0f} ms |"
@@ -278,24 +342,18 @@ def main() -> None:
         print(times.row(), flush=True)
         os._exit(0)  # without waiting for what its threads still have to send
     sys.path.insert(0, str(HERE.parent))
-    uv = shutil.which("uv")
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
+        peers = {one: environment(scratch / one, *packages) for one, packages in PEERS.items()}
         calls(scratch, arguments.count // 5)
         print("| recording one decision, in the caller | p50 us | p99 us | records/s | CPU us |\n|---|---|---|---|---|")
         for times in recorders(scratch, arguments.count):
             print(times.row(), flush=True)
-        for one, packages in PEERS.items() if uv else ():
-            extra = [word for package_name in packages for word in ("--with", package_name)]
-            command = [str(uv), "run", "-q", "--no-project", "--python", sys.executable, *extra, "python", __file__]
-            command += ["--peer", one, "--count", str(max(arguments.count // 5, 100))]
+        for one, python in peers.items():
+            command = [python, __file__, "--peer", one, "--count", str(max(arguments.count // 5, 100))]
             done = subprocess.run(command, capture_output=True, text=True)
             print(done.stdout.strip() or f"| {one} | failed: {done.stderr.strip().splitlines()[-1:]} |", flush=True)
-        print()
-        if uv:
-            package(uv, scratch)
-        else:
-            print("(no uv on the PATH: the peers and the size of the installation are left out)")
+        package(scratch)
 
 
 if __name__ == "__main__":
