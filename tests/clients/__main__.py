@@ -170,6 +170,8 @@ async def check_claude_code_across_faults_of_anthropic(work: Path, home: Path) -
     failing = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"x"}}\n\n'
     for name, script in {
         "429": whole(429, error, ("retry-after", "0")),
+        "401": whole(401, error),
+        "400": whole(400, error),
         "500": whole(500, error),
         "529": whole(529, error),
         "error event": stream(half, failing),
