@@ -86,7 +86,7 @@ def live(seed: int, days: int, dead_on: int | None, wall_seconds: float) -> list
     with tempfile.TemporaryDirectory() as folder, run_emulator(Path(folder) / "emulator", *options) as url:
         world = World(Emulator(url), Path(folder) / "data")
         world.client.close()
-        world.client = connect(base_url=url, timeout=0.5)  # a hang costs real time
+        world.client = connect(base_url=url, timeout=2)  # a hang costs real time
         world.trained_object = world.ledger.get("models", world.train("first")["model_id"])["model_object_id"]
         life = Life(world, limit=DAILY_USD[0])
         chance, day, dead_day_usd = random.Random(seed), 0, Decimal(0)

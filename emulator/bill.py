@@ -232,10 +232,13 @@ def describe_usage(emulator: Emulator, month: str | None, granularity: str) -> t
     start = _parse_month(month) if month else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     end = (start + timedelta(days=32)).replace(day=1)
     step = timedelta(hours=1) if granularity == "hour" else timedelta(days=1)
+    used = read_bill(emulator, since=start.timestamp(), until=end.timestamp())
     windows = []
     moment = start
     while moment < min(end, now + step):
-        lines = read_bill(emulator, since=moment.timestamp(), until=(moment + step).timestamp())
+        since, until = moment.timestamp(), (moment + step).timestamp()
+        idle = all(line.end < since or line.start >= until for line in used)
+        lines = [] if idle else read_bill(emulator, since=since, until=until)
         if lines:
             windows.append(
                 {

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from provider.client import connect
 from provider.deployments import deploy_model, undeploy_model
 from provider.fine_tunes import ACTIVE_STATES, cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
@@ -330,6 +331,8 @@ class Life:
         """All faults over, everything down: the charges are the bill, to the cent."""
         world = self.world
         world.revive()
+        world.client.close()
+        world.client = connect(base_url=world.emulator.url)  # with all patience: what is left is arithmetic
         self._cleared += world.emulator.pending_faults()
         world.emulator.clear_faults()
         self.guard_alive = True

@@ -1,0 +1,140 @@
+"""What changes while something runs: prices, budgets, months, clocks, and objects under our hands."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from provider.deployments import undeploy_model
+from provider.errors import CreationInDoubt
+from provider.fine_tunes import submit_fine_tune
+from provider.guard import GuardPolicy, guard_costs
+from provider.reconcile import reconcile_provider
+from storage.errors import BudgetExceeded
+from tests.provider.world import Killed, World
+
+MINUTE = Decimal("5.49") / 60
+
+
+def guard(world: World) -> list[str]:
+    report = guard_costs(world.data, world.client, policy=GuardPolicy(idle=None), ledger=world.ledger, now=world.now())
+    assert report.errors == []
+    return report.actions
+
+
+def test_a_deployment_that_is_taken_up_again_is_reserved_at_todays_price(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = world.model()
+    world.kill_after("POST", "/endpoints")
+    with pytest.raises(Killed):
+        world.deploy(model_id)
+    world.revive()
+    monkeypatch.setattr("provider.deployments.instance_price", lambda *_: Decimal(9))
+    world.ledger.set_budget("hour", "8")
+    with pytest.raises(BudgetExceeded, match=r"needs \$3\.51 an hour"):
+        world.deploy(model_id)
+    world.ledger.set_budget("hour", "9")
+    world.deploy(model_id)
+    budget = world.ledger.budgets(world.now())[0]
+    assert (budget.period, budget.reserved_usd) == ("hour", 9)
+
+
+def test_a_fine_tune_that_is_taken_up_again_is_reserved_at_todays_price(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = world.upload()
+
+    def submit() -> dict[str, object]:
+        return submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+
+    world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
+    with pytest.raises(CreationInDoubt):
+        submit()
+    monkeypatch.setattr("provider.fine_tunes.estimate_fine_tune", lambda *_, **__: Decimal(6))
+    world.minutes(6)
+    world.ledger.set_budget("total", "5")
+    with pytest.raises(BudgetExceeded):
+        submit()
+    assert world.our_jobs() == []
+    world.ledger.set_budget("total", "6")
+    assert submit()["state"] == "submitted"
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 6
+
+
+def test_a_budget_that_is_lowered_under_what_runs_stops_it_and_raised_lets_it_be(world: World) -> None:
+    world.deploy()
+    guard(world)
+    spent = world.ledger.spent()
+    world.ledger.set_budget("day", spent + 20 * MINUTE)
+    world.minutes(1)
+    assert guard(world) == []
+    world.ledger.set_budget("day", spent + MINUTE)  # to the cent what is spent: reached is enough
+    assert any("stopping" in action for action in guard(world))
+    assert world.ours() == []
+    world.ledger.set_budget("day", "100")
+    world.deploy()
+    world.minutes(1)
+    assert guard(world) == []
+
+
+def test_hours_without_a_tick_over_the_end_of_a_month_count_in_the_month_of_each_minute(world: World) -> None:
+    now = world.now()
+    first = (now.replace(day=1, hour=0, minute=0, second=0, microsecond=0) + timedelta(days=32)).replace(day=1)
+    world.emulator.advance((first - timedelta(minutes=60) - now).total_seconds())
+    row = world.deploy()
+    guard(world)
+    world.emulator.advance((first + timedelta(minutes=90) - world.now()).total_seconds())
+    guard(world)
+    before, after = (world.ledger.spent("month", now=first + timedelta(minutes=at)) for at in (-1, 1))
+    assert abs(before - 60 * MINUTE) <= MINUTE
+    assert abs(after - 90 * MINUTE) <= MINUTE
+    assert world.ledger.spent("day", now=first) == after
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    world.next_hours(4)
+    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+
+
+@pytest.mark.parametrize("minutes", [-30, 30])
+def test_a_provider_whose_clock_is_wrong_is_charged_by_its_bill_in_the_end(world: World, minutes: int) -> None:
+    skew = timedelta(minutes=minutes)
+
+    def now():  # type: ignore[no-untyped-def]
+        return world.now() + skew
+
+    row = world.deploy()
+    world.client.endpoints.deployments.create(
+        endpoint_id=row["endpoint_id"],
+        name="double",
+        model=f"projects/{world.client.project_id}/models/{row['model_object_id']}",
+        config=row["config"],
+        autoscaling={"min_replicas": 1, "max_replicas": 1},
+    )
+    for _ in range(3):
+        world.minutes(7)
+        guard_costs(world.data, world.client, ledger=world.ledger, now=now())
+        reconcile_provider(world.data, world.client, ledger=world.ledger, now=now())
+    undeploy_model(world.client, world.ledger, row["id"], now=now, wait=world.wait)
+    world.next_hours(27)
+    assert reconcile_provider(world.data, world.client, ledger=world.ledger, now=now()).errors == []
+    rows = world.ledger.find("deployments")
+    assert len(rows) == 2
+    assert world.ledger.spent() == world.emulator.bill({each["remote_id"] for each in rows})
+
+
+def test_an_object_that_another_hand_changes_meanwhile_is_looked_at_again(world: World) -> None:
+    row = world.deploy()
+
+    def meddle(request) -> None:  # type: ignore[no-untyped-def]
+        if request.method == "PATCH" and "deployments" in request.url.path:
+            world.revive()
+            world.observer.endpoints.deployments.update(
+                row["remote_id"], endpoint_id=row["endpoint_id"], inactive_timeout=60
+            )
+
+    world.client._client.event_hooks = {"request": [meddle]}
+    undeploy_model(world.client, world.ledger, row["id"], poll_seconds=0, now=world.now, wait=world.wait)
+    assert world.ours() == []
