@@ -19,7 +19,7 @@ def guard(
         idle=None if idle_minutes is None else timedelta(minutes=idle_minutes), lease=timedelta(minutes=lease_minutes)
     )
     try:
-        client = connect()
+        client = connect(timeout=15)  # seconds: the next tick comes within a minute
     except ProviderError as error:
         report = guard_costs(data, None, policy=policy, now=now)
         report.errors.append(str(error))

@@ -16,10 +16,10 @@ from provider.deployments import deploy_model, undeploy_model
 from provider.fine_tunes import ACTIVE_STATES, cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import reconcile_provider
-from provider.routes import publish_route, routed_models
+from provider.routes import LEASE, publish_route, routed_models
 from provider.tiers import resolve_tier
 from reasoning.errors import ReasoningError
-from reasoning.routes import Arm, Route
+from reasoning.routes import Arm, Route, read_routes
 from storage.ledger_reports import BILLABLE_STATES
 from tests.provider.world import Killed, World
 
@@ -57,6 +57,7 @@ class Life:
     charged: Decimal = Decimal(0)
     billed: Decimal = Decimal(0)
     _last_guarded: datetime | None = None
+    _leased_at: datetime | None = None
     _ran_before: Decimal = Decimal(0)
     _overshoot_before: Decimal = Decimal(0)
     _ordered: int = 0
@@ -115,7 +116,8 @@ class Life:
                 wait=self.wait,
             )
             custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=self.world.emulator.url)
-            publish_route(self.world.data / "routes.json", "should_respond", Route((custom,)), now=self.world.now())
+            self._leased_at = self.world.now()
+            publish_route(self.world.data / "routes.json", "should_respond", Route((custom,)), now=self._leased_at)
 
         if models := self.world.ledger.find("models"):
             self._attempt(run)
@@ -218,9 +220,15 @@ class Life:
             return
         now = self._last_guarded = self.world.now()
         self.ticks += 1
+        lease = self._lease()
         report = guard_costs(self.world.data, self.world.client, ledger=self.world.ledger, now=now)
         if report.skipped or report.errors:
+            assert self._lease() == lease, f"the lease was renewed in spite of {report.errors}"
             return
+        self._leased_at = now
+        ready = {row["served_name"] for row in self.world.ledger.find("deployments", state="ready")}
+        routed = set(routed_models(self.world.data / "routes.json", now=now))
+        assert routed <= (set() if report.level in ("drain", "stop") else ready), f"{routed} has traffic at {report}"
         # What ran since the last tick that could meter could not be stopped earlier. A started minute is a minute.
         ran = sum((Decimal(item["amount_usd"]) for item in self._bill("deployment")), Decimal(0))
         rows = self.world.ledger.find("deployments")
@@ -231,6 +239,11 @@ class Life:
         allowed = max(interval, self._overshoot_before + started)  # the bill may add a started minute afterwards
         assert overshoot <= allowed, f"{overshoot} over the budget, {interval} ran since"
         self._overshoot_before = max(overshoot, Decimal(0))
+
+    def _lease(self) -> datetime | None:
+        """Until when the routes are good."""
+        path = self.world.data / "routes.json"
+        return read_routes(path).expires_at if path.exists() else None
 
     def guard_dying(self) -> None:
         """A tick that may be killed."""
@@ -299,10 +312,13 @@ class Life:
             live_models += [d.model for d in running]
         assert len(live_models) == len(set(live_models)), f"a model is deployed twice: {live_models}"
         self._strangers.check(endpoints, jobs)
+        if self._leased_at is None or self.world.now() - self._leased_at >= LEASE:
+            routed = routed_models(self.world.data / "routes.json", now=self.world.now())
+            assert not routed, f"{routed} has traffic without a guard"
         self._find_orphans(endpoints, jobs)
 
     def _find_orphans(self, endpoints: list[Any], jobs: list[Any]) -> set[str]:
-        """What of ours runs at the provider and nobody watches: the ledger does not know it, or not that it exists."""
+        """What of ours is at the provider and nobody watches: deployments that run, jobs in any state."""
         watched = {row["name"] for row in self.world.ledger.find("deployments", state=(*BILLABLE_STATES, "stopped"))}
         followed = {job["remote_id"] for job in self.world.ledger.find("fine_tune_jobs")}
         since = {
@@ -311,11 +327,7 @@ class Life:
             if endpoint.name.rsplit("/", 1)[-1] not in watched
             for deployment in endpoint.deployments
             if (deployment.autoscaling.max_replicas or 0) > 0
-        } | {
-            job.id: job.created_at
-            for job in self.world.our_jobs(jobs)
-            if job.id not in followed and job.status in ("pending", "queued", "running", "uploading")
-        }
+        } | {job.id: job.created_at for job in self.world.our_jobs(jobs) if job.id not in followed}
         now = self.world.now()
         self.oldest_orphan = max([self.oldest_orphan, *(now - begun for begun in since.values())])
         return set(since)

@@ -184,8 +184,11 @@ def test_a_life_in_which_each_thing_goes_wrong_once(make_world: MakeWorld) -> No
         life.check()
         life.undeploy()
     life.deploy()
+    life.fault("503", "GET *", times=3)
+    life.wait(60)
     life.guard_alive = False
     life.wait(300)
+    life.check()
     life.stopped_by_the_provider()
     life.wait(1200)  # unseen, and not billed
     life.guard_alive = True
