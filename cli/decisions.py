@@ -8,7 +8,7 @@ import typer
 
 from cli.errors import CommandError
 from cli.options import AsJson, Data, DryRun, Yes, find_data
-from cli.output import print_json, print_table, progress_bar, show
+from cli.output import print_json, print_note, print_table, progress_bar, show
 
 app = typer.Typer()
 data_app = typer.Typer(help="What is in the data folder", no_args_is_help=True)
@@ -108,21 +108,24 @@ def check(
 def sql(
     query: Annotated[str, typer.Argument(help="Over the views decisions, feedback, labelled_decisions, costs, models")],
     data: Data = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows at most  [1000, with --json all]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the decision log and the ledger in SQL (DuckDB's)."""
+    """Ask the decision log and the ledger in SQL (DuckDB's). `COPY (…) TO 'file.parquet'` is for large results."""
     import duckdb
 
     import storage
 
     try:
-        result = storage.sql(find_data(data), query)
-    except duckdb.Error as error:
+        result = storage.sql(find_data(data), query, limit=limit or (None if as_json else _TABLE_ROWS))
+    except (duckdb.Error, ValueError) as error:
         raise CommandError(f"the query cannot be run: {error}") from error
     if as_json:
         print_json([dict(zip(result.columns, row, strict=True)) for row in result.rows])
     else:
         print_table(result.columns, result.rows)
+    if result.more:
+        print_note(f"the first {len(result.rows):,} rows; --limit shows more, COPY (…) TO 'file.parquet' writes all")
 
 
 @data_app.command()
@@ -154,6 +157,7 @@ def datasets(data: Data = None, as_json: AsJson = False) -> None:
     show(rows, as_json=as_json, title="Datasets")
 
 
+_TABLE_ROWS = 1_000  # nobody reads more, and laying out a table of them takes its time
 _STATS = """
 SELECT decision_type, count(*) AS questions, count(*) FILTER (label_source = 'demonstration') AS demonstrations,
        count(*) FILTER (label_source = 'original') AS labelled_by_the_original,

@@ -25,7 +25,7 @@ from storage.batches import ERASED
 from storage.costs import files_uploaded_of, models_trained_on
 from storage.erase_datasets import dataset_name, erase_faults, erase_lines, find_lines, list_datasets
 from storage.files import make_folder, sync, write_atomic
-from storage.land import finish_landing
+from storage.land import finish_landing, list_segments
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, read_quarantine
@@ -143,7 +143,7 @@ def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _A
         ) USING (date, decision_id)
     """)
     kept = set()
-    for path in _segments(layout):
+    for path in list_segments(layout, ".open", ".seal"):
         with _open(path) as file:
             for _, _, row in _records(file):
                 if row["record"] != "decision":
@@ -224,11 +224,6 @@ def _erase_tables(
         report.decisions += rewrite(PartitionKey("decisions", decision_type, date), _OF_SUBJECT)
 
 
-def _segments(layout: Layout) -> list[Path]:
-    """What is in the spool although landing has just finished: segments with a living writer, or sealed since."""
-    return sorted(path for path in layout.spool.iterdir() if path.suffix in (".open", ".seal"))
-
-
 def _open(path: Path) -> IO[bytes]:
     try:
         return path.open("r+b")
@@ -247,8 +242,11 @@ def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
 
 
 def _erase_spool(layout: Layout, about: _About, kind: str, report: EraseReport) -> None:
-    """Overwrite the subject's lines of one kind where they are: writers append, they never touch a line again."""
-    for path in _segments(layout):
+    """Overwrite the subject's lines of one kind where they are: writers append, they never touch a line again.
+
+    Landing has just finished, so these are segments of living writers, or sealed since.
+    """
+    for path in list_segments(layout, ".open", ".seal"):
         with _open(path) as file:
             before = report.spool
             for offset, line, row in _records(file):

@@ -65,6 +65,8 @@ def _expire(layout: Layout, report: ExpireReport) -> None:
             if key.date >= report.before:
                 continue
             files = live_files(layout.data / key.folder)
+            if not files:
+                continue  # others' files are in it
             report.partitions += 1
             report.rows[table] += sum(pq.read_metadata(path).num_rows for path in files)
             report.bytes += sum(path.stat().st_size for path in files)

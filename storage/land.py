@@ -97,7 +97,7 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
     """`land_decisions` for one who holds the lock. Whoever rewrites partitions calls it first."""
     recover(layout)
     report = LandReport(taken_over=_take_over(layout))
-    segments = [(path, path.stat().st_size) for path in sorted(layout.spool.glob("*.seal"))]
+    segments = [(path, path.stat().st_size) for path in list_segments(layout, ".seal")]
     total = sum(size for _, size in segments)
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="land") as executor:
         for group in _groups(segments):
@@ -116,6 +116,13 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
     return report
 
 
+def list_segments(layout: Layout, *suffixes: str) -> list[Path]:
+    """The segments in the spool, sorted. Links and folders are none of ours, whatever their names."""
+    with os.scandir(layout.spool) as entries:
+        names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    return [layout.spool / name for name in sorted(names) if name.endswith(suffixes)]
+
+
 def _groups(segments: list[tuple[Path, int]]) -> Iterator[list[tuple[Path, int]]]:
     group: list[tuple[Path, int]] = []
     size = 0
@@ -132,7 +139,7 @@ def _groups(segments: list[tuple[Path, int]]) -> Iterator[list[tuple[Path, int]]
 def _take_over(layout: Layout) -> int:
     """Seal the segments whose writer died: the kernel let go of their flock."""
     taken = 0
-    for path in sorted(layout.spool.glob("*.open")):
+    for path in list_segments(layout, ".open"):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:

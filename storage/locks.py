@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from storage.errors import DataFolderBusy
+from storage.errors import DataFolderBusy, DataFolderError
 from storage.layout import Layout
 
 LOCK_TIMEOUT = 60.0  # seconds
@@ -19,9 +19,16 @@ _POLL = 0.02
 def data_lock(layout: Layout, verb: str, *, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
     """Hold the data folder's flock while doing `verb` ("landing"), waiting up to `timeout` seconds for it.
 
-    The kernel frees it when the holder dies, however it dies. Raises `DataFolderBusy` naming the holder.
+    The kernel frees it when the holder dies, however it dies. Raises `DataFolderBusy` naming the holder, and
+    `DataFolderError` where the folder cannot be written.
     """
-    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DataFolderError(
+            f"{layout.data} cannot be locked for {verb} ({layout.lock.name}: {error.strerror}): "
+            "it must be writable for whoever lands, compacts, expires or erases"
+        ) from error
     try:
         deadline = time.monotonic() + timeout
         while True:

@@ -22,7 +22,7 @@ from storage.errors import TableError
 from storage.files import exchange, make_folder, remove_tree, sync, write_atomic
 from storage.layout import Layout
 from storage.schema import PARTITIONS, SCHEMAS, PartitionKey
-from storage.table import HIDDEN, SCHEMA_KEY, SEGMENTS_KEY, landed_segments, list_partitions, live_files
+from storage.table import HIDDEN, SCHEMA_KEY, SEGMENTS_KEY, foreign_files, landed_segments, list_partitions, live_files
 from storage.views import scan, sql_text
 
 Method = Literal["auto", "exchange", "manifest"]
@@ -42,10 +42,11 @@ def rewrite_partition(
 ) -> int:
     """Write a partition anew as one file sorted by time, without the rows for which the SQL `drop` is true.
 
-    For one who holds the lock and has finished landing. Returns the number of rows dropped. Raises `TableError` when
+    A folder with files of others' in it is kept (the manifest's way). For one who holds the lock and has finished
+    landing. Returns the number of rows dropped. Raises `TableError` when
     the new file does not hold what it should; the partition is then as it was.
     """
-    folder = layout.data / key.folder
+    folder = _own_folder(layout, key)
     sources = live_files(folder)
     metadata = [pq.read_metadata(path) for path in sources]
     rows = sum(file.num_rows for file in metadata)
@@ -68,7 +69,7 @@ def rewrite_partition(
             raise TableError(f"{new} has not the {rows - dropped} rows that it should; {folder} stays as it is")
         sync(new)
         sync(staged)
-        _commit(folder, new, sources, method)
+        _commit(folder, new, sources, "manifest" if method == "auto" and foreign_files(folder) else method)
     finally:
         remove_tree(staged)
     return dropped
@@ -127,13 +128,26 @@ def _delete_hidden(folder: Path) -> None:
 
 def remove_partition(layout: Layout, key: PartitionKey) -> None:
     """Take a partition out of its table in one step, then delete its files. For one who holds the lock."""
-    folder = layout.data / key.folder
+    folder = _own_folder(layout, key)
+    if foreign_files(folder):
+        write_atomic(folder / HIDDEN, orjson.dumps([path.name for path in live_files(folder)]))
+        _delete_hidden(folder)
+        return
     staging = layout.staging(key.table)
     make_folder(staging)
     removed = staging / uuid4().hex
     folder.rename(removed)
     sync(folder.parent)
     remove_tree(removed)
+
+
+def _own_folder(layout: Layout, key: PartitionKey) -> Path:
+    folder = layout.data / key.folder
+    if folder.is_symlink():
+        raise TableError(
+            f"{folder} is a symbolic link, so its files cannot be replaced in one step: move the folder itself there"
+        )
+    return folder
 
 
 def recover(layout: Layout) -> None:

@@ -1,14 +1,16 @@
 """A table of the decision log: folders of Parquet files, listed so that no row is seen twice or missed.
 
-A table is plain Hive Parquet, `decisions/decision_type=<t>/date=<d>/*.parquet`. Files are never changed. Landing adds
-files; compaction and erasure replace all the files of a partition in one step (`storage.rewrite`). So a *list* of
-files is a consistent snapshot, and reading one that was replaced since fails loudly (no such file): take a new
-snapshot and read again, as `storage.read` does. A glob over a table that is being compacted may be silently wrong.
+A table is plain Hive Parquet, `decisions/decision_type=<t>/date=<d>/(part|data)-*.parquet`; files of other names are
+left alone. Files are never changed. Landing adds files; compaction and erasure replace all the files of a partition in
+one step (`storage.rewrite`). So a *list* of files is a consistent snapshot, and reading one that was replaced since
+fails loudly (no such file): take a new snapshot and read again, as `storage.read` does. A glob over a table that is
+being compacted may be silently wrong.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -28,6 +30,7 @@ SCHEMA_KEY = b"reasoning.schema"  # the SCHEMA_VERSION of the writer
 # Names the files of its folder that are not (or no longer) part of the table. See `storage.rewrite`.
 HIDDEN = "_hidden.json"
 
+_OURS = re.compile(r"(part|data)-.+\.parquet")
 _ATTEMPTS = 1000
 
 
@@ -57,13 +60,15 @@ def list_partitions(layout: Layout, table: str) -> list[PartitionKey]:
     for decision_type, folder in _subfolders(root, "decision_type") if table == "decisions" else [(None, root)]:
         if decision_type is not None and not DECISION_TYPE.fullmatch(decision_type):
             continue
-        for day, _ in _subfolders(folder, "date"):
-            try:
-                date.fromisoformat(day)
-            except ValueError:
-                continue
-            keys.append(PartitionKey(table, decision_type, day))
+        keys += [PartitionKey(table, decision_type, day) for day, _ in _subfolders(folder, "date") if _is_date(day)]
     return sorted(keys, key=lambda key: (key.decision_type or "", key.date))
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text  # 20261120 and 2026-W47-5 are ISO dates as well
+    except ValueError:
+        return False
 
 
 def _subfolders(folder: Path, name: str) -> Iterable[tuple[str, Path]]:
@@ -95,8 +100,15 @@ def live_files(folder: Path) -> list[Path]:
         finally:
             os.close(fd)
         if same:
-            return [folder / name for name in sorted(names) if name.endswith(".parquet") and name not in hidden]
+            return [folder / name for name in sorted(names) if _OURS.fullmatch(name) and name not in hidden]
     raise TableError(f"{folder} was replaced {_ATTEMPTS} times while it was being listed")
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """What is in a partition's folder and none of our own: someone's notes, what a file manager leaves."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
+    return [name for name in names if not (_OURS.fullmatch(name) or name == HIDDEN or name.endswith(".tmp"))]
 
 
 def _hidden(folder: Path) -> frozenset[str]:

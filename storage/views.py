@@ -98,11 +98,12 @@ def _with_snapshot(con: duckdb.DuckDBPyConnection, layout: Layout, function: Cal
 
 @dataclass(frozen=True)
 class Result:
-    """The rows of a query, with the name and the DuckDB type of every column."""
+    """The rows of a query, with the name and the DuckDB type of every column. `more`: there are rows past the limit."""
 
     columns: list[str]
     types: list[str]
     rows: list[tuple[Any, ...]]
+    more: bool = False
 
 
 def sql(
@@ -110,18 +111,24 @@ def sql(
     query: str,
     parameters: Sequence[Any] | dict[str, Any] | None = None,
     *,
+    limit: int | None = None,
     memory_limit: str | None = None,
     threads: int | None = None,
 ) -> Result:
-    """Run one query over the views of a data folder.
+    """Run one query over the views of a data folder, and fetch all of its rows, or the first `limit`.
 
-    Raises `DataFolderError`, and `duckdb.Error` when the query is wrong.
+    What the query writes is gone with the connection, unless it names a file (`COPY … TO`). Raises `ValueError` for a
+    text without a query, `DataFolderError`, and `duckdb.Error` when the query is wrong.
     """
+    if not duckdb.extract_statements(query):
+        raise ValueError("there is no query in the text")
 
     def run(con: duckdb.DuckDBPyConnection) -> Result:
         cursor = con.execute(query, parameters)
         description = cursor.description or []
-        return Result([c[0] for c in description], [str(c[1]) for c in description], cursor.fetchall())
+        rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit + 1)
+        more = limit is not None and len(rows) > limit
+        return Result([c[0] for c in description], [str(c[1]) for c in description], rows[:limit], more)
 
     return read(data, run, memory_limit=memory_limit, threads=threads)
 

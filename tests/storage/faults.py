@@ -22,6 +22,7 @@ from reasoning.spool import SegmentWriter
 from storage.compact import compact_decisions
 from storage.erase import erase_subject
 from storage.errors import DataFolderBusy
+from storage.expire import expire_decisions
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.locks import data_lock
@@ -94,6 +95,14 @@ def erase(data: Path) -> None:
     while True:
         try:
             erase_subject(data, FORGOTTEN, threads=1, lock_timeout=5)
+        except DataFolderBusy:
+            continue
+
+
+def expire(data: Path) -> None:
+    while True:
+        try:
+            expire_decisions(data, retention_days=3650, lock_timeout=5)
         except DataFolderBusy:
             continue
 

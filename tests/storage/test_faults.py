@@ -86,6 +86,7 @@ def kill_for(
                 "lander": (faults.land, (data,)),
                 "compactor": (faults.compact, (data, method)),
                 "eraser": (faults.erase, (data,)),
+                "expirer": (faults.expire, (data,)),
             }
             role, arguments = roles[name.partition(" ")[0]]
             return stack.enter_context(faults.started(role, *arguments))
@@ -112,8 +113,8 @@ def kill_for(
     return counts
 
 
-def test_kills_of_writers_lander_and_compactor(tmp_path: Path) -> None:
-    counts = kill_for(tmp_path, 6, "both", seed=1)
+def test_kills_of_writers_two_landers_compactor_eraser_and_expirer(tmp_path: Path) -> None:
+    counts = kill_for(tmp_path, 3, "both", seed=1, others=("lander 1", "lander 2", "compactor", "eraser", "expirer"))
     assert counts["acknowledged"] > 0
     assert (counts["lost"], counts["doubled"]) == (0, 0)
 

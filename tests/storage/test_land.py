@@ -198,6 +198,37 @@ def test_a_value_of_the_wrong_type_is_quarantined_alone(tmp_path: Path, column: 
     assert quarantined(tmp_path)[0][1] == bad[:-1]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b'"latency_ms":1.5', b'"latency_ms":NaN', "no record"),
+        (b'"latency_ms":1.5', b'"latency_ms":1e999', "no record"),
+        (b'"input_tokens":null', b'"input_tokens":9223372036854775808', "input_tokens"),
+        (b'"ts":"2026-11-20T12:00:03Z"', b'"ts":"2026-11-20T12:00:03"', "ts"),
+        (b'"ts":"2026-11-20T12:00:03Z"', b'"ts":"2026-11-20T12:00:03.123456789Z"', "ts"),
+        (b'"tags":"{}"', b'"tags":"' + b"[" * 5000 + b'"', "tags"),
+        (b'"tags":"{}"', b'"mood":' + b"[" * 5000 + b"]" * 5000, "no record"),
+        (b'"tags":"{}"', rb'"tags":"{\"a\":\"\\ud83d\"}"', "tags"),
+    ],
+)
+def test_json_that_no_column_can_hold_is_quarantined_alone(tmp_path: Path, old: bytes, new: bytes, reason: str) -> None:
+    lines = [to_line(decision) for decision in make_days(1, 7)]
+    assert old in lines[3]
+    write_lines(tmp_path, [*lines[:3], frame_line(lines[3][9:-1].replace(old, new)), *lines[4:]])
+    report = land_decisions(tmp_path)
+    assert (report.decisions, report.quarantined) == (6, {reason: 1})
+
+
+def test_numbers_and_nesting_at_the_edge_land(tmp_path: Path) -> None:
+    deep = "{" + '"a":{' * 900 + "}" * 901
+    line = to_line(make_decision(input_tokens=2**63 - 1, latency_ms=1e308))
+    write_lines(tmp_path, [edit(line, decision='{"action":123456789012345678901234567890}', tags=deep)])
+    assert land_decisions(tmp_path).quarantined == {}
+    assert storage.sql(tmp_path, "SELECT input_tokens, latency_ms, decision, tags FROM decisions").rows == [
+        (2**63 - 1, 1e308, '{"action":123456789012345678901234567890}', deep)
+    ]
+
+
 def test_a_missing_column_is_null_and_an_unknown_key_is_kept(tmp_path: Path) -> None:
     row = orjson.loads(to_line(make_decision())[9:])
     del row["tags"], row["latency_ms"], row["valid"]

@@ -263,3 +263,12 @@ def test_the_json_columns_are_json_for_duckdb(tmp_path: Path) -> None:
         ("RESPOND", "v", "1")
     ]
     assert orjson.loads(query(tmp_path, "SELECT label FROM labelled_decisions")[0][0]) == {"action": "RESPOND"}
+
+
+def test_a_limit_says_that_there_is_more_and_a_text_without_a_query_is_refused(tmp_path: Path) -> None:
+    Layout(tmp_path).create()
+    assert storage.sql(tmp_path, "FROM range(3)", limit=2).rows == [(0,), (1,)]
+    assert [storage.sql(tmp_path, "FROM range(3)", limit=limit).more for limit in (2, 3, None)] == [True, False, False]
+    for text in ("", " ; ", "-- nothing"):
+        with pytest.raises(ValueError, match="no query"):
+            storage.sql(tmp_path, text)

@@ -1,0 +1,106 @@
+"""What others put into the data folder, and a data folder that is not a plain writable one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import storage
+from storage.compact import compact_decisions
+from storage.erase import erase_subject
+from storage.errors import DataFolderError, TableError
+from storage.expire import expire_decisions
+from storage.land import land_decisions
+from storage.reland import reland_quarantine
+from tests.storage.logs import NOON, landed_ids, make_days, write_segment
+
+DAY = "decisions/decision_type=should_respond/date=2026-11-20"
+FOREIGN = [
+    *("spool/readme", "spool/a.seal.bak", "quarantine/notes.txt", "datasets/x", "evaluations/y"),
+    *("decisions/notes.txt", "decisions/decision_type=x/date=20261120/part-a.parquet", "feedback/x"),
+    *(f"{DAY}/notes.md", f"{DAY}/.DS_Store", f"{DAY}/mine.parquet", f"{DAY}/folder/x"),
+]
+
+
+def land_two_files(data: Path, **values: object) -> None:
+    for _ in range(2):
+        write_segment(data, make_days(1, 2, **values))
+        land_decisions(data)
+
+
+def test_files_of_others_are_neither_read_nor_harmed(tmp_path: Path) -> None:
+    land_two_files(tmp_path, subject_ids=["bob"])
+    land_two_files(tmp_path, subject_ids=["ann"])
+    for name in FOREIGN:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("not ours")
+    before = landed_ids(tmp_path)
+    assert land_decisions(tmp_path).segments == reland_quarantine(tmp_path).files == 0
+    assert compact_decisions(tmp_path).files_after == 1
+    assert landed_ids(tmp_path) == before
+    assert erase_subject(tmp_path, "ann").decisions == 4
+    assert len(landed_ids(tmp_path)) == 4
+    expired = expire_decisions(tmp_path, retention_days=1, now=NOON + timedelta(days=9))
+    assert (expired.partitions, landed_ids(tmp_path)) == (1, [])
+    assert expire_decisions(tmp_path, retention_days=1, now=NOON + timedelta(days=9)).partitions == 0
+    assert {name: (tmp_path / name).read_text() for name in FOREIGN} == dict.fromkeys(FOREIGN, "not ours")
+
+
+def test_links_and_folders_are_no_segments(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("not ours")
+    data = tmp_path / "data"
+    write_segment(data, make_days(1, 2))
+    for suffix in ("seal", "open"):
+        (data / f"spool/link.{suffix}").symlink_to(elsewhere)
+        (data / f"spool/dangling.{suffix}").symlink_to(tmp_path / "nowhere")
+        (data / f"spool/folder.{suffix}").mkdir()
+    report = land_decisions(data)
+    assert (report.segments, report.decisions, report.quarantined) == (1, 2, {})
+    erase_subject(data, "nobody")
+    assert len(list((data / "spool").iterdir())) == 6
+    assert elsewhere.read_text() == "not ours"
+
+
+def test_a_data_folder_or_type_may_be_a_link_and_a_day_may_not(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    data = tmp_path / "data"
+    data.symlink_to(tmp_path / "real")
+    land_two_files(data)
+    of_type = (data / DAY).parent
+    of_type.rename(tmp_path / "type")
+    of_type.symlink_to(tmp_path / "type")
+    assert compact_decisions(data).files_after == 1
+    (data / DAY).rename(tmp_path / "day")
+    (data / DAY).symlink_to(tmp_path / "day")
+    land_two_files(data)
+    with pytest.raises(TableError, match="is a symbolic link"):
+        compact_decisions(data)
+    with pytest.raises(TableError, match="is a symbolic link"):
+        expire_decisions(data, retention_days=1, now=NOON + timedelta(days=9))
+    assert len(landed_ids(data)) == 8
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounting needs root")
+def test_a_read_only_folder_is_read_and_not_landed(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        write_segment(disk / "data", make_days(1, 2))
+        land_decisions(disk / "data")
+        write_segment(disk / "data", make_days(1, 2))
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(DataFolderError, match=r"cannot be locked for landing \(.lock: Read-only file system\)"):
+            land_decisions(disk / "data")
+        assert storage.sql(disk / "data", "SELECT count(*) FROM decisions").rows == [(2,)]
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        assert land_decisions(disk / "data").decisions == 2
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
