@@ -87,13 +87,13 @@ LIVES = {"training": die_training, "deploying": die_deploying, "undeploying": di
 @pytest.mark.parametrize(
     ("life", "death", "between"),
     [
-        ("training", Death("POST /v1/fine-tunes"), False),
+        pytest.param("training", Death("POST /v1/fine-tunes"), False, marks=pytest.mark.torture),
         ("training", Death("POST /v1/fine-tunes", answered=True), True),
         ("training", Death("GET /v1/fine-tunes/ft-*", answered=True), False),  # while it is followed
-        ("deploying", Death(ENDPOINT, answered=True), False),
+        pytest.param("deploying", Death(ENDPOINT, answered=True), False, marks=pytest.mark.torture),
         ("deploying", Death(DEPLOYMENT, answered=True), True),
         ("undeploying", Death("PATCH *", nth=2, answered=True), False),
-        ("undeploying", Death("DELETE *", answered=True), True),
+        pytest.param("undeploying", Death("DELETE *", answered=True), True, marks=pytest.mark.torture),
     ],
     ids=str,
 )
@@ -116,7 +116,7 @@ def test_killed_at_every_request(world: World, tmp_path: Path, life: str, answer
     raise AssertionError("it never came to its end")
 
 
-@pytest.mark.parametrize("command", [deaths.guard, deaths.reconcile])
+@pytest.mark.parametrize("command", [pytest.param(deaths.guard, marks=pytest.mark.torture), deaths.reconcile])
 def test_killed_guards_and_reconciliations_leave_nothing(world: World, command: Command) -> None:
     row = world.deploy()
     world.minutes(31)  # idle, and unwatched: it is to go
@@ -138,6 +138,7 @@ def test_ctrl_c_in_a_deployment_takes_it_down_at_once(world: World) -> None:
     settle(world)
 
 
+@pytest.mark.torture
 def test_ctrl_c_leaves_alone_what_another_process_deploys(world: World) -> None:
     model_id = world.model()
     world.emulator.fault("slow_cold_start", seconds=100)
