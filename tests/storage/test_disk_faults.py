@@ -39,6 +39,7 @@ def test_every_call_of_any_library_failing(tmp_path: Path, verb: str, mode: str)
                 raise AssertionError(f"{verb}, call {number}: {mode} of {said['failed']}: {said['error']}") from error
             shutil.rmtree(data)
             if not said["failed"]:
+                assert not said["error"]
                 break
             failed[said["failed"]] += 1
             unnoticed[said["failed"]] += not said["error"]

@@ -223,7 +223,7 @@ def fail_each(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("verb", "step"), [("land", 17), ("compact", 13), ("erase", 47), ("expire", 23), ("reland", 23)]
+    ("verb", "step"), [("land", 17), ("compact", 41), ("erase", 47), ("expire", 23), ("reland", 23)]
 )
 def test_calls_to_the_disk_failing(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_each(tmp_path, verb, step, monkeypatch)
