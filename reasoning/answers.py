@@ -119,7 +119,10 @@ def format_turn(decision: dict[str, Any]) -> str:
 
 def format_call(name: str, arguments: Any) -> str:
     """One `<tool_call>`. No `<` is left in its JSON, so that nothing in it can be taken for a tag."""
-    body = orjson.dumps({"name": name, "arguments": arguments}).decode().replace("<", "\\u003c")
+    try:
+        body = orjson.dumps({"name": name, "arguments": arguments}).decode().replace("<", "\\u003c")
+    except TypeError as error:  # a lone surrogate, or what is no JSON at all
+        raise UnparseableAnswer(f"the call of {_short(name)} cannot be written as JSON: {error}") from None
     return f"<tool_call>\n{body}\n</tool_call>"
 
 
