@@ -58,6 +58,8 @@ class Life:
     billed: Decimal = Decimal(0)
     _last_guarded: datetime | None = None
     _leased_at: datetime | None = None
+    _troubled: bool = False
+    _allowed: Decimal = Decimal(0)
     _ran_before: Decimal = Decimal(0)
     _overshoot_before: Decimal = Decimal(0)
     _ordered: int = 0
@@ -224,6 +226,7 @@ class Life:
         report = guard_costs(self.world.data, self.world.client, ledger=self.world.ledger, now=now)
         if report.skipped or report.errors:
             assert self._lease() == lease, f"the lease was renewed in spite of {report.errors}"
+            self._troubled = True
             return
         self._leased_at = now
         ready = {row["served_name"] for row in self.world.ledger.find("deployments", state="ready")}
@@ -231,13 +234,18 @@ class Life:
         assert routed <= (set() if report.level in ("drain", "stop") else ready), f"{routed} has traffic at {report}"
         # What ran since the last tick that could meter could not be stopped earlier. A started minute is a minute.
         ran = sum((Decimal(item["amount_usd"]) for item in self._bill("deployment")), Decimal(0))
-        rows = self.world.ledger.find("deployments")
+        rows = self.world.ledger.find("deployments", state=("intended", *BILLABLE_STATES, "stopped"))
         started = sum((Decimal(row["hourly_nano"]).scaleb(-9) / 60 for row in rows), Decimal(0))
         interval, self._ran_before = ran - self._ran_before + started, ran
         overshoot = self.world.ledger.spent() - self.limit
         self.worst_overshoot = max(self.worst_overshoot, overshoot)
-        allowed = max(interval, self._overshoot_before + started)  # the bill may add a started minute afterwards
-        assert overshoot <= allowed, f"{overshoot} over the budget, {interval} ran since"
+        # Once over the budget nothing may run on, but for what trouble kept from being stopped, and the last minutes.
+        if self._overshoot_before == 0:
+            self._allowed = interval + started
+        elif self._troubled:
+            self._allowed += interval
+        self._troubled = False
+        assert overshoot <= self._allowed, f"{overshoot} over the budget, {self._allowed} could not be stopped"
         self._overshoot_before = max(overshoot, Decimal(0))
 
     def _lease(self) -> datetime | None:
