@@ -36,19 +36,26 @@ import hashlib
 import os
 import re
 import secrets
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from gateway.errors import GatewayConfigError
 from gateway.prices import Price
+from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, switch, table, text
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 MIN_TOKEN_LENGTH = 16
+
+_table = partial(table, error=GatewayConfigError)
+_text = partial(text, error=GatewayConfigError)
+_number = partial(number, error=GatewayConfigError)
+_switch = partial(switch, error=GatewayConfigError)
+_refuse_unknown = partial(refuse_unknown, error=GatewayConfigError)
+_url = partial(server_url, instead="use api_key_env", error=GatewayConfigError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +127,7 @@ def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] =
     for name in _SWITCHES:
         if name in raw:
             values[name] = _switch(f"{file}: [gateway] {name}", raw[name])
-    coding = _table(f"{file}: [gateway.coding]", raw.get("coding", {}))
+    coding = _table(file, "gateway.coding", raw.get("coding", {}))
     _refuse_unknown(
         f"{file}: [gateway.coding]", coding, {*_CODING, "threshold", "classifier", "idle_timeout_s", "tools"}
     )
@@ -137,7 +144,7 @@ def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] =
     if (tools := coding.get("tools", "auto")) not in ("auto", "native", "text"):
         raise GatewayConfigError(f"{file}: [gateway.coding] tools: {tools!r} is none of auto, native, text")
     values["coding_tools"] = tools
-    decisions = _table(f"{file}: [gateway.decisions]", raw.get("decisions", {}))
+    decisions = _table(file, "gateway.decisions", raw.get("decisions", {}))
     _refuse_unknown(f"{file}: [gateway.decisions]", decisions, {"enabled"})
     if "enabled" in decisions:
         values["decisions"] = _switch(f"{file}: [gateway.decisions] enabled", decisions["enabled"])
@@ -163,19 +170,19 @@ def hash_token(token: str) -> bytes:
 
 def _keys(file: Path, raw: dict[str, Any], data: Path, env: Mapping[str, str]) -> tuple[Key, ...]:
     keys = []
-    for name, table in _table(f"{file}: [gateway.keys]", raw.get("keys", {})).items():
+    for name, key in _table(file, "gateway.keys", raw.get("keys", {})).items():
         place = f"{file}: [gateway.keys.{name}]"
-        table = _table(place, table)
-        _refuse_unknown(place, table, {"token_sha256", "token_env", "coding", "decisions"})
-        if "token_sha256" in table:
-            digest = _text(f"{place} token_sha256", table["token_sha256"])
+        key = _table(file, f"gateway.keys.{name}", key)
+        _refuse_unknown(place, key, {"token_sha256", "token_env", "coding", "decisions"})
+        if "token_sha256" in key:
+            digest = _text(f"{place} token_sha256", key["token_sha256"])
             if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
                 raise GatewayConfigError(f"{place} token_sha256: 64 hex digits are needed: printf %s TOKEN | sha256sum")
             token = bytes.fromhex(digest)
         else:
-            variable = _text(f"{place} token_env", table.get("token_env"))
+            variable = _text(f"{place} token_env", key.get("token_env"))
             token = hash_token(_token(variable, env.get(variable)))
-        switches = {k: _switch(f"{place} {k}", table[k]) for k in ("coding", "decisions") if k in table}
+        switches = {k: _switch(f"{place} {k}", key[k]) for k in ("coding", "decisions") if k in key}
         keys.append(Key(name=name, token_sha256=token, **switches))
     if value := env.get("REASONING_GATEWAY_TOKEN"):
         keys.append(Key(name="default", token_sha256=hash_token(_token("REASONING_GATEWAY_TOKEN", value))))
@@ -226,15 +233,15 @@ def _upstreams(
     if not isinstance(tables, list):
         raise GatewayConfigError(f"{file}: write [[gateway.{name}]], with two brackets: there may be several")
     found = []
-    for i, table in enumerate(tables):
+    for i, upstream in enumerate(tables):
         place = f"{file}: [[gateway.{name}]] number {i + 1}"
-        table = _table(place, table)
-        _refuse_unknown(place, table, {"url", "weight", "api_key_env"})
+        upstream = _table(file, f"gateway.{name}", upstream)
+        _refuse_unknown(place, upstream, {"url", "weight", "api_key_env"})
         found.append(
             UpstreamSettings(
-                url=_url(f"{place} url", table.get("url")),
-                weight=_number(f"{place} weight", table.get("weight", 1.0), float, 0.001, 1e6),
-                api_key=env.get(_text(f"{place} api_key_env", table.get("api_key_env", key_variable))),
+                url=_url(f"{place} url", upstream.get("url")),
+                weight=_number(f"{place} weight", upstream.get("weight", 1.0), float, 0.001, 1e6),
+                api_key=env.get(_text(f"{place} api_key_env", upstream.get("api_key_env", key_variable))),
             )
         )
     return tuple(found)
@@ -242,15 +249,15 @@ def _upstreams(
 
 def _prices(file: Path, raw: dict[str, Any]) -> tuple[Price, ...]:
     found = []
-    for model, table in _table(f"{file}: [gateway.prices]", raw.get("prices", {})).items():
+    for model, listed in _table(file, "gateway.prices", raw.get("prices", {})).items():
         place = f'{file}: [gateway.prices."{model}"]'
-        table = _table(place, table)
+        listed = _table(file, f'gateway.prices."{model}"', listed)
         names = [f"{kind}_usd_per_mtok" for kind in ("input", "output", "cache_read", "cache_write")]
-        _refuse_unknown(place, table, set(names))
+        _refuse_unknown(place, listed, set(names))
         given = {
-            name: Decimal(str(_number(f"{place} {name}", table[name], float, 0, 1e6)))
+            name: Decimal(str(_number(f"{place} {name}", listed[name], float, 0, 1e6)))
             for name in names
-            if name in table
+            if name in listed
         }
         if missing := [name for name in names[:2] if name not in given]:
             raise GatewayConfigError(f"{place} {missing[0]} is needed: US dollars a million tokens")
@@ -260,57 +267,8 @@ def _prices(file: Path, raw: dict[str, Any]) -> tuple[Price, ...]:
     return tuple(found)
 
 
-def _url(place: str, value: Any) -> str:
-    try:
-        parts = urlsplit(_text(place, value))
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
-    except ValueError:
-        good = False
-    if not good:
-        raise GatewayConfigError(f"{place}: {value!r} is not an http(s) URL")
-    if parts.username or parts.password:
-        raise GatewayConfigError(f"{place}: a URL must not hold a user name or password; use api_key_env")
-    return str(value).rstrip("/").removesuffix("/v1")
-
-
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text("utf-8")
+        return _table(file, "gateway", read_toml(file, GatewayConfigError).get("gateway", {}))
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise GatewayConfigError(f"{file}: {error.strerror}") from None
-    try:
-        return _table(f"{file}: [gateway]", tomllib.loads(text).get("gateway", {}))
-    except tomllib.TOMLDecodeError as error:
-        raise GatewayConfigError(f"{file}: not TOML: {error}") from None
-
-
-def _refuse_unknown(place: str, table: Mapping[str, Any], known: set[str]) -> None:
-    if unknown := sorted(table.keys() - known):
-        raise GatewayConfigError(f"{place} {unknown[0]} is not known; known are {', '.join(sorted(known))}")
-
-
-def _table(place: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise GatewayConfigError(f"{place}: a table is needed")
-    return value
-
-
-def _text(place: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise GatewayConfigError(f"{place}: text is needed, not {value!r}")
-    return value
-
-
-def _number(place: str, value: Any, kind: type, low: float, high: float) -> Any:
-    good = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    if not good or not low <= value <= high:
-        raise GatewayConfigError(f"{place}: {value!r} is not a number within {low}..{high}")
-    return kind(value)
-
-
-def _switch(place: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise GatewayConfigError(f"{place}: {value!r} is neither true nor false")
-    return value

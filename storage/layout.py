@@ -92,7 +92,7 @@ class Layout:
 
     def check(self) -> Layout:
         """Raise `DataFolderError` unless this is a data folder of ours, or an empty folder that may become one."""
-        mend = "set REASONING_DATA, or `data` in reasoning.toml, to the folder that the agents write to"
+        mend = "give the folder that the agents write to as --data FOLDER, REASONING_DATA, or `data` in reasoning.toml"
         if not self.data.exists():
             raise DataFolderError(f"there is no data folder {self.data}: {mend}")
         if not self.data.is_dir():
