@@ -198,8 +198,8 @@ def _decision_wire(d: Decision) -> dict[str, Any]:
     for subject in d.subject_ids:
         if not isinstance(subject, str):
             raise RecordError(f"subject_ids: text is needed, not {type(subject).__name__}")
-    wire = d.__dict__.copy()
-    wire["record"], wire["schema"] = "decision", SCHEMA_VERSION
+    # Landing knows a line of ours by these two at its start, and then parses it with its neighbours.
+    wire: dict[str, Any] = {"record": "decision", "schema": SCHEMA_VERSION, **d.__dict__}
     if d.ts.tzinfo is not UTC:
         wire["ts"] = _utc(d.ts)
     wire["tags"] = _json_text(d.tags) if d.tags else "{}"

@@ -73,7 +73,9 @@ def number(place: str, value: Any, kind: type, low: float, high: float, error: R
 
 def switch(place: str, value: Any, error: Raises) -> bool:
     """True or false, or one of the words for them that an environment variable may hold."""
-    word = str(value).strip().lower()
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else None
     if word not in (*_TRUE, *_FALSE):
         raise error(f"{place}: {value!r} is neither true nor false")
     return word in _TRUE

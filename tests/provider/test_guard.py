@@ -284,7 +284,8 @@ def test_a_ledger_that_cannot_be_written_stops_what_it_cannot_meter(world: World
     guard(world)
     assert world.ours() == []
     world.next_hours()
-    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    reconciled = reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert reconciled.errors == []
     assert world.ledger.spent() == world.emulator.bill({row["remote_id"]}) <= 14 * RATE / 60
 
 
