@@ -36,7 +36,7 @@ demo: $(SYNCED) ## the whole wheel on real conversations, on this machine, witho
 	@$(BIN)/reasoning demo
 
 test: $(SYNCED) ## the tests
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(SYNCED) ## ruff (lint and format) and mypy
 	@$(BIN)/ruff check .

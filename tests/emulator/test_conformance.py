@@ -22,6 +22,7 @@ async def test_sdk_takes_every_answer(server: Server, tmp_path: Path, use_async:
     assert "all passed" in transcript.render()
 
 
+@pytest.mark.torture  # a dozen starts of a command that takes its second to start
 def test_command_takes_every_answer(server: Server, tmp_path: Path) -> None:
     transcript = Transcript()
     check_cli(server.url, transcript, write_dataset(tmp_path / "dataset.jsonl"), tmp_path)

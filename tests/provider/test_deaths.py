@@ -89,10 +89,11 @@ LIVES = {"training": die_training, "deploying": die_deploying, "undeploying": di
     [
         pytest.param("training", Death("POST /v1/fine-tunes"), False, marks=pytest.mark.torture),
         ("training", Death("POST /v1/fine-tunes", answered=True), True),
-        ("training", Death("GET /v1/fine-tunes/ft-*", answered=True), False),  # while it is followed
+        # While it is followed.
+        pytest.param("training", Death("GET /v1/fine-tunes/ft-*", answered=True), False, marks=pytest.mark.torture),
         pytest.param("deploying", Death(ENDPOINT, answered=True), False, marks=pytest.mark.torture),
         ("deploying", Death(DEPLOYMENT, answered=True), True),
-        ("undeploying", Death("PATCH *", nth=2, answered=True), False),
+        pytest.param("undeploying", Death("PATCH *", nth=2, answered=True), False, marks=pytest.mark.torture),
         pytest.param("undeploying", Death("DELETE *", answered=True), True, marks=pytest.mark.torture),
     ],
     ids=str,
