@@ -117,7 +117,8 @@ def test_killed_at_every_request(world: World, tmp_path: Path, life: str, answer
     raise AssertionError("it never came to its end")
 
 
-@pytest.mark.parametrize("command", [pytest.param(deaths.guard, marks=pytest.mark.torture), deaths.reconcile])
+@pytest.mark.torture
+@pytest.mark.parametrize("command", [deaths.guard, deaths.reconcile])
 def test_killed_guards_and_reconciliations_leave_nothing(world: World, command: Command) -> None:
     row = world.deploy()
     world.minutes(31)  # idle, and unwatched: it is to go
