@@ -15,13 +15,14 @@ import storage
 from storage.land import land_decisions
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(
     ("after", "victim", "number"),
     [
         ("collect", "demo", signal.SIGINT),
-        pytest.param("check", "demo", signal.SIGINT, marks=pytest.mark.torture),
-        pytest.param("turn", "demo", signal.SIGTERM, marks=pytest.mark.torture),
-        pytest.param("check", "emulator", signal.SIGKILL, marks=pytest.mark.torture),
+        ("check", "demo", signal.SIGINT),
+        ("turn", "demo", signal.SIGTERM),
+        ("check", "emulator", signal.SIGKILL),
     ],
 )
 def test_stopped_on_the_way(tmp_path: Path, after: str, victim: str, number: signal.Signals) -> None:
