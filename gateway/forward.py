@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import aiohttp
 
 from gateway.errors import UpstreamError, UpstreamTimeout
 from gateway.exchange import Exchange
 from gateway.security import forwarded_headers, returned_headers
-from gateway.upstream import Pool, ask
+from gateway.upstream import Pool, Upstream, ask
 
 MAX_COPY_BYTES = 8 << 20
 
@@ -72,15 +72,7 @@ async def forward(
 async def fetch(exchange: Exchange, session: aiohttp.ClientSession, pool: Pool, *, path: bytes, body: bytes) -> Copy:
     """The answer to the client's request without sending it back, up to `MAX_COPY_BYTES`. Raises `UpstreamError`."""
     copy = Copy()
-    upstream, response = await ask(
-        session,
-        pool,
-        exchange.method,
-        path,
-        exchange.query,
-        lambda chosen: forwarded_headers(exchange.headers, exchange.admission, chosen.settings.api_key, identity=True),
-        body,
-    )
+    upstream, response = await _ask(exchange, session, pool, path, body, identity=True)
     try:
         copy.note(response)
         while copy.size <= MAX_COPY_BYTES and (chunk := await response.content.readany()):
@@ -94,6 +86,28 @@ async def fetch(exchange: Exchange, session: aiohttp.ClientSession, pool: Pool, 
     return copy
 
 
+def _ask(
+    exchange: Exchange,
+    session: aiohttp.ClientSession,
+    pool: Pool,
+    path: bytes,
+    body: bytes | AsyncIterator[bytes] | None,
+    *,
+    identity: bool,
+) -> Awaitable[tuple[Upstream, aiohttp.ClientResponse]]:
+    """`ask` with what the client sent; `identity` for an answer that we can read. Plain, as `Exchange.start` is."""
+    admission = exchange.admission
+    return ask(
+        session,
+        pool,
+        exchange.method,
+        path,
+        exchange.query,
+        lambda chosen: forwarded_headers(exchange.headers, admission, chosen.settings.api_key, identity=identity),
+        body,
+    )
+
+
 async def _forward(
     exchange: Exchange,
     session: aiohttp.ClientSession,
@@ -102,17 +116,7 @@ async def _forward(
     body: bytes | AsyncIterator[bytes] | None,
     copy: Copy | None,
 ) -> None:
-    upstream, response = await ask(
-        session,
-        pool,
-        exchange.method,
-        path,
-        exchange.query,
-        lambda chosen: forwarded_headers(
-            exchange.headers, exchange.admission, chosen.settings.api_key, identity=copy is not None
-        ),
-        body,
-    )
+    upstream, response = await _ask(exchange, session, pool, path, body, identity=copy is not None)
     try:
         with exchange.watch():
             await _send_back(exchange, response, copy)

@@ -241,11 +241,7 @@ async def check_eliza(work: Path, home: Path) -> None:
             status, out = await run(
                 *("node", str(HERE / "eliza.mjs"), plugin),
                 cwd=folder,
-                ANTHROPIC_BASE_URL=at.url,
-                ANTHROPIC_API_KEY=TOKEN,
-                OPENAI_BASE_URL=f"{at.url}/v1",
-                OPENAI_API_KEY=TOKEN,
-                LOG_LEVEL="fatal",
+                **eliza_env(at.url),
             )
             lines = [line for line in out.splitlines() if line.startswith('{"respond"')]
             expect(status == 0 and lines, out[-800:])
@@ -254,6 +250,17 @@ async def check_eliza(work: Path, home: Path) -> None:
             expect(found["plan"]["text"] == "On it" and "RUN_BUILD" in str(found["plan"]["actions"]), str(found))
             stats = await at.stats()
             expect(stats["custom"] == 2, f"{plugin}: {stats['by_route']} {stats['fallback_by_reason']}")
+
+
+def eliza_env(url: str) -> dict[str, str]:
+    """Both plugins of an elizaOS agent pointed at the gateway, whichever it loads."""
+    return {
+        "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_API_KEY": TOKEN,
+        "OPENAI_BASE_URL": f"{url}/v1",
+        "OPENAI_API_KEY": TOKEN,
+        "LOG_LEVEL": "fatal",
+    }
 
 
 async def check_eliza_agent(work: Path, home: Path) -> None:
@@ -285,11 +292,7 @@ async def check_eliza_agent(work: Path, home: Path) -> None:
             status, out = await run(
                 *("node", "eliza_agent.mjs", plugin, "Is the build red?", "Ada, is the build red?"),
                 cwd=folder,
-                ANTHROPIC_BASE_URL=at.url,
-                ANTHROPIC_API_KEY=TOKEN,
-                OPENAI_BASE_URL=f"{at.url}/v1",
-                OPENAI_API_KEY=TOKEN,
-                LOG_LEVEL="fatal",
+                **eliza_env(at.url),
                 PGLITE_DATA_DIR="memory://",
                 SECRET_SALT="only-for-this-test",
             )

@@ -13,6 +13,7 @@ import pytest
 from demo import folder
 from demo.errors import DemoError
 from demo.folder import MARKER, demo_folder
+from tests.disks import small_disk
 
 
 def run_demo(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -81,13 +82,7 @@ def test_too_small_a_disk_is_told_before_anything_starts(tmp_path: Path, monkeyp
 
 
 def test_a_full_disk_is_told_and_leaves_whole_segments(tmp_path: Path) -> None:
-    if os.geteuid() != 0 or sys.platform != "linux":
-        pytest.skip("mounting a small disk takes root on Linux")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=False).returncode:
-        pytest.skip("this root may not mount")
-    try:
+    with small_disk(tmp_path, 6) as disk:
         from rich.console import Console
 
         from demo.replay import ReplayClock
@@ -103,8 +98,6 @@ def test_a_full_disk_is_told_and_leaves_whole_segments(tmp_path: Path) -> None:
         read = read_segment(segment)
         assert sum(1 for _ in read.lines) > 500
         assert not read.bad
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_conversations_that_do_not_parse_are_named(tmp_path: Path) -> None:

@@ -106,13 +106,7 @@ def test_a_provider_whose_clock_is_wrong_is_charged_by_its_bill_in_the_end(world
         return world.now() + skew
 
     row = world.deploy()
-    world.client.endpoints.deployments.create(
-        endpoint_id=row["endpoint_id"],
-        name="double",
-        model=f"projects/{world.client.project_id}/models/{row['model_object_id']}",
-        config=row["config"],
-        autoscaling={"min_replicas": 1, "max_replicas": 1},
-    )
+    world.double(row)
     for _ in range(3):
         world.minutes(7)
         guard_costs(world.data, world.client, ledger=world.ledger, now=now())

@@ -161,13 +161,7 @@ def test_a_second_job_of_one_suffix_is_cancelled(world: World) -> None:
 
 def test_a_double_deployment_is_stopped_and_charged(world: World) -> None:
     row = world.deploy()
-    double = world.client.endpoints.deployments.create(
-        endpoint_id=row["endpoint_id"],
-        name="double",
-        model=f"projects/{world.client.project_id}/models/{row['model_object_id']}",
-        config=row["config"],
-        autoscaling={"min_replicas": 1, "max_replicas": 1},
-    )
+    double = world.double(row)
     world.minutes(5)
     report = reconcile(world)
     assert report.orphans == [f"deployment {double.id} beside {row['name']}"]
@@ -182,13 +176,7 @@ def test_a_double_deployment_is_stopped_and_charged(world: World) -> None:
 def test_what_was_charged_at_worst_and_never_billed_is_given_back_when_the_bill_stays_silent(world: World) -> None:
     row = world.deploy()
     world.emulator.fault("no_capacity")  # the double waits for hardware all its life, and costs nothing
-    world.client.endpoints.deployments.create(
-        endpoint_id=row["endpoint_id"],
-        name="double",
-        model=f"projects/{world.client.project_id}/models/{row['model_object_id']}",
-        config=row["config"],
-        autoscaling={"min_replicas": 1, "max_replicas": 1},
-    )
+    world.double(row)
     world.minutes(5)
     reconcile(world)
     (charge,) = (c for c in world.ledger.charges() if "double" in c["what"])

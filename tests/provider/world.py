@@ -173,6 +173,16 @@ class World:
         self.client.close()
         self.observer.close()
 
+    def double(self, row: dict[str, Any]) -> Any:
+        """A second deployment at the endpoint of `row`, as a create whose answer was lost leaves it."""
+        return self.client.endpoints.deployments.create(
+            endpoint_id=row["endpoint_id"],
+            name="double",
+            model=f"projects/{self.client.project_id}/models/{row['model_object_id']}",
+            config=row["config"],
+            autoscaling={"min_replicas": 1, "max_replicas": 1},
+        )
+
     def next_hours(self, hours: int = 3) -> None:
         self.emulator.advance(timedelta(hours=hours).total_seconds())
 

@@ -9,7 +9,6 @@ import io
 import os
 import random
 import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from storage.errors import StorageError
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.quarantine import read_quarantine
+from tests.disks import small_disk
 from tests.storage import faults
 from tests.storage.logs import (
     NOON,
@@ -268,13 +268,8 @@ def test_ten_thousand_reads_beside_a_constant_compactor(tmp_path: Path, method: 
     assert counts == {"right": reads}
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounting needs root")
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
+    with small_disk(tmp_path, 8) as disk:
         decisions = make_days(1, 700)
         for decision in decisions:
             decision.completion = os.urandom(1800).hex()
@@ -292,5 +287,3 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         filler.unlink()
         land_decisions(disk / "data")
         assert landed_ids(disk / "data") == sorted(kept)
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)

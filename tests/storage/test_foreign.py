@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from storage.errors import DataFolderError, TableError
 from storage.expire import expire_decisions
 from storage.land import land_decisions
 from storage.reland import reland_quarantine
+from tests.disks import small_disk
 from tests.storage.logs import NOON, landed_ids, make_days, write_segment
 
 DAY = "decisions/decision_type=should_respond/date=2026-11-20"
@@ -86,13 +86,8 @@ def test_a_data_folder_or_type_may_be_a_link_and_a_day_may_not(tmp_path: Path) -
     assert len(landed_ids(data)) == 8
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounting needs root")
 def test_a_read_only_folder_is_read_and_not_landed(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
+    with small_disk(tmp_path, 8) as disk:
         write_segment(disk / "data", make_days(1, 2))
         land_decisions(disk / "data")
         write_segment(disk / "data", make_days(1, 2))
@@ -102,5 +97,3 @@ def test_a_read_only_folder_is_read_and_not_landed(tmp_path: Path) -> None:
         assert storage.sql(disk / "data", "SELECT count(*) FROM decisions").rows == [(2,)]
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         assert land_decisions(disk / "data").decisions == 2
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
