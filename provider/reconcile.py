@@ -386,8 +386,8 @@ class Billed:
 def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
     """Compare the complete hours of the provider's bill with our charges, object by object, and charge the difference.
 
-    Of a deployment these are the hours up to the last that names it, and all that are older than `BILL_SILENCE`; one
-    that has ended may have no minute in its last hour. What ended is compared until `BILL_SILENCE` after its end.
+    Of a deployment these are the hours up to the last that names it, and all that are older than `BILL_SILENCE`. What
+    ended is compared until `BILL_SILENCE` after its end: only then is it certain that it cost nothing in its last hour.
     """
     complete, silent = _hour(report.now - BILL_LAG), _hour(report.now - BILL_SILENCE)
     jobs = [j for j in ledger.find("fine_tune_jobs", state=_ENDED_JOBS, reconciled_at=None) if j["remote_id"]]
@@ -400,11 +400,9 @@ def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -
         if job["remote_id"] in billed or job["updated_at"] < silent:
             _adjust(ledger, "fine_tune_jobs", job, billed, None, job["updated_at"] < silent, report)
     for row in deployments:
-        told, ended = billed.get(row["remote_id"], Billed()).until, row["state"] == "deleted" and row["updated_at"]
-        until: datetime | None = max(silent, told or silent)
-        if ended and ended < complete and told and ended < told + timedelta(hours=1):
-            until = None
-        _adjust(ledger, "deployments", row, billed, until, bool(ended and ended < silent), report)
+        until = max(silent, billed.get(row["remote_id"], Billed()).until or silent)
+        final = row["state"] == "deleted" and row["updated_at"] < silent
+        _adjust(ledger, "deployments", row, billed, until, final, report)
     report.difference_usd = report.billed_usd - report.charged_usd
 
 

@@ -367,7 +367,7 @@ class Life:
                         world.client, world.ledger, row["id"], now=world.now, wait=self.wait
                     )
                 )
-            world.next_hours(26)  # the bill has had its time
+            world.await_bill()
             self.guard()
             self.reconcile()
         assert world.ours() == []

@@ -93,7 +93,7 @@ def test_hours_without_a_tick_over_the_end_of_a_month_count_in_the_month_of_each
     assert abs(after - 90 * MINUTE) <= MINUTE
     assert world.ledger.spent("day", now=first) == after
     undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
-    world.next_hours(4)
+    world.await_bill()
     reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
     assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
 
@@ -112,7 +112,7 @@ def test_a_provider_whose_clock_is_wrong_is_charged_by_its_bill_in_the_end(world
         guard_costs(world.data, world.client, ledger=world.ledger, now=now())
         reconcile_provider(world.data, world.client, ledger=world.ledger, now=now())
     undeploy_model(world.client, world.ledger, row["id"], now=now, wait=world.wait)
-    world.next_hours(27)
+    world.await_bill()
     assert reconcile_provider(world.data, world.client, ledger=world.ledger, now=now()).errors == []
     rows = world.ledger.find("deployments")
     assert len(rows) == 2

@@ -35,7 +35,7 @@ def settle(world: World) -> None:
     """Everything down, the bill complete: it is what was charged, and nothing is held any more."""
     for row in world.ledger.find("deployments", state="ready"):
         undeploy_model(world.client, world.ledger, row["id"], drain_seconds=0, now=world.now, wait=world.wait)
-    world.next_hours(26)
+    world.await_bill()
     make_good(world)
     rows = (*world.ledger.find("deployments"), *world.ledger.find("fine_tune_jobs"))
     assert world.ledger.spent() == world.emulator.bill({row["remote_id"] for row in rows})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import provider.reconcile
 from provider.deployments import deploy_model, undeploy_model
 from provider.errors import CreationInDoubt
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
@@ -46,7 +47,7 @@ def test_charges_come_to_equal_the_bill_to_the_cent(world: World) -> None:
         world.minutes(minutes)
         guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
     undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
-    world.next_hours()
+    world.await_bill()
     first = reconcile(world)
     assert first.errors == []
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world)) == first.billed_usd
@@ -79,7 +80,7 @@ def test_objects_that_the_ledger_lost_are_stopped_and_charged(world: World) -> N
     for job in world.ledger.find("fine_tune_jobs", state="cancelling"):
         with pytest.raises(Exception, match="cancelled"):
             follow_fine_tune(world.client, world.ledger, job["id"], poll_seconds=0, now=world.now, wait=world.wait)
-    world.next_hours()
+    world.await_bill()
     reconcile(world)
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
     assert {row["remote_id"]} <= remote_ids(world)
@@ -168,7 +169,7 @@ def test_a_double_deployment_is_stopped_and_charged(world: World) -> None:
     reconcile(world)
     assert [d.id for d in world.client.endpoints.deployments.list(row["endpoint_id"])] == [row["remote_id"]]
     undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
-    world.next_hours()
+    world.await_bill()
     reconcile(world)
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
 
@@ -234,6 +235,26 @@ def test_what_vanished_at_the_provider_is_settled(world: World) -> None:
     reconcile(world)
     assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+def test_a_bill_whose_last_hour_is_late_gives_nothing_of_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.until_minute(50)
+    row = world.deploy()
+    world.minutes(40)
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    spent, bill = world.ledger.spent(), provider.reconcile.read_bill
+    first_hour = world.now().replace(minute=0, second=0, microsecond=0)
+    world.next_hours(4)
+    with monkeypatch.context() as late:
+        late.setattr(
+            provider.reconcile, "read_bill", lambda *args, since, until: bill(*args, since=since, until=first_hour)
+        )
+        report = reconcile(world)
+    assert 0 < report.billed_usd <= Decimal("5.49") / 6
+    assert spent - world.ledger.spent() <= Decimal("5.49") / 60  # no more than a minute begun twice
+    world.await_bill()
+    reconcile(world)
+    assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
 
 
 def test_a_late_bill_gives_no_money_back(world: World) -> None:

@@ -183,8 +183,17 @@ class World:
             autoscaling={"min_replicas": 1, "max_replicas": 1},
         )
 
-    def next_hours(self, hours: int = 3) -> None:
+    def next_hours(self, hours: int) -> None:
         self.emulator.advance(timedelta(hours=hours).total_seconds())
+
+    def until_minute(self, minute: int) -> None:
+        """To that minute of an hour, for what depends on where an hour ends."""
+        now = self.now()
+        self.emulator.advance((minute * 60 - now.minute * 60 - now.second - now.microsecond / 1e6) % 3600)
+
+    def await_bill(self) -> None:
+        """Until the bill has had its time for all that ended, at whatever minute of an hour that was."""
+        self.next_hours(26)
 
 
 def conversation(text: str, answer: str = "<response><action>RESPOND</action></response>") -> list[dict[str, str]]:
