@@ -12,6 +12,7 @@ import orjson
 from gateway.coding import DECISION_TYPE, Attempt, Plan
 from gateway.coding_records import CodingRequest, record_custom, record_original
 from gateway.decision_prompts import answer_decision_prompt, find_decision_prompt
+from gateway.episodes import told_episode
 from gateway.errors import Untranslatable
 from gateway.exchange import Exchange
 from gateway.forward import Copy, fetch, forward
@@ -52,8 +53,9 @@ async def _coding(
     key = exchange.admission.key
     assert key is not None
     session = session_of(request, exchange.admission.headers, key.name)
+    episode_id = told_episode(exchange.admission.headers, {}) or session
     chat: dict[str, Any] | None = None
-    plan, reason = Plan(), None
+    plan, reason, untranslatable = Plan(), None, None
     try:
         chat = to_chat(request, model="", images=state.settings.coding_images)
         if not enabled:
@@ -63,45 +65,85 @@ async def _coding(
         else:
             plan = state.coding.plan(session, chat)
     except Untranslatable as error:
+        untranslatable = error.reason
         reason = f"untranslatable_{error.reason}"
         log.debug("not translatable", extra={"fields": {"reason": error.reason}})
     if not enabled:
         reason = "disabled"
-    asked = None
-    if chat is not None:
-        price = find_price(state.settings.prices, request.get("model"))
-        now = datetime.now(UTC)
-        asked = CodingRequest(uuid7(now), now, session, key.name, exchange.request_id, plan, chat, price)
+    price = find_price(state.settings.prices, request.get("model"))
+    now = datetime.now(UTC)
+    asked = CodingRequest(
+        request_id=uuid7(now),
+        ts=now,
+        session=session,
+        episode_id=episode_id,
+        key=key.name,
+        gateway_request_id=exchange.request_id,
+        plan=plan,
+        body=request,
+        size=len(body),
+        chat=chat,
+        untranslatable=untranslatable,
+        price=price,
+    )
+    decision_id = uuid7(now) if state.settings.record else None
     attempt: Attempt | None = None
-    if plan.arm is not None and asked is not None:
-        with exchange.watch():
-            attempt = await state.coding.answer(exchange, plan, asked.chat)
-        if attempt is None:  # the client went away
-            return
-        record_custom(state, asked, attempt, saves=attempt.served and not attempt.failed)
-        if not attempt.failed:
-            state.sessions.put(session, "custom")
+    if plan.arm is not None and plan.route is not None and chat is not None:
+        attempt = Attempt(plan.arm, decision_id)
+        if await _answer(state, exchange, asked, attempt, plan.route, chat):
             _shadow(state, exchange, asked, path, body)
             return
-        state.sessions.put(session, "anthropic")  # also the retry that follows an error event
-        exchange.reason = attempt.reason
-        state.metrics.fallbacks.labels(DECISION_TYPE, attempt.reason).inc()
-        if attempt.served:
+        if attempt.served or exchange.gone:
             return
+        decision_id = uuid7(now) if decision_id else None
     else:
         exchange.reason = reason or plan.reason
         if exchange.reason:
             state.metrics.fallbacks.labels(DECISION_TYPE, exchange.reason).inc()
-        if enabled and chat is not None and plan.reason not in ("disabled", "no_route"):
+        begun = state.coding.is_routed() or state.sessions.side(session) == "custom"
+        if enabled and begun and untranslatable != "malformed":  # that, Anthropic refuses
             state.sessions.put(session, "anthropic")
-    copy = Copy() if state.settings.record and asked is not None else None
-    started = time.perf_counter()
+    copy: Copy | None = None
+    if decision_id is not None:
+        started, fallback = time.perf_counter(), attempt.reason if attempt else plan.reason
+
+        async def keep(copy: Copy) -> None:
+            latency_ms = (time.perf_counter() - started) * 1000
+            await record_original(state, asked, copy, latency_ms, decision_id=decision_id, fallback=fallback)
+
+        copy = Copy([(b"x-reasoning-decision-id", str(decision_id).encode())], keep)
     await forward(exchange, state.http, state.anthropic, path=path, body=body, copy=copy)
-    if asked is None or copy is None or not copy.usable:
-        return
-    fallback = attempt.reason if attempt else plan.reason
-    record_original(state, asked, copy, (time.perf_counter() - started) * 1000, fallback=fallback)
-    _shadow(state, exchange, asked, path, body)
+    if copy is not None and copy.usable:
+        _shadow(state, exchange, asked, path, body)
+
+
+async def _answer(
+    state: State, exchange: Exchange, asked: CodingRequest, attempt: Attempt, route: Route, chat: dict[str, Any]
+) -> bool:
+    """Have the model answer, and keep what came of it. False where Anthropic has to answer, now or when asked again."""
+    kept = False
+
+    async def keep() -> None:
+        nonlocal kept
+        kept = True
+        await record_custom(state, asked, attempt, saves=not attempt.failed)
+
+    with exchange.watch():
+        await state.coding.answer(exchange, attempt, route, chat, keep)
+    if exchange.gone:
+        if attempt.served and not kept:  # what it had said until then was read, and is paid for
+            attempt.detail = "the client went away"
+            await keep()
+        return False
+    if not attempt.failed:
+        state.sessions.put(asked.session, "custom")
+        return True
+    if not kept:
+        await record_custom(state, asked, attempt, saves=False)
+    state.sessions.put(asked.session, "anthropic")  # also the retry that follows an error event
+    exchange.reason = attempt.reason
+    state.metrics.fallbacks.labels(DECISION_TYPE, attempt.reason).inc()
+    return False
 
 
 def _shadow(state: State, exchange: Exchange, asked: CodingRequest, path: bytes, body: bytes) -> None:
@@ -118,8 +160,8 @@ def _shadow(state: State, exchange: Exchange, asked: CodingRequest, path: bytes,
 
 
 async def _ask_model(state: State, asked: CodingRequest, route: Route, arm: Arm) -> None:
-    if state.coding.may_ask(arm, asked.chat):
-        record_custom(state, asked, await state.coding.ask_beside(arm, route, asked.chat), saves=False)
+    if asked.chat is not None and state.coding.may_ask(arm, asked.chat):
+        await record_custom(state, asked, await state.coding.ask_beside(arm, route, asked.chat), saves=False)
 
 
 async def _ask_anthropic(
@@ -128,7 +170,7 @@ async def _ask_anthropic(
     started = time.perf_counter()
     copy = await fetch(exchange, state.http, state.anthropic, path=path, body=body)
     if copy.usable:
-        record_original(state, asked, copy, (time.perf_counter() - started) * 1000, shadow=arm)
+        await record_original(state, asked, copy, (time.perf_counter() - started) * 1000, shadow=arm)
 
 
 def _parse(body: bytes) -> dict[str, Any] | None:

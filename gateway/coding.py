@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 import orjson
@@ -18,10 +19,11 @@ import orjson
 from gateway.asked import Asked, asked_of, shorten_names
 from gateway.errors import ModelAnswerError, Untranslatable
 from gateway.exchange import Exchange
+from gateway.security import Headers
 from gateway.sse import encode_event
 from gateway.translate import to_message
 from gateway.translate_stream import ChatStream, error_event
-from gateway.turns import in_text, is_asked_in_text
+from gateway.turns import in_text, is_asked_in_text, shows_pictures
 from reasoning.breaker import CircuitBreaker
 from reasoning.completion import measure_confidence, read_completion
 from reasoning.config import Config, api_key_for
@@ -35,6 +37,9 @@ PATH = "/v1/chat/completions"
 PING_S = 15.0
 READ_OUT_S = 0.05
 MAX_ANSWER_BYTES = 32 << 20
+
+Keep = Callable[[], Awaitable[None]]
+"""Puts an attempt on record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Attempt:
     """What a call of the model came to. `served`: the client has got its answer, or at least its beginning."""
 
     arm: Arm
+    decision_id: UUID | None = None  # of the row in the log, where there is to be one
     served: bool = False
     failed: bool = False
     reason: FallbackReason | None = None
@@ -62,7 +68,24 @@ class Attempt:
     confidence: float | None = None  # only where the route asks for one
     input_tokens: int | None = None
     output_tokens: int | None = None
+    started_at: float = field(default_factory=time.perf_counter)
     latency_ms: float = 0.0
+
+    def note(self, content: list[dict[str, Any]], usage: dict[str, int], stop_reason: str | None) -> None:
+        """Keep what was said so far."""
+        self.content, self.stop_reason = content, stop_reason
+        self.input_tokens = usage["input_tokens"] + usage["cache_read_input_tokens"]
+        self.output_tokens = usage["output_tokens"]
+        self.latency_ms = (time.perf_counter() - self.started_at) * 1000
+
+    @property
+    def headers(self) -> Headers:
+        """What the client is told of who answered."""
+        told = [
+            (b"x-reasoning-source", b"custom"),
+            (b"x-reasoning-model", str(self.arm.model).encode("ascii", "replace")),
+        ]
+        return told + ([(b"x-reasoning-decision-id", str(self.decision_id).encode())] if self.decision_id else [])
 
 
 class _CallFailed(Exception):
@@ -112,6 +135,8 @@ class CodingModel:
             return Plan(route=route, drawn=drawn, probability=probability)
         if chat.get("tool_choice", "auto") not in ("auto", "none") and is_asked_in_text(drawn, self._tools):
             raise Untranslatable("tool_choice", "a model that writes its calls as text cannot be made to")
+        if shows_pictures(chat) and is_asked_in_text(drawn, self._tools):
+            raise Untranslatable("image", "a model that is asked in text sees none")
         replicas = [
             arm
             for arm in route.arms
@@ -122,27 +147,32 @@ class CodingModel:
                 return Plan(arm=arm, route=route, drawn=drawn, probability=probability)
         return Plan(reason="circuit_open", route=route, drawn=drawn, probability=probability)
 
-    async def answer(self, exchange: Exchange, plan: Plan, chat: dict[str, Any]) -> Attempt:
+    def is_routed(self) -> bool:
+        """Is there a route, be its lease in force or not?"""
+        return self._config.enabled and self._lease.find(DECISION_TYPE, self._clock())[1] != "no_route"
+
+    async def answer(
+        self, exchange: Exchange, attempt: Attempt, route: Route, chat: dict[str, Any], keep: Keep
+    ) -> None:
         """Ask the model and answer the client. Before the first byte every failure leaves `served` false; after it the
-        client gets an `error` event. Call it inside `exchange.watch()`."""
-        arm, route = plan.arm, plan.route
-        assert arm is not None
-        assert route is not None
-        attempt = Attempt(arm)
+        client gets an `error` event. What was served is kept before its end goes out. Call it inside
+        `exchange.watch()`."""
         if chat.get("stream"):
-            await self._call(attempt, self._stream(exchange, route, chat, attempt))
+            await self._call(attempt, self._stream(exchange, route, chat, attempt, keep))
             if attempt.failed and attempt.served:
+                await keep()
                 await self._break_off(exchange)
         elif (message := await self._call(attempt, self._whole(route, chat, attempt))) is not None:
             attempt.served = True
             exchange.served_by = "custom"
-            await exchange.reply(200, orjson.dumps(message), _source_headers(arm))
-        return attempt
+            await keep()
+            await exchange.reply(200, orjson.dumps(message), attempt.headers)
 
     def may_ask(self, arm: Arm, chat: dict[str, Any]) -> bool:
         """May this arm be asked beside the answer? Then it holds its breaker's leave, and `ask_beside` must follow."""
         forced = chat.get("tool_choice", "auto") not in ("auto", "none")
-        return not (forced and is_asked_in_text(arm, self._tools)) and self._breaker(arm).allow()
+        more_than_text = forced or shows_pictures(chat)
+        return not (more_than_text and is_asked_in_text(arm, self._tools)) and self._breaker(arm).allow()
 
     async def ask_beside(self, arm: Arm, route: Route, chat: dict[str, Any]) -> Attempt:
         """Ask without serving: for shadow arms."""
@@ -154,7 +184,6 @@ class CodingModel:
     async def _call(self, attempt: Attempt, call: Coroutine[Any, Any, Any]) -> Any:
         """Await one call of the model and note what became of it. None where it failed."""
         breaker, place = self._breaker(attempt.arm), _place(attempt.arm)
-        started = time.perf_counter()
         self._active[place] = self._active.get(place, 0) + 1
         settled = False
         try:
@@ -177,7 +206,7 @@ class CodingModel:
             if not settled:
                 breaker.release()
             self._active[place] -= 1
-            attempt.latency_ms = (time.perf_counter() - started) * 1000
+            attempt.latency_ms = attempt.latency_ms or (time.perf_counter() - attempt.started_at) * 1000
 
     def breaker_states(self) -> dict[str, str]:
         """State by model and place, for the statistics."""
@@ -220,14 +249,16 @@ class CodingModel:
         except orjson.JSONDecodeError:
             raise _CallFailed("provider_error", "the answer is not JSON") from None
         message = to_message(completion, asked)
-        _note(attempt, message["content"], message["usage"], message["stop_reason"])
+        attempt.note(message["content"], message["usage"], message["stop_reason"])
         if route.min_confidence > 0:
             attempt.confidence = _confidence(body)
             if attempt.confidence is None or attempt.confidence < route.min_confidence:
                 raise _CallFailed("low_confidence", f"{attempt.confidence} is less than {route.min_confidence}")
         return message
 
-    async def _stream(self, exchange: Exchange, route: Route, chat: dict[str, Any], attempt: Attempt) -> None:
+    async def _stream(
+        self, exchange: Exchange, route: Route, chat: dict[str, Any], attempt: Attempt, keep: Keep
+    ) -> None:
         arm = attempt.arm
         asked = self._asked(arm, chat)
         stream = ChatStream(asked)
@@ -244,17 +275,19 @@ class CodingModel:
             attempt.served = True
             exchange.served_by = "custom"
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-            headers += [(b"request-id", exchange.request_id.encode()), *_source_headers(arm)]
+            headers += [(b"request-id", exchange.request_id.encode()), *attempt.headers]
             await exchange.start(200, headers)
-            await exchange.write(out)
             while not stream.finished:
-                chunk = await self._next(exchange, response)
-                if out := stream.feed(chunk) if chunk else stream.finish():
+                if out:
                     await exchange.write(out)
-            await exchange.write(b"", more=False)
+                chunk = await self._next(exchange, response)
+                out = stream.feed(chunk) if chunk else stream.finish()
+            attempt.note(stream.content, stream.usage, stream.stop_reason)
+            await keep()
+            await exchange.write(out, more=False)
             await _read_out(response)
         finally:
-            _note(attempt, stream.content, stream.usage, stream.stop_reason)
+            attempt.note(stream.content, stream.usage, stream.stop_reason)
             if response is not None:
                 response.close()
 
@@ -329,14 +362,3 @@ def _confidence(body: bytes) -> float | None:
         return measure_confidence("code", read_completion(200, body))
     except CallFailed:
         return None
-
-
-def _note(attempt: Attempt, content: list[dict[str, Any]], usage: dict[str, int], stop_reason: str | None) -> None:
-    attempt.content, attempt.stop_reason = content, stop_reason
-    attempt.input_tokens = usage["input_tokens"] + usage["cache_read_input_tokens"]
-    attempt.output_tokens = usage["output_tokens"]
-
-
-def _source_headers(arm: Arm) -> list[tuple[bytes, bytes]]:
-    model = str(arm.model).encode("ascii", "replace")
-    return [(b"x-reasoning-source", b"custom"), (b"x-reasoning-model", model)]

@@ -13,7 +13,8 @@ from gateway.forward import Copy
 from gateway.prices import Price
 from gateway.read_answers import Said, read_answer
 from gateway.state import State
-from gateway.turns import render_turns
+from gateway.turns import render_turns, shows_pictures
+from gateway.untranslated import describe_chat
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.ids import uuid7
@@ -23,19 +24,28 @@ from reasoning.routes import Arm
 
 @dataclass(frozen=True, slots=True)
 class CodingRequest:
-    """What the rows of one request have in common. `price` is that of the model that the client asked for."""
+    """What the rows of one request have in common. `session` is whose side is kept; the log has the `episode_id`, which
+    is the same unless the client gave it. `price` is that of the model that the client asked for.
+
+    `chat` is what `body`, of `size` bytes, says in the chat API; where it is None for the reason `untranslatable`, the
+    log has the text of `gateway.untranslated`.
+    """
 
     request_id: UUID
     ts: datetime
     session: str
+    episode_id: str
     key: str
     gateway_request_id: str
     plan: Plan
-    chat: dict[str, Any]
+    body: dict[str, Any]
+    size: int
+    chat: dict[str, Any] | None
+    untranslatable: str | None
     price: Price | None
 
 
-def record_custom(state: State, request: CodingRequest, attempt: Attempt, *, saves: bool) -> None:
+async def record_custom(state: State, request: CodingRequest, attempt: Attempt, *, saves: bool) -> None:
     """Log what a model answered, and count its tokens. `saves`: it was asked in the upstream's place."""
     arm = attempt.arm
     input_tokens, output_tokens = attempt.input_tokens or 0, attempt.output_tokens or 0
@@ -58,22 +68,23 @@ def record_custom(state: State, request: CodingRequest, attempt: Attempt, *, sav
             ],
             stop=attempt.stop_reason,
         )
-        row = _row(state, request, said, arm)
+        row = _row(state, request, said, arm, attempt.decision_id)
         row.source, row.model, row.served = "custom", arm.model, attempt.served
         row.confidence, row.fallback_reason, row.error = attempt.confidence, attempt.reason, attempt.detail
         row.latency_ms, row.cost_usd = attempt.latency_ms, cost
         row.input_tokens, row.output_tokens = attempt.input_tokens, attempt.output_tokens
         return [row]
 
-    state.recorder.submit(make, _size(request.chat))
+    await state.recorder.record(make, request.size)
 
 
-def record_original(
+async def record_original(
     state: State,
     request: CodingRequest,
     copy: Copy,
     latency_ms: float,
     *,
+    decision_id: UUID | None = None,
     fallback: FallbackReason | None = None,
     shadow: Arm | None = None,
 ) -> None:
@@ -85,20 +96,21 @@ def record_original(
         except ModelAnswerError:
             return []  # an error within a 200, or a cut answer: nothing was answered
         state.metrics.count_tokens("anthropic", said.input_tokens or 0, said.output_tokens or 0)
-        row = _row(state, request, said, shadow or request.plan.drawn)
+        row = _row(state, request, said, shadow or request.plan.drawn, decision_id)
         row.served, row.fallback_reason, row.latency_ms = shadow is None, fallback, latency_ms
         row.input_tokens, row.output_tokens = said.input_tokens, said.output_tokens
         row.cost_usd = said.cost_usd(request.price)
         state.metrics.upstream_spend.inc(row.cost_usd or 0.0)
         return [row]
 
-    state.recorder.submit(make, copy.size + _size(request.chat))
+    await state.recorder.record(make, copy.size + request.size)
 
 
-def _row(state: State, request: CodingRequest, said: Said, arm: Arm | None) -> Decision:
+def _row(state: State, request: CodingRequest, said: Said, arm: Arm | None, decision_id: UUID | None) -> Decision:
     """One row. Only what its author ended itself is valid: an answer that a limit cut teaches nobody."""
     plan = request.plan
-    messages = render_turns(request.chat)
+    chat, missing = _chat(request)
+    messages = render_turns(chat)
     parsed = None
     if said.whole:
         try:
@@ -106,26 +118,33 @@ def _row(state: State, request: CodingRequest, said: Said, arm: Arm | None) -> D
         except UnparseableAnswer:
             parsed = None
     return Decision(
-        decision_id=uuid7(request.ts),
+        decision_id=decision_id or uuid7(request.ts),
         request_id=request.request_id,
         ts=request.ts,
         decision_type=DECISION_TYPE,
         source="original",
         served=True,
         agent_id=state.config.agent_id or f"gateway:{request.key}",
-        episode_id=request.session,
+        episode_id=request.episode_id,
         config_hash=arm.config_hash if arm else None,
         experiment=plan.route.experiment if plan.route else None,
         arm=arm.name if arm else None,
         arm_probability=plan.probability if arm is not None and arm.mode == "live" else None,
         messages=messages,
-        tools=request.chat.get("tools"),
+        tools=chat.get("tools"),
         completion=said.completion,
         decision=parsed,
         valid=parsed is not None,
-        tags={"door": "anthropic", "gateway_request_id": request.gateway_request_id},
+        tags={"door": "anthropic", "gateway_request_id": request.gateway_request_id}
+        | ({"untranslated": ",".join(sorted(missing))} if missing else {}),
     )
 
 
-def _size(chat: dict[str, Any]) -> int:
-    return sum(len(str(message.get("content") or "")) for message in chat["messages"]) + 1000
+def _chat(request: CodingRequest) -> tuple[dict[str, Any], set[str]]:
+    """The conversation, and what its text lacks of what was asked."""
+    if request.chat is not None:
+        return request.chat, {"image"} if shows_pictures(request.chat) else set()
+    chat, missing = describe_chat(request.body)
+    if request.untranslatable and not request.untranslatable.endswith("block"):  # that one is named by its type
+        missing.add(request.untranslatable)
+    return chat, missing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import aiohttp
 
@@ -15,11 +15,19 @@ MAX_COPY_BYTES = 8 << 20
 
 
 class Copy:
-    """What went back to the client, kept for the recorder up to `MAX_COPY_BYTES`."""
+    """What goes back to the client, kept for the recorder up to `MAX_COPY_BYTES`.
 
-    __slots__ = ("complete", "content_type", "encoded", "parts", "size", "status")
+    An answer that can be recorded gets `headers` besides its own. `keep` is awaited when it is whole and before its end
+    goes out.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("complete", "content_type", "encoded", "headers", "keep", "parts", "size", "status")
+
+    def __init__(
+        self, headers: Sequence[tuple[bytes, bytes]] = (), keep: Callable[[Copy], Awaitable[None]] | None = None
+    ) -> None:
+        self.headers = headers
+        self.keep = keep
         self.parts: list[bytes] = []
         self.size = 0
         self.status = 0
@@ -38,9 +46,19 @@ class Copy:
         if self.size <= MAX_COPY_BYTES:
             self.parts.append(part)
 
+    async def finish(self) -> None:
+        """All of it is here."""
+        self.complete = True
+        if self.keep is not None and self.usable:
+            await self.keep(self)
+
+    @property
+    def readable(self) -> bool:
+        return self.status == 200 and not self.encoded
+
     @property
     def usable(self) -> bool:
-        return self.complete and self.status == 200 and not self.encoded and self.size <= MAX_COPY_BYTES
+        return self.complete and self.readable and self.size <= MAX_COPY_BYTES
 
     @property
     def body(self) -> bytes:
@@ -129,6 +147,9 @@ async def _send_back(exchange: Exchange, response: aiohttp.ClientResponse, copy:
     headers = returned_headers(response.raw_headers)
     if copy is not None:
         copy.note(response)
+        if copy.readable:
+            own = {name for name, _ in copy.headers}
+            headers = [*(header for header in headers if header[0] not in own), *copy.headers]
     if response.status in (204, 304):
         headers = [header for header in headers if header[0] != b"content-length"]
     await exchange.start(response.status, headers)
@@ -139,13 +160,15 @@ async def _send_back(exchange: Exchange, response: aiohttp.ClientResponse, copy:
             if copy is not None:
                 copy.add(chunk)
             left -= len(chunk)
+            if left == 0 and copy is not None:
+                await copy.finish()
             await exchange.write(chunk, more=left != 0)
     except (aiohttp.ClientError, ConnectionError, TimeoutError):
         exchange.reason = "upstream_cut"
         return  # without an end: the server cuts the connection
-    if copy is not None:
-        copy.complete = True
     if not exchange.finished:
+        if copy is not None:
+            await copy.finish()
         await exchange.write(b"", more=False)
 
 

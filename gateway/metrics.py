@@ -70,6 +70,9 @@ class Metrics:
         self.dropped = Counter(
             "reasoning_gateway_records_dropped", "Records that could not be written", ["reason"], registry=r
         )
+        self.late = Counter(
+            "reasoning_gateway_records_late", "Answers that did not wait for their record: the disk is slow", registry=r
+        )
         self._children: dict[tuple[str, str, int], tuple[Any, Any, Any]] = {}
 
     def answered(self, route: str, served_by: str, status: int, latency: float, first_byte: float | None) -> None:
@@ -128,6 +131,7 @@ class Metrics:
             "shadows": {labels["outcome"]: int(value) for labels, value in _samples(self.shadows)},
             "client_disconnects": int(next((value for _, value in _samples(self.disconnects)), 0)),
             "recorded": int(next((value for _, value in _samples(self.recorded)), 0)),
+            "records_late": int(next((value for _, value in _samples(self.late)), 0)),
             "records_dropped": {labels["reason"]: int(value) for labels, value in _samples(self.dropped)},
         }
 

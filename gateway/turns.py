@@ -27,6 +27,7 @@ from typing import Any
 
 import orjson
 
+from gateway.untranslated import picture
 from reasoning.answers import format_call
 from reasoning.records import Message
 from reasoning.routes import Arm
@@ -68,6 +69,11 @@ def render_turns(chat: dict[str, Any]) -> list[Message]:
     return rendered
 
 
+def shows_pictures(chat: dict[str, Any]) -> bool:
+    """Is there anything in a chat request that its text only names?"""
+    return any(isinstance(message.get("content"), list) for message in chat["messages"])
+
+
 def in_text(chat: dict[str, Any]) -> dict[str, Any]:
     """The chat request with its tools as text."""
     kept = {key: value for key, value in chat.items() if key not in ("tools", "tool_choice", "parallel_tool_calls")}
@@ -77,7 +83,9 @@ def in_text(chat: dict[str, Any]) -> dict[str, Any]:
 def _text(message: dict[str, Any]) -> str:
     content = message.get("content") or ""
     if isinstance(content, list):
-        content = "\n".join(part["text"] if part["type"] == "text" else "[image]" for part in content)
+        content = "\n".join(
+            part["text"] if part["type"] == "text" else picture(part["image_url"]["url"]) for part in content
+        )
     if message["role"] == "tool":
         return f"<tool_response>\n{content}\n</tool_response>"
     functions = [call["function"] for call in message.get("tool_calls") or []]

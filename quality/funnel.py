@@ -35,6 +35,7 @@ REASONS = (
     "self_label",
     "weaker_label",
     "tools",
+    "untranslated",
     "invalid",
     "too_long",
     "duplicate",
@@ -66,6 +67,7 @@ SELECT l.request_id, l.decision_id, l.ts, l.episode_id, l.messages, l.label, l.l
            WHEN l.label IS NULL THEN 'no_label'
            WHEN l.label_source = 'custom' THEN 'self_label'
            WHEN l.tools IS NOT NULL AND NOT contains(l.messages[1].content, '<tools>') THEN 'tools'
+           WHEN json_extract_string(l.tags, '$.untranslated') IS NOT NULL THEN 'untranslated'
        END AS dropped
 FROM labelled_decisions AS l
 LEFT JOIN decisions AS o

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from base64 import b64encode
+from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -10,6 +13,7 @@ import pytest
 
 from gateway.sessions import Sessions
 from reasoning.routes import Arm
+from reasoning.spool import read_segment
 from tests.gateway import scripted
 from tests.gateway.conftest import Running, Start
 from tests.gateway.legal import read_legal_stream
@@ -218,6 +222,9 @@ async def test_client_that_goes_stops_the_model(start: Start) -> None:
         while running.gateway.active:
             await asyncio.sleep(0.01)
     assert set(running.gateway.state.coding._active.values()) == {0}
+    [row] = await running.records()  # what it had said is on record, and teaches nothing
+    assert (row["source"], row["served"], row["valid"]) == ("custom", True, False)
+    assert row["error"] == "the client went away"
 
 
 @pytest.mark.parametrize(
@@ -317,46 +324,168 @@ async def test_conversation_of_our_tools_goes_on_at_the_model(start: Start) -> N
     assert rows[1]["messages"][-1] == {"role": "user", "content": "<tool_response>\nok\n</tool_response>"}
 
 
+PDF = b"%PDF-1.7 secret bytes"
+PDF_NAME = f"[document: application/pdf, {len(PDF)} bytes, sha256 {sha256(PDF).hexdigest()}]"
+DOCUMENT = {
+    "type": "document",
+    "source": {"type": "base64", "media_type": "application/pdf", "data": b64encode(PDF).decode()},
+}
+
+
+def turn(*blocks: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [*blocks, {"type": "text", "text": "fix the code"}]}]}
+
+
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "untranslated", "said"),
     [
-        {"tools": [*TOOLS, {"type": "web_search_20260209", "name": "web_search"}]},
-        {
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x"}},
-                        {"type": "text", "text": "fix the code"},
-                    ],
-                }
-            ]
-        },
-        {"messages": [{"role": "user", "content": "fix the code"}, {"role": "assistant", "content": "def f("}]},
-        {"mcp_servers": [{"url": "https://x"}]},
-        {"a_field_of_the_future": 1},
+        ({"tools": [*TOOLS, {"type": "web_search_20260209", "name": "web_search"}]}, "server_tool", "fix the bug"),
+        (
+            turn({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x"}}),
+            "image",
+            "[image: image/png, 1 bytes, sha256 ",
+        ),
+        (turn(DOCUMENT), "document", f"{PDF_NAME}\nfix the code"),
+        (
+            turn({"type": "document", "source": {"type": "url", "url": "https://u:p@x.org/a.pdf?sig=secret#s"}}),
+            "document",
+            "[document: https://x.org/a.pdf]\nfix",
+        ),
+        (
+            turn({"type": "container_upload", "file_id": "file_1"}),
+            "container_upload",
+            "[container_upload: JSON, 46 bytes, sha256 ",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "fix the code"},
+                    {
+                        "role": "assistant",
+                        "content": [
+                            {"type": "text", "text": "I read."},
+                            {"type": "tool_use", "id": "toolu_rsn1", "name": "Read", "input": {"path": "a.pdf"}},
+                        ],
+                    },
+                    {
+                        "role": "user",
+                        "content": [{"type": "tool_result", "tool_use_id": "toolu_rsn1", "content": [DOCUMENT]}],
+                    },
+                ]
+            },
+            "document",
+            f"<tool_response>\n{PDF_NAME}\n</tool_response>",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "fix the code"}, {"role": "assistant", "content": "def f("}]},
+            "prefill",
+            "def f(",
+        ),
+        ({"mcp_servers": [{"url": "https://x", "authorization_token": "secret"}]}, "unknown_field", "fix the bug"),
+        ({"a_field_of_the_future": 1}, "unknown_field", "fix the bug"),
     ],
 )
-async def test_what_cannot_be_translated_goes_to_anthropic_unchanged(start: Start, fields: dict[str, Any]) -> None:
+async def test_what_cannot_be_translated_goes_to_anthropic_unchanged_and_is_on_record(
+    start: Start, fields: dict[str, Any], untranslated: str, said: str
+) -> None:
     running = await start()
     running.route()
     running.anthropic.script = json(ANTHROPIC_MESSAGE)
-    assert (await ask(running, coding(**fields)))[0] == 200
+    status, headers, _ = await ask(running, coding(**fields))
+    assert status == 200
     assert running.model.seen == []
     assert running.anthropic.last.json == coding(**fields)
     [reason] = running.gateway.state.metrics.statistics()["fallback_by_reason"]
     assert reason.startswith("coding:untranslatable_")
+    [row] = await running.records()
+    assert (row["source"], row["served"], row["valid"]) == ("original", True, True)
+    assert str(row["decision_id"]) == headers["x-reasoning-decision-id"]
+    assert orjson.loads(row["tags"])["untranslated"] == untranslated
+    assert said in row["messages"][-1]["content"]
+    assert b64encode(PDF).decode() not in str(row)
+    assert "secret" not in str(row)
 
 
-async def test_images_when_the_model_takes_them(start: Start) -> None:
+async def test_a_session_that_left_for_what_cannot_be_translated_does_not_come_back(start: Start) -> None:
+    running = await start()
+    running.route()
+    running.model.script, running.anthropic.script = json(chat_answer()), json(ANTHROPIC_MESSAGE)
+    session = {"x-claude-code-session-id": "s1", **running.headers}
+    served = []
+    for fields in ({}, turn(DOCUMENT), {}):
+        _, headers, _ = await ask(running, coding(**fields), headers=session)
+        served.append(headers.get("x-reasoning-source"))
+    assert served == ["custom", None, None]
+
+
+async def test_a_picture_that_the_model_saw_is_but_named_in_the_log(start: Start) -> None:
     running = await start(coding_images=True)
     running.route()
     running.model.script = json(chat_answer())
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}
-    body = coding(messages=[{"role": "user", "content": [image, {"type": "text", "text": "fix the code"}]}])
-    _, headers, _ = await ask(running, body)
+    _, headers, _ = await ask(running, coding(**turn(image)))
     assert headers["x-reasoning-source"] == "custom"
     assert running.model.last.json["messages"][-1]["content"][0]["image_url"]["url"] == "data:image/png;base64,QUJD"
+    [row] = await running.records()
+    assert orjson.loads(row["tags"])["untranslated"] == "image"
+    assert row["messages"][-1]["content"].startswith(
+        f"[image: image/png, 3 bytes, sha256 {sha256(b'ABC').hexdigest()}]"
+    )
+
+
+async def test_a_model_that_is_asked_in_text_is_not_asked_about_pictures(start: Start) -> None:
+    running = await start(coding_images=True, coding_tools="text")
+    running.route()
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}
+    assert (await ask(running, coding(**turn(image))))[0] == 200
+    assert running.model.seen == []
+    assert running.gateway.state.metrics.statistics()["fallback_by_reason"] == {"coding:untranslatable_image": 1}
+
+
+def on_disk(running: Running) -> list[dict[str, Any]]:
+    """What a kill at this moment would leave."""
+    return [row for path in (running.data / "spool").glob("*.open") for _, row in read_segment(path).lines]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("by", ["custom", "anthropic"])
+async def test_who_has_an_answer_can_give_feedback_on_it(start: Start, by: str, streamed: bool) -> None:
+    running = await start()
+    if by == "custom":
+        running.route()
+        running.model.script = stream(*chat_stream("Hel", "lo")) if streamed else json(chat_answer())
+    answer = anthropic_stream() if streamed else orjson.dumps(ANTHROPIC_MESSAGE)
+    running.anthropic.script = stream(answer) if streamed else whole(200, answer)
+    for size in (0, 300_000):  # a large one is written by the recorder's thread
+        _, headers, body = await ask(running, coding("fix the bug" + " " * size, stream=streamed))
+        row = next(row for row in on_disk(running) if str(row["decision_id"]) == headers["x-reasoning-decision-id"])
+        assert (row["source"], row["served"]) == ("custom" if by == "custom" else "original", True)
+        if by == "anthropic":  # nothing else of the answer is touched
+            assert body == answer
+            length = "transfer-encoding" if streamed else "content-length"
+            assert {name.lower() for name in headers} - {"request-id"} == {
+                *("content-type", length, "x-reasoning-decision-id")
+            }
+    given = {"decision_id": headers["x-reasoning-decision-id"], "metric": "tests_passed", "value": True}
+    assert (await running.ask("POST", "/v1/feedback", json=given))[0] == 202
+
+
+async def test_answers_that_are_not_recorded_have_no_decision(start: Start) -> None:
+    running = await start()
+    running.anthropic.script = whole(529, b"{}", ("retry-after", "7"))
+    assert "x-reasoning-decision-id" not in (await ask(running, coding()))[1]
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    assert "x-reasoning-decision-id" not in (await ask(running, coding("hi", tools=[], system="")))[1]
+    silent = await start(record=False)
+    silent.anthropic.script = json(ANTHROPIC_MESSAGE)
+    silent.model.script = json(chat_answer())
+    assert "x-reasoning-decision-id" not in (await ask(silent, coding()))[1]
+    silent.route()
+    _, headers, _ = await ask(silent, coding("fix another bug"))
+    assert headers["x-reasoning-source"] == "custom"
+    assert "x-reasoning-decision-id" not in headers
+    assert await running.records() == await silent.records() == []
 
 
 async def test_least_busy_deployment_of_a_model_is_asked(start: Start) -> None:
@@ -389,12 +518,38 @@ async def test_count_tokens_is_anthropics(start: Start) -> None:
     assert running.model.seen == []
 
 
-async def test_recorder_never_blocks_an_answer_and_counts_what_it_drops(start: Start) -> None:
-    running = await start(record_queue_mb=0.001)
+async def test_recorder_never_blocks_an_answer_and_counts_what_it_drops(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.record.WAIT_S", 0.05)
+    running = await start(record_queue_mb=1.0)
     running.anthropic.script = json(ANTHROPIC_MESSAGE)
-    for _ in range(3):
-        assert (await ask(running, coding("fix the code " + "x" * 3000)))[0] == 200
-    assert running.gateway.state.metrics.statistics()["records_dropped"] == {"queue_full": 3}
+    recorder = running.gateway.state.recorder
+    write, disk = recorder._writer.write, threading.Event()
+    monkeypatch.setattr(recorder._writer, "write", lambda record: disk.wait() and write(record))
+    large = coding("fix the code " + "x" * 300_000)
+    for _ in range(4):  # the first waits for a moment, the others do not, the last does not fit
+        assert (await ask(running, large))[0] == 200
+    statistics = running.gateway.state.metrics.statistics()
+    assert (statistics["records_late"], statistics["records_dropped"]) == (3, {"queue_full": 1})
+    assert (await ask(running, coding()))[0] == 200  # nor does a small one go past a disk that is stuck
+    disk.set()
+    assert len(await running.records()) == 4
+
+
+async def test_a_slow_disk_is_left_to_the_thread(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.record.SLOW_S", 0.0)
+    running = await start()
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    recorder = running.gateway.state.recorder
+    write, writers = recorder._writer.write, []
+    monkeypatch.setattr(
+        recorder._writer, "write", lambda record: writers.append(threading.current_thread()) or write(record)
+    )
+    for _ in range(2):
+        assert (await ask(running, coding()))[0] == 200
+    assert [thread is recorder._thread for thread in writers] == [False, True]
+    assert len(await running.records()) == 2
 
 
 async def test_full_disk_costs_records_and_no_answers(start: Start) -> None:

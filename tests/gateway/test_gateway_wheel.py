@@ -30,12 +30,13 @@ from storage.ledger import open_ledger
 from tasks.models import deploy, export, fine_tune
 from tests.gateway.conftest import TOKEN, serving
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, Scripted, Seen, chat_answer, json
-from tests.gateway.test_gateway_coding import TOOLS, coding
+from tests.gateway.test_gateway_coding import DOCUMENT, TOOLS, coding, turn
 from tests.gateway.test_gateway_decisions import plan_xml, respond_xml
 from tests.tasks.rooms import start_emulator
 
 TYPES = ("should_respond", "planning", "coding")
 ASKED = 60
+UNSEEN = 61  # shows a document that no model of ours can see
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
 WORDS = ("harbour", "lantern", "violet", "copper", "meadow", "thunder", "pencil", "orbit", "saddle", "garden")
 
@@ -56,7 +57,10 @@ def question(kind: str, number: int) -> tuple[str, dict[str, Any], dict[str, str
     headers = HEADERS | {"x-reasoning-episode-id": f"{kind}-{number}"}
     if kind == "coding":
         session = {"metadata": {"user_id": orjson.dumps({"session_id": f"session-{number}"}).decode()}}
-        return "/v1/messages", coding(f"Please fix the bug in main.py: {words}", **session), headers
+        body = coding(f"Please fix the bug in main.py: {words}", **session)
+        if number == UNSEEN:
+            body |= turn(DOCUMENT)
+        return "/v1/messages", body, headers
     prompt = (respond_xml() if kind == "should_respond" else plan_xml()).replace("Is the build red again?", words)
     return "/v1/chat/completions", {"model": "gpt", "messages": [{"role": "user", "content": prompt}]}, headers
 
@@ -96,6 +100,7 @@ def train_and_deploy(data: Path, kind: str) -> str:
     """The name under which a model of `kind` is served; it has no traffic yet."""
     manifest = export(data, kind)
     assert manifest.label_sources == {"original": manifest.rows}
+    assert manifest.dropped.get("untranslated", 0) == (kind == "coding")
     job = fine_tune(data, manifest.path, tier="small")
     assert job["state"] == "completed"
     return str(deploy(data, kind)["served_name"])
@@ -121,6 +126,7 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
             for kind in TYPES:
                 answers = await asyncio.gather(*(ask(http, url, kind, n) for n in range(ASKED)))
                 assert {source for source, _, _ in answers} == {None}
+            await ask(http, url, "coding", UNSEEN)
         land_decisions(data)
 
         with ThreadPoolExecutor(len(TYPES)) as pool:
@@ -140,7 +146,7 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
             source, planned, _ = await ask(http, url, "planning", 1000)
             assert source == "custom"
             assert "<actions>REPLY,RUN_BUILD</actions>" in planned["choices"][0]["message"]["content"]
-            source, coded, _ = await ask(http, url, "coding", 1000)
+            source, coded, coding_id = await ask(http, url, "coding", 1000)
             assert source == "custom"
             assert coded["stop_reason"] == "tool_use"
             assert [block["type"] for block in coded["content"]] == ["text", "tool_use"]
@@ -161,6 +167,9 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
             given |= {"value": '{"action": "IGNORE"}', "author": "test"}
             async with http.post(url + "/v1/feedback", json=given, headers=HEADERS) as response:
                 assert response.status == 202
+            given = {"metric": "tests_passed", "value": True, "decision_id": coding_id}
+            async with http.post(url + "/v1/feedback", json=given, headers=HEADERS) as response:
+                assert response.status == 202
         land_decisions(data)
 
     rows = storage.sql(
@@ -175,6 +184,8 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
     assert (orjson.loads(rows[0][3]), rows[0][4]) == ({"action": "IGNORE"}, "demonstration")
     assert orjson.loads(rows[2][3])["tool_calls"] == [{"name": "Bash", "arguments": {"command": "pytest -x"}}]
     assert {row[5] for row in rows[3:]} == {"no_route"}
+    passed = "SELECT d.episode_id FROM decisions AS d JOIN feedback USING (date, decision_id) WHERE metric = 'tests_passed'"
+    assert storage.sql(data, passed).rows == [("coding-1000",)]
     assert (
         TOOLS[0]["name"]
         in storage.sql(data, "SELECT tools FROM decisions WHERE decision_type = 'coding' LIMIT 1").rows[0][0]
