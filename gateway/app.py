@@ -173,7 +173,9 @@ class Gateway:
             await (pages.home(self, exchange) if exchange.method == "GET" else exchange.reply(200, b"{}"))
             return
         path = ALIASES.get(path, path)
-        if exchange.method != "POST":
+        if path == b"/v1/feedback" or path.startswith(b"/v1/decide/"):
+            await self._decisions(exchange, path)
+        elif exchange.method != "POST":
             await self._pass(exchange, path)
         elif path == b"/v1/messages":
             await anthropic.messages(state, exchange, path)
@@ -181,12 +183,16 @@ class Gateway:
             await openai.chat_completions(state, exchange, path)
         elif path == b"/v1/responses":
             await openai.responses(state, exchange, path)
-        elif path == b"/v1/feedback":
-            await decisions.feedback(state, exchange)
-        elif path.startswith(b"/v1/decide/"):
-            await decisions.decide(state, exchange, path.removeprefix(b"/v1/decide/").decode("latin-1"))
         else:
             await self._pass(exchange, path)
+
+    async def _decisions(self, exchange: Exchange, path: bytes) -> None:
+        if exchange.method != "POST":
+            raise RequestRefused(405, "invalid_request_error", "POST is what this path takes; see /docs")
+        if path == b"/v1/feedback":
+            await decisions.feedback(self.state, exchange)
+        else:
+            await decisions.decide(self.state, exchange, path.removeprefix(b"/v1/decide/").decode("latin-1"))
 
     async def _pass(self, exchange: Exchange, path: bytes) -> None:
         """Every other path, to the API that it belongs to."""
@@ -208,6 +214,8 @@ class Gateway:
         headers = [(b"x-should-retry", b"true")] if status in (502, 504, 529) else []
         if status == 529:
             headers.append((b"retry-after", b"1"))
+        if status == 405:
+            headers.append((b"allow", b"POST"))
         if status in (400, 414, 431):
             headers.append((b"connection", b"close"))  # where the next request begins is in doubt
         if is_openai(exchange, ALIASES.get(exchange.path, exchange.path)):

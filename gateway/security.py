@@ -121,6 +121,8 @@ def check_path(path: bytes) -> None:
     """Raises `RequestRefused` for a path that could mean another one to whoever gets it next."""
     if len(path) > MAX_PATH_BYTES:
         raise RequestRefused(414, "invalid_request_error", "the path is too long")
+    if path[:1] != b"/":  # `OPTIONS *`
+        raise RequestRefused(400, "invalid_request_error", "the path does not begin with a slash")
     if b"%" in path or b"." in path or b"\\" in path or b"//" in path or b";" in path:
         decoded = path
         for _ in range(2):  # once for us, once for a server that decodes again
@@ -155,8 +157,9 @@ def forwarded_headers(
     for an answer that is not compressed. Raises `RequestRefused` for a header that is not UTF-8.
     """
     skip = _NOT_FORWARDED | admission.own_credentials
-    if connection := admission.headers.get(b"connection"):
-        skip |= {name.strip().lower() for name in connection.split(b",")}
+    if b"connection" in admission.headers:  # which may be there several times
+        named = b",".join(value for name, value in headers if name == b"connection")
+        skip |= {name.strip().lower() for name in named.split(b",")}
     if identity:
         skip |= {b"accept-encoding"}
     try:

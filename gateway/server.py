@@ -6,10 +6,13 @@ import asyncio
 import gc
 import signal
 import socket
+import sys
 from types import FrameType
+from typing import Any
 
+import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.app import Gateway
 from gateway.logs import configure_logs, log
@@ -22,20 +25,76 @@ GARBAGE_THRESHOLD = 10_000
 """Objects made and not yet freed before Python looks for cycles: with its own 700 it does at every third request."""
 
 
-class LimitedProtocol(HttpToolsProtocol):
-    """Cuts off a client that sends headers without end: uvicorn would gather all of them before we see any."""
+class StrictProtocol(HttpToolsProtocol):
+    """What uvicorn gets wrong: a head without end is gathered whole; trailers become headers (RFC 9110, 6.5.1); a request
+    that offers another protocol, as Java's client does (h2c), loses its body; HTTP/1.0 is answered in chunks.
+    """
 
-    _head_bytes = 0
+    _parts = 0  # of requests that came so far: heads and pieces of bodies
+    _silent_bytes = 0  # received since the last of them
+    _head: tuple[bytes, bytes, bytes, list[tuple[bytes, bytes]]] | None = None  # that offers another protocol
 
     def data_received(self, data: bytes) -> None:
+        parts, self._data = self._parts, data
         super().data_received(data)
-        # A request's scope is made when its head begins, and given to a cycle when the head is whole.
-        if self.scope is None or (self.cycle is not None and self.cycle.scope is self.scope):
-            self._head_bytes = 0
+        if self._parts != parts:
+            self._silent_bytes = 0
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > 4 * MAX_HEADER_BYTES:
+        self._silent_bytes += len(data)
+        if self._silent_bytes > 4 * MAX_HEADER_BYTES:  # uvicorn would gather all of it before we see any
             self.transport.close()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # A request's scope is made when its head begins, and given to a cycle when that is whole: the rest is trailers.
+        if self.cycle is None or self.cycle.scope is not self.scope:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._parts += 1
+        if self.parser.should_upgrade():
+            self._head = self.parser.get_method(), self.url, self.parser.get_http_version().encode(), self.headers
+            return  # see `_unsupported_upgrade_warning`
+        super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.send = _UntilClose(self.cycle).send  # type: ignore[method-assign]
+
+    def on_body(self, body: bytes) -> None:
+        self._parts += 1
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The parser has stopped at the end of a head that offers another protocol. We do not take it up, so this is a
+        request of HTTP/1.1 like others (RFC 9110, 7.8): a new parser gets it, without the offer."""
+        error, head = sys.exc_info()[1], self._head
+        if head is None or not isinstance(error, httptools.HttpParserUpgrade):
+            self.transport.close()  # two such requests at once
+            return
+        (method, url, version, headers), self._head = head, None
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers if header[0] != b"upgrade")
+        self.parser = httptools.HttpRequestParser(self)
+        super().data_received(b"%b %b HTTP/%b\r\n%b\r\n" % (method, url, version, lines) + self._data[error.args[0] :])
+
+
+class _UntilClose:
+    """Sends an answer of unknown length to an HTTP/1.0 client, which knows no chunks: until the connection closes."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._send = cycle.send
+        self._unknown = False
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._unknown = not any(name == b"content-length" for name, _ in message["headers"])
+            if self._unknown:
+                self._cycle.chunked_encoding = False
+        elif self._unknown:
+            self._cycle.expected_content_length = len(message["body"])
+        await self._send(message)
 
 
 class Server(uvicorn.Server):
@@ -77,7 +136,7 @@ def configure(gateway: Gateway, host: str = "127.0.0.1", port: int = 8001) -> uv
         gateway,
         host=host,
         port=port,
-        http=LimitedProtocol,
+        http=StrictProtocol,
         ws="none",
         lifespan="on",
         loop="auto",

@@ -109,8 +109,8 @@ class Sessions:
 def session_of(body: Mapping[str, Any], headers: Mapping[bytes, bytes], key_name: str) -> str:
     """The name of a request's session, the same for all of its turns.
 
-    A client tells it (`x-reasoning-episode-id`), or Claude Code does (header or metadata). For others it is a hash of the
-    system prompt and the first user message, so that conversations with the same opening share a session.
+    A client tells it (`x-reasoning-episode-id`), or Claude Code does (header or metadata). For others it is a hash of
+    the system prompt and the first user message, so that conversations with the same opening share a session.
     """
     for name in (b"x-reasoning-episode-id", b"x-claude-code-session-id"):
         if value := headers.get(name):

@@ -184,7 +184,9 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
     assert (orjson.loads(rows[0][3]), rows[0][4]) == ({"action": "IGNORE"}, "demonstration")
     assert orjson.loads(rows[2][3])["tool_calls"] == [{"name": "Bash", "arguments": {"command": "pytest -x"}}]
     assert {row[5] for row in rows[3:]} == {"no_route"}
-    passed = "SELECT d.episode_id FROM decisions AS d JOIN feedback USING (date, decision_id) WHERE metric = 'tests_passed'"
+    passed = (
+        "SELECT d.episode_id FROM decisions AS d JOIN feedback USING (date, decision_id) WHERE metric = 'tests_passed'"
+    )
     assert storage.sql(data, passed).rows == [("coding-1000",)]
     assert (
         TOOLS[0]["name"]
