@@ -28,6 +28,7 @@ from gateway.sessions import Sessions
 from gateway.settings import Settings, load_settings
 from gateway.shadow import Shadows
 from gateway.state import State
+from gateway.store import Store
 from gateway.tracing import Tracer, open_tracer
 from gateway.upstream import Pool, open_session
 from reasoning.config import Config, load_config
@@ -92,8 +93,8 @@ class Gateway:
             metrics = Metrics()
             recorder = Recorder(config.spool, metrics, max_bytes=int(settings.record_queue_mb * (1 << 20)))
             stack.push_async_callback(asyncio.to_thread, recorder.close)
-            sessions = Sessions(config.data / "gateway.sqlite")
-            stack.callback(sessions.close)
+            store = Store(config.data / "gateway.sqlite")
+            stack.callback(store.close)
             shadows = Shadows(metrics, workers=config.shadow_workers, queue=config.shadow_queue)
             stack.push_async_callback(shadows.close)
             client = AsyncDecisionClient(config=config, agent_id=config.agent_id or "gateway")
@@ -109,7 +110,7 @@ class Gateway:
                 openai=Pool("openai", settings.openai),
                 metrics=metrics,
                 recorder=recorder,
-                sessions=sessions,
+                sessions=Sessions(store),
                 shadows=shadows,
                 classifier=load_classifier(settings.coding_classifier, settings.coding_threshold),
                 coding=CodingModel(
@@ -117,7 +118,7 @@ class Gateway:
                 ),
                 prompt_kinds=read_kinds(settings.prompts, config.decision_types),
                 client=client,
-                episodes=Episodes(),
+                episodes=Episodes(store),
             )
             yield self.state
 

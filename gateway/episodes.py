@@ -9,22 +9,31 @@ shows when each was sent and by whom.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gateway.sessions import claude_session
+from gateway.sessions import FORGET_AFTER, claude_session
+from gateway.store import Store
 
 METADATA_KEYS = ("episode_id", "conversation_id", "session_id", "thread_id", "chat_id", "room_id")
+KEPT_S = 7 * 24 * 3600.0
+"""How long the store knows which conversation a message was of."""
+_ASKED = 500
 _MAX_ID = 200
 
 
 class Episodes:
-    """The conversations seen lately, by their messages. In memory: another instance, or the next start, begins anew."""
+    """The conversations seen lately, by their messages: those of this process in memory, those of all gateways of the
+    machine in the store, so that another one, or the next start, goes on with them."""
 
-    def __init__(self, size: int = 100_000) -> None:
+    def __init__(self, store: Store, size: int = 100_000, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
         self._size = size
+        self._clock = clock
         self._seen: OrderedDict[bytes, str] = OrderedDict()
+        self._writes = 0
 
     def find(self, scope: str, marks: Sequence[str]) -> str:
         """The episode of a prompt that shows messages with these `marks`, oldest first. `scope` is whose prompts are
@@ -32,14 +41,27 @@ class Episodes:
         keys = [
             hashlib.blake2b(f"{scope}\0{mark}".encode("utf-8", "replace"), digest_size=16).digest() for mark in marks
         ]
-        known = next((episode for key in keys if (episode := self._seen.get(key))), None)
+        known = next((episode for key in keys if (episode := self._seen.get(key))), None) or self._stored(keys)
         episode = known or f"prompt:{keys[0].hex()}"
+        if new := [key for key in keys if self._seen.get(key) != episode]:
+            now = self._clock()
+            # What another gateway was first to tell stands.
+            self._store.write("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", *((key, episode, now) for key in new))
+            if self._writes % FORGET_AFTER == 0:
+                self._store.write("DELETE FROM marks WHERE ts < ?", (now - KEPT_S,))
+            self._writes += 1
         for key in keys:
             self._seen[key] = episode
             self._seen.move_to_end(key)
         while len(self._seen) > self._size:
             self._seen.popitem(last=False)
         return episode
+
+    def _stored(self, keys: Sequence[bytes]) -> str | None:
+        asked = keys[-_ASKED:]
+        query = f"SELECT mark, episode FROM marks WHERE mark IN ({','.join('?' * len(asked))})"  # noqa: S608
+        found = dict(self._store.read(query, asked))
+        return next((found[key] for key in asked if key in found), None)
 
 
 def told_episode(headers: Mapping[bytes, bytes], request: Mapping[str, Any]) -> str | None:

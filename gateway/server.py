@@ -26,7 +26,7 @@ GARBAGE_THRESHOLD = 10_000
 
 
 class StrictProtocol(HttpToolsProtocol):
-    """What uvicorn gets wrong: a head without end is gathered whole; trailers become headers (RFC 9110, 6.5.1); a request
+    """What uvicorn gets wrong: it gathers a head without end; trailers become headers (RFC 9110, 6.5.1); a request
     that offers another protocol, as Java's client does (h2c), loses its body; HTTP/1.0 is answered in chunks.
     """
 

@@ -1,67 +1,48 @@
 """On which side a coding session is: a session stays where it began, and moves once at most, to Anthropic.
 
-The side is kept in memory and in `<data>/gateway.sqlite`, which all gateways of one machine share. Beyond that the
-conversation itself tells: tool calls that we minted, or thinking that Anthropic signed.
+The side is kept in memory and in the store that all gateways of one machine share. Beyond that the conversation itself
+tells: tool calls that we minted, or thinking that Anthropic signed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
-import sqlite3
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 
+from gateway.store import Store
 from gateway.translate import BILLING_BLOCK, TOOL_ID_PREFIX
 
 Side = Literal["custom", "anthropic"]
 KEPT_S = 24 * 3600.0
+FORGET_AFTER = 1000
+"""Writes between two sweeps of what is too old."""
 _MEMORY = 10_000
-_log = logging.getLogger("gateway")
 _CLAUDE_CODE_USER = re.compile(r"session_([0-9a-fA-F-]{36})")
 
 
 class Sessions:
-    """The sides of sessions. A store that cannot be used is told once and done without."""
+    """The sides of sessions."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
         self._clock = clock
         self._sides: OrderedDict[str, tuple[Side, float]] = OrderedDict()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="gateway-sessions")
-        self._db: sqlite3.Connection | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            self._db = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute("CREATE TABLE IF NOT EXISTS sessions (session TEXT PRIMARY KEY, side TEXT, ts REAL)")
-            self._db.execute("DELETE FROM sessions WHERE ts < ?", (clock() - KEPT_S,))
-        except (OSError, sqlite3.Error) as error:
-            self._db = None
-            _log.warning("%s: sessions are kept in memory only: %s", path, error)
+        self._puts = 0
 
     def side(self, session: str) -> Side | None:
         """Where the session is. What another gateway wrote counts: a session may have moved meanwhile."""
         known = self._sides.get(session)
         if known and known[0] == "anthropic" and self._clock() - known[1] < KEPT_S:
             return "anthropic"
-        if self._db is not None:
-            try:
-                row = self._db.execute(
-                    "SELECT side FROM sessions WHERE session = ? AND ts >= ?", (session, self._clock() - KEPT_S)
-                ).fetchone()
-            except sqlite3.Error:
-                row = None
-            if row:
-                return row[0]
+        query = "SELECT side FROM sessions WHERE session = ? AND ts >= ?"
+        for (side,) in self._store.read(query, (session, self._clock() - KEPT_S)):
+            return cast(Side, side)
         return known[0] if known and self._clock() - known[1] < KEPT_S else None
 
     def put(self, session: str, side: Side) -> None:
@@ -74,36 +55,20 @@ class Sessions:
         self._sides.move_to_end(session)
         if len(self._sides) > _MEMORY:
             self._sides.popitem(last=False)
-        if self._db is not None:
-            self._writer.submit(self._write, session, side, now)
+        self._store.write(
+            "INSERT INTO sessions VALUES (?, ?, ?) ON CONFLICT (session) DO UPDATE SET ts = excluded.ts, "
+            "side = CASE sessions.side WHEN 'anthropic' THEN 'anthropic' ELSE excluded.side END",
+            (session, side, now),
+        )
+        if self._puts % FORGET_AFTER == 0:
+            self._store.write("DELETE FROM sessions WHERE ts < ?", (now - KEPT_S,))
+        self._puts += 1
 
     def count(self) -> dict[str, int]:
         """Sessions by side, of all gateways that share the store; of this one without it."""
         since = self._clock() - KEPT_S
-        if self._db is not None:
-            try:
-                return dict(
-                    self._db.execute("SELECT side, count(*) FROM sessions WHERE ts >= ? GROUP BY side", (since,))
-                )
-            except sqlite3.Error:
-                return {}
-        return dict(Counter(side for side, ts in self._sides.values() if ts >= since))
-
-    def close(self) -> None:
-        self._writer.shutdown(wait=True)
-        if self._db is not None:
-            self._db.close()
-
-    def _write(self, session: str, side: Side, now: float) -> None:
-        assert self._db is not None
-        try:
-            self._db.execute(
-                "INSERT INTO sessions VALUES (?, ?, ?) ON CONFLICT (session) DO UPDATE SET ts = excluded.ts, "
-                "side = CASE sessions.side WHEN 'anthropic' THEN 'anthropic' ELSE excluded.side END",
-                (session, side, now),
-            )
-        except sqlite3.Error as error:
-            _log.warning("a session's side was not stored: %s", error)
+        stored = dict(self._store.read("SELECT side, count(*) FROM sessions WHERE ts >= ? GROUP BY side", (since,)))
+        return stored or dict(Counter(side for side, ts in self._sides.values() if ts >= since))
 
 
 def session_of(body: Mapping[str, Any], headers: Mapping[bytes, bytes], key_name: str) -> str:

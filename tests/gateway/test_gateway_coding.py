@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from base64 import b64encode
+from contextlib import closing
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+from gateway.episodes import Episodes
 from gateway.sessions import Sessions
+from gateway.store import Store
 from reasoning.routes import Arm
 from reasoning.spool import read_segment
 from tests.gateway import scripted
@@ -562,28 +567,51 @@ async def test_full_disk_costs_records_and_no_answers(start: Start) -> None:
     assert running.gateway.state.metrics.statistics()["records_dropped"] == {"not_written": 1}
 
 
-def test_sessions_are_shared_by_gateways_and_move_once(tmp_path: Any) -> None:
+def test_sessions_are_shared_by_gateways_and_move_once(tmp_path: Path) -> None:
     now = [0.0]
-    one, two = (Sessions(tmp_path / "s.sqlite", clock=lambda: now[0]) for _ in range(2))
+    stores = [Store(tmp_path / "s.sqlite") for _ in range(2)]
+    one, two = (Sessions(store, clock=lambda: now[0]) for store in stores)
     assert one.side("s") is None
     one.put("s", "custom")
-    one._writer.submit(lambda: None).result()
+    stores[0].flush()
     assert two.side("s") == "custom"
     two.put("s", "anthropic")
-    two._writer.submit(lambda: None).result()
+    stores[1].flush()
     assert one.side("s") == "anthropic"
     one.put("s", "custom")
-    one._writer.submit(lambda: None).result()
+    stores[0].flush()
     assert two.side("s") == one.side("s") == "anthropic"
     now[0] = 25 * 3600
     assert one.side("s") is None
-    one.close()
-    two.close()
+    two.put("t", "custom")
+    Sessions(stores[1], clock=lambda: now[0]).put("u", "custom")  # the first of every so many sweeps
+    stores[1].flush()
+    assert [row[0] for row in stores[0].read("SELECT session FROM sessions ORDER BY 1")] == ["t", "u"]
+    for store in stores:
+        store.close()
 
 
-def test_sessions_without_a_store_are_kept_in_memory(tmp_path: Any) -> None:
+def test_a_writer_of_another_gateway_keeps_no_reader_waiting(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s.sqlite")
+    sessions = Sessions(store)
+    sessions.put("s", "custom")
+    store.flush()
+    with closing(sqlite3.connect(tmp_path / "s.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        sessions.put("t", "anthropic")  # waits, in its thread
+        assert (sessions.side("s"), sessions.side("t")) == ("custom", "anthropic")
+        other.execute("COMMIT")
+    store.flush()
+    assert len(store.read("SELECT session FROM sessions")) == 2
+    store.close()
+
+
+def test_sessions_and_episodes_without_a_store_are_kept_in_memory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    sessions = Sessions(tmp_path / "file" / "s.sqlite")
+    store = Store(tmp_path / "file" / "s.sqlite")
+    sessions, episodes = Sessions(store), Episodes(store)
     sessions.put("s", "anthropic")
     assert sessions.side("s") == "anthropic"
-    sessions.close()
+    assert sessions.count() == {"anthropic": 1}
+    assert episodes.find("", ["a", "b"]) == episodes.find("", ["b", "c"])
+    store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -10,6 +11,7 @@ import pytest
 
 from gateway.episodes import Episodes
 from gateway.prompts import read_decision, read_kinds, recognise, write_answer
+from gateway.store import Store
 from reasoning.decision_types import DECISION_TYPES
 from tests.gateway import scripted
 from tests.gateway.conftest import Running, Start
@@ -301,16 +303,23 @@ def window(first: int, last: int, *, eliza: bool) -> str:
 
 
 @pytest.mark.parametrize("eliza", [True, False])
-def test_prompts_whose_windows_overlap_are_one_conversation(eliza: bool) -> None:
-    episodes = Episodes(size=50)
+def test_prompts_whose_windows_overlap_are_one_conversation(tmp_path: Path, eliza: bool) -> None:
+    now = [0.0]
+    stores = [Store(tmp_path / "gateway.sqlite") for _ in range(2)]
+    gateways = [Episodes(store, size=50, clock=lambda: now[0]) for store in stores]
 
-    def episode(prompt: str) -> str:
+    def episode(prompt: str, at: int = 0) -> str:
         found = recognise(prompt, KINDS, DECISION_TYPES)
         assert found is not None
-        return episodes.find("key\0Ada", found.marks)
+        told = gateways[at].find("key\0Ada", found.marks)
+        stores[at].flush()
+        return told
 
     first = episode(window(0, 1, eliza=eliza))
-    assert [episode(window(max(0, n - 5), n, eliza=eliza)) for n in range(2, 20)] == [first] * 18
+    # Two gateways of one machine take turns, and each begins anew in between.
+    for n in range(2, 20):
+        assert episode(window(max(0, n - 5), n, eliza=eliza), n % 2) == first
+        gateways[n % 2] = Episodes(stores[n % 2], size=50, clock=lambda: now[0])
     other = window(0, 1, eliza=eliza).replace("number 0", "the weather")
     assert episode(other) != first
     assert episode(window(40, 45, eliza=eliza)) not in (first, episode(other))
@@ -318,9 +327,15 @@ def test_prompts_whose_windows_overlap_are_one_conversation(eliza: bool) -> None
     assert found is not None
     ids = ("aaaaaaaa-0000-0000-0000-000000000000", "aaaaaaaa-0000-0000-0000-000000000001")
     assert found.subject_ids == ("Ann", "Bob", *(ids if eliza else ()))
+    now[0] = 8 * 24 * 3600.0
+    last = Episodes(stores[0], size=50, clock=lambda: now[0])
     for n in range(100):
-        episodes.find("another", [f"message {n}"])
-    assert len(episodes._seen) == 50
+        last.find("another", [f"message {n}"])
+    assert len(last._seen) == 50
+    stores[0].flush()
+    assert stores[1].read("SELECT count(*) FROM marks") == [(100,)]  # those of last week are forgotten
+    for store in stores:
+        store.close()
 
 
 SESSION = "11111111-2222-3333-4444-555555555555"
