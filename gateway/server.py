@@ -35,8 +35,9 @@ class StrictProtocol(HttpToolsProtocol):
     _head: tuple[bytes, bytes, bytes, list[tuple[bytes, bytes]]] | None = None  # that offers another protocol
 
     def data_received(self, data: bytes) -> None:
-        parts, self._data = self._parts, data
+        parts, self._data = self._parts, data  # see `_unsupported_upgrade_warning`
         super().data_received(data)
+        self._data = b""
         if self._parts != parts:
             self._silent_bytes = 0
             return

@@ -1,5 +1,5 @@
-"""The small store that the gateways of one machine share, `<data>/gateway.sqlite`: where sessions are, and which
-messages are of which conversation. By it two gateways agree, and a restarted one goes on; without it each goes by its own memory.
+"""The small store that the gateways of one machine share, `<data>/gateway.sqlite`: where sessions are, which messages
+are of which conversation. By it they agree, and a restarted one goes on; without it each goes by its own memory.
 
 It is read in the event loop (some 20 us) and written in one thread, each with a connection of its own: in SQLite's WAL
 mode a reader waits for no writer, be it of another process.
