@@ -61,6 +61,7 @@ def report(
 ) -> None:
     """Show what was spent, by kind and by model, against the budgets, and where it is heading."""
     from provider.status import cost_report
+    from tasks.reports import budget_rows
 
     found = cost_report(find_data(data), period=period.value)
     if as_json:
@@ -68,12 +69,7 @@ def report(
         return
     show({key: value for key, value in found.items() if key not in ("models", "budgets")}, as_json=False, title="Costs")
     show(found["models"], as_json=False, title="By model")
-    budgets = [
-        {name: value for name, value in budget.items() if name != "used_fraction"}
-        | {"used": f"{budget['used_fraction']:.1%}"}
-        for budget in found["budgets"]
-    ]
-    show(budgets, as_json=False, title="Budgets")
+    show(budget_rows(found["budgets"]), as_json=False, title="Budgets")
 
 
 @costs_app.command("charges")

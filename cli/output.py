@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -48,7 +47,7 @@ def print_table(
 
     console = Console(width=None if sys.stdout.isatty() else 1000)  # piped, a table is as wide as it needs to be
     names = [column.replace("_", " ") for column in columns]
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[text(value) for value in row] for row in rows]
     widths = [
         min(_FOLD_FROM, max(map(len, [*name.split(), *(row[index] for row in cells)]), default=0))
         for index, name in enumerate(names)
@@ -75,14 +74,6 @@ def print_table(
     for row in cells:
         table.add_row(*map(escape, row))
     console.print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
-    if isinstance(value, Decimal):
-        return f"{value:,.4f}".rstrip("0").rstrip(".")
-    return text(plain(value))
 
 
 def print_line(line: str) -> None:

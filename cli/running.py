@@ -76,11 +76,11 @@ def _require_key() -> None:
 def status(data: Data = None, as_json: AsJson = False) -> None:
     """Show how things stand: what is served, what waits to be landed, models, the lease, the budgets."""
     from cli.serve import served
-    from provider.status import model_status
+    from provider.status import cost_report, model_status
     from reasoning.errors import RoutesError
     from reasoning.routes import read_routes
     from storage.layout import Layout
-    from storage.ledger import open_ledger
+    from tasks.reports import budget_rows
 
     folder = find_data(data)
     layout = Layout(folder)
@@ -92,8 +92,6 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
         pass
     except RoutesError as error:
         lease = {"lease": f"unreadable: {error}"}
-    with open_ledger(folder) as ledger:
-        budgets = ledger.budgets()
     found = {
         "data": folder,
         "served": served(folder),
@@ -102,14 +100,14 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
         "quarantined_files": len(list(layout.quarantine.glob("*.jsonl"))),
         **lease,
     }
-    models = model_status(folder)
+    models, budgets = model_status(folder), cost_report(folder)["budgets"]
     if as_json:
         print_json({**found, "models": models, "budgets": budgets})
         return
     show(found, as_json=False, title="Status")
     columns = ("model_id", "decision_type", "state", "enabled", "deployment_state", "hourly_usd", "cost_usd")
     show([{key: row[key] for key in columns} for row in models], as_json=False, title="Models")
-    show(budgets, as_json=False, title="Budgets")
+    show(budget_rows(budgets), as_json=False, title="Budgets")
 
 
 @app.command()

@@ -28,6 +28,7 @@ from provider.prices import estimate_fine_tune
 from provider.tiers import resolve_tier
 from storage.errors import LedgerError
 from storage.ledger import new_id
+from storage.ledger_reports import ACTIVE_STATES
 from storage.money import format_usd, from_nano, to_nano
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ PRICE_STANDS = timedelta(minutes=5)
 """An estimate that is older than this is asked for again before a job is submitted."""
 
 FOLLOW_TIMEOUT = timedelta(hours=24)
-ACTIVE_STATES = ("intended", "submitted", "running", "cancelling")
 _ENDED = {"completed": "completed", "error": "failed", "user_error": "failed", "cancelled": "cancelled"}
 
 

@@ -53,6 +53,9 @@ UNREADY = READY_TIMEOUT + timedelta(minutes=5)
 BLIND = timedelta(minutes=10)
 """How long a deployment may run while the ledger cannot be written."""
 
+DRAIN_SHARE = 0.95
+"""Where a budget is as good as spent: what it covers is stopped."""
+
 _METERED_DAYS = 3  # the rest is seen to by reconcile_provider
 
 
@@ -63,7 +66,7 @@ class GuardPolicy:
     idle: timedelta | None = timedelta(minutes=30)
     lease: timedelta = LEASE
     warn_share: float = 0.80
-    drain_share: float = 0.95
+    drain_share: float = DRAIN_SHARE
 
 
 @dataclass(slots=True)

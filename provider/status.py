@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from provider.deployments import hourly_usd
-from provider.fine_tunes import ACTIVE_STATES
+from provider.guard import DRAIN_SHARE
 from provider.routes import routed_models
 from reasoning.errors import RoutesError
 from storage import ledger_reports
@@ -31,16 +31,19 @@ def model_status(data: Path | str, *, now: datetime | None = None) -> list[dict[
 
 
 def cost_report(data: Path | str, *, period: Period = "month", now: datetime | None = None) -> dict[str, Any]:
-    """What was spent on what; keys as in `storage.ledger_reports.cost_report`."""
+    """What was spent on what, and where it is heading; keys as in `storage.ledger_reports.cost_report`.
+
+    A budget counts as exhausted where the guard drains: at 95 % of it.
+    """
     with open_ledger(data) as ledger:
-        return ledger.cost_report(now, period)
+        return ledger_reports.cost_report(ledger, now=now, period=period, drain_share=DRAIN_SHARE)
 
 
 def running(data: Path | str) -> list[dict[str, str]]:
     """What may cost something at the provider, by the ledger: `what` it is, and the command that ends it (`mend`)."""
     found = []
     with open_ledger(data) as ledger:
-        for job in ledger.find("fine_tune_jobs", state=ACTIVE_STATES):
+        for job in ledger.find("fine_tune_jobs", state=ledger_reports.ACTIVE_STATES):
             price = format_usd(from_nano(job["estimate_nano"]))
             what = f"fine-tune {job['id']} ({job['state']}, {price}), which the same command follows again"
             found.append({"what": what, "mend": f"reasoning models cancel {job['id']}"})

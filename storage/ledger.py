@@ -1,8 +1,8 @@
 """The ledger: what was spent, what may be spent, and what of ours exists at the provider.
 
 One SQL database: `<data>/ledger.sqlite` (SQLite in WAL mode) unless `REASONING_LEDGER_URL` names a PostgreSQL. Every
-change of money is one serialised transaction (`BEGIN IMMEDIATE`; on PostgreSQL a lock of the one `installation` row),
-so that processes that reserve at the same moment never exceed a budget together. Charges are append-only, by trigger.
+change of money is one serialised transaction (`BEGIN IMMEDIATE`; on PostgreSQL under an advisory lock), so that
+processes that reserve at the same moment never exceed a budget together. Charges are append-only, by trigger.
 
     with open_ledger("reasoning-data") as ledger:
         ledger.set_budget("day", "25")
@@ -18,6 +18,7 @@ import os
 import secrets
 import sqlite3
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,19 +71,9 @@ _LIMITS = sa.select(schema.budgets, schema.totals.c.spent_nano).outerjoin(
 )
 
 
-# What is set aside at `now`, and at which hourly rate, by decision type.
-_HELD = (
-    sa.select(
-        schema.reservations.c.decision_type,
-        sa.func.sum(schema.reservations.c.amount_nano),
-        sa.func.sum(schema.reservations.c.hourly_nano),
-    )
-    .where(
-        schema.reservations.c.state == "open",
-        sa.or_(schema.reservations.c.expires_at.is_(None), schema.reservations.c.expires_at > sa.bindparam("now")),
-    )
-    .group_by(schema.reservations.c.decision_type)
-)
+_ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(hashtext(:key))")
+
+_RESERVE = schema.reservations.insert().returning(schema.reservations)
 
 _LAPSE = (
     schema.reservations.update()
@@ -96,19 +87,33 @@ _may_have_run = sa.case(
     else_=schema.deployments.c.replicas,
 )
 _since = sa.func.coalesce(schema.deployments.c.metered_until, schema.deployments.c.attempted_at)
-_UNMETERED = (
+
+# One query, as others wait meanwhile. What is open, by decision type and whether it is to lapse at `now`; and each
+# deployment that may have run unseen (`replicas` is not NULL), with what it holds reserved.
+_HELD = sa.union_all(
+    sa.select(
+        schema.reservations.c.decision_type,
+        (schema.reservations.c.expires_at <= sa.bindparam("now")).label("lapsed"),
+        sa.func.sum(schema.reservations.c.amount_nano).label("amount_nano"),
+        sa.func.sum(schema.reservations.c.hourly_nano).label("hourly_nano"),
+        sa.cast(sa.null(), sa.Integer).label("replicas"),
+        sa.cast(sa.null(), schema.UtcDateTime).label("since"),
+    )
+    .where(schema.reservations.c.state == "open")
+    .group_by(schema.reservations.c.decision_type, sa.text("2")),
     sa.select(
         schema.deployments.c.decision_type,
+        sa.false(),
+        sa.func.coalesce(schema.reservations.c.amount_nano, 0),
         schema.deployments.c.hourly_nano,
-        _may_have_run.label("replicas"),
-        _since.label("since"),
-        sa.func.coalesce(schema.reservations.c.amount_nano, 0).label("held"),
+        _may_have_run,
+        _since,
     )
     .outerjoin(
         schema.reservations,
         sa.and_(schema.reservations.c.id == schema.deployments.c.reservation_id, schema.reservations.c.state == "open"),
     )
-    .where(schema.deployments.c.state.not_in(("stopped", "deleted")), _may_have_run > 0, _since < sa.bindparam("now"))
+    .where(schema.deployments.c.state.not_in(("stopped", "deleted")), _may_have_run > 0, _since < sa.bindparam("now")),
 )
 
 
@@ -301,12 +306,12 @@ class Ledger:
             return
         with (
             self._reached(),
-            self._turn(),
             self.engine.connect().execution_options(write=True) as connection,
+            self._turn(),
             connection.begin(),
         ):
             if self.engine.dialect.name == "postgresql":
-                connection.execute(sa.select(schema.installation.c.id).with_for_update())
+                connection.execute(_ONE_AT_A_TIME, {"key": f"{self.installation_id} write"})
             self._open.connection = connection
             try:
                 yield connection
@@ -401,19 +406,27 @@ class Ledger:
         """Every budget, with what is spent and reserved of it in the period that holds `now`."""
         now = _utc(now)
         with self.read() as connection:
-            return self._budgets(connection, now)
+            return self._budgets(connection, now)[0]
 
-    def _budgets(self, connection: sa.Connection, now: datetime) -> list[Budget]:
-        held: dict[str, tuple[int, int]] = {}
-        rows = connection.execute(_HELD, {"now": now}).all()
-        unmetered = [(decision_type, nano, 0) for decision_type, nano in self._unmetered(connection, now)]
-        for decision_type, amount, hourly in (*rows, *unmetered):
-            for scope in {"", decision_type or ""}:
-                before = held.get(scope, (0, 0))
-                held[scope] = (before[0] + int(amount), before[1] + int(hourly))
+    def _budgets(self, connection: sa.Connection, now: datetime) -> tuple[list[Budget], bool]:
+        """Every budget, and whether there are reservations that are to lapse."""
+        held: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+        lapsed = False
+        for row in connection.execute(_HELD, {"now": now}):
+            if row.lapsed:
+                lapsed = True
+                continue
+            amount, hourly = int(row.amount_nano), int(row.hourly_nano)
+            if row.replicas is not None:
+                # What must have run since the last look, beyond what is reserved for it. Without this, a guard that
+                # has died would let the same money be reserved for something else.
+                minutes = math.ceil((now - row.since).total_seconds() / 60)
+                amount, hourly = max(-(-hourly * row.replicas * minutes // 60) - amount, 0), 0
+            for scope in {"", row.decision_type or ""}:
+                held[scope] = (held[scope][0] + amount, held[scope][1] + hourly)
         budgets: list[Budget] = []
         for row in connection.execute(_LIMITS, {"day": period_start("day", now), "month": period_start("month", now)}):
-            amount, hourly = held.get(row.decision_type, (0, 0))
+            amount, hourly = held[row.decision_type]
             is_rate = row.period == "hour"
             budgets.append(
                 Budget(
@@ -424,18 +437,8 @@ class Ledger:
                     reserved_usd=from_nano(hourly if is_rate else amount),
                 )
             )
-        return sorted(budgets, key=lambda budget: (budget.decision_type or "", PERIODS.index(budget.period)))
-
-    def _unmetered(self, connection: sa.Connection, now: datetime) -> list[tuple[str | None, int]]:
-        """Decision type and nano-dollars of what must have run since a deployment was last looked at, beyond what it
-        holds reserved. Without this, a guard that has died would let the same money be reserved for something else."""
-        found = []
-        for row in connection.execute(_UNMETERED, {"now": now}).mappings():
-            minutes = math.ceil((now - row["since"]).total_seconds() / 60)
-            ran = -(-row["hourly_nano"] * row["replicas"] * minutes // 60)
-            if ran > row["held"]:
-                found.append((row["decision_type"], ran - row["held"]))
-        return found
+        budgets.sort(key=lambda budget: (budget.decision_type or "", PERIODS.index(budget.period)))
+        return budgets, lapsed
 
     def spent(
         self, period: Period = "total", *, decision_type: str | None = None, now: datetime | None = None
@@ -477,7 +480,6 @@ class Ledger:
         if amount < 0 or hourly < 0:
             raise ValueError(f"{purpose}: a reservation cannot be negative: {amount_usd}")
         with self.transaction() as connection:
-            self._lapse(connection, now)
             self._check_budgets(connection, amount, hourly, purpose, decision_type, now)
             values = {
                 "ts": now,
@@ -489,8 +491,7 @@ class Ledger:
                 "decision_type": decision_type,
                 "model_id": model,
             }
-            insert = schema.reservations.insert().values(**values).returning(schema.reservations)
-            return _read_reservation(connection.execute(insert).mappings().one())
+            return _read_reservation(connection.execute(_RESERVE, values).mappings().one())
 
     def _check_budgets(
         self,
@@ -501,7 +502,10 @@ class Ledger:
         decision_type: str | None,
         now: datetime,
     ) -> None:
-        for budget in self._budgets(connection, now):
+        budgets, lapsed = self._budgets(connection, now)
+        if lapsed:
+            connection.execute(_LAPSE, {"now": now})
+        for budget in budgets:
             if budget.decision_type not in (None, decision_type):
                 continue
             wanted = from_nano(hourly if budget.period == "hour" else amount)
@@ -513,9 +517,6 @@ class Ledger:
                     f"{format_usd(budget.left_usd)} is left ({format_usd(budget.spent_usd)} spent, "
                     f"{format_usd(budget.reserved_usd)} reserved). Raise the budget, or free some of it"
                 )
-
-    def _lapse(self, connection: sa.Connection, now: datetime) -> None:
-        connection.execute(_LAPSE, {"now": now})
 
     def reservation(self, reservation_id: int) -> Reservation:
         """A reservation as it is now. Raises NoSuchObject."""
@@ -536,17 +537,21 @@ class Ledger:
         hourly_usd: Usd | None = None,
         now: datetime | None = None,
     ) -> Reservation:
-        """Hold another amount (a closed reservation opens again), and at another rate where `hourly_usd` is given.
+        """Hold another amount, and at another rate where `hourly_usd` is given.
 
-        Raises BudgetExceeded, changing nothing.
+        A reservation that is closed opens again, for as long as it was made for. Raises BudgetExceeded, changing
+        nothing.
         """
         reservation_id, now = _reservation_id(reservation), _utc(now)
         with self.transaction() as connection:
-            self._lapse(connection, now)
             row = connection.execute(sa.select(schema.reservations).filter_by(id=reservation_id)).mappings().first()
             if row is None:
                 raise NoSuchObject(f"the ledger has no reservation {reservation_id}")
-            held, rate = (row["amount_nano"], row["hourly_nano"]) if row["state"] == "open" else (0, 0)
+            expires_at = row["expires_at"]
+            is_open = row["state"] == "open" and (expires_at is None or expires_at > now)
+            held, rate = (row["amount_nano"], row["hourly_nano"]) if is_open else (0, 0)
+            if expires_at is not None and not is_open:
+                expires_at = now + (expires_at - row["ts"])
             amount = to_nano(amount_usd)
             hourly = row["hourly_nano"] if hourly_usd is None else to_nano(hourly_usd)
             if amount > held or hourly > rate:
@@ -554,7 +559,13 @@ class Ledger:
                     connection, max(amount - held, 0), max(hourly - rate, 0), row["purpose"], row["decision_type"], now
                 )
             self._update_reservation(
-                connection, reservation_id, amount_nano=amount, hourly_nano=hourly, state="open", closed_at=None
+                connection,
+                reservation_id,
+                amount_nano=amount,
+                hourly_nano=hourly,
+                state="open",
+                closed_at=None,
+                expires_at=expires_at,
             )
             return self._reservation(connection, reservation_id)
 
@@ -766,8 +777,6 @@ class Ledger:
         input_tokens: int,
         output_tokens: int,
         cost_usd: Usd,
-        charge: bool = True,
-        model_id: str | None = None,
         now: datetime | None = None,
     ) -> Decimal:
         """Take in what the decision log holds of a model, a type and a day, and charge what is new of its cost.
@@ -790,7 +799,7 @@ class Ledger:
             else:
                 connection.execute(table.update().filter_by(**key).values(**values))
             increase = values["cost_nano"] - (before["cost_nano"] if before else 0)
-            if increase <= 0 or not charge:
+            if increase <= 0:
                 return Decimal(0)
             tokens = input_tokens + output_tokens - (before["input_tokens"] + before["output_tokens"] if before else 0)
             end_of_day = datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1, microseconds=-1)
@@ -800,20 +809,11 @@ class Ledger:
                 key=f"tokens:{new_id(16)}",
                 what=f"tokens of {model} on {day}",
                 decision_type=decision_type,
-                model_id=model_id,
                 quantity=tokens,
                 ts=min(now, end_of_day),
                 now=now,
             )
             return from_nano(increase)
-
-    # -- reports ------------------------------------------------------------------------------------------------
-
-    def cost_report(self, now: datetime | None = None, period: Period = "month") -> dict[str, Any]:
-        """What was spent on what: see `storage.ledger_reports.cost_report`."""
-        from storage.ledger_reports import cost_report
-
-        return cost_report(self, now=now, period=period)
 
 
 def _utc(now: datetime | None) -> datetime:

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from storage import ledger_schema as schema
+from storage.forecast import forecast_spend
 from storage.ledger import PERIODS, Ledger, Period
 from storage.money import from_nano
 
@@ -23,6 +24,10 @@ STALE = timedelta(minutes=10)
 
 # A deployment in one of these states may cost money.
 BILLABLE_STATES = ("provisioning", "degraded", "ready", "draining", "stopping", "failed")
+
+
+# A fine-tune in one of these will cost what was estimated.
+ACTIVE_STATES = ("intended", "submitted", "running", "cancelling")
 
 
 def period_bounds(period: Period, now: datetime) -> tuple[datetime | None, datetime | None]:
@@ -39,11 +44,16 @@ def period_bounds(period: Period, now: datetime) -> tuple[datetime | None, datet
     return None, None
 
 
-def cost_report(ledger: Ledger, *, now: datetime | None = None, period: Period = "month") -> dict[str, Any]:
+def cost_report(
+    ledger: Ledger, *, now: datetime | None = None, period: Period = "month", drain_share: float = 1.0
+) -> dict[str, Any]:
     """What was spent in the period that holds `now`, by kind and by model, against every budget.
 
-    `forecast_usd` is what the period will have cost at its end if what runs now goes on at its hourly rate (None for
-    `total`). A model's `average_usd_per_request` is None without requests.
+    `forecast_usd` is what the period will have cost at its end (None for `total`) if the jobs under way cost what was
+    estimated, and what runs now goes on at its hourly rate until a budget is exhausted. A budget's `exhausted_at` is
+    when that is, at this rate: once `drain_share` of it is spent and the guard stops what it covers. None: not within a
+    year. A model's `average_usd_per_request` is None without requests; `model_id` is that of a job that has no model,
+    or None for tokens of models that are not ours.
     """
     if period not in PERIODS:
         raise ValueError(f"no period {period!r}: use one of {', '.join(PERIODS)}")
@@ -64,31 +74,36 @@ def cost_report(ledger: Ledger, *, now: datetime | None = None, period: Period =
         rows = connection.execute(query).mappings().all()
         usage = _usage(connection, start, end)
         models = {row["id"]: row for row in connection.execute(sa.select(schema.models)).mappings()}
-        rate = _hourly_rate(connection)
+        hourly, owed = _hourly_usd(connection), _owed_usd(connection)
         budgets = ledger.budgets(now)
 
     by_kind: dict[str, int] = defaultdict(int)
-    by_model: dict[str | None, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    by_model: dict[tuple[str | None, str | None], dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for row in rows:
         amount = int(row["amount"])
         by_kind[row["kind"]] += amount
         # A job that came to nothing has no model: its cost is told under the job's own id.
-        owner = by_model[row["model_id"] or row["job_id"]]
-        owner["total"] += amount
-        owner[row["kind"]] += amount
+        owner = row["model_id"] or row["job_id"]
+        spent = by_model[owner, models[owner]["decision_type"] if owner in models else row["decision_type"]]
+        spent["total"] += amount
+        spent[row["kind"]] += amount
         if row["kind"] == "endpoint":
-            owner["minutes"] += int(row["quantity"] or 0)
+            spent["minutes"] += int(row["quantity"] or 0)
     total = sum(by_kind.values())
 
     lines = []
-    for model_id in by_model.keys() | {model_id for model_id in usage if model_id in models}:
-        spent, used, model = by_model[model_id], usage.get(model_id or "", _no_usage()), models.get(model_id or "")
+    unpaid = {(model_id, models[model_id]["decision_type"]) for model_id in usage if model_id in models}
+    for model_id, decision_type in by_model.keys() | unpaid:
+        spent, model = by_model[model_id, decision_type], models.get(model_id or "")
+        used = usage.get(model_id or "", _no_usage())
         lines.append(
             {
                 "model_id": model_id,
-                "decision_type": model["decision_type"] if model else None,
+                "decision_type": decision_type,
                 "base_model": model["base_model"] if model else None,
                 "state": model["state"] if model else None,
+                "total_usd": from_nano(spent["total"]),
+                "average_usd_per_request": from_nano(spent["total"] // used["requests"]) if used["requests"] else None,
                 "hours": spent["minutes"] / 60,
                 "requests": used["requests"],
                 "input_tokens": used["input_tokens"],
@@ -97,14 +112,9 @@ def cost_report(ledger: Ledger, *, now: datetime | None = None, period: Period =
                 "endpoint_usd": from_nano(spent["endpoint"]),
                 "tokens_usd": from_nano(spent["tokens"]),
                 "adjustment_usd": from_nano(spent["adjustment"]),
-                "total_usd": from_nano(spent["total"]),
-                "average_usd_per_request": from_nano(spent["total"] // used["requests"]) if used["requests"] else None,
             }
         )
-    forecast = None
-    if end is not None:
-        hours_left = Decimal((end - now).total_seconds()) / 3600
-        forecast = (from_nano(total) + rate * max(hours_left, Decimal(0))).quantize(Decimal("0.01"))
+    added, exhausted = forecast_spend(budgets, hourly, owed, now=now, until=end, drain_share=drain_share)
     return {
         "period": period,
         "start": start,
@@ -112,7 +122,9 @@ def cost_report(ledger: Ledger, *, now: datetime | None = None, period: Period =
         "now": now,
         "total_usd": from_nano(total),
         "by_kind_usd": {kind: from_nano(amount) for kind, amount in sorted(by_kind.items())},
-        "models": sorted(lines, key=lambda line: (-line["total_usd"], str(line["model_id"]))),
+        "models": sorted(
+            lines, key=lambda line: (-line["total_usd"], str(line["model_id"]), str(line["decision_type"]))
+        ),
         "budgets": [
             {
                 "period": budget.period,
@@ -122,11 +134,12 @@ def cost_report(ledger: Ledger, *, now: datetime | None = None, period: Period =
                 "reserved_usd": budget.reserved_usd,
                 "left_usd": budget.left_usd,
                 "used_fraction": budget.fraction,
+                "exhausted_at": exhausted_at,
             }
-            for budget in budgets
+            for budget, exhausted_at in zip(budgets, exhausted, strict=True)
         ],
-        "hourly_rate_usd": rate,
-        "forecast_usd": forecast,
+        "hourly_rate_usd": sum(hourly.values(), Decimal(0)),
+        "forecast_usd": None if end is None else (from_nano(total) + added).quantize(Decimal("0.01")),
     }
 
 
@@ -151,14 +164,13 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
             .tuples()
             .all()
         )
-        newest = {}
+        deployments: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
         for row in connection.execute(
             sa.select(schema.deployments).order_by(schema.deployments.c.created_at)
         ).mappings():
-            newest[row["model_id"]] = row
+            deployments[row["model_id"]].append(dict(row))
         status = []
         for model in models:
-            deployment = newest.get(model["id"])
             used = usage.get(model["id"], _no_usage())
             status.append(
                 {
@@ -173,21 +185,22 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
                     "input_tokens": used["input_tokens"],
                     "output_tokens": used["output_tokens"],
                     "cost_usd": from_nano(int(cost.get(model["id"], 0))),
-                    **_deployment_status(deployment, model["state"], now, routed),
+                    **_deployment_status(deployments[model["id"]], model["state"], now, routed),
                 }
             )
     return status
 
 
 def _deployment_status(
-    deployment: sa.RowMapping | None, model_state: str, now: datetime, routed: Collection[str]
+    rows: list[dict[str, Any]], model_state: str, now: datetime, routed: Collection[str]
 ) -> dict[str, Any]:
-    row: dict[str, Any] = dict(deployment) if deployment else {}
-    in_doubt = row.get("state") == "intended" and row["attempted_at"] is not None
-    active = row.get("state") in BILLABLE_STATES or in_doubt
+    """Of the newest deployment that may cost something, else of the newest: a double is newer than what it doubles."""
+    row: dict[str, Any] = max(rows, key=lambda row: (_worst_replicas(row) is not None, row["created_at"]), default={})
+    in_doubt = bool(row) and _is_in_doubt(row)
+    worst = _worst_replicas(row) if row else None
+    active, replicas = worst is not None, worst or 0
     seen_at = row["metered_until"] or row["attempted_at"] or row["created_at"] if active else None
     unknown = in_doubt or (seen_at is not None and now - seen_at >= STALE)
-    replicas = row["max_replicas"] if in_doubt else row["replicas"] if active else 0
     ready = row.get("state") == "ready" and replicas > 0 and not unknown
     busy_at = max((at for at in (row.get("last_request_at"), row.get("ready_at")) if at), default=None)
     doubt = "its creation was sent and never answered: `reasoning reconcile` finds out" if in_doubt else None
@@ -201,18 +214,45 @@ def _deployment_status(
         "replicas": replicas,
         "idle_seconds": max((now - busy_at).total_seconds(), 0.0) if active and busy_at else None,
         "last_request_at": row.get("last_request_at"),
-        "hourly_usd": from_nano(row["hourly_nano"] * replicas) if active else Decimal(0),
+        "hourly_usd": from_nano(sum(row["hourly_nano"] * (_worst_replicas(row) or 0) for row in rows)),
     }
+
+
+def _is_in_doubt(deployment: dict[str, Any]) -> bool:
+    """A create was sent and never answered."""
+    return deployment["state"] == "intended" and deployment["attempted_at"] is not None
+
+
+def _worst_replicas(deployment: dict[str, Any]) -> int | None:
+    """How many replicas may run. None: it cannot cost anything."""
+    if _is_in_doubt(deployment):
+        return int(deployment["max_replicas"])
+    return int(deployment["replicas"]) if deployment["state"] in BILLABLE_STATES else None
 
 
 def _no_usage() -> dict[str, int]:
     return {"requests": 0, "input_tokens": 0, "output_tokens": 0}
 
 
-def _hourly_rate(connection: sa.Connection) -> Decimal:
+def _hourly_usd(connection: sa.Connection) -> dict[str | None, Decimal]:
+    """What runs now costs an hour, by decision type."""
     table = schema.deployments
-    query = sa.select(sa.func.sum(table.c.hourly_nano * table.c.replicas)).where(table.c.state.in_(BILLABLE_STATES))
-    return from_nano(int(connection.execute(query).scalar() or 0))
+    return _sums(
+        connection, table.c.decision_type, table.c.hourly_nano * table.c.replicas, table.c.state.in_(BILLABLE_STATES)
+    )
+
+
+def _owed_usd(connection: sa.Connection) -> dict[str | None, Decimal]:
+    """What the jobs under way are estimated to cost, by decision type."""
+    table = schema.fine_tune_jobs
+    return _sums(connection, table.c.decision_type, table.c.estimate_nano, table.c.state.in_(ACTIVE_STATES))
+
+
+def _sums(
+    connection: sa.Connection, by: sa.Column[Any], nano: sa.ColumnElement[int], where: sa.ColumnElement[bool]
+) -> dict[str | None, Decimal]:
+    rows = connection.execute(sa.select(by, sa.func.sum(nano)).where(where).group_by(by)).tuples()
+    return {decision_type: from_nano(int(amount)) for decision_type, amount in rows}
 
 
 def _usage(connection: sa.Connection, start: datetime | None, end: datetime | None) -> dict[str, dict[str, int]]:

@@ -37,7 +37,7 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 
 Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite numbers only INTEGER keys by itself
 
-# One row: who we are. PostgreSQL writers also lock it, which makes every change of money wait for the one before.
+# One row: who we are.
 installation = sa.Table(
     "installation",
     metadata,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from prefect import task
 
 from provider.guard import GuardReport
 from provider.reconcile import ReconcileReport
+from provider.status import cost_report, model_status
+from storage.errors import LedgerError
 from tasks import money
-from tasks.reports import hide
+from tasks.reports import budget_rows, hide, model_rows
 from tasks.runs import ONCE, REPEATABLE, publish
 
 
@@ -18,7 +21,12 @@ from tasks.runs import ONCE, REPEATABLE, publish
 def guard(data: Path, *, idle_minutes: int | None, lease_minutes: float, now: datetime | None = None) -> GuardReport:
     report = money.guard(data, idle_minutes=idle_minutes, lease_minutes=lease_minutes, now=now)
     publish("guard", hide(report, "budgets"), title="What the guard found and did")
-    publish("budgets", report.budgets, title="Budgets")
+    with suppress(LedgerError):  # the guard has said so
+        costs = cost_report(data, now=now)
+        publish("costs", hide(costs, "budgets", "models"), title="What this month cost, and will cost at this rate")
+        publish("costs-by-model", costs["models"], title="What each model cost this month")
+        publish("budgets", budget_rows(costs["budgets"]), title="Budgets, and when they are exhausted at this rate")
+        publish("models", model_rows(model_status(data, now=now)), title="The models, and what they cost")
     return report
 
 

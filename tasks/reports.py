@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,8 +28,14 @@ def plain(value: Any) -> Any:
 
 
 def hide(report: Any, *names: str) -> dict[str, Any]:
-    """A report as plain data, without some of its fields."""
-    return {name: value for name, value in plain(report).items() if name not in names}
+    """A report without some of its fields."""
+    return {name: value for name, value in _items(report) if name not in names}
+
+
+def _items(report: Any) -> list[tuple[str, Any]]:
+    if dataclasses.is_dataclass(report):
+        return [(field.name, getattr(report, field.name)) for field in dataclasses.fields(report)]
+    return list(report.items())
 
 
 def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -55,19 +62,43 @@ def _estimate(estimate: Estimate | None, *, signed: bool = False) -> str | None:
     return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
+def budget_rows(budgets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The budgets of a cost report as a table, a row a budget, what matters most first."""
+    return [
+        hide(budget, "used_fraction", "exhausted_at", "left_usd")
+        | {
+            "used": f"{budget['used_fraction']:.1%}",
+            "exhausted_at": budget["exhausted_at"],
+            "left_usd": budget["left_usd"],
+        }
+        for budget in budgets
+    ]
+
+
+def model_rows(status: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The status of every model as a table, what matters most first: a page shows six or seven columns."""
+    first = ("model_id", "decision_type", "state", "enabled", "deployment_state", "hourly_usd", "cost_usd")
+    return [{name: row[name] for name in first} | row for row in status]
+
+
 def fields(report: Any) -> Iterator[tuple[str, Any]]:
-    """Name and plain value of everything that a report has to say; what is empty is left out."""
-    for name, value in plain(report).items():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
+    """Name and value of everything that a report has to say; what is empty is left out."""
+    for name, value in _items(report):
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
         for key, item in inner:
             if item not in (None, [], {}, ""):
                 yield f"{name} {key}".strip().replace("_", " "), item
 
 
 def text(value: Any) -> str:
-    """A plain value in a table."""
+    """A value in a table: times in UTC, money to a hundredth of a cent."""
     if value is None:
         return ""
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, Decimal):
+        return f"{value:,.4f}".rstrip("0").rstrip(".")
+    value = value if isinstance(value, list | dict) else plain(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -81,16 +112,7 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def markdown(report: Any, *, title: str) -> str:
-    """A report as a Markdown table: a row a field, or the rows of a list."""
-    if isinstance(report, list):
-        rows = [plain(row) for row in report]
-        return f"# {title}\n\n" + (
-            markdown_table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "none"
-        )
-    return f"# {title}\n\n" + markdown_table(["what", "value"], list(fields(report)))
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
+def markdown(report: Any) -> str:
+    """A report as a Markdown table, a row a field."""
+    lines = [("what", "value"), ("---", "---"), *fields(report)]
     return "\n".join("| " + " | ".join(text(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -16,7 +16,7 @@ from provider.errors import ProviderUnavailable
 from reasoning.config import load_config
 from storage.errors import DataFolderBusy
 from tasks.progress import RunProgress
-from tasks.reports import markdown, plain
+from tasks.reports import hide, markdown, text
 
 # Parameters that several flows have. Prefect's forms take their descriptions from the flows' docstrings.
 DataFolder = Path | None
@@ -49,15 +49,10 @@ def run_progress(key: str, description: str) -> RunProgress:
 def publish(key: str, report: Any, *, title: str) -> None:
     """A report as an artifact of the current run: a table for a list, else Markdown. `key`: lower case and dashes."""
     if isinstance(report, list):
-        create_table_artifact(
-            [{name: _cell(value) for name, value in plain(row).items()} for row in report], key=key, description=title
-        )
+        rows = [{name: text(value) for name, value in hide(row).items()} for row in report]
+        create_table_artifact(rows, key=key, description=title)
     else:
-        create_markdown_artifact(markdown(report, title=title), key=key, description=title)
-
-
-def _cell(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+        create_markdown_artifact(markdown(report), key=key, description=title)
 
 
 def passing(task: Any, run: Any, state: Any) -> bool:

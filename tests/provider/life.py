@@ -13,14 +13,14 @@ from typing import Any
 
 from provider.client import connect
 from provider.deployments import deploy_model, undeploy_model
-from provider.fine_tunes import ACTIVE_STATES, cancel_fine_tune, follow_fine_tune, submit_fine_tune
+from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import reconcile_provider
 from provider.routes import LEASE, publish_route, routed_models
 from provider.tiers import resolve_tier
 from reasoning.errors import ReasoningError
 from reasoning.routes import Arm, Route, read_routes
-from storage.ledger_reports import BILLABLE_STATES
+from storage.ledger_reports import ACTIVE_STATES, BILLABLE_STATES
 from tests.provider.world import Killed, World
 
 CREATES = (("train", "/v1/fine-tunes"), ("deploy", "/endpoints"), ("deploy", "/deployments"))

@@ -14,6 +14,7 @@ from provider.errors import CreationInDoubt
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
+from provider.status import model_status
 from storage.ledger import open_ledger
 from tests.provider.world import Emulator, Killed, World
 
@@ -167,6 +168,12 @@ def test_a_double_deployment_is_stopped_and_charged(world: World) -> None:
     report = reconcile(world)
     assert report.orphans == [f"deployment {double.id} beside {row['name']}"]
     reconcile(world)
+    (status,) = model_status(world.data, now=world.now())
+    assert (status["deployment_id"], status["deployment_state"], status["hourly_usd"]) == (
+        row["id"],
+        "ready",
+        Decimal("5.49"),
+    )
     assert [d.id for d in world.client.endpoints.deployments.list(row["endpoint_id"])] == [row["remote_id"]]
     undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
     world.await_bill()

@@ -26,7 +26,7 @@ from storage.errors import (
     PriceUnknown,
 )
 from storage.ledger import Ledger, open_ledger
-from storage.ledger_reports import model_status
+from storage.ledger_reports import cost_report, model_status
 from storage.money import format_usd, from_nano, to_nano
 from tests.postgres import fresh_database, run_postgres
 
@@ -108,6 +108,29 @@ def test_reserve_settle_release_and_lapse(ledger: Ledger) -> None:
     assert ledger.settle(third, "1", kind="training", what="late, but owed", now=NOON)
     assert ledger.spent(now=NOON) == 6
     assert ledger.spent(decision_type="planning") == 5
+
+
+def test_a_reservation_that_lapsed_opens_again_only_within_the_budget_and_as_long_as_before(ledger: Ledger) -> None:
+    ledger.set_budget("day", "10")
+    lapsed = ledger.reserve("6", purpose="one", ttl=timedelta(minutes=10), now=NOON)
+    later = NOON + timedelta(minutes=10)
+    other = ledger.reserve("6", purpose="two", ttl=None, now=later)
+    with pytest.raises(BudgetExceeded):
+        ledger.resize(lapsed, "6", now=later)
+    assert ledger.resize(lapsed, "4", now=later).expires_at == later + timedelta(minutes=10)
+    assert ledger.budgets(later + timedelta(minutes=9))[0].reserved_usd == 10
+    assert ledger.budgets(later + timedelta(minutes=10))[0].reserved_usd == 6
+    assert ledger.resize(other, "7", now=later + timedelta(minutes=10)).expires_at is None
+
+
+def test_a_reservation_asks_the_database_for_little_while_others_wait(ledger: Ledger) -> None:
+    ledger.reserve("1", purpose="the first", now=NOON)
+    asked: list[str] = []
+    sa.event.listen(ledger.engine, "before_cursor_execute", lambda *call: asked.append(call[2].split()[0]))
+    ledger.reserve("1", purpose="the second", now=NOON)
+    # One at a time, what is held, what is allowed, the reservation.
+    assert asked[1:] == ["SELECT", "SELECT", "INSERT"]
+    assert asked[0] == ("SELECT" if ledger.engine.dialect.name == "postgresql" else "BEGIN")
 
 
 def test_budgets_are_by_period_and_by_type(ledger: Ledger) -> None:
@@ -360,6 +383,7 @@ def test_reports(ledger: Ledger) -> None:
         "deployments",
         state="intended",
         name="rsn-x-1",
+        decision_type="planning",
         model_id=model,
         model_object_id="ml_1",
         config="c",
@@ -377,14 +401,19 @@ def test_reports(ledger: Ledger) -> None:
     ledger.meter(
         "local/rsn-x-1", "planning", "2026-11-22", requests=10, input_tokens=5, output_tokens=6, cost_usd=0, now=NOON
     )
-    report = ledger.cost_report(NOON, "day")
+    report = cost_report(ledger, now=NOON, period="day")
     (line,) = report["models"]
     assert (line["total_usd"], line["hours"], line["requests"]) == (7, 0.5, 10)
     assert line["average_usd_per_request"] == Decimal("0.70")
     assert report["total_usd"] == 7
     assert report["forecast_usd"] == 7 + 12 * 6  # twelve hours of the day are left
+    assert report["budgets"][0]["exhausted_at"] == NOON + timedelta(hours=93 / 6)
+    ledger.set_budget("day", "43", "planning")
+    report = cost_report(ledger, now=NOON, period="day")
+    assert (report["forecast_usd"], report["budgets"][1]["exhausted_at"]) == (46, NOON + timedelta(hours=6.5))
+    ledger.set_budget("day", None, "planning")
     assert report["budgets"][0]["used_fraction"] == 0.07
-    assert ledger.cost_report(NOON + timedelta(days=40), "month")["total_usd"] == 0
+    assert cost_report(ledger, now=NOON + timedelta(days=40))["total_usd"] == 0
 
     (status,) = model_status(ledger, now=NOON + timedelta(minutes=5), routed={"local/rsn-x-1"})
     assert status["enabled"] is False  # it runs and has a route, but was not promoted
