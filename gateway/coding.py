@@ -147,6 +147,10 @@ class CodingModel:
                 return Plan(arm=arm, route=route, drawn=drawn, probability=probability)
         return Plan(reason="circuit_open", route=route, drawn=drawn, probability=probability)
 
+    def route(self, decision_type: str) -> Route | None:
+        """The route of a decision type, if a lease is in force."""
+        return self._lease.find(decision_type, self._clock())[0]
+
     def is_routed(self) -> bool:
         """Is there a route, be its lease in force or not?"""
         return self._config.enabled and self._lease.find(DECISION_TYPE, self._clock())[1] != "no_route"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.answer_forms import answer_body
+from gateway.decisions import count_answer
 from gateway.episodes import told_episode, told_room, told_user
 from gateway.errors import ModelAnswerError
 from gateway.exchange import Exchange
@@ -134,6 +135,7 @@ async def answer_decision_prompt(
             await exchange.write(upstream.answer, more=False)
             return
         exchange.served_by = "custom"
+        count_answer(state, prompt.decision_type, answer)
         options = request.get("stream_options")
         kind = get_decision_type(prompt.decision_type, state.config)
         content_type, out = answer_body(

@@ -10,6 +10,7 @@ import orjson
 from gateway.errors import BadRequest, RequestRefused
 from gateway.exchange import Exchange
 from gateway.state import State
+from reasoning.core import Answer
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import InvalidContext, ReasoningError, RecordError, UnknownDecisionType, UnparseableAnswer
 
@@ -43,7 +44,20 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
         exchange.reason = answer.fallback_reason
         if exchange.reason:
             state.metrics.fallbacks.labels(kind.name, exchange.reason).inc()
-        await exchange.reply(200, orjson.dumps(asdict(answer), default=str))
+        count_answer(state, kind.name, answer)
+        headers = [(b"x-reasoning-decision-id", str(answer.decision_id).encode())]
+        await exchange.reply(200, orjson.dumps(asdict(answer), default=str), headers)
+
+
+def count_answer(state: State, decision_type: str, answer: Answer) -> None:
+    """Count the tokens of a model's answer, and what they cost."""
+    if answer.source != "custom":
+        return
+    tokens = answer.input_tokens or 0, answer.output_tokens or 0
+    state.metrics.count_tokens("custom", *tokens)
+    route = state.coding.route(decision_type)
+    arms = (arm for arm in route.arms if arm.model == answer.model) if route else ()
+    state.metrics.spend.inc(next((arm.cost_usd(*tokens) for arm in arms), 0.0))
 
 
 async def feedback(state: State, exchange: Exchange) -> None:

@@ -74,13 +74,17 @@ def describe_api(types: Mapping[str, DecisionType]) -> dict[str, Any]:
     paths["/v1/feedback"] = {"post": _feedback()}
     paths |= {
         "/v1/messages": {
-            "post": _passed("Anthropic Messages; coding is answered by the coding model where that can be")
+            "post": _passed(
+                "Anthropic Messages; coding is answered by the coding model where that can be", decided=True
+            )
         },
         "/v1/messages/count_tokens": {"post": _passed("Anthropic token counting, passed on")},
         "/v1/chat/completions": {
-            "post": _passed("OpenAI chat completions; decision prompts are answered by our models")
+            "post": _passed("OpenAI chat completions; decision prompts are answered by our models", decided=True)
         },
-        "/v1/responses": {"post": _passed("OpenAI responses; decision prompts are answered by our models")},
+        "/v1/responses": {
+            "post": _passed("OpenAI responses; decision prompts are answered by our models", decided=True)
+        },
         "/v1/embeddings": {"post": _passed("OpenAI embeddings, passed on")},
         "/v1/models": {"get": _passed("the upstream's models, passed on")},
         "/healthz": {"get": _page("The process answers", public=True)},
@@ -106,6 +110,15 @@ def describe_api(types: Mapping[str, DecisionType]) -> dict[str, Any]:
         "security": [{"bearer": []}, {"apiKey": []}, {"token": []}],
         "paths": paths,
     }
+
+
+_HEADERS = {
+    "x-reasoning-decision-id": {
+        "description": "Of an answer that is on record, whoever gave it: what /v1/feedback takes as decision_id",
+        "schema": {"type": "string", "format": "uuid"},
+    },
+    "x-reasoning-source": {"description": "Of an answer of our models", "schema": {"const": "custom"}},
+}
 
 
 def _decide(type: DecisionType) -> dict[str, Any]:
@@ -175,8 +188,9 @@ def _feedback() -> dict[str, Any]:
     }
 
 
-def _passed(summary: str) -> dict[str, Any]:
-    return {"summary": summary, "tags": ["APIs"], "responses": {"default": {"description": "As of the API"}}}
+def _passed(summary: str, *, decided: bool = False) -> dict[str, Any]:
+    answer = {"description": "As of the API"} | ({"headers": _HEADERS} if decided else {})
+    return {"summary": summary, "tags": ["APIs"], "responses": {"default": answer}}
 
 
 def _page(summary: str, content_type: str = "application/json", *, public: bool = False) -> dict[str, Any]:

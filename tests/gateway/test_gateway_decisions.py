@@ -486,9 +486,15 @@ async def test_decide_and_feedback(start: Start) -> None:
     running.route("should_respond")
     running.model.script = json(chat_answer(OURS["should_respond"]))
     body = {"context": CONTEXT, "original": "IGNORE", "episode_id": "e", "tags": {"a": "b"}, "subject_ids": ["ann"]}
-    status, _, got = await running.ask("POST", "/v1/decide/should-respond", json=body)
+    status, headers, got = await running.ask("POST", "/v1/decide/should-respond", json=body)
     answer = orjson.loads(got)
     assert status == 200
+    assert headers["x-reasoning-decision-id"] == answer["decision_id"]
+    for _ in range(2):
+        stats = orjson.loads((await running.ask("GET", "/stats"))[2])
+        assert (stats["recorded"], stats["records_dropped"]) == (1, {})
+        assert stats["tokens"]["custom:input"] == answer["input_tokens"] > 0
+        assert stats["spend_usd"] == pytest.approx(answer["input_tokens"] / 1e6)
     assert answer["decision"] == {"action": "RESPOND", "reasoning": "Asked: by name"}
     assert (answer["source"], answer["model"]) == ("custom", "ep/coder")
     running.model.script = whole(500, b"{}")
