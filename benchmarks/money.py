@@ -7,14 +7,15 @@ kills of our process at a random request (also of the guard and of the reconcili
 minutes while anything runs. The guard ticks every minute while anything of ours is at the provider; with
 --guard-dead-on it is dead for that whole day, with a model deployed. The budget is raised anew each day, mostly by so
 little that it is reached. A stranger at the same provider has a deployment and a job, which must stay as they are.
-Prints a table, a row for each seed and way, and fails where an invariant of `tests/provider/life.py` does. A run ends
-early after --wall-seconds.
+Prints a table, a row for each seed and way, and fails where an invariant of `tests/provider/life.py` does; to stderr a
+line a day of how far it is. A run ends early after --wall-seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -101,6 +102,12 @@ def live(seed: int, days: int, dead_on: int | None, wall_seconds: float) -> list
                 life.guard()  # it meters what ran unseen
                 dead_day_usd = max(world.ledger.spent() - life.limit, Decimal(0))
             day += 1
+            billed = world.emulator.bill(life.remote_ids())
+            print(
+                f"seed {seed}: day {day} of {days}, {time.monotonic() - began:.0f} s; {life.faults:,} faults, "
+                f"{life.kills:,} kills; ${world.ledger.spent():.2f} charged, ${billed:.2f} billed",
+                file=sys.stderr,
+            )
         life.end()
         orphan_minutes = life.oldest_orphan.total_seconds() / 60
         cells = [

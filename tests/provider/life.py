@@ -374,18 +374,17 @@ class Life:
         assert world.ledger.find("deployments", state=("intended", *BILLABLE_STATES)) == []
         (budget,) = world.ledger.budgets(world.now())
         assert budget.reserved_usd == 0, "money is still reserved"
-        ids = {
-            row["remote_id"]
-            for table in ("deployments", "fine_tune_jobs")
-            for row in world.ledger.find(table)
-            if row["remote_id"]
-        }
-        self.charged, self.billed = world.ledger.spent(), world.emulator.bill(ids)
+        self.charged, self.billed = world.ledger.spent(), world.emulator.bill(self.remote_ids())
         difference = self.charged - self.billed
         assert abs(difference) < Decimal("0.01"), f"charged minus billed: {difference}\n{self._differences()}"
         # Nothing of ours is on the bill that the ledger does not know.
-        assert {item["resource_id"] for item in self._bill("deployment", "fine_tune")} <= ids
+        assert {item["resource_id"] for item in self._bill("deployment", "fine_tune")} <= self.remote_ids()
         self.check()
+
+    def remote_ids(self) -> set[str]:
+        """Of everything that the ledger knows at the provider."""
+        rows = [*self.world.ledger.find("deployments"), *self.world.ledger.find("fine_tune_jobs")]
+        return {row["remote_id"] for row in rows if row["remote_id"]}
 
 
 class Strangers:
