@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import orjson
@@ -65,8 +66,9 @@ def to_chat(body: dict[str, Any], *, model: str, images: bool = False) -> dict[s
     turns = body.get("messages")
     if not isinstance(turns, list) or not turns:
         raise Untranslatable("malformed", "messages")
-    for turn in turns:
-        messages.add_turn(turn)
+    for role, group in groupby(turns, _role):
+        blocks = [block for turn in group for block in _content(turn)]  # Anthropic joins turns of one role as well
+        messages.add_turn(role, blocks)
     chat: dict[str, Any] = {"model": model, "messages": messages.finish()}
     for key in ("max_tokens", "temperature", "top_p", "top_k"):
         if body.get(key) is not None:
@@ -110,13 +112,7 @@ class _Messages:
             if text and not text.startswith(BILLING_BLOCK):
                 self._system.append(text)
 
-    def add_turn(self, turn: Any) -> None:
-        if not isinstance(turn, dict):
-            raise Untranslatable("malformed", "a message is no object")
-        role, content = turn.get("role"), turn.get("content")
-        if isinstance(content, str):
-            content = [{"type": "text", "text": content}]
-        blocks = _blocks(content, "content")
+    def add_turn(self, role: Any, blocks: list[dict[str, Any]]) -> None:
         if role == "system":
             if self._out:
                 # A chat template takes a system message only at the start. The words matter more than the role.
@@ -250,6 +246,17 @@ class _Messages:
         if self._out and self._out[-1]["role"] == "assistant" and not self._out[-1].get("tool_calls"):
             message["content"] = (self._out.pop()["content"] or "") + text
         self._out.append(message)
+
+
+def _role(turn: Any) -> Any:
+    if not isinstance(turn, dict):
+        raise Untranslatable("malformed", "a message is no object")
+    return turn.get("role")
+
+
+def _content(turn: dict[str, Any]) -> list[dict[str, Any]]:
+    content = turn.get("content")
+    return _blocks([{"type": "text", "text": content}] if isinstance(content, str) else content, "content")
 
 
 def _blocks(content: Any, place: str) -> list[dict[str, Any]]:

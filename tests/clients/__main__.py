@@ -373,7 +373,7 @@ async def api_objects(seen: Seen, writer: asyncio.StreamWriter) -> None:
         "expires_at": time,
     }
     model = {"id": "m", "type": "model", "display_name": "M", "created_at": time, "capabilities": None}
-    model |= {"max_input_tokens": None, "max_tokens": None}
+    model |= {"max_input_tokens": None, "max_tokens": None, "lifecycle": "active"}
     file = {"id": "f", "type": "file", "filename": "f", "mime_type": "text/plain", "size_bytes": 1, "created_at": time}
     answer: Any = {"data": [], "has_more": False, "first_id": None, "last_id": None}
     if path.endswith("/results"):
@@ -426,8 +426,9 @@ async def check_anthropic_suite(work: Path, home: Path) -> None:
         expect(report.exists(), f"the suite did not run: {out[-800:]}")
         found = {}
         for case in ElementTree.parse(report).iter("testcase"):
-            kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
-            found[f"{case.get('classname')}.{case.get('name')}"] = kinds.pop() if kinds else "passed"
+            ends = [child for child in case if child.tag in ("failure", "error", "skipped")]
+            why = f"{ends[0].tag}: {(ends[0].get('message') or '').splitlines()[0]}" if ends else "passed"
+            found[f"{case.get('classname')}.{case.get('name')}"] = why
         return found
 
     def requests(at: Stage) -> list[tuple[str, str, bytes]]:
@@ -441,9 +442,11 @@ async def check_anthropic_suite(work: Path, home: Path) -> None:
         through, through_requests = await outcomes(at.url), requests(at)
     passed = sum(outcome == "passed" for outcome in through.values())
     print(f"   {passed} of {len(through)} tests pass through the gateway, {len(through_requests)} requests", flush=True)
+    for why, count in Counter(outcome for outcome in bare.values() if outcome != "passed").most_common():
+        print(f"   without it {count} end so: {why}", flush=True)
     differing = [name for name in bare if bare[name] != through.get(name)]
     expect(not differing, f"{len(differing)} tests end otherwise through the gateway: {differing[:5]}")
-    expect(passed > 0.9 * len(through), "the scripted server does not do for these tests")
+    expect(passed > 0.98 * len(through), "the scripted server does not do for these tests")
     missing, more = (
         Counter(bare_requests) - Counter(through_requests),
         Counter(through_requests) - Counter(bare_requests),

@@ -85,6 +85,14 @@ def test_tool_results_come_in_the_order_of_the_calls_and_before_the_text() -> No
     ]
 
 
+def test_results_in_messages_of_their_own_are_joined() -> None:
+    call = {"role": "assistant", "content": [use("a"), use("b")]}
+    messages = chat([*HI, call, user(result("b", "B")), user(result("a", "A")), user(text("go on"))])["messages"]
+    assert [(m["role"], m["content"]) for m in messages[2:]] == [("tool", "A"), ("tool", "B"), ("user", "go on")]
+    halves = [{"role": "assistant", "content": [use(name)]} for name in "ab"]
+    assert len(chat([*HI, *halves, user(result("a", "A"), result("b", "B"))])["messages"][1]["tool_calls"]) == 2
+
+
 def test_images_of_a_result_follow_in_a_user_message() -> None:
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QQ=="}}
     body = {"messages": [*HI, {"role": "assistant", "content": [use("a")]}, user(result("a", [text("shot"), image]))]}
