@@ -96,21 +96,20 @@ def set_budget(
     data: Data = None,
 ) -> None:
     """Set the most that may be spent."""
-    from decimal import Decimal, InvalidOperation
-
     from storage.ledger import open_ledger
+    from storage.money import format_usd, from_nano, to_nano
 
     folder = find_data(data, may_be_new=True)
     limit = None
     if limit_usd.lower() != "none":
         try:
-            limit = Decimal(limit_usd.removeprefix("$"))
-        except InvalidOperation as error:
-            raise typer.BadParameter(f"{limit_usd!r} is no amount of US dollars, such as 25 or 0.50") from error
-        if not limit.is_finite() or limit < 0:
+            limit = from_nano(to_nano(limit_usd.removeprefix("$")))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        if limit < 0:
             raise typer.BadParameter(f"{limit_usd} cannot be a budget: 0 or more dollars, or `none`")
     name = check_decision_type(decision_type, folder) if decision_type else None
     with open_ledger(folder) as ledger:
         ledger.set_budget(period.value, limit, name)
     what = f"{period.value} budget" + (f" of {name}" if name else "")
-    print_line(f"{what}: " + ("no limit" if limit is None else f"${limit}"))
+    print_line(f"{what}: " + ("no limit" if limit is None else format_usd(limit)))

@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +26,13 @@ from provider.errors import (
     ProviderUnavailable,
     RemoteNotFound,
 )
-from provider.metering import meter_minutes, runway_usd
+from provider.metering import hourly_usd, meter_minutes, runway_usd
 from provider.prices import instance_price
 from provider.routes import withdraw_model
 from provider.tiers import resolve_tier
 from storage.errors import IllegalTransition, LedgerError
 from storage.ledger import new_id
-from storage.money import from_nano, to_nano
+from storage.money import to_nano
 
 if TYPE_CHECKING:
     from together import Together
@@ -112,13 +111,14 @@ def _intend(
             "hardware": base.hardware,
             "hourly_nano": to_nano(base.hourly_usd),
             "max_replicas": replicas,
+            "replicas": 0,
         }
         reservation = ledger.reserve(
             runway_usd(row),
             purpose=f"deployment {row['name']} of model {model_id} on {base.hardware}",
             decision_type=model["decision_type"],
             model=model_id,
-            hourly_usd=base.hourly_usd * replicas,
+            hourly_usd=hourly_usd(row),
             ttl=None,
             now=clock(),
         )
@@ -459,8 +459,3 @@ def undeploy_model(
         if progress:
             progress(0.5, f"stopping {row['name']}")
         wait(poll_seconds)
-
-
-def hourly_usd(row: dict[str, Any]) -> Decimal:
-    """What a deployment may cost an hour with all its replicas."""
-    return from_nano(row["hourly_nano"] * row["max_replicas"])

@@ -27,13 +27,12 @@ from provider.deployments import (
     READY_TIMEOUT,
     advance_shutdown,
     begin_shutdown,
-    hourly_usd,
     stop_replicas,
     sync_deployment,
 )
 from provider.errors import ProviderError
 from provider.fine_tunes import cancel_fine_tune, sync_fine_tune
-from provider.metering import meter_decisions, runway_usd
+from provider.metering import hourly_usd, meter_decisions, runway_usd
 from provider.routes import LEASE, keep_models, renew_lease
 from reasoning.errors import ReasoningError
 from storage.errors import BudgetExceeded, LedgerUnavailable
@@ -158,7 +157,7 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: Gu
     except (ReasoningError, OSError) as error:
         report.errors.append(f"the routes cannot be changed, and end with their lease: {error}")
     try:
-        rows = ledger.find("deployments", state=_RUNNING)
+        rows = ledger.find("deployments", state=(*_RUNNING, "draining", "stopping"))
     except LedgerUnavailable:
         return  # said already
     for row in rows:
@@ -180,16 +179,16 @@ def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
     for row in ledger.find("deployments", state=LIVE_STATES):
         try:
             after, message = sync_deployment(client, ledger, row["id"], now=report.now)
-        except ReasoningError as error:
-            report.errors.append(f"{row['name']}: {error}")
+        except Exception as error:  # also an answer that is not as documented: the others are guarded all the same
+            report.errors.append(f"{row['name']}: {_said(error)}")
             continue
         if after["state"] != row["state"]:
             report.actions.append(f"{row['name']} is {after['state']}{f': {message}' if message else ''}")
     for job in ledger.find("fine_tune_jobs", state=("submitted", "running", "cancelling")):
         try:
             after = sync_fine_tune(client, ledger, job["id"], now=report.now)
-        except ReasoningError as error:
-            report.errors.append(f"{job['suffix']}: {error}")
+        except Exception as error:
+            report.errors.append(f"{job['suffix']}: {_said(error)}")
             continue
         if after["state"] in ("completed", "failed", "cancelled"):
             report.actions.append(
@@ -197,11 +196,15 @@ def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
             )
 
 
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ReasoningError) else f"{type(error).__name__}: {error}"
+
+
 def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> None:
     try:
         meter_decisions(layout, ledger, since=report.now - timedelta(days=_METERED_DAYS), now=report.now)
     except Exception as error:  # whatever is wrong with the log, the guard goes on, and fails closed: no lease
-        report.errors.append(f"the decision log cannot be read: {type(error).__name__}: {error}")
+        report.errors.append(f"the decision log cannot be read: {_said(error)}")
 
 
 def _level(budget: Budget, policy: GuardPolicy) -> Level:
@@ -238,13 +241,16 @@ def _over_budget(ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> di
 def _out_of_runway(
     ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: GuardReport
 ) -> dict[str, tuple[str, bool]]:
-    """Deployments whose next minutes cannot be reserved any more. What is reserved already pays for the draining."""
+    """Deployments whose next minutes cannot be reserved any more. What is reserved already pays for the draining.
+
+    Reserved is what runs: another hand may have scaled it up.
+    """
     found = {}
     for row in ledger.find("deployments", state=_RUNNING):
         if row["id"] in doomed or row["reservation_id"] is None:
             continue
         try:
-            ledger.resize(row["reservation_id"], runway_usd(row), now=report.now)
+            ledger.resize(row["reservation_id"], runway_usd(row), hourly_usd=hourly_usd(row), now=report.now)
         except BudgetExceeded as error:
             found[row["id"]] = (str(error), False)
     return found

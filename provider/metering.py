@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from storage.money import from_nano
+from storage.money import from_nano, to_nano
 
 if TYPE_CHECKING:
     import duckdb
@@ -27,10 +27,14 @@ RUNWAY = timedelta(minutes=5)
 _NOT_SENT = ("disabled", "no_route", "lease_expired", "circuit_open")
 
 
+def hourly_usd(deployment: dict[str, Any]) -> Decimal:
+    """What a deployment may cost an hour with all its replicas: those it was given, or were last seen running."""
+    return from_nano(deployment["hourly_nano"] * max(deployment["max_replicas"], deployment["replicas"]))
+
+
 def runway_usd(deployment: dict[str, Any]) -> Decimal:
     """US dollars for `RUNWAY` of all the replicas that a deployment may have."""
-    minutes = RUNWAY.total_seconds() / 60
-    return from_nano(math.ceil(deployment["hourly_nano"] * deployment["max_replicas"] * minutes / 60))
+    return from_nano(-(-to_nano(hourly_usd(deployment)) * int(RUNWAY.total_seconds()) // 3600))
 
 
 def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: datetime) -> Decimal:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from provider.deployments import hourly_usd
 from provider.guard import DRAIN_SHARE
+from provider.metering import hourly_usd
 from provider.routes import routed_models
 from reasoning.errors import RoutesError
 from storage import ledger_reports

@@ -12,13 +12,16 @@ from typing import Any
 
 NANO = 1_000_000_000
 
+LARGEST_USD = 9_000_000_000
+"""Whole nano-dollars fill 64 bits soon after."""
+
 Usd = Decimal | int | str
 
 
 def to_nano(usd: Usd) -> int:
     """US dollars as whole nano-dollars; a fraction of one is rounded up (towards costing more).
 
-    Raises TypeError for a float and ValueError for what is not a finite number.
+    Raises TypeError for a float and ValueError for what is not a finite number, or too large a one.
     """
     if isinstance(usd, bool) or not isinstance(usd, (Decimal, int, str)):
         raise TypeError(f"an amount of money must be a Decimal, an int or a decimal string, not {usd!r}")
@@ -28,6 +31,8 @@ def to_nano(usd: Usd) -> int:
         raise ValueError(f"{usd!r} is not an amount of money: write it like '12.50'") from None
     if not amount.is_finite():
         raise ValueError(f"{usd!r} is not an amount of money: it must be finite")
+    if abs(amount) >= LARGEST_USD:
+        raise ValueError(f"{usd} is more money than the ledger can keep: it must be below ${LARGEST_USD:,}")
     return int((amount * NANO).to_integral_value(rounding=ROUND_CEILING))
 
 

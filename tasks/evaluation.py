@@ -13,7 +13,7 @@ import orjson
 import storage
 from provider.client import clock_of
 from provider.completions import complete_many
-from provider.deployments import hourly_usd
+from provider.metering import hourly_usd
 from quality.dataset import DatasetRow, read_manifest, read_rows
 from quality.evaluation import Answer, Evaluation, Label, evaluate, write_evaluation
 from quality.promotion import DEFAULT_MARGIN, Verdict, judge

@@ -80,6 +80,38 @@ def test_a_budget_that_is_lowered_under_what_runs_stops_it_and_raised_lets_it_be
     assert guard(world) == []
 
 
+def test_a_deployment_that_another_hand_scaled_up_is_charged_and_held_to_what_an_hour_may_cost(world: World) -> None:
+    row = world.deploy()
+    guard(world)
+    spent = world.ledger.spent()
+    world.ledger.set_budget("hour", "12")
+    scaled = {"min_replicas": 2, "max_replicas": 2}
+    world.observer.endpoints.deployments.update(row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling=scaled)
+    world.minutes(3)
+    guard(world)
+    assert world.ledger.spent() - spent == 2 * 3 * MINUTE
+    rate, total = world.ledger.budgets(world.now())
+    assert (rate.reserved_usd, total.reserved_usd) == (2 * 60 * MINUTE, 2 * 5 * MINUTE)
+    world.ledger.set_budget("hour", "10")
+    assert any("more than $10.00 an hour" in action for action in guard(world))
+    world.minutes(1)
+    guard(world)
+    assert world.ours() == []
+
+
+def test_a_deployment_that_another_hand_scaled_beyond_the_hour_is_drained(world: World) -> None:
+    row = world.deploy()
+    world.ledger.set_budget("hour", "6")
+    scaled = {"min_replicas": 3, "max_replicas": 3}
+    world.observer.endpoints.deployments.update(row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling=scaled)
+    world.minutes(1)
+    (action,) = guard(world)
+    assert "needs $10.98 an hour" in action
+    world.minutes(1)
+    guard(world)
+    assert world.ours() == []
+
+
 def test_hours_without_a_tick_over_the_end_of_a_month_count_in_the_month_of_each_minute(world: World) -> None:
     now = world.now()
     first = (now.replace(day=1, hour=0, minute=0, second=0, microsecond=0) + timedelta(days=32)).replace(day=1)

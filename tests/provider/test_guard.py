@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
@@ -289,6 +291,34 @@ def test_a_ledger_that_cannot_be_written_stops_what_it_cannot_meter(world: World
     reconciled = reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
     assert reconciled.errors == []
     assert world.ledger.spent() == world.emulator.bill({row["remote_id"]}) <= 14 * RATE / 60
+
+
+def test_what_was_to_end_when_the_ledger_broke_is_stopped(world: World) -> None:
+    row = world.deploy()
+    begin_shutdown(world.ledger, row["id"], why="test", now=world.now())
+    sa.event.listen(world.ledger.engine, "checkout", lambda connection, *_: connection.execute("PRAGMA query_only = 1"))
+    world.minutes(11)
+    assert guard(world).actions == [f"stopped {row['name']}, whose minutes the ledger cannot take down"]
+
+
+def test_an_answer_that_is_not_as_documented_leaves_the_others_guarded(world: World) -> None:
+    broken, other = world.deploy(world.model()), world.deploy(world.model("planning"))
+    route(world, other["served_name"], "planning")
+
+    def without_status(response: httpx.Response) -> None:
+        if response.request.method == "GET" and response.request.url.path.endswith(broken["remote_id"]):
+            response.read()
+            response._content = json.dumps(response.json() | {"status": None}).encode()
+
+    world.client._client.event_hooks = {"response": [without_status]}
+    world.minutes(2)
+    world.ledger.set_budget("total", world.ledger.spent(), "planning")
+    report = guard(world)
+    (error,) = report.errors
+    assert error.startswith(f"{broken['name']}: AttributeError")
+    assert report.lease != "renewed"
+    assert world.ledger.get("deployments", other["id"])["state"] == "deleted"
+    assert routed(world) == frozenset()
 
 
 def test_a_route_to_what_does_not_run_is_withdrawn(world: World) -> None:

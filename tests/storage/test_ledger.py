@@ -67,6 +67,8 @@ def test_money_is_exact_and_refuses_floats() -> None:
     for wrong in ("ten", "NaN", "Infinity"):
         with pytest.raises(ValueError, match="not an amount"):
             to_nano(wrong)
+    with pytest.raises(ValueError, match="more money than the ledger can keep"):
+        to_nano("1e30")
     assert [format_usd(Decimal(x)) for x in ("4", "0.0915", "-1.2", "1234.5")] == [
         "$4.00",
         "$0.0915",
