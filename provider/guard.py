@@ -95,7 +95,8 @@ def guard_costs(
     """One tick. `client` None means that the provider could not be reached: nothing is renewed then.
 
     Never raises for what the provider or the decision log does: that is in `errors`, and the lease is not renewed.
-    A ledger that cannot be written is an error as well, and what it has not metered for `BLIND` is stopped. Raises
+    A ledger that cannot be written is an error as well, and what it has not metered for `BLIND` loses its routes and is
+    stopped. Raises
     LedgerError when the ledger cannot even be opened.
     """
     report = GuardReport(now=now or datetime.now(UTC))
@@ -109,7 +110,8 @@ def guard_costs(
         return report
     except LedgerUnavailable as error:
         report.errors.append(str(error))
-        report.lease = "left"
+        if report.lease != "renewed":  # else it was lost at the very end
+            report.lease = "left"
         if client is not None:
             _stop_unmetered(Layout(data), opened, client, report)
         return report
@@ -153,15 +155,17 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: Gu
     Nothing of it is recorded; the first tick with a ledger sees what happened, and charges it.
     """
     try:
-        keep_models(layout.routes, lambda _, model: not _is_ours(ledger, model), now=report.now)
-    except (ReasoningError, OSError) as error:
-        report.errors.append(f"the routes cannot be changed, and end with their lease: {error}")
-    try:
         rows = ledger.find("deployments", state=(*_RUNNING, "draining", "stopping"))
     except LedgerUnavailable:
         return  # said already
-    for row in rows:
-        if row["endpoint_id"] and report.now - (row["metered_until"] or row["created_at"]) >= BLIND:
+    blind = [row for row in rows if report.now - (row["metered_until"] or row["created_at"]) >= BLIND]
+    names = {row["served_name"] for row in blind}
+    try:
+        keep_models(layout.routes, lambda _, model: model not in names, now=report.now)
+    except (ReasoningError, OSError) as error:
+        report.errors.append(f"the routes cannot be changed, and end with their lease: {error}")
+    for row in blind:
+        if row["endpoint_id"]:
             try:
                 stop_replicas(client, row["endpoint_id"])
             except ProviderError as error:

@@ -280,8 +280,10 @@ def test_a_ledger_that_cannot_be_written_stops_what_it_cannot_meter(world: World
     assert "make it and its folder writable" in report.errors[0]
     assert routed(world) == frozenset()
     assert report.actions == []  # it may be mended in a moment
+    assert read_routes(world.data / "routes.json").routes  # and then the lease is renewed
     world.minutes(7)
     assert guard(world).actions == [f"stopped {row['name']}, whose minutes the ledger cannot take down"]
+    assert not read_routes(world.data / "routes.json").routes
     world.minutes(60)  # costs nothing any more
     broken = False
     guard(world)

@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from provider.guard import GuardReport, guard_costs
 from provider.reconcile import reconcile_provider
@@ -65,6 +66,24 @@ def test_guards_and_reconciliation_on_postgresql(world: World, ledger_url: str) 
         pass
     report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
     assert (report.skipped, report.charged_usd) == (False, 5 * MINUTE)
+
+    def cut(_: object) -> None:
+        """As when the server is restarted: every connection ends, the guard's lock with its own."""
+        world.revive()
+        admin = sa.create_engine(ledger_url)
+        with admin.connect() as connection:
+            others = "datname = current_database() AND pid <> pg_backend_pid()"
+            connection.execute(sa.text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+        admin.dispose()
+
+    world.minutes(2)
+    world.client._client.event_hooks = {"request": [cut]}
+    spent = world.ledger.spent()
+    report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    (error,) = report.errors
+    assert "make the database reachable, then run the same again" in error
+    report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert (report.errors, world.ledger.spent() - spent) == ([], 2 * MINUTE)
 
     world.ledger.set_budget("total", world.ledger.spent())
     report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
