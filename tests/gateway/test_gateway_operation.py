@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.logs import JsonFormatter
+from reasoning.spool import read_segment
 from tests.gateway import scripted
 from tests.gateway.conftest import TOKEN, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, chat_answer, json, stream, whole
@@ -213,20 +215,41 @@ async def test_sigterm_finishes_what_is_under_way(tmp_path: Path) -> None:
         assert (access["status"], access["served_by"], access["key"]) == (200, "anthropic", "default")
 
 
-async def test_two_gateways_on_one_data_folder(tmp_path: Path) -> None:
+async def test_two_gateways_on_one_data_folder_and_one_is_killed(tmp_path: Path) -> None:
+    answered: list[str] = []
+
+    async def ask(http: aiohttp.ClientSession, url: str) -> None:
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with http.post(url + "/v1/messages", json=coding(), headers=headers) as response:
+            assert response.status == 200
+            await response.read()
+            answered.append(response.headers["x-reasoning-decision-id"])
+
+    async def ask_until_it_dies(http: aiohttp.ClientSession, url: str) -> None:
+        with suppress(aiohttp.ClientError):
+            while True:
+                await ask(http, url)
+
     async with scripted.Scripted(json(ANTHROPIC_MESSAGE)) as upstream, aiohttp.ClientSession() as http:
         started = [await begin(tmp_path, upstream.url) for _ in range(2)]
+        (killed, at), (_, url) = started
         try:
-            headers = {"authorization": f"Bearer {TOKEN}"}
-            for _, url in started:
-                assert await ready(http, url) == 200
-                async with http.post(url + "/v1/messages", json=coding(), headers=headers) as response:
-                    assert response.status == 200
+            assert [await ready(http, at), await ready(http, url)] == [200, 200]
+            asking = [asyncio.create_task(ask_until_it_dies(http, at)) for _ in range(16)]
+            while len(answered) < 100:
+                await asyncio.sleep(0.001)
+            killed.kill()
+            await asyncio.gather(*asking)
+            await ask(http, url)
         finally:
             for process, _ in started:
-                process.send_signal(signal.SIGTERM)
+                if process.returncode is None:
+                    process.send_signal(signal.SIGTERM)
             await asyncio.gather(*(asyncio.wait_for(process.wait(), 20) for process, _ in started))
-        assert len(list((tmp_path / "spool").glob("*.seal"))) == 2
+    spool = tmp_path / "spool"
+    assert (len(list(spool.glob("*.open"))), len(list(spool.glob("*.seal")))) == (1, 1)
+    recorded = {str(row["decision_id"]) for path in spool.iterdir() for _, row in read_segment(path).lines}
+    assert recorded >= set(answered)  # what was answered is on record, whatever became of the process
 
 
 async def test_wrong_configuration_ends_it_with_a_clear_word(tmp_path: Path) -> None:

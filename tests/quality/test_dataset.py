@@ -134,6 +134,7 @@ def test_every_dropped_row_has_its_reason(data):
         _special(7, "only the original has answered", right=None),
         _special(8, "this one has tools", extra={"tools": [{"type": "function"}]}),
         _special(9, " "),
+        _special(13, "[document: application/pdf, 9 bytes]", extra={"tags": {"untranslated": "document"}}),
     ]
     broken = records(_special(10, "the demonstration is none of the labels"))
     broken[-1].value = '{"action": "DANCE"}'
@@ -150,13 +151,14 @@ def test_every_dropped_row_has_its_reason(data):
         "self_label": 1,
         "weaker_label": 1,
         "tools": 1,
+        "untranslated": 1,
         "invalid": 1,
         "too_long": 1,
         "contradictory": 2,
         "near_duplicate": 1,
     }
     assert manifest.faults == {"label: action 'DANCE' is none of RESPOND, IGNORE, STOP": 1}
-    assert manifest.selected == 613 == manifest.rows + sum(manifest.dropped.values())
+    assert manifest.selected == 614 == manifest.rows + sum(manifest.dropped.values())
 
 
 def test_duplicates_keep_the_demonstrated_answer(data):
