@@ -69,6 +69,8 @@ def deploy_model(
     down again and DeploymentFailed, NoCapacity (no hardware free) or ProviderUnavailable raised. It is taken down on
     Ctrl-C as well, unless an earlier call had begun it.
     """
+    if replicas < 1:
+        raise ValueError(f"a deployment has at least one replica, not {replicas}")
     clock = clock_of(now)
     row, ours = _intend(client, ledger, model_id, replicas, clock)
     try:

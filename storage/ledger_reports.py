@@ -52,8 +52,8 @@ def cost_report(
     `forecast_usd` is what the period will have cost at its end (None for `total`) if the jobs under way cost what was
     estimated, and what runs now goes on at its hourly rate until a budget is exhausted. A budget's `exhausted_at` is
     when that is, at this rate: once `drain_share` of it is spent and the guard stops what it covers. None: not within a
-    year. A model's `average_usd_per_request` is None without requests; `model_id` is that of a job that has no model,
-    or None for tokens of models that are not ours.
+    year. Requests and tokens are those of whole days (UTC), so for `hour` a model has no `average_usd_per_request`, nor
+    without requests. `model_id` is that of a job that has no model, or None for tokens of models that are not ours.
     """
     if period not in PERIODS:
         raise ValueError(f"no period {period!r}: use one of {', '.join(PERIODS)}")
@@ -103,7 +103,9 @@ def cost_report(
                 "base_model": model["base_model"] if model else None,
                 "state": model["state"] if model else None,
                 "total_usd": from_nano(spent["total"]),
-                "average_usd_per_request": from_nano(spent["total"] // used["requests"]) if used["requests"] else None,
+                "average_usd_per_request": from_nano(spent["total"] // used["requests"])
+                if used["requests"] and period != "hour"
+                else None,
                 "hours": spent["minutes"] / 60,
                 "requests": used["requests"],
                 "input_tokens": used["input_tokens"],

@@ -12,8 +12,8 @@ from typing import Any
 
 NANO = 1_000_000_000
 
-LARGEST_USD = 9_000_000_000
-"""Whole nano-dollars fill 64 bits soon after."""
+LARGEST_USD = 1_000_000_000
+"""Nano-dollars below it fit 64 bits, also a few of them added up, and 18 decimal digits."""
 
 Usd = Decimal | int | str
 

@@ -42,7 +42,7 @@ def trained_object(emulator_url: str, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def world(emulator: Emulator, trained_object: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.delenv("REASONING_LEDGER_URL", raising=False)
-    world = World(emulator, tmp_path / "data")
+    world = World(emulator, tmp_path / "data").by_daylight()
     world.trained_object = trained_object
     yield world
     world.close()

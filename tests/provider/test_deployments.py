@@ -10,6 +10,7 @@ import pytest
 from provider.completions import complete_many
 from provider.deployments import deploy_model, undeploy_model
 from provider.errors import CreationInDoubt, DeploymentFailed, NoCapacity, ProviderRefused
+from provider.guard import guard_costs
 from provider.routes import publish_route, routed_models
 from reasoning.routes import Arm, Route
 from storage.errors import BudgetExceeded
@@ -130,6 +131,28 @@ def test_no_budget_no_deployment(world: World) -> None:
     with pytest.raises(BudgetExceeded, match=r"an hour, but of the hour budget of \$5\.48"):
         world.deploy(model_id)
     assert world.ours() == []
+
+
+def test_every_replica_is_reserved_and_charged(world: World) -> None:
+    model_id = world.model()
+
+    def deploy(replicas: int) -> None:
+        deploy_model(
+            world.client, world.ledger, model_id, replicas=replicas, poll_seconds=1, now=world.now, wait=world.wait
+        )
+
+    with pytest.raises(ValueError, match="at least one replica"):
+        deploy(0)
+    world.ledger.set_budget("hour", "10.97")
+    with pytest.raises(BudgetExceeded, match=r"needs \$10\.98 an hour"):
+        deploy(2)
+    world.ledger.set_budget("hour", "10.98")
+    deploy(2)
+    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    spent = world.ledger.spent()
+    world.minutes(3)
+    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert world.ledger.spent() - spent == 2 * 3 * Decimal("5.49") / 60
 
 
 def test_undeploy_withdraws_the_route_first(world: World) -> None:

@@ -33,7 +33,7 @@ def world(
     emulator: Emulator, trained_object: str, ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
     monkeypatch.setenv("REASONING_LEDGER_URL", ledger_url)
-    world = World(emulator, tmp_path / "data")
+    world = World(emulator, tmp_path / "data").by_daylight()
     world.trained_object = trained_object
     yield world
     world.close()
