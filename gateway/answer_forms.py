@@ -22,33 +22,41 @@ def answer_body(
     output_tokens: int,
     stream: bool,
     stream_usage: bool = False,
+    stop_sequence: str | None = None,
 ) -> tuple[bytes, bytes]:
     """(content type, body) of an answer that says `text`. Token counts are those that the model's server told.
 
-    `stream_usage` is what a chat request says in `stream_options.include_usage`: a stream tells its usage only then.
+    `stop_sequence` is the one that ended the text, which Anthropic tells. `stream_usage` is what a chat request says in
+    `stream_options.include_usage`: a stream tells its usage only then.
     """
     if form == "chat":
         body = _chat(text, model, input_tokens, output_tokens, stream, stream_usage)
+    elif form == "anthropic":
+        body = _anthropic(text, model, input_tokens, output_tokens, stream, stop_sequence)
     else:
-        make = {"anthropic": _anthropic, "responses": _responses}[form]
-        body = make(text, model, input_tokens, output_tokens, stream)
+        body = _responses(text, model, input_tokens, output_tokens, stream)
     return (b"text/event-stream; charset=utf-8" if stream else b"application/json"), body
 
 
-def _anthropic(text: str, model: str, input_tokens: int, output_tokens: int, stream: bool) -> bytes:
+def _anthropic(text: str, model: str, input_tokens: int, output_tokens: int, stream: bool, stop: str | None) -> bytes:
+    ended = {"stop_reason": "stop_sequence" if stop else "end_turn", "stop_sequence": stop}
     message: dict[str, Any] = {
         "id": mint_message_id(),
         "type": "message",
         "role": "assistant",
         "model": model,
         "content": [{"type": "text", "text": text}],
-        "stop_reason": "end_turn",
-        "stop_sequence": None,
+        **ended,
         "usage": {"input_tokens": input_tokens, "output_tokens": output_tokens},
     }
     if not stream:
         return orjson.dumps(message)
-    start = message | {"content": [], "stop_reason": None, "usage": message["usage"] | {"output_tokens": 0}}
+    start = message | {
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": message["usage"] | {"output_tokens": 0},
+    }
     events: list[dict[str, Any]] = [
         {"type": "message_start", "message": start},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
@@ -56,7 +64,7 @@ def _anthropic(text: str, model: str, input_tokens: int, output_tokens: int, str
         {"type": "content_block_stop", "index": 0},
         {
             "type": "message_delta",
-            "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+            "delta": ended,
             "usage": {"output_tokens": output_tokens},
         },
         {"type": "message_stop"},

@@ -72,8 +72,9 @@ class _Upstream:
 # What asks for an answer that is more than a decision's words, or for one that the upstream has to remember.
 _MORE_THAN_WORDS = (
     *("tools", "functions", "mcp_servers", "output_config", "output_format", "logprobs", "top_logprobs", "audio"),
-    *("previous_response_id", "conversation", "background", "container"),
+    *("previous_response_id", "conversation", "background", "container", "include"),
 )
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 def find_decision_prompt(state: State, form: Form, request: dict[str, Any]) -> DecisionPrompt | None:
@@ -81,6 +82,8 @@ def find_decision_prompt(state: State, form: Form, request: dict[str, Any]) -> D
     several answers or one of a given schema be wanted."""
     if any(request.get(name) for name in _MORE_THAN_WORDS) or request.get("n") not in (None, 1):
         return None
+    if request.get("web_search_options") is not None or any(request.get(name) in (0, 1) for name in _LIMITS):
+        return None  # an answer from the web; or a probe, whose one token is no decision
     text = request.get("text")
     formats = (request.get("response_format"), text.get("format") if isinstance(text, dict) else None)
     kinds = {wanted.get("type") for wanted in formats if isinstance(wanted, dict)} - {None, "text"}
@@ -138,12 +141,14 @@ async def answer_decision_prompt(
         count_answer(state, prompt.decision_type, answer)
         options = request.get("stream_options")
         kind = get_decision_type(prompt.decision_type, state.config)
+        text, stop = _until_stop(write_answer(prompt, answer.decision, kind), request)
         content_type, out = answer_body(
             form,
-            write_answer(prompt, answer.decision, kind),
+            text,
             model=answer.model or "",
             input_tokens=answer.input_tokens or 0,
             output_tokens=answer.output_tokens or 0,
+            stop_sequence=stop,
             stream=bool(request.get("stream")),
             stream_usage=isinstance(options, dict) and bool(options.get("include_usage")),
         )
@@ -156,6 +161,14 @@ async def answer_decision_prompt(
         ]
         await exchange.start(200, headers)
         await exchange.write(out, more=False)
+
+
+def _until_stop(text: str, request: dict[str, Any]) -> tuple[str, str | None]:
+    """The text before the first of the sequences at which the client wants it to end, and that sequence."""
+    wanted = request.get("stop_sequences") or request.get("stop") or []
+    stops = [wanted] if isinstance(wanted, str) else [stop for stop in wanted if isinstance(stop, str) and stop]
+    found = min((stop for stop in stops if stop in text), key=text.index, default=None)
+    return (text, None) if found is None else (text[: text.index(found)], found)
 
 
 def _episode(state: State, exchange: Exchange, prompt: DecisionPrompt, request: dict[str, Any]) -> str:

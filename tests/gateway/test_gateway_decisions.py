@@ -417,6 +417,9 @@ async def test_what_the_upstream_says_passes_even_when_it_is_no_decision(start: 
         {"previous_response_id": "resp_1"},
         {"conversation": "conv_1"},
         {"background": True},
+        {"include": ["message.output_text.logprobs"]},
+        {"web_search_options": {}},
+        {"max_completion_tokens": 1},
     ],
 )
 async def test_what_asks_for_more_than_a_decisions_words_is_the_upstreams(start: Start, fields: dict[str, Any]) -> None:
@@ -546,6 +549,21 @@ async def test_client_that_goes_stops_the_decision(start: Start) -> None:
             await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.wait_for(running.openai.last.closed.wait(), 5)
+
+
+@pytest.mark.parametrize("form", ["chat", "anthropic"])
+async def test_our_answer_ends_where_the_client_wants_it_to(start: Start, form: str) -> None:
+    running = await start()
+    running.route("should_respond")
+    running.model.script = json(chat_answer(OURS["should_respond"]))
+    path, body = request(form, respond_xml(), False)
+    body |= {"stop": "</action>"} if form == "chat" else {"stop_sequences": ["no such", "</response>", "</action>"]}
+    answer = orjson.loads((await running.ask("POST", path, json=body))[2])
+    if form == "chat":
+        assert answer["choices"][0]["message"]["content"].endswith("<action>RESPOND")
+    else:
+        assert answer["content"][0]["text"].endswith("<action>RESPOND")
+        assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "</action>")
 
 
 async def test_streams_of_other_prompts_pass(start: Start) -> None:
