@@ -32,7 +32,7 @@ class StrictProtocol(HttpToolsProtocol):
 
     _parts = 0  # of requests that came so far: heads and pieces of bodies
     _silent_bytes = 0  # received since the last of them
-    _head: tuple[bytes, bytes, bytes, list[tuple[bytes, bytes]]] | None = None  # that offers another protocol
+    _declines = False  # just now, what a request offers
 
     def data_received(self, data: bytes) -> None:
         parts, self._data = self._parts, data  # see `_unsupported_upgrade_warning`
@@ -70,14 +70,17 @@ class StrictProtocol(HttpToolsProtocol):
     def _unsupported_upgrade_warning(self) -> None:
         """The parser has stopped at the end of a head that offers another protocol. We do not take it up, so this is a
         request of HTTP/1.1 like others (RFC 9110, 7.8): a new parser gets it, without the offer."""
-        error, head = sys.exc_info()[1], self._head
-        if head is None or not isinstance(error, httptools.HttpParserUpgrade):
-            self.transport.close()  # two such requests at once
+        error = sys.exc_info()[1]
+        assert isinstance(error, httptools.HttpParserUpgrade)
+        method, url, version, headers = self._head
+        if method == b"CONNECT" or self._declines:  # a tunnel, or two offers at once
+            self.send_400_response("This is no proxy, and speaks HTTP/1.1 only.")
             return
-        (method, url, version, headers), self._head = head, None
         lines = b"".join(b"%b: %b\r\n" % header for header in headers if header[0] != b"upgrade")
         self.parser = httptools.HttpRequestParser(self)
+        self._declines = True
         super().data_received(b"%b %b HTTP/%b\r\n%b\r\n" % (method, url, version, lines) + self._data[error.args[0] :])
+        self._declines = False
 
 
 class _UntilClose:

@@ -84,6 +84,9 @@ async def test_an_offer_of_another_protocol_does_not_cost_the_body(start: Start)
         assert {name.lower() for name, _ in seen.headers} == {"host", "authorization", "content-length"}
     both = sized(*offer) + sized(*offer)
     assert (await send(running, both)).count(b"HTTP/1.1 200") <= 1
+    for first in (b"CONNECT evil.example:443 HTTP/1.1", b"CONNECT / HTTP/1.1"):
+        assert (await send(running, head(first=first))).startswith(b"HTTP/1.1 400")
+    assert len(running.anthropic.seen) <= 3
 
 
 async def test_http_1_0_gets_no_chunks(start: Start) -> None:
