@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,78 +19,59 @@ _FETCHED = re.compile(
 )
 # What is left of their scripts needs jQuery, and their inline styles import web fonts.
 _INLINE = re.compile(r"<script\b.*?</script>|<style\b.*?</style>", re.DOTALL | re.IGNORECASE)
-_ELSEWHERE = re.compile(r'<a\b[^>]*href="https?://[^"]*"[^>]*>(.*?)</a>', re.DOTALL | re.IGNORECASE)
+# The way to the index, from the depth of their folders; what else their pages link to (their suites, their newsletter)
+# is not there.
+_INDEX = re.compile(r'href="(?:\.\./)*index\.html"', re.IGNORECASE)
+_ELSEWHERE = re.compile(r'<a\b[^>]*href="(?!#|index\.html")[^"]*"[^>]*>(.*?)</a>', re.DOTALL | re.IGNORECASE)
 
 
-class Pages:
-    """The pages of one run: what was judged, and the summary that the index shows."""
+def render_page(result: Any) -> str:
+    """The page of one validation result, readable offline, for a folder whose index is `index.html`."""
+    from great_expectations.render.renderer import ValidationResultsPageRenderer
 
-    def __init__(self) -> None:
-        self.judged: list[tuple[str, bool]] = []
-        self.summary: QualityReport | None = None
-
-    def add(self, name: str, success: bool) -> None:
-        self.judged.append((name, success))
+    return make_offline(_view().render(ValidationResultsPageRenderer().render(result)))
 
 
-@contextmanager
-def publish_data_docs(target: Path | None, context: Any) -> Iterator[Pages]:
-    """Let `context` build its Data Docs aside; at the end put them, made readable offline, in place of `target`.
+@cache
+def _view() -> Any:
+    from great_expectations.render.view import DefaultJinjaPageView
 
-    With no target no page is built. If the body raises, `target` stays as it was.
-    """
-    pages = Pages()
-    for site in list(context.get_site_names()):
-        context.delete_data_docs_site(site)
-    if target is None:
-        yield pages
-        return
+    return DefaultJinjaPageView()  # it compiles its templates: once a process
+
+
+def write_data_docs(target: Path, report: QualityReport, pages: Mapping[str, str]) -> None:
+    """Put an index of `report` and a page for each profile's name in place of the folder `target`, whole or not."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        site_folder = Path(scratch) / "site"
-        context.add_data_docs_site(
-            "local",
-            {
-                "class_name": "SiteBuilder",
-                "store_backend": {
-                    "class_name": "TupleFilesystemStoreBackend",
-                    "base_directory": str(site_folder),
-                },
-                "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            },
-        )
-        yield pages
-        site_folder.mkdir(exist_ok=True)
-        shutil.rmtree(site_folder / "static", ignore_errors=True)
-        for page in site_folder.rglob("*.html"):
-            page.write_text(make_offline(page.read_text(encoding="utf-8")), encoding="utf-8")
-        (site_folder / "index.html").write_text(_index(site_folder, pages), encoding="utf-8")
+        site = Path(scratch) / "site"
+        site.mkdir()
+        for name, page in pages.items():
+            (site / f"{name}.html").write_text(page, encoding="utf-8")
+        (site / "index.html").write_text(_index(report, pages), encoding="utf-8")
         if target.exists():
             target.rename(Path(scratch) / "old")
-        site_folder.rename(target)
+        site.rename(target)
 
 
 def make_offline(page: str) -> str:
     """`page` with every reference that a browser would fetch taken out, and our stylesheet in."""
     page = _INLINE.sub("", _FETCHED.sub("", page))
-    page = _ELSEWHERE.sub(r"\1", page)
+    page = _ELSEWHERE.sub(r"\1", _INDEX.sub('href="index.html"', page))
     return page.replace("</head>", f"<style>\n{_STYLE}</style>\n</head>", 1)
 
 
-def _index(site: Path, pages: Pages) -> str:
-    """Theirs fills its tables by scripts from a CDN, so the index is ours."""
-    report = pages.summary
-    assert report is not None
+def _index(report: QualityReport, pages: Mapping[str, str]) -> str:
+    """Great Expectations' own fills its tables by scripts from a CDN."""
     rows = "".join(
         f'<tr><td class="{failure.severity}">{failure.severity}</td><td>{html.escape(failure.profile)}</td>'
         f"<td>{html.escape(failure.expectation)}</td><td>{html.escape(', '.join(failure.where[:20]))}</td>"
         f"<td>{html.escape(str(failure.observed)[:300])}</td></tr>"
         for failure in report.failures
     )
+    missed = {failure.profile for failure in report.failures}
     links = "".join(
-        f'<li><a href="{page.relative_to(site).as_posix()}">{html.escape(name)}</a>: {"met" if success else "not met"}</li>'
-        for name, success in pages.judged
-        for page in sorted(site.glob(f"validations/{name}/**/*.html"))
+        f'<li><a href="{name}.html">{html.escape(name)}</a>: {"not met" if name in missed else "met"}</li>'
+        for name in pages
     )
     verdict = "passed" if report.success else "failed"
     table = (

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quality.data_docs import publish_data_docs
+from quality.data_docs import render_page, write_data_docs
 from quality.report import Failure, QualityReport, Severity
 
 if TYPE_CHECKING:
@@ -53,22 +53,24 @@ def judge_profiles(profiles: Sequence[Profile], *, docs: Path | None = None) -> 
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
     source = context.data_sources.add_pandas("profiles")
     failures: list[Failure] = []
+    pages: dict[str, str] = {}
     checked = 0
-    with publish_data_docs(docs, context) as pages:
-        for profile in profiles:
-            # The row count comes first: on an empty frame every other expectation is met.
-            checked += 1
-            if profile.frame.empty:
-                if not profile.may_be_empty:
-                    failures.append(Failure(profile.name, f"the {profile.name} have rows", "critical", 0))
-                continue
-            result = _judge(gx, context, source, profile)
-            pages.add(profile.name, result.success)
-            checked += len(profile.expected)
-            failures += _failures(profile, result)
-        success = not any(failure.severity == "critical" for failure in failures)
-        report = QualityReport(success, checked, failures, None if docs is None else docs / "index.html")
-        pages.summary = report
+    for profile in profiles:
+        # The row count comes first: on an empty frame every other expectation is met.
+        checked += 1
+        if profile.frame.empty:
+            if not profile.may_be_empty:
+                failures.append(Failure(profile.name, f"the {profile.name} have rows", "critical", 0))
+            continue
+        result = _judge(gx, context, source, profile)
+        checked += len(profile.expected)
+        failures += _failures(profile, result)
+        if docs is not None:
+            pages[profile.name] = render_page(result)
+    success = not any(failure.severity == "critical" for failure in failures)
+    report = QualityReport(success, checked, failures, None if docs is None else docs / "index.html")
+    if docs is not None:
+        write_data_docs(docs, report, pages)
     return report
 
 
@@ -91,16 +93,10 @@ def _judge(gx: Any, context: Any, source: Any, profile: Profile) -> Any:
     validation = context.validation_definitions.add(
         gx.ValidationDefinition(name=profile.name, data=batch, suite=context.suites.add(suite))
     )
-    checkpoint = context.checkpoints.add(
-        gx.Checkpoint(
-            name=profile.name,
-            validation_definitions=[validation],
-            actions=[gx.checkpoint.UpdateDataDocsAction(name="data_docs")],
-            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": list(profile.keys)},
-        )
+    return validation.run(
+        batch_parameters={"dataframe": profile.frame},
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": list(profile.keys)},
     )
-    (result,) = checkpoint.run(batch_parameters={"dataframe": profile.frame}).run_results.values()
-    return result
 
 
 def _failures(profile: Profile, result: Any) -> list[Failure]:
