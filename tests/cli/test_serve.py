@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def test_serve_runs_every_flow_and_leaves_no_process_behind(tmp_path: Path):
         for each in deployments.values():  # what else is due meanwhile would only make this slower
             if each["name"] != "land_decisions":
                 _post(f"{api}/deployments/{each['id']}/pause_deployment", {})
-        landing = _run_on_schedule(api, deployments["land_decisions"]["id"])
+        landing = _run_as_scheduled(api, deployments["land_decisions"]["id"])
         assert landing["state"]["type"] == "COMPLETED", landing["state"]
         assert landing["parameters"]["if_busy"] == "skip"
         _post(f"{api}/deployments/{deployments['land_decisions']['id']}/pause_deployment", {})
@@ -118,25 +118,26 @@ def _serving(data: Path) -> Iterator[subprocess.Popen[str]]:
                 process.wait(60)
 
 
-def _run_on_schedule(api: str, deployment: str) -> dict[str, Any]:
-    """Give the deployment one more time to run at, sooner than the next minute, and wait for that run's end."""
-    soon = (datetime.now(UTC) + timedelta(seconds=8)).isoformat()
-    schedule = {"schedule": {"interval": 3600, "anchor_date": soon}, "parameters": {"if_busy": "skip"}, "active": True}
-    _post(f"{api}/deployments/{deployment}/schedules", [schedule])
-    wanted = {"flow_runs": {"deployment_id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
-
-    def first() -> Any:
-        runs = [run for run in _post(f"{api}/flow_runs/filter", wanted) if run["auto_scheduled"]]
-        return next((run for run in runs if run["state"]["type"] not in ("SCHEDULED", "PENDING", "RUNNING")), None)
-
-    return _wait(first)
+def _run_as_scheduled(api: str, deployment: str) -> dict[str, Any]:
+    """Let the next run of the deployment's own schedule be due now instead of within the minute; wait for its end."""
+    wanted = {
+        "flow_runs": {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": ["SCHEDULED"]}}},
+        "sort": "EXPECTED_START_TIME_ASC",
+    }
+    run = _wait(lambda: next(iter(_post(f"{api}/flow_runs/filter", wanted)), None))
+    assert run["auto_scheduled"]
+    due = {"type": "SCHEDULED", "state_details": {"scheduled_time": datetime.now(UTC).isoformat()}}
+    _post(f"{api}/flow_runs/{run['id']}/set_state", {"state": due, "force": True})
+    return _ended(api, run["id"])
 
 
 def _run(api: str, deployment: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    run = _post(f"{api}/deployments/{deployment}/create_flow_run", {"parameters": parameters})
+    return _ended(api, _post(f"{api}/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"])
 
+
+def _ended(api: str, run: str) -> dict[str, Any]:
     def ended() -> Any:
-        found = _get(f"{api}/flow_runs/{run['id']}")
+        found = _get(f"{api}/flow_runs/{run}")
         return found if found["state"]["type"] not in ("SCHEDULED", "PENDING", "RUNNING") else None
 
     return _wait(ended)
