@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [__name__, *(f"together.resources.{name}" for name in ("endpoints", "fine_tuning", "files", "organization"))]
 )
+
+
+def start_forkserver() -> None:
+    """Before a test changes the environment: what is forked, by other tests as well, has that of the first start."""
+    forkserver.ensure_running()
 
 
 @dataclass(frozen=True)

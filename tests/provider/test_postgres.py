@@ -32,6 +32,7 @@ def ledger_url() -> Iterator[str]:
 def world(
     emulator: Emulator, trained_object: str, ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
+    deaths.start_forkserver()
     monkeypatch.setenv("REASONING_LEDGER_URL", ledger_url)
     world = World(emulator, tmp_path / "data").by_daylight()
     world.trained_object = trained_object
