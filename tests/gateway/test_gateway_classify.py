@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.classify import WEIGHTS, load_classifier, signals
@@ -119,6 +119,7 @@ _values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["messages", "system", "tools", "max_tokens", "output_config"]), _values))
 def test_any_body_is_classified(body: dict[str, Any]) -> None:
     signals(body, {})

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.asked import Asked
@@ -130,6 +130,7 @@ PIECES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(PIECES, max_size=8).map("".join), st.integers())
 def test_calls_in_a_streamed_text_are_those_of_the_whole(text: str, seed: int) -> None:
     def read(cuts: list[str]) -> Any:
@@ -150,6 +151,7 @@ def test_calls_in_a_streamed_text_are_those_of_the_whole(text: str, seed: int) -
     assert read(cuts) == read([text])
 
 
+@settings(deadline=None)
 @given(st.text(), st.lists(st.dictionaries(st.text(), st.text(), max_size=2), max_size=2))
 def test_a_turn_that_was_written_is_streamed_as_it_was_meant(text: str, arguments: list[dict[str, str]]) -> None:
     if not text.strip() or "<" in text:
