@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import html
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -186,6 +185,8 @@ def _fields(completion: str, names: tuple[str, ...], *, required: str) -> dict[s
     text = _THINK.sub("", completion)
     xml = text
     if "<![CDATA[" in text:
+        import html
+
         xml = _CDATA.sub(lambda section: html.escape(section[1], quote=False), text)
     responses = _RESPONSE.findall(xml)
     if responses:
@@ -200,6 +201,8 @@ def _fields(completion: str, names: tuple[str, ...], *, required: str) -> dict[s
 
 
 def _tag(xml: str, name: str) -> str | None:
+    import html  # its table of entities costs every agent's start, and plain answers do not need it
+
     full, empty = _tag_patterns(name)
     found = {html.unescape(value).strip() for value in full.findall(xml)}
     if len(found) > 1:
@@ -226,6 +229,8 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _element(name: str, text: str) -> str:
+    import html
+
     return f"<{name}>{html.escape(text, quote=False)}</{name}>"
 
 

@@ -223,10 +223,7 @@ class ClientCore:
             self.record_custom(question, attempt, served=False)
             return None
         decision_id = self.record_custom(question, attempt, served=True)
-        answer = self._answer(question, attempt.decision, decision_id, "custom", attempt.arm.model, attempt.confidence)
-        if (said := attempt.completion) is None:
-            return answer
-        return replace(answer, input_tokens=said.input_tokens, output_tokens=said.output_tokens)
+        return self._answer(question, attempt.decision, decision_id, "custom", attempt)
 
     def record_custom(self, question: Question, attempt: Attempt, *, served: bool) -> UUID:
         """Write the row of a model's answer. Its id."""
@@ -244,7 +241,7 @@ class ClientCore:
         """Record what the original gave, and pass it on as it is."""
         decision_id, decision = self.record_original(question, question.arm, result, started, served=True)
         served = result if isinstance(result, dict) or decision is None else decision
-        return self._answer(question, served, decision_id, "original", None, None)
+        return self._answer(question, served, decision_id, "original")
 
     def record_original(
         self, question: Question, arm: Arm | None, result: Any, started: float, *, served: bool
@@ -376,20 +373,24 @@ class ClientCore:
         return row.decision_id
 
     def _answer(
-        self,
-        question: Question,
-        decision: Any,
-        decision_id: UUID,
-        source: Source,
-        model: str | None,
-        confidence: float | None,
+        self, question: Question, decision: Any, decision_id: UUID, source: Source, attempt: Attempt | None = None
     ) -> Answer:
         self.count("served", source)
         if question.fallback_reason is not None:
             self.count("fallbacks", question.fallback_reason)
         latency_ms = (time.perf_counter() - question.started) * 1000
+        said = attempt.completion if attempt else None
         return Answer(
-            decision, decision_id, question.request_id, source, model, confidence, question.fallback_reason, latency_ms
+            decision,
+            decision_id,
+            question.request_id,
+            source,
+            attempt.arm.model if attempt else None,
+            attempt.confidence if attempt else None,
+            question.fallback_reason,
+            latency_ms,
+            said.input_tokens if said else None,
+            said.output_tokens if said else None,
         )
 
     def _warn(self, what: str, message: str, *args: Any) -> None:

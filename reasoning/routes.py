@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -232,8 +231,8 @@ def _is_server(url: str) -> bool:
 def _price(place: str, raw: dict[str, Any], key: str) -> str:
     value = raw.get(key, "0")
     try:
-        good = isinstance(value, str) and Decimal(value).is_finite() and Decimal(value) >= 0
-    except InvalidOperation:
+        good = isinstance(value, str) and 0 <= float(value) < math.inf
+    except ValueError:
         good = False
     _expect(good, f"{place}.{key}", f'{value!r} is not a decimal as text, such as "0.48"')
     return str(value)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import orjson
@@ -164,3 +168,27 @@ def rows(data: Path) -> list[dict[str, Any]]:
         found += [row for _, row in segment.lines]
         assert not segment.bad, segment.bad
     return found
+
+
+@contextlib.contextmanager
+def at_bytecode(nth: int, file: str, act: Callable[[], None]) -> Iterator[list[int]]:
+    """Call `act` once before the n-th bytecode that is run in `file`, as a signal handler would be. Gives where."""
+    reached: list[int] = []
+    count = itertools.count()
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename != file:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(count) == nth:
+            reached.append(frame.f_lineno)
+            sys.settrace(None)
+            act()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield reached
+    finally:
+        sys.settrace(before)

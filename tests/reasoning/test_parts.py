@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasoning import shadow
 from reasoning.breaker import CircuitBreaker
 from reasoning.completion import Completion, measure_confidence, read_completion
 from reasoning.redact import describe_error
 from reasoning.shadow import ShadowPool
-from tests.reasoning.conftest import completion
+from tests.reasoning.conftest import at_bytecode, completion
 
 
 class TestBreaker:
@@ -140,6 +142,20 @@ class TestShadowPool:
         pool.submit(lambda: 1 // 0)
         pool.submit(lambda: done.append(1))
         assert pool.close(30) == 0 and done == [1]
+
+    def test_a_signal_handler_may_submit_in_the_middle_of_a_submit(self) -> None:
+        at, reached = 0, True
+        while reached:
+            pool, done = ShadowPool(1, 10), []
+
+            def act(pool: ShadowPool = pool, done: list[int] = done) -> None:
+                assert pool.submit(partial(done.append, 1))
+
+            with at_bytecode(at, shadow.__file__, act) as reached:
+                assert pool.submit(partial(done.append, 0))
+            assert pool.close(30) == 0 and sorted(done) == ([0, 1] if reached else [0])
+            at += 1
+        assert at > 50
 
     def test_close_does_not_wait_longer_than_it_is_told(self) -> None:
         pool, release = ShadowPool(1, 10), threading.Event()

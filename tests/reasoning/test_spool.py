@@ -13,10 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from reasoning.errors import SegmentError
 from reasoning.ids import uuid7
 from reasoning.records import Decision
 from reasoning.spool import SegmentWriter, check_line, frame_line, parse_line, read_segment
+from tests.reasoning.conftest import at_bytecode
 from tests.reasoning.writers import record
 
 
@@ -204,12 +204,14 @@ class TestWriting:
 class TestSignals:
     """A handler runs between two bytecodes, so here it runs, or raises, at every single one of them in turn."""
 
+    @pytest.mark.timeout(400)  # tracing makes it long where others work too
     @pytest.mark.parametrize("handler", ["records", "raises"])
     def test_a_handler_at_every_bytecode_of_the_writer(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str
     ) -> None:
         monkeypatch.setattr(spool, "_datasync", lambda fd: None)
         at = 0
+        ended = []  # kept, so that no `__del__` of an earlier one is what the handler interrupts
         while True:
             folder = tmp_path / str(at)
             # Of these records the second ends the first one's segment, and the first write of it is a short one.
@@ -235,6 +237,7 @@ class TestSignals:
                 assert bad == [] and sorted(good) == [0, *([1] if reached else []), 2, 3, 4]
             assert bad in ([], ["torn: no newline at the end"])
             shutil.rmtree(folder)
+            ended.append(writer)
             if not reached:
                 break
             at += 1
@@ -269,30 +272,6 @@ class TestSignals:
         writer.close()
         good, bad = read_all(tmp_path)
         assert sorted(good) == sorted(acknowledged) and bad == [] and writer.dropped == {}
-
-
-@contextlib.contextmanager
-def at_bytecode(nth: int, file: str, act: Callable[[], None]) -> Iterator[list[int]]:
-    """Call `act` once before the n-th bytecode that is run in `file`, as a signal handler would be. Gives where."""
-    reached: list[int] = []
-    count = itertools.count()
-
-    def trace(frame: FrameType, event: str, arg: object) -> Any:
-        if frame.f_code.co_filename != file:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and next(count) == nth:
-            reached.append(frame.f_lineno)
-            sys.settrace(None)
-            act()
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield reached
-    finally:
-        sys.settrace(before)
 
 
 class TestForks:
