@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -184,11 +185,15 @@ def test_a_budget_warns_drains_and_stops(world: World) -> None:
 def test_an_emergency_stops_in_one_tick_and_cancels_what_waits(world: World) -> None:
     row = world.deploy()
     route(world, row["served_name"])
-    world.emulator.fault("training_slow", seconds=5, times=2)
+    world.emulator.fault("training_slow", seconds=30, times=2)
     running = world.upload("dataset-2")["id"]
     waiting = world.upload("dataset-3")["id"]
-    for dataset in (running, waiting):
+    jobs = [
         submit_fine_tune(world.client, world.ledger, dataset, tier="small", now=world.now, wait=world.wait)
+        for dataset in (running, waiting)
+    ]
+    while world.client.fine_tuning.retrieve(jobs[0]["remote_id"]).status != "running":  # one at a time
+        time.sleep(0.05)
     world.minutes(1)
     world.ledger.set_budget("total", world.ledger.spent())
     report = guard(world)
