@@ -24,7 +24,6 @@ import pytest
 import storage
 from cli.serve import served
 from tasks.entrypoints import entrypoints
-from tasks.exclusive import taking_turns
 from tests.tasks.rooms import write_log
 
 COMMAND = [
@@ -65,10 +64,6 @@ def test_serve_runs_every_flow_and_leaves_no_process_behind(tmp_path: Path):
         assert landing["parameters"]["if_busy"] == "skip"
         _post(f"{api}/deployments/{deployments['land_decisions']['id']}/pause_deployment", {})
         assert storage.sql(data, "SELECT count(*) FROM decisions").rows == [(decisions,)]
-
-        with taking_turns(data, "check_decisions", "wait"):  # as if a check were at work
-            tick = _run(api, deployments["check_decisions"]["id"], {"if_busy": "skip"})
-        assert (tick["state"]["type"], tick["state"]["name"]) == ("COMPLETED", "Skipped")
 
         # The turn of the wheel as flow runs is in tests/demo/test_demo.py.
         guard = _run(api, deployments["guard_costs"]["id"], {"idle_minutes": 15})

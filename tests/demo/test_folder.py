@@ -82,7 +82,7 @@ def test_too_small_a_disk_is_told_before_anything_starts(tmp_path: Path, monkeyp
 
 
 def test_a_full_disk_is_told_and_leaves_whole_segments(tmp_path: Path) -> None:
-    with small_disk(tmp_path, 6) as disk:
+    with small_disk(tmp_path, 3) as disk:
         from rich.console import Console
 
         from demo.replay import ReplayClock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from tasks.entrypoints import PROJECT, entrypoints, load_flow
 from tasks.errors import UnknownFlow
+from tasks.exclusive import taking_turns
 
 DEPLOYMENTS = {each["name"]: each for each in yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]}
 
@@ -20,6 +22,24 @@ def test_the_entrypoint_imports_and_the_schedule_fits_the_parameters(name: str):
     assert flow.isasync  # an empty flow that is not takes a second longer
     for schedule in DEPLOYMENTS[name].get("schedules", []):
         flow.validate_parameters(schedule["parameters"])
+
+
+TICKS = [
+    name
+    for name, each in DEPLOYMENTS.items()
+    if name != "turn_flywheel" and any("if_busy" in schedule["parameters"] for schedule in each.get("schedules", []))
+]
+
+
+@pytest.mark.parametrize("name", TICKS)
+def test_a_tick_leaves_a_run_at_work_alone(name: str, tmp_path: Path):
+    with taking_turns(tmp_path, name, "wait"):
+        state = asyncio.run(load_flow(name).fn(data=tmp_path, if_busy="skip"))
+    assert (state.type, state.name) == ("COMPLETED", "Skipped")
+
+
+def test_there_are_ticks():
+    assert {"land_decisions", "guard_costs", "check_decisions"} <= set(TICKS)
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
