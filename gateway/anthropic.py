@@ -57,7 +57,8 @@ async def _coding(
     chat: dict[str, Any] | None = None
     plan, reason, untranslatable = Plan(), None, None
     try:
-        chat = to_chat(request, model="", images=state.settings.coding_images)
+        version = exchange.header(b"anthropic-version")
+        chat = to_chat(request, model="", images=state.settings.coding_images, version=version)
         if not enabled:
             plan = Plan(reason="disabled")
         elif (side_in_conversation(request) or state.sessions.side(session)) == "anthropic":

@@ -51,12 +51,13 @@ def mint_message_id() -> str:
     return f"{MESSAGE_ID_PREFIX}{_random.getrandbits(88):022x}"
 
 
-def to_chat(body: dict[str, Any], *, model: str, images: bool = False) -> dict[str, Any]:
+def to_chat(body: dict[str, Any], *, model: str, images: bool = False, version: str = "") -> dict[str, Any]:
     """The chat-completions request that asks `model` what an Anthropic Messages request asks.
 
-    `images` says whether the model takes pictures. Raises `Untranslatable`.
+    `images` says whether the model takes pictures; `version` is the request's `anthropic-version`. Raises
+    `Untranslatable`.
     """
-    _check_parameters(body)
+    _check_parameters(body, version)
     unknown = [key for key in body if key not in _TRANSLATED and key not in _WITHOUT_MEANING and body[key] is not None]
     if unknown:
         raise Untranslatable("unknown_field", ", ".join(sorted(unknown)))
@@ -340,6 +341,8 @@ def _response_format(body: dict[str, Any]) -> dict[str, Any] | None:
             raise Untranslatable("output_config", "format")
 
 
+_SAMPLING = ("temperature", "top_p", "top_k")
+_NO_SAMPLING_SINCE = "2026-10-21"  # a version of the API, which is a date
 _NUMBERS: dict[str, tuple[tuple[type[int] | type[float], ...], float, float]] = {
     "max_tokens": ((int,), 1, math.inf),
     "temperature": ((int, float), 0, 1),
@@ -348,8 +351,12 @@ _NUMBERS: dict[str, tuple[tuple[type[int] | type[float], ...], float, float]] = 
 }
 
 
-def _check_parameters(body: dict[str, Any]) -> None:
+def _check_parameters(body: dict[str, Any], version: str) -> None:
     """What Anthropic would refuse is left to Anthropic, which says what is wrong with it."""
+    if body.get("max_tokens") is None:
+        raise Untranslatable("malformed", "max_tokens")
+    if version >= _NO_SAMPLING_SINCE and (chosen := [name for name in _SAMPLING if body.get(name) is not None]):
+        raise Untranslatable("malformed", f"{', '.join(chosen)} in version {version}")
     for name, (kinds, low, high) in _NUMBERS.items():
         value = body.get(name)
         good = isinstance(value, kinds) and not isinstance(value, bool) and low <= float(value) <= high

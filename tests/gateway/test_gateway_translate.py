@@ -95,12 +95,21 @@ def test_results_in_messages_of_their_own_are_joined() -> None:
 
 def test_images_of_a_result_follow_in_a_user_message() -> None:
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QQ=="}}
-    body = {"messages": [*HI, {"role": "assistant", "content": [use("a")]}, user(result("a", [text("shot"), image]))]}
+    turns = [*HI, {"role": "assistant", "content": [use("a")]}, user(result("a", [text("shot"), image]))]
+    body = {"max_tokens": 9, "messages": turns}
     messages = to_chat(body, model="m", images=True)["messages"]
     assert messages[2]["content"].startswith("shot\n(1 image")
     assert messages[3]["content"] == [{"type": "image_url", "image_url": {"url": "data:image/png;base64,QQ=="}}]
     with pytest.raises(Untranslatable, match="image"):
         to_chat(body, model="m")
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "top_k"])
+def test_sampling_is_taken_where_the_version_takes_it(name: str) -> None:
+    body = {"max_tokens": 9, "messages": HI, name: 1}
+    assert to_chat(body, model="m", version="2023-06-01")[name] == 1
+    with pytest.raises(Untranslatable, match=f"{name} in version 2026-10-21"):
+        to_chat(body, model="m", version="2026-10-21")
 
 
 def test_thinking_of_others_is_left_out() -> None:
@@ -189,6 +198,7 @@ def test_deferred_tools_are_offered_once_they_were_shown() -> None:
         ([*HI, {"role": "assistant", "content": [use("a")]}, *HI], {}, "missing_tool_result"),
         ([*HI, {"role": "assistant", "content": [use("a")]}], {}, "missing_tool_result"),
         ([user(result("zz"))], {}, "unmatched_tool_result"),
+        (HI, {"max_tokens": None}, "malformed"),
         ([], {}, "malformed"),
         ([{"role": "user", "content": 3}], {}, "malformed"),
         ([{"role": "robot", "content": "x"}], {}, "malformed"),
@@ -257,7 +267,7 @@ def test_any_conversation_is_translated_into_a_legal_one_or_refused(turns: list[
     body = {"messages": turns, "system": "S"}
     before = copy.deepcopy(body)
     try:
-        messages = to_chat(body, model="m")["messages"]
+        messages = to_chat({"max_tokens": 9, **body}, model="m")["messages"]
     except Untranslatable:
         return
     finally:
