@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -17,16 +19,54 @@ from reasoning.routes import read_routes
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.ledger import open_ledger
+from tasks import models
 from tasks.models import undeploy
-from tasks.turn import Turn, TurnPolicy, read_turn, turn_flywheel
+from tasks.turn import Turn, TurnPolicy, Verbs, read_turn, turn_flywheel
 from tests.tasks.rooms import NOON, start_emulator, write_answers, write_log
 
 
-def test_a_killed_turn_goes_on_where_it_was_and_its_canary_becomes_live(tmp_path: Path, local: str):
+def _interrupt(data: Path) -> None:
+    """Ctrl-C in the middle of the fine-tune."""
+
+    def interrupt(*_: object) -> None:
+        if _submitted(data):
+            raise KeyboardInterrupt
+
+    def fine_tune(*arguments: Any, **keywords: Any) -> Any:
+        return models.fine_tune(*arguments, **keywords, progress=interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        turn_flywheel(data, "should_respond", verbs=Verbs(fine_tune=fine_tune))
+
+
+def _kill(data: Path) -> None:
+    """kill -9 in the middle of the fine-tune."""
+    command = [sys.executable, "-m", "cli.main", "turn", "should_respond", "--data", str(data)]
+    with subprocess.Popen(command, env=os.environ) as process:
+        deadline = time.monotonic() + 60
+        while not _submitted(data):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+
+
+def _submitted(data: Path) -> bool:
+    if not (data / "ledger.sqlite").exists():
+        return False
+    with open_ledger(data) as ledger:
+        return bool(ledger.find("fine_tune_jobs"))
+
+
+@pytest.mark.parametrize("end", [_interrupt, pytest.param(_kill, marks=pytest.mark.torture)])
+def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
+    tmp_path: Path, local: str, end: Callable[[Path], None]
+):
     data = tmp_path / "data"
     write_log(data, episodes=130, turns=4)
     land_decisions(data)
-    _start_a_turn_and_kill_it(data)
+    end(data)
+    begun = read_turn(data, "should_respond")
+    assert begun is not None and begun.outcome == "under_way" and begun.dataset_id and not begun.evaluation_id
 
     turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=5))
     assert turn.outcome == "canary", turn.why
@@ -53,26 +93,6 @@ def test_a_killed_turn_goes_on_where_it_was_and_its_canary_becomes_live(tmp_path
 
     assert [row["state"] for row in undeploy(data, "should_respond")] == ["deleted"]
     assert read_routes(Layout(data).routes).routes == {}
-
-
-def _start_a_turn_and_kill_it(data: Path) -> None:
-    """kill -9 in the middle of the fine-tune."""
-    command = [sys.executable, "-m", "cli.main", "turn", "should_respond", "--data", str(data)]
-    with subprocess.Popen(command, env=os.environ) as process:
-        deadline = time.monotonic() + 60
-        while not _submitted(data):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.kill()
-    turn = read_turn(data, "should_respond")
-    assert turn is not None and turn.outcome == "under_way" and turn.dataset_id and not turn.evaluation_id
-
-
-def _submitted(data: Path) -> bool:
-    if not (data / "ledger.sqlite").exists():
-        return False
-    with open_ledger(data) as ledger:
-        return bool(ledger.find("fine_tune_jobs"))
 
 
 def test_a_model_that_is_not_better_is_dropped_and_nothing_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
