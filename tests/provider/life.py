@@ -245,7 +245,11 @@ class Life:
         elif self._troubled:
             self._allowed += interval
         self._troubled = False
-        assert overshoot <= self._allowed, f"{overshoot} over the budget, {self._allowed} could not be stopped"
+        # What is charged at worst until the bill has had its day is money that nobody has spent.
+        at_worst = max(self.world.ledger.spent() - self.world.emulator.bill(self.remote_ids()), Decimal(0))
+        assert overshoot <= self._allowed + at_worst, (
+            f"{overshoot} over the budget, {self._allowed} could not be stopped, {at_worst} charged at worst"
+        )
         self._overshoot_before = max(overshoot, Decimal(0))
 
     def _lease(self) -> datetime | None:
