@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import orjson
-
+from gateway.bodies import decode_body, parse_object
 from gateway.coding import DECISION_TYPE, Attempt, Plan
 from gateway.coding_records import CodingRequest, record_custom, record_original
 from gateway.decision_prompts import answer_decision_prompt, find_decision_prompt
@@ -29,10 +28,11 @@ async def messages(state: State, exchange: Exchange, path: bytes) -> None:
     """`POST /v1/messages`."""
     exchange.route = "messages"
     body = await exchange.read()
-    request = _parse(body)
+    plain = await decode_body(exchange, body)
+    request = parse_object(plain)
     key = exchange.admission.key
     assert key is not None
-    if request is None:
+    if plain is None or request is None:
         await forward(exchange, state.http, state.anthropic, path=path, body=body)
         return
     if state.settings.decisions and key.decisions and (found := find_decision_prompt(state, "anthropic", request)):
@@ -44,11 +44,11 @@ async def messages(state: State, exchange: Exchange, path: bytes) -> None:
         await forward(exchange, state.http, state.anthropic, path=path, body=body)
         return
     exchange.kind = DECISION_TYPE
-    await _coding(state, exchange, path, body, request, enabled=state.settings.coding and key.coding)
+    await _coding(state, exchange, path, body, request, size=len(plain), enabled=state.settings.coding and key.coding)
 
 
 async def _coding(
-    state: State, exchange: Exchange, path: bytes, body: bytes, request: dict[str, Any], *, enabled: bool
+    state: State, exchange: Exchange, path: bytes, body: bytes, request: dict[str, Any], *, size: int, enabled: bool
 ) -> None:
     key = exchange.admission.key
     assert key is not None
@@ -82,7 +82,7 @@ async def _coding(
         gateway_request_id=exchange.request_id,
         plan=plan,
         body=request,
-        size=len(body),
+        size=size,
         chat=chat,
         untranslatable=untranslatable,
         price=price,
@@ -172,11 +172,3 @@ async def _ask_anthropic(
     copy = await fetch(exchange, state.http, state.anthropic, path=path, body=body)
     if copy.usable:
         await record_original(state, asked, copy, (time.perf_counter() - started) * 1000, shadow=arm)
-
-
-def _parse(body: bytes) -> dict[str, Any] | None:
-    try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None  # Anthropic says what is wrong with it
-    return request if isinstance(request, dict) else None

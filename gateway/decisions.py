@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from gateway.bodies import decode_body
 from gateway.errors import BadRequest, RequestRefused
 from gateway.exchange import Exchange
 from gateway.state import State
@@ -23,7 +24,7 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
     object, or for a type of labels the action as text), and optionally `episode_id`, `room_id`, `subject_ids`, `tags`.
     It answers as `reasoning.client.Answer` does."""
     exchange.route = "decide"
-    body = read_object(await exchange.read())
+    body = await read_object(exchange)
     context, original = field(body, "context", (dict,)), field(body, "original", (dict, str))
     # Beside an agent a wrong context only costs the model's answer. Over HTTP the caller is told what is wrong with it.
     kind = get_decision_type(decision_type.replace("-", "_"), state.config)
@@ -63,7 +64,7 @@ def count_answer(state: State, decision_type: str, answer: Answer) -> None:
 async def feedback(state: State, exchange: Exchange) -> None:
     """`POST /v1/feedback`. Body: `metric`, `value`, `decision_id` or `episode_id`, and optionally `kind`, `author`."""
     exchange.route = "feedback"
-    body = read_object(await exchange.read())
+    body = await read_object(exchange)
     recorded = await state.client.feedback(
         field(body, "metric", (str,)),
         field(body, "value", (bool, int, float, str)),
@@ -77,8 +78,11 @@ async def feedback(state: State, exchange: Exchange) -> None:
     await exchange.reply(202, b'{"status":"recorded"}')
 
 
-def read_object(body: bytes) -> dict[str, Any]:
+async def read_object(exchange: Exchange) -> dict[str, Any]:
     """Raises `BadRequest`."""
+    body = await decode_body(exchange, await exchange.read())
+    if body is None:
+        raise BadRequest("the body cannot be decompressed: gzip, deflate, br and zstd are known, up to 32 MB")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

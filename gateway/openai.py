@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import orjson
-
+from gateway.bodies import decode_body, parse_object
 from gateway.decision_prompts import answer_decision_prompt, find_decision_prompt
 from gateway.exchange import Exchange
 from gateway.forward import forward
@@ -28,18 +25,11 @@ async def _answer(state: State, exchange: Exchange, path: bytes, form: Form, rou
     key = exchange.admission.key
     assert key is not None
     body = await exchange.read()
-    request = _parse(body) if state.settings.decisions and key.decisions else None
+    looks = state.settings.decisions and key.decisions
+    request = parse_object(await decode_body(exchange, body)) if looks else None
     if request is not None and (found := find_decision_prompt(state, form, request)):
         await answer_decision_prompt(
             state, exchange, found, form=form, pool=state.openai, path=path, body=body, request=request
         )
         return
     await forward(exchange, state.http, state.openai, path=path, body=body)
-
-
-def _parse(body: bytes) -> dict[str, Any] | None:
-    try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    return request if isinstance(request, dict) else None
