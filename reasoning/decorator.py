@@ -36,19 +36,27 @@ def decision(
     client: DecisionClient | AsyncDecisionClient | None = None,
     context: Callable[..., Context] | None = None,
     returns: Callable[[Any], Any] | None = None,
+    decides: Callable[[Any], Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a function, sync or async, that takes the context and gives a decision.
+    """Decorate a function or a method, sync or async, that takes the context and gives a decision.
 
-    A function with a signature of its own is given `context`, which makes the context of the same arguments. The
-    decorated function gives the decision object; `returns` turns a *model's* decision into what the function itself
-    gives, and then the function's own result passes as it is. Ids go in the context (see `DecisionClient`).
+    The context is the parameter of that name, else the first one besides `self` or `cls`. A function with a signature
+    of its own is given `context`, which makes the context of the same arguments. The decorated function gives the
+    decision object; `returns` turns a *model's* decision into what the function itself gives, and then the function's
+    own result passes as it is. If that is no decision (a boolean, say), `decides` turns it into the one to record,
+    which models learn from. Ids go in the context (see `DecisionClient`).
 
     Without `client` all decorated functions of a process share one, made from the environment and `reasoning.toml`.
-    The attributes `answer` (same arguments, gives the `Answer`), `client` and `__wrapped__` are there.
-    Raises `UnknownDecisionType` and `ConfigError` when it decorates, never later.
+    The attributes `answer` (same arguments, a method's `self` included; gives the `Answer`), `client` and
+    `__wrapped__` are there. Raises `UnknownDecisionType` and `ConfigError` when it decorates, never later.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        if decides is not None and returns is None:
+            raise ConfigError(
+                f"@decision on {function.__qualname__}: decides needs returns, "
+                "which turns a model's decision into what the function gives"
+            )
         is_async = inspect.iscoroutinefunction(function)
         used = client or (_default_async_client() if is_async else _default_client())
         if isinstance(used, DecisionClient) is is_async:
@@ -57,17 +65,27 @@ def decision(
                 f"another one a DecisionClient; client is a {type(used).__name__}"
             )
         get_decision_type(decision_type, used.config)
-        return (_decorate_async if is_async else _decorate_sync)(function, decision_type, used, context, returns)
+        read_context = _context_mapper(function, context) if context else _context_parameter(function)
+        record = _decision_mapper(function, decides) if decides else _as_it_is
+        return (_decorate_async if is_async else _decorate_sync)(
+            function, decision_type, used, read_context, record, returns
+        )
 
     return decorate
 
 
 def _decorate_sync(
-    function: Callable[..., Any], decision_type: str, client: Any, context: Any, returns: Any
+    function: Callable[..., Any],
+    decision_type: str,
+    client: Any,
+    context: Callable[..., Any],
+    record: Callable[[Any], Any],
+    returns: Callable[[Any], Any] | None,
 ) -> Callable[..., Any]:
     def answer(*args: Any, **kwargs: Any) -> Answer:
-        asked = _context(function, context, args, kwargs)
-        found: Answer = client.decide(decision_type, asked, lambda _: function(*args, **kwargs))
+        found: Answer = client.decide(
+            decision_type, context(*args, **kwargs), lambda _: record(function(*args, **kwargs))
+        )
         return found
 
     @functools.wraps(function)
@@ -76,21 +94,27 @@ def _decorate_sync(
 
         def original(_: Context) -> Any:
             own.append(function(*args, **kwargs))
-            return own[0]
+            return record(own[0])
 
-        found = client.decide(decision_type, _context(function, context, args, kwargs), original)
-        return _result(found, own, returns)
+        return _result(client.decide(decision_type, context(*args, **kwargs), original), own, returns)
 
     decide.answer, decide.client = answer, client  # type: ignore[attr-defined]
     return decide
 
 
 def _decorate_async(
-    function: Callable[..., Any], decision_type: str, client: Any, context: Any, returns: Any
+    function: Callable[..., Any],
+    decision_type: str,
+    client: Any,
+    context: Callable[..., Any],
+    record: Callable[[Any], Any],
+    returns: Callable[[Any], Any] | None,
 ) -> Callable[..., Any]:
     async def answer(*args: Any, **kwargs: Any) -> Answer:
-        asked = _context(function, context, args, kwargs)
-        found: Answer = await client.decide(decision_type, asked, lambda _: function(*args, **kwargs))
+        async def original(_: Context) -> Any:
+            return record(await function(*args, **kwargs))
+
+        found: Answer = await client.decide(decision_type, context(*args, **kwargs), original)
         return found
 
     @functools.wraps(function)
@@ -99,24 +123,54 @@ def _decorate_async(
 
         async def original(_: Context) -> Any:
             own.append(await function(*args, **kwargs))
-            return own[0]
+            return record(own[0])
 
-        found = await client.decide(decision_type, _context(function, context, args, kwargs), original)
-        return _result(found, own, returns)
+        return _result(await client.decide(decision_type, context(*args, **kwargs), original), own, returns)
 
     decide.answer, decide.client = answer, client  # type: ignore[attr-defined]
     return decide
 
 
-def _context(function: Callable[..., Any], context: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The context of a call. One that cannot be made is none: the client refuses it, and the function answers."""
-    if context is None:
-        return args[0] if args else next(iter(kwargs.values()), None)
-    try:
-        return context(*args, **kwargs)
-    except Exception as error:
-        _log.warning("the context mapper of %s failed: %s", function.__qualname__, describe_error(error))
-        return None
+def _context_parameter(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What takes the context out of the arguments of a call."""
+    parameters = list(inspect.signature(function).parameters)
+    name = "context" if "context" in parameters else next((p for p in parameters if p not in ("self", "cls")), None)
+    place = parameters.index(name) if name else 0
+
+    def context(*args: Any, **kwargs: Any) -> Any:
+        return args[place] if len(args) > place else kwargs.get(name or "")
+
+    return context
+
+
+def _context_mapper(function: Callable[..., Any], mapper: Callable[..., Context]) -> Callable[..., Any]:
+    """The user's mapper. A context that it cannot make is none: the client refuses it, and the function answers."""
+
+    def context(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return mapper(*args, **kwargs)
+        except Exception as error:
+            _log.warning("the context mapper of %s failed: %s", function.__qualname__, describe_error(error))
+            return None
+
+    return context
+
+
+def _decision_mapper(function: Callable[..., Any], mapper: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The user's mapper. A result that it cannot map is recorded as what it is, no decision."""
+
+    def record(result: Any) -> Any:
+        try:
+            return mapper(result)
+        except Exception as error:
+            _log.warning("the decision mapper of %s failed: %s", function.__qualname__, describe_error(error))
+            return result
+
+    return record
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
 
 
 def _result(answer: Answer, own: list[Any], returns: Callable[[Any], Any] | None) -> Any:

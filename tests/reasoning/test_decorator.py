@@ -50,6 +50,63 @@ def test_a_function_keeps_its_signature_and_its_result(
     assert [row["episode_id"] for row in rows(data)] == ["e", "e", "e", None]
 
 
+def test_a_result_that_is_no_decision_is_recorded_as_the_one_that_it_means(
+    data: Path, server: ModelServer, route: Callable[..., Any]
+) -> None:
+    route()
+    server.answer = sends(http(b"", 500))
+    with DecisionClient(data) as client:
+
+        @decision(
+            "should_respond",
+            client=client,
+            returns=lambda d: d["action"] == "RESPOND",
+            decides=lambda wanted: {True: "RESPOND", False: "IGNORE"}[wanted],
+        )
+        def wants(context: Any, wanted: Any = True) -> Any:
+            return wanted
+
+        assert wants(CONTEXT) is True
+        assert wants.answer(CONTEXT, False).decision == {"action": "IGNORE"}
+        assert wants(CONTEXT, "perhaps") == "perhaps"  # what cannot be mapped passes all the same
+        with pytest.raises(ConfigError, match="decides needs returns"):
+            decision("should_respond", client=client, decides=bool)(wants.__wrapped__)
+    originals = [row for row in rows(data) if row["source"] == "original"]
+    assert [row["decision"] for row in originals] == ['{"action":"RESPOND"}', '{"action":"IGNORE"}', None]
+    assert [row["valid"] for row in originals] == [True, True, False]
+
+
+async def test_methods(data: Path, server: ModelServer, route: Callable[..., Any]) -> None:
+    route()
+    with DecisionClient(data) as client:
+        async_client = AsyncDecisionClient(data)
+
+        class Agent:
+            @decision("should_respond", client=client)
+            def choose(self, context: Any) -> str:
+                return "RESPOND"
+
+            @decision("should_respond", client=client)
+            def last(self, room: str, context: Any) -> str:
+                return "RESPOND"
+
+            @decision("should_respond", client=async_client)
+            async def wait(self, state: Any) -> str:
+                return "RESPOND"
+
+            @staticmethod
+            @decision("should_respond", client=client)
+            def alone(state: Any) -> str:
+                return "RESPOND"
+
+        agent, models = Agent(), {"action": "IGNORE"}
+        assert agent.choose(CONTEXT) == agent.choose(context=CONTEXT) == agent.alone(CONTEXT) == models
+        assert agent.last("r", CONTEXT) == agent.last("r", context=CONTEXT) == models
+        assert Agent.choose.answer(agent, CONTEXT).source == "custom"
+        assert await agent.wait(CONTEXT) == models
+        await async_client.close()
+
+
 async def test_coroutine_functions(data: Path, server: ModelServer, route: Callable[..., Any]) -> None:
     route()
     async with AsyncDecisionClient(data) as client:
