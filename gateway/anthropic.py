@@ -110,12 +110,17 @@ async def _coding(
 
         async def keep(copy: Copy) -> None:
             latency_ms = (time.perf_counter() - started) * 1000
-            await record_original(state, asked, copy, latency_ms, decision_id=decision_id, fallback=fallback)
+            cut = None if copy.complete else "client" if exchange.gone else "upstream"
+            await record_original(state, asked, copy, latency_ms, decision_id=decision_id, fallback=fallback, cut=cut)
 
         copy = Copy([(b"x-reasoning-decision-id", str(decision_id).encode())], keep)
     await forward(exchange, state.http, state.anthropic, path=path, body=body, copy=copy)
-    if copy is not None and copy.usable:
+    if copy is None or not copy.readable:
+        return
+    if copy.usable:
         _shadow(state, exchange, asked, path, body)
+    elif not copy.complete:  # its head has told the decision's id
+        await keep(copy)
 
 
 async def _answer(
@@ -133,7 +138,7 @@ async def _answer(
         await state.coding.answer(exchange, attempt, route, chat, keep)
     if exchange.gone:
         if attempt.served and not kept:  # what it had said until then was read, and is paid for
-            attempt.detail = "the client went away"
+            attempt.cut, attempt.detail = "client", "the client went away"
             await keep()
         return False
     if not attempt.failed:

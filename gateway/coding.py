@@ -63,6 +63,7 @@ class Attempt:
     failed: bool = False
     reason: FallbackReason | None = None
     detail: str | None = None
+    cut: str | None = None  # who broke it off after its beginning: `client` or `upstream`
     content: list[dict[str, Any]] = field(default_factory=list)
     stop_reason: str | None = None
     confidence: float | None = None  # only where the route asks for one
@@ -164,6 +165,7 @@ class CodingModel:
         if chat.get("stream"):
             await self._call(attempt, self._stream(exchange, route, chat, attempt, keep))
             if attempt.failed and attempt.served:
+                attempt.cut = "upstream"
                 await keep()
                 await self._break_off(exchange)
         elif (message := await self._call(attempt, self._whole(route, chat, attempt))) is not None:

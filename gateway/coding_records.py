@@ -1,4 +1,8 @@
-"""Coding requests as decisions in the log: one row an answer, all rows of a request under one `request_id`."""
+"""Coding requests as decisions in the log: one row an answer, all rows of a request under one `request_id`.
+
+What is not a whole answer is not `valid`, and the tag `cut` says why: the `client` went away, the `upstream` broke off
+or sent something else, its `size` was too large to keep; else the answer's own stop reason, as `max_tokens`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from gateway.coding import DECISION_TYPE, Attempt, Plan
 from gateway.errors import ModelAnswerError
 from gateway.forward import Copy
 from gateway.prices import Price
-from gateway.read_answers import Said, read_answer
+from gateway.read_answers import Said, read_answer, read_cut
 from gateway.state import State
 from gateway.turns import render_turns, shows_pictures
 from gateway.untranslated import describe_chat
@@ -68,7 +72,7 @@ async def record_custom(state: State, request: CodingRequest, attempt: Attempt, 
             ],
             stop=attempt.stop_reason,
         )
-        row = _row(state, request, said, arm, attempt.decision_id)
+        row = _row(state, request, said, arm, attempt.decision_id, attempt.cut)
         row.source, row.model, row.served = "custom", arm.model, attempt.served
         row.confidence, row.fallback_reason, row.error = attempt.confidence, attempt.reason, attempt.detail
         row.latency_ms, row.cost_usd = attempt.latency_ms, cost
@@ -87,16 +91,24 @@ async def record_original(
     decision_id: UUID | None = None,
     fallback: FallbackReason | None = None,
     shadow: Arm | None = None,
+    cut: str | None = None,
 ) -> None:
     """Log what Anthropic answered, from a copy of its answer: served, or beside a model's as the arm `shadow`."""
 
     def make() -> list[Decision]:
+        error = None
         try:
+            if cut is not None or not copy.usable:
+                raise ModelAnswerError(f"cut_by_{cut or 'size'}")
             said = read_answer("anthropic", copy.body, copy.content_type)
-        except ModelAnswerError:
-            return []  # an error within a 200, or a cut answer: nothing was answered
+        except ModelAnswerError as found:
+            if shadow is not None:
+                return []  # nobody knows of it
+            said, error = read_cut(copy.body, copy.content_type), str(found)
         state.metrics.count_tokens("anthropic", said.input_tokens or 0, said.output_tokens or 0)
-        row = _row(state, request, said, shadow or request.plan.drawn, decision_id)
+        cut_by = cut or ("size" if not copy.usable else "upstream") if error else None
+        row = _row(state, request, said, shadow or request.plan.drawn, decision_id, cut_by)
+        row.error = error
         row.served, row.fallback_reason, row.latency_ms = shadow is None, fallback, latency_ms
         row.input_tokens, row.output_tokens = said.input_tokens, said.output_tokens
         row.cost_usd = said.cost_usd(request.price)
@@ -106,13 +118,17 @@ async def record_original(
     await state.recorder.record(make, copy.size + request.size)
 
 
-def _row(state: State, request: CodingRequest, said: Said, arm: Arm | None, decision_id: UUID | None) -> Decision:
+def _row(
+    state: State, request: CodingRequest, said: Said, arm: Arm | None, decision_id: UUID | None, cut: str | None
+) -> Decision:
     """One row. Only what its author ended itself is valid: an answer that a limit cut teaches nobody."""
+    if cut is None and said.stop is not None and not said.whole:
+        cut = said.stop
     plan = request.plan
     chat, missing = _chat(request)
     messages = render_turns(chat)
     parsed = None
-    if said.whole:
+    if said.whole and cut is None:
         try:
             parsed = get_decision_type(DECISION_TYPE, state.config).parse_reply(said.completion, messages)
         except UnparseableAnswer:
@@ -136,7 +152,8 @@ def _row(state: State, request: CodingRequest, said: Said, arm: Arm | None, deci
         decision=parsed,
         valid=parsed is not None,
         tags={"door": "anthropic", "gateway_request_id": request.gateway_request_id}
-        | ({"untranslated": ",".join(sorted(missing))} if missing else {}),
+        | ({"untranslated": ",".join(sorted(missing))} if missing else {})
+        | ({"cut": cut} if cut else {}),
     )
 
 

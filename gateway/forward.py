@@ -18,7 +18,7 @@ class Copy:
     """What goes back to the client, kept for the recorder up to `MAX_COPY_BYTES`.
 
     An answer that can be recorded gets `headers` besides its own. `keep` is awaited when it is whole and before its end
-    goes out.
+    goes out; of what has no end, the caller has to take care.
     """
 
     __slots__ = ("complete", "content_type", "encoded", "headers", "keep", "parts", "size", "status")
@@ -49,15 +49,17 @@ class Copy:
     async def finish(self) -> None:
         """All of it is here."""
         self.complete = True
-        if self.keep is not None and self.usable:
+        if self.keep is not None and self.readable:
             await self.keep(self)
 
     @property
     def readable(self) -> bool:
+        """Can its contents be told, as far as they came?"""
         return self.status == 200 and not self.encoded
 
     @property
     def usable(self) -> bool:
+        """Is it here as a whole?"""
         return self.complete and self.readable and self.size <= MAX_COPY_BYTES
 
     @property

@@ -5,6 +5,7 @@ For the log and for decision prompts; never on the way of an answer to its clien
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -73,6 +74,16 @@ def read_answer(form: Form, body: bytes, content_type: str) -> Said:
         raise ModelAnswerError("malformed", type(error).__name__) from None
 
 
+def read_cut(body: bytes, content_type: str) -> Said:
+    """What there is of an answer of Anthropic's that has no end, or none that can be read. Never raises."""
+    said = Said()
+    if "text/event-stream" in content_type:
+        with suppress(ModelAnswerError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            _read_events(EventDecoder().feed(body), said)
+    said.stop = None  # whatever it said of its end
+    return said
+
+
 def _anthropic(message: Any) -> Said:
     said = Said()
     for block in message["content"]:
@@ -87,6 +98,13 @@ def _anthropic(message: Any) -> Said:
 
 def _anthropic_events(events: list[Event]) -> Said:
     said = Said()
+    if not _read_events(events, said):
+        raise ModelAnswerError("unfinished")
+    return said
+
+
+def _read_events(events: list[Event], said: Said) -> bool:
+    """Add what the events tell to `said`, as they tell it. Is it all?"""
     arguments: dict[int, list[str]] = {}
     calls: dict[int, dict[str, Any]] = {}
     stopped = False
@@ -121,9 +139,7 @@ def _anthropic_events(events: list[Event]) -> Said:
                 stopped = True
             case "error":
                 raise ModelAnswerError("error_in_stream")
-    if not stopped:
-        raise ModelAnswerError("unfinished")
-    return said
+    return stopped
 
 
 def _anthropic_usage(said: Said, usage: Any) -> None:

@@ -6,11 +6,12 @@ import asyncio
 import sqlite3
 import threading
 from base64 import b64encode
-from contextlib import closing
+from contextlib import closing, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 
@@ -30,6 +31,7 @@ from tests.gateway.scripted import (
     chat_chunk,
     chat_stream,
     json,
+    message_events,
     stream,
     whole,
 )
@@ -474,6 +476,56 @@ async def test_who_has_an_answer_can_give_feedback_on_it(start: Start, by: str, 
             }
     given = {"decision_id": headers["x-reasoning-decision-id"], "metric": "tests_passed", "value": True}
     assert (await running.ask("POST", "/v1/feedback", json=given))[0] == 202
+
+
+async def test_what_was_cut_on_its_way_is_on_record_and_teaches_nobody(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start()
+    call = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {"command": "ls"}}
+    events = message_events(ANTHROPIC_MESSAGE | {"content": [{"type": "text", "text": "Hi you"}, call]})
+    text, within_call = events[:6], events[:13]
+    failure = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"m"}}\n\n'
+    whole_answer = orjson.dumps(ANTHROPIC_MESSAGE)
+    scripts = {
+        "cut": (stream(*text, end=False), "upstream", "Hi "),
+        "cut within a call": (stream(*within_call, end=False), "upstream", 'Hi you\n<tool_call>\n{"name":"Bash"'),
+        "ended without its last event": (stream(*events[:-1]), "upstream", "Hi you\n<tool_call>"),
+        "an error": (stream(*text, failure), "upstream", "Hi "),
+        "half a JSON": (stream(whole_answer[:50], end=False, content_type="application/json"), "upstream", ""),
+        "no JSON": (whole(200, b"<html>"), "upstream", ""),
+        "a limit": (json(ANTHROPIC_MESSAGE | {"stop_reason": "max_tokens"}), "max_tokens", "Explained."),
+    }
+    told = {}
+    for name, (script, cut, said) in scripts.items():
+        running.anthropic.script = script
+        async with running.http.post(
+            f"{running.url}/v1/messages", json=coding(f"fix the code of {name}"), headers=running.headers
+        ) as response:
+            told[response.headers["x-reasoning-decision-id"]] = (cut, said)
+            with suppress(aiohttp.ClientError):
+                await response.read()
+    running.anthropic.script = stream(*text, *[b": wait\n\n"] * 1000, pause=0.01)
+    async with running.http.post(f"{running.url}/v1/messages", json=coding(), headers=running.headers) as response:
+        await response.content.readany()
+        told[response.headers["x-reasoning-decision-id"]] = ("client", "")
+    await asyncio.wait_for(running.anthropic.last.closed.wait(), 5)
+    monkeypatch.setattr("gateway.forward.MAX_COPY_BYTES", 600)
+    running.anthropic.script = stream(*events)
+    _, headers, _ = await ask(running, coding("fix the code of the long one"))
+    told[headers["x-reasoning-decision-id"]] = ("size", "")
+    rows = {str(row["decision_id"]): row for row in await running.records()}
+    assert rows.keys() == told.keys()
+    for decision_id, (cut, said) in told.items():
+        row = rows[decision_id]
+        assert (row["served"], row["valid"], row["decision"], orjson.loads(row["tags"])["cut"]) == (
+            True,
+            False,
+            None,
+            cut,
+        )
+        assert (row["completion"] or "").startswith(said)
+        assert (row["error"] is None) == (cut == "max_tokens")
 
 
 async def test_answers_that_are_not_recorded_have_no_decision(start: Start) -> None:
