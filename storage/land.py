@@ -3,10 +3,12 @@
 The rows of a group of segments are written to staging, synced, and renamed into their partitions as
 `part-<segment>.parquet`, or `data-<uuid>.parquet` when several segments share the file; both list their segments in
 the footer. Only then are the segments unlinked. A kill at any moment leaves either no trace that counts or a file whose
-segments are still in the spool: landing them again skips the partitions that have them already.
+segments are still in the spool. Landing them again, or any copy of them, passes over the records that their partition
+has already (`storage.landed`).
 
 A segment whose writer died (`.open`, but nobody holds its flock) is sealed and landed like the others. A line that is
-torn, fails its CRC, is not JSON or does not fit the schema goes to the quarantine with the reason.
+torn, fails its CRC, is not JSON or does not fit the schema goes to the quarantine with the reason, and so does a record
+that has the id of another one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -36,12 +39,13 @@ from reasoning.records import SCHEMA_VERSION
 from storage.batches import Batch, parse_lines
 from storage.errors import LandingError
 from storage.files import make_folder, sync
+from storage.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, reason_class
 from storage.rewrite import recover
 from storage.schema import SCHEMAS, PartitionKey
-from storage.table import SCHEMA_KEY, SEGMENTS_KEY, landed_segments
+from storage.table import SCHEMA_KEY, SEGMENTS_KEY, file_segments, live_files
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -53,6 +57,8 @@ _CHUNK_BYTES = 4 << 20  # of lines that are parsed together
 ROW_GROUP_ROWS = 20_000
 _ROW_GROUP_BYTES = 32 << 20
 _BUFFERED_BYTES = 64 << 20
+# A file's ids are kept until it is finished. This is reached only by a segment that is larger than a group may be.
+_FILE_ROWS = 1_000_000
 _WRITERS = 2  # threads that write files, each another one
 # Columns of few distinct values. A dictionary of the others would cost time and be given up.
 _DICTIONARY = [
@@ -60,16 +66,22 @@ _DICTIONARY = [
     *("arm", "messages.list.element.role", "decision", "completion", "fallback_reason", "error", "tags"),
     *("metric", "value", "kind", "author"),
 ]
+_PLACE = "place"  # column of a line's number (from 0) in its group, while its row is buffered
 _EMPTY_SEGMENT_AGE = 3600.0  # seconds after which an empty segment without a writer is removed
 
 
 @dataclass
 class LandReport:
-    """What one landing did. `quarantined` counts lines by reason; `bytes` are those of the segments read."""
+    """What one landing did. `quarantined` counts lines by reason; `bytes` are those of the segments read.
+
+    `duplicates` are records that the log had already, word for word: of a segment that was copied, or whose landing was
+    killed. They are passed over. (One of the same id and another content is quarantined: "conflict".)
+    """
 
     segments: int = 0
     decisions: int = 0
     feedback: int = 0
+    duplicates: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     files: int = 0
@@ -172,38 +184,114 @@ class _Piece(NamedTuple):
     lines: list[bytes]
 
 
+class _Conflict(NamedTuple):
+    """A record that has the id of another one. `place` is its line's among those of the group."""
+
+    place: int
+    reason: str
+
+
 class _Output:
-    """The new file of one partition: buffered rows, and the writer once there were enough of them."""
+    """The new files of one partition, as a rule one: buffered rows, and the writer once there were enough of them."""
 
     def __init__(self, layout: Layout, key: PartitionKey, number: int) -> None:
         self.key = key
         self.folder = layout.data / key.folder
-        self.staged = layout.staging(key.table) / f"land-{number}.parquet"
-        self.landed = landed_segments(self.folder)
-        self.segments: set[str] = set()
+        self.staged: list[Path] = []
         self.buffer: list[pa.Table] = []
+        self.segments: set[str] = set()  # of the buffer
         self.rows = 0
         self.nbytes = 0
         self.written = 0
-        self.writer: pq.ParquetWriter | None = None
+        self.duplicates = 0
+        self.conflicts: list[_Conflict] = []
         self.writing: Future[None] | None = None
+        self._stem = layout.staging(key.table) / f"land-{number}"
+        self._landed: LandedRows | None = None
+        self._writer: pq.ParquetWriter | None = None
+        self._ids: list[pa.Array] = []  # of what is in the open file, which cannot be read yet
+        self._sources: set[str] = set()  # segments of what is in it
 
-    def write(self, tables: list[pa.Table]) -> None:
-        if self.writer is None:
-            make_folder(self.staged.parent)
-            self.writer = pq.ParquetWriter(
-                self.staged,
+    def write(self, tables: list[pa.Table], segments: set[str]) -> None:
+        table = self._without_known(pa.concat_tables(tables))
+        if not len(table):
+            return
+        ts = table["ts"]
+        if len(ts) > 1 and not pc.all(pc.less_equal(ts[:-1], ts[1:])).as_py():
+            table = table.sort_by("ts")
+        if self._writer is None:
+            self.staged.append(self._stem.with_name(f"{self._stem.name}-{len(self.staged)}.parquet"))
+            make_folder(self._stem.parent)
+            self._writer = pq.ParquetWriter(
+                self.staged[-1],
                 SCHEMAS[self.key.table],
                 compression="zstd",
                 compression_level=3,
                 use_dictionary=_DICTIONARY,
             )
-        table = pa.concat_tables(tables)
-        ts = table["ts"]
-        if len(ts) > 1 and not pc.all(pc.less_equal(ts[:-1], ts[1:])).as_py():
-            table = table.sort_by("ts")
-        self.writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self._ids.append(row_ids(self.key.table, table))
+        self._sources |= segments
         self.written += len(table)
+        if sum(map(len, self._ids)) >= _FILE_ROWS:
+            self.close()
+
+    def _without_known(self, table: pa.Table) -> pa.Table:
+        """The rows that neither the partition nor this landing has yet, without their places."""
+        if self._landed is None:
+            self._landed = LandedRows(self.key.table, live_files(self.folder))
+        if self._repeats(row_ids(self.key.table, table)):
+            self.close()  # to be read and compared
+        table = self._without(table, self._landed.find(table))
+        table = self._without(table, find_repeated(self.key.table, table))
+        return table.drop_columns([_PLACE])
+
+    def _repeats(self, ids: pa.Array) -> bool:
+        bounds = id_bounds(ids)
+        return any(
+            overlap(id_bounds(written), bounds) and pc.any(pc.is_in(ids, value_set=written)).as_py()
+            for written in self._ids
+        )
+
+    def _without(self, table: pa.Table, known: KnownRows) -> pa.Table:
+        if not (known.same or known.differing):
+            return table
+        self.duplicates += len(known.same)
+        self.conflicts += [_Conflict(table[_PLACE][row].as_py(), reason) for row, reason in known.differing.items()]
+        gone = known.same | known.differing.keys()
+        return table.filter(pa.array([row not in gone for row in range(len(table))], pa.bool_()))
+
+    def close(self) -> None:
+        """Finish the file that is being written. What comes afterwards goes to another one."""
+        if self._writer is None:
+            return
+        self._writer.add_key_value_metadata(
+            {SEGMENTS_KEY: orjson.dumps(sorted(self._sources)), SCHEMA_KEY: str(SCHEMA_VERSION).encode()}
+        )
+        self._writer.close()
+        self._writer = None
+        sync(self.staged[-1])
+        assert self._landed is not None
+        self._landed.add(self.staged[-1])
+        self._ids, self._sources = [], set()
+
+    def commit(self) -> None:
+        """Move the files into the partition."""
+        make_folder(self.folder)
+        for path in self.staged:
+            segments = file_segments(path)
+            target = self.folder / f"part-{segments[0]}.parquet"
+            if len(segments) > 1 or target.exists():  # some records of a segment may have come before the others
+                target = self.folder / f"data-{uuid4()}.parquet"
+            path.rename(target)
+        sync(self.folder)
+
+    def discard(self) -> None:
+        if self._writer is not None and self._writer.is_open:
+            with contextlib.suppress(OSError, pa.ArrowException):  # it failed before; the file goes away
+                self._writer.close()
+        for path in self.staged:
+            path.unlink(missing_ok=True)
 
 
 class _Landing:
@@ -220,7 +308,8 @@ class _Landing:
             path.stem: QuarantineWriter(layout.quarantine / f"{path.stem}.jsonl", now=now) for path in segments
         }
         self._reasons: Counter[str] = Counter()
-        self._rows: Counter[str] = Counter()
+        self._starts: list[tuple[int, _Piece]] = []  # the pieces, without their lines, by their place in the group
+        self._lines = 0
         self._buffered = 0
         self._pending: deque[Future[None]] = deque()
 
@@ -233,11 +322,15 @@ class _Landing:
             self._flush(output)
         while self._pending:
             self._pending.popleft().result()
+        for output in self._outputs.values():
+            output.close()
+        self._reject_conflicts()
         self._commit()
         report.segments += len(self._segments)
-        report.decisions += self._rows["decisions"]
-        report.feedback += self._rows["feedback"]
-        report.files += sum(1 for output in self._outputs.values() if output.written)
+        for output in self._outputs.values():
+            setattr(report, output.key.table, getattr(report, output.key.table) + output.written)
+            report.duplicates += output.duplicates
+            report.files += len(output.staged)
         report.bytes += done
         for reason, count in self._reasons.items():
             report.quarantined[reason] = report.quarantined.get(reason, 0) + count
@@ -247,10 +340,7 @@ class _Landing:
         for future in self._pending:
             future.exception()
         for output in self._outputs.values():
-            if output.writer is not None and output.writer.is_open:
-                with contextlib.suppress(OSError, pa.ArrowException):  # it failed before; the file goes away
-                    output.writer.close()
-            output.staged.unlink(missing_ok=True)
+            output.discard()
         for writer in self._quarantine.values():
             writer.discard()
 
@@ -281,8 +371,12 @@ class _Landing:
             at = bisect_right(firsts, number) - 1
             self._reject(pieces[at], number - firsts[at], rejected[number])
         for batch in batches:
-            segments = [pieces[bisect_right(firsts, number) - 1].segment for number in batch.lines]
+            segments = {pieces[bisect_right(firsts, number) - 1].segment for number in batch.lines}
             self._add(batch, segments)
+        self._starts += [
+            (self._lines + first, piece._replace(lines=[])) for first, piece in zip(firsts[:-1], pieces, strict=True)
+        ]
+        self._lines += len(lines)
         while self._buffered > _BUFFERED_BYTES:
             self._flush(max(self._outputs.values(), key=lambda output: output.nbytes))
 
@@ -292,24 +386,26 @@ class _Landing:
         self._quarantine[piece.segment].add(piece.segment, piece.line_no + at, offset, raw, reason)
         self._reasons[reason_class(reason)] += 1
 
-    def _add(self, batch: Batch, segments: list[str]) -> None:
-        """The rows to their partition, without those of segments that it has already. `segments` has one for each."""
+    def _reject_conflicts(self) -> None:
+        paths = {path.stem: path for path in self._segments}
+        for place, reason in sorted(chain.from_iterable(output.conflicts for output in self._outputs.values())):
+            first, piece = self._starts[bisect_right(self._starts, place, key=itemgetter(0)) - 1]
+            with paths[piece.segment].open("rb") as file:
+                file.seek(piece.offset)
+                lines = list(islice(file, place - first + 1))
+            self._reject(piece._replace(lines=lines), place - first, reason)
+
+    def _add(self, batch: Batch, segments: set[str]) -> None:
+        """The rows, which are of these segments, to their partition."""
         output = self._outputs.get(batch.key)
         if output is None:
             output = self._outputs[batch.key] = _Output(self._layout, batch.key, len(self._outputs))
-        table = batch.table
-        names = set(segments)
-        if not names.isdisjoint(output.landed):
-            table = table.filter(pa.array([segment not in output.landed for segment in segments], pa.bool_()))
-            names -= output.landed
-            if not names:
-                return
-        output.segments |= names
-        output.buffer.append(table)
-        output.rows += len(table)
-        output.nbytes += table.nbytes
-        self._rows[batch.key.table] += len(table)
-        self._buffered += table.nbytes
+        places = pc.add(pa.array(batch.lines, pa.int64()), self._lines)
+        output.buffer.append(batch.table.append_column(_PLACE, places))
+        output.segments |= segments
+        output.rows += len(batch.table)
+        output.nbytes += batch.table.nbytes
+        self._buffered += batch.table.nbytes
         if output.rows >= ROW_GROUP_ROWS or output.nbytes >= _ROW_GROUP_BYTES:
             self._flush(output)
 
@@ -321,25 +417,15 @@ class _Landing:
             output.writing.result()
         while len(self._pending) >= _WRITERS:
             self._pending.popleft().result()
-        output.writing = self._executor.submit(output.write, output.buffer)
+        output.writing = self._executor.submit(output.write, output.buffer, output.segments)
         self._pending.append(output.writing)
         self._buffered -= output.nbytes
-        output.buffer, output.rows, output.nbytes = [], 0, 0
+        output.buffer, output.segments, output.rows, output.nbytes = [], set(), 0, 0
 
     def _commit(self) -> None:
-        outputs = [output for output in self._outputs.values() if output.writer is not None]
-        for output in outputs:
-            assert output.writer is not None
-            output.writer.add_key_value_metadata(
-                {SEGMENTS_KEY: orjson.dumps(sorted(output.segments)), SCHEMA_KEY: str(SCHEMA_VERSION).encode()}
-            )
-            output.writer.close()
-            sync(output.staged)
-        for output in outputs:
-            make_folder(output.folder)
-            name = f"part-{next(iter(output.segments))}" if len(output.segments) == 1 else f"data-{uuid4()}"
-            output.staged.rename(output.folder / f"{name}.parquet")
-            sync(output.folder)
+        for output in self._outputs.values():
+            if output.staged:
+                output.commit()
         for writer in self._quarantine.values():
             writer.commit()
         if self._reasons:

@@ -2,7 +2,7 @@
 
 The lines that fit are written to the spool as one sealed segment per quarantine file, `<segment>-r<n>`. What will
 stay is decided, and written as `<segment>.r<n>.jsonl`, before that segment is, and the old file goes last: a kill in
-between makes the next run write the same segment again, which landing skips if it has it.
+between makes the next run write the same segment again, whose records landing passes over if it has them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from reasoning.spool import frame_line
 from storage.batches import parse_lines
 from storage.files import sync, write_atomic
 from storage.land import finish_landing
+from storage.landed import LandedRows, find_repeated
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import read_quarantine, reason_class
+from storage.table import live_files
 
 _NAME = re.compile(r"(?P<segment>.+?)(?:\.r(?P<attempt>\d+))?\.jsonl")
 
@@ -35,12 +37,14 @@ Progress = Callable[[int, int], None]  # (quarantine files done, in all)
 class RelandReport:
     """What landing the quarantine again did, counted in lines.
 
-    `relanded` are rows of the decision log now. `kept` are no records still, by reason; `examples` has for each such
-    reason a line as it was found wanting, with the quarantine file and the number (from 1) of its line there.
+    `relanded` are rows of the decision log now; `duplicates` were that already, and left the quarantine. `kept` are no
+    records still, by reason; `examples` has for each such reason a line as it was found wanting, with the quarantine
+    file and the number (from 1) of its line there.
     """
 
     files: int = 0
     relanded: int = 0
+    duplicates: int = 0
     kept: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -65,12 +69,14 @@ def reland_quarantine(
         files = _files(layout)
         for done, (path, attempt, segment) in enumerate(files, 1):
             after = path.with_name(f"{segment}.r{attempt + 1}.jsonl")
-            fits, stays = _sort(path, after)
+            fits, stays, duplicates = _sort(layout, path, after)
             report.files += 1
             report.relanded += len(fits)
-            if fits:
+            report.duplicates += duplicates
+            if fits or duplicates:
                 write_atomic(after, b"".join(orjson.dumps(entry) + b"\n" for entry in stays))
-                write_atomic(layout.spool / f"{segment}-r{attempt + 1}.seal", b"".join(fits))
+                if fits:
+                    write_atomic(layout.spool / f"{segment}-r{attempt + 1}.seal", b"".join(fits))
                 path.unlink()
                 path = after
             if not stays:
@@ -99,21 +105,29 @@ def _files(layout: Layout) -> list[tuple[Path, int, str]]:
     return sorted(found.values())
 
 
-def _sort(path: Path, plan: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
-    """The segment lines of what fits, and the entries of what stays with the reason of today."""
+def _sort(layout: Layout, path: Path, plan: Path) -> tuple[list[bytes], list[dict[str, Any]], int]:
+    """The segment lines of what fits, the entries of what stays with the reason of today, and how many duplicates."""
     planned = {_place(entry) for entry, _ in read_quarantine(plan)} if plan.exists() else set()
     entries, lines = [], []
     for entry, raw in read_quarantine(path):
         entries.append(entry)
         lines.append(_frame(raw))
-    _, rejected = parse_lines(lines)
+    batches, rejected = parse_lines(lines)
+    duplicates = set()
+    for batch in batches:
+        landed = LandedRows(batch.key.table, live_files(layout.data / batch.key.folder))
+        for known in (find_repeated(batch.key.table, batch.table), landed.find(batch.table)):
+            duplicates |= {batch.lines[row] for row in known.same}
+            rejected |= {batch.lines[row]: reason for row, reason in known.differing.items()}
     fits, stays = [], []
     for number, (entry, line) in enumerate(zip(entries, lines, strict=True)):
+        if number in duplicates:
+            continue
         if number not in rejected and _place(entry) not in planned:
             fits.append(line)
         else:
             stays.append(entry | {"reason": rejected.get(number, entry["reason"])})
-    return fits, stays
+    return fits, stays, len(duplicates)
 
 
 def _place(entry: dict[str, Any]) -> tuple[int, int]:

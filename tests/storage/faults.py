@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -23,12 +25,12 @@ from storage.compact import compact_decisions
 from storage.erase import erase_subject
 from storage.errors import DataFolderBusy
 from storage.expire import expire_decisions
-from storage.land import land_decisions
+from storage.land import land_decisions, list_segments
 from storage.layout import Layout
 from storage.locks import data_lock
 from storage.rewrite import recover, rewrite_partition
 from storage.table import list_partitions
-from tests.storage.logs import make_decision
+from tests.storage.logs import make_decision, segment_id
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__, "storage.ledger"])
@@ -80,6 +82,20 @@ def land(data: Path) -> None:
             land_decisions(data, lock_timeout=5)
         except DataFolderBusy:
             continue
+
+
+def copy(data: Path, scratch: Path) -> None:
+    """Put copies of segments into the spool under other names, some cut short, as a clumsy backup would."""
+    rng = random.Random()
+    temporary = scratch / f"copy-{os.getpid()}"
+    while True:
+        for path in list_segments(Layout(data), ".open", ".seal"):
+            with suppress(FileNotFoundError):
+                content = path.read_bytes()
+                temporary.write_bytes(content[: rng.choice([len(content), rng.randrange(len(content) + 1)])])
+                temporary.rename(data / "spool" / f"{segment_id(9)}.seal")
+            time.sleep(0.02)
+        time.sleep(0.02)
 
 
 def compact(data: Path, method: str) -> None:

@@ -84,6 +84,7 @@ def kill_for(
             roles: dict[str, tuple[Callable[..., None], tuple[object, ...]]] = {
                 "writer": (faults.write, (data, acks / str(rng.random()))),
                 "lander": (faults.land, (data,)),
+                "copier": (faults.copy, (data, folder)),
                 "compactor": (faults.compact, (data, method)),
                 "eraser": (faults.erase, (data,)),
                 "expirer": (faults.expire, (data,)),
@@ -113,8 +114,10 @@ def kill_for(
     return counts
 
 
-def test_kills_of_writers_two_landers_compactor_eraser_and_expirer(tmp_path: Path) -> None:
-    counts = kill_for(tmp_path, 3, "both", seed=1, others=("lander 1", "lander 2", "compactor", "eraser", "expirer"))
+def test_kills_of_everybody(tmp_path: Path) -> None:
+    counts = kill_for(
+        tmp_path, 3, "both", seed=1, others=("lander 1", "lander 2", "copier", "compactor", "eraser", "expirer")
+    )
     assert counts["acknowledged"] > 0
     assert (counts["lost"], counts["doubled"]) == (0, 0)
 
@@ -124,9 +127,9 @@ def test_kills_of_writers_two_landers_compactor_eraser_and_expirer(tmp_path: Pat
 @pytest.mark.parametrize(
     ("method", "others", "share"),
     [
-        ("exchange", ("lander", "compactor"), 0.4),
-        ("manifest", ("lander", "compactor"), 0.4),
-        ("both", ("lander", "compactor", "eraser"), 0.2),
+        ("exchange", ("lander", "copier", "compactor"), 0.4),
+        ("manifest", ("lander", "copier", "compactor"), 0.4),
+        ("both", ("lander", "copier", "compactor", "eraser"), 0.2),
     ],
 )
 def test_a_thousand_kills(tmp_path: Path, method: str, others: tuple[str, ...], share: float) -> None:

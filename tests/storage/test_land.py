@@ -426,7 +426,7 @@ def test_a_segment_that_was_landed_already_is_not_landed_twice(tmp_path: Path) -
     land_decisions(tmp_path)
     path.write_bytes(content)
     report = land_decisions(tmp_path)
-    assert (report.segments, report.decisions, report.feedback) == (1, 0, 0)
+    assert (report.segments, report.decisions, report.feedback, report.duplicates) == (1, 0, 0, 7)
     assert len(landed_ids(tmp_path)) == 6
 
 
