@@ -53,17 +53,11 @@ def read_completion(status: int, body: bytes) -> Completion:
         raw = orjson.loads(body)
         choice = raw["choices"][0]
         text = choice["message"]["content"]
-        usage = raw.get("usage") or {}
         tokens, logprobs = read_logprobs(choice.get("logprobs"))
-    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+        input_tokens, output_tokens = read_usage(raw.get("usage"))
+    except Exception as error:  # whatever a server says, the agent goes on
         raise CallFailed("provider_error", f"not a chat completion: {type(error).__name__}: {error}") from None
-    return Completion(
-        text=text if isinstance(text, str) else "",
-        tokens=tokens,
-        token_logprobs=logprobs,
-        input_tokens=token_count(usage.get("prompt_tokens")),
-        output_tokens=token_count(usage.get("completion_tokens")),
-    )
+    return Completion(text if isinstance(text, str) else "", tokens, logprobs, input_tokens, output_tokens)
 
 
 def failed_status(status: int, body: bytes) -> CallFailed:
@@ -142,6 +136,12 @@ def _deciding_span(answer: AnswerFormat, text: str) -> tuple[int, int] | None:
     return found[-1].span("xml" if found[-1]["xml"] is not None else "json") if found else None
 
 
-def token_count(value: Any) -> int | None:
-    """A count in a server's usage, or None when it is none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+def read_usage(raw: Any) -> tuple[int | None, int | None]:
+    """Tokens of the prompt and of the answer, each None when the server did not count it."""
+    if not isinstance(raw, dict):
+        return None, None
+    return _token_count(raw.get("prompt_tokens")), _token_count(raw.get("completion_tokens"))
+
+
+def _token_count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None

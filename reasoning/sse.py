@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 
-from reasoning.completion import Completion, read_logprobs, token_count
+from reasoning.completion import Completion, read_logprobs, read_usage
 from reasoning.errors import CallFailed
 
 
@@ -16,7 +16,7 @@ class StreamedCompletion:
         self._texts: list[str] = []
         self._tokens: list[str] = []
         self._logprobs: list[float | None] = []
-        self._usage: dict[str, object] = {}
+        self._usage: tuple[int | None, int | None] = None, None
         self._finished = False
 
     def feed(self, chunk: bytes) -> str:
@@ -32,13 +32,7 @@ class StreamedCompletion:
 
     def so_far(self) -> Completion:
         """What came until now."""
-        return Completion(
-            "".join(self._texts),
-            self._tokens,
-            self._logprobs,
-            token_count(self._usage.get("prompt_tokens")),
-            token_count(self._usage.get("completion_tokens")),
-        )
+        return Completion("".join(self._texts), self._tokens, self._logprobs, *self._usage)
 
     def _read(self, line: bytes) -> str:
         if not line.startswith(b"data:"):
@@ -49,18 +43,23 @@ class StreamedCompletion:
             return ""
         try:
             event = orjson.loads(data)
-            if "error" in event:
+            if event.get("error"):
                 raise CallFailed("provider_error", f"error in the stream: {event['error']}")
-            self._usage = event.get("usage") or self._usage
+            if event.get("usage"):
+                self._usage = read_usage(event["usage"])
             if not event["choices"]:
                 return ""
             choice = event["choices"][0]
-            text = choice["delta"].get("content") or ""
+            text = choice["delta"].get("content")
             tokens, logprobs = read_logprobs(choice.get("logprobs"))
-        except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+            finished = choice.get("finish_reason") is not None
+        except CallFailed:
+            raise
+        except Exception as error:  # whatever a server says, the agent goes on
             raise CallFailed("provider_error", f"not a chat chunk: {type(error).__name__}: {error}") from None
-        self._finished = self._finished or choice.get("finish_reason") is not None
+        self._finished = self._finished or finished
+        text = text if isinstance(text, str) else ""
         self._texts.append(text)
         self._tokens += tokens
         self._logprobs += logprobs
-        return str(text)
+        return text

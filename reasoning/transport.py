@@ -21,7 +21,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -120,7 +120,8 @@ class AsyncTransport:
                     connection = await _atake(target)
                     try:
                         response = await connection.handle_async_request(target.request(headers, body, at))
-                        content = b"".join([chunk async for chunk in _abounded(response.aiter_stream())])
+                        async with contextlib.aclosing(_abounded(response)) as chunks:
+                            content = b"".join([chunk async for chunk in chunks])
                         await response.aclose()
                     finally:
                         await _agive_back(target, connection)
@@ -146,7 +147,9 @@ class AsyncTransport:
                     stack.push_async_callback(response.aclose)
             except Exception as error:
                 raise _failed(error, seconds) from None
-            yield response.status, _achunks(response, ends, seconds)
+            chunks = _achunks(response, ends, seconds)
+            stack.push_async_callback(chunks.aclose)
+            yield response.status, chunks
 
     async def close(self) -> None:
         """Close this loop's idle connections."""
@@ -291,11 +294,12 @@ def _bounded(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-async def _abounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _abounded(response: httpcore2.Response) -> AsyncGenerator[bytes, None]:
     size = 0
-    async for chunk in chunks:
-        _check_size(size := size + len(chunk))
-        yield chunk
+    async with contextlib.aclosing(response.aiter_stream()) as chunks:  # else a loop that ends finds it half-read
+        async for chunk in chunks:
+            _check_size(size := size + len(chunk))
+            yield chunk
 
 
 def _check_size(size: int) -> None:
@@ -319,17 +323,17 @@ def _chunks(response: httpcore2.Response, seconds: float) -> Iterator[bytes]:
         raise _failed(error, seconds) from None
 
 
-async def _achunks(response: httpcore2.Response, ends: float, seconds: float) -> AsyncIterator[bytes]:
-    body = aiter(_abounded(response.aiter_stream()))
-    while True:
-        try:
-            async with asyncio.timeout_at(ends):
-                chunk = await anext(body, None)
-        except Exception as error:
-            raise _failed(error, seconds) from None
-        if chunk is None:
-            return
-        yield chunk
+async def _achunks(response: httpcore2.Response, ends: float, seconds: float) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(_abounded(response)) as body:
+        while True:
+            try:
+                async with asyncio.timeout_at(ends):
+                    chunk = await anext(body, None)
+            except Exception as error:
+                raise _failed(error, seconds) from None
+            if chunk is None:
+                return
+            yield chunk
 
 
 def _seconds_until(at: float | None) -> float:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +18,12 @@ from hypothesis import strategies as st
 from reasoning import shadow
 from reasoning.breaker import CircuitBreaker
 from reasoning.completion import Completion, measure_confidence, read_completion
+from reasoning.errors import CallFailed
+from reasoning.ids import uuid7
+from reasoning.records import Decision, encode_record
 from reasoning.redact import describe_error
 from reasoning.shadow import ShadowPool
+from reasoning.sse import StreamedCompletion
 from tests.reasoning.conftest import at_bytecode, completion
 
 
@@ -100,6 +108,66 @@ class TestConfidence:
         )
         found = read_completion(200, raw)
         assert (found.tokens, found.token_logprobs, found.input_tokens) == (["ab"], [-0.5], 1000)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def with_another_value(data: st.DataObject, value: Any) -> Any:
+    """`value`, a part of which is any JSON at all."""
+    parts = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    if not parts or data.draw(st.integers(0, 9)) == 0:
+        return data.draw(JSON)
+    key, part = data.draw(st.sampled_from(parts))
+    changed = value.copy()
+    changed[key] = with_another_value(data, part)
+    return changed
+
+
+class TestWhateverAServerSays:
+    @given(st.data())
+    def test_an_answer_is_read_or_refused(self, data: st.DataObject) -> None:
+        said = with_another_value(data, orjson.loads(completion("<action>A</action>", ["<action>A</action>"], [-0.5])))
+        self.check(lambda: read_completion(200, json.dumps(said).encode()))
+
+    @given(st.data(), st.integers(0, 200))
+    def test_a_stream_is_read_or_refused(self, data: st.DataObject, cut: int) -> None:
+        chunk = {
+            "choices": [
+                {
+                    "delta": {"content": "<action>A</action>"},
+                    "finish_reason": "stop",
+                    "logprobs": {"content": [{"token": "<action>A</action>", "logprob": -0.5}]},
+                }
+            ],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+        }
+        event = b"data: %b\n\n" % json.dumps(with_another_value(data, chunk)).encode()
+        streamed = StreamedCompletion()
+
+        def read() -> Completion:
+            try:
+                assert isinstance(streamed.feed(event[:cut]) + streamed.feed(event[cut:]), str)
+            finally:
+                streamed.so_far()  # what an abandoned stream is recorded with
+            return streamed.completion()
+
+        self.check(read)
+
+    def check(self, read: Callable[[], Completion]) -> None:
+        try:
+            found = read()
+        except CallFailed:
+            return
+        confidence = measure_confidence("label", found)
+        now = datetime.now(UTC)
+        row = Decision(uuid7(now), uuid7(now), now, "should_respond", "custom", True, [], confidence=confidence)
+        row.completion, row.input_tokens, row.output_tokens = found.text, found.input_tokens, found.output_tokens
+        encode_record(row)
 
 
 class TestRedaction:
