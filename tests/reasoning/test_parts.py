@@ -131,7 +131,8 @@ def with_another_value(data: st.DataObject, value: Any) -> Any:
 class TestWhateverAServerSays:
     @given(st.data())
     def test_an_answer_is_read_or_refused(self, data: st.DataObject) -> None:
-        said = with_another_value(data, orjson.loads(completion("<action>A</action>", ["<action>A</action>"], [-0.5])))
+        answer = orjson.loads(completion("<action>A</action>", ["<action>A</action>"], [-0.5]))
+        said = with_another_value(data, answer | {"usage": {"prompt_tokens": 1, "completion_tokens": 2}})
         self.check(lambda: read_completion(200, json.dumps(said).encode()))
 
     @given(st.data(), st.integers(0, 200))
