@@ -208,7 +208,7 @@ class _Watch:
             task.cancel()
 
 
-def anthropic_error(type: str, message: str, request_id: str) -> bytes:
+def anthropic_error(type: str, message: str, request_id: str | None = None) -> bytes:
     return orjson.dumps({"type": "error", "error": {"type": type, "message": message}, "request_id": request_id})
 
 

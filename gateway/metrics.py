@@ -67,6 +67,12 @@ class Metrics:
         self.disconnects = Counter(
             "reasoning_gateway_client_disconnects", "Clients that went before their answer was whole", registry=r
         )
+        self.timeouts = Counter(
+            "reasoning_gateway_request_timeouts",
+            "Requests whose head or body did not come in time",
+            ["part"],
+            registry=r,
+        )
         self.recorded = Counter("reasoning_gateway_recorded", "Records written to the spool", registry=r)
         self.dropped = Counter(
             "reasoning_gateway_records_dropped", "Records that could not be written", ["reason"], registry=r
@@ -139,6 +145,7 @@ class Metrics:
             "saved_usd": next((value for _, value in _samples(self.saved)), 0.0),
             "shadows": {labels["outcome"]: int(value) for labels, value in _samples(self.shadows)},
             "client_disconnects": int(next((value for _, value in _samples(self.disconnects)), 0)),
+            "request_timeouts": {labels["part"]: int(value) for labels, value in _samples(self.timeouts)},
             "recorded": int(next((value for _, value in _samples(self.recorded)), 0)),
             "records_late": int(next((value for _, value in _samples(self.late)), 0)),
             "records_dropped": {labels["reason"]: int(value) for labels, value in _samples(self.dropped)},

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.app import Gateway
+from gateway.exchange import anthropic_error
 from gateway.logs import configure_logs, log
 from gateway.security import MAX_HEADER_BYTES
 
 GRACE_S = 600
 """How long answers under way may take after SIGTERM."""
+
+MIN_BODY_RATE = 8 << 10
+"""Bytes a second that a body may come at, once `body_timeout_s` is over."""
 
 GARBAGE_THRESHOLD = 10_000
 """Objects made and not yet freed before Python looks for cycles: with its own 700 it does at every third request."""
@@ -27,23 +33,58 @@ GARBAGE_THRESHOLD = 10_000
 
 class StrictProtocol(HttpToolsProtocol):
     """What uvicorn gets wrong: it gathers a head without end; trailers become headers (RFC 9110, 6.5.1); a request
-    that offers another protocol, as Java's client does (h2c), loses its body; HTTP/1.0 is answered in chunks.
+    that offers another protocol, as Java's client does (h2c), loses its body; HTTP/1.0 is answered in chunks; and a
+    client may take for ever to send a request.
     """
 
+    _reads: Literal["nothing", "head", "body"] | None = "nothing"  # what is to come; None while it is answered
+    _since = 0.0  # when what is being read began, by the loop's clock
+    _last = 0.0  # when the last piece of a body came
+    _body_bytes = 0
     _parts = 0  # of requests that came so far: heads and pieces of bodies
     _silent_bytes = 0  # received since the last of them
     _declines = False  # just now, what a request offers
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = self.loop.time()
+
+    def overdue(self, now: float, head_s: float, body_s: float) -> Literal["head", "body"] | None:
+        """What has taken too long to come, if anything has."""
+        if self._reads in ("nothing", "head"):
+            answering = self.cycle is not None and not self.cycle.response_complete
+            return "head" if now - self._since > head_s and not answering else None
+        if self._reads == "body":
+            if self.flow.read_paused:  # it is we who keep it waiting
+                self._since, self._last = self._since + now - self._last, now
+            slow = now - self._since > body_s + self._body_bytes / MIN_BODY_RATE
+            return "body" if slow or now - self._last > body_s else None
+        return None
+
+    def give_up(self) -> None:
+        """Close the connection of a request that did not come in time."""
+        answered = self._reads == "body" and self.cycle.response_started
+        if self._reads != "nothing" and not answered and not self.transport.is_closing():
+            self.transport.write(_TIMED_OUT)
+        self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         parts, self._data = self._parts, data  # see `_unsupported_upgrade_warning`
         super().data_received(data)
         self._data = b""
+        if self._reads is None and self.cycle is not None and self.cycle.response_complete:
+            # Empty lines, with which uvicorn's own patience began anew.
+            self._reads, self._since = "nothing", self.loop.time()
         if self._parts != parts:
             self._silent_bytes = 0
             return
         self._silent_bytes += len(data)
         if self._silent_bytes > 4 * MAX_HEADER_BYTES:  # uvicorn would gather all of it before we see any
             self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._reads, self._since = "head", self.loop.time()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # A request's scope is made when its head begins, and given to a cycle when that is whole: the rest is trailers.
@@ -52,6 +93,8 @@ class StrictProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._parts += 1
+        self._reads, self._body_bytes = "body", 0
+        self._since = self._last = self.loop.time()
         if self.parser.should_upgrade():
             self._head = self.parser.get_method(), self.url, self.parser.get_http_version().encode(), self.headers
             return  # see `_unsupported_upgrade_warning`
@@ -61,9 +104,12 @@ class StrictProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._parts += 1
+        self._body_bytes += len(body)
+        self._last = self.loop.time()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._reads = None
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
@@ -81,6 +127,13 @@ class StrictProtocol(HttpToolsProtocol):
         self._declines = True
         super().data_received(b"%b %b HTTP/%b\r\n%b\r\n" % (method, url, version, lines) + self._data[error.args[0] :])
         self._declines = False
+
+
+_TIMED_OUT_BODY = anthropic_error("timeout_error", "the request did not come in time")
+_TIMED_OUT = (
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n"
+    b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+) % (len(_TIMED_OUT_BODY), _TIMED_OUT_BODY)
 
 
 class _UntilClose:
@@ -103,11 +156,20 @@ class _UntilClose:
 
 class Server(uvicorn.Server):
     """On SIGTERM `/readyz` says no for `drain_s`, so that a load balancer turns away first; then the door closes and
-    the answers under way are finished."""
+    the answers under way are finished. Ten times a second it looks for requests that take too long to come."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
         self._gateway = gateway
+
+    async def on_tick(self, counter: int) -> bool:
+        now, settings = asyncio.get_running_loop().time(), self._gateway.settings
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, StrictProtocol)
+            if part := connection.overdue(now, settings.head_timeout_s, settings.body_timeout_s):
+                self._gateway.state.metrics.timeouts.labels(part).inc()
+                connection.give_up()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         drain_s = self._gateway.settings.drain_s
@@ -159,6 +221,7 @@ def configure(gateway: Gateway, host: str = "127.0.0.1", port: int = 8001) -> uv
 def serve(gateway: Gateway, host: str = "127.0.0.1", port: int = 8001) -> None:
     """Serve until a signal. The address is logged when the gateway is ready."""
     configure_logs()
+    _raise_file_limit()
     if host not in ("127.0.0.1", "::1", "localhost"):
         log.warning("listening beyond this machine: put TLS in front", extra={"fields": {"host": host}})
     server = _Lasting(configure(gateway, host, port), gateway)
@@ -175,3 +238,11 @@ def serve(gateway: Gateway, host: str = "127.0.0.1", port: int = 8001) -> None:
         shown = f"[{host}]" if ":" in host else host
         print(f"gateway: http://{shown}:{bound}", flush=True)
         server.run(sockets=[listener])
+
+
+def _raise_file_limit() -> None:
+    """Let there be as many connections as the system lets this user have; many shells begin with 1024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # macOS: "unlimited" is more than it takes
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -7,6 +7,9 @@
 `max_concurrency`             requests under way at once; more are told to come back (1000)
 `connect_timeout_s`           to reach an upstream (10)
 `read_timeout_s`              longest silence of an upstream (600)
+`head_timeout_s`              for a client to send a request's head (30)
+`body_timeout_s`              longest silence within a request's body; and after it a body has to have come at 8 KB a
+                              second (60)
 `drain_s`                     after SIGTERM: `/readyz` says no for so long before the door closes (0)
 `log_requests`                one JSON line a request on stderr, without prompts and keys (true)
 `record`                      log coding conversations and decisions for learning (true)
@@ -88,6 +91,8 @@ class Settings:
     max_concurrency: int = 1000
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 600.0
+    head_timeout_s: float = 30.0
+    body_timeout_s: float = 60.0
     drain_s: float = 0.0
     log_requests: bool = True
     record: bool = True
@@ -107,6 +112,8 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "max_concurrency": (int, 1, 1_000_000),
     "connect_timeout_s": (float, 0.001, 600),
     "read_timeout_s": (float, 0.001, 86_400),
+    "head_timeout_s": (float, 0.001, 3600),
+    "body_timeout_s": (float, 0.001, 3600),
     "drain_s": (float, 0, 3600),
     "record_queue_mb": (float, 0.001, 1_000_000),
 }

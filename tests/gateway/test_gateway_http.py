@@ -161,3 +161,60 @@ async def test_methods(start: Start) -> None:
         assert b" 405 " in answer
         assert b"allow: POST" in answer
     assert len(running.anthropic.seen) == seen
+
+
+async def test_requests_have_to_come_in_time(start: Start) -> None:
+    running = await start(head_timeout_s=0.2, body_timeout_s=0.2)
+
+    async def slow(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.6)
+        await OK(seen, writer)
+
+    running.anthropic.script = slow
+    chunk = b"%x\r\n%b\r\n" % (len(BODY), BODY)
+
+    async def drip(*parts: bytes, then: bytes = b"x") -> bytes:
+        """What comes back to a client that sends a byte now and then, for ever; or says no more at all."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rpartition(":")[2]))
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(0.02)
+        answer = asyncio.ensure_future(reader.read())
+        with suppress(ConnectionError):
+            while not answer.done():
+                writer.write(then)
+                await asyncio.sleep(0.02)
+        writer.close()
+        with suppress(ConnectionError):
+            return await answer
+        return b""
+
+    async def kept_alive() -> bytes:
+        return await drip(sized(), then=b"\r\n")
+
+    answers = await asyncio.wait_for(
+        asyncio.gather(
+            drip(then=b""),
+            drip(b"GET / HT", then=b""),
+            drip(head()[:-2] + b"X-Slow: "),
+            drip(head(b"Content-Length: 99999"), then=b""),
+            drip(head(b"Content-Length: 99999")),
+            drip(head(b"Transfer-Encoding: chunked"), chunk, then=b""),
+            drip(head(b"Content-Length: 10", first=b"POST /v1/files HTTP/1.1"), then=b""),
+            drip(head(b"Content-Length: 99999")[:-2].replace(b"Bearer", b"Wrong") + b"\r\n"),
+            kept_alive(),
+            send(running, sized(b"Connection: close")),
+        ),
+        5,
+    )
+    nothing, *late, refused, kept, whole_answer = answers
+    assert nothing == b""
+    assert [answer.partition(b"\r\n")[0] for answer in late] == [b"HTTP/1.1 408 Request Timeout"] * 6
+    assert b'"type":"timeout_error"' in late[0]
+    assert [answer.count(b"HTTP/1.1") for answer in (refused, kept, whole_answer)] == [1, 1, 1]
+    assert b" 401 " in refused
+    assert whole_answer.startswith(b"HTTP/1.1 200")  # nobody is hurried who waits for an answer
+    assert kept.startswith(b"HTTP/1.1 200")
+    stats = running.gateway.state.metrics.statistics()
+    assert stats["request_timeouts"] == {"head": 4, "body": 5}
+    assert running.gateway.active == 0
