@@ -115,10 +115,10 @@ class LandedRows:
 def find_repeated(table: str, rows: pa.Table) -> KnownRows:
     """Those of the rows whose id an earlier one of them has."""
     ids = row_ids(table, rows)
-    firsts = pc.index_in(ids, value_set=ids)
-    again = pc.indices_nonzero(pc.not_equal(firsts, pa.array(range(len(ids)), pa.int32())))
     known = KnownRows()
-    if len(again):
+    if len(ids.unique()) < len(ids):
+        firsts = pc.index_in(ids, value_set=ids)
+        again = pc.indices_nonzero(pc.not_equal(firsts, pa.array(range(len(ids)), pa.int32())))
         of = firsts.take(again)
         known.add(
             table,
