@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -57,37 +59,56 @@ class Line:
 def read_bill(emulator: Emulator, *, since: float = -math.inf, until: float = math.inf) -> list[Line]:
     """The lines of what was used from `since` to `until`, now at the latest, in order of their start."""
     stop_inactive(emulator)
-    lines = [
-        *_replica_lines(emulator, since, until),
-        *_training_lines(emulator, since, until),
-        *_token_lines(emulator, since, until),
-    ]
-    return sorted(lines, key=lambda line: (line.start, line.kind, line.resource_id))
-
-
-def _replica_lines(emulator: Emulator, since: float, until: float) -> list[Line]:
     now = emulator.clock.timestamp()
-    lines = []
-    for row in emulator.state.rows(
-        "SELECT rowid, * FROM replicas WHERE ready_at < ? ORDER BY ready_at, rowid", min(now, until)
-    ):
-        start, end = row["ready_at"], min(now, row["stopped_at"] or now)
-        minutes = _count_minutes(start, end, since, until)
-        if minutes > 0:
-            lines.append(
-                Line(
-                    kind="deployment",
-                    what=f"{row['deployment_name']} on {row['hardware']}",
-                    resource_id=row["deployment_id"],
-                    start=max(start, since),
-                    end=min(end, until),
-                    quantity=minutes,
-                    unit="replica minute",
-                    unit_price=Decimal(row["price_cents_per_hour"]) / 6000,
-                    amount=_divide(minutes * row["price_cents_per_hour"] * _CENT, 60),
-                )
-            )
-    return lines
+    lines = [
+        *(line for row in _replicas(emulator, min(now, until)) for line in _replica_lines(row, now, since, until)),
+        *(_training_line(row) for row in _training_charges(emulator, since, until)),
+        *(line for row in _token_usage(emulator, since, until) for line in _token_lines(row)),
+    ]
+    return sorted(lines, key=_by_start)
+
+
+def _by_start(line: Line) -> tuple[float, str, str]:
+    return line.start, line.kind, line.resource_id
+
+
+def _replicas(emulator: Emulator, before: float) -> list[sqlite3.Row]:
+    """The runs of replicas that began before a moment."""
+    return emulator.state.rows("SELECT rowid, * FROM replicas WHERE ready_at < ? ORDER BY ready_at, rowid", before)
+
+
+def _training_charges(emulator: Emulator, since: float, until: float) -> list[sqlite3.Row]:
+    return emulator.state.rows("SELECT * FROM training_charges WHERE charged_at >= ? AND charged_at < ?", since, until)
+
+
+def _token_usage(emulator: Emulator, since: float, until: float) -> list[sqlite3.Row]:
+    """The hours of paid inference that begin in [since, until)."""
+    return emulator.state.rows(
+        "SELECT * FROM token_usage WHERE input_price + output_price > 0 AND hour * 3600.0 >= ? AND hour * 3600.0 < ?",
+        since,
+        until,
+    )
+
+
+def _replica_lines(row: sqlite3.Row, now: float, since: float, until: float) -> list[Line]:
+    """The minutes of a run that begin in [since, until), in one line, or none."""
+    start, end = row["ready_at"], min(now, row["stopped_at"] or now)
+    minutes = _count_minutes(start, end, since, until)
+    if not minutes:
+        return []
+    return [
+        Line(
+            kind="deployment",
+            what=f"{row['deployment_name']} on {row['hardware']}",
+            resource_id=row["deployment_id"],
+            start=max(start, since),
+            end=min(end, until),
+            quantity=minutes,
+            unit="replica minute",
+            unit_price=Decimal(row["price_cents_per_hour"]) / 6000,
+            amount=_divide(minutes * row["price_cents_per_hour"] * _CENT, 60),
+        )
+    ]
 
 
 def _count_minutes(start: float, end: float, since: float, until: float) -> int:
@@ -102,47 +123,36 @@ def _count_minutes(start: float, end: float, since: float, until: float) -> int:
     return begun_before(until) - begun_before(since)
 
 
-def _training_lines(emulator: Emulator, since: float, until: float) -> list[Line]:
+def _training_line(row: sqlite3.Row) -> Line:
+    return Line(
+        kind="fine_tune",
+        what=row["what"],
+        resource_id=row["id"],
+        start=row["charged_at"],
+        end=row["charged_at"],
+        quantity=row["tokens"],
+        unit="token",
+        unit_price=Decimal(row["price_per_mtok"]) / NANO / 1_000_000,
+        amount=row["amount"],
+    )
+
+
+def _token_lines(row: sqlite3.Row) -> list[Line]:
+    start = row["hour"] * 3600.0
     return [
         Line(
-            kind="fine_tune",
-            what=row["what"],
-            resource_id=row["id"],
-            start=row["charged_at"],
-            end=row["charged_at"],
-            quantity=row["tokens"],
-            unit="token",
-            unit_price=Decimal(row["price_per_mtok"]) / NANO / 1_000_000,
-            amount=row["amount"],
+            kind="inference",
+            what=row["model"],
+            resource_id=row["model"],
+            start=start,
+            end=start + 3600.0,
+            quantity=row[f"{unit}_tokens"],
+            unit=f"{unit} token",
+            unit_price=Decimal(row[f"{unit}_price"]) / NANO / 1_000_000,
+            amount=_divide(row[f"{unit}_tokens"] * row[f"{unit}_price"], 1_000_000),
         )
-        for row in emulator.state.rows(
-            "SELECT * FROM training_charges WHERE charged_at >= ? AND charged_at < ?", since, until
-        )
+        for unit in ("input", "output")
     ]
-
-
-def _token_lines(emulator: Emulator, since: float, until: float) -> list[Line]:
-    lines = []
-    for row in emulator.state.rows("SELECT * FROM token_usage WHERE input_price + output_price > 0"):
-        start = row["hour"] * 3600.0
-        if not since <= start < until:
-            continue
-        for unit in ("input", "output"):
-            tokens, price = row[f"{unit}_tokens"], row[f"{unit}_price"]
-            lines.append(
-                Line(
-                    kind="inference",
-                    what=row["model"],
-                    resource_id=row["model"],
-                    start=start,
-                    end=start + 3600.0,
-                    quantity=tokens,
-                    unit=f"{unit} token",
-                    unit_price=Decimal(price) / NANO / 1_000_000,
-                    amount=_divide(tokens * price, 1_000_000),
-                )
-            )
-    return lines
 
 
 def charge_training(emulator: Emulator, job: Any, *, share: float) -> int:
@@ -228,28 +238,36 @@ _PRODUCTS = {"deployment": "Dedicated Inference", "fine_tune": "Fine-tuning", "i
 
 def describe_usage(emulator: Emulator, month: str | None, granularity: str) -> tuple[str, list[dict[str, Any]]]:
     """(billing period, windows with something in them) for `GET /v1/billing/usage`."""
+    stop_inactive(emulator)
     now = emulator.clock.now()
-    start = _parse_month(month) if month else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    end = (start + timedelta(days=32)).replace(day=1)
-    step = timedelta(hours=1) if granularity == "hour" else timedelta(days=1)
-    used = read_bill(emulator, since=start.timestamp(), until=end.timestamp())
-    windows = []
-    moment = start
-    while moment < min(end, now + step):
-        since, until = moment.timestamp(), (moment + step).timestamp()
-        idle = all(line.end < since or line.start >= until for line in used)
-        lines = [] if idle else read_bill(emulator, since=since, until=until)
-        if lines:
-            windows.append(
-                {
-                    "date": moment.date().isoformat(),
-                    "start_time": format_time(moment.timestamp()),
-                    "end_time": format_time((moment + step).timestamp()),
-                    "line_items": [_describe_line_item(line) for line in lines],
-                }
-            )
-        moment += step
-    return start.strftime("%Y-%m"), windows
+    first = _parse_month(month) if month else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    start, end = first.timestamp(), (first + timedelta(days=32)).replace(day=1).timestamp()
+    step = 3600.0 if granularity == "hour" else 86_400.0
+    used: dict[float, list[Line]] = defaultdict(list)
+
+    def window_of(moment: float) -> float:
+        return moment - (moment - start) % step
+
+    for row in _replicas(emulator, min(now.timestamp(), end)):
+        moment = window_of(max(row["ready_at"], start))
+        while moment < min(row["stopped_at"] or end, now.timestamp(), end):
+            used[moment] += _replica_lines(row, now.timestamp(), moment, moment + step)
+            moment += step
+    for row in _training_charges(emulator, start, end):
+        used[window_of(row["charged_at"])].append(_training_line(row))
+    for row in _token_usage(emulator, start, end):
+        used[window_of(row["hour"] * 3600.0)] += _token_lines(row)
+    windows = [
+        {
+            "date": format_time(moment)[:10],
+            "start_time": format_time(moment),
+            "end_time": format_time(moment + step),
+            "line_items": [_describe_line_item(line) for line in sorted(lines, key=_by_start)],
+        }
+        for moment, lines in sorted(used.items())
+        if lines
+    ]
+    return first.strftime("%Y-%m"), windows
 
 
 def _describe_line_item(line: Line) -> dict[str, Any]:
