@@ -8,7 +8,8 @@ other work on the machine distorts least. `--pin` gives the target under test th
 the upstream the others, for every target alike; without it the kernel places them. The gateway runs as in production:
 it writes its access log and records what it should; the peers run without logs.
 
-    --case TEXT      only the cases that have TEXT in their name
+    --case TEXT      only the cases that have TEXT in their name. Streams are paced by the upstream (40 ms each) but for
+                     those `at once`, of which it sends all it has: their requests/s are the gateway's own
     --memory N       instead: N mixed requests, and the resident memory at every tenth of them
     --streams N      instead: N streams at once, and how many came whole
     --litellm PATH   the `litellm` of an environment with litellm[proxy], byte-compiled; run as its documentation says
@@ -35,7 +36,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 TOKEN = "benchmark-token-0123456789"
 BARE = "bare aiohttp proxy"
@@ -117,6 +118,7 @@ CHAT_EVENTS = [
     b"data: [DONE]\n\n",
 ]
 STREAM_PAUSE_S = 0.02
+AT_ONCE = "At once. "  # in a request: its stream comes without pauses, so that whoever passes it on is what is measured
 
 
 class Upstream(asyncio.Protocol):
@@ -136,7 +138,8 @@ class Upstream(asyncio.Protocol):
             content, self.buffer = self.buffer[end + 4 : end + 4 + length], self.buffer[end + 4 + length :]
             chat = b"/chat/completions" in head[:80]
             if b'"stream": true' in content[-200:] or b'"stream":true' in content:
-                self.streaming = asyncio.ensure_future(self.stream(CHAT_EVENTS if chat else EVENTS))
+                pause_s = 0.0 if AT_ONCE.encode() in content[:2000] else STREAM_PAUSE_S
+                self.streaming = asyncio.ensure_future(self.stream(CHAT_EVENTS if chat else EVENTS, pause_s))
             else:
                 answer = COMPLETION if chat else MESSAGE
                 self.transport.write(
@@ -144,14 +147,14 @@ class Upstream(asyncio.Protocol):
                     % (len(answer), answer)
                 )
 
-    async def stream(self, events: list[bytes]) -> None:
+    async def stream(self, events: list[bytes], pause_s: float) -> None:
         self.transport.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         for start in (0, 5, 15):
             part = b"".join(events[start : {0: 5, 5: 15, 15: None}[start]])
             if start:
-                await asyncio.sleep(STREAM_PAUSE_S)
+                await asyncio.sleep(pause_s)
             if self.transport.is_closing():
                 return
             end = b"0\r\n\r\n" if start == 15 else b""
@@ -398,14 +401,15 @@ def write_coding_route(data: Path, upstream: str) -> None:
     )
 
 
-CASES: dict[str, tuple[bool, bool, int]] = {  # coding, streamed, clients
-    "pass-through, 1 client": (False, False, 1),
-    "pass-through, 32 clients": (False, False, 32),
-    "stream, 1 client": (False, True, 1),
-    "stream, 16 clients": (False, True, 16),
-    "translating, 1 client": (True, False, 1),
-    "translating, 32 clients": (True, False, 32),
-    "translating stream, 16 clients": (True, True, 16),
+CASES: dict[str, tuple[bool, Literal["whole", "paced", "at once"], int]] = {  # coding, answer, clients
+    "pass-through, 1 client": (False, "whole", 1),
+    "pass-through, 32 clients": (False, "whole", 32),
+    "stream, 1 client": (False, "paced", 1),
+    "stream, 16 clients": (False, "paced", 16),
+    "translating, 1 client": (True, "whole", 1),
+    "translating, 32 clients": (True, "whole", 32),
+    "translating stream, 16 clients": (True, "paced", 16),
+    "translating stream at once, 16 clients": (True, "at once", 16),
 }
 Figures = dict[str, float]
 
@@ -422,11 +426,12 @@ async def measure(targets: list[Target], options: argparse.Namespace) -> None:
     for number in range(options.rounds):
         found: dict[tuple[str, str], Figures] = {}
         turn = number % len(targets)
-        for case, (coding, streamed, clients) in cases.items():
+        for case, (coding, answer, clients) in cases.items():
             for target in targets[turn:] + targets[:turn]:
                 if coding and not target.translates:
                     continue
-                content = request_body(target, coding=coding, streamed=streamed)
+                mark = AT_ONCE if answer == "at once" else ""
+                content = request_body(target, coding=coding, streamed=answer != "whole", mark=mark)
                 await load(target, content, clients, 60, count=max(clients, 5))  # warm
                 found[case, target.name] = await load(target, content, clients, options.seconds)
         rounds.append(found)

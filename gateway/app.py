@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway import anthropic, decisions, openai, pages
 from gateway.classify import load_classifier
+from gateway.client import GatewayClient
 from gateway.coding import CodingModel
 from gateway.episodes import Episodes
 from gateway.errors import RequestRefused, UpstreamError
@@ -85,8 +86,6 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[State]:
         """Open what the doors share, and close it. The lifespan does; tests may as well."""
-        from reasoning.client import AsyncDecisionClient
-
         config, settings = self.config, self.settings
         async with AsyncExitStack() as stack:
             http = await stack.enter_async_context(open_session(settings))
@@ -97,7 +96,7 @@ class Gateway:
             stack.callback(store.close)
             shadows = Shadows(metrics, workers=config.shadow_workers, queue=config.shadow_queue)
             stack.push_async_callback(shadows.close)
-            client = AsyncDecisionClient(config=config, agent_id=config.agent_id or "gateway")
+            client = GatewayClient(config, recorder, decisions=settings.record)
             stack.push_async_callback(client.close)
             stack.callback(self._tracer.close)
             if self.access_log is not None:

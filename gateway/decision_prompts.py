@@ -132,7 +132,7 @@ async def answer_decision_prompt(
             exchange.reason = answer.fallback_reason if answer else "upstream_undecided"
             if exchange.reason:
                 state.metrics.fallbacks.labels(prompt.decision_type, exchange.reason).inc()
-            if answer is not None:  # for feedback
+            if answer is not None and state.settings.record:  # for feedback
                 upstream.headers.append((b"x-reasoning-decision-id", str(answer.decision_id).encode()))
             await exchange.start(upstream.status, upstream.headers)
             await exchange.write(upstream.answer, more=False)
@@ -157,8 +157,9 @@ async def answer_decision_prompt(
             (b"content-length", b"%d" % len(out)),
             (b"request-id", exchange.request_id.encode()),
             (b"x-reasoning-source", b"custom"),
-            (b"x-reasoning-decision-id", str(answer.decision_id).encode()),
         ]
+        if state.settings.record:
+            headers.append((b"x-reasoning-decision-id", str(answer.decision_id).encode()))
         await exchange.start(200, headers)
         await exchange.write(out, more=False)
 

@@ -1,11 +1,19 @@
-"""Structured logs: one JSON object a line, of facts about requests, never of their contents or keys."""
+"""Structured logs: one JSON object a line, of facts about requests, never of their contents or keys.
+
+They are written in a thread: who reads them may be slow, or have gone, and no answer waits for that.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
-import sys
+import os
+import queue
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,7 +44,7 @@ class AccessLog:
     """One line a request, gathered and written `interval_s` apart: `logging` alone would cost more than the request."""
 
     def __init__(self, write: Callable[[bytes], object] | None = None, interval_s: float = 0.2) -> None:
-        self._write = write or _write_stderr
+        self._write = write or stderr.write
         self._interval_s = interval_s
         self._lines: list[dict[str, Any]] = []
 
@@ -52,14 +60,67 @@ class AccessLog:
             self._write(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
 
 
-def _write_stderr(text: bytes) -> None:
-    sys.stderr.buffer.write(text)
-    sys.stderr.buffer.flush()
+class Sink:
+    """Writes to a file descriptor in a thread. What waits beyond `max_bytes` is left out, and that is told."""
+
+    def __init__(self, descriptor: int, max_bytes: int = 4 << 20) -> None:
+        self._descriptor = descriptor
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._left_out = 0
+        self._texts: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def write(self, text: bytes) -> None:
+        """Never blocks."""
+        with self._lock:
+            if self._waiting + len(text) > self._max_bytes:
+                self._left_out += text.count(b"\n")
+                return
+            self._waiting += len(text)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="gateway-log", daemon=True)
+                self._thread.start()
+        self._texts.put(text)
+
+    def flush(self, seconds: float = 1.0) -> None:
+        """Wait so long for what waits to be written."""
+        ends = time.monotonic() + seconds
+        while self._waiting and time.monotonic() < ends:
+            time.sleep(0.005)
+
+    def _run(self) -> None:
+        while True:
+            text = self._texts.get()
+            rest = memoryview(text)
+            with suppress(OSError):  # nobody reads it any more
+                while rest:
+                    rest = rest[os.write(self._descriptor, rest) :]
+            with self._lock:
+                self._waiting -= len(text)
+                left_out, self._left_out = self._left_out, 0
+            if left_out:
+                line = {"time": datetime.now(UTC), "level": "warning", "message": f"{left_out} log lines left out"}
+                self.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+
+stderr = Sink(2)
+"""Where the logs of this process go."""
+atexit.register(stderr.flush)
+
+
+class _SinkHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            stderr.write(self.format(record).encode("utf-8", "replace") + b"\n")
+        except Exception:
+            self.handleError(record)
 
 
 def configure_logs() -> None:
     """Send the logs of this process to stderr as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _SinkHandler()
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

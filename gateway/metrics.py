@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -80,7 +79,6 @@ class Metrics:
         self.late = Counter(
             "reasoning_gateway_records_late", "Answers that did not wait for their record: the disk is slow", registry=r
         )
-        self._clients_records: dict[str | None, int] = {}
         self._children: dict[tuple[str, str, int], tuple[Any, Any, Any]] = {}
 
     def answered(self, route: str, served_by: str, status: int, latency: float, first_byte: float | None) -> None:
@@ -101,13 +99,6 @@ class Metrics:
     def count_tokens(self, served_by: str, input_tokens: int, output_tokens: int) -> None:
         self.tokens.labels(served_by, "input").inc(input_tokens)
         self.tokens.labels(served_by, "output").inc(output_tokens)
-
-    def count_clients_records(self, records: Mapping[str, Any]) -> None:
-        """Count what the decision client wrote and dropped since it was last asked: `stats()["records"]`."""
-        for reason, total in ((None, records["written"]), *records["dropped"].items()):
-            counter = self.recorded if reason is None else self.dropped.labels(reason)
-            counter.inc(max(total - self._clients_records.get(reason, 0), 0))
-            self._clients_records[reason] = total
 
     def exposition(self) -> bytes:
         """The text format of Prometheus, version 0.0.4."""

@@ -45,14 +45,12 @@ async def readyz(gateway: Gateway, exchange: Exchange) -> None:
 async def metrics(gateway: Gateway, exchange: Exchange) -> None:
     """For Prometheus. Scrape it with the gateway's token (`authorization: credentials_file`)."""
     gateway.state.metrics.active.set(gateway.active)
-    gateway.state.metrics.count_clients_records(gateway.state.client.stats()["records"])
     await _page(exchange, CONTENT_TYPE_LATEST.encode(), gateway.state.metrics.exposition())
 
 
 async def stats(gateway: Gateway, exchange: Exchange) -> None:
     """The same totals as JSON, and how the upstreams and models do."""
     state = gateway.state
-    state.metrics.count_clients_records(state.client.stats()["records"])
     found = state.metrics.statistics()
     found["active"] = gateway.active
     found["breakers"] = state.coding.breaker_states()

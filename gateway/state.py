@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import aiohttp
 
 from gateway.classify import Classifier
+from gateway.client import GatewayClient
 from gateway.coding import CodingModel
 from gateway.episodes import Episodes
 from gateway.metrics import Metrics
@@ -18,9 +18,6 @@ from gateway.settings import Settings
 from gateway.shadow import Shadows
 from gateway.upstream import Pool
 from reasoning.config import Config
-
-if TYPE_CHECKING:
-    from reasoning.client import AsyncDecisionClient
 
 
 @dataclass(slots=True)
@@ -39,5 +36,5 @@ class State:
     classifier: Classifier
     coding: CodingModel
     prompt_kinds: tuple[PromptKind, ...]
-    client: AsyncDecisionClient
+    client: GatewayClient
     episodes: Episodes

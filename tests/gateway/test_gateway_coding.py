@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from base64 import b64encode
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -575,38 +577,58 @@ async def test_count_tokens_is_anthropics(start: Start) -> None:
     assert running.model.seen == []
 
 
-async def test_recorder_never_blocks_an_answer_and_counts_what_it_drops(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.record.WAIT_S", 0.05)
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The disk hangs in every write of a segment while this event is not set."""
+    works, write = threading.Event(), os.write
+    works.set()
+
+    def hangs(fd: int, text: bytes) -> int:
+        if Path(f"/proc/self/fd/{fd}").readlink().parent.name == "spool":
+            works.wait()
+        return write(fd, text)
+
+    monkeypatch.setattr(os, "write", hangs)
+    monkeypatch.setattr("gateway.record.LOOK_S", 0.02)
+    yield works
+    works.set()
+
+
+async def test_recorder_never_blocks_an_answer_and_counts_what_it_drops(start: Start, disk: threading.Event) -> None:
     running = await start(record_queue_mb=1.0)
     running.anthropic.script = json(ANTHROPIC_MESSAGE)
-    recorder = running.gateway.state.recorder
-    write, disk = recorder._writer.write, threading.Event()
-    monkeypatch.setattr(recorder._writer, "write", lambda record: disk.wait() and write(record))
+    disk.clear()
     large = coding("fix the code " + "x" * 300_000)
     for _ in range(4):  # the first waits for a moment, the others do not, the last does not fit
         assert (await ask(running, large))[0] == 200
-    statistics = running.gateway.state.metrics.statistics()
-    assert (statistics["records_late"], statistics["records_dropped"]) == (3, {"queue_full": 1})
     assert (await ask(running, coding()))[0] == 200  # nor does a small one go past a disk that is stuck
+    statistics = running.gateway.state.metrics.statistics()
+    assert (statistics["records_late"], statistics["records_dropped"]) == (4, {"queue_full": 1})
     disk.set()
     assert len(await running.records()) == 4
 
 
-async def test_a_slow_disk_is_left_to_the_thread(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.record.SLOW_S", 0.0)
+async def test_a_disk_that_hangs_keeps_no_door_waiting(start: Start, disk: threading.Event) -> None:
     running = await start()
-    running.anthropic.script = json(ANTHROPIC_MESSAGE)
-    recorder = running.gateway.state.recorder
-    write, writers = recorder._writer.write, []
-    monkeypatch.setattr(
-        recorder._writer, "write", lambda record: writers.append(threading.current_thread()) or write(record)
-    )
-    for _ in range(2):
-        assert (await ask(running, coding()))[0] == 200
-    assert [thread is recorder._thread for thread in writers] == [False, True]
-    assert len(await running.records()) == 2
+    running.route("should_respond")
+    running.anthropic.script = running.openai.script = stream(anthropic_stream())
+    running.model.script = json(chat_answer("<response><action>STOP</action></response>"))
+    disk.clear()
+    context = {"agent_name": "Ada", "messages": [{"speaker": "Ann", "text": "Ada?"}]}
+    status, headers, _ = await ask(running, coding(stream=True))
+    assert (status, "x-reasoning-decision-id" in headers) == (200, True)
+    question = {"context": context, "original": "IGNORE"}
+    status, _, answer = await running.ask("POST", "/v1/decide/should_respond", json=question)
+    assert (status, orjson.loads(answer)["source"]) == (200, "custom")
+    told = {"metric": "helpful", "value": True, "decision_id": orjson.loads(answer)["decision_id"]}
+    assert (await running.ask("POST", "/v1/feedback", json=told))[0] == 503  # nobody can promise that it is kept
+    assert (await running.ask("GET", "/readyz"))[0] == 200
+    assert running.gateway.state.metrics.statistics()["records_late"] == 3
+    disk.set()
+    while running.gateway.state.metrics.statistics()["recorded"] < 3:
+        await asyncio.sleep(0.01)
+    assert (await running.ask("POST", "/v1/feedback", json=told))[0] == 202
+    assert [row["record"] for row in await running.records()] == ["decision", "decision", "feedback", "feedback"]
 
 
 async def test_full_disk_costs_records_and_no_answers(start: Start) -> None:

@@ -18,7 +18,7 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.logs import JsonFormatter
+from gateway.logs import JsonFormatter, Sink
 from reasoning.spool import read_segment
 from tests.gateway import scripted
 from tests.gateway.conftest import TOKEN, Start
@@ -180,6 +180,25 @@ async def ready(http: aiohttp.ClientSession, url: str) -> int:
         except aiohttp.ClientConnectionError:
             await asyncio.sleep(0.05)
     raise AssertionError("never ready")
+
+
+def test_logs_wait_for_nobody() -> None:
+    reader, writer = os.pipe()
+    sink = Sink(writer, max_bytes=1 << 20)
+    line = b"x" * 99 + b"\n"
+    for _ in range(20_000):  # twice what may wait, while nobody reads
+        sink.write(line)
+    got = b""
+    while b"left out" not in got.rpartition(b"\n")[0]:
+        got += os.read(reader, 1 << 20)
+    sink.flush()
+    left_out = int(orjson.loads(got.splitlines()[-1])["message"].split()[0])
+    assert got.count(line) + left_out == 20_000
+    assert left_out > 5_000
+    os.close(reader)
+    sink.write(line)  # and nobody minds that the reader has gone
+    sink.flush()
+    os.close(writer)
 
 
 async def test_sigterm_finishes_what_is_under_way(tmp_path: Path) -> None:

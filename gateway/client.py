@@ -1,0 +1,51 @@
+"""The decision client of the gateway: that of `reasoning`, with the gateway's recorder for its disk."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from gateway.record import Recorder
+from reasoning.client import Answer, AsyncDecisionClient
+from reasoning.config import Config
+from reasoning.records import Decision, Feedback
+from reasoning.spool import SegmentWriter
+
+
+class _QueuedWriter(SegmentWriter):
+    """Takes records in the event loop for the recorder to write. `last` tells of the latest of them."""
+
+    def __init__(self, config: Config, recorder: Recorder, *, decisions: bool) -> None:
+        super().__init__(config.spool)
+        self._recorder = recorder
+        self._decisions = decisions
+        self.last: asyncio.Future[bool] | None = None
+
+    def write(self, record: Decision | Feedback) -> bool:
+        size = 1000
+        if isinstance(record, Decision):
+            if not self._decisions:
+                return True
+            size += sum(len(message["content"]) for message in record.messages) + len(record.completion or "")
+        self.last = self._recorder.submit(lambda: [record], size)
+        return True
+
+
+class GatewayClient(AsyncDecisionClient):
+    """An answer comes when its record is written, or the recorder waits no longer. Without `decisions` only feedback is
+    put on record."""
+
+    def __init__(self, config: Config, recorder: Recorder, *, decisions: bool) -> None:
+        super().__init__(config=config, agent_id=config.agent_id or "gateway")
+        self._writer = self._core.writer = _QueuedWriter(config, recorder, decisions=decisions)
+
+    async def decide(self, *args: Any, **ids: Any) -> Answer:
+        """As `AsyncDecisionClient.decide`."""
+        answer = await super().decide(*args, **ids)
+        if self._writer.last is not None:  # nothing was awaited since it was submitted
+            await self._writer.last
+        return answer
+
+    async def feedback(self, *args: Any, **about: Any) -> bool:
+        """As `AsyncDecisionClient.feedback`; False also where it is not certain that it was written."""
+        return await super().feedback(*args, **about) and self._writer.last is not None and await self._writer.last
