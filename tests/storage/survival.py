@@ -93,13 +93,18 @@ def read_all(con: duckdb.DuckDBPyConnection) -> tuple[list[UUID], int]:
     return ids, len(con.execute("FROM feedback_log").fetchall())
 
 
-def check_survived(data: Path, filled: Filled, verb: str) -> None:
-    """That a verb which failed left nothing wrong to be seen, and when it is run again nothing of the failure."""
-    ids, _ = storage.read(data, read_all)
+def check_survived(con: duckdb.DuckDBPyConnection, data: Path, filled: Filled, verb: str) -> None:
+    """That a verb which failed left nothing wrong to be seen, and when it is run again nothing of the failure.
+
+    `con` is any connection to a log: it costs more to open one than all the rest.
+    """
+    storage.refresh(con, data)
+    ids, _ = read_all(con)
     assert len(ids) == len(set(ids))
     VERBS[verb](data)
     land_decisions(data)
-    ids, feedback = storage.read(data, read_all)
+    storage.refresh(con, data)
+    ids, feedback = read_all(con)
     assert len(ids) == len(set(ids))
     assert set(ids) == filled.after(verb)
     assert feedback == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import storage
 from storage.errors import StorageError
 from storage.land import land_decisions
 from tests.storage.disk_faults import MODES, failing_disk
@@ -31,13 +32,13 @@ def test_every_call_of_any_library_failing(tmp_path: Path, verb: str, mode: str)
         land_decisions(template)  # every verb lands first; its own calls are what is wanted
     failed: Counter[str] = Counter()
     unnoticed: Counter[str] = Counter()
-    with failing_disk(tmp_path) as run:
+    with failing_disk(tmp_path) as run, storage.connect(template) as con:
         for number in range(1, 10_000):
             data = tmp_path / str(number)
             shutil.copytree(template, data)
             said = run(data, verb, number, mode)
             try:
-                check_survived(data, filled, verb)
+                check_survived(con, data, filled, verb)
             except (AssertionError, StorageError) as error:
                 raise AssertionError(f"{verb}, call {number}: {mode} of {said['failed']}: {said['error']}") from error
             shutil.rmtree(data)

@@ -205,22 +205,23 @@ def fail_each(tmp_path: Path, verb: str, step: int, monkeypatch: pytest.MonkeyPa
     template = tmp_path / "template"
     filled = fill(template)
     failed: Counter[str] = Counter()
-    for n in range(1, 10_000, step):
-        data = tmp_path / str(n)
-        shutil.copytree(template, data)
-        with monkeypatch.context() as patch:
-            calls = FailingCalls(patch, n)
-            with contextlib.suppress(OSError, StorageError, pa.ArrowException):
-                VERBS[verb](data)
-            assert calls.failed or calls.count < n
-        try:
-            check_survived(data, filled, verb)
-        except (AssertionError, StorageError) as error:
-            raise AssertionError(f"{verb}, call {n}: {calls.failed} failed") from error
-        if not calls.failed:
-            break
-        failed[calls.failed] += 1
-        shutil.rmtree(data)
+    with storage.connect(template) as con:
+        for n in range(1, 10_000, step):
+            data = tmp_path / str(n)
+            shutil.copytree(template, data)
+            with monkeypatch.context() as patch:
+                calls = FailingCalls(patch, n)
+                with contextlib.suppress(OSError, StorageError, pa.ArrowException):
+                    VERBS[verb](data)
+                assert calls.failed or calls.count < n
+            try:
+                check_survived(con, data, filled, verb)
+            except (AssertionError, StorageError) as error:
+                raise AssertionError(f"{verb}, call {n}: {calls.failed} failed") from error
+            if not calls.failed:
+                break
+            failed[calls.failed] += 1
+            shutil.rmtree(data)
     assert failed.total() > 2
     print(verb, failed.total(), "failures survived", dict(failed))
 
