@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # A file's tests share what they have set up, so a worker takes whole files; the longest first, so that none is left
 # over at the end for one worker alone.
-LONGEST = ("cli/test_serve.py", "demo/test_demo.py", "tasks/test_turn.py", "emulator/test_conformance.py")
+LONGEST = ("demo/test_demo.py", "tasks/test_turn.py", "emulator/test_conformance.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""The whole wheel, as a stranger turns it, on part of the conversations; then what the README says to do with it."""
+"""The whole wheel, as a stranger turns it, on part of the conversations; then what one does with what it left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from decimal import Decimal
@@ -14,8 +15,12 @@ from pathlib import Path
 import pytest
 
 import storage
+from cli.serve import served
 from demo.conversations import dataset_path
 from storage.ledger import open_ledger
+from tasks.entrypoints import entrypoints
+from tests.cli.serving import COMMAND, get, post, processes_of, run, run_as_scheduled, serving
+from tests.tasks.rooms import write_log
 
 BUDGET_USD = 25  # reached after some 90 minutes of two deployments
 ONE_ROUND_USD = Decimal("5.49")  # two deployments, half an hour between two rounds of the guard
@@ -110,3 +115,47 @@ def test_the_readmes_queries_run(demo: tuple[Path, str]) -> None:
         done = subprocess.run([program, *arguments], cwd=data.parent, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert "should_respond" in done.stdout
+
+
+@pytest.mark.timeout(400)
+def test_what_the_demo_left_is_served_and_no_process_stays_behind(demo: tuple[Path, str]) -> None:
+    """In this file as its folder has Prefect's database, which takes a quarter of a minute to make."""
+    data, _ = demo
+    ((before,),) = storage.sql(data, "SELECT count(*) FROM decisions").rows
+    written = write_log(data, episodes=10, turns=3)
+    with serving(data) as process:
+        urls = served(data)
+        assert urls["pid"] == process.pid
+        api = f"{urls['prefect']}/api"
+
+        deployments = {each["name"]: each for each in post(f"{api}/deployments/filter", {})}
+        assert {name: each["entrypoint"] for name, each in deployments.items()} == entrypoints()
+        assert {(each["path"], str(each["pull_steps"]), each["paused"]) for each in deployments.values()} == {
+            (None, "[]", False)
+        }
+        assert {name for name, each in deployments.items() if each["schedules"]} >= {"land_decisions", "guard_costs"}
+
+        for each in deployments.values():  # what else is due meanwhile would only make this slower
+            if each["name"] != "land_decisions":
+                post(f"{api}/deployments/{each['id']}/pause_deployment", {})
+        landing = run_as_scheduled(api, deployments["land_decisions"]["id"])
+        assert landing["state"]["type"] == "COMPLETED", landing["state"]
+        assert landing["parameters"]["if_busy"] == "skip"
+        post(f"{api}/deployments/{deployments['land_decisions']['id']}/pause_deployment", {})
+        assert storage.sql(data, "SELECT count(*) FROM decisions").rows == [(before + written,)]
+
+        guard = run(api, deployments["guard_costs"]["id"], {"idle_minutes": 15})
+        assert guard["state"]["type"] == "COMPLETED", guard["state"]
+        artifacts = {each["key"]: each["data"] for each in post(f"{api}/artifacts/filter", {}) if each["key"]}
+        assert {"landing", "guard", "budgets"} <= set(artifacts)
+        assert {budget["period"] for budget in json.loads(artifacts["budgets"])} == {"hour", "day", "month", "total"}
+
+        assert get(f"{urls['gateway']}/healthz")["status"] == "ok"
+        second = subprocess.run([*COMMAND, "--data", str(data)], capture_output=True, text=True, check=False)
+        assert (second.returncode, second.stderr.count("\n")) == (1, 1)
+        assert "is served already" in second.stderr
+
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert served(data) == {}
+    assert processes_of(data) == []

@@ -1,0 +1,115 @@
+"""`reasoning serve` for real, and Prefect's API as its flows are run by."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+COMMAND = [
+    sys.executable,
+    "-m",
+    "cli.main",
+    "serve",
+    "--prefect-port",
+    "0",
+    "--gateway-port",
+    "0",
+    "--emulator-port",
+    "0",
+]
+
+
+@contextmanager
+def serving(data: Path) -> Iterator[subprocess.Popen[str]]:
+    env = os.environ | {
+        "PREFECT_WORKER_QUERY_SECONDS": "2",  # less waiting
+    }
+    command = [*COMMAND, "--data", str(data)]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            assert any("Ctrl-C" in line for line in process.stdout), process.stderr.read()
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(60)
+
+
+def run_as_scheduled(api: str, deployment: str) -> dict[str, Any]:
+    """Let the next run of the deployment's own schedule be due now instead of within the minute; wait for its end."""
+    wanted = {
+        "flow_runs": {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": ["SCHEDULED"]}}},
+        "sort": "EXPECTED_START_TIME_ASC",
+    }
+    run = _wait(lambda: next(iter(post(f"{api}/flow_runs/filter", wanted)), None))
+    assert run["auto_scheduled"]
+    due = {"type": "SCHEDULED", "state_details": {"scheduled_time": datetime.now(UTC).isoformat()}}
+    post(f"{api}/flow_runs/{run['id']}/set_state", {"state": due, "force": True})
+    return _ended(api, run["id"])
+
+
+def run(api: str, deployment: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    return _ended(api, post(f"{api}/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"])
+
+
+def _ended(api: str, run: str) -> dict[str, Any]:
+    def ended() -> Any:
+        found = get(f"{api}/flow_runs/{run}")
+        return found if found["state"]["type"] not in ("SCHEDULED", "PENDING", "RUNNING") else None
+
+    return _wait(ended)
+
+
+def _wait(found: Callable[[], Any]) -> Any:
+    for _ in range(900):
+        if (value := found()) is not None:
+            return value
+        time.sleep(0.2)
+    raise AssertionError("it did not end")
+
+
+def get(url: str) -> Any:
+    return _request(url, None, "GET")
+
+
+def post(url: str, body: Any) -> Any:
+    return _request(url, body, "POST")
+
+
+def _request(url: str, body: Any, method: str) -> Any:
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, content, {"Content-Type": "application/json"}, method=method)
+
+    def answer() -> Any:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return (json.loads(response.read() or b"null"),)
+        except urllib.error.HTTPError as error:
+            if error.code == 503:  # its SQLite was locked, nothing was done: Prefect's clients ask again too
+                return None
+            raise
+
+    return _wait(answer)[0]
+
+
+def processes_of(data: Path) -> list[str]:
+    """Command lines of the processes that have the data folder in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"REASONING_DATA={data}\0".encode() in process.joinpath("environ").read_bytes() + b"\0":
+                found.append(process.joinpath("cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
