@@ -250,4 +250,9 @@ def _list(value: Any) -> list[Any]:
 
 def _tool_name(tool: Any) -> str:
     name = tool.get("name") if isinstance(tool, Mapping) else None
-    return re.sub(r"[^a-z]", "", name.lower()) if isinstance(name, str) else ""
+    return _plain_name(name[:100]) if isinstance(name, str) else ""
+
+
+@lru_cache(maxsize=1024)
+def _plain_name(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())

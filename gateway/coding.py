@@ -15,6 +15,7 @@ from uuid import UUID
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from gateway.asked import Asked, asked_of, shorten_names
 from gateway.errors import ModelAnswerError, Untranslatable
@@ -115,6 +116,7 @@ class CodingModel:
         self._clock = clock
         self._lease = RoutesLease(config.routes, clock)
         self._api_keys: dict[str, str | None] = {}  # by the place that may see it
+        self._urls: dict[str, URL] = {}
         self._breakers: dict[tuple[str | None, str | None], CircuitBreaker] = {}
         self._active: dict[tuple[str | None, str | None], int] = {}
 
@@ -233,9 +235,10 @@ class CodingModel:
             self._api_keys[place] = api_key_for(self._config, place)
         if key := self._api_keys[place]:
             headers["Authorization"] = f"Bearer {key}"
-        return self._session.post(
-            f"{arm.base_url}{PATH}", data=orjson.dumps(chat), headers=headers, allow_redirects=False
-        )
+        url = self._urls.get(place)
+        if url is None:
+            url = self._urls[place] = URL(f"{place}{PATH}")
+        return self._session.post(url, data=orjson.dumps(chat), headers=headers, allow_redirects=False)
 
     def _asked(self, arm: Arm, chat: dict[str, Any]) -> Asked:
         return asked_of(chat, model=str(arm.model), tools_in_text=is_asked_in_text(arm, self._tools))
@@ -269,6 +272,7 @@ class CodingModel:
         asked = self._asked(arm, chat)
         stream = ChatStream(asked)
         response: aiohttp.ClientResponse | None = None
+        listener: _Listener | None = None
         try:
             async with asyncio.timeout(route.deadline_ms / 1000):  # to the first piece of the answer
                 response = await self._post(arm, chat, asked)
@@ -279,6 +283,7 @@ class CodingModel:
                     chunk = await response.content.readany()
                     out = stream.feed(chunk) if chunk else stream.finish()
             attempt.served = True
+            listener = _Listener(exchange, response.content, self._idle_timeout_s)
             exchange.served_by = "custom"
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
             headers += [(b"request-id", exchange.request_id.encode()), *attempt.headers]
@@ -286,7 +291,7 @@ class CodingModel:
             while not stream.finished:
                 if out:
                     await exchange.write(out)
-                chunk = await self._next(exchange, response)
+                chunk = await listener.next()
                 out = stream.feed(chunk) if chunk else stream.finish()
             attempt.note(stream.content, stream.usage, stream.stop_reason)
             await keep()
@@ -294,27 +299,53 @@ class CodingModel:
             await _read_out(response)
         finally:
             attempt.note(stream.content, stream.usage, stream.stop_reason)
+            if listener is not None:
+                listener.close()
             if response is not None:
                 response.close()
-
-    async def _next(self, exchange: Exchange, response: aiohttp.ClientResponse) -> bytes:
-        """The next bytes; a ping to the client for every quarter of a minute without any."""
-        waited = 0.0
-        while True:
-            pause = min(PING_S, self._idle_timeout_s - waited)
-            try:
-                async with asyncio.timeout(pause):
-                    return await response.content.readany()
-            except TimeoutError:
-                waited += pause
-                if waited >= self._idle_timeout_s:
-                    raise
-                await exchange.write(encode_event("ping", {"type": "ping"}))
 
     @staticmethod
     async def _break_off(exchange: Exchange) -> None:
         message = "the model broke off its answer; ask again"
         await exchange.write(error_event("api_error", message), more=False)
+
+
+class _Listener:
+    """Reads a stream; a ping to the client for every `PING_S` of silence, and a `TimeoutError` after `idle_timeout_s`.
+
+    One timer for all of it: `asyncio.timeout` around every read costs more than what is read.
+    """
+
+    def __init__(self, exchange: Exchange, content: aiohttp.StreamReader, idle_timeout_s: float) -> None:
+        self._exchange = exchange
+        self._content = content
+        self._idle_timeout_s = idle_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None  # while it waits
+        self._pings = 0
+        self._ping: asyncio.Future[None] | None = None
+        self._timer = self._loop.call_later(min(PING_S, idle_timeout_s), self._look)
+
+    async def next(self) -> bytes:
+        """The next bytes; none at the end."""
+        self._since, self._pings = self._loop.time(), 0
+        chunk = await self._content.readany()
+        self._since = None
+        return chunk
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        silent = 0.0 if self._since is None else self._loop.time() - self._since
+        if silent >= self._idle_timeout_s:
+            self._content.set_exception(TimeoutError())
+            return
+        if silent >= PING_S * (self._pings + 1):
+            self._pings += 1
+            self._ping = asyncio.ensure_future(self._exchange.write(encode_event("ping", {"type": "ping"})))
+        left = min(PING_S * (self._pings + 1), self._idle_timeout_s) - silent
+        self._timer = self._loop.call_later(left, self._look)
 
 
 def _place(arm: Arm) -> tuple[str | None, str | None]:
@@ -333,6 +364,8 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 async def _read_out(response: aiohttp.ClientResponse) -> None:
     """Read the end of an answer that was told whole, so that its connection can be used again."""
+    if response.content.at_eof():
+        return
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(READ_OUT_S):
             while await response.content.readany():

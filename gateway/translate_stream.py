@@ -72,6 +72,7 @@ class ChatStream:
         self._calls: list[_Block] = []  # every tool call of the answer
         self._blank = ""  # white space that may turn out to be all there is
         self._index = 0
+        self._unsent = False  # was there text since the last `_advance`
         self._out: list[bytes] = []
 
     def feed(self, chunk: bytes) -> bytes:
@@ -97,6 +98,8 @@ class ChatStream:
         return self._drain()
 
     def _drain(self) -> bytes:
+        if self._unsent:
+            self._advance()
         if self._asked.must_call and not self._calls and not self.finished:
             return b""  # another provider can still answer if no call comes
         out, self._out = b"".join(self._out), []
@@ -159,11 +162,13 @@ class ChatStream:
             tail = _Block()
             self._queue.append(tail)
         tail.text.append(text)
-        self._advance()
+        self._unsent = True  # pieces that come together go out together
 
     def _tool_calls(self, calls: Any) -> None:
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
             raise ModelAnswerError("malformed_stream", "tool_calls")
+        if self._unsent:
+            self._advance()
         for position, call in enumerate(calls):
             function = call.get("function") or {}
             if not isinstance(function, dict):
@@ -207,6 +212,7 @@ class ChatStream:
 
     def _advance(self, *, closing: bool = False) -> None:
         """Stream the head; close it when it is whole and another waits, or when all is at an end."""
+        self._unsent = False
         while self._queue:
             head = self._queue[0]
             if head.key is not None and not head.name:
