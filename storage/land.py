@@ -18,13 +18,13 @@ import errno
 import fcntl
 import os
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -371,8 +371,8 @@ class _Landing:
             at = bisect_right(firsts, number) - 1
             self._reject(pieces[at], number - firsts[at], rejected[number])
         for batch in batches:
-            segments = {pieces[bisect_right(firsts, number) - 1].segment for number in batch.lines}
-            self._add(batch, segments)
+            places = [bisect_left(batch.lines, first) for first in firsts]
+            self._add(batch, {piece.segment for piece, (a, b) in zip(pieces, pairwise(places), strict=True) if a < b})
         self._starts += [
             (self._lines + first, piece._replace(lines=[])) for first, piece in zip(firsts[:-1], pieces, strict=True)
         ]
