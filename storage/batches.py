@@ -7,6 +7,7 @@ those two, line by line, which know the reason as well: both ways accept the sam
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -48,6 +49,7 @@ _REQUIRED = {
     "decisions": ("decision_id", "request_id", "ts", "decision_type", "source", "served", "messages"),
     "feedback": ("feedback_id", "ts", "metric", "value", "kind"),
 }
+_FRAME = re.compile(rb"[0-9a-f]{8} (?=\{)")
 _LAST_DAY = 2_932_896  # 9999-12-31, in days after 1970
 
 
@@ -92,6 +94,26 @@ def parse_lines(lines: Sequence[bytes]) -> tuple[list[Batch], dict[int, str]]:
                 apart += numbers
     more, rejected = _parse_apart(lines, sorted(apart))
     return batches + more, rejected
+
+
+def find_buried(line: bytes) -> int | None:
+    """Where in a damaged line a sound one begins that goes to its end: the newline between the two is damaged.
+
+    The byte belongs to the line before it, which is given up; the line behind it lost nothing.
+    """
+    if line.endswith(b"\n") and not _is_sound(line):
+        for match in _FRAME.finditer(line, 1):
+            if _is_sound(line[match.start() :]):
+                return match.start()
+    return None
+
+
+def _is_sound(line: bytes) -> bool:
+    try:
+        check_line(line)
+    except SegmentError:
+        return False
+    return True
 
 
 def _parse_together(table: str, numbers: list[int], payloads: list[bytes]) -> list[Batch]:

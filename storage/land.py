@@ -36,7 +36,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reasoning.records import SCHEMA_VERSION
-from storage.batches import Batch, parse_lines
+from storage.batches import Batch, find_buried, parse_lines
 from storage.errors import LandingError
 from storage.files import make_folder, sync
 from storage.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
@@ -182,6 +182,22 @@ class _Piece(NamedTuple):
     line_no: int
     offset: int
     lines: list[bytes]
+
+
+def _cut(pieces: list[_Piece], firsts: list[int], cuts: list[tuple[int, int]]) -> list[_Piece]:
+    """The same lines, those of these numbers, which are two each, cut in two there. The second one leads a new piece."""
+    result = []
+    for piece, first in zip(pieces, firsts, strict=False):
+        rest = piece
+        for number, at in cuts:
+            n = number - first + piece.line_no - rest.line_no
+            if first <= number < first + len(piece.lines):
+                line = rest.lines[n]
+                result.append(rest._replace(lines=[*rest.lines[:n], line[:at]]))
+                offset = rest.offset + sum(map(len, rest.lines[:n])) + at
+                rest = rest._replace(line_no=rest.line_no + n, offset=offset, lines=[line[at:], *rest.lines[n + 1 :]])
+        result.append(rest)
+    return result
 
 
 class _Conflict(NamedTuple):
@@ -367,6 +383,10 @@ class _Landing:
         lines = list(chain.from_iterable(piece.lines for piece in pieces))
         firsts = list(accumulate((len(piece.lines) for piece in pieces), initial=0))
         batches, rejected = parse_lines(lines)
+        cuts = [(number, at) for number in sorted(rejected) if (at := find_buried(lines[number])) is not None]
+        if cuts:
+            self._take(_cut(pieces, firsts, cuts))
+            return
         for number in sorted(rejected):
             at = bisect_right(firsts, number) - 1
             self._reject(pieces[at], number - firsts[at], rejected[number])

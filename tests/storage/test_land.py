@@ -265,13 +265,26 @@ def test_a_bit_flip_at_every_place_is_detected_and_the_rest_kept(tmp_path: Path)
         flipped = bytearray(lines[1])
         flipped[place] ^= 1 << place % 8
         write_lines(tmp_path, [lines[0], bytes(flipped), lines[2]])
-        expected.add(decisions[0].decision_id)
-        if place < length - 1:  # a newline that is gone takes the line after it along
-            expected.add(decisions[2].decision_id)
-    land_decisions(tmp_path)
+        expected |= {decisions[0].decision_id, decisions[2].decision_id}
+    report = land_decisions(tmp_path)
     ids = landed_ids(tmp_path)
     assert len(ids) == len(expected)
     assert set(ids) == expected
+    assert sum(report.quarantined.values()) == len(quarantined(tmp_path)) >= length
+
+
+def test_lines_whose_newlines_are_damaged_leave_the_others_whole(tmp_path: Path) -> None:
+    decisions = make_days(1, 7)
+    lines = [to_line(decision) for decision in decisions]
+    damaged = [line[:-1] + b"\x8a" if n in (1, 2, 4) else line for n, line in enumerate(lines)]
+    segment = write_lines(tmp_path, [*damaged, lines[0]]).stem  # the last one has landed: read again to compare
+    report = land_decisions(tmp_path)
+    assert (report.quarantined, report.duplicates) == ({"torn": 2}, 1)
+    assert landed_ids(tmp_path) == sorted(decisions[n].decision_id for n in (0, 3, 5, 6))
+    content = b"".join(damaged)
+    for entry, raw in read_quarantine(tmp_path / "quarantine" / f"{segment}.jsonl"):
+        assert content[entry["offset"] :].startswith(raw)
+        assert raw in (damaged[1] + damaged[2], damaged[4])
 
 
 def test_the_segment_of_a_dead_writer_is_taken_over_and_a_living_ones_left(tmp_path: Path) -> None:
