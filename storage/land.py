@@ -185,7 +185,7 @@ class _Piece(NamedTuple):
 
 
 def _cut(pieces: list[_Piece], firsts: list[int], cuts: list[tuple[int, int]]) -> list[_Piece]:
-    """The same lines, those of these numbers, which are two each, cut in two there. The second one leads a new piece."""
+    """The same lines, but those of these numbers cut in two there: the second part leads a new piece."""
     result = []
     for piece, first in zip(pieces, firsts, strict=False):
         rest = piece
