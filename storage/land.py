@@ -16,7 +16,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
+import re
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
@@ -67,6 +69,8 @@ _DICTIONARY = [
     *("metric", "value", "kind", "author"),
 ]
 _PLACE = "place"  # column of a line's number (from 0) in its group, while its row is buffered
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")  # of a segment, also when somebody copied it
+_NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]|^[^A-Za-z0-9]")
 _EMPTY_SEGMENT_AGE = 3600.0  # seconds after which an empty segment without a writer is removed
 
 
@@ -121,7 +125,8 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
                 mend = "the disk is full: free some space and land again" if full else "land again"
                 raise LandingError(
                     f"landing stopped after {report.segments} of {len(segments)} segments, at "
-                    f"{group[0][0].name}: {error}. The others are still in {layout.spool}, nothing is lost; {mend}"
+                    f"{segment_name(group[0][0])}: {error}. "
+                    f"The others are still in {layout.spool}, nothing is lost; {mend}"
                 ) from error
             finally:
                 landing.discard()
@@ -133,6 +138,14 @@ def list_segments(layout: Layout, *suffixes: str) -> list[Path]:
     with os.scandir(layout.spool) as entries:
         names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     return [layout.spool / name for name in sorted(names) if name.endswith(suffixes)]
+
+
+def segment_name(path: Path) -> str:
+    """The name that a segment goes by: its own, or of one that is no name for other files, what is left and a hash."""
+    name = path.stem
+    if _NAME.fullmatch(name):
+        return name
+    return f"{_NOT_IN_NAME.sub('_', name)[:100]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def _groups(segments: list[tuple[Path, int]]) -> Iterator[list[tuple[Path, int]]]:
@@ -164,7 +177,10 @@ def _take_over(layout: Layout) -> int:
                 if time.time() - status.st_mtime > _EMPTY_SEGMENT_AGE:
                     path.unlink(missing_ok=True)
                 continue
-            path.rename(path.with_suffix(".seal"))
+            sealed = path.with_suffix(".seal")
+            if sealed.exists():  # a copy of it
+                sealed = path.with_name(f"{path.stem}-{uuid4().hex}.seal")
+            path.rename(sealed)
             taken += 1
         except (BlockingIOError, FileNotFoundError):
             continue  # alive, or sealed this moment
@@ -321,7 +337,7 @@ class _Landing:
         self._executor = executor
         self._outputs: dict[PartitionKey, _Output] = {}
         self._quarantine = {
-            path.stem: QuarantineWriter(layout.quarantine / f"{path.stem}.jsonl", now=now) for path in segments
+            name: QuarantineWriter(layout.quarantine / f"{name}.jsonl", now=now) for name in map(segment_name, segments)
         }
         self._reasons: Counter[str] = Counter()
         self._starts: list[tuple[int, _Piece]] = []  # the pieces, without their lines, by their place in the group
@@ -368,7 +384,7 @@ class _Landing:
             line_no, offset = 1, 0
             with path.open("rb") as file:
                 while lines := file.readlines(_CHUNK_BYTES - size):
-                    pieces.append(_Piece(path.stem, line_no, offset, lines))
+                    pieces.append(_Piece(segment_name(path), line_no, offset, lines))
                     length = sum(map(len, lines))
                     line_no += len(lines)
                     offset += length
@@ -407,7 +423,7 @@ class _Landing:
         self._reasons[reason_class(reason)] += 1
 
     def _reject_conflicts(self) -> None:
-        paths = {path.stem: path for path in self._segments}
+        paths = {segment_name(path): path for path in self._segments}
         for place, reason in sorted(chain.from_iterable(output.conflicts for output in self._outputs.values())):
             first, piece = self._starts[bisect_right(self._starts, place, key=itemgetter(0)) - 1]
             with paths[piece.segment].open("rb") as file:
@@ -447,6 +463,7 @@ class _Landing:
             if output.staged:
                 output.commit()
         for writer in self._quarantine.values():
+            writer.add_earlier()
             writer.commit()
         if self._reasons:
             sync(self._layout.quarantine)

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import IO, Any
 import orjson
 
 from storage.errors import QuarantineError
+
+_QUARANTINED_AT = re.compile(rb'"quarantined_at":"[^"]*",')
 
 
 def reason_class(reason: str) -> str:
@@ -49,6 +53,18 @@ class QuarantineWriter:
     def empty(self) -> bool:
         return self._file is None
 
+    def add_earlier(self) -> None:
+        """Keep what is in the file by now: another segment of this name had bad lines, or a part of this one."""
+        if self._file is None or not self.path.exists():
+            return
+        self._file.flush()
+        with self._temporary.open("rb") as file:
+            own = {_without_time(entry) for entry in file}
+        with self.path.open("rb") as file:
+            for entry in file:
+                if _without_time(entry) not in own:
+                    self.write(entry.removesuffix(b"\n"))
+
     def commit(self) -> None:
         """Make the file visible. It is for the caller to sync the folder."""
         if self._file is None:
@@ -62,6 +78,10 @@ class QuarantineWriter:
         if self._file is not None:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def _without_time(entry: bytes) -> bytes:
+    return hashlib.sha256(_QUARANTINED_AT.sub(b"", entry.removesuffix(b"\n"), count=1)).digest()
 
 
 def read_quarantine(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:

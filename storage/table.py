@@ -30,7 +30,7 @@ SCHEMA_KEY = b"reasoning.schema"  # the SCHEMA_VERSION of the writer
 # Names the files of its folder that are not (or no longer) part of the table. See `storage.rewrite`.
 HIDDEN = "_hidden.json"
 
-_OURS = re.compile(r"(part|data)-.+\.parquet")
+_OURS = re.compile(r"(part|data)-.+\.parquet", re.DOTALL)
 _ATTEMPTS = 1000
 
 

@@ -47,5 +47,5 @@ def test_every_call_of_any_library_failing(tmp_path: Path, verb: str, mode: str)
                 break
             failed[said["failed"]] += 1
             unnoticed[said["failed"]] += not said["error"]
-    assert failed.total() > 5
+    assert failed
     print(f"{verb}, {mode}: {failed.total()} survived, {dict(failed)}; of them harmless {dict(+unnoticed)}", flush=True)

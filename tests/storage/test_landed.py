@@ -164,3 +164,29 @@ def test_every_record_lands_once_or_is_in_the_quarantine(history: list[tuple[lis
         for number in written:
             record = records[number]
             assert found[record.decision_id] == record.completion or to_line(record)[:-1] in told
+
+
+@pytest.mark.parametrize(
+    "name", [b"a b", b"it's [1-2]*?", b"two\nlines", b"a\xff", b"x" * 250, b".hidden", "\u00fc \U0001f600".encode()]
+)
+def test_a_segment_of_any_name_lands(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / "spool").mkdir()
+    first, second = make_days(1, 2)
+    path = Path(os.fsdecode(os.fsencode(tmp_path / "spool") + b"/" + name[:250] + b".seal"))
+    path.write_bytes(to_line(first) + b"bad\n")
+    land_decisions(tmp_path)
+    path.write_bytes(to_line(first) + to_line(second) + b"worse\nbad\n")
+    land_decisions(tmp_path)
+    assert landed_ids(tmp_path) == sorted([first.decision_id, second.decision_id])
+    (path,) = (tmp_path / "quarantine").iterdir()
+    assert sorted(raw for _, raw in read_quarantine(path)) == [b"bad", b"bad", b"worse"]  # each where it was
+    assert reland_quarantine(tmp_path).kept == {"no frame": 3}
+
+
+def test_a_dead_writers_segment_does_not_replace_a_copy_of_it(tmp_path: Path) -> None:
+    decisions = make_days(1, 2)
+    name = segment_id()
+    write_lines(tmp_path, [to_line(decision) for decision in decisions], name)
+    write_lines(tmp_path, [to_line(decisions[0])], name, ".open")
+    assert land_decisions(tmp_path).duplicates == 1
+    assert len(landed_ids(tmp_path)) == 2
