@@ -74,6 +74,7 @@ _MORE_THAN_WORDS = (
     *("tools", "functions", "mcp_servers", "output_config", "output_format", "logprobs", "top_logprobs", "audio"),
     *("previous_response_id", "conversation", "background", "container", "include"),
 )
+_STOPS = ("stop", "stop_sequences")
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
@@ -86,8 +87,8 @@ def find_decision_prompt(state: State, form: Form, request: dict[str, Any]) -> D
         return None  # an answer from the web; or a probe, whose one token is no decision
     text = request.get("text")
     formats = (request.get("response_format"), text.get("format") if isinstance(text, dict) else None)
-    kinds = {wanted.get("type") for wanted in formats if isinstance(wanted, dict)} - {None, "text"}
-    if kinds - {"json_object"}:
+    kinds = {str(wanted.get("type", "text")) for wanted in formats if isinstance(wanted, dict)} - {"text"}
+    if kinds - {"json_object"} or not all(isinstance(request.get(name), str | list | None) for name in _STOPS):
         return None
     prompt = _last_user_text(request.get("input") if form == "responses" else request.get("messages"))
     if prompt is None:
@@ -166,7 +167,7 @@ async def answer_decision_prompt(
 
 def _until_stop(text: str, request: dict[str, Any]) -> tuple[str, str | None]:
     """The text before the first of the sequences at which the client wants it to end, and that sequence."""
-    wanted = request.get("stop_sequences") or request.get("stop") or []
+    wanted: Any = next((request[name] for name in _STOPS if request.get(name)), [])
     stops = [wanted] if isinstance(wanted, str) else [stop for stop in wanted if isinstance(stop, str) and stop]
     found = min((stop for stop in stops if stop in text), key=text.index, default=None)
     return (text, None) if found is None else (text[: text.index(found)], found)

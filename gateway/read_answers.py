@@ -146,14 +146,13 @@ def _anthropic_usage(said: Said, usage: Any) -> None:
     if not isinstance(usage, dict):
         return
     # The last event of a stream repeats the counts that the first one told, all of them or some.
-    fresh = (said.input_tokens or 0) - said.cache_read_tokens - said.cache_write_tokens
-    told = {name: value for name, value in usage.items() if isinstance(value, int)}
+    fresh = max((said.input_tokens or 0) - said.cache_read_tokens - said.cache_write_tokens, 0)
+    told = {name: value for name, value in usage.items() if isinstance(value, int) and value >= 0}
     said.cache_write_tokens = told.get("cache_creation_input_tokens", said.cache_write_tokens)
     said.cache_read_tokens = told.get("cache_read_input_tokens", said.cache_read_tokens)
     if "input_tokens" in told or said.input_tokens is not None:
         said.input_tokens = told.get("input_tokens", fresh) + said.cache_write_tokens + said.cache_read_tokens
-    if isinstance(usage.get("output_tokens"), int):
-        said.output_tokens = usage["output_tokens"]
+    said.output_tokens = told.get("output_tokens", said.output_tokens)
 
 
 def _chat(completion: Any) -> Said:

@@ -420,6 +420,8 @@ async def test_what_the_upstream_says_passes_even_when_it_is_no_decision(start: 
         {"include": ["message.output_text.logprobs"]},
         {"web_search_options": {}},
         {"max_completion_tokens": 1},
+        {"response_format": {"type": ["text"]}},  # what the upstream refuses
+        {"stop": True},
     ],
 )
 async def test_what_asks_for_more_than_a_decisions_words_is_the_upstreams(start: Start, fields: dict[str, Any]) -> None:
