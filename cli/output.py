@@ -16,6 +16,8 @@ from tasks.reports import fields, plain, text
 
 _FOLD_FROM = 24
 """On a narrow terminal longer cells are folded, shorter ones never."""
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+"""What anyone's text in the log could steer the reader's terminal with: shown, not obeyed."""
 
 
 def print_json(value: Any) -> None:
@@ -47,7 +49,7 @@ def print_table(
 
     console = Console(width=None if sys.stdout.isatty() else 1000)  # piped, a table is as wide as it needs to be
     names = [column.replace("_", " ") for column in columns]
-    cells = [[text(value) for value in row] for row in rows]
+    cells = [[text(value).translate(_CONTROLS) for value in row] for row in rows]
     widths = [
         min(_FOLD_FROM, max(map(len, [*name.split(), *(row[index] for row in cells)]), default=0))
         for index, name in enumerate(names)

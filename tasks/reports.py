@@ -22,6 +22,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return str(value)  # DuckDB has integers of 128 bits, orjson has none
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
