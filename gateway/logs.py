@@ -93,16 +93,19 @@ class Sink:
     def _run(self) -> None:
         while True:
             text = self._texts.get()
-            rest = memoryview(text)
-            with suppress(OSError):  # nobody reads it any more
-                while rest:
-                    rest = rest[os.write(self._descriptor, rest) :]
+            self._put(text)
             with self._lock:
                 self._waiting -= len(text)
                 left_out, self._left_out = self._left_out, 0
             if left_out:
                 line = {"time": datetime.now(UTC), "level": "warning", "message": f"{left_out} log lines left out"}
-                self.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+                self._put(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+    def _put(self, text: bytes) -> None:
+        rest = memoryview(text)
+        with suppress(OSError):  # nobody reads it any more
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
 
 
 stderr = Sink(2)

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvicorn.server
 
 from gateway.app import Gateway
 from gateway.server import Server, configure
@@ -78,6 +79,19 @@ class Running:
 
 
 Start = Callable[..., Awaitable[Running]]
+
+
+class _Impatient:
+    """`asyncio` for uvicorn's server, which looks only every 100 ms whether it has to do or to end something."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.01))
+
+
+uvicorn.server.asyncio = _Impatient()  # type: ignore[assignment]
 
 
 @asynccontextmanager
