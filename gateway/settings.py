@@ -156,7 +156,7 @@ def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] =
     if "enabled" in decisions:
         values["decisions"] = _switch(f"{file}: [gateway.decisions] enabled", decisions["enabled"])
     hosts = set(LOOPBACK_HOSTS)
-    for host in [*raw.get("allowed_hosts", []), *(env.get("REASONING_GATEWAY_HOSTS") or "").split(",")]:
+    for host in [*_list(file, "allowed_hosts", raw), *(env.get("REASONING_GATEWAY_HOSTS") or "").split(",")]:
         if host:
             hosts.add(_text(f"{file}: [gateway] allowed_hosts", host).strip().lower())
     return Settings(
@@ -164,7 +164,7 @@ def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] =
         anthropic=_upstreams(file, raw, "anthropic", "https://api.anthropic.com", env),
         openai=_upstreams(file, raw, "openai", "https://api.openai.com", env),
         allowed_hosts=frozenset(hosts),
-        prompts=tuple(raw.get("prompts", ())),
+        prompts=tuple(_list(file, "prompts", raw)),
         prices=_prices(file, raw),
         **values,
     )
@@ -224,6 +224,13 @@ def _token_file(path: Path) -> str:
     with os.fdopen(descriptor, "w") as file:
         file.write(token + "\n")
     return token
+
+
+def _list(file: Path, name: str, raw: dict[str, Any]) -> list[Any]:
+    value = raw.get(name, [])
+    if not isinstance(value, list):
+        raise GatewayConfigError(f"{file}: [gateway] {name}: a list is needed, not {value!r}")
+    return value
 
 
 def _upstreams(

@@ -274,6 +274,8 @@ def test_a_token_is_made_for_the_owner_alone(tmp_path: Path) -> None:
         ("[gateway]\nmax_concurency = 3", "max_concurency is not known"),
         ("[gateway]\nmax_concurrency = 0", "not a whole number within"),
         ("[gateway]\nrecord = 1", "neither true nor false"),
+        ("[gateway]\nallowed_hosts = 'x'", "a list is needed"),
+        ("[gateway]\nprompts = 5", "a list is needed"),
         ('[[gateway.anthropic]]\nurl = "ftp://x"', "not an http"),
         ('[[gateway.anthropic]]\nurl = "https://user:pw@x"', "api_key_env"),
         ('[gateway.anthropic]\nurl = "https://x"', "two brackets"),
