@@ -47,7 +47,7 @@ from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, reason_class
 from storage.rewrite import recover
 from storage.schema import SCHEMAS, PartitionKey
-from storage.table import SCHEMA_KEY, SEGMENTS_KEY, file_segments, live_files
+from storage.table import SCHEMA_KEY, SEGMENTS_KEY, live_files
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -229,7 +229,7 @@ class _Output:
     def __init__(self, layout: Layout, key: PartitionKey, number: int) -> None:
         self.key = key
         self.folder = layout.data / key.folder
-        self.staged: list[Path] = []
+        self.staged: dict[Path, list[str]] = {}  # the files, with the segments whose rows are in them
         self.buffer: list[pa.Table] = []
         self.segments: set[str] = set()  # of the buffer
         self.rows = 0
@@ -241,21 +241,25 @@ class _Output:
         self._stem = layout.staging(key.table) / f"land-{number}"
         self._landed: LandedRows | None = None
         self._writer: pq.ParquetWriter | None = None
+        self._path = Path()  # of the open file
         self._ids: list[pa.Array] = []  # of what is in the open file, which cannot be read yet
         self._sources: set[str] = set()  # segments of what is in it
 
     def write(self, tables: list[pa.Table], segments: set[str]) -> None:
-        table = self._without_known(pa.concat_tables(tables))
+        if self._landed is None:
+            self._landed = LandedRows(self.key.table, live_files(self.folder))
+        table = self._without_known(pa.concat_tables(tables), self._landed)
         if not len(table):
             return
         ts = table["ts"]
         if len(ts) > 1 and not pc.all(pc.less_equal(ts[:-1], ts[1:])).as_py():
             table = table.sort_by("ts")
         if self._writer is None:
-            self.staged.append(self._stem.with_name(f"{self._stem.name}-{len(self.staged)}.parquet"))
-            make_folder(self._stem.parent)
+            self._path = self._stem.with_name(f"{self._stem.name}-{len(self.staged)}.parquet")
+            self.staged[self._path] = []
+            make_folder(self._path.parent)
             self._writer = pq.ParquetWriter(
-                self.staged[-1],
+                self._path,
                 SCHEMAS[self.key.table],
                 compression="zstd",
                 compression_level=3,
@@ -266,15 +270,13 @@ class _Output:
         self._sources |= segments
         self.written += len(table)
         if sum(map(len, self._ids)) >= _FILE_ROWS:
-            self.close()
+            self._change_file(self._landed)
 
-    def _without_known(self, table: pa.Table) -> pa.Table:
+    def _without_known(self, table: pa.Table, landed: LandedRows) -> pa.Table:
         """The rows that neither the partition nor this landing has yet, without their places."""
-        if self._landed is None:
-            self._landed = LandedRows(self.key.table, live_files(self.folder))
         if self._repeats(row_ids(self.key.table, table)):
-            self.close()  # to be read and compared
-        table = self._without(table, self._landed.find(table))
+            self._change_file(landed)
+        table = self._without(table, landed.find(table))
         table = self._without(table, find_repeated(self.key.table, table))
         return table.drop_columns([_PLACE])
 
@@ -293,25 +295,29 @@ class _Output:
         gone = known.same | known.differing.keys()
         return table.filter(pa.array([row not in gone for row in range(len(table))], pa.bool_()))
 
+    def _change_file(self, landed: LandedRows) -> None:
+        """Let the next rows go to another file: this one is to be read and compared."""
+        self.close()
+        landed.add(self._path)
+        self._ids = []
+
     def close(self) -> None:
-        """Finish the file that is being written. What comes afterwards goes to another one."""
+        """Finish the file that is being written."""
         if self._writer is None:
             return
+        segments = self.staged[self._path] = sorted(self._sources)
         self._writer.add_key_value_metadata(
-            {SEGMENTS_KEY: orjson.dumps(sorted(self._sources)), SCHEMA_KEY: str(SCHEMA_VERSION).encode()}
+            {SEGMENTS_KEY: orjson.dumps(segments), SCHEMA_KEY: str(SCHEMA_VERSION).encode()}
         )
         self._writer.close()
         self._writer = None
-        sync(self.staged[-1])
-        assert self._landed is not None
-        self._landed.add(self.staged[-1])
-        self._ids, self._sources = [], set()
+        self._sources = set()
+        sync(self._path)
 
     def commit(self) -> None:
         """Move the files into the partition."""
         make_folder(self.folder)
-        for path in self.staged:
-            segments = file_segments(path)
+        for path, segments in self.staged.items():
             target = self.folder / f"part-{segments[0]}.parquet"
             if len(segments) > 1 or target.exists():  # some records of a segment may have come before the others
                 target = self.folder / f"data-{uuid4()}.parquet"
