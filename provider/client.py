@@ -20,7 +20,9 @@ from provider.errors import (
     ProviderSettingsError,
     ProviderUnavailable,
     RemoteNotFound,
+    UnexpectedAnswer,
 )
+from reasoning.errors import ReasoningError
 
 if TYPE_CHECKING:
     from together import Together
@@ -107,7 +109,7 @@ def _find_project(client: Together, url: str) -> str:
 
     with asking(f"who we are at {url}"):
         answer = client.get("/v3/whoami", cast_to=httpx.Response).json()
-    project = (answer.get("project") or {}).get("id")
+        project = (answer.get("project") or {}).get("id")
     if not project:
         raise ProviderSettingsError("this API key belongs to no one project: set TOGETHER_PROJECT_ID")
     return str(project)
@@ -115,12 +117,17 @@ def _find_project(client: Together, url: str) -> str:
 
 @contextmanager
 def asking(what: str) -> Iterator[None]:
-    """Turn the SDK's errors into ours, which say what was being asked."""
+    """Turn the SDK's errors into ours, which say what was being asked.
+
+    Also those of reading the answer, where that is done in the block: UnexpectedAnswer.
+    """
     import httpx
     import together
 
     try:
         yield
+    except ReasoningError:
+        raise
     except together.APIStatusError as error:
         status = error.status_code
         message = f"{what}: the provider answered {status}: {_message(error)}"
@@ -134,7 +141,10 @@ def asking(what: str) -> Iterator[None]:
     except httpx.TransportError as error:  # the SDK sends a file's bytes without its own error handling
         raise ProviderUnavailable(f"{what}: no answer from the provider ({error})") from error
     except together.APIResponseValidationError as error:
-        raise ProviderError(f"{what}: the provider's answer is not as documented: {error.message}") from error
+        raise UnexpectedAnswer(f"{what}: the provider's answer is not as documented: {error.message}") from error
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UnexpectedAnswer(f"{what}: the provider's answer is not as documented ({reason})") from error
 
 
 def _message(error: object) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from provider.answers import bare_name, created_at, etag_of, listed, may_run, replicas_of, state_of, text
 from provider.client import Now, Progress, asking, clock_of, create_once
 from provider.errors import (
     CreationInDoubt,
@@ -25,6 +26,7 @@ from provider.errors import (
     ProviderError,
     ProviderUnavailable,
     RemoteNotFound,
+    UnexpectedAnswer,
 )
 from provider.metering import hourly_usd, meter_minutes, runway_usd
 from provider.prices import instance_price
@@ -171,7 +173,8 @@ def _create_both(
         lambda: once.endpoints.create(name=name),
         path="/endpoints",
     )
-    row = ledger.update("deployments", row["id"], endpoint_id=endpoint.id, served_name=endpoint.name, now=clock())
+    with asking(f"endpoint {name}"):
+        row = _know_endpoint(ledger, row, endpoint, clock())
     remote = create_once(
         f"deployment {name}",
         lambda: find_deployment(client, endpoint.id, name),
@@ -193,8 +196,16 @@ def _create_deployment(once: Together, ledger: Ledger, row: dict[str, Any], cloc
     )
 
 
+def _know_endpoint(ledger: Ledger, row: dict[str, Any], endpoint: Any, now: datetime) -> dict[str, Any]:
+    if text(endpoint.id) is None or bare_name(endpoint) != row["name"]:
+        raise UnexpectedAnswer(f"endpoint {row['name']}: the provider's answer is not as documented: id or name lack")
+    return ledger.update("deployments", row["id"], endpoint_id=endpoint.id, served_name=endpoint.name, now=now)
+
+
 def _adopt(ledger: Ledger, row: dict[str, Any], remote: Any, now: datetime) -> dict[str, Any]:
     """Write down that the deployment exists; minutes may count from the moment its create was sent."""
+    if text(getattr(remote, "id", None)) is None:
+        raise UnexpectedAnswer(f"deployment {row['name']}: the provider's answer is not as documented: it has no id")
     return ledger.transition(
         "deployments",
         row["id"],
@@ -207,16 +218,20 @@ def _adopt(ledger: Ledger, row: dict[str, Any], remote: Any, now: datetime) -> d
 
 def find_endpoint(client: Together, name: str) -> Any | None:
     """Our endpoint of that bare name, else None."""
-    for endpoint in client.endpoints.list(filter=f'name="{name}"'):
-        if endpoint.name.rsplit("/", 1)[-1] == name:
-            return endpoint
-    return None
+    found = listed(client.endpoints.list(filter=f'name="{name}"'))
+    return next((endpoint for endpoint in found if _is_named(endpoint, name)), None)
 
 
 def find_deployment(client: Together, endpoint_id: str, name: str) -> Any | None:
     """The deployment of that bare name under an endpoint, the oldest if there should be several, else None."""
-    found = [d for d in client.endpoints.deployments.list(endpoint_id) if d.name.rsplit("/", 1)[-1] == name]
-    return min(found, key=lambda deployment: deployment.created_at) if found else None
+    found = [d for d in listed(client.endpoints.deployments.list(endpoint_id)) if _is_named(d, name)]
+    return min(found, key=created_at) if found else None
+
+
+def _is_named(remote: Any, name: str) -> bool:
+    if (its := bare_name(remote)) is None:  # it may be the one that is looked for
+        raise UnexpectedAnswer("the provider's answer is not as documented: something in the list has no name")
+    return its == name
 
 
 def _await_ready(
@@ -266,15 +281,17 @@ def sync_deployment(
     try:
         with asking(f"deployment {row['name']}"):
             remote = client.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
+            state = state_of(remote)
+            if state is None:
+                raise UnexpectedAnswer(f"deployment {row['name']}: the provider does not say how it is")
+            _check_price(ledger, row, remote)
     except RemoteNotFound as error:
         # Its endpoint may still be there: `advance_shutdown` sees to that.
         meter_minutes(ledger, deployment_id, 0, now=clock())
         return ledger.transition("deployments", deployment_id, "stopped", why=str(error), now=clock()), str(error)
-    state, running = remote.status.state.removeprefix("DEPLOYMENT_STATE_").lower(), _running(remote)
-    _check_price(ledger, row, remote)
-    meter_minutes(ledger, deployment_id, running, now=clock())
+    meter_minutes(ledger, deployment_id, replicas_of(remote, row["max_replicas"]), now=clock())
     row = ledger.get("deployments", deployment_id)
-    message = remote.status.message
+    message = text(remote.status.message) or ""
     if row["state"] in (*SHUTTING_STATES, "deleted"):
         return row, message
     if state == "ready":
@@ -292,14 +309,6 @@ def sync_deployment(
     return row, message
 
 
-def _running(remote: Any) -> int:
-    """Replicas that may be billed. While it stops, those that the provider does not count any more still run."""
-    if remote.status.state == "DEPLOYMENT_STATE_STOPPED":
-        return 0
-    ready = remote.status.ready_replicas or 0
-    return max(ready, 1) if remote.status.state == "DEPLOYMENT_STATE_STOPPING" else ready
-
-
 def _check_price(ledger: Ledger, row: dict[str, Any], remote: Any) -> None:
     """The provider put it on other hardware than we priced: nothing that we know the price of."""
     if not remote.hardware.lower().startswith(row["hardware"]) and not row["hardware"].startswith(
@@ -313,12 +322,12 @@ def _check_price(ledger: Ledger, row: dict[str, Any], remote: Any) -> None:
 def _give_traffic(client: Together, row: dict[str, Any]) -> None:
     with asking(f"traffic of {row['name']}"):
         endpoint = client.endpoints.retrieve(row["endpoint_id"])
-        split = {entry.deployment_id: entry.weight for entry in endpoint.traffic_split}
+        split = {entry.deployment_id: entry.weight for entry in endpoint.traffic_split or ()}
         if split != {row["remote_id"]: 1}:
             client.endpoints.update(
                 row["endpoint_id"],
                 traffic_split=[{"deployment_id": row["remote_id"], "weight": 1}],
-                etag=endpoint.etag,
+                **etag_of(endpoint),
             )
 
 
@@ -370,7 +379,7 @@ def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, no
             endpoint = find_endpoint(client, row["name"])
         if endpoint is None:
             return _gone(ledger, row, clock())
-        row = ledger.update("deployments", row["id"], endpoint_id=endpoint.id, served_name=endpoint.name, now=clock())
+        row = _know_endpoint(ledger, row, endpoint, clock())
     try:
         return _take_down(client, ledger, row, clock)
     except RemoteNotFound:
@@ -379,23 +388,23 @@ def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, no
 
 def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime]) -> dict[str, Any]:
     with asking(f"looking at {row['name']}"):
-        remotes = list(client.endpoints.deployments.list(row["endpoint_id"]))
+        remotes = listed(client.endpoints.deployments.list(row["endpoint_id"]))
     # What became ready since the last look is seen a last time before it is stopped.
-    meter_minutes(ledger, row["id"], sum(_running(remote) for remote in remotes), now=clock())
+    at_most = max(row["max_replicas"], row["replicas"])
+    meter_minutes(ledger, row["id"], sum(replicas_of(remote, at_most) for remote in remotes), now=clock())
     remotes = stop_replicas(client, row["endpoint_id"])
-    running = sum(_running(remote) for remote in remotes)
-    if row["remote_id"] is None and remotes:
+    if row["remote_id"] is None and remotes and text(remotes[0].id):
         row = ledger.update("deployments", row["id"], remote_id=remotes[0].id, now=clock())
-    meter_minutes(ledger, row["id"], running, now=clock())
-    if any(remote.status.state != "DEPLOYMENT_STATE_STOPPED" for remote in remotes):
+    meter_minutes(ledger, row["id"], sum(replicas_of(remote, at_most) for remote in remotes), now=clock())
+    if any(state_of(remote) != "stopped" for remote in remotes):
         return ledger.get("deployments", row["id"])
     row = ledger.transition("deployments", row["id"], "stopped", stopped_at=row["stopped_at"] or clock(), now=clock())
     for remote in remotes:
         # Gone already: the answer to an earlier delete was lost. Its endpoint is still there.
         with contextlib.suppress(RemoteNotFound), asking(f"deleting {remote.name}"):
-            client.endpoints.deployments.delete(remote.id, endpoint_id=row["endpoint_id"], etag=remote.etag)
+            client.endpoints.deployments.delete(remote.id, endpoint_id=row["endpoint_id"], **etag_of(remote))
     with contextlib.suppress(RemoteNotFound), asking(f"deleting {row['name']}"):
-        client.endpoints.delete(row["endpoint_id"], etag=client.endpoints.retrieve(row["endpoint_id"]).etag)
+        client.endpoints.delete(row["endpoint_id"], **etag_of(client.endpoints.retrieve(row["endpoint_id"])))
     return _gone(ledger, row, clock())
 
 
@@ -404,16 +413,16 @@ def stop_replicas(client: Together, endpoint_id: str) -> list[Any]:
     with asking(f"stopping what is under endpoint {endpoint_id}"):
         endpoint = client.endpoints.retrieve(endpoint_id)
         if endpoint.traffic_split:
-            client.endpoints.update(endpoint_id, traffic_split=[], etag=endpoint.etag)
-        for remote in client.endpoints.deployments.list(endpoint_id):
-            if (remote.autoscaling.max_replicas or 0) > 0:
+            client.endpoints.update(endpoint_id, traffic_split=[], **etag_of(endpoint))
+        for remote in listed(client.endpoints.deployments.list(endpoint_id)):
+            if may_run(remote):
                 client.endpoints.deployments.update(
                     remote.id,
                     endpoint_id=endpoint_id,
                     autoscaling={"min_replicas": 0, "max_replicas": 0},
-                    etag=remote.etag,
+                    **etag_of(remote),
                 )
-        return list(client.endpoints.deployments.list(endpoint_id))
+        return listed(client.endpoints.deployments.list(endpoint_id))
 
 
 def undeploy_model(

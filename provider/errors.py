@@ -6,6 +6,7 @@
     └── ProviderError
         ├── ProviderSettingsError  URL, key or provider name is missing or wrong
         ├── ProviderUnavailable    no answer, or a passing refusal (429, 5xx): try again later
+        │   └── UnexpectedAnswer   an answer that is not as documented (HTML, a field that lacks): as good as none
         ├── ProviderRefused        the provider said no (4xx): trying again is useless
         │   └── RemoteNotFound     it has no such object
         ├── CreationInDoubt        a create was sent and not answered, and its object is not to be seen yet
@@ -33,6 +34,10 @@ class ProviderSettingsError(ProviderError):
 
 class ProviderUnavailable(ProviderError):
     """No answer, or a passing refusal."""
+
+
+class UnexpectedAnswer(ProviderUnavailable):
+    """An answer that is not as documented: as good as none."""
 
 
 class ProviderRefused(ProviderError):

@@ -173,7 +173,7 @@ def _wait_until_processed(
     while True:
         with asking(f"file {file_id}"):
             file = client.files.retrieve(file_id)
-        status, report = file.processing_status, file.validation_report
+            status, report = file.processing_status, file.validation_report
         if status in ("FAILED", "INVALID_FORMAT"):
             reason = (report and report.error) or "no reason given"
             raise UploadFailed(f"the provider refused {checked.path} ({status}): {reason}")
@@ -184,6 +184,6 @@ def _wait_until_processed(
         wait(pause)
         pause = min(pause * 1.5, 5.0)
     if file.bytes != checked.bytes:
-        raise UploadFailed(f"{checked.path} has {checked.bytes:,} bytes, at the provider {file.bytes:,}")
+        raise UploadFailed(f"{checked.path} has {checked.bytes:,} bytes, at the provider {file.bytes}")
     if report is not None and report.nlines not in (None, checked.rows):
-        raise UploadFailed(f"{checked.path} has {checked.rows:,} rows, at the provider {report.nlines:,}")
+        raise UploadFailed(f"{checked.path} has {checked.rows:,} rows, at the provider {report.nlines}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from provider.answers import count, created_at, listed, text
 from provider.client import Now, Progress, asking, clock_of, create_once
 from provider.errors import (
     CreationInDoubt,
@@ -23,6 +24,7 @@ from provider.errors import (
     ProviderRefused,
     ProviderUnavailable,
     RemoteNotFound,
+    UnexpectedAnswer,
 )
 from provider.prices import estimate_fine_tune
 from provider.tiers import resolve_tier
@@ -225,14 +227,16 @@ def _submit(
 
 def find_remote_job(client: Together, suffix: str) -> Any | None:
     """The provider's job of that suffix, the oldest if there should be several, else None."""
-    jobs = [job for job in client.fine_tuning.list().data or [] if has_suffix(job, suffix)]
-    return min(jobs, key=lambda job: job.created_at) if jobs else None
+    jobs = [job for job in listed(client.fine_tuning.list()) if has_suffix(job, suffix)]
+    return min(jobs, key=created_at) if jobs else None
 
 
 def adopt_job(ledger: Ledger, job_id: str, remote: Any, *, why: str | None = None, now: datetime) -> dict[str, Any]:
     """Write down that an intended (or abandoned) job exists at the provider. Returns its ledger row."""
+    if text(remote.id) is None:
+        raise UnexpectedAnswer(f"fine-tune job {job_id}: the provider has it and tells no id")
     return ledger.transition(
-        "fine_tune_jobs", job_id, "submitted", why=why, remote_id=remote.id, remote_state=remote.status, now=now
+        "fine_tune_jobs", job_id, "submitted", why=why, remote_id=remote.id, remote_state=text(remote.status), now=now
     )
 
 
@@ -250,6 +254,8 @@ def sync_fine_tune(client: Together, ledger: Ledger, job_id: str, *, now: Now = 
     try:
         with asking(f"fine-tune {job['suffix']}"):
             remote = client.fine_tuning.retrieve(job["remote_id"])
+            if text(remote.status) is None:
+                raise UnexpectedAnswer(f"fine-tune {job['suffix']}: the provider does not say how it is")
     except RemoteNotFound:
         return _settle(ledger, job, "failed", None, "the provider no longer has this job", clock())
     if remote.status in _ENDED:
@@ -267,9 +273,12 @@ def sync_fine_tune(client: Together, ledger: Ledger, job_id: str, *, now: Now = 
 def _failure(client: Together, remote: Any) -> str | None:
     if remote.status == "completed":
         return None
-    with asking(f"events of fine-tune {remote.id}"):
-        events = client.fine_tuning.list_events(remote.id).data or []
-    return f"{remote.status}: {events[-1].message}" if events else str(remote.status)
+    try:
+        with asking(f"events of fine-tune {remote.id}"):
+            events = listed(client.fine_tuning.list_events(remote.id))
+            return f"{remote.status}: {events[-1].message}" if events else str(remote.status)
+    except UnexpectedAnswer:
+        return str(remote.status)  # its money is settled, whatever it says about itself
 
 
 def _settle(
@@ -277,13 +286,14 @@ def _settle(
 ) -> dict[str, Any]:
     """The job has ended: its model recorded, its true price charged, its reservation closed; all, or nothing."""
     # Without a price from the provider the estimate is charged: too much can be corrected, too little is overspent.
-    nano = remote.total_price if remote is not None and remote.total_price is not None else job["estimate_nano"]
+    said = count(remote.total_price) if remote is not None else None
+    nano = job["estimate_nano"] if said is None else said
     with ledger.transaction():
         job = ledger.get("fine_tune_jobs", job["id"])
         if job["state"] in ("completed", "failed", "cancelled"):
             return job
         model_id = None
-        if state == "completed" and not remote.api_model_object_id:
+        if state == "completed" and not text(remote.api_model_object_id):
             state, error = "failed", "the job completed without a model object to deploy"
         if state == "completed":
             model_id = ledger.add(
@@ -295,7 +305,7 @@ def _settle(
                 dataset_id=job["dataset_id"],
                 job_id=job["id"],
                 model_object_id=remote.api_model_object_id,
-                output_name=remote.x_model_output_name,
+                output_name=text(remote.x_model_output_name),
                 now=now,
             )["id"]
         ledger.settle(
@@ -306,7 +316,7 @@ def _settle(
             what=f"fine-tune {job['suffix']} of {job['base_model']} ({state})",
             job_id=job["id"],
             model_id=model_id,
-            quantity=getattr(remote, "token_count", None),
+            quantity=count(getattr(remote, "token_count", None)),
             now=now,
         )
         return ledger.transition(
@@ -364,10 +374,10 @@ def follow_fine_tune(
 
 def _how_far(client: Together, job: dict[str, Any]) -> tuple[float, str]:
     with asking(f"events of fine-tune {job['suffix']}"):
-        events = client.fine_tuning.list_events(job["remote_id"]).data or []
-    steps = [(event.step, event.total_steps) for event in events if event.step and event.total_steps]
-    fraction = max((step / total for step, total in steps), default=0.0)
-    message = events[-1].message if events else job["remote_state"]
+        events = listed(client.fine_tuning.list_events(job["remote_id"]))
+        steps = [(event.step, event.total_steps) for event in events if event.step and event.total_steps]
+        fraction = max((step / total for step, total in steps), default=0.0)
+        message = events[-1].message if events else job["remote_state"]
     return min(0.95 * fraction, 0.95), str(message)  # the last twentieth is compressing and uploading the model
 
 

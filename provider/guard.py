@@ -22,6 +22,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from provider.answers import noting
 from provider.deployments import (
     LIVE_STATES,
     READY_TIMEOUT,
@@ -30,7 +31,6 @@ from provider.deployments import (
     stop_replicas,
     sync_deployment,
 )
-from provider.errors import ProviderError
 from provider.fine_tunes import cancel_fine_tune, sync_fine_tune
 from provider.metering import hourly_usd, meter_decisions, runway_usd
 from provider.routes import LEASE, keep_models, renew_lease
@@ -166,11 +166,8 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: Gu
         report.errors.append(f"the routes cannot be changed, and end with their lease: {error}")
     for row in blind:
         if row["endpoint_id"]:
-            try:
+            with noting(report.errors, row["name"]):
                 stop_replicas(client, row["endpoint_id"])
-            except ProviderError as error:
-                report.errors.append(f"{row['name']}: {error}")
-            else:
                 report.actions.append(f"stopped {row['name']}, whose minutes the ledger cannot take down")
 
 
@@ -181,34 +178,22 @@ def _is_ours(ledger: Ledger, model: str) -> bool:
 def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
     """See how everything of ours is, and charge what it cost since the last look."""
     for row in ledger.find("deployments", state=LIVE_STATES):
-        try:
+        with noting(report.errors, row["name"]):
             after, message = sync_deployment(client, ledger, row["id"], now=report.now)
-        except Exception as error:  # also an answer that is not as documented: the others are guarded all the same
-            report.errors.append(f"{row['name']}: {_said(error)}")
-            continue
-        if after["state"] != row["state"]:
-            report.actions.append(f"{row['name']} is {after['state']}{f': {message}' if message else ''}")
+            if after["state"] != row["state"]:
+                report.actions.append(f"{row['name']} is {after['state']}{f': {message}' if message else ''}")
     for job in ledger.find("fine_tune_jobs", state=("submitted", "running", "cancelling")):
-        try:
+        with noting(report.errors, job["suffix"]):
             after = sync_fine_tune(client, ledger, job["id"], now=report.now)
-        except Exception as error:
-            report.errors.append(f"{job['suffix']}: {_said(error)}")
-            continue
-        if after["state"] in ("completed", "failed", "cancelled"):
-            report.actions.append(
-                f"{job['suffix']} is {after['state']} for {format_usd(from_nano(after['price_nano']))}"
-            )
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, ReasoningError) else f"{type(error).__name__}: {error}"
+            if after["state"] in ("completed", "failed", "cancelled"):
+                report.actions.append(
+                    f"{job['suffix']} is {after['state']} for {format_usd(from_nano(after['price_nano']))}"
+                )
 
 
 def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> None:
-    try:
+    with noting(report.errors, "the decision log cannot be read"):  # the guard goes on, and fails closed: no lease
         meter_decisions(layout, ledger, since=report.now - timedelta(days=_METERED_DAYS), now=report.now)
-    except Exception as error:  # whatever is wrong with the log, the guard goes on, and fails closed: no lease
-        report.errors.append(f"the decision log cannot be read: {_said(error)}")
 
 
 def _level(budget: Budget, policy: GuardPolicy) -> Level:
@@ -321,24 +306,18 @@ def _take_down(ledger: Ledger, client: Together, draining: set[str], report: Gua
     for row in ledger.find("deployments", state=("draining", "stopping", "stopped", "failed")):
         if row["state"] == "draining" and row["id"] not in draining:
             continue
-        try:
+        with noting(report.errors, row["name"]):
             after = advance_shutdown(client, ledger, row["id"], now=report.now)
-        except ProviderError as error:
-            report.errors.append(f"{row['name']}: {error}")
-            continue
-        if after["state"] != row["state"]:
-            report.actions.append(f"{row['name']} is {after['state']}")
+            if after["state"] != row["state"]:
+                report.actions.append(f"{row['name']} is {after['state']}")
 
 
 def _cancel_waiting_jobs(ledger: Ledger, client: Together, policy: GuardPolicy, report: GuardReport) -> None:
     over = {budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) == "stop"}
     for job in ledger.find("fine_tune_jobs", state="submitted"):
         if None in over or job["decision_type"] in over:
-            try:
+            with noting(report.errors, job["suffix"]):
                 cancel_fine_tune(client, ledger, job["id"], why="the budget is spent", now=report.now)
-            except ProviderError as error:
-                report.errors.append(f"{job['suffix']}: {error}")
-            else:
                 report.actions.append(f"cancelled {job['suffix']}, which had not begun to train: the budget is spent")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from provider.answers import count, listed, text, usd
 from provider.client import asking
 from storage.errors import PriceUnknown
 
@@ -40,18 +41,21 @@ def estimate_fine_tune(
             training_method={"method": "sft", "train_on_inputs": "auto"},
             **request,
         )
-    if estimate.estimation_available is not True:
+        available = estimate.estimation_available
+    if available is not True:
         reason = getattr(estimate, "unavailable_reason", None) or "no reason given"
         raise PriceUnknown(f"the provider cannot say what a fine-tune of {base_model} costs ({reason})")
-    price = getattr(estimate, "estimated_total_price", None)
+    said = getattr(estimate, "estimated_total_price", None)
+    price = usd(said)
     if price is None:
-        raise PriceUnknown(f"the provider's estimate for a fine-tune of {base_model} names no price")
+        told = "names no price" if said is None else f"is {said!r}, which is no price"
+        raise PriceUnknown(f"the provider's estimate for a fine-tune of {base_model} {told}")
     if getattr(estimate, "allowed_to_proceed", True) is False:
         raise PriceUnknown(
             f"the account cannot pay the estimated ${price} for a fine-tune of {base_model}; "
             "such a job is cancelled half-way. Add credit at the provider"
         )
-    return max(Decimal(str(price)), MINIMUM_FINE_TUNE_USD)
+    return max(price, MINIMUM_FINE_TUNE_USD)
 
 
 def instance_price(client: Together, hardware: str) -> Decimal:
@@ -70,13 +74,15 @@ def instance_price(client: Together, hardware: str) -> Decimal:
 def hourly_prices(client: Together) -> dict[str, Decimal]:
     """US dollars an hour by the name, the id and `<count>x<gpu type>` of each instance type that has a price."""
     with asking("prices of hardware"):
-        instance_types = client.endpoints.hardware.list().data
+        instance_types = listed(client.endpoints.hardware.list())
     prices: dict[str, Decimal] = {}
     for kind in instance_types:
-        if isinstance(kind.price_cents_per_hour, int) and kind.price_cents_per_hour > 0:
-            price = Decimal(kind.price_cents_per_hour) / 100
-            prices[kind.name] = prices[kind.id] = price
-            # Two types of the same GPUs at two prices: the dearer one is the safe guess.
-            shape = f"{kind.gpu_count}x{kind.gpu_type}".lower()
-            prices[shape] = max(price, prices.get(shape, price))
+        if cents := count(getattr(kind, "price_cents_per_hour", None)):
+            price = Decimal(cents) / 100
+            names = {name for name in (text(kind.name), text(kind.id)) if name}
+            prices |= dict.fromkeys(names, price)
+            if count(kind.gpu_count) and text(kind.gpu_type):
+                # Two types of the same GPUs at two prices: the dearer one is the safe guess.
+                shape = f"{kind.gpu_count}x{kind.gpu_type}".lower()
+                prices[shape] = max(price, prices.get(shape, price))
     return prices

@@ -2,13 +2,16 @@
 
 Whose an object is, its name says: `rsn-<installation>-...`. Of ours, one that the ledger does not know, or holds for
 ended, is an orphan: it is written down, stopped and charged. All others belong to strangers and are never touched.
+
+One answer that is not as documented does not end it: it goes on with what it can judge and reports the rest by name.
+What has no name is nobody's: it is not touched, and nothing is held for absent from a list that it is in. A bill that
+cannot be read gives no money back.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -17,6 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from provider.answers import (
+    bare_name,
+    count,
+    created_at,
+    etag_of,
+    listed,
+    may_run,
+    moment,
+    noting,
+    state_of,
+    text,
+    usd,
+)
 from provider.client import asking
 from provider.deployments import (
     LIVE_STATES,
@@ -26,10 +42,10 @@ from provider.deployments import (
     find_deployment,
     sync_deployment,
 )
-from provider.errors import ProviderError
+from provider.errors import ProviderUnavailable, UnexpectedAnswer
 from provider.fine_tunes import abandon_fine_tune, adopt_job, cancel_fine_tune, sync_fine_tune
 from provider.metering import meter_decisions
-from provider.prices import hourly_prices
+from provider.prices import MINIMUM_FINE_TUNE_USD, hourly_prices
 from storage import ledger_schema as schema
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
@@ -78,7 +94,8 @@ def reconcile_provider(
 ) -> ReconcileReport:
     """Bring ledger and provider together. Meant for every ten minutes; two at once are harmless.
 
-    What the provider refuses is in `errors`; raises ProviderUnavailable when it cannot be asked at all.
+    What the provider refuses, or answers so that it cannot be read, is in `errors`, and the rest goes on. Raises
+    ProviderUnavailable when it tells neither its jobs nor its endpoints, LedgerUnavailable without a ledger.
     """
     report = ReconcileReport(now=now or datetime.now(UTC))
     opened = ledger or open_ledger(data, now=report.now)
@@ -87,11 +104,7 @@ def reconcile_provider(
             if not alone:
                 report.skipped = True
                 return report
-            _reconcile_jobs(client, opened, report)
-            _go_on_stopping(client, opened, report)
-            _reconcile_deployments(client, opened, report)
-            _stop_unwatched(client, opened, report)
-            _reconcile_bill(client, opened, report)
+            _reconcile_all(client, opened, report)
             _meter_late_rows(Layout(data), opened, report)
         return report
     finally:
@@ -99,12 +112,37 @@ def reconcile_provider(
             opened.close()
 
 
+def _reconcile_all(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
+    away: ProviderUnavailable | None = None
+    try:
+        _reconcile_jobs(client, ledger, report)
+    except ProviderUnavailable as error:
+        away = error
+    with noting(report.errors, "what was to end"):
+        _go_on_stopping(client, ledger, report)
+    try:
+        _reconcile_deployments(client, ledger, report)
+    except ProviderUnavailable as error:
+        if away is not None:
+            raise
+        away = error
+    if away is not None:
+        report.errors.append(str(away))
+    with noting(report.errors, "what no guard looks at"):
+        _stop_unwatched(client, ledger, report)
+    with noting(report.errors, "the bill was not compared, and no charge was changed"):
+        _reconcile_bill(client, ledger, report)
+
+
 def _meter_late_rows(layout: Layout, ledger: Ledger, report: ReconcileReport) -> None:
     """Decisions of agents that were away: the guard looks at the last days only."""
-    try:
+    with noting(report.errors, "the decision log cannot be read"):  # the provider was reconciled
         meter_decisions(layout, ledger, since=report.now - LATE_ROWS, now=report.now)
-    except Exception as error:  # whatever is wrong with the log, the provider was reconciled
-        report.errors.append(f"the decision log cannot be read: {type(error).__name__}: {error}")
+
+
+def _nobodys(what: str, number: int, remote: Any, report: ReconcileReport) -> None:
+    called = text(getattr(remote, "id", None)) or f"number {number} of the list"
+    report.errors.append(f"{what} {called}: the provider's answer does not tell whose it is, so it is left alone")
 
 
 # -- fine-tune jobs ---------------------------------------------------------------------------------------------------
@@ -112,28 +150,39 @@ def _meter_late_rows(layout: Layout, ledger: Ledger, report: ReconcileReport) ->
 
 def _reconcile_jobs(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
     with asking("all fine-tunes"):
-        remotes = client.fine_tuning.list().data or []
-    ours = [(suffix, job) for job in remotes if (suffix := _our_suffix(job, ledger.prefix))]
-    report.strangers += len(remotes) - len(ours)
-    for suffix, remote in sorted(ours, key=lambda pair: pair[1].created_at):
+        remotes = listed(client.fine_tuning.list())
+    ours, all_judged = [], True
+    for number, job in enumerate(remotes, 1):
         try:
+            suffix = _our_suffix(job, ledger.prefix)
+        except (AttributeError, TypeError):
+            _nobodys("fine-tune", number, job, report)
+            all_judged = False
+            continue
+        if suffix is None:
+            report.strangers += 1
+        else:
+            ours.append((suffix, job))
+    for suffix, remote in sorted(ours, key=lambda pair: created_at(pair[1])):
+        with noting(report.errors, suffix):
             _reconcile_job(client, ledger, suffix, remote, report)
-        except ProviderError as error:
-            report.errors.append(f"{suffix}: {error}")
     present = {suffix for suffix, _ in ours}
     with ledger.exclusive("submit") as alone:  # nobody is just submitting
-        for job in ledger.find("fine_tune_jobs", state="intended") if alone else ():
+        for job in ledger.find("fine_tune_jobs", state="intended") if alone and all_judged else ():
             if job["suffix"] not in present and report.now - job["updated_at"] >= ABANDON_AFTER:
                 abandon_fine_tune(ledger, job["id"], why="it never reached the provider", now=report.now)
                 report.actions.append(f"gave up {job['suffix']}: it never reached the provider")
 
 
 def _our_suffix(job: Any, prefix: str) -> str | None:
+    """Our suffix in the name of a job, if it is ours. Raises TypeError or AttributeError where it has none to tell."""
     found = re.search(rf"{re.escape(prefix)}[a-z0-9]+", job.suffix or job.x_model_output_name or "")
     return found[0] if found else None
 
 
 def _reconcile_job(client: Together, ledger: Ledger, suffix: str, remote: Any, report: ReconcileReport) -> None:
+    if text(remote.id) is None:
+        raise UnexpectedAnswer("a job of ours whose id the provider does not tell: it cannot be cancelled")
     if ledger.find("fine_tune_jobs", remote_id=remote.id):
         return  # known; the guard follows it
     known = ledger.find("fine_tune_jobs", suffix=suffix)
@@ -157,6 +206,7 @@ def _reconcile_job(client: Together, ledger: Ledger, suffix: str, remote: Any, r
 
 
 def _add_orphan_job(ledger: Ledger, suffix: str, remote: Any, now: datetime) -> dict[str, Any]:
+    price = count(remote.total_price)
     with ledger.transaction():
         # Nothing can be reserved for what exists already; its price is charged when it has ended.
         reservation = ledger.reserve(0, purpose=f"orphaned fine-tune {suffix}", ttl=None, now=now)
@@ -164,12 +214,12 @@ def _add_orphan_job(ledger: Ledger, suffix: str, remote: Any, now: datetime) -> 
             "fine_tune_jobs",
             state="submitted",
             suffix=remote.id if ledger.find("fine_tune_jobs", suffix=suffix) else suffix,
-            base_model=remote.model or "unknown",
+            base_model=text(remote.model) or "unknown",
             parameters="{}",
-            estimate_nano=remote.total_price or 0,
+            estimate_nano=to_nano(MINIMUM_FINE_TUNE_USD) if price is None else price,
             reservation_id=reservation.id,
             remote_id=remote.id,
-            remote_state=remote.status,
+            remote_state=text(remote.status),
             now=now,
         )
 
@@ -179,25 +229,28 @@ def _add_orphan_job(ledger: Ledger, suffix: str, remote: Any, now: datetime) -> 
 
 def _reconcile_deployments(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
     with asking("all endpoints"):
-        endpoints = list(client.endpoints.list())
-    ours = {name: endpoint for endpoint in endpoints if (name := _bare_name(endpoint)).startswith(ledger.prefix)}
-    report.strangers += len(endpoints) - len(ours)
+        endpoints = listed(client.endpoints.list())
+    ours, all_judged = {}, True
+    for number, endpoint in enumerate(endpoints, 1):
+        if (name := bare_name(endpoint)) is None:
+            _nobodys("endpoint", number, endpoint, report)
+            all_judged = False
+        elif name.startswith(ledger.prefix):
+            ours[name] = endpoint
+        else:
+            report.strangers += 1
     for name, endpoint in ours.items():
-        try:
+        with noting(report.errors, name):
             _reconcile_endpoint(client, ledger, name, endpoint, report)
-        except ProviderError as error:
-            report.errors.append(f"{name}: {error}")
     with ledger.exclusive("submit") as alone:
-        for row in ledger.find("deployments", state="intended") if alone else ():
+        for row in ledger.find("deployments", state="intended") if alone and all_judged else ():
             if row["name"] not in ours and report.now - row["updated_at"] >= ABANDON_AFTER:
                 _end(client, ledger, row["id"], "it never reached the provider", report)
     for row in ledger.find("deployments", state=LIVE_STATES):
         if row["name"] not in ours and row["state"] != "intended":
-            try:  # it is gone: its money is settled
+            with noting(report.errors, row["name"]):  # it is gone: its money is settled
                 if sync_deployment(client, ledger, row["id"], now=report.now)[0]["state"] in SHUTTING_STATES:
                     advance_shutdown(client, ledger, row["id"], now=report.now)
-            except ProviderError as error:
-                report.errors.append(f"{row['name']}: {error}")
 
 
 def _stop_unwatched(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
@@ -215,11 +268,9 @@ def _go_on_stopping(client: Together, ledger: Ledger, report: ReconcileReport) -
         _end(client, ledger, row["id"], row["reason"] or "it was to end", report)
 
 
-def _bare_name(remote: Any) -> str:
-    return remote.name.rsplit("/", 1)[-1]
-
-
 def _reconcile_endpoint(client: Together, ledger: Ledger, name: str, endpoint: Any, report: ReconcileReport) -> None:
+    if text(endpoint.id) is None:
+        raise UnexpectedAnswer("an endpoint of ours whose id the provider does not tell: it cannot be stopped")
     known = ledger.find("deployments", name=name)
     row = known[0] if known else None
     if row is None:
@@ -236,7 +287,7 @@ def _reconcile_endpoint(client: Together, ledger: Ledger, name: str, endpoint: A
             served_name=endpoint.name,
             metered_until=row["stopped_at"] or row["created_at"],
             reconciled_at=None,
-            replicas=sum(deployment.ready_replicas or 0 for deployment in endpoint.deployments),
+            replicas=_ready(endpoint),
             now=report.now,
         )
         report.orphans.append(f"endpoint {name} ({endpoint.id})")
@@ -250,28 +301,45 @@ def _reconcile_endpoint(client: Together, ledger: Ledger, name: str, endpoint: A
 
 
 def _add_orphan_deployment(client: Together, ledger: Ledger, name: str, endpoint: Any, now: datetime) -> dict[str, Any]:
-    prices, deployments = hourly_prices(client), endpoint.deployments
-    known = [prices[d.hardware] for d in deployments if d.hardware in prices]
-    # Hardware that has no price any more: the dearest one is the safe guess, until the bill tells.
-    hourly = max(known, default=max(prices.values(), default=Decimal(0)) if deployments else Decimal(0))
-    first = min(deployments, key=lambda d: d.created_at, default=None)
+    deployments = endpoint.deployments or ()
+    first = min(deployments, key=created_at, default=None)
     return ledger.add(
         "deployments",
         state="stopping",
         name=name,
-        model_object_id=first.api_model_id if first else "unknown",
+        model_object_id=(text(first.api_model_id) if first else None) or "unknown",
         config="unknown",
-        hardware=(first.hardware if first else None) or "unknown",
-        hourly_nano=to_nano(hourly),
+        hardware=(text(first.hardware) if first else None) or "unknown",
+        hourly_nano=_orphans_price(client, ledger, {text(d.hardware) for d in deployments}),
         max_replicas=0,
         endpoint_id=endpoint.id,
         served_name=endpoint.name,
-        remote_id=first.id if first else None,
-        metered_until=first.created_at if first else now,
-        replicas=sum(d.ready_replicas or 0 for d in deployments),
+        remote_id=text(first.id) if first else None,
+        metered_until=(moment(first.created_at) if first else None) or moment(endpoint.created_at) or now,
+        replicas=_ready(endpoint),
         reason="an orphan: the ledger did not know it",
         now=now,
     )
+
+
+def _ready(endpoint: Any) -> int:
+    """Replicas that run under an endpoint; one of a deployment that does not tell."""
+    said = [deployment.ready_replicas for deployment in endpoint.deployments or ()]
+    return sum(1 if (ready := count(0 if number is None else number)) is None else ready for number in said)
+
+
+def _orphans_price(client: Together, ledger: Ledger, hardware: set[str | None]) -> int:
+    """Nano-dollars an hour. It is stopped whatever it costs; where that is not known, the dearest is the safe guess,
+    until the bill tells: of the provider's list, or of what the ledger ever had.
+    """
+    if not hardware:
+        return 0  # nothing runs under it
+    try:
+        prices = {name: to_nano(price) for name, price in hourly_prices(client).items()}
+    except ProviderUnavailable:
+        prices = {}
+    known = [prices[name] for name in hardware if name in prices]
+    return max(known or prices.values() or [row["hourly_nano"] for row in ledger.find("deployments")], default=0)
 
 
 def _adopt_intended(
@@ -305,38 +373,40 @@ def _stop_doubles(
     client: Together, ledger: Ledger, row: dict[str, Any], endpoint: Any, report: ReconcileReport
 ) -> None:
     """Deployments beside the one of the ledger: a create that was carried out twice. Stopped, charged, deleted."""
-    for double in endpoint.deployments:
+    for double in endpoint.deployments or ():
         if row["remote_id"] is None or double.id == row["remote_id"]:
             continue
-        with asking(f"deployment {double.id}"):
+        with noting(report.errors, row["name"]), asking(f"deployment {double.id}"):
             remote = client.endpoints.deployments.retrieve(double.id, endpoint_id=endpoint.id)
-            if (remote.autoscaling.max_replicas or 0) > 0:
+            if may_run(remote):
                 report.orphans.append(f"deployment {double.id} beside {row['name']}")
                 remote = client.endpoints.deployments.update(
                     double.id,
                     endpoint_id=endpoint.id,
                     autoscaling={"min_replicas": 0, "max_replicas": 0},
-                    etag=remote.etag,
+                    **etag_of(remote),
                 )
-            if remote.status.state != "DEPLOYMENT_STATE_STOPPED":
+            if state_of(remote) != "stopped":
                 continue
-            _charge_double(ledger, row, remote, report.now)
-            client.endpoints.deployments.delete(double.id, endpoint_id=endpoint.id, etag=remote.etag)
+            _charge_double(ledger, row, double.id, moment(remote.created_at), report.now)
+            client.endpoints.deployments.delete(double.id, endpoint_id=endpoint.id, **etag_of(remote))
             report.actions.append(f"deleted deployment {double.id}, a double of {row['name']}")
 
 
-def _charge_double(ledger: Ledger, row: dict[str, Any], remote: Any, now: datetime) -> None:
+def _charge_double(
+    ledger: Ledger, row: dict[str, Any], remote_id: str, created: datetime | None, now: datetime
+) -> None:
     """All replicas for all the time that it existed, until the bill tells; an object of its own, as there."""
-    begun = min(remote.created_at, now)  # its clock may be ahead of ours
+    begun = min(created or row["created_at"], now)  # its clock may be ahead of ours
     minutes = math.ceil((now - begun).total_seconds() / 60) * row["max_replicas"]
     with ledger.transaction():
-        if ledger.find("deployments", remote_id=remote.id):
+        if ledger.find("deployments", remote_id=remote_id):
             return
         own = ledger.add(
             "deployments",
             state="deleted",
-            remote_id=remote.id,
-            name=remote.id,
+            remote_id=remote_id,
+            name=remote_id,
             stopped_at=now,
             billed_minutes=minutes,
             now=now,
@@ -352,7 +422,7 @@ def _charge_double(ledger: Ledger, row: dict[str, Any], remote: Any, now: dateti
             "endpoint",
             from_nano(-(-row["hourly_nano"] * minutes // 60)),
             key=f"endpoint:{own['id']}:0-{minutes}",
-            what=f"{minutes} replica minutes at most of {remote.id}, a double of {row['name']}, until the bill tells",
+            what=f"{minutes} replica minutes at most of {remote_id}, a double of {row['name']}, until the bill tells",
             decision_type=row["decision_type"],
             model_id=row["model_id"],
             deployment_id=own["id"],
@@ -363,13 +433,10 @@ def _charge_double(ledger: Ledger, row: dict[str, Any], remote: Any, now: dateti
 
 
 def _end(client: Together, ledger: Ledger, deployment_id: str, why: str, report: ReconcileReport) -> None:
-    begin_shutdown(ledger, deployment_id, why=why, immediately=True, now=report.now)
-    try:
+    with noting(report.errors, ledger.get("deployments", deployment_id)["name"]):
+        begin_shutdown(ledger, deployment_id, why=why, immediately=True, now=report.now)
         row = advance_shutdown(client, ledger, deployment_id, now=report.now)
-    except ProviderError as error:
-        report.errors.append(f"{deployment_id}: {error}")
-        return
-    report.actions.append(f"{row['name']} is {row['state']}: {why}")
+        report.actions.append(f"{row['name']} is {row['state']}: {why}")
 
 
 # -- the bill ---------------------------------------------------------------------------------------------------------
@@ -377,10 +444,14 @@ def _end(client: Together, ledger: Ledger, deployment_id: str, why: str, report:
 
 @dataclass(slots=True)
 class Billed:
-    """What the bill has for an object: US dollars, and the end of the last hour that names it."""
+    """What the bill has for an object: US dollars, and the end of the last hour that names it.
+
+    `doubtful` when a line that is its own, or may be, cannot be read: it may have cost more.
+    """
 
     usd: Decimal = Decimal(0)
     until: datetime | None = None
+    doubtful: bool = False
 
 
 def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
@@ -395,12 +466,13 @@ def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -
     if not jobs and not deployments:
         return
     since = min(row["created_at"] for row in (*jobs, *deployments))
-    billed = read_bill(client, {row["remote_id"] for row in (*jobs, *deployments)}, since=since, until=complete)
+    remote_ids = {row["remote_id"] for row in (*jobs, *deployments)}
+    billed = read_bill(client, remote_ids, since=since, until=complete, errors=report.errors)
     for job in jobs:
-        if job["remote_id"] in billed or job["updated_at"] < silent:
+        if billed[job["remote_id"]].until or job["updated_at"] < silent:
             _adjust(ledger, "fine_tune_jobs", job, billed, None, job["updated_at"] < silent, report)
     for row in deployments:
-        until = max(silent, billed.get(row["remote_id"], Billed()).until or silent)
+        until = max(silent, billed[row["remote_id"]].until or silent)
         final = row["state"] == "deleted" and row["updated_at"] < silent
         _adjust(ledger, "deployments", row, billed, until, final, report)
     report.difference_usd = report.billed_usd - report.charged_usd
@@ -410,22 +482,43 @@ def _hour(moment: datetime) -> datetime:
     return moment.replace(minute=0, second=0, microsecond=0)
 
 
-def read_bill(client: Together, remote_ids: set[str], *, since: datetime, until: datetime) -> dict[str, Billed]:
-    """What the provider's bill has for each of these objects in the hours that end by `until`."""
-    billed: dict[str, Billed] = defaultdict(Billed)
+def read_bill(
+    client: Together, remote_ids: set[str], *, since: datetime, until: datetime, errors: list[str]
+) -> dict[str, Billed]:
+    """What the provider's bill has for each of these objects in the hours that end by `until`.
+
+    A line that cannot be read is told in `errors`, and makes doubtful whose it is: all of them, where it does not say.
+    """
+    billed = {remote_id: Billed() for remote_id in remote_ids}
     month = since.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     while month < until:
         with asking(f"the bill of {month:%Y-%m}"):
-            for window in client.organization.usage.costs.list(granularity="hour", month=f"{month:%Y-%m}"):
-                if window.end_time > until:
-                    continue
-                for item in window.line_items:
-                    for remote_id in remote_ids.intersection(item.attributes.values()):
-                        entry = billed[remote_id]
-                        entry.usd += Decimal(item.cost)
-                        entry.until = max(entry.until or window.end_time, window.end_time)
+            windows = listed(client.organization.usage.costs.list(granularity="hour", month=f"{month:%Y-%m}"))
+        if odd := sum(_read_hour(window, billed, until) for window in windows):
+            errors.append(f"the bill of {month:%Y-%m}: {odd} lines cannot be read, so it gives no money back for them")
         month = (month + timedelta(days=32)).replace(day=1)
-    return dict(billed)
+    return billed
+
+
+def _read_hour(window: Any, billed: dict[str, Billed], until: datetime) -> int:
+    """Add an hour of the bill to what is `billed`; how many of its lines that are ours, or may be, cannot be read."""
+    odd = 0
+    end, lines = moment(getattr(window, "end_time", None)), getattr(window, "line_items", None)
+    if end is not None and end > until:
+        return odd
+    for line in lines if isinstance(lines, list) else [None]:
+        attributes, cost = getattr(line, "attributes", None), usd(getattr(line, "cost", None))
+        named = list(attributes.values()) if isinstance(attributes, dict) else None
+        ours = [entry for remote_id, entry in billed.items() if named is None or remote_id in named]
+        if end is not None and cost is not None and named is not None:
+            for entry in ours:
+                entry.usd += cost
+                entry.until = max(entry.until or end, end)
+        elif ours:
+            odd += 1
+            for entry in ours:
+                entry.doubtful = True
+    return odd
 
 
 def _adjust(
@@ -448,9 +541,11 @@ def _adjust(
     with ledger.transaction() as connection:
         nano, last = connection.execute(query).one()
         charged = from_nano(int(nano))
-        on_bill = billed.get(row["remote_id"], Billed()).usd
+        on_bill, doubtful = billed[row["remote_id"]].usd, billed[row["remote_id"]].doubtful
         report.charged_usd += charged
         report.billed_usd += on_bill
+        if doubtful and on_bill <= charged:
+            return
         if difference := from_nano(to_nano(on_bill) - to_nano(charged)):
             name = row["suffix"] if object_type == "fine_tune_jobs" else row["name"]
             ledger.charge(
@@ -466,5 +561,5 @@ def _adjust(
                 **{column: row["id"]},
             )
             report.adjustments.append(f"{name}: {format_usd(difference)}")
-        if final:
+        if final and not doubtful:
             ledger.update(object_type, row["id"], reconciled_at=report.now, now=row["updated_at"])

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from provider.answers import listed
 from provider.client import asking
-from provider.errors import NotServable
+from provider.errors import NotServable, UnexpectedAnswer
 from provider.prices import hourly_prices
 
 if TYPE_CHECKING:
@@ -46,11 +47,15 @@ def resolve_tier(client: Together, tier: str, *, tiers: Mapping[str, Sequence[st
     if not candidates:
         raise NotServable(f"no tier {tier!r}: use one of {', '.join(tiers or TIERS)}, or a model's name (`owner/name`)")
     with asking("models that can be trained and served"):
-        rows = {model.name: model for model in client.models.list_supported()}
+        rows = {getattr(model, "name", None): model for model in listed(client.models.list_supported())}
     prices = hourly_prices(client)
     reasons = []
     for name in candidates:
-        chosen = _judge(name, rows.get(name), prices)
+        try:
+            with asking(f"what serves {name}"):
+                chosen = _judge(name, rows.get(name), prices)
+        except UnexpectedAnswer as error:
+            chosen = f"cannot be judged: {error}"
         if isinstance(chosen, BaseModel):
             return chosen
         reasons.append(f"{name} {chosen}")

@@ -254,7 +254,7 @@ def test_a_bill_whose_last_hour_is_late_gives_nothing_of_it_back(world: World, m
     world.next_hours(4)
     with monkeypatch.context() as late:
         late.setattr(
-            provider.reconcile, "read_bill", lambda *args, since, until: bill(*args, since=since, until=first_hour)
+            provider.reconcile, "read_bill", lambda *args, until, **rest: bill(*args, until=first_hour, **rest)
         )
         report = reconcile(world)
     assert 0 < report.billed_usd <= Decimal("5.49") / 6

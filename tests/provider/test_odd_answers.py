@@ -1,0 +1,303 @@
+"""Answers that are not as documented: the rest is judged, the odd one is named, nothing is held for what it is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from provider.deployments import deploy_model, undeploy_model
+from provider.errors import CreationInDoubt, ProviderUnavailable, UnexpectedAnswer
+from provider.fine_tunes import submit_fine_tune, sync_fine_tune
+from provider.guard import guard_costs
+from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
+from storage.errors import PriceUnknown
+from tests.provider.test_reconcile import forget, remote_ids
+from tests.provider.world import World
+
+HTML = "<html><body>502 Bad Gateway</body></html>"
+
+
+def garble(world: World, method: str, path: str, change: Callable[[Any], Any], *, times: int = 10**6) -> None:
+    """Change what the provider answers to a request whose path ends so; text instead of JSON is HTML."""
+    left = times
+
+    def hook(response: httpx.Response) -> None:
+        nonlocal left
+        if response.request.method == method and response.request.url.path.endswith(path) and left:
+            left -= 1
+            response.read()
+            changed = change(response.json() if response.content else None)
+            if isinstance(changed, str):
+                response.headers["content-type"] = "text/html"
+            response._content = (changed if isinstance(changed, str) else json.dumps(changed)).encode()
+
+    world.client._client.event_hooks = {"response": [hook]}
+
+
+def each(**fields: Any) -> Callable[[Any], Any]:
+    """Every item of a list with these fields instead; one that is given as `...` lacks."""
+
+    def change(answer: Any) -> Any:
+        def item(old: dict[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in {**old, **fields}.items() if value is not ...}
+
+        return {**answer, "data": [item(old) for old in answer["data"]]}
+
+    return change
+
+
+def only(name: str, **fields: Any) -> Callable[[Any], Any]:
+    """The item of that name with these fields instead."""
+
+    def change(answer: Any) -> Any:
+        return {
+            **answer,
+            "data": [{**old, **fields} if name in str(old.get("name")) else old for old in answer["data"]],
+        }
+
+    return change
+
+
+def reconcile(world: World) -> ReconcileReport:
+    return reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+
+
+def end(world: World, row: dict[str, Any]) -> None:
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+
+
+@pytest.mark.parametrize("change", [lambda _: HTML, lambda _: {"error": {"message": "?"}}, lambda _: {"data": 7}])
+def test_jobs_that_cannot_be_read_do_not_keep_orphaned_endpoints_alive(
+    world: World, change: Callable[[Any], Any]
+) -> None:
+    world.deploy()
+    forget(world)
+    garble(world, "GET", "/v1/fine-tunes", change)
+    report = reconcile(world)
+    assert len(report.orphans) == 1
+    assert world.ours() == []
+    assert report.errors
+
+
+def test_what_has_no_name_is_nobodys_and_proves_nobodys_absence(world: World) -> None:
+    model_id = world.model()
+    world.emulator.fault(500, "POST */endpoints", times=4)
+    with pytest.raises(CreationInDoubt):
+        world.deploy(model_id)
+    dataset = world.upload()
+    world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
+    with pytest.raises(CreationInDoubt):
+        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    world.emulator.advance(ABANDON_AFTER.total_seconds())
+    before = [(endpoint.id, endpoint.etag) for endpoint in world.all_endpoints()]
+    garble(world, "GET", "/v1/fine-tunes", each(suffix=["?"]))
+    report = reconcile(world)
+    assert world.ledger.find("fine_tune_jobs")[0]["state"] == "intended"
+    assert any("does not tell whose it is" in error for error in report.errors)
+    assert [(endpoint.id, endpoint.etag) for endpoint in world.all_endpoints()] == before
+    world.revive()
+    assert reconcile(world).errors == []
+    assert world.ledger.find("fine_tune_jobs")[0]["state"] == "abandoned"
+
+
+def test_endpoints_without_a_name_are_left_alone_and_told(world: World) -> None:
+    row = world.deploy()
+    forget(world)
+    for name in (None, ..., 7):
+        garble(world, "GET", "/endpoints", each(name=name))
+        report = reconcile(world)
+        assert report.orphans == []
+        assert any(row["endpoint_id"] in error for error in report.errors)
+        assert len(world.ours()) == 1
+    world.revive()
+    assert len(reconcile(world).orphans) == 1
+    assert world.ours() == []
+
+
+def test_one_odd_endpoint_of_ours_leaves_the_others_judged(world: World) -> None:
+    odd, other = world.deploy(world.model()), world.deploy(world.model())
+    forget(world)
+    garble(world, "GET", "/endpoints", only(odd["name"], id=None))
+    report = reconcile(world)
+    (error,) = report.errors
+    assert error.startswith(odd["name"])
+    assert [other["name"] in orphan for orphan in report.orphans] == [True]
+    assert [endpoint.name for endpoint in world.ours()] == [odd["served_name"]]
+    world.revive()
+    reconcile(world)
+    assert world.ours() == []
+
+
+@pytest.mark.parametrize("deployments", [None, [{"id": "dep_1"}], [{"readyReplicas": -1, "createdAt": "yesterday"}]])
+def test_an_orphan_of_which_little_can_be_read_is_stopped_and_charged(world: World, deployments: Any) -> None:
+    row = world.deploy()
+    world.minutes(10)
+    forget(world)
+    garble(world, "GET", "/endpoints", only(row["name"], deployments=deployments), times=1)
+    assert len(reconcile(world).orphans) == 1
+    assert world.ours() == []
+    world.revive()
+    (known,) = world.ledger.find("deployments", name=row["name"])
+    if known["remote_id"] == row["remote_id"]:
+        world.await_bill()
+        reconcile(world)
+        assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
+
+
+def test_an_orphan_is_stopped_without_the_list_of_prices(world: World) -> None:
+    row = world.deploy()
+    forget(world)
+    garble(world, "GET", "/inference-instance-types", lambda _: HTML)
+    assert len(reconcile(world).orphans) == 1
+    assert world.ours() == []
+    world.await_bill()
+    reconcile(world)
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+
+
+def with_line(**fields: Any) -> Callable[[Any], Any]:
+    def change(answer: Any) -> Any:
+        for window in answer["data"]:
+            window["line_items"] = [{**line, **fields} for line in window["line_items"]]
+        return answer
+
+    return change
+
+
+def ends(at: Any) -> Callable[[Any], Any]:
+    return lambda answer: {**answer, "data": [{**window, "end_time": at} for window in answer["data"]]}
+
+
+BILLS = [
+    lambda _: HTML,
+    lambda _: {"data": None, "error": "?"},
+    with_line(cost=None),
+    with_line(cost="NaN"),
+    with_line(cost="-5"),
+    with_line(cost="free"),
+    with_line(attributes=None),
+    with_line(attributes=[]),
+    ends(None),
+    ends("soon"),
+    lambda answer: {**answer, "data": [{**window, "line_items": None} for window in answer["data"]]},
+]
+
+
+def test_a_bill_that_cannot_be_read_gives_no_money_back(world: World) -> None:
+    row = world.deploy()
+    world.minutes(7)
+    end(world, row)
+    world.ledger.charge(
+        "endpoint", "3", key="too much", what="test", deployment_id=row["id"], ts=world.now(), now=world.now()
+    )
+    world.await_bill()
+    spent = world.ledger.spent()
+    for change in BILLS:
+        garble(world, "GET", "/v1/billing/usage", change)
+        report = reconcile(world)
+        assert report.errors
+        assert all("bill" in error for error in report.errors)
+        assert (report.adjustments, world.ledger.spent()) == ([], spent)
+    world.revive()
+    assert reconcile(world).errors == []
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+
+
+def test_a_line_of_a_stranger_that_cannot_be_read_matters_to_nobody(world: World) -> None:
+    row = world.deploy()
+    end(world, row)
+    world.await_bill()
+
+    def change(answer: Any) -> Any:
+        answer["data"][-1]["line_items"].append({"cost": "NaN", "attributes": {"deployment_id": "dep_a_strangers"}})
+        return answer
+
+    garble(world, "GET", "/v1/billing/usage", change)
+    assert reconcile(world).errors == []
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+
+
+@pytest.mark.parametrize("price", [None, -5, "NaN"])
+def test_a_job_whose_price_is_none_is_charged_its_estimate(world: World, price: Any) -> None:
+    dataset = world.upload()
+    job = submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    while world.client.fine_tuning.retrieve(job["remote_id"]).status != "completed":
+        world.wait(1)
+    garble(world, "GET", job["remote_id"], lambda answer: {**answer, "total_price": price})
+    job = sync_fine_tune(world.client, world.ledger, job["id"], now=world.now())
+    assert (job["state"], job["price_nano"]) == ("completed", job["estimate_nano"])
+    world.revive()
+    world.await_bill()
+    reconcile(world)
+    assert world.ledger.spent() == world.emulator.bill({job["remote_id"]})
+
+
+def test_an_estimate_that_is_no_price_refuses(world: World) -> None:
+    dataset = world.upload()
+    price: Any
+    for price in (None, -5, "NaN", "Infinity", "x", [4]):
+        fields = {"estimated_total_price": price}
+        garble(world, "POST", "/v1/fine-tunes/estimate-price", lambda answer, fields=fields: answer | fields)
+        with pytest.raises(PriceUnknown, match="no price"):
+            submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    assert world.our_jobs() == []
+    assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+@pytest.mark.parametrize("path", ["/endpoints", "/deployments"])
+def test_a_create_answered_with_html_is_not_sent_again(world: World, path: str) -> None:
+    garble(world, "POST", path, lambda _: HTML, times=1)
+    row = world.deploy()
+    assert row["state"] == "ready"
+    (endpoint,) = world.ours()
+    assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
+    end(world, row)
+
+
+def test_a_deploy_waits_odd_answers_out_and_the_guard_stops_what_it_cannot_read(world: World) -> None:
+    model_id = world.model()
+    world.emulator.fault("slow_cold_start", seconds=60)
+    answers = iter([HTML, {"status": None}, {"status": {"state": 7}}])
+
+    def change(answer: Any) -> Any:
+        odd = next(answers, None)
+        return odd if isinstance(odd, str) else {**answer, **(odd or {})}
+
+    def told(_: float, message: str) -> None:
+        if not any("/deployments/" in path for path in messages):
+            path = world.ledger.find("deployments")[-1]["remote_id"]
+            messages.append(f"/deployments/{path}")
+            garble(world, "GET", path, change)
+        messages.append(message)
+
+    messages: list[str] = []
+    row = deploy_model(
+        world.client, world.ledger, model_id, poll_seconds=10, progress=told, now=world.now, wait=world.wait
+    )
+    assert row["state"] == "ready"
+    assert sum("not as documented" in message or "does not say" in message for message in messages) == 3
+    garble(world, "GET", "/deployments", each(autoscaling=None, status={"state": "?", "readyReplicas": "two"}))
+    world.ledger.set_budget("total", world.ledger.spent())
+    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    remote = world.observer.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
+    assert remote.autoscaling.max_replicas == 0
+    world.revive()
+    world.minutes(1)
+    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert world.ours() == []
+
+
+def test_a_provider_that_tells_neither_jobs_nor_endpoints_is_away(world: World) -> None:
+    garble(world, "GET", "", lambda _: HTML)
+    with pytest.raises(UnexpectedAnswer, match="all endpoints"):
+        reconcile(world)
+    world.emulator.fault(503, "GET /v1/fine-tunes", times=3)
+    world.revive()
+    assert "all fine-tunes" in reconcile(world).errors[0]  # endpoints can be asked
+    world.emulator.fault(503, "GET *", times=6)
+    with pytest.raises(ProviderUnavailable):
+        reconcile(world)
