@@ -2,8 +2,8 @@
 
 An answer's end is held back until the kernel has its record, so that what was answered is on record whatever becomes of
 this process: for a quarter of a second at most, and not at all while the thread is behind (counted as `records_late`).
-No disk is touched in the event loop, for nobody knows when one will hang. What waits is written together, and who waits
-is told together: most of what a thread costs is to be woken, and to wake.
+Nothing is written in the event loop, for nobody knows when a disk will hang. What waits is written together, and who
+waits is told together: most of what a thread costs is to be woken, and to wake.
 """
 
 from __future__ import annotations

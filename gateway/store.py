@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 _log = logging.getLogger("gateway")
+
+MAX_WAITING = 10_000
+"""Writes that may wait for the disk; more are left out, and known to this process only."""
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS sessions (session TEXT PRIMARY KEY, side TEXT, ts REAL)",
     "CREATE TABLE IF NOT EXISTS marks (mark BLOB PRIMARY KEY, episode TEXT, ts REAL) WITHOUT ROWID",
@@ -27,6 +30,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gateway-store")
+        self._begun = self._written = 0
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
         try:
@@ -53,7 +57,8 @@ class Store:
 
     def write(self, statement: str, *rows: Sequence[Any]) -> None:
         """Execute a statement for each of `rows`, soon. Never waits."""
-        if self._reader is not None:
+        if self._reader is not None and self._begun - self._written < MAX_WAITING:
+            self._begun += 1
             self._thread.submit(self._write, statement, rows)
 
     def flush(self) -> None:
@@ -72,3 +77,4 @@ class Store:
             self._writer.executemany(statement, rows)
         except sqlite3.Error as error:
             _log.warning("%s was not written: %s", self._path, error)
+        self._written += 1

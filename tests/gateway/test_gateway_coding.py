@@ -208,6 +208,34 @@ async def test_fault_within_the_stream_is_an_error_event_and_the_retry_is_anthro
     assert rows[0]["fallback_reason"] in ("provider_error", "unparseable", "timeout")
 
 
+async def test_a_silent_model_is_bridged_by_pings(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.coding.PING_S", 0.03)
+    running = await start()
+    running.route()
+    pinged = asyncio.Event()
+
+    async def waits(seen: scripted.Seen, writer: asyncio.StreamWriter) -> None:
+        first, *rest = chat_stream("a", "b")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n" + first)
+        await pinged.wait()
+        writer.write(b"".join(rest))
+        await writer.drain()
+        writer.close()
+
+    running.model.script = waits
+    body = b""
+    async with running.http.post(
+        f"{running.url}/v1/messages", json=coding(stream=True), headers=running.headers
+    ) as response:
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if body.count(b"event: ping") == 3:
+                pinged.set()
+    message, _ = read_legal_stream(body)
+    assert message is not None
+    assert message["content"] == [{"type": "text", "text": "ab"}]
+
+
 async def test_client_that_goes_stops_the_model(start: Start) -> None:
     running = await start()
     running.route()
@@ -677,6 +705,23 @@ def test_a_writer_of_another_gateway_keeps_no_reader_waiting(tmp_path: Path) -> 
         other.execute("COMMIT")
     store.flush()
     assert len(store.read("SELECT session FROM sessions")) == 2
+    store.close()
+
+
+def test_what_waits_for_the_store_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.store.MAX_WAITING", 5)
+    store = Store(tmp_path / "s.sqlite")
+    insert, count = "INSERT INTO sessions VALUES (?, 'custom', 1.0)", "SELECT count(*) FROM sessions"
+    with closing(sqlite3.connect(tmp_path / "s.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for number in range(20):
+            store.write(insert, (str(number),))
+        other.execute("COMMIT")
+    store.flush()
+    assert store.read(count) == [(5,)]
+    store.write(insert, ("later",))
+    store.flush()
+    assert store.read(count) == [(6,)]
     store.close()
 
 
