@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import storage
@@ -56,3 +57,14 @@ def test_files_of_a_version_read_beside_those_of_today(tmp_path: Path, version: 
         assert (labelled["label"], labelled["label_source"]) == ('{"action":"STOP"}', "demonstration")
         assert (labelled["feedback"], labelled["episode_feedback"]) == ({"rating": 0.5}, {"good": 1.0})
         compact_decisions(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["segment", "landed", "compacted"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_records_of_a_version_that_come_again_are_known(tmp_path: Path, version: str, form: str) -> None:
+    load(tmp_path, version, form)
+    for path in tmp_path.glob("feedback/*/*.parquet"):  # as of before a column was there
+        pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["extra"]), path)
+    shutil.copy(FIXTURES / version / "segment.seal", tmp_path / "spool" / "copy.seal")
+    report = land_decisions(tmp_path)
+    assert (report.decisions, report.feedback, report.duplicates, report.quarantined) == (0, 0, 5, {})
