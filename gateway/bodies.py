@@ -10,6 +10,7 @@ import asyncio
 import sys
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +29,7 @@ INLINE_BYTES = 256 << 10
 
 _MEMBERS = 8
 _WINDOW_LOG = 23  # the memory that a zstd frame may ask for: 8 MB, as RFC 9659 has it for HTTP
-_turns = asyncio.Semaphore(4)
+_threads = ThreadPoolExecutor(4, thread_name_prefix="gateway-body")
 
 
 class _TooLarge(Exception):
@@ -66,8 +67,8 @@ async def decode_body(exchange: Exchange, body: bytes) -> bytes | None:
             with suppress(_TooLarge):
                 return _decode(body, codings[0], INLINE_BYTES)
         with suppress(_TooLarge):
-            async with _turns:
-                return await asyncio.to_thread(_decode, body, codings[0], MAX_BODY_BYTES)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(_threads, _decode, body, codings[0], MAX_BODY_BYTES)
     exchange.reason = "undecodable_body"
     return None
 

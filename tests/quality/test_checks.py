@@ -85,8 +85,11 @@ def test_a_log_from_before_any_model_is_in_order(tmp_path):
     turns = conversations(16, turns=8)
     for turn in turns:
         turn.extra = {"fallback_reason": "no_route"}
+    found = [record for turn in turns for record in records(turn)]
+    cut = next(record for record in found if record.served)  # its agent went away in the middle of it
+    cut.valid, cut.decision, cut.tags = False, None, {"cut": "client"}
     data = tmp_path / "data"
-    land(data, [[record for turn in turns for record in records(turn)]])
+    land(data, [found])
     assert check_decisions(data, now=AT).failures == []
 
 
