@@ -20,6 +20,7 @@ from gateway.app import Gateway
 from gateway.exchange import anthropic_error
 from gateway.logs import configure_logs, log
 from gateway.security import MAX_HEADER_BYTES
+from gateway.settings import Settings
 
 GRACE_S = 600
 """How long answers under way may take after SIGTERM."""
@@ -34,13 +35,14 @@ GARBAGE_THRESHOLD = 10_000
 class StrictProtocol(HttpToolsProtocol):
     """What uvicorn gets wrong: it gathers a head without end; trailers become headers (RFC 9110, 6.5.1); a request
     that offers another protocol, as Java's client does (h2c), loses its body; HTTP/1.0 is answered in chunks; and a
-    client may take for ever to send a request.
+    client may take for ever to send a request, or to read its answer.
     """
 
     _reads: Literal["nothing", "head", "body"] | None = "nothing"  # what is to come; None while it is answered
     _since = 0.0  # when what is being read began, by the loop's clock
     _last = 0.0  # when the last piece of a body came
     _body_bytes = 0
+    _full_since: float | None = None  # when what waits for the client to read it became too much
     _parts = 0  # of requests that came so far: heads and pieces of bodies
     _silent_bytes = 0  # received since the last of them
     _declines = False  # just now, what a request offers
@@ -49,8 +51,11 @@ class StrictProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._since = self.loop.time()
 
-    def overdue(self, now: float, head_s: float, body_s: float) -> Literal["head", "body"] | None:
-        """What has taken too long to come, if anything has."""
+    def overdue(self, now: float, settings: Settings) -> Literal["head", "body", "answer"] | None:
+        """What has taken too long to come or to go, if anything has."""
+        head_s, body_s = settings.head_timeout_s, settings.body_timeout_s
+        if self._full_since is not None and now - self._full_since > settings.write_timeout_s:
+            return "answer"
         if self._reads in ("nothing", "head"):
             answering = self.cycle is not None and not self.cycle.response_complete
             return "head" if now - self._since > head_s and not answering else None
@@ -61,8 +66,19 @@ class StrictProtocol(HttpToolsProtocol):
             return "body" if slow or now - self._last > body_s else None
         return None
 
+    def pause_writing(self) -> None:
+        self._full_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._full_since = None
+        super().resume_writing()
+
     def give_up(self) -> None:
-        """Close the connection of a request that did not come in time."""
+        """Close the connection of a request that did not come in time, or whose answer nobody reads."""
+        if self._full_since is not None:
+            self.transport.abort()  # to close it is to wait until all is read
+            return
         answered = self._reads == "body" and self.cycle.response_started
         if self._reads != "nothing" and not answered and not self.transport.is_closing():
             self.transport.write(_TIMED_OUT)
@@ -156,7 +172,7 @@ class _UntilClose:
 
 class Server(uvicorn.Server):
     """On SIGTERM `/readyz` says no for `drain_s`, so that a load balancer turns away first; then the door closes and
-    the answers under way are finished. Ten times a second it looks for requests that take too long to come."""
+    the answers under way are finished. Ten times a second it looks for what takes too long to come or to go."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
@@ -166,7 +182,7 @@ class Server(uvicorn.Server):
         now, settings = asyncio.get_running_loop().time(), self._gateway.settings
         for connection in list(self.server_state.connections):
             assert isinstance(connection, StrictProtocol)
-            if part := connection.overdue(now, settings.head_timeout_s, settings.body_timeout_s):
+            if part := connection.overdue(now, settings):
                 self._gateway.state.metrics.timeouts.labels(part).inc()
                 connection.give_up()
         return await super().on_tick(counter)

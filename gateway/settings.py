@@ -10,6 +10,7 @@
 `head_timeout_s`              for a client to send a request's head (30)
 `body_timeout_s`              longest silence within a request's body; and after it a body has to have come at 8 KB a
                               second (60)
+`write_timeout_s`             for a client to read something of an answer that waits for it (600)
 `drain_s`                     after SIGTERM: `/readyz` says no for so long before the door closes (0)
 `log_requests`                one JSON line a request on stderr, without prompts and keys (true)
 `record`                      log coding conversations and decisions for learning (true)
@@ -93,6 +94,7 @@ class Settings:
     read_timeout_s: float = 600.0
     head_timeout_s: float = 30.0
     body_timeout_s: float = 60.0
+    write_timeout_s: float = 600.0
     drain_s: float = 0.0
     log_requests: bool = True
     record: bool = True
@@ -114,6 +116,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "read_timeout_s": (float, 0.001, 86_400),
     "head_timeout_s": (float, 0.001, 3600),
     "body_timeout_s": (float, 0.001, 3600),
+    "write_timeout_s": (float, 0.001, 86_400),
     "drain_s": (float, 0, 3600),
     "record_queue_mb": (float, 0.001, 1_000_000),
 }

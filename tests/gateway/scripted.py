@@ -74,6 +74,9 @@ class Scripted:
                 try:
                     await script(seen, writer)
                     await writer.drain()
+                except ConnectionError:
+                    seen.closed.set()
+                    raise
                 finally:
                     watcher.cancel()
                 if writer.is_closing():

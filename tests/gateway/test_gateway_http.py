@@ -224,3 +224,15 @@ async def test_requests_have_to_come_in_time(start: Start) -> None:
     stats = running.gateway.state.metrics.statistics()
     assert stats["request_timeouts"] == {"head": 4, "body": 5}
     assert running.gateway.active == 0
+
+
+async def test_an_answer_that_nobody_reads_is_given_up(start: Start) -> None:
+    running = await start(write_timeout_s=0.1)
+    running.anthropic.script = stream(*[b"x" * (1 << 20)] * 64)
+    _, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rpartition(":")[2]), limit=1000)
+    writer.write(sized())
+    while not running.anthropic.seen:
+        await asyncio.sleep(0.01)
+    await asyncio.wait_for(running.anthropic.last.closed.wait(), 5)
+    assert running.gateway.state.metrics.statistics()["request_timeouts"] == {"answer": 1}
+    writer.close()
