@@ -135,14 +135,12 @@ class Recorder:
                 return
 
     def _write(self, make: Make) -> bool:
-        whole = True
-        for record in self._make(make):
-            if self._writer.write(record):
-                self._metrics.recorded.inc()
-            else:
-                whole = False
-                self._metrics.dropped.labels("not_written").inc()
-        return whole
+        records = self._make(make)
+        written = sum(self._writer.write(record) for record in records)
+        self._metrics.recorded.inc(written)
+        if written < len(records):
+            self._metrics.dropped.labels("not_written").inc(len(records) - written)
+        return written == len(records)
 
     def _make(self, make: Make) -> list[Decision | Feedback]:
         try:
