@@ -30,7 +30,7 @@ from provider.errors import (
 )
 from provider.metering import hourly_usd, meter_minutes, runway_usd
 from provider.prices import instance_price
-from provider.routes import withdraw_model
+from provider.routes import longest_deadline, withdraw_model
 from provider.tiers import resolve_tier
 from storage.errors import IllegalTransition, LedgerError
 from storage.ledger import new_id
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 READY_TIMEOUT = timedelta(minutes=25)
 """Cold starts of up to about 20 minutes are reported."""
+
+LONGEST_DRAIN = 60.0
+"""Seconds that requests under way are given where a deployment is taken down, as the guard gives them a tick."""
 
 INACTIVE_MINUTES = 30
 """The provider's own idle stop, its shortest. A second net only: users report that it may do nothing."""
@@ -441,6 +444,7 @@ def undeploy_model(
 ) -> dict[str, Any]:
     """Withdraw a deployment's route, let requests under way end, stop it, delete it; returns its ledger row, `deleted`.
 
+    They are given `drain_seconds`, or what their route's deadline gives them, up to `LONGEST_DRAIN`.
     What it cost is charged. May be called again at any time; what it leaves undone, the guard does. Raises NotReady
     after `timeout`, ProviderUnavailable.
     """
@@ -451,9 +455,10 @@ def undeploy_model(
     was_ready = row["state"] == "ready"
     row = begin_shutdown(ledger, deployment_id, why=why, now=clock())
     if routes_path is not None and row["served_name"]:
+        deadline = longest_deadline(routes_path, row["served_name"])
         withdraw_model(routes_path, row["served_name"], now=clock())
         if was_ready:
-            wait(drain_seconds)
+            wait(max(drain_seconds, min(deadline, LONGEST_DRAIN)))
     deadline = time.monotonic() + timeout.total_seconds()
     while True:
         trouble: ProviderUnavailable | None = None

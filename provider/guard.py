@@ -52,6 +52,9 @@ UNREADY = READY_TIMEOUT + timedelta(minutes=5)
 BLIND = timedelta(minutes=10)
 """How long a deployment may run while the ledger cannot be written."""
 
+PUT_BACK = timedelta(hours=1)
+"""What was charged so far ahead of the clock, one of the two clocks was wrong: nothing is metered until it agrees."""
+
 DRAIN_SHARE = 0.95
 """Where a budget is as good as spent: what it covers is stopped."""
 
@@ -182,6 +185,11 @@ def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
             after, message = sync_deployment(client, ledger, row["id"], now=report.now)
             if after["state"] != row["state"]:
                 report.actions.append(f"{row['name']} is {after['state']}{f': {message}' if message else ''}")
+            if after["metered_until"] and after["metered_until"] - report.now >= PUT_BACK:
+                report.errors.append(
+                    f"{row['name']} was charged until {after['metered_until']:%Y-%m-%d %H:%M} UTC, and it is only "
+                    f"{report.now:%Y-%m-%d %H:%M} by the clock: it counts no minutes, so its lease is left to run out"
+                )
     for job in ledger.find("fine_tune_jobs", state=("submitted", "running", "cancelling")):
         with noting(report.errors, job["suffix"]):
             after = sync_fine_tune(client, ledger, job["id"], now=report.now)

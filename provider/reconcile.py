@@ -472,8 +472,9 @@ def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -
         if billed[job["remote_id"]].until or job["updated_at"] < silent:
             _adjust(ledger, "fine_tune_jobs", job, billed, None, job["updated_at"] < silent, report)
     for row in deployments:
-        until = max(silent, billed[row["remote_id"]].until or silent)
+        # What ended so long ago is on the bill: all of its charges count, also those of a clock that was ahead.
         final = row["state"] == "deleted" and row["updated_at"] < silent
+        until = None if final else max(silent, billed[row["remote_id"]].until or silent)
         _adjust(ledger, "deployments", row, billed, until, final, report)
     report.difference_usd = report.billed_usd - report.charged_usd
 

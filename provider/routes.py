@@ -88,6 +88,15 @@ def routed_models(path: Path | str, *, now: datetime | None = None) -> Collectio
     return frozenset(arm.model for route in routes.routes.values() for arm in route.arms if arm.model)
 
 
+def longest_deadline(path: Path | str, model: str) -> float:
+    """Seconds after which no request that a route sends to this model now is under way any more; 0 without one."""
+    try:
+        routes = read_routes(path).routes.values()
+    except (FileNotFoundError, RoutesError):
+        return 0.0
+    return max((route.deadline_ms / 1000 for route in routes if any(a.model == model for a in route.arms)), default=0.0)
+
+
 def _change(
     path: Path | str,
     now: datetime | None,

@@ -299,7 +299,7 @@ class Ledger:
     def transaction(self) -> Iterator[sa.Connection]:
         """One serialised transaction of writes. Nested, it joins the one that is open: all of it, or nothing.
 
-        Raises LedgerUnavailable when the database is locked for too long, read-only, full or gone.
+        Raises LedgerUnavailable when the database is locked for too long, read-only, full, damaged or gone.
         """
         if (connection := getattr(self._open, "connection", None)) is not None:
             yield connection
@@ -341,7 +341,9 @@ class Ledger:
         """Say in one line what is wrong with the database, and what to do."""
         try:
             yield
-        except (sa.exc.OperationalError, sa.exc.InternalError) as error:
+        except sa.exc.DatabaseError as error:
+            if isinstance(error, (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.DataError)):
+                raise  # the database is well, and what it was asked is wrong
             reason = str(error.orig).strip().splitlines()[0]
             raise LedgerUnavailable(
                 f"the ledger {self.engine.url.render_as_string(hide_password=True)} cannot be used: {reason}. Nothing "
@@ -830,6 +832,8 @@ def _mend(reason: str) -> str:
         return "make it and its folder writable"
     if "full" in reason or "no space" in reason:
         return "free some space"
+    if "malformed" in reason or "not a database" in reason:
+        return "put a backup in its place"
     if "locked" in reason:
         return "end the program that holds it"
     return "make the database reachable"

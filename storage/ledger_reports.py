@@ -53,7 +53,7 @@ def cost_report(
     estimated, and what runs now goes on at its hourly rate until a budget is exhausted. A budget's `exhausted_at` is
     when that is, at this rate: once `drain_share` of it is spent and the guard stops what it covers. None: not within a
     year. Requests and tokens are those of whole days (UTC), so for `hour` a model has no `average_usd_per_request`, nor
-    without requests. `model_id` is that of a job that has no model, or None for tokens of models that are not ours.
+    without requests. `model_id` is that of a job that has no model, or None for all models that are not ours.
     """
     if period not in PERIODS:
         raise ValueError(f"no period {period!r}: use one of {', '.join(PERIODS)}")
@@ -92,10 +92,10 @@ def cost_report(
     total = sum(by_kind.values())
 
     lines = []
-    unpaid = {(model_id, models[model_id]["decision_type"]) for model_id in usage if model_id in models}
+    unpaid = {(model_id, models[model_id]["decision_type"]) for model_id, _ in usage if model_id in models}
     for model_id, decision_type in by_model.keys() | unpaid:
         spent, model = by_model[model_id, decision_type], models.get(model_id or "")
-        used = usage.get(model_id or "", _no_usage())
+        used = usage.get((model_id, None) if model_id else (None, decision_type), _no_usage())
         lines.append(
             {
                 "model_id": model_id,
@@ -173,7 +173,7 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
             deployments[row["model_id"]].append(dict(row))
         status = []
         for model in models:
-            used = usage.get(model["id"], _no_usage())
+            used = usage.get((model["id"], None), _no_usage())
             status.append(
                 {
                     "model_id": model["id"],
@@ -257,8 +257,12 @@ def _sums(
     return {decision_type: from_nano(int(amount)) for decision_type, amount in rows}
 
 
-def _usage(connection: sa.Connection, start: datetime | None, end: datetime | None) -> dict[str, dict[str, int]]:
-    """Requests and tokens by model id, from the meters (whole days)."""
+def _usage(
+    connection: sa.Connection, start: datetime | None, end: datetime | None
+) -> dict[tuple[str | None, str | None], dict[str, int]]:
+    """Requests and tokens from the meters (whole days): of (model id, None), and of (None, decision type) for all
+    models that are not ours.
+    """
     names = {
         row.served_name: row.model_id
         for row in connection.execute(sa.select(schema.deployments.c.served_name, schema.deployments.c.model_id))
@@ -270,9 +274,10 @@ def _usage(connection: sa.Connection, start: datetime | None, end: datetime | No
         query = query.where(
             meters.c.day >= f"{start:%Y-%m-%d}", meters.c.day <= f"{end - timedelta(microseconds=1):%Y-%m-%d}"
         )
-    usage: dict[str, dict[str, int]] = defaultdict(_no_usage)
+    usage: dict[tuple[str | None, str | None], dict[str, int]] = defaultdict(_no_usage)
     for row in connection.execute(query).mappings():
-        used = usage[names.get(row["model"]) or row["model"]]
+        model_id = names.get(row["model"])
+        used = usage[(model_id, None) if model_id else (None, row["decision_type"])]
         for column in used:
             used[column] += row[column]
     return usage

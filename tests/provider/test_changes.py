@@ -10,8 +10,10 @@ import pytest
 from provider.deployments import undeploy_model
 from provider.errors import CreationInDoubt
 from provider.fine_tunes import submit_fine_tune
-from provider.guard import GuardPolicy, guard_costs
+from provider.guard import GuardPolicy, GuardReport, guard_costs
 from provider.reconcile import reconcile_provider
+from provider.routes import publish_route
+from reasoning.routes import Arm, Route
 from storage.errors import BudgetExceeded
 from tests.provider.world import Killed, World
 
@@ -164,3 +166,41 @@ def test_an_object_that_another_hand_changes_meanwhile_is_looked_at_again(world:
     world.client._client.event_hooks = {"request": [meddle]}
     undeploy_model(world.client, world.ledger, row["id"], poll_seconds=0, now=world.now, wait=world.wait)
     assert world.ours() == []
+
+
+@pytest.mark.parametrize("jump", [timedelta(hours=3), timedelta(days=-40)])
+def test_a_clock_that_jumps_for_a_moment_renews_no_lease_until_it_agrees_and_the_bill_makes_it_good(
+    world: World, jump: timedelta
+) -> None:
+    row = world.deploy()
+    custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url)
+    publish_route(world.data / "routes.json", "should_respond", Route((custom,)), now=world.now())
+    policy = GuardPolicy(idle=None)
+
+    def tick(jump: timedelta = timedelta(0)) -> GuardReport:
+        world.minutes(1)
+        return guard_costs(world.data, world.client, ledger=world.ledger, policy=policy, now=world.now() + jump)
+
+    assert tick().lease == "renewed"
+    tick(jump)
+    report = tick()
+    if jump > timedelta(0):
+        (error,) = report.errors
+        assert "by the clock" in error
+    assert report.lease == ("left" if jump > timedelta(0) else "renewed")
+    world.minutes(abs(jump).total_seconds() // 60 if jump > timedelta(0) else 0)
+    assert tick().lease == "renewed"
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    world.next_hours(30)
+    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+
+
+def test_what_a_clock_charged_far_ahead_is_given_back_when_the_deployment_has_ended(world: World) -> None:
+    row = world.deploy()
+    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now() + timedelta(days=2))
+    assert world.ledger.spent() > 260
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    world.next_hours(26)
+    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})

@@ -169,6 +169,23 @@ def test_undeploy_withdraws_the_route_first(world: World) -> None:
     assert undeploy(world, row["id"], routes_path=routes)["state"] == "deleted"
 
 
+@pytest.mark.parametrize(("deadline_ms", "drain"), [(800, 2), (15_000, 15), (3_600_000, 60)])
+def test_requests_under_way_are_given_what_their_route_gives_them(
+    world: World, deadline_ms: float, drain: float
+) -> None:
+    row = world.deploy()
+    custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url)
+    routes, waits = world.data / "routes.json", []
+    publish_route(routes, "should_respond", Route((custom,), deadline_ms=deadline_ms), now=world.now())
+
+    def wait(seconds: float) -> None:
+        waits.append((seconds, routed_models(routes, now=world.now())))
+        world.wait(seconds)
+
+    undeploy_model(world.client, world.ledger, row["id"], routes_path=routes, now=world.now, wait=wait)
+    assert waits[0] == (drain, frozenset())
+
+
 @pytest.mark.parametrize("match", ["PATCH *", "DELETE *", "GET /v2/projects/*"])
 @pytest.mark.parametrize("kind", ["lost_response", "409"])
 def test_trouble_while_stopping_is_overcome(world: World, match: str, kind: str) -> None:

@@ -417,6 +417,13 @@ def test_reports(ledger: Ledger) -> None:
     assert report["budgets"][0]["used_fraction"] == 0.07
     assert cost_report(ledger, now=NOON + timedelta(days=40))["total_usd"] == 0
 
+    usage = {"requests": 4, "input_tokens": 5, "output_tokens": 6}
+    ledger.meter("a/strangers", "planning", "2026-11-22", cost_usd="0.20", now=NOON, **usage)
+    ledger.meter("b/strangers", "planning", "2026-11-22", cost_usd="0.20", now=NOON, **usage)
+    _, strangers = cost_report(ledger, now=NOON, period="day")["models"]
+    assert (strangers["model_id"], strangers["requests"], strangers["input_tokens"]) == (None, 8, 10)
+    assert (strangers["total_usd"], strangers["average_usd_per_request"]) == (Decimal("0.40"), Decimal("0.05"))
+
     (status,) = model_status(ledger, now=NOON + timedelta(minutes=5), routed={"local/rsn-x-1"})
     assert status["enabled"] is False  # it runs and has a route, but was not promoted
     ledger.transition("models", model, "promoted")
@@ -485,3 +492,20 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path) -> None:
             for number in range(1000):
                 ledger.charge("tokens", "1", key=f"b{number}" * 20, what="x" * 2000, now=NOON)
         assert ledger.spent(now=NOON) == sum(charge["amount_usd"] for charge in ledger.charges())
+
+
+def test_a_damaged_database_is_told(tmp_path: Path) -> None:
+    with open_ledger(tmp_path) as ledger:
+        ledger.charge("tokens", "1", key="k", what="t")
+    path = tmp_path / "ledger.sqlite"
+    content = bytearray(path.read_bytes())
+    content[8192:] = b"U" * (len(content) - 8192)
+    with open_ledger(tmp_path) as ledger:
+        ledger.close()
+        path.write_bytes(content)
+        for file in tmp_path.glob("ledger.sqlite-*"):
+            file.unlink()
+        with pytest.raises(LedgerUnavailable, match="put a backup in its place"):
+            ledger.charges()
+        with pytest.raises(LedgerUnavailable, match="put a backup in its place"):
+            ledger.charge("tokens", "1", key="k2", what="t")
