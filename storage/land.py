@@ -101,8 +101,8 @@ def land_decisions(
 ) -> LandReport:
     """Land every segment of `data` that no living writer holds.
 
-    Raises `DataFolderError`, `DataFolderBusy`, and `LandingError` when the disk is full or fails: what was not landed
-    is still in the spool, and landing again goes on from there.
+    Raises `DataFolderError`, `DataFolderBusy`, and `LandingError` when the disk is full or fails, or segments are
+    another user's: what was not landed is still in the spool, and landing again goes on from there.
     """
     layout = Layout(data).check().create()
     with data_lock(layout, "landing", timeout=lock_timeout):
@@ -113,7 +113,8 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
     """`land_decisions` for one who holds the lock. Whoever rewrites partitions calls it first."""
     recover(layout)
     report = LandReport(taken_over=_take_over(layout))
-    segments = [(path, path.stat().st_size) for path in list_segments(layout, ".seal")]
+    unreadable = [path for path in list_segments(layout, ".open", ".seal") if not os.access(path, os.R_OK)]
+    segments = [(path, path.stat().st_size) for path in list_segments(layout, ".seal") if path not in unreadable]
     total = sum(size for _, size in segments)
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="land") as executor:
         for group in _groups(segments):
@@ -130,6 +131,12 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
                 ) from error
             finally:
                 landing.discard()
+    unreadable = [path for path in unreadable if path.exists()]
+    if unreadable:
+        raise LandingError(
+            f"{len(unreadable)} segments cannot be read by this user, the first is {segment_name(unreadable[0])}: they "
+            f"are still in {layout.spool}, all others have landed; let whoever lands be the user that the agents are"
+        )
     return report
 
 
@@ -167,8 +174,8 @@ def _take_over(layout: Layout) -> int:
     for path in list_segments(layout, ".open"):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # sealed this moment
+        except (FileNotFoundError, PermissionError):
+            continue  # sealed this moment, or another user's
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             status = os.fstat(fd)

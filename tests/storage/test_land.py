@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -19,7 +20,7 @@ import storage
 from reasoning.ids import uuid7
 from reasoning.spool import SegmentWriter, frame_line
 from storage import land
-from storage.errors import DataFolderBusy, DataFolderError
+from storage.errors import DataFolderBusy, DataFolderError, LandingError
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.locks import data_lock
@@ -31,6 +32,7 @@ from tests.storage.logs import (
     make_days,
     make_decision,
     make_feedback,
+    segment_id,
     to_line,
     write_lines,
     write_segment,
@@ -475,3 +477,27 @@ def test_the_lock_is_free_once_its_holder_is_killed(tmp_path: Path) -> None:
     with layout.lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     land_decisions(tmp_path, lock_timeout=5)
+
+
+@pytest.mark.parametrize("suffix", [".seal", ".open"])
+def test_segments_of_another_user_hold_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Agents make their segments readable for themselves alone. The tests may run as root, who can read all."""
+    mine, theirs = make_days(1, 2)
+    write_lines(tmp_path, [to_line(mine)])
+    path = write_lines(tmp_path, [to_line(theirs)], segment_id(0, NOON - timedelta(days=1)), suffix)
+    real_open, real_access = os.open, os.access
+
+    def open_(name: Path, *arguments: object, **keywords: object) -> int:
+        if name == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return real_open(name, *arguments, **keywords)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_)
+        patch.setattr(os, "access", lambda name, mode: name != path and real_access(name, mode))
+        for _ in range(2):
+            with pytest.raises(LandingError, match=f"1 segments cannot be read by this user, the first is {path.stem}"):
+                land_decisions(tmp_path)
+            assert landed_ids(tmp_path) == [mine.decision_id]
+    land_decisions(tmp_path)
+    assert len(landed_ids(tmp_path)) == 2
