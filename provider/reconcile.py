@@ -480,7 +480,7 @@ def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -
 
 
 def _hour(moment: datetime) -> datetime:
-    return moment.replace(minute=0, second=0, microsecond=0)
+    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def read_bill(
@@ -491,7 +491,7 @@ def read_bill(
     A line that cannot be read is told in `errors`, and makes doubtful whose it is: all of them, where it does not say.
     """
     billed = {remote_id: Billed() for remote_id in remote_ids}
-    month = since.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    month = _hour(since).replace(day=1, hour=0)
     while month < until:
         with asking(f"the bill of {month:%Y-%m}"):
             windows = listed(client.organization.usage.costs.list(granularity="hour", month=f"{month:%Y-%m}"))
