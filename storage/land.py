@@ -113,7 +113,7 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
     """`land_decisions` for one who holds the lock. Whoever rewrites partitions calls it first."""
     recover(layout)
     report = LandReport(taken_over=_take_over(layout))
-    unreadable = [path for path in list_segments(layout, ".open", ".seal") if not os.access(path, os.R_OK)]
+    unreadable = {path for path in list_segments(layout, ".open", ".seal") if not os.access(path, os.R_OK)}
     segments = [(path, path.stat().st_size) for path in list_segments(layout, ".seal") if path not in unreadable]
     total = sum(size for _, size in segments)
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="land") as executor:
@@ -131,11 +131,11 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
                 ) from error
             finally:
                 landing.discard()
-    unreadable = [path for path in unreadable if path.exists()]
-    if unreadable:
+    left = sorted(path for path in unreadable if path.exists())
+    if left:
         raise LandingError(
-            f"{len(unreadable)} segments cannot be read by this user, the first is {segment_name(unreadable[0])}: they "
-            f"are still in {layout.spool}, all others have landed; let whoever lands be the user that the agents are"
+            f"segments cannot be read by this user ({len(left)}, the first is {segment_name(left[0])}): they are still "
+            f"in {layout.spool}, all others have landed; let whoever lands be the user that the agents are"
         )
     return report
 
