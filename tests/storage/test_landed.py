@@ -18,6 +18,7 @@ from storage import land
 from storage.compact import compact_decisions
 from storage.errors import TableError
 from storage.land import land_decisions
+from storage.layout import Layout
 from storage.quarantine import read_quarantine
 from storage.reland import reland_quarantine
 from tests.storage.logs import (
@@ -166,21 +167,21 @@ def test_every_record_lands_once_or_is_in_the_quarantine(history: list[tuple[lis
             assert found[record.decision_id] == record.completion or to_line(record)[:-1] in told
 
 
-@pytest.mark.parametrize(
-    "name", [b"a b", b"it's [1-2]*?", b"two\nlines", b"a\xff", b"x" * 250, b".hidden", "\u00fc \U0001f600".encode()]
-)
-def test_a_segment_of_any_name_lands(tmp_path: Path, name: bytes) -> None:
-    (tmp_path / "spool").mkdir()
-    first, second = make_days(1, 2)
-    path = Path(os.fsdecode(os.fsencode(tmp_path / "spool") + b"/" + name[:250] + b".seal"))
-    path.write_bytes(to_line(first) + b"bad\n")
+def test_segments_of_any_name_land(tmp_path: Path) -> None:
+    names = [b"a b", b"it's [1-2]*?", b"two\nlines", b"a\xff", b"x" * 250, b".hidden", "\u00fc \U0001f600".encode()]
+    spool = os.fsencode(Layout(tmp_path).create().spool)
+    paths = [Path(os.fsdecode(spool + b"/" + name[:250] + b".seal")) for name in names]
+    decisions = make_days(1, 2 * len(names))
+    for path, first in zip(paths, decisions[::2], strict=True):
+        path.write_bytes(to_line(first) + b"bad\n")
     land_decisions(tmp_path)
-    path.write_bytes(to_line(first) + to_line(second) + b"worse\nbad\n")
-    land_decisions(tmp_path)
-    assert landed_ids(tmp_path) == sorted([first.decision_id, second.decision_id])
-    (path,) = (tmp_path / "quarantine").iterdir()
-    assert sorted(raw for _, raw in read_quarantine(path)) == [b"bad", b"bad", b"worse"]  # each where it was
-    assert reland_quarantine(tmp_path).kept == {"no frame": 3}
+    for path, first, second in zip(paths, decisions[::2], decisions[1::2], strict=True):
+        path.write_bytes(to_line(first) + to_line(second) + b"worse\nbad\n")
+    assert land_decisions(tmp_path).duplicates == len(names)
+    assert landed_ids(tmp_path) == sorted(decision.decision_id for decision in decisions)
+    for path in (tmp_path / "quarantine").iterdir():
+        assert sorted(raw for _, raw in read_quarantine(path)) == [b"bad", b"bad", b"worse"]  # each where it was
+    assert reland_quarantine(tmp_path).kept == {"no frame": 3 * len(names)}
 
 
 def test_a_dead_writers_segment_does_not_replace_a_copy_of_it(tmp_path: Path) -> None:
