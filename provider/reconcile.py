@@ -176,8 +176,19 @@ def _reconcile_jobs(client: Together, ledger: Ledger, report: ReconcileReport) -
 
 def _our_suffix(job: Any, prefix: str) -> str | None:
     """Our suffix in the name of a job, if it is ours. Raises TypeError or AttributeError where it has none to tell."""
-    found = re.search(rf"{re.escape(prefix)}[a-z0-9]+", job.suffix or job.x_model_output_name or "")
+    if job.suffix:
+        return str(job.suffix) if job.suffix.startswith(prefix) else None
+    found = re.search(rf"{re.escape(prefix)}[a-z0-9]+", job.x_model_output_name or "")
     return found[0] if found else None
+
+
+def _is_a_strangers(client: Together, remote: Any, prefix: str) -> bool:
+    """A list may leave a job's suffix out, and the name of its output may hold ours behind a stranger's words."""
+    if remote.suffix:
+        return False
+    with asking(f"fine-tune {remote.id}"):
+        suffix = getattr(client.fine_tuning.retrieve(remote.id), "suffix", None)  # the SDK knows it of lists only
+        return bool(suffix) and not str(suffix).startswith(prefix)
 
 
 def _reconcile_job(client: Together, ledger: Ledger, suffix: str, remote: Any, report: ReconcileReport) -> None:
@@ -185,6 +196,9 @@ def _reconcile_job(client: Together, ledger: Ledger, suffix: str, remote: Any, r
         raise UnexpectedAnswer("a job of ours whose id the provider does not tell: it cannot be cancelled")
     if ledger.find("fine_tune_jobs", remote_id=remote.id):
         return  # known; the guard follows it
+    if _is_a_strangers(client, remote, ledger.prefix):
+        report.strangers += 1
+        return
     known = ledger.find("fine_tune_jobs", suffix=suffix)
     with ledger.exclusive("submit", wait=True):
         job = ledger.get("fine_tune_jobs", known[0]["id"]) if known else None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 
 from provider.deployments import deploy_model, undeploy_model
@@ -15,51 +13,9 @@ from provider.fine_tunes import submit_fine_tune, sync_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
 from storage.errors import PriceUnknown
+from tests.provider.odd_answers import HTML, each, garble, only
 from tests.provider.test_reconcile import forget, remote_ids
 from tests.provider.world import World
-
-HTML = "<html><body>502 Bad Gateway</body></html>"
-
-
-def garble(world: World, method: str, path: str, change: Callable[[Any], Any], *, times: int = 10**6) -> None:
-    """Change what the provider answers to a request whose path ends so; text instead of JSON is HTML."""
-    left = times
-
-    def hook(response: httpx.Response) -> None:
-        nonlocal left
-        if response.request.method == method and response.request.url.path.endswith(path) and left:
-            left -= 1
-            response.read()
-            changed = change(response.json() if response.content else None)
-            if isinstance(changed, str):
-                response.headers["content-type"] = "text/html"
-            response._content = (changed if isinstance(changed, str) else json.dumps(changed)).encode()
-
-    world.client._client.event_hooks = {"response": [hook]}
-
-
-def each(**fields: Any) -> Callable[[Any], Any]:
-    """Every item of a list with these fields instead; one that is given as `...` lacks."""
-
-    def change(answer: Any) -> Any:
-        def item(old: dict[str, Any]) -> dict[str, Any]:
-            return {key: value for key, value in {**old, **fields}.items() if value is not ...}
-
-        return {**answer, "data": [item(old) for old in answer["data"]]}
-
-    return change
-
-
-def only(name: str, **fields: Any) -> Callable[[Any], Any]:
-    """The item of that name with these fields instead."""
-
-    def change(answer: Any) -> Any:
-        return {
-            **answer,
-            "data": [{**old, **fields} if name in str(old.get("name")) else old for old in answer["data"]],
-        }
-
-    return change
 
 
 def reconcile(world: World) -> ReconcileReport:

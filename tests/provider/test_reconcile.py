@@ -16,6 +16,7 @@ from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
 from provider.status import model_status
 from storage.ledger import open_ledger
+from tests.provider.odd_answers import each, garble
 from tests.provider.world import Emulator, Killed, World
 
 
@@ -103,6 +104,30 @@ def test_strangers_are_never_touched(world: World, emulator: Emulator, tmp_path:
     assert world.client.endpoints.retrieve(theirs["endpoint_id"]).deployments[0].state == "DEPLOYMENT_STATE_READY"
     after = [(e.name, e.etag) for e in world.client.endpoints.list() if mine["name"] not in e.name]
     assert sorted(after) == sorted(before)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_strangers_job_that_names_ours_is_not_touched(world: World, listed: bool) -> None:
+    """As who trains a copy of our model would name it; a list may leave the suffix out."""
+    dataset = world.upload()
+    world.emulator.fault("training_slow", seconds=20)
+    theirs = world.client.fine_tuning.create(
+        model="Qwen/Qwen3.5-2B",
+        training_file=dataset["train_file_id"],
+        suffix=f"as-{world.ledger.prefix}abcd2345",
+        lora=True,
+    )
+    if not listed:
+        garble(
+            world,
+            "GET",
+            "/v1/fine-tunes",
+            each(suffix=None, model_output_name=f"local/Qwen-as-{world.ledger.prefix}abcd2345-1"),
+        )
+    report = reconcile(world)
+    assert (report.orphans, report.errors) == ([], [])
+    assert world.client.fine_tuning.retrieve(theirs.id).status in ("pending", "queued", "running")
+    world.client.fine_tuning.cancel(theirs.id)  # frees the emulator's trainer
 
 
 def test_a_job_whose_submission_was_never_answered_is_found(world: World) -> None:
