@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from provider.deployments import stop_replicas
 from tests.provider.world import Emulator, World, run_emulator
 
 
@@ -45,4 +46,7 @@ def world(emulator: Emulator, trained_object: str, tmp_path: Path, monkeypatch: 
     world = World(emulator, tmp_path / "data").by_daylight()
     world.trained_object = trained_object
     yield world
+    emulator.clear_faults()
+    for endpoint in world.ours():  # else it is on the bill of every test that comes after
+        stop_replicas(world.observer, endpoint.id)
     world.close()

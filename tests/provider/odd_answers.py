@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+from together import Together
 
 from tests.provider.world import World
 
@@ -52,3 +53,15 @@ def only(name: str, **fields: Any) -> Callable[[Any], Any]:
         }
 
     return change
+
+
+def instead(world: World, path: str, answer: Any) -> Together:
+    """A client that gets this to all requests whose path ends so, without the provider being asked."""
+
+    class Transport(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if not request.url.path.endswith(path):
+                return super().handle_request(request)
+            return httpx.Response(200, html=answer) if isinstance(answer, str) else httpx.Response(200, json=answer)
+
+    return world.client.with_options(http_client=httpx.Client(transport=Transport()))
