@@ -32,7 +32,7 @@ import duckdb
 
 import storage
 from reasoning.ids import uuid7
-from reasoning.records import Decision, Feedback
+from reasoning.records import Decision, Feedback, Message
 from reasoning.spool import SegmentWriter
 from storage.compact import compact_decisions
 from storage.land import land_decisions
@@ -110,7 +110,7 @@ def write_backlog(
     rng = random.Random(seed)
     lexicon = [f"{rng.getrandbits(40):x}" for _ in range(4000)]
     rng.seed(f"{seed} {first}")
-    system = {"role": "system", "content": " ".join(lexicon[: words[0]])}
+    system: Message = {"role": "system", "content": " ".join(lexicon[: words[0]])}
     writer = SegmentWriter(data / "spool")
     for n in range(first, first + rows):
         ts = START + timedelta(seconds=n * DAYS * 86_400 / (total or rows))
