@@ -32,8 +32,9 @@ def noting(errors: list[str], what: str) -> Iterator[None]:
 
 
 def listed(answer: Any) -> list[Any]:
-    """All that a list holds, over all its pages. Raises UnexpectedAnswer when it is none."""
+    """All that a list holds, over all its pages. Raises UnexpectedAnswer when it is none, or never ends."""
     found: list[Any] = []
+    cursors: set[object] = set()
     for page in answer.iter_pages() if hasattr(answer, "iter_pages") else (answer,):
         items = getattr(page, "data", page)
         if items is None and not page.model_extra:
@@ -41,6 +42,9 @@ def listed(answer: Any) -> list[Any]:
         if not isinstance(items, list):
             raise UnexpectedAnswer("the provider's answer is not as documented: it is no list")
         found.extend(items)
+        if (cursor := text(getattr(page, "next_cursor", None))) in cursors:
+            raise UnexpectedAnswer("the provider's answer is not as documented: its pages come round again")
+        cursors |= {cursor} - {None}
     return found
 
 
