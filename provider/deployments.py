@@ -104,6 +104,8 @@ def _intend(
     if known:
         return _at_todays_price(client, ledger, known[-1], clock()), False
     base = resolve_tier(client, model["base_model"])
+    for ending in ledger.find("deployments", model_id=model_id, state=SHUTTING_STATES):
+        advance_shutdown(client, ledger, ending["id"], now=clock)  # who began it may have died: not two at once
     with ledger.transaction():
         known = ledger.find("deployments", model_id=model_id, state=(*STARTING_STATES, "ready"))
         if known:

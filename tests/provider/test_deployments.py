@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from provider.completions import complete_many
-from provider.deployments import deploy_model, undeploy_model
+from provider.deployments import begin_shutdown, deploy_model, undeploy_model
 from provider.errors import CreationInDoubt, DeploymentFailed, NoCapacity, ProviderRefused
 from provider.guard import guard_costs
 from provider.routes import publish_route, routed_models
@@ -167,6 +167,15 @@ def test_undeploy_withdraws_the_route_first(world: World) -> None:
         undeploy(world, row["id"], routes_path=routes)
     assert routed_models(routes, now=world.now()) == frozenset()
     assert undeploy(world, row["id"], routes_path=routes)["state"] == "deleted"
+
+
+def test_what_was_to_end_is_stopped_before_the_model_is_deployed_anew(world: World) -> None:
+    """Who undeployed it died before the stop was sent."""
+    row = world.deploy()
+    begin_shutdown(world.ledger, row["id"], why="test", now=world.now())
+    again = world.deploy(row["model_id"])
+    assert [endpoint.name for endpoint in world.ours()] == [again["served_name"]]
+    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
 
 
 @pytest.mark.parametrize(("deadline_ms", "drain"), [(800, 2), (15_000, 15), (3_600_000, 60)])
