@@ -33,7 +33,7 @@ from provider.deployments import (
 )
 from provider.fine_tunes import cancel_fine_tune, sync_fine_tune
 from provider.metering import hourly_usd, meter_decisions, runway_usd
-from provider.routes import LEASE, keep_models, renew_lease
+from provider.routes import LEASE, keep_models, renew_lease, resume_routes
 from reasoning.errors import ReasoningError
 from storage.errors import BudgetExceeded, LedgerUnavailable
 from storage.layout import Layout
@@ -291,8 +291,17 @@ def _idle(
 
 
 def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> None:
-    """Leave only arms whose deployment is ready, and none of a decision type whose budget is used up."""
-    ready = {row["served_name"] for row in ledger.find("deployments", state="ready")}
+    """Leave only arms whose deployment serves, and none of a decision type whose budget is used up.
+
+    What had been ready and may become so again (a passing DEGRADED) gets its route back when it has.
+    """
+    running = ledger.find("deployments", state=_RUNNING)
+    serving = {
+        row["served_name"]
+        for row in running
+        if row["state"] == "ready" or (row["state"] == "degraded" and row["ready_at"] and row["replicas"])
+    }
+    waiting = {row["served_name"] for row in running if row["ready_at"]} - serving
     spent_types = {
         budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) in ("drain", "stop")
     }
@@ -300,10 +309,12 @@ def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: Guard
     def keep(decision_type: str, model: str) -> bool:
         if None in spent_types or decision_type in spent_types:
             return False
-        return model in ready or not _is_ours(ledger, model)
+        return model in serving or not _is_ours(ledger, model)
 
     try:
-        for decision_type, model in keep_models(layout.routes, keep, now=report.now):
+        for decision_type in resume_routes(layout.routes, keep, pause=waiting.__contains__, now=report.now):
+            report.actions.append(f"gave {decision_type} its route back: its model is ready again")
+        for decision_type, model in keep_models(layout.routes, keep, pause=waiting.__contains__, now=report.now):
             report.actions.append(f"withdrew {model} from {decision_type}")
     except (ReasoningError, OSError) as error:
         report.errors.append(f"the routes cannot be changed: {error}")

@@ -41,11 +41,16 @@ def withdraw_model(path: Path | str, model: str, *, now: datetime | None = None)
 
 
 def keep_models(
-    path: Path | str, keep: Callable[[str, str], bool], *, now: datetime | None = None
+    path: Path | str,
+    keep: Callable[[str, str], bool],
+    *,
+    pause: Callable[[str], bool] = lambda model: False,
+    now: datetime | None = None,
 ) -> list[tuple[str, str]]:
     """Take out the custom arms that `keep(decision_type, model)` says no to; returns these pairs.
 
-    A route left without a custom arm goes with them: its decisions are the original's.
+    A route left without a custom arm goes with them: its decisions are the original's. If `pause(model)` says yes to
+    all of its models, `resume_routes` may give it back.
     """
     withdrawn: list[tuple[str, str]] = []
 
@@ -57,11 +62,67 @@ def keep_models(
             arms = tuple(arm for arm in route.arms if arm not in out)
             if any(arm.source == "custom" for arm in arms):
                 kept[name] = replace(route, arms=arms)
+        paused = {name: route for name, route in routes.items() if name not in kept and all(map(pause, _models(route)))}
+        if paused:  # written before they go, so that a death in between loses none
+            _write_paused(path, {**_read_paused(path), **paused}, now)
         return kept
 
     if Path(path).exists():
         _change(path, now, None, change)
     return withdrawn
+
+
+def resume_routes(
+    path: Path | str,
+    keep: Callable[[str, str], bool],
+    *,
+    pause: Callable[[str], bool],
+    now: datetime | None = None,
+) -> list[str]:
+    """Give back the paused routes whose models `keep` says yes to again; returns their decision types.
+
+    Forgotten are those whose model is neither kept nor paused any more, and whose decision type has another route by
+    now.
+    """
+    paused = _read_paused(path)
+    if not paused:
+        return []
+    back = {name: route for name, route in paused.items() if all(keep(name, model) for model in _models(route))}
+    waiting = {name: route for name, route in paused.items() if name not in back and all(map(pause, _models(route)))}
+    resumed: list[str] = []
+
+    def change(routes: Mapping[str, Route]) -> dict[str, Route]:
+        resumed.extend(name for name in back if name not in routes)
+        for name in routes:
+            waiting.pop(name, None)
+        return {**back, **routes}
+
+    _change(path, now, None, change)
+    _write_paused(path, waiting, now)
+    return resumed
+
+
+def _models(route: Route) -> list[str]:
+    return [arm.model or "" for arm in route.arms if arm.source == "custom"]
+
+
+def _read_paused(path: Path | str) -> Mapping[str, Route]:
+    try:
+        return read_routes(_paused_path(path)).routes
+    except (FileNotFoundError, RoutesError):  # what cannot be read is not given back
+        return {}
+
+
+def _write_paused(path: Path | str, routes: Mapping[str, Route], now: datetime | None) -> None:
+    if routes:
+        now = now or datetime.now(UTC)
+        write_routes(_paused_path(path), Routes(issued_at=now, expires_at=now, routes=routes))
+    else:
+        _paused_path(path).unlink(missing_ok=True)
+
+
+def _paused_path(path: Path | str) -> Path:
+    return Path(path).with_suffix(".paused.json")
 
 
 def withdraw_routes(path: Path | str, *, now: datetime | None = None) -> Routes:

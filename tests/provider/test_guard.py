@@ -26,6 +26,7 @@ from reasoning.routes import Arm, Route, read_routes
 from reasoning.spool import SegmentWriter
 from storage.land import land_decisions
 from storage.ledger import open_ledger
+from tests.provider.odd_answers import garble
 from tests.provider.world import Killed, World
 
 RATE = Decimal("5.49")
@@ -159,6 +160,37 @@ def test_what_never_gets_ready_is_given_up_when_who_deployed_it_died(world: Worl
     guard(world)
     assert world.ours() == []
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+def test_a_passing_degraded_gives_the_route_back(world: World) -> None:
+    row = world.deploy()
+    route(world, row["served_name"])
+    before = read_routes(world.data / "routes.json").routes
+
+    def look(state: str, ready: int) -> GuardReport:
+        status = {"state": f"DEPLOYMENT_STATE_{state}", "readyReplicas": ready, "message": "insufficient GPU capacity"}
+        garble(world, "GET", row["remote_id"], lambda answer: {**answer, "status": {**answer["status"], **status}})
+        world.minutes(1)
+        return guard(world)
+
+    assert look("DEGRADED", 1).lease == "renewed"  # one more was wanted, one serves
+    assert read_routes(world.data / "routes.json").routes == before
+    for _ in range(2):
+        look("DEGRADED", 0)
+        assert routed(world) == frozenset()
+    assert model_status(world.data, now=world.now())[0]["enabled"] is False
+    assert look("READY", 1).actions[-1] == "gave should_respond its route back: its model is ready again"
+    assert read_routes(world.data / "routes.json").routes == before
+    look("DEGRADED", 0)
+    route(world, "somebody/else")
+    look("READY", 1)
+    assert routed(world) == {"somebody/else"}
+    route(world, row["served_name"])
+    look("DEGRADED", 0)
+    begin_shutdown(world.ledger, row["id"], why="no longer wanted", now=world.now())
+    look("READY", 1)
+    assert routed(world) == frozenset()
+    assert sorted(path.name for path in world.data.glob("routes*")) == ["routes.json", "routes.json.lock"]
 
 
 def test_a_budget_warns_drains_and_stops(world: World) -> None:
