@@ -147,7 +147,7 @@ BILLS = [
 def billed_hours(world: World, remote_id: str) -> list[dict[str, Any]]:
     windows = []
     for month in sorted({f"{world.now() - timedelta(hours=27):%Y-%m}", f"{world.now():%Y-%m}"}):
-        url = f"{world.emulator.url}/v1/billing/usage?granularity=hour&month={month}"
+        url = f"{world.emulator.url}/v1/billing/usage?granularity=hour&month={month}&limit=1000"
         windows += httpx.get(url, headers={"Authorization": "Bearer local"}).json()["data"]
     return [window for window in windows if remote_id in str(window)]  # the whole of it is long
 
