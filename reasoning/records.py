@@ -100,6 +100,8 @@ _DECISION_TEXTS = (
     *("completion", "fallback_reason", "error"),
 )
 _TEXT_TYPES = frozenset((str, type(None)))
+# Landing knows a line of ours by its start, and then parses it with its neighbours.
+_START = {kind: b'{"record":"%b","schema":%d,' % (kind.encode(), SCHEMA_VERSION) for kind in _FIELDS}
 
 
 def encode_record(record: Decision | Feedback) -> bytes:
@@ -112,14 +114,13 @@ def encode_record(record: Decision | Feedback) -> bytes:
     for instance `\\ud83d`. What cannot be kept (NaN, a naive time, a number where the column is text) raises
     `RecordError` naming the field.
     """
-    wire: Callable[[Any], dict[str, Any]] = _decision_wire if isinstance(record, Decision) else _feedback_wire
     try:
-        return orjson.dumps(wire(record), option=orjson.OPT_UTC_Z)
+        return _encode(record)
     except TypeError:  # orjson's JSONEncodeError is one
         pass
     escaped = replace(record, **{f.name: _escape_surrogates(getattr(record, f.name)) for f in fields(record)})
     try:
-        return orjson.dumps(wire(escaped), option=orjson.OPT_UTC_Z)
+        return _encode(escaped)
     except TypeError as error:
         raise RecordError(f"{_unencodable(escaped)}: {error}") from None
 
@@ -173,6 +174,12 @@ def parse_record(payload: bytes) -> Decision | Feedback:
     return Decision(**values) if kind == "decision" else Feedback(**values)
 
 
+def _encode(record: Decision | Feedback) -> bytes:
+    if isinstance(record, Decision):
+        return _START["decision"] + orjson.dumps(_decision_wire(record), option=orjson.OPT_UTC_Z)[1:]
+    return _START["feedback"] + orjson.dumps(_feedback_wire(record), option=orjson.OPT_UTC_Z)[1:]
+
+
 def _decision_wire(d: Decision) -> dict[str, Any]:
     text = _TEXT_TYPES
     if not (
@@ -198,8 +205,7 @@ def _decision_wire(d: Decision) -> dict[str, Any]:
     for subject in d.subject_ids:
         if not isinstance(subject, str):
             raise RecordError(f"subject_ids: text is needed, not {type(subject).__name__}")
-    # Landing knows a line of ours by these two at its start, and then parses it with its neighbours.
-    wire: dict[str, Any] = {"record": "decision", "schema": SCHEMA_VERSION, **d.__dict__}
+    wire = d.__dict__.copy()  # a fifth of what a display with two more keys takes
     if d.ts.tzinfo is not UTC:
         wire["ts"] = _utc(d.ts)
     wire["tags"] = _json_text(d.tags) if d.tags else "{}"
@@ -219,8 +225,6 @@ def _feedback_wire(f: Feedback) -> dict[str, Any]:
         raise RecordError(f"value: a number, a boolean or text is needed, not {type(f.value).__name__}")
     _check_finite(f, () if isinstance(f.value, str) else ("value",))
     return {
-        "record": "feedback",
-        "schema": SCHEMA_VERSION,
         "feedback_id": f.feedback_id,
         "decision_id": f.decision_id,
         "episode_id": f.episode_id,
