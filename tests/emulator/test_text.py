@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,13 +9,17 @@ from hypothesis import strategies as st
 from emulator.text import TextIndex, TextSpace
 
 CORPUS = ["the cat sat on the mat", "a dog sat", "cats and dogs", "", "Über den Wolken", "?"]
-SPACES = [TextSpace(CORPUS, ngram_range=(1, 2)), TextSpace(CORPUS, analyzer="char_wb", ngram_range=(2, 4))]
-INDEXES = [TextIndex(space, CORPUS) for space in SPACES]
+
+
+@functools.cache
+def spaces() -> list[tuple[TextSpace, TextIndex]]:
+    made = [TextSpace(CORPUS, ngram_range=(1, 2)), TextSpace(CORPUS, analyzer="char_wb", ngram_range=(2, 4))]
+    return [(space, TextIndex(space, CORPUS)) for space in made]
 
 
 @given(st.text(max_size=60) | st.lists(st.sampled_from(CORPUS), max_size=4).map(" ".join))
 def test_one_text_at_a_time_is_what_scikit_learn_gives(text: str) -> None:
-    for space, index in zip(SPACES, INDEXES, strict=True):
+    for space, index in spaces():
         columns, values = space.vector(text)
         dense = np.zeros(space.size)
         dense[columns] = values

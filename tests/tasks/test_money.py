@@ -12,7 +12,6 @@ import pytest
 from provider.guard import GuardReport
 from storage.ledger import open_ledger
 from storage.money import to_nano
-from tasks import money_tasks
 from tasks.reports import hide, markdown, text
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
@@ -21,13 +20,15 @@ NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    monkeypatch.setattr(money_tasks, "publish", lambda key, report, *, title: found.update({key: report}))
+    monkeypatch.setattr("tasks.money_tasks.publish", lambda key, report, *, title: found.update({key: report}))
     for name in ("REASONING_PROVIDER", "REASONING_PROVIDER_URL", "REASONING_LEDGER_URL"):
         monkeypatch.delenv(name, raising=False)
     return found
 
 
 def test_the_guard_publishes_costs_budgets_and_models(tmp_path: Path, published: dict[str, Any]) -> None:
+    from tasks.money_tasks import guard  # with Prefect, which takes two seconds
+
     with open_ledger(tmp_path, now=NOW) as ledger:
         model = ledger.add(
             "models", state="promoted", base_model="b", model_object_id="ml_1", decision_type="planning", now=NOW
@@ -47,7 +48,7 @@ def test_the_guard_publishes_costs_budgets_and_models(tmp_path: Path, published:
         )
         for state in ("provisioning", "ready"):
             ledger.transition("deployments", deployment["id"], state, replicas=1, metered_until=NOW, now=NOW)
-    money_tasks.guard.fn(tmp_path, idle_minutes=None, lease_minutes=3, now=NOW)
+    guard.fn(tmp_path, idle_minutes=None, lease_minutes=3, now=NOW)
     assert set(published) == {"guard", "costs", "costs-by-model", "budgets", "models"}
     hour, day, month = published["budgets"]
     assert (day["period"], day["used"], list(day)[5:7]) == ("day", "0.0%", ["used", "exhausted_at"])
