@@ -108,7 +108,9 @@ def check(
 def sql(
     query: Annotated[str, typer.Argument(help="Over the views decisions, feedback, labelled_decisions, costs, models")],
     data: Data = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows at most  [1000, with --json all]")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows at most", show_default="1000, with --json all of them")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the decision log and the ledger in SQL (DuckDB's). `COPY (…) TO 'file.parquet'` is for large results."""

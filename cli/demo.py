@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from cli.output import new_console
 from cli.serve import HOST, environment
 from cli.supervisor import Supervisor, answers, free_port
 from demo.folder import demo_folder
@@ -84,6 +85,7 @@ def run(
                     emulator_url=emulator,
                     conversations=conversations,
                     budget_usd=budget_usd,
+                    console=new_console(),
                     confirm=confirm,
                     wait_for_servers=wait,
                     check_servers=check,

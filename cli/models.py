@@ -75,7 +75,8 @@ def fine_tune(
     dataset: Annotated[str, typer.Argument(help="A dataset's id or folder (`reasoning data datasets`)")],
     data: Data = None,
     tier: Annotated[
-        str | None, typer.Option(help="small, medium, large or a model's own name [default: the decision type's]")
+        str | None,
+        typer.Option(help="small, medium, large or a model's own name", show_default="the decision type's"),
     ] = None,
     n_epochs: Annotated[int, typer.Option(min=1, max=20, help="How often the rows are gone through")] = 3,
     again: Annotated[bool, typer.Option("--again", help="Train again even if the same was trained before")] = False,

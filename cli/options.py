@@ -11,9 +11,7 @@ import typer
 
 Data = Annotated[
     Path | None,
-    typer.Option(
-        "--data", help="The data folder [default: REASONING_DATA, or `data` in reasoning.toml]", show_default=False
-    ),
+    typer.Option("--data", help="The data folder", show_default="REASONING_DATA, else `data` in reasoning.toml"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done")]

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from tasks.progress import reading
 from tasks.reports import fields, plain, text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _FOLD_FROM = 24
 """On a narrow terminal longer cells are folded, shorter ones never."""
@@ -43,11 +46,10 @@ def print_table(
         print_line(f"{title}: nothing" if title else "nothing")
         return
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 1000)  # piped, a table is as wide as it needs to be
+    console = new_console()
     names = [column.replace("_", " ") for column in columns]
     cells = [[text(value).translate(_CONTROLS) for value in row] for row in rows]
     widths = [
@@ -76,6 +78,13 @@ def print_table(
     for row in cells:
         table.add_row(*map(escape, row))
     console.print(table)
+
+
+def new_console() -> Console:
+    """Where tables go: as wide as the terminal; piped, as wide as they need to be."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 1000)
 
 
 def print_line(line: str) -> None:

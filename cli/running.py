@@ -104,7 +104,8 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({**found, "models": models, "budgets": budgets})
         return
-    show(found, as_json=False, title="Status")
+    served_here = {name: str(value) for name, value in found["served"].items()}  # a process id is no quantity
+    show(found | {"served": served_here}, as_json=False, title="Status")
     columns = ("model_id", "decision_type", "state", "enabled", "deployment_state", "hourly_usd", "cost_usd")
     show([{key: row[key] for key in columns} for row in models], as_json=False, title="Models")
     show(budget_rows(budgets), as_json=False, title="Budgets")
@@ -198,7 +199,7 @@ def demo(
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(min=1, help="US dollars in all [default: 110; with together the training and one hour]"),
+        typer.Option(min=1, help="US dollars in all", show_default="110; with together the training and one hour"),
     ] = None,
     yes: Yes = False,
 ) -> None:

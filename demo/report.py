@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 METRICS = {
     "balanced_accuracy": "balanced accuracy",
     "accuracy": "accuracy",
+    "f1_respond": "F1 of RESPOND",
     "auc": "AUC",
     "brier": "Brier score",
     "ece": "calibration error",
     "exact_match": "exact plan",
     "set_f1": "F1 of the actions",
     "order": "order of the actions",
-    "f1_respond": "F1 of RESPOND",
 }
-"""Names of the metrics that have a better one than their own."""
+"""Names of the metrics in the report, in its order: what a source is judged by comes first."""
 
 
 def write_report(result: DemoResult, path: Path) -> None:
@@ -195,13 +195,14 @@ def _compare(one: Comparison) -> dict[str, Any]:
 def _metric_rows(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     custom = _custom_of(evaluation)
     sources = [evaluation["sources"].get(name, {}).get("metrics", {}) for name in ("original", custom)]
-    for metric in dict.fromkeys(name for source in sources for name in source):
+    found = {name for source in sources for name in source}
+    for metric in [*(name for name in METRICS if name in found), *sorted(found - METRICS.keys())]:
         original, ours = (_value(source.get(metric)) for source in sources)
         yield _metric_name(metric), original, ours, _interval(_difference(evaluation, metric), signed=True)
 
 
 def _metric_name(metric: str) -> str:
-    return METRICS.get(metric) or metric.replace("_", " ")
+    return METRICS.get(metric, metric.replace("_", " "))
 
 
 def _value(estimate: Mapping[str, float] | None) -> str:

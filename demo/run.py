@@ -156,7 +156,7 @@ def run_demo(
     emulator_url: str | None,
     conversations: Path | None = None,
     budget_usd: Decimal | None = None,
-    console: Console | None = None,
+    console: Console,
     confirm: Callable[[str], bool] = lambda question: False,
     wait_for_servers: Callable[[], None] = lambda: None,
     check_servers: Callable[[], None] = lambda: None,
@@ -169,7 +169,6 @@ def run_demo(
     or flows are at work, and raises when a server is gone. Raises `DemoError` and what the rooms raise; flows may then
     still be at work in daemon threads.
     """
-    console = console or Console()
     begun = time.monotonic()
     before, after = pick_episodes(conversations)
     demo = Demo(data, emulator_url, console, ReplayClock(COLLECT_FROM), check_servers)
@@ -217,6 +216,7 @@ def _progress(console: Console) -> Progress:
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,  # elsewhere it leaves an empty line
     )
 
 
@@ -230,12 +230,12 @@ def collect(demo: Demo, episodes: list[Episode]) -> None:
             for served in replay.run(episodes):
                 demo.check_servers()
                 asked[served.turn.decision_type] += 1
-                bar.update(task, advance=1, said=f"{served.turn.ts:%d %B %H:%M}")
+                bar.update(task, advance=1, said=f"{served.turn.ts:%-d %B %H:%M}")
         replay.finish()
         _require_all_written(client)
         say(
             f"{asked['should_respond']:,} should_respond and {asked['planning']:,} planning decisions "
-            f"by the agent's own rules, {COLLECT_FROM:%d %B} to {TURN_AT:%d %B %Y}"
+            f"by the agent's own rules, {COLLECT_FROM:%-d %B} to {TURN_AT:%-d %B %Y}"
         )
 
 
@@ -367,13 +367,13 @@ def _serve(demo: Demo, episodes: list[Episode]) -> None:
         _require_all_written(client)
         say(
             f"{by_source.total():,} decisions, {by_source['custom']:,} by custom models, in {len(demo.guard)} rounds "
-            f"of the guard, until {demo.clock.now:%d %B %H:%M}"
+            f"of the guard, until {demo.clock.now:%-d %B %H:%M}"
         )
 
 
 def _say_spend(demo: Demo, served: Served) -> str:
     (budget,) = (budget for budget in demo.guard[-1]["budgets"] if budget["period"] == "total")
-    return f"{served.turn.ts:%d %B %H:%M}, ${float(budget['spent_usd']):.2f} of ${float(budget['limit_usd']):.2f}"
+    return f"{served.turn.ts:%-d %B %H:%M}, ${float(budget['spent_usd']):.2f} of ${float(budget['limit_usd']):.2f}"
 
 
 def _round(demo: Demo) -> None:

@@ -78,6 +78,16 @@ def test_the_version():
     assert re.fullmatch(r"reasoning \d+\.\d+\.\d+\n", reasoning("--version").stdout)
 
 
+@pytest.mark.parametrize(
+    "command, default",
+    [("status", "REASONING_DATA"), ("sql", "1000"), ("fine-tune", "the decision type's"), ("demo", "110;")],
+)
+def test_the_help_tells_defaults_that_are_no_single_value(command: str, default: str):
+    """Rich takes text in brackets for markup and swallows it."""
+    told = " ".join(reasoning(command, "--help").stdout.replace("│", " ").split())
+    assert f"[default: ({default}" in told
+
+
 def test_a_table_too_wide_for_the_terminal_is_shown_row_by_row(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     columns, rows = [f"column_{number}" for number in range(10)], [[f"value-{number}" for number in range(10)]] * 2
