@@ -181,6 +181,7 @@ class SegmentWriter:
         self._busy = False
         self._sealed: list[int] = []  # descriptors of sealed segments that are not synced yet
         self._extra_fds: set[int] = set()  # those and the ones being synced: a forked child closes them
+        self._unsynced_folders: set[Path] = set()  # in which a name is new: it outlasts a loss of power by their sync
 
     def _append_apart(self, line: bytes) -> None:
         """For a signal handler that interrupted a change of state: its record goes to a segment of its own."""
@@ -224,7 +225,7 @@ class SegmentWriter:
             self._seal()  # landing quarantines the half line; we go on in a new segment
 
     def _open(self) -> int:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self._unsynced_folders |= {self.directory, *_make_folder(self.directory)}
         while True:
             path = self.directory / f"{uuid7(self._clock())}-{os.getpid()}.open"
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
@@ -278,9 +279,16 @@ class SegmentWriter:
                 return
             self._busy = True
             try:
+                folders, self._unsynced_folders = self._unsynced_folders, set()
                 fds, live = self._take_unsynced()
             finally:
                 self._busy = False
+        for folder in folders:
+            try:
+                _sync_folder(folder)
+            except OSError as error:
+                with self._lock:
+                    self._count_sync_error(error)
         for fd in fds:
             try:
                 _datasync(fd)
@@ -346,6 +354,25 @@ class SegmentWriter:
             with contextlib.suppress(OSError):
                 os.close(fd)
         self._reset()
+
+
+def _make_folder(path: Path) -> list[Path]:
+    """Make a folder and its missing parents. The folders that have a new one in them."""
+    changed = []
+    missing = path
+    while not missing.is_dir():
+        missing = missing.parent
+        changed.append(missing)
+    path.mkdir(parents=True, exist_ok=True)
+    return changed
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _run_ticks(writer: weakref.ref[SegmentWriter], closing: threading.Event, interval: float) -> None:

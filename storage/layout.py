@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import DataFolderError
+from storage.files import make_folder
 
 # Any of these makes a folder one of ours.
 _MARKS = ("spool", "decisions", "feedback", "datasets", "quarantine", "emulator", "ledger.sqlite", "routes.json")
@@ -82,7 +83,7 @@ class Layout:
         """Make the folders that do not exist yet. Raises `DataFolderError` where they cannot be."""
         try:
             for folder in (self.spool, self.quarantine, self.decisions, self.feedback):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
         except OSError as error:
             raise DataFolderError(
                 f"cannot make the data folder {self.data}: {error.strerror}; "
