@@ -132,11 +132,25 @@ def sql(
 
 @data_app.command()
 def stats(data: Data = None, as_json: AsJson = False) -> None:
-    """Count the decisions of each type: questions, labels and where they come from, the latest day."""
-    import storage
+    """Count the decisions of each type, and judge whether they are fit to learn from."""
+    from quality.statistics import summarize_log
 
-    result = storage.sql(find_data(data), _STATS)
-    show([dict(zip(result.columns, row, strict=True)) for row in result.rows], as_json=as_json, title="Decisions")
+    rows = [
+        {
+            "decision_type": each.decision_type,
+            "questions": each.questions,
+            "last_24_hours": each.last_day,
+            "demonstrations": each.label_sources.get("demonstration", 0),
+            "labelled_by_the_original": each.label_sources.get("original", 0),
+            "episodes": each.verdict.episodes,
+            "first": each.first,
+            "last": each.last,
+            "verdict": each.verdict.level,
+            "advice": " ".join(each.verdict.advice),
+        }
+        for each in summarize_log(find_data(data))
+    ]
+    show(rows, as_json=as_json, title="Decisions")
 
 
 @data_app.command()
@@ -160,10 +174,3 @@ def datasets(data: Data = None, as_json: AsJson = False) -> None:
 
 
 _TABLE_ROWS = 1_000  # nobody reads more, and laying out a table of them takes its time
-_STATS = """
-SELECT decision_type, count(*) AS questions, count(*) FILTER (label_source = 'demonstration') AS demonstrations,
-       count(*) FILTER (label_source = 'original') AS labelled_by_the_original,
-       count(*) FILTER (source = 'custom') AS served_by_custom, count(DISTINCT episode_id) AS episodes,
-       min(ts) AS first, max(ts) AS last, count(*) FILTER (ts > now() - INTERVAL 1 DAY) AS last_24_hours
-FROM labelled_decisions GROUP BY decision_type ORDER BY decision_type
-"""

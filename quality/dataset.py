@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -307,29 +307,18 @@ def _workspace(home: Path) -> Iterator[Path]:
     """
     home.mkdir(parents=True, exist_ok=True)
     remove_abandoned(home.glob(".export-*"))
-    work = Path(tempfile.mkdtemp(dir=home, prefix=".export-"))
-    with _locked(work):
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
+    while True:
+        work = Path(tempfile.mkdtemp(dir=home, prefix=".export-"))
+        with suppress(FileNotFoundError):  # another export may take it for abandoned before it is locked
+            fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if work.exists():
+                break
+            os.close(fd)
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield work
     finally:
+        shutil.rmtree(work, ignore_errors=True)
         os.close(fd)
 
 

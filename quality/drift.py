@@ -17,7 +17,6 @@ REFERENCE = timedelta(days=7)
 PSI_LIMIT = 0.25
 # An index of few rows is large by chance: it only counts where a chi-square test is sure as well.
 P_VALUE = 0.001
-MEASURES = ("labels", "parsing", "fallback")
 
 # Every measure counts the rows of a category. Labels: the right answers; of plans, the actions in order.
 _COUNTS = """

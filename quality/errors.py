@@ -31,8 +31,10 @@ class InsufficientData(QualityError):
     def __init__(self, verdict: DataVerdict, funnel: dict[str, int]) -> None:
         self.verdict = verdict
         self.funnel = funnel
-        lost = ", ".join(f"{reason} {count}" for reason, count in funnel.items() if count) or "none selected"
-        super().__init__(f"{verdict.level}: {verdict.rows} usable rows ({lost}). {' '.join(verdict.advice)}")
+        rows = f"{verdict.rows} usable row" + ("s" if verdict.rows != 1 else "")
+        dropped = ", ".join(f"{reason} {count}" for reason, count in funnel.items() if count)
+        why = f" (left out: {dropped})" if dropped else ""
+        super().__init__(f"{verdict.level}: {rows}{why}. {' '.join(verdict.advice)}")
 
 
 class DatasetRejected(QualityError):

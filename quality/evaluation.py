@@ -66,10 +66,6 @@ class Estimate:
     low: float
     high: float
 
-    def excludes_zero(self) -> bool:
-        """Is the whole interval on one side of zero?"""
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True, slots=True)
 class SourceResult:

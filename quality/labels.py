@@ -10,9 +10,6 @@ import orjson
 from reasoning.decision_types import DecisionType
 from reasoning.errors import UnparseableAnswer
 
-# Best first. The view `labelled_decisions` has chosen the best for each row.
-LABEL_SOURCES = ("demonstration", "original", "custom")
-
 
 def format_label(decision_type: DecisionType, label: str) -> str:
     """The completion that a model is taught for a label (JSON text of a decision). Raises `UnparseableAnswer`."""

@@ -100,9 +100,15 @@ def fine_tune(
 
 
 def cancel(data: Path, job: str, *, now: Now = None) -> dict[str, Any]:
-    """Cancel a fine-tune (its id) that has not ended; returns its ledger row. What it cost until then is charged."""
-    with at_work(data) as (client, ledger):
-        return cancel_fine_tune(client, ledger, job, now=now)
+    """Cancel a fine-tune (its id) that has not ended; returns its ledger row. What it cost until then is charged.
+
+    Raises `MissingStep` where there is none of that id.
+    """
+    with open_ledger(data) as ledger:
+        if not ledger.find("fine_tune_jobs", id=job):
+            raise MissingStep(f"there is no fine-tune {job!r}: `reasoning models jobs` lists them")
+        with connect() as client:
+            return cancel_fine_tune(client, ledger, job, now=now)
 
 
 def deploy(

@@ -144,6 +144,7 @@ def test_budgets_are_set_and_reported(tmp_path: Path):
 def test_statistics_and_status(data: Path):
     (row,) = json.loads(reasoning("data", "stats", "--data", data, "--json").stdout)
     assert (row["questions"], row["demonstrations"], row["episodes"]) == (12, 12, 3)
+    assert row["verdict"] == "Insufficient" and "Label at least 38 more" in row["advice"]
     status = json.loads(reasoning("status", "--data", data, "--json").stdout)
     assert (status["segments_to_land"], status["lease"], status["served"]) == (0, "none", {})
 
@@ -202,6 +203,7 @@ def test_a_guard_that_cannot_reach_the_provider_says_so_and_fails(data: Path):
 def test_models_and_datasets_and_flows_that_do_not_exist(data: Path):
     up = {"REASONING_PROVIDER_URL": "http://127.0.0.1:9"}
     assert "there is no model 'm1'" in failure(reasoning("models", "status", "m1", "--data", data, env=up))
+    assert "`reasoning models jobs` lists them" in failure(reasoning("models", "cancel", "j1", "--data", data, env=up))
     assert "there is no dataset 'd1'" in failure(reasoning("fine-tune", "d1", "--data", data, env=up))
     assert "did you mean land_decisions?" in failure(reasoning("flow", "run", "land-decision", "--data", data))
     wrong = reasoning("flow", "run", "land_decisions", "--param", "speed=9", "--data", data)
