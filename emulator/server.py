@@ -128,7 +128,7 @@ def create_app(data: Path, *, settings: Settings | None = None, now: datetime | 
     settings = settings or Settings()
     if settings.trainer not in TRAINERS:
         raise StartError(f"unknown trainer {settings.trainer!r}; there are {', '.join(TRAINERS)}")
-    state = State(data)
+    state = State(data.absolute())  # trainings run in another working directory
     scheduler = Scheduler()
     emulator = Emulator(
         settings=settings,

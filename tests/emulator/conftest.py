@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -97,7 +98,7 @@ class Server:
 
 def start(data: Path, *options: str) -> Iterator[Server]:
     with (
-        serve(data, *options) as (process, url),
+        serve(Path(os.path.relpath(data)), *options) as (process, url),  # as people give it
         httpx.Client(
             base_url=url,
             headers={"Authorization": "Bearer key"},
