@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -98,7 +97,7 @@ class Server:
 
 def start(data: Path, *options: str) -> Iterator[Server]:
     with (
-        serve(Path(os.path.relpath(data)), *options) as (process, url),  # as people give it
+        serve(data, *options) as (process, url),
         httpx.Client(
             base_url=url,
             headers={"Authorization": "Bearer key"},

@@ -63,8 +63,11 @@ def test_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_ended_in_the_middle_of_a_training_it_begins_anew(tmp_path: Path, number: signal.Signals) -> None:
-    data, options = tmp_path / "data", ("--trainer", "majority", "--cold-start", "0")
+def test_ended_in_the_middle_of_a_training_it_begins_anew(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # trainings run in another folder: a relative --data must reach them, too
+    data, options = Path("data"), ("--trainer", "majority", "--cold-start", "0")
     dataset = write_dataset(tmp_path / "dataset.jsonl")
     for server in start(data, *options):
         file_id = server.upload(dataset)
