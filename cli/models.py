@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +32,10 @@ def interruptible(data: Path) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-Share = Annotated[float, typer.Option(min=0.0, max=1.0, help="Its share of the decisions; the rest is the original's")]
+Share = Annotated[float, typer.Option(min=0.01, max=1.0, help="Its share of the decisions; the rest is the original's")]
+ShadowOriginal = Annotated[
+    bool, typer.Option("--shadow-original", help="The original answers too, in the background, for comparison")
+]
 
 
 @app.command()
@@ -86,9 +89,11 @@ def fine_tune(
     from storage.money import in_usd
     from tasks.models import fine_tune as train
 
-    folder = find_data(data)
+    folder, begun = find_data(data), datetime.now(UTC)
     with progress_bar("fine-tuning") as progress, interruptible(folder):
         job = train(folder, dataset, tier=tier, parameters={"n_epochs": n_epochs}, again=again, progress=progress)
+    if job["updated_at"] < begun:
+        print_note("The same was trained before; nothing was spent. --again trains it anew")
     show(in_usd(job), as_json=as_json, title=f"Model {job['model_id']}")
 
 
@@ -142,9 +147,7 @@ def promote(
     shadow: Annotated[bool, typer.Option("--shadow", help="Answer in the background and serve nothing")] = False,
     deadline_ms: Annotated[float, typer.Option(min=1, help="Then the original's answer is taken")] = 800,
     min_confidence: Annotated[float, typer.Option(min=0, max=1, help="Below, the original's answer is taken")] = 0,
-    shadow_original: Annotated[
-        bool, typer.Option("--shadow-original", help="The original answers too, in the background, for comparison")
-    ] = False,
+    shadow_original: ShadowOriginal = False,
     force: Annotated[bool, typer.Option("--force", help="Without an evaluation, or against it")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -181,7 +184,11 @@ def undeploy(
     if as_json:
         print_json([in_usd(row) for row in rows])
     else:
-        show([{key: row[key] for key in ("id", "name", "state", "reason")} for row in rows], as_json=False)
+        show(
+            [{key: row[key] for key in ("id", "name", "state", "reason")} for row in rows],
+            as_json=False,
+            title="Undeployed",
+        )
 
 
 @app.command()
@@ -192,9 +199,7 @@ def turn(
     cool_down_hours: Annotated[float, typer.Option(min=0, help="Between two turns")] = 20,
     weight: Share = 0.9,
     canary_weight: Annotated[float, typer.Option(min=0, max=1, help="Its share at first; 0: the whole at once")] = 0.1,
-    shadow_original: Annotated[
-        bool, typer.Option("--shadow-original", help="The original answers too, in the background, for comparison")
-    ] = False,
+    shadow_original: ShadowOriginal = False,
     force: Annotated[bool, typer.Option("--force", help="Even if none is due")] = False,
     as_json: AsJson = False,
 ) -> None:
