@@ -253,7 +253,8 @@ def serve(gateway: Gateway, host: str = "127.0.0.1", port: int = 8001) -> None:
         listener.listen(2048)
         shown = f"[{host}]" if ":" in host else host
         print(f"gateway: http://{shown}:{bound}", flush=True)
-        server.run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn stops in order, and then raises the signal again
+            server.run(sockets=[listener])
 
 
 def _raise_file_limit() -> None:

@@ -261,8 +261,9 @@ async def test_two_gateways_on_one_data_folder_and_one_is_killed(tmp_path: Path)
         finally:
             for process, _ in started:
                 if process.returncode is None:
-                    process.send_signal(signal.SIGTERM)
-            await asyncio.gather(*(asyncio.wait_for(process.wait(), 20) for process, _ in started))
+                    process.send_signal(signal.SIGINT)
+            ended = await asyncio.gather(*(asyncio.wait_for(process.wait(), 20) for process, _ in started))
+    assert ended == [-signal.SIGKILL, 0]
     spool = tmp_path / "spool"
     assert (len(list(spool.glob("*.open"))), len(list(spool.glob("*.seal")))) == (1, 1)
     recorded = {str(row["decision_id"]) for path in spool.iterdir() for _, row in read_segment(path).lines}
