@@ -10,6 +10,7 @@ from uuid import UUID
 import pyarrow.parquet as pq
 
 from reasoning.ids import uuid7_time
+from storage.files import sync
 from storage.land import finish_landing
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
@@ -78,6 +79,8 @@ def _expire(layout: Layout, report: ExpireReport) -> None:
             report.bytes += path.stat().st_size
             if not report.dry_run:
                 path.unlink()
+    if report.quarantine_files and not report.dry_run:
+        sync(layout.quarantine)
 
 
 def _segment_date(path: Path) -> str:
