@@ -152,7 +152,9 @@ def _pool_is_ready(prefect: str) -> bool:
 
 @contextmanager
 def only_one(data: Path) -> Iterator[TextIO]:
-    """Hold the data folder's serve lock. Raises `ServeError` where another `reasoning serve` holds it."""
+    """Hold the data folder's serve lock. Raises `ServeError` where it is none, or another one holds it."""
+    if data.exists() and not data.is_dir():
+        raise ServeError(f"{data} is not a folder. Choose another: --data FOLDER")
     try:
         data.mkdir(parents=True, exist_ok=True)
         lock = (data / LOCK).open("a+")

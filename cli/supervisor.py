@@ -71,13 +71,12 @@ class Supervisor:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def start(self, name: str, command: Sequence[str], *, cwd: Path | None = None) -> Child:
+    def start(self, name: str, command: Sequence[str]) -> Child:
         """Start `command`, its output going to `<logs>/<name>.log`."""
         log = self.logs / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
-                cwd=cwd,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -89,9 +88,9 @@ class Supervisor:
         self.children.append(child)
         return child
 
-    def run(self, name: str, command: Sequence[str], *, cwd: Path | None = None, timeout: float = 120.0) -> None:
+    def run(self, name: str, command: Sequence[str], *, timeout: float = 120.0) -> None:
         """Start `command` and wait until it is done. Raises `ChildDied` where it fails."""
-        child = self.start(name, command, cwd=cwd)
+        child = self.start(name, command)
         deadline = time.monotonic() + timeout
         while child.process.poll() is None:
             self.check(but=child)

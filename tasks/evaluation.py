@@ -96,17 +96,26 @@ def read_verdict(data: Path, evaluation_id: str) -> Verdict:
     """The verdict that `evaluate_model` reached in an evaluation. Raises `MissingStep` where that is gone."""
     path = Layout(data).evaluations / f"{evaluation_id}.json"
     try:
-        return Verdict(**orjson.loads(path.read_bytes())["about"]["verdict"])
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        return Verdict(**_read_about(path)["verdict"])
+    except (KeyError, TypeError) as error:
         raise MissingStep(f"there is no verdict in {path} ({error!r}): `reasoning evaluate MODEL` again") from error
 
 
 def last_verdict(data: Path, model_id: str) -> Verdict | None:
     """Verdict of the newest evaluation of a model, None without one."""
     for path in sorted(Layout(data).evaluations.glob("*.json"), reverse=True):  # named by UUIDv7: in order of time
-        if orjson.loads(path.read_bytes())["about"].get("model_id") == model_id:
+        if _read_about(path).get("model_id") == model_id:
             return read_verdict(data, path.stem)
     return None
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        return dict(orjson.loads(path.read_bytes())["about"])
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise MissingStep(
+            f"{path} is no evaluation ({error!r}): remove it, then `reasoning evaluate MODEL` again"
+        ) from error
 
 
 def find_incumbent(ledger: Ledger, model: dict[str, Any]) -> dict[str, Any] | None:

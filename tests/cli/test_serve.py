@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from cli.errors import ServeError
+from cli.serve import only_one
 from tests.cli.serving import COMMAND, processes_of
 
 
@@ -19,3 +23,9 @@ def test_a_port_in_use_is_named_with_the_mend_before_anything_starts(tmp_path: P
     assert failed.stderr.startswith(f"error: port {port} of 127.0.0.1, which the gateway needs, cannot be had")
     assert "--gateway-port PORT" in failed.stderr
     assert processes_of(tmp_path / "data") == []
+
+
+def test_a_file_is_no_data_folder(tmp_path: Path):
+    (tmp_path / "data").touch()
+    with pytest.raises(ServeError, match=r"data is not a folder.*--data FOLDER"), only_one(tmp_path / "data"):
+        pass
