@@ -47,9 +47,10 @@ class DecisionClient:
     """For threads; one a process is enough. Broken configuration raises `ConfigError` here and nowhere later.
 
     `data` is the data folder and goes before the environment and `reasoning.toml`; `clock` gives seconds since the
-    epoch, for replays and tests. `original` is called as `original(context)` and gives a decision object, or for a
-    label type its action as text. A context may hold `episode_id`, `room_id` and `subject_ids`, for where no argument
-    gives them; `subject_ids` default to the speakers of the conversation. It works after a fork, too.
+    epoch, for replays and tests. `original` is called as `original(context)` and gives a decision object, or text: the
+    action of a label type, or an answer as models write it, such as text with one block of code. A context may hold
+    `episode_id`, `room_id` and `subject_ids`, for where no argument gives them; `subject_ids` default to the speakers
+    of the conversation. It works after a fork, too.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -255,6 +255,10 @@ class ClientCore:
         except Exception as error:  # the user's own objects may do anything
             row.valid, row.error = False, describe_error(error, self.config.api_key)
             row.completion = result if isinstance(result, str) else None
+            if isinstance(result, Coroutine):
+                row.error = "the original is async, and this client is not: use AsyncDecisionClient"
+                self.count("original", "async in a sync client")
+                self._warn("original", "no decision: %s", row.error)
         return self._write(row), row.decision
 
     def record_original_error(self, question: Question, arm: Arm | None, error: Exception, started: float) -> None:

@@ -108,9 +108,11 @@ class DecisionType:
     def normalize(self, decision: dict[str, Any] | str) -> dict[str, Any]:
         """A decision, as anyone may write it, in the one form that `parse` gives. Raises `UnparseableAnswer`.
 
-        Text alone is the action of a label type.
+        Text alone is the action of a label type; any other text is read as a completion is.
         """
-        if isinstance(decision, str) and self.answer == "label":
+        if isinstance(decision, str):
+            if self.answer != "label" or {"<", "{"} & set(decision):
+                return self.parse(decision)
             decision = {"action": decision}
         if not isinstance(decision, dict):
             raise UnparseableAnswer(f"a decision is an object, not {type(decision).__name__}")

@@ -51,7 +51,18 @@ def decision(
     `__wrapped__` are there. Raises `UnknownDecisionType` and `ConfigError` when it decorates, never later.
     """
 
+    if not isinstance(decision_type, str):
+        raise ConfigError('@decision needs its decision type: write @decision("should_respond")')
+
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        if isinstance(function, classmethod | staticmethod):
+            kind = type(function).__name__
+            raise ConfigError(f"@decision on {function.__qualname__}: write it below @{kind}, next to the function")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError(
+                f"@decision on {function.__qualname__}: a generator gives no decision; "
+                "for text in pieces call client.decide_coding(context, function, stream=True)"
+            )
         if decides is not None and returns is None:
             raise ConfigError(
                 f"@decision on {function.__qualname__}: decides needs returns, "

@@ -75,6 +75,9 @@ class _Stream:
 
     def _serve_original(self, result: Any, started: float) -> str:
         """Record the original's decision. Its text."""
+        if isinstance(result, str):
+            self._serve_text(result, started)
+            return result
         self._answer = self._core.serve_original(self._question, result, started)
         try:
             return self._question.type.format_answer(result)

@@ -300,6 +300,42 @@ class TestTheOriginal:
         (row,) = rows(data)
         assert row["valid"] is False and row["decision"] is None and "UnparseableAnswer" in row["error"]
 
+    @pytest.mark.parametrize(
+        ("decision_type", "context", "text", "decision"),
+        [
+            ("should_respond", CONTEXT, "<response><action>stop</action></response>", {"action": "STOP"}),
+            (
+                "planning",
+                {**CONTEXT, "actions": [{"name": "REPLY"}]},
+                "Well. <response><actions>REPLY</actions></response>",
+                {"thought": "", "actions": ["REPLY"], "providers": [], "text": ""},
+            ),
+            (
+                "coding",
+                {"prompt": "x"},
+                "So:\n```py\nx = 1\n```",
+                {"code": "x = 1", "explanation": "So:", "language": "py"},
+            ),
+        ],
+    )
+    def test_text_as_models_write_it_is_a_decision(
+        self, data: Path, decision_type: str, context: Any, text: str, decision: Any
+    ) -> None:
+        with DecisionClient(data) as client:
+            assert client.decide(decision_type, context, lambda _: text).decision == decision
+        (row,) = rows(data)
+        assert row["valid"] and orjson.loads(row["decision"]) == decision
+
+    def test_an_async_one_is_told_where_it_belongs(self, data: Path, caplog: Any) -> None:
+        async def choose(_: Any) -> str:
+            return "STOP"
+
+        with DecisionClient(data) as client:
+            found = client.decide_should_respond(CONTEXT, choose).decision
+            found.close()
+        assert "use AsyncDecisionClient" in rows(data)[0]["error"]
+        assert "use AsyncDecisionClient" in caplog.text
+
     def test_its_own_object_is_handed_on(self, data: Path) -> None:
         mine = {"action": "respond", "extra": object()}
         with DecisionClient(data) as client:

@@ -142,6 +142,17 @@ def test_mistakes_show_when_it_decorates(data: Path, monkeypatch: pytest.MonkeyP
 
     with pytest.raises(ConfigError, match="needs an AsyncDecisionClient"):
         decision("should_respond", client=client)(choose)
+    with pytest.raises(ConfigError, match=r'write @decision\("should_respond"\)'):
+        decision(choose)  # type: ignore[arg-type]
+    for kind in (classmethod, staticmethod):
+        with pytest.raises(ConfigError, match=f"below @{kind.__name__}"):
+            decision("should_respond", client=client)(kind(lambda context: "x"))  # type: ignore[arg-type]
+
+    def pieces(context: Any) -> Any:
+        yield "x"
+
+    with pytest.raises(ConfigError, match="stream=True"):
+        decision("coding", client=client)(pieces)
     decorator._default_client.cache_clear()
     monkeypatch.setenv("REASONING_ENABLED", "perhaps")
     with pytest.raises(ConfigError, match="REASONING_ENABLED"):
