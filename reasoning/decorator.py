@@ -16,7 +16,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, overload
 
 from reasoning.client import DecisionClient
 from reasoning.core import Answer
@@ -28,6 +28,29 @@ if TYPE_CHECKING:
     from reasoning.async_client import AsyncDecisionClient
 
 _log = logging.getLogger("reasoning")
+P = ParamSpec("P")
+
+
+class Decided(Protocol[P]):
+    """What a decorated function is, for type checkers. All of an async one is awaited.
+
+    A method that is looked up on its object is bound; its other attributes are the function's, `Class.method.answer`.
+    """
+
+    client: Any
+    __name__: str
+    __wrapped__: Callable[..., Any]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any: ...
+
+    def answer(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """The `Answer`."""
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., Any]: ...
 
 
 def decision(
@@ -37,7 +60,7 @@ def decision(
     context: Callable[..., Context] | None = None,
     returns: Callable[[Any], Any] | None = None,
     decides: Callable[[Any], Any] | None = None,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Callable[P, Any]], Decided[P]]:
     """Decorate a function or a method, sync or async, that takes the context and gives a decision.
 
     The context is the parameter of that name, else the first one besides `self` or `cls`. A function with a signature
@@ -54,7 +77,7 @@ def decision(
     if not isinstance(decision_type, str):
         raise ConfigError('@decision needs its decision type: write @decision("should_respond")')
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[P, Any]) -> Decided[P]:
         if isinstance(function, classmethod | staticmethod):
             kind = type(function).__name__
             raise ConfigError(f"@decision on {function.__qualname__}: write it below @{kind}, next to the function")
@@ -78,9 +101,10 @@ def decision(
         get_decision_type(decision_type, used.config)
         read_context = _context_mapper(function, context) if context else _context_parameter(function)
         record = _decision_mapper(function, decides) if decides else _as_it_is
-        return (_decorate_async if is_async else _decorate_sync)(
+        decorated: Any = (_decorate_async if is_async else _decorate_sync)(
             function, decision_type, used, read_context, record, returns
         )
+        return decorated
 
     return decorate
 
