@@ -137,10 +137,6 @@ class Exchange:
         that nobody gets. Only after the body was read: it takes over `receive`."""
         return _Watch(self)
 
-    def elapsed_s(self) -> float:
-        """Seconds since the request's head came."""
-        return time.perf_counter() - self.started_at
-
     def start(self, status: int, headers: Headers) -> Awaitable[None]:
         """Await it at once: a plain function because a coroutine around another costs at every chunk."""
         self.status = status
