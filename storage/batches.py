@@ -38,7 +38,7 @@ from storage.schema import (
 # What `storage.erase` leaves of a line, filled up with blanks to its length. Parsing passes over it.
 ERASED = b'{"record":"erased"}'
 
-_BLOCK_BYTES = 1 << 20  # what one thread of pyarrow.json parses at a time
+_BLOCK_BYTES = 2 << 20  # what one thread of pyarrow.json parses at a time: of less, splitting takes its share
 # How our own writer begins a record. As each line begins so, no line can be the inside of another's object: as many
 # objects as lines means one a line, which pyarrow.json by itself does not ask for.
 _STARTS = {
