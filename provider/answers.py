@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from provider.errors import UnexpectedAnswer
 from reasoning.errors import ReasoningError
 from storage.errors import LedgerUnavailable
 from storage.money import LARGEST_USD
@@ -32,18 +31,19 @@ def noting(errors: list[str], what: str) -> Iterator[None]:
 
 
 def listed(answer: Any) -> list[Any]:
-    """All that a list holds, over all its pages. Raises UnexpectedAnswer when it is none, or never ends."""
+    """All that a list holds, over all its pages. Raises ValueError (see `asking`) when it is none, or never ends.
+
+    An answer without `data` is no empty list: absence decides whether something is created once more, or given up.
+    """
     found: list[Any] = []
     cursors: set[object] = set()
     for page in answer.iter_pages() if hasattr(answer, "iter_pages") else (answer,):
         items = getattr(page, "data", page)
-        if items is None and not page.model_extra:
-            continue  # an empty list, as some servers write it
         if not isinstance(items, list):
-            raise UnexpectedAnswer("the provider's answer is not as documented: it is no list")
+            raise ValueError("it is no list")
         found.extend(items)
         if (cursor := text(getattr(page, "next_cursor", None))) in cursors:
-            raise UnexpectedAnswer("the provider's answer is not as documented: its pages come round again")
+            raise ValueError("its pages come round again")
         cursors |= {cursor} - {None}
     return found
 

@@ -132,6 +132,8 @@ def ends(at: Any) -> Callable[[Any], Any]:
 BILLS = [
     lambda _: HTML,
     lambda _: {"data": None, "error": "?"},
+    lambda _: {"data": None},
+    lambda _: {},
     with_line(cost=None),
     with_line(cost="NaN"),
     with_line(cost="-5"),
@@ -272,3 +274,24 @@ def test_a_list_whose_pages_come_round_again_is_no_list(world: World) -> None:
     round_and_round = instead(world, "/endpoints", {"data": [{"id": "e", "name": "x"}], "next_cursor": "again"})
     report = reconcile_provider(world.data, round_and_round, ledger=world.ledger, now=world.now())
     assert "its pages come round again" in report.errors[0]
+
+
+@pytest.mark.parametrize("answer", [{}, {"data": None}])
+def test_a_list_without_its_items_proves_nobodys_absence(world: World, answer: Any) -> None:
+    model_id = world.model()
+    world.emulator.fault("lost_response", "POST /v2/projects/*/endpoints")
+    garble(world, "GET", "/endpoints", lambda _: answer)
+    with pytest.raises(UnexpectedAnswer, match=r"looking for .*: it is no list"):
+        deploy_model(world.client, world.ledger, model_id, now=world.now, wait=world.wait)
+    assert world.ours() == []  # nothing is created after such a look
+    world.revive()
+    row = world.deploy(model_id)
+    for path in ("/fine-tunes", "/endpoints"):
+        garble(world, "GET", path, lambda _: answer)
+        assert "it is no list" in reconcile(world).errors[0]
+    garble(world, "GET", "/deployments", lambda _: answer)
+    with pytest.raises(UnexpectedAnswer, match="it is no list"):
+        undeploy_model(world.client, world.ledger, row["id"], timeout=timedelta(0), now=world.now, wait=world.wait)
+    assert len(world.ours()) == 1  # what may run is not held for gone
+    world.revive()
+    end(world, row)
