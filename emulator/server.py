@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from emulator import account, adapters, admin, completions, deployments, endpoints, files, fine_tunes, models, offers
@@ -146,7 +147,11 @@ def create_app(data: Path, *, settings: Settings | None = None, now: datetime | 
     app = Starlette(
         routes=ROUTES,
         lifespan=_lifespan,
-        middleware=[Middleware(AuthorizationMiddleware), Middleware(FaultMiddleware, faults=emulator.faults)],
+        middleware=[
+            Middleware(DateMiddleware, clock=emulator.clock),
+            Middleware(AuthorizationMiddleware),
+            Middleware(FaultMiddleware, faults=emulator.faults),
+        ],
         exception_handlers={
             ApiError: _answer_api_error,
             HTTPException: _answer_http_error,
@@ -172,6 +177,23 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         emulator.models.close()
         emulator.disk.shutdown(cancel_futures=True)
         emulator.state.close()
+
+
+class DateMiddleware:
+    """Every answer tells the time by the emulator's clock."""
+
+    def __init__(self, app: ASGIApp, clock: Clock) -> None:
+        self.app = app
+        self.clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                date = format_datetime(self.clock.now(), usegmt=True).encode()
+                message = {**message, "headers": [*message.get("headers", ()), (b"date", date)]}
+            await send(message)
+
+        await self.app(scope, receive, send_dated if scope["type"] == "http" else send)
 
 
 class AuthorizationMiddleware:
@@ -242,7 +264,13 @@ def run(
     with _bind(host, port) as listener, _lock(data):
         app = create_app(data, settings=settings, now=now)
         config = uvicorn.Config(
-            app, http=_Protocol, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2
+            app,
+            http=_Protocol,
+            log_level="warning",
+            access_log=False,
+            date_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=2,
         )
         # uvicorn stops cleanly on SIGTERM and then raises it again, which would end this process with an error.
         signal.signal(signal.SIGTERM, lambda *_: None)

@@ -56,6 +56,7 @@ PRICE_STANDS = timedelta(minutes=5)
 
 FOLLOW_TIMEOUT = timedelta(hours=24)
 _ENDED = {"completed": "completed", "error": "failed", "user_error": "failed", "cancelled": "cancelled"}
+ENDED_STATES = ("completed", "failed", "cancelled")
 
 
 def submit_fine_tune(
@@ -290,7 +291,7 @@ def _settle(
     nano = job["estimate_nano"] if said is None else said
     with ledger.transaction():
         job = ledger.get("fine_tune_jobs", job["id"])
-        if job["state"] in ("completed", "failed", "cancelled"):
+        if job["state"] in ENDED_STATES:
             return job
         model_id = None
         if state == "completed" and not text(remote.api_model_object_id):
@@ -410,8 +411,3 @@ def abandon_fine_tune(ledger: Ledger, job_id: str, *, why: str, now: datetime) -
         job = ledger.transition("fine_tune_jobs", job_id, "abandoned", why=why, error=why, now=now)
         ledger.release(job["reservation_id"], now=now)
         return job
-
-
-def price_of(job: Mapping[str, Any]) -> Decimal:
-    """What a job cost, or is estimated to cost, in US dollars."""
-    return from_nano(job["estimate_nano"] if job["price_nano"] is None else job["price_nano"])

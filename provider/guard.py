@@ -31,7 +31,7 @@ from provider.deployments import (
     stop_replicas,
     sync_deployment,
 )
-from provider.fine_tunes import cancel_fine_tune, sync_fine_tune
+from provider.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune
 from provider.metering import hourly_usd, meter_decisions, runway_usd
 from provider.routes import LEASE, keep_models, renew_lease, resume_routes
 from reasoning.errors import ReasoningError
@@ -193,7 +193,7 @@ def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
     for job in ledger.find("fine_tune_jobs", state=("submitted", "running", "cancelling")):
         with noting(report.errors, job["suffix"]):
             after = sync_fine_tune(client, ledger, job["id"], now=report.now)
-            if after["state"] in ("completed", "failed", "cancelled"):
+            if after["state"] in ENDED_STATES:
                 report.actions.append(
                     f"{job['suffix']} is {after['state']} for {format_usd(from_nano(after['price_nano']))}"
                 )

@@ -4,8 +4,7 @@ Whose an object is, its name says: `rsn-<installation>-...`. Of ours, one that t
 ended, is an orphan: it is written down, stopped and charged. All others belong to strangers and are never touched.
 
 One answer that is not as documented does not end it: it goes on with what it can judge and reports the rest by name.
-What has no name is nobody's: it is not touched, and nothing is held for absent from a list that it is in. A bill that
-cannot be read gives no money back.
+What has no name is nobody's: it is not touched, and nothing is held for absent from a list that it is in.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
 from provider.answers import (
     bare_name,
     count,
@@ -31,8 +28,8 @@ from provider.answers import (
     noting,
     state_of,
     text,
-    usd,
 )
+from provider.bill import reconcile_bill
 from provider.client import asking
 from provider.deployments import (
     LIVE_STATES,
@@ -43,13 +40,12 @@ from provider.deployments import (
     sync_deployment,
 )
 from provider.errors import ProviderUnavailable, UnexpectedAnswer
-from provider.fine_tunes import abandon_fine_tune, adopt_job, cancel_fine_tune, sync_fine_tune
+from provider.fine_tunes import ENDED_STATES, abandon_fine_tune, adopt_job, cancel_fine_tune, sync_fine_tune
 from provider.metering import meter_decisions
 from provider.prices import MINIMUM_FINE_TUNE_USD, hourly_prices
-from storage import ledger_schema as schema
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
-from storage.money import format_usd, from_nano, to_nano
+from storage.money import from_nano, to_nano
 
 if TYPE_CHECKING:
     from together import Together
@@ -57,20 +53,11 @@ if TYPE_CHECKING:
 ABANDON_AFTER = timedelta(minutes=10)
 """An intent that nobody works on, and of which the provider knows nothing for so long, is given up."""
 
-BILL_LAG = timedelta(hours=1)
-"""How long after its end an hour of the provider's bill is taken for complete, if it names the object at all."""
-
-BILL_SILENCE = timedelta(days=1)
-"""An hour that the bill still does not name an object in after so long did not cost anything. Until then what was
-charged stays: a late bill must not give money back."""
-
 LATE_ROWS = timedelta(days=31)
 """Decisions that land later than this are not charged any more."""
 
 UNWATCHED = timedelta(minutes=30)
 """What nobody has metered for so long, nor asked, is stopped here: its guard is dead, and its budget with it."""
-
-_ENDED_JOBS = ("completed", "failed", "cancelled")
 
 
 @dataclass(slots=True)
@@ -131,7 +118,10 @@ def _reconcile_all(client: Together, ledger: Ledger, report: ReconcileReport) ->
     with noting(report.errors, "what no guard looks at"):
         _stop_unwatched(client, ledger, report)
     with noting(report.errors, "the bill was not compared, and no charge was changed"):
-        _reconcile_bill(client, ledger, report)
+        compared = reconcile_bill(client, ledger, now=report.now, errors=report.errors)
+        report.billed_usd, report.charged_usd = compared.billed_usd, compared.charged_usd
+        report.difference_usd = compared.billed_usd - compared.charged_usd
+        report.adjustments = compared.adjustments
 
 
 def _meter_late_rows(layout: Layout, ledger: Ledger, report: ReconcileReport) -> None:
@@ -214,7 +204,7 @@ def _reconcile_job(client: Together, ledger: Ledger, suffix: str, remote: Any, r
             job = _add_orphan_job(ledger, suffix, remote, report.now)
     report.orphans.append(f"fine-tune {suffix} ({remote.id})")
     job = sync_fine_tune(client, ledger, job["id"], now=report.now)
-    if job["state"] not in _ENDED_JOBS:
+    if job["state"] not in ENDED_STATES:
         job = cancel_fine_tune(client, ledger, job["id"], why="an orphan: nobody asked for it", now=report.now)
     report.actions.append(f"fine-tune {remote.id} is {job['state']}")
 
@@ -451,130 +441,3 @@ def _end(client: Together, ledger: Ledger, deployment_id: str, why: str, report:
         begin_shutdown(ledger, deployment_id, why=why, immediately=True, now=report.now)
         row = advance_shutdown(client, ledger, deployment_id, now=report.now)
         report.actions.append(f"{row['name']} is {row['state']}: {why}")
-
-
-# -- the bill ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Billed:
-    """What the bill has for an object: US dollars, and the end of the last hour that names it.
-
-    `doubtful` when a line that is its own, or may be, cannot be read: it may have cost more.
-    """
-
-    usd: Decimal = Decimal(0)
-    until: datetime | None = None
-    doubtful: bool = False
-
-
-def _reconcile_bill(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
-    """Compare the complete hours of the provider's bill with our charges, object by object, and charge the difference.
-
-    Of a deployment these are the hours up to the last that names it, and all that are older than `BILL_SILENCE`. What
-    ended is compared until `BILL_SILENCE` after its end: only then is it certain that it cost nothing in its last hour.
-    """
-    complete, silent = _hour(report.now - BILL_LAG), _hour(report.now - BILL_SILENCE)
-    jobs = [j for j in ledger.find("fine_tune_jobs", state=_ENDED_JOBS, reconciled_at=None) if j["remote_id"]]
-    deployments = [d for d in ledger.find("deployments", reconciled_at=None) if d["remote_id"]]
-    if not jobs and not deployments:
-        return
-    since = min(row["created_at"] for row in (*jobs, *deployments))
-    remote_ids = {row["remote_id"] for row in (*jobs, *deployments)}
-    billed = read_bill(client, remote_ids, since=since, until=complete, errors=report.errors)
-    for job in jobs:
-        if billed[job["remote_id"]].until or job["updated_at"] < silent:
-            _adjust(ledger, "fine_tune_jobs", job, billed, None, job["updated_at"] < silent, report)
-    for row in deployments:
-        # What ended so long ago is on the bill: all of its charges count, also those of a clock that was ahead.
-        final = row["state"] == "deleted" and row["updated_at"] < silent
-        until = None if final else max(silent, billed[row["remote_id"]].until or silent)
-        _adjust(ledger, "deployments", row, billed, until, final, report)
-    report.difference_usd = report.billed_usd - report.charged_usd
-
-
-def _hour(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-
-
-def read_bill(
-    client: Together, remote_ids: set[str], *, since: datetime, until: datetime, errors: list[str]
-) -> dict[str, Billed]:
-    """What the provider's bill has for each of these objects in the hours that end by `until`.
-
-    A line that cannot be read is told in `errors`, and makes doubtful whose it is: all of them, where it does not say.
-    """
-    billed = {remote_id: Billed() for remote_id in remote_ids}
-    month = _hour(since).replace(day=1, hour=0)
-    while month < until:
-        with asking(f"the bill of {month:%Y-%m}"):
-            windows = listed(client.organization.usage.costs.list(granularity="hour", month=f"{month:%Y-%m}"))
-        if odd := sum(_read_hour(window, billed, until) for window in windows):
-            errors.append(f"the bill of {month:%Y-%m}: {odd} lines cannot be read, so it gives no money back for them")
-        month = (month + timedelta(days=32)).replace(day=1)
-    return billed
-
-
-def _read_hour(window: Any, billed: dict[str, Billed], until: datetime) -> int:
-    """Add an hour of the bill to what is `billed`; how many of its lines that are ours, or may be, cannot be read."""
-    odd = 0
-    end, lines = moment(getattr(window, "end_time", None)), getattr(window, "line_items", None)
-    if end is not None and end > until:
-        return odd
-    for line in lines if isinstance(lines, list) else [None]:
-        attributes, cost = getattr(line, "attributes", None), usd(getattr(line, "cost", None))
-        named = list(attributes.values()) if isinstance(attributes, dict) else None
-        ours = [entry for remote_id, entry in billed.items() if named is None or remote_id in named]
-        if end is not None and cost is not None and named is not None:
-            for entry in ours:
-                entry.usd += cost
-                entry.until = max(entry.until or end, end)
-        elif ours:
-            odd += 1
-            for entry in ours:
-                entry.doubtful = True
-    return odd
-
-
-def _adjust(
-    ledger: Ledger,
-    object_type: str,
-    row: dict[str, Any],
-    billed: dict[str, Billed],
-    until: datetime | None,
-    final: bool,
-    report: ReconcileReport,
-) -> None:
-    """Charge what the bill has beyond our charges before `until`, or give it back. After a `final` one: never again."""
-    charges = schema.charges
-    column = "job_id" if object_type == "fine_tune_jobs" else "deployment_id"
-    query = sa.select(sa.func.coalesce(sa.func.sum(charges.c.amount_nano), 0), sa.func.max(charges.c.ts)).where(
-        charges.c[column] == row["id"]
-    )
-    if until is not None:
-        query = query.where(charges.c.ts < until)
-    with ledger.transaction() as connection:
-        nano, last = connection.execute(query).one()
-        charged = from_nano(int(nano))
-        on_bill, doubtful = billed[row["remote_id"]].usd, billed[row["remote_id"]].doubtful
-        report.charged_usd += charged
-        report.billed_usd += on_bill
-        if doubtful and on_bill <= charged:
-            return
-        if difference := from_nano(to_nano(on_bill) - to_nano(charged)):
-            name = row["suffix"] if object_type == "fine_tune_jobs" else row["name"]
-            ledger.charge(
-                "adjustment",
-                difference,
-                key=f"adjustment:{row['id']}:{report.now.isoformat()}",
-                what=f"{name}: the provider billed {format_usd(on_bill)}, charged was {format_usd(charged)}",
-                decision_type=row["decision_type"],
-                model_id=row["model_id"],
-                # In the day and month of what it corrects: what is given back must not swell a later budget.
-                ts=last or min(report.now, (until or report.now) - timedelta(microseconds=1)),
-                now=report.now,
-                **{column: row["id"]},
-            )
-            report.adjustments.append(f"{name}: {format_usd(difference)}")
-        if final and not doubtful:
-            ledger.update(object_type, row["id"], reconciled_at=report.now, now=row["updated_at"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import provider.reconcile
 from provider.deployments import deploy_model, undeploy_model
 from provider.errors import CreationInDoubt
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
@@ -269,21 +269,38 @@ def test_what_vanished_at_the_provider_is_settled(world: World) -> None:
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
 
-def test_a_bill_whose_last_hour_is_late_gives_nothing_of_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bill_whose_last_hour_is_late_gives_nothing_of_it_back(world: World) -> None:
     world.until_minute(50)
     row = world.deploy()
     world.minutes(40)
     undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
-    spent, bill = world.ledger.spent(), provider.reconcile.read_bill
-    first_hour = world.now().replace(minute=0, second=0, microsecond=0)
+    spent, first_hour = world.ledger.spent(), world.now().replace(minute=0, second=0, microsecond=0)
     world.next_hours(4)
-    with monkeypatch.context() as late:
-        late.setattr(
-            provider.reconcile, "read_bill", lambda *args, until, **rest: bill(*args, until=first_hour, **rest)
-        )
-        report = reconcile(world)
+
+    def without_its_last(bill: dict[str, Any]) -> dict[str, Any]:
+        windows = [each for each in bill["data"] if datetime.fromisoformat(each["end_time"]) <= first_hour]
+        return {**bill, "data": windows}
+
+    garble(world, "GET", "/billing/usage", without_its_last)
+    report = reconcile(world)
+    world.revive()
     assert 0 < report.billed_usd <= Decimal("5.49") / 6
     assert spent - world.ledger.spent() <= Decimal("5.49") / 60  # no more than a minute begun twice
+    world.await_bill()
+    reconcile(world)
+    assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
+
+
+@pytest.mark.parametrize("days", [2, 400])
+def test_a_clock_that_jumps_ahead_closes_no_bill_before_the_provider_has_written_it(world: World, days: int) -> None:
+    row = world.deploy()
+    world.minutes(30)
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    spent = world.ledger.spent()
+    ahead = world.now() + timedelta(days=days)
+    report = reconcile_provider(world.data, world.client, ledger=world.ledger, now=ahead)
+    assert (report.adjustments, world.ledger.spent()) == ([], spent)
+    assert world.ledger.get("deployments", row["id"])["reconciled_at"] is None
     world.await_bill()
     reconcile(world)
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
