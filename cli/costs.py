@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated
 
@@ -97,19 +98,15 @@ def set_budget(
 ) -> None:
     """Set the most that may be spent."""
     from storage.ledger import open_ledger
-    from storage.money import format_usd, from_nano, to_nano
+    from storage.money import format_usd
 
     folder = find_data(data, may_be_new=True)
-    limit = None
-    if limit_usd.lower() != "none":
-        try:
-            limit = from_nano(to_nano(limit_usd.removeprefix("$")))
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-        if limit < 0:
-            raise typer.BadParameter(f"{limit_usd} cannot be a budget: 0 or more dollars, or `none`")
+    limit = None if limit_usd.lower() == "none" else limit_usd.removeprefix("$")
     name = check_decision_type(decision_type, folder) if decision_type else None
     with open_ledger(folder) as ledger:
-        ledger.set_budget(period.value, limit, name)
+        try:
+            ledger.set_budget(period.value, limit, name)
+        except ValueError as error:
+            raise typer.BadParameter(f"{error}; give dollars, such as 25 or 0.50, or `none`") from error
     what = f"{period.value} budget" + (f" of {name}" if name else "")
-    print_line(f"{what}: " + ("no limit" if limit is None else format_usd(limit)))
+    print_line(f"{what}: " + ("no limit" if limit is None else format_usd(Decimal(limit))))

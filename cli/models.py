@@ -274,6 +274,18 @@ def status(model: Model, data: Data = None, as_json: AsJson = False) -> None:
             show(row, as_json=as_json, title=f"Model {model_id}")
 
 
+@models_app.command()
+def history(model: Model, data: Data = None, as_json: AsJson = False) -> None:
+    """List what happened to a model, its fine-tune and its deployments, and why, the latest last."""
+    from storage.ledger import open_ledger
+    from storage.ledger_reports import model_history
+    from tasks.models import find_model
+
+    with open_ledger(find_data(data)) as ledger:
+        rows = model_history(ledger, find_model(ledger, model)["id"])
+    show(rows, as_json=as_json, title=f"History of model {model}")
+
+
 @models_app.command("jobs")
 def list_jobs(data: Data = None, as_json: AsJson = False) -> None:
     """List the fine-tunes: state, what they are estimated to cost and cost, and the model that came of them."""

@@ -125,14 +125,12 @@ def config(data: Data = None, as_json: AsJson = False) -> None:
         provider = provider_url()
     except ReasoningError as error:
         provider = f"none: {error}"
-    import sqlalchemy as sa
-
     found = {
         **hide(settings, "api_key", "decision_types"),
         "api_key": "set" if settings.api_key else "not set",
         "provider": os.environ.get("REASONING_PROVIDER", "local"),
         "provider_url": provider,
-        "ledger": sa.make_url(ledger_url(settings.data)).render_as_string(hide_password=True),
+        "ledger": ledger_url(settings.data).render_as_string(hide_password=True),
         "decision_types": {name: f"{kind.tier}, {kind.answer}" for name, kind in settings.decision_types.items()},
     }
     show(found, as_json=as_json, title="Settings")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from provider.errors import (
@@ -27,7 +27,6 @@ from reasoning.errors import ReasoningError
 if TYPE_CHECKING:
     from together import Together
 
-ProviderName = Literal["local", "together"]
 TOGETHER_URL = "https://api.together.ai"
 
 Now = datetime | Callable[[], datetime] | None
@@ -61,7 +60,8 @@ def provider_url(provider: str | None = None, base_url: str | None = None) -> st
         url = base_url or os.environ.get("REASONING_PROVIDER_URL") or ""
         if not url:
             raise ProviderSettingsError(
-                "the local provider has no URL: start the emulator and set REASONING_PROVIDER_URL to what it prints"
+                "the local provider has no URL: run `reasoning serve` for this data folder, which starts one, or "
+                "`python -m emulator`, and set REASONING_PROVIDER_URL to the address that it prints"
             )
         host = urlsplit(url).hostname or ""
         if host == "together.ai" or host.endswith((".together.ai", ".together.xyz")):
@@ -107,7 +107,7 @@ def connect(
 def _find_project(client: Together, url: str) -> str:
     import httpx
 
-    with asking(f"who we are at {url}"):
+    with asking(f"looking for this key's project at {url}"):
         answer = client.get("/v3/whoami", cast_to=httpx.Response).json()
         project = (answer.get("project") or {}).get("id")
     if not project:

@@ -28,13 +28,6 @@ def publish_route(
     return _change(path, now, lease, lambda routes: {**routes, decision_type: route})
 
 
-def withdraw_route(path: Path | str, decision_type: str, *, now: datetime | None = None) -> Routes:
-    """Take a decision type's route away: its decisions are the original's."""
-    return _change(
-        path, now, None, lambda routes: {name: route for name, route in routes.items() if name != decision_type}
-    )
-
-
 def withdraw_model(path: Path | str, model: str, *, now: datetime | None = None) -> list[tuple[str, str]]:
     """Take every arm of a model (`<project slug>/<name>`) out; see `keep_models`."""
     return keep_models(path, lambda _, name: name != model, now=now)
@@ -123,11 +116,6 @@ def _write_paused(path: Path | str, routes: Mapping[str, Route], now: datetime |
 
 def _paused_path(path: Path | str) -> Path:
     return Path(path).with_suffix(".paused.json")
-
-
-def withdraw_routes(path: Path | str, *, now: datetime | None = None) -> Routes:
-    """Take all routes away."""
-    return _change(path, now, None, lambda routes: {})
 
 
 def renew_lease(path: Path | str, *, lease: timedelta = LEASE, now: datetime | None = None) -> Routes | None:

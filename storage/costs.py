@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -107,8 +108,9 @@ def files_uploaded_of(layout: Layout, datasets: set[str]) -> list[str]:
 
 
 def _exists(layout: Layout) -> bool:
+    """Without asking SQLAlchemy, whose import costs more than most queries."""
     path = layout.ledger_url.removeprefix("sqlite:///")
-    return path == layout.ledger_url or layout.data.joinpath(path).is_file()
+    return path == layout.ledger_url or Path(path).is_file()
 
 
 def _charges(connection: Any) -> Iterator[dict[str, Any]]:

@@ -41,6 +41,7 @@ from storage.errors import (
     NoSuchObject,
     PriceUnknown,
 )
+from storage.layout import Layout
 from storage.money import Usd, format_usd, from_nano, to_nano
 
 Period = Literal["hour", "day", "month", "total"]
@@ -172,11 +173,26 @@ def period_start(period: Period, when: datetime) -> str:
     return {"day": f"{when:%Y-%m-%d}", "month": f"{when:%Y-%m}"}.get(period, "")
 
 
-def ledger_url(data: str | Path) -> str:
-    """URL of the ledger of a data folder: `REASONING_LEDGER_URL`, else `<data>/ledger.sqlite`. A URL stays as it is."""
-    if "://" in str(data):
-        return str(data)
-    return os.environ.get("REASONING_LEDGER_URL") or f"sqlite:///{Path(data).absolute() / 'ledger.sqlite'}"
+def ledger_url(data_or_url: str | Path) -> sa.URL:
+    """URL of the ledger of a data folder (`Layout.ledger_url`), or this URL itself.
+
+    Raises LedgerError, which names the setting and never its value, when it is no URL of a database that can hold it.
+    """
+    given = "://" in str(data_or_url)
+    what = "the ledger's URL" if given or "REASONING_LEDGER_URL" not in os.environ else "REASONING_LEDGER_URL"
+    mend = "write postgresql://USER:PASSWORD@HOST/DATABASE, or sqlite:////FOLDER/FILE"
+    try:
+        url = sa.make_url(str(data_or_url) if given else Layout(data_or_url).ledger_url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise LedgerError(f"{what} is not the URL of a database: {mend}") from None
+    backend = url.get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise LedgerError(f"{what} names {backend}, where the ledger cannot live: {mend}")
+    if backend == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if url.database in (None, "", ":memory:"):
+        raise LedgerError(f"{what} names no file, and a ledger in memory would forget what was spent: {mend}")
+    return url
 
 
 def open_ledger(data_or_url: str | Path, *, now: datetime | None = None) -> Ledger:
@@ -184,14 +200,10 @@ def open_ledger(data_or_url: str | Path, *, now: datetime | None = None) -> Ledg
 
     Raises LedgerError when the database cannot be opened, or was written by a newer version of this project.
     """
-    url = sa.make_url(ledger_url(data_or_url))
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise LedgerError(f"the ledger cannot live in {url.get_backend_name()}: use sqlite:/// or postgresql://")
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    url = ledger_url(data_or_url)
     try:
+        if url.get_backend_name() == "sqlite":
+            Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
         engine = _make_engine(url)
         _migrate(engine, now or datetime.now(UTC))
         with engine.connect() as connection:
@@ -199,6 +211,8 @@ def open_ledger(data_or_url: str | Path, *, now: datetime | None = None) -> Ledg
     except sa.exc.SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip()
         raise LedgerError(f"cannot open the ledger {url.render_as_string(hide_password=True)}: {reason}") from None
+    except OSError as error:
+        raise LedgerError(f"cannot make {error.filename} for the ledger: {error.strerror}") from None
     except ImportError as error:
         raise LedgerError(
             f"cannot open the ledger: {error}. Install the driver: pip install 'psycopg[binary]'"
@@ -402,6 +416,8 @@ class Ledger:
                 limit_nano = to_nano(limit_usd)
                 if limit_nano < 0:
                     raise ValueError(f"a budget cannot be negative: {limit_usd}")
+                if from_nano(limit_nano) != Decimal(limit_usd):
+                    raise ValueError(f"a budget cannot be finer than a nano-dollar (0.000000001): {limit_usd}")
                 connection.execute(table.insert().values(limit_nano=limit_nano, set_at=_utc(now), **key))
 
     def budgets(self, now: datetime | None = None) -> list[Budget]:

@@ -54,7 +54,9 @@ def in_usd(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def format_usd(usd: Decimal) -> str:
-    """US dollars for people: `$4.00`, `$0.0915`, `-$1.20`."""
+    """US dollars for people: `$4.00`, `$0.0915`, `-$1.20`, and what is less than a hundredth of a cent whole."""
     sign, amount = ("-" if usd < 0 else ""), abs(usd)
     digits = f"{amount:,.2f}" if amount == amount.quantize(Decimal("0.01")) or amount >= 1 else f"{amount:,.4f}"
+    if 0 < amount < Decimal("0.0001"):
+        digits = f"{amount:.9f}".rstrip("0")
     return f"{sign}${digits}"

@@ -136,9 +136,10 @@ def test_budgets_are_set_and_reported(tmp_path: Path):
     assert reasoning("costs", "set-budget", "0.50", "--period", "total", "--data", tmp_path / "data").returncode == 0
     report = json.loads(reasoning("costs", "report", "--data", tmp_path / "data", "--json").stdout)
     assert {budget["period"]: budget["limit_usd"] for budget in report["budgets"]}["total"] == "0.50"
-    refused = reasoning("costs", "set-budget", "lots", "--data", tmp_path / "data")
-    assert refused.returncode == 2
-    assert "is not an amount of money" in refused.stderr
+    for limit, why in {"lots": "is not an amount of money", "-1": "negative", "0.0000000001": "finer than"}.items():
+        refused = reasoning("costs", "set-budget", "--data", tmp_path / "data", "--", limit)
+        assert refused.returncode == 2
+        assert why in re.sub(r"[\s│]+", " ", refused.stderr)
 
 
 def test_statistics_and_status(data: Path):

@@ -12,7 +12,7 @@ from provider.client import connect, provider_url
 from provider.completions import complete_many
 from provider.errors import NotServable, ProviderRefused, ProviderSettingsError, ProviderUnavailable
 from provider.prices import hourly_prices, instance_price
-from provider.routes import keep_models, publish_route, renew_lease, routed_models, withdraw_route, withdraw_routes
+from provider.routes import keep_models, publish_route, renew_lease, routed_models
 from provider.tiers import resolve_tier
 from reasoning.errors import RoutesError
 from reasoning.routes import Arm, Route, read_routes
@@ -66,7 +66,9 @@ def test_a_real_key_does_not_go_to_another_server(world: World, monkeypatch: pyt
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ProviderUnavailable, match=r"who we are at http://127\.0\.0\.1:9: no answer"):
+    with pytest.raises(
+        ProviderUnavailable, match=r"this key's project at http://127\.0\.0\.1:9: no answer"
+    ):
         connect(base_url="http://127.0.0.1:9")
 
 
@@ -134,7 +136,7 @@ def test_a_lease_is_published_renewed_withdrawn_and_runs_out(tmp_path: Path) -> 
     assert keep_models(path, lambda kind, model: model != "a") == [("planning", "a"), ("coding", "a")]
     assert [one.name for one in read_routes(path).routes["planning"].arms] == ["b", "o"]
     assert "coding" not in read_routes(path).routes
-    withdraw_route(path, "planning")
+    assert keep_models(path, lambda kind, model: False) == [("planning", "b")]
     assert read_routes(path).routes == {}
 
 
@@ -143,5 +145,5 @@ def test_routes_that_cannot_be_read_are_cleared_but_never_renewed(tmp_path: Path
     path.write_text("{")
     with pytest.raises(RoutesError):
         renew_lease(path, now=NOON)
-    withdraw_routes(path, now=NOON)
+    keep_models(path, lambda kind, model: True, now=NOON)
     assert read_routes(path).routes == {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import sqlite3
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -26,7 +28,7 @@ from storage.errors import (
     PriceUnknown,
 )
 from storage.ledger import Ledger, open_ledger
-from storage.ledger_reports import cost_report, model_status
+from storage.ledger_reports import cost_report, model_history, model_status
 from storage.money import format_usd, from_nano, to_nano
 from tests.postgres import fresh_database, run_postgres
 
@@ -206,7 +208,7 @@ def test_state_machines_refuse_illegal_steps(ledger: Ledger) -> None:
     ledger.transition("models", row["id"], "retired")
     with pytest.raises(IllegalTransition, match=f"models {row['id']}: cannot go from retired to promoted"):
         ledger.transition("models", row["id"], "promoted")
-    assert [step["to_state"] for step in ledger.history("models", row["id"])] == ["trained", "promoted", "retired"]
+    assert [step["why"] for step in ledger.history("models", row["id"])] == [None, "better", None]
     with pytest.raises(NoSuchObject):
         ledger.get("models", "nothing")
     with pytest.raises(ValueError, match=r"changes by Ledger\.transition"):
@@ -350,16 +352,31 @@ def test_a_ledger_of_a_newer_version_is_not_touched(ledger_url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("mysql://x/y", "cannot live in mysql"),
-        ("postgresql://u:secret@127.0.0.1:9/x", "cannot open the ledger"),
-        ("sqlite:////proc/none/ledger.sqlite", ""),
+        ("mysql://u:secret@x/y", "names mysql, where the ledger cannot live: write postgresql://"),
+        ("postgresql://u:secret@127.0.0.1:9/x", "cannot open the ledger postgresql"),
+        ("postgresql://u:secret@h:port/x", "is not the URL of a database"),
+        ("sqlite:////proc/none/ledger.sqlite", "cannot make /proc/none for the ledger"),
+        ("sqlite://", "would forget what was spent"),
     ],
 )
-def test_a_ledger_that_cannot_be_opened_says_why(url: str, message: str) -> None:
-    with pytest.raises((LedgerError, OSError)) as caught:
-        open_ledger(url)
+@pytest.mark.parametrize("by_setting", [True, False])
+def test_a_ledger_that_cannot_be_opened_says_why(
+    url: str, message: str, by_setting: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REASONING_LEDGER_URL", url)
+    if not by_setting:
+        monkeypatch.delenv("REASONING_LEDGER_URL")
+    with pytest.raises(LedgerError) as caught:
+        open_ledger(tmp_path if by_setting else url)
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_setting_that_is_no_url_is_named_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REASONING_LEDGER_URL", "my-secret-word")
+    with pytest.raises(LedgerError, match=r"^REASONING_LEDGER_URL is not the URL of a database: write ") as caught:
+        open_ledger(tmp_path)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_broken_file_is_not_taken_for_a_ledger(tmp_path: Path) -> None:
@@ -435,6 +452,39 @@ def test_reports(ledger: Ledger) -> None:
     (status,) = model_status(ledger, now=NOON, routed={"local/rsn-x-1"})
     assert (status["enabled"], status["replicas"], status["hourly_usd"]) == (False, 0, 0)
     assert status["cost_usd"] == 7  # what stopped is not forgotten
+    assert [(step["object"], step["to_state"]) for step in model_history(ledger, model)] == [
+        ("fine_tune_jobs", "intended"),
+        ("models", "trained"),
+        *(("deployments", state) for state in ("intended", "provisioning", "ready")),
+        ("models", "promoted"),
+        ("deployments", "stopped"),
+    ]
+
+
+def test_sums_of_odd_amounts_are_exact_in_every_report(ledger: Ledger) -> None:
+    drawn, by_kind, total = random.Random(7), dict.fromkeys(["endpoint", "tokens", "training"], 0), 0
+    with ledger.transaction():
+        for number in range(100):
+            kind, nano = drawn.choice(list(by_kind)), drawn.randrange(1, 10**12)
+            kinds: Any = kind
+            ledger.charge(
+                kinds,
+                from_nano(nano),
+                key=str(number),
+                what=kind,
+                model_id=drawn.choice("ab"),
+                decision_type=drawn.choice(["planning", "coding"]),
+                ts=NOON - timedelta(minutes=drawn.randrange(600)),
+                now=NOON,
+            )
+            by_kind[kind] += nano
+            total += nano
+    report = cost_report(ledger, now=NOON, period="day")
+    assert report["total_usd"] == from_nano(total) == ledger.spent("day", now=NOON) == ledger.spent("month", now=NOON)
+    assert report["by_kind_usd"] == {kind: from_nano(nano) for kind, nano in by_kind.items()}
+    assert sum(line["total_usd"] for line in report["models"]) == from_nano(total)
+    of_types = [ledger.spent("total", decision_type=each) for each in ("planning", "coding")]
+    assert sum(of_types) == from_nano(total)
 
 
 OPERATIONS = st.lists(

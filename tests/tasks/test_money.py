@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from provider.guard import GuardReport
+from provider.status import cost_report, model_status
 from storage.ledger import open_ledger
 from storage.money import to_nano
-from tasks.reports import hide, markdown, text
+from tasks.reports import budget_rows, hide, markdown, plain, text
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -79,3 +84,64 @@ def test_a_report_is_told_in_times_and_money_that_people_read() -> None:
         "2026-11-22 12:00:00",
         "a 4",
     ]
+
+
+def test_function_table_json_and_artifacts_say_the_same_figures(
+    tmp_path: Path, published: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cli.main import app
+    from tasks.money_tasks import guard
+
+    now = datetime.now(UTC)
+    with open_ledger(tmp_path, now=now) as ledger:
+        ledger.set_budget("day", "35.5", "planning")
+        model = ledger.add(
+            "models", state="trained", base_model="b/1", model_object_id="ml_1", decision_type="planning", now=now
+        )["id"]
+        for number, (kind, usd) in enumerate([("training", "4"), ("endpoint", "1.830000001"), ("adjustment", "-0.25")]):
+            ledger.charge(
+                kind,  # type: ignore[arg-type]
+                usd,
+                key=str(number),
+                what=kind,
+                decision_type="planning",
+                model_id=model,
+                quantity=20 if kind == "endpoint" else None,
+                now=now,
+            )
+        ledger.charge("tokens", "0.123456789", key="t", what="tokens", decision_type="coding", now=now)
+        ledger.reserve("2.2", purpose="next", decision_type="coding", now=now)
+
+    def asked(*command: str) -> str:
+        shown = CliRunner().invoke(app, [*command, "--data", str(tmp_path)], catch_exceptions=False)
+        assert shown.exit_code == 0, shown.output
+        return str(shown.stdout)
+
+    def table(title: str, shown: str) -> list[list[str]]:
+        lines = [line.strip() for line in shown.splitlines()]
+        rows = lines[lines.index(title) + 4 :]  # an empty line, the columns, a rule
+        return [re.split(r" {2,}", row) for row in takewhile(bool, rows)]
+
+    monkeypatch.setattr("tasks.money_tasks.money.guard", lambda *_, **__: GuardReport(now=now))
+    guard.fn(tmp_path, idle_minutes=None, lease_minutes=3, now=now)
+    costs, (status,) = cost_report(tmp_path, now=now), model_status(tmp_path, now=now)
+    assert costs["total_usd"] == Decimal("5.703456790")
+    moving = {"now"}  # by the moment of asking
+    as_json = json.loads(asked("costs", "report", "--json"))
+    assert {key: value for key, value in as_json.items() if key not in moving} == {
+        key: value for key, value in plain(costs).items() if key not in moving
+    }
+    assert published["costs"] == hide(costs, "budgets", "models")
+    assert published["costs-by-model"] == costs["models"]
+    assert published["budgets"] == budget_rows(costs["budgets"])
+    (json_status,) = json.loads(asked("models", "list", "--json"))
+    assert json_status == plain(status) == plain(published["models"][0])
+    assert Decimal(json_status["cost_usd"]) == Decimal("5.580000001") == costs["models"][0]["total_usd"]
+
+    shown = asked("costs", "report")
+    assert table("Budgets", shown) == [
+        [text(value) for value in row.values() if value is not None] for row in published["budgets"]
+    ]
+    assert "5.7035" in shown and "5.7035" in markdown(published["costs"])
+    (line,) = table("Models", asked("models", "list"))
+    assert line[-1] == text(status["cost_usd"])
