@@ -66,9 +66,7 @@ def test_a_real_key_does_not_go_to_another_server(world: World, monkeypatch: pyt
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ProviderUnavailable, match=r"this key's project at http://127\.0\.0\.1:9: no answer"
-    ):
+    with pytest.raises(ProviderUnavailable, match=r"this key's project at http://127\.0\.0\.1:9: no answer"):
         connect(base_url="http://127.0.0.1:9")
 
 
