@@ -29,7 +29,7 @@ from datetime import datetime
 from itertools import accumulate, chain, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from uuid import uuid4
 
 import orjson
@@ -101,8 +101,9 @@ def land_decisions(
 ) -> LandReport:
     """Land every segment of `data` that no living writer holds.
 
-    Raises `DataFolderError`, `DataFolderBusy`, and `LandingError` when the disk is full or fails, or segments are
-    another user's: what was not landed is still in the spool, and landing again goes on from there.
+    Raises `DataFolderError`, `DataFolderBusy`, and `LandingError` when the disk is full or fails, or some segments
+    cannot be read (all others have landed then): what was not landed is still in the spool, and landing again goes on
+    from there.
     """
     layout = Layout(data).check().create()
     with data_lock(layout, "landing", timeout=lock_timeout):
@@ -113,31 +114,73 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
     """`land_decisions` for one who holds the lock. Whoever rewrites partitions calls it first."""
     recover(layout)
     report = LandReport(taken_over=_take_over(layout))
-    unreadable = {path for path in list_segments(layout, ".open", ".seal") if not os.access(path, os.R_OK)}
-    segments = [(path, path.stat().st_size) for path in list_segments(layout, ".seal") if path not in unreadable]
+    foreign = {path for path in list_segments(layout, ".open", ".seal") if not os.access(path, os.R_OK)}
+    unread = dict.fromkeys(foreign, "Permission denied")  # and why: the others land
+    segments = [(path, path.stat().st_size) for path in list_segments(layout, ".seal") if path not in unread]
     total = sum(size for _, size in segments)
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="land") as executor:
         for group in _groups(segments):
-            landing = _Landing(layout, [path for path, _ in group], executor, now)
-            try:
-                landing.run(report, lambda done: progress(done, total) if progress else None)
-            except (OSError, pa.ArrowException) as error:
-                full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-                mend = "the disk is full: free some space and land again" if full else "land again"
-                raise LandingError(
-                    f"landing stopped after {report.segments} of {len(segments)} segments, at "
-                    f"{segment_name(group[0][0])}: {error}. "
-                    f"The others are still in {layout.spool}, nothing is lost; {mend}"
-                ) from error
-            finally:
-                landing.discard()
-    left = sorted(path for path in unreadable if path.exists())
+            paths = [path for path, _ in group]
+            while paths:
+                landing = _Landing(layout, paths, executor, now)
+                try:
+                    landing.run(report, lambda done: progress(done, total) if progress else None)
+                    break
+                except _ReadError as error:
+                    found = {error.path: error.reason, **_find_unreadable(paths)}
+                    paths = [path for path in paths if path not in found]
+                    unread |= found
+                except (OSError, pa.ArrowException) as error:
+                    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                    mend = "the disk is full: free some space and land again" if full else "land again"
+                    raise LandingError(
+                        f"landing stopped after {report.segments} of {len(segments)} segments, at "
+                        f"{segment_name(group[0][0])}: {error}. "
+                        f"The others are still in {layout.spool}, nothing is lost; {mend}"
+                    ) from error
+                finally:
+                    landing.discard()
+    left = sorted(path for path in unread if path.exists())
     if left:
+        mend = "let whoever lands be the user that the agents are"
+        if not foreign.issuperset(left):
+            mend = "land again, and if the disk goes on failing, move them elsewhere and save what it gives of them"
         raise LandingError(
-            f"segments cannot be read by this user ({len(left)}, the first is {segment_name(left[0])}): they are still "
-            f"in {layout.spool}, all others have landed; let whoever lands be the user that the agents are"
+            f"segments cannot be read ({len(left)}, the first is {segment_name(left[0])}: {unread[left[0]]}): they are "
+            f"still in {layout.spool}, all others have landed; {mend}"
         )
     return report
+
+
+class _ReadError(Exception):
+    """A segment could not be read to its end."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"{path}: {error}")
+        self.path = path
+        self.reason = error.strerror or str(error)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise _ReadError(path, error) from error
+
+
+def _find_unreadable(paths: list[Path]) -> dict[Path, str]:
+    """Those that the disk does not give to their end, and why: looked for at once, as each costs a new beginning."""
+    found = {}
+    for path in paths:
+        try:
+            with _reading(path) as file:
+                while file.read(1 << 20):
+                    pass
+        except _ReadError as error:
+            found[path] = error.reason
+    return found
 
 
 def list_segments(layout: Layout, *suffixes: str) -> list[Path]:
@@ -395,7 +438,7 @@ class _Landing:
         done = size = 0
         for path in self._segments:
             line_no, offset = 1, 0
-            with path.open("rb") as file:
+            with _reading(path) as file:
                 while lines := file.readlines(_CHUNK_BYTES - size):
                     pieces.append(_Piece(segment_name(path), line_no, offset, lines))
                     length = sum(map(len, lines))
@@ -439,7 +482,7 @@ class _Landing:
         paths = {segment_name(path): path for path in self._segments}
         for place, reason in sorted(chain.from_iterable(output.conflicts for output in self._outputs.values())):
             first, piece = self._starts[bisect_right(self._starts, place, key=itemgetter(0)) - 1]
-            with paths[piece.segment].open("rb") as file:
+            with _reading(paths[piece.segment]) as file:
                 file.seek(piece.offset)
                 lines = list(islice(file, place - first + 1))
             self._reject(piece._replace(lines=lines), place - first, reason)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 
 import pandas as pd
@@ -60,6 +61,7 @@ def test_what_is_wrong_is_found_where_it_is(tmp_path):
     found[1].served = True  # unparseable and served all the same
     found[4].latency_ms = -1.0
     found[3].arm_probability = 0.0
+    found.append(replace(found[1], decision_type="planning", served=False))  # an id that was given twice
     late = conversations(1, turns=1, seed=8, start=AT + timedelta(hours=3))[0]
     late.extra = {"tags": {}}
     found += records(late)
@@ -71,9 +73,11 @@ def test_what_is_wrong_is_found_where_it_is(tmp_path):
         ("critical", "no answer that did not parse was served"): ["should_respond 2026-03-01"],
         ("critical", "arm probabilities are above 0 and at most 1"): ["should_respond 2026-03-01"],
         ("critical", "latency, tokens and cost are not negative"): ["should_respond 2026-03-01"],
+        ("critical", "no decision is logged twice"): ["planning 2026-03-01", "should_respond 2026-03-01"],
     }
     warnings = {f.expectation: f.observed for f in report.failures if f.severity == "warning"}
     assert warnings.keys() == {
+        "no label makes up more than 95 %",  # of the one that was given to another type
         "no row is of the future (an agent's clock is wrong)",
         "95 % of the custom models' answers parse",
         "at most 20 % of what a custom model was asked fell back to the original",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import subprocess
 import sys
@@ -496,8 +497,46 @@ def test_segments_of_another_user_hold_nobody_up(tmp_path: Path, monkeypatch: py
         patch.setattr(os, "open", open_)
         patch.setattr(os, "access", lambda name, mode: name != path and real_access(name, mode))
         for _ in range(2):
-            with pytest.raises(LandingError, match=rf"cannot be read by this user \(1, the first is {path.stem}"):
+            with pytest.raises(LandingError, match=rf"cannot be read \(1, the first is {path.stem}: Permission"):
                 land_decisions(tmp_path)
             assert landed_ids(tmp_path) == [mine.decision_id]
     land_decisions(tmp_path)
     assert len(landed_ids(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+def test_a_segment_that_the_disk_does_not_give_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
+    records = make_days(1, 3)
+    paths = [
+        write_lines(tmp_path, [to_line(record)], segment_id(0, NOON - timedelta(hours=hours)))
+        for hours, record in enumerate(records)
+    ]
+    broken = paths[1]
+    real_open = io.open
+
+    class BadSector(io.BufferedReader):
+        left = reads
+
+        def readlines(self, hint: int = -1, /) -> list[bytes]:
+            self.left -= 1
+            return super().readlines(hint) if self.left >= 0 else self.read()  # type: ignore[return-value]
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def open_(path: object, mode: str = "r", *arguments: object, **keywords: object) -> object:
+        if path == broken and mode == "rb":
+            return BadSector(io.FileIO(broken))
+        return real_open(path, mode, *arguments, **keywords)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", open_)
+        for _ in range(2):
+            with pytest.raises(LandingError, match=rf"\(1, the first is {broken.stem}: Input/output error\).*disk"):
+                land_decisions(tmp_path)
+            assert landed_ids(tmp_path) == sorted(record.decision_id for record in (records[0], records[2]))
+            assert list((tmp_path / "quarantine").iterdir()) == []
+    assert land_decisions(tmp_path).segments == 1
+    assert len(landed_ids(tmp_path)) == 3
