@@ -31,6 +31,9 @@ BILL_SILENCE = timedelta(days=1)
 """An hour that the bill still does not name an object in after so long did not cost anything. Until then what was
 charged stays: a late bill must not give money back."""
 
+BILL_SKEW = timedelta(days=1)
+"""By so much the bill's months are looked at earlier than anything was created, as its clock is not ours."""
+
 
 @dataclass(slots=True)
 class Comparison:
@@ -65,8 +68,10 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
     deployments = [d for d in ledger.find("deployments", reconciled_at=None) if d["remote_id"]]
     if not jobs and not deployments:
         return compared
-    remote_ids = {row["remote_id"] for row in (*jobs, *deployments)}
-    since = min(row["created_at"] for row in (*jobs, *deployments))
+    rows = (*jobs, *deployments)
+    remote_ids = {row["remote_id"] for row in rows}
+    # An orphan is older than its row: its create was sent before it was found.
+    since = min(min(row["created_at"], row["attempted_at"] or now, now) for row in rows) - BILL_SKEW
     billed, as_of = read_bill(client, remote_ids, since=since, now=now, errors=errors)
     silent = _hour(as_of - BILL_SILENCE)
     for job in jobs:

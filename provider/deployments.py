@@ -8,6 +8,7 @@ deployment that fails half-way is taken down again.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from provider.answers import bare_name, created_at, etag_of, listed, may_run, replicas_of, state_of, text
+from provider.answers import bare_name, created_at, etag_of, listed, may_run, moment, replicas_of, state_of, text
 from provider.client import Now, Progress, asking, clock_of, create_once
 from provider.errors import (
     CreationInDoubt,
@@ -34,7 +35,7 @@ from provider.routes import longest_deadline, withdraw_model
 from provider.tiers import resolve_tier
 from storage.errors import IllegalTransition, LedgerError
 from storage.ledger import new_id
-from storage.money import to_nano
+from storage.money import from_nano, to_nano
 
 if TYPE_CHECKING:
     from together import Together
@@ -141,6 +142,7 @@ def _at_todays_price(client: Together, ledger: Ledger, row: dict[str, Any], now:
     """What was intended before a kill may cost more by now: reserved anew, or refused (BudgetExceeded)."""
     if row["state"] != "intended" or row["attempted_at"] is not None:
         return row
+    ledger.recheck(row["reservation_id"], now=now)
     hourly = instance_price(client, row["hardware"])
     if to_nano(hourly) == row["hourly_nano"]:
         return row
@@ -358,15 +360,13 @@ def begin_shutdown(
     ledger: Ledger, deployment_id: str, *, why: str, immediately: bool = False, now: datetime
 ) -> dict[str, Any]:
     """Decide that a deployment ends: it drains (its route is to be withdrawn first), or stops at once."""
-    row = ledger.get("deployments", deployment_id)
-    if row["state"] in ("stopping", "stopped", "deleted"):
-        return row
-    state = (
-        "draining"
-        if not immediately and row["state"] in ("ready", "degraded", "provisioning", "draining")
-        else "stopping"
-    )
-    return ledger.transition("deployments", deployment_id, state, why=why, reason=why, now=now)
+    with ledger.transaction():  # two may decide it at once
+        row = ledger.get("deployments", deployment_id)
+        if row["state"] in ("stopping", "stopped", "deleted"):
+            return row
+        drains = not immediately and row["state"] in ("ready", "degraded", "provisioning", "draining")
+        state = "draining" if drains else "stopping"
+        return ledger.transition("deployments", deployment_id, state, why=why, reason=why, now=now)
 
 
 def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, now: Now = None) -> dict[str, Any]:
@@ -387,7 +387,10 @@ def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, no
         row = _know_endpoint(ledger, row, endpoint, clock())
     try:
         return _take_down(client, ledger, row, clock)
-    except RemoteNotFound:
+    except RemoteNotFound as error:
+        with asking(f"looking for endpoint {row['name']}"):
+            if find_endpoint(client, row["name"]) is not None:
+                raise UnexpectedAnswer(f"{error}; its endpoint is still there, so it is looked at again") from error
         return _gone(ledger, row, clock())
 
 
@@ -405,12 +408,55 @@ def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Cal
         return ledger.get("deployments", row["id"])
     row = ledger.transition("deployments", row["id"], "stopped", stopped_at=row["stopped_at"] or clock(), now=clock())
     for remote in remotes:
+        if text(remote.id) and remote.id != row["remote_id"]:
+            charge_double(ledger, row, remote, now=clock())
         # Gone already: the answer to an earlier delete was lost. Its endpoint is still there.
         with contextlib.suppress(RemoteNotFound), asking(f"deleting {remote.name}"):
             client.endpoints.deployments.delete(remote.id, endpoint_id=row["endpoint_id"], **etag_of(remote))
     with contextlib.suppress(RemoteNotFound), asking(f"deleting {row['name']}"):
         client.endpoints.delete(row["endpoint_id"], **etag_of(client.endpoints.retrieve(row["endpoint_id"])))
     return _gone(ledger, row, clock())
+
+
+def charge_double(ledger: Ledger, row: dict[str, Any], remote: Any, *, now: datetime) -> None:
+    """Write down a deployment beside the one of `row`, once, as an object of its own that has ended.
+
+    Charged are all replicas for all the time that it existed, until the bill tells.
+    """
+    begun = min(moment(remote.created_at) or row["created_at"], now)  # its clock may be ahead of ours
+    minutes = math.ceil((now - begun).total_seconds() / 60) * max(row["max_replicas"], 1)
+    with ledger.transaction():
+        if ledger.find("deployments", remote_id=remote.id):
+            return
+        own = ledger.add(
+            "deployments",
+            state="deleted",
+            remote_id=remote.id,
+            name=remote.id,
+            attempted_at=begun,
+            stopped_at=now,
+            billed_minutes=minutes,
+            now=now,
+            **{
+                column: row[column]
+                for column in (
+                    *("decision_type", "model_id", "model_object_id", "config", "hardware"),
+                    *("hourly_nano", "max_replicas", "endpoint_id"),
+                )
+            },
+        )
+        ledger.charge(
+            "endpoint",
+            from_nano(-(-row["hourly_nano"] * minutes // 60)),
+            key=f"endpoint:{own['id']}:0-{minutes}",
+            what=f"{minutes} replica minutes at most of {remote.id}, a double of {row['name']}, until the bill tells",
+            decision_type=row["decision_type"],
+            model_id=row["model_id"],
+            deployment_id=own["id"],
+            quantity=minutes,
+            ts=begun,
+            now=now,
+        )
 
 
 def stop_replicas(client: Together, endpoint_id: str) -> list[Any]:
@@ -446,21 +492,22 @@ def undeploy_model(
 ) -> dict[str, Any]:
     """Withdraw a deployment's route, let requests under way end, stop it, delete it; returns its ledger row, `deleted`.
 
-    They are given `drain_seconds`, or what their route's deadline gives them, up to `LONGEST_DRAIN`.
-    What it cost is charged. May be called again at any time; what it leaves undone, the guard does. Raises NotReady
-    after `timeout`, ProviderUnavailable.
+    They are given `drain_seconds`, or what their route's deadline gives them, up to `LONGEST_DRAIN`: all of it where a
+    call that did not end has withdrawn the route before. What it cost is charged. May be called again at any time; what
+    it leaves undone, the guard does. Raises NotReady after `timeout`, ProviderUnavailable.
     """
     clock = clock_of(now)
     row = ledger.get("deployments", deployment_id)
     if row["state"] == "deleted":
         return row
-    was_ready = row["state"] == "ready"
+    began_before, serves = row["state"] == "draining", row["ready_at"] is not None and row["replicas"] > 0
     row = begin_shutdown(ledger, deployment_id, why=why, now=clock())
     if routes_path is not None and row["served_name"]:
-        deadline = longest_deadline(routes_path, row["served_name"])
+        deadline = LONGEST_DRAIN if began_before else longest_deadline(routes_path, row["served_name"])
         withdraw_model(routes_path, row["served_name"], now=clock())
-        if was_ready:
-            wait(max(drain_seconds, min(deadline, LONGEST_DRAIN)))
+        if serves and row["state"] == "draining":
+            since = (clock() - row["updated_at"]).total_seconds() if began_before else 0.0
+            wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - since))
     deadline = time.monotonic() + timeout.total_seconds()
     while True:
         trouble: ProviderUnavailable | None = None

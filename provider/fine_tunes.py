@@ -6,6 +6,7 @@ again, so a process may be killed between any two lines here and `resume_fine_tu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from provider.errors import (
     CreationInDoubt,
     FineTuneFailed,
     NotReady,
+    ProviderError,
     ProviderRefused,
     ProviderUnavailable,
     RemoteNotFound,
@@ -158,8 +160,9 @@ def resume_fine_tune(
 ) -> dict[str, Any]:
     """Bring an intended job to the provider, once, whatever became of earlier attempts; returns its ledger row.
 
-    Raises CreationInDoubt or ProviderUnavailable when it did not work out yet (the intent and its money stay), or
-    ProviderRefused when the provider will not have it (the money is released).
+    Raises CreationInDoubt, ProviderUnavailable or BudgetExceeded (other things have spent it meanwhile) when it did not
+    work out yet: the intent and its money stay. Raises ProviderRefused when the provider will not have it (the money is
+    released).
     """
     clock = clock_of(now)
     if ledger.get("fine_tune_jobs", job_id)["state"] != "intended":
@@ -200,6 +203,7 @@ def _submit(
         with ledger.transaction():
             ledger.resize(job["reservation_id"], price, now=clock())
             ledger.update("fine_tune_jobs", job["id"], estimate_nano=to_nano(price), now=clock())
+    ledger.recheck(job["reservation_id"], now=clock())
     with asking(f"limits of {job['base_model']}"):
         limits = client.fine_tuning.model_limits(model_name=job["base_model"])
     if not dataset["validation_file_id"]:
@@ -278,7 +282,7 @@ def _failure(client: Together, remote: Any) -> str | None:
         with asking(f"events of fine-tune {remote.id}"):
             events = listed(client.fine_tuning.list_events(remote.id))
             return f"{remote.status}: {events[-1].message}" if events else str(remote.status)
-    except UnexpectedAnswer:
+    except ProviderError:
         return str(remote.status)  # its money is settled, whatever it says about itself
 
 
@@ -355,7 +359,8 @@ def follow_fine_tune(
         try:
             job = sync_fine_tune(client, ledger, job_id, now=now)
             if progress and job["state"] in ACTIVE_STATES:
-                progress(*_how_far(client, job))
+                with contextlib.suppress(ProviderRefused):  # the job is well, whatever it tells of itself
+                    progress(*_how_far(client, job))
         except ProviderUnavailable:
             if time.monotonic() >= deadline:
                 raise

@@ -205,11 +205,11 @@ def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> Non
 
 
 def _level(budget: Budget, policy: GuardPolicy) -> Level:
-    if budget.fraction >= 1:
-        return "stop"
-    if budget.fraction >= policy.drain_share:
-        return "drain"
-    return "warn" if budget.fraction >= policy.warn_share else "ok"
+    levels: tuple[tuple[Level, float], ...] = (("stop", 1), ("drain", policy.drain_share), ("warn", policy.warn_share))
+    for level, share in levels:
+        if budget.used_usd >= budget.limit_usd * Decimal(str(share)):
+            return level
+    return "ok"
 
 
 def _spent_budgets(budgets: Iterable[Budget]) -> list[Budget]:
@@ -247,7 +247,9 @@ def _out_of_runway(
         if row["id"] in doomed or row["reservation_id"] is None:
             continue
         try:
-            ledger.resize(row["reservation_id"], runway_usd(row), hourly_usd=hourly_usd(row), now=report.now)
+            with ledger.transaction():  # undeployed meanwhile, its reservation is closed and must not open again
+                if (row := ledger.get("deployments", row["id"]))["state"] in _RUNNING:
+                    ledger.resize(row["reservation_id"], runway_usd(row), hourly_usd=hourly_usd(row), now=report.now)
         except BudgetExceeded as error:
             found[row["id"]] = (str(error), False)
     return found

@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from storage.money import from_nano, to_nano
+from storage.errors import LedgerError
+from storage.money import LARGEST_USD, from_nano, to_nano
 
 if TYPE_CHECKING:
     import duckdb
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 RUNWAY = timedelta(minutes=5)
 """What a deployment holds reserved ahead: long enough to notice that the money ends, and to stop it."""
 
+_IS_COST = f"cost_usd BETWEEN 0 AND {LARGEST_USD - 1}"
 # What was never sent to a model: such rows cost nothing and do not keep a deployment awake.
 _NOT_SENT = ("disabled", "no_route", "lease_expired", "circuit_open")
 
@@ -85,7 +87,10 @@ def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: dat
 
 
 def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: datetime) -> None:
-    """Take requests, tokens and their cost from the decision log into the ledger, whole days from `since` on."""
+    """Take requests, tokens and their cost from the decision log into the ledger, whole days from `since` on.
+
+    Raises LedgerError when all is taken but rows whose cost is no amount of money: below zero, or beyond any price.
+    """
     if next(layout.decisions.rglob("*.parquet"), None) is None:
         return
     import storage
@@ -94,22 +99,26 @@ def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: dat
         return connection.execute(
             f"""SELECT model, decision_type, strftime(ts, '%Y-%m-%d') AS day, count(*),
                        coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT,
-                       coalesce(sum(cost_usd::DECIMAL(38, 12)), 0)::VARCHAR, epoch_us(max(ts))
+                       coalesce(sum(TRY_CAST(cost_usd AS DECIMAL(38, 12))) FILTER ({_IS_COST}), 0)::VARCHAR,
+                       count(cost_usd) FILTER (NOT {_IS_COST}), epoch_us(max(ts))
                 FROM decisions
                 WHERE source = 'custom' AND model IS NOT NULL AND date >= ?
                   AND (fallback_reason IS NULL OR fallback_reason NOT IN {_NOT_SENT})
-                GROUP BY ALL""",  # noqa: S608 - only the constant above
+                GROUP BY ALL""",  # noqa: S608 - only the constants above
             [since.date()],
         ).fetchall()
 
     deployments = {row["served_name"]: row for row in ledger.find("deployments") if row["served_name"]}
-    for model, decision_type, day, requests, input_tokens, output_tokens, cost, last in storage.read(
+    odd = []
+    for model, decision_type, day, requests, input_tokens, output_tokens, cost, not_costs, last in storage.read(
         layout.data, rows_of
     ):
         deployment = deployments.get(model)
         last_at = datetime.fromtimestamp(last / 1e6, UTC)
+        if not_costs and not deployment:
+            odd.append(f"{not_costs} of {model} as {decision_type} on {day}")
         with ledger.transaction():
-            ledger.meter(
+            new, _ = ledger.meter(
                 model,
                 decision_type,
                 day,
@@ -120,5 +129,12 @@ def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: dat
                 cost_usd=Decimal(0) if deployment else Decimal(cost),
                 now=now,
             )
+            if last_at > now:  # an agent's clock is ahead: such a request was made when it was first seen, once
+                last_at = now if new else datetime.min.replace(tzinfo=UTC)
             if deployment and last_at > (deployment["last_request_at"] or datetime.min.replace(tzinfo=UTC)):
                 deployments[model] = ledger.update("deployments", deployment["id"], last_request_at=last_at, now=now)
+    if odd:
+        raise LedgerError(
+            f"decisions whose cost_usd is no amount of money are not charged: {', '.join(odd)}. "
+            "Correct the prices of who logs them; expire or erase these rows"
+        )

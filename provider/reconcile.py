@@ -9,7 +9,6 @@ What has no name is nobody's: it is not touched, and nothing is held for absent 
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -36,16 +35,17 @@ from provider.deployments import (
     SHUTTING_STATES,
     advance_shutdown,
     begin_shutdown,
+    charge_double,
     find_deployment,
     sync_deployment,
 )
-from provider.errors import ProviderUnavailable, UnexpectedAnswer
+from provider.errors import ProviderError, ProviderUnavailable, UnexpectedAnswer
 from provider.fine_tunes import ENDED_STATES, abandon_fine_tune, adopt_job, cancel_fine_tune, sync_fine_tune
 from provider.metering import meter_decisions
 from provider.prices import MINIMUM_FINE_TUNE_USD, hourly_prices
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
-from storage.money import from_nano, to_nano
+from storage.money import to_nano
 
 if TYPE_CHECKING:
     from together import Together
@@ -82,7 +82,8 @@ def reconcile_provider(
     """Bring ledger and provider together. Meant for every ten minutes; two at once are harmless.
 
     What the provider refuses, or answers so that it cannot be read, is in `errors`, and the rest goes on. Raises
-    ProviderUnavailable when it tells neither its jobs nor its endpoints, LedgerUnavailable without a ledger.
+    ProviderUnavailable or ProviderRefused when it tells neither its jobs nor its endpoints, LedgerUnavailable without
+    a ledger.
     """
     report = ReconcileReport(now=now or datetime.now(UTC))
     opened = ledger or open_ledger(data, now=report.now)
@@ -100,16 +101,16 @@ def reconcile_provider(
 
 
 def _reconcile_all(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
-    away: ProviderUnavailable | None = None
+    away: ProviderError | None = None
     try:
         _reconcile_jobs(client, ledger, report)
-    except ProviderUnavailable as error:
+    except ProviderError as error:
         away = error
     with noting(report.errors, "what was to end"):
         _go_on_stopping(client, ledger, report)
     try:
         _reconcile_deployments(client, ledger, report)
-    except ProviderUnavailable as error:
+    except ProviderError as error:
         if away is not None:
             raise
         away = error
@@ -224,6 +225,7 @@ def _add_orphan_job(ledger: Ledger, suffix: str, remote: Any, now: datetime) -> 
             reservation_id=reservation.id,
             remote_id=remote.id,
             remote_state=text(remote.status),
+            attempted_at=moment(getattr(remote, "created_at", None)),
             now=now,
         )
 
@@ -307,6 +309,7 @@ def _reconcile_endpoint(client: Together, ledger: Ledger, name: str, endpoint: A
 def _add_orphan_deployment(client: Together, ledger: Ledger, name: str, endpoint: Any, now: datetime) -> dict[str, Any]:
     deployments = endpoint.deployments or ()
     first = min(deployments, key=created_at, default=None)
+    begun = (moment(first.created_at) if first else None) or moment(endpoint.created_at)
     return ledger.add(
         "deployments",
         state="stopping",
@@ -319,7 +322,8 @@ def _add_orphan_deployment(client: Together, ledger: Ledger, name: str, endpoint
         endpoint_id=endpoint.id,
         served_name=endpoint.name,
         remote_id=text(first.id) if first else None,
-        metered_until=(moment(first.created_at) if first else None) or moment(endpoint.created_at) or now,
+        attempted_at=begun,
+        metered_until=begun or now,
         replicas=_ready(endpoint),
         reason="an orphan: the ledger did not know it",
         now=now,
@@ -392,48 +396,9 @@ def _stop_doubles(
                 )
             if state_of(remote) != "stopped":
                 continue
-            _charge_double(ledger, row, double.id, moment(remote.created_at), report.now)
+            charge_double(ledger, row, remote, now=report.now)
             client.endpoints.deployments.delete(double.id, endpoint_id=endpoint.id, **etag_of(remote))
             report.actions.append(f"deleted deployment {double.id}, a double of {row['name']}")
-
-
-def _charge_double(
-    ledger: Ledger, row: dict[str, Any], remote_id: str, created: datetime | None, now: datetime
-) -> None:
-    """All replicas for all the time that it existed, until the bill tells; an object of its own, as there."""
-    begun = min(created or row["created_at"], now)  # its clock may be ahead of ours
-    minutes = math.ceil((now - begun).total_seconds() / 60) * row["max_replicas"]
-    with ledger.transaction():
-        if ledger.find("deployments", remote_id=remote_id):
-            return
-        own = ledger.add(
-            "deployments",
-            state="deleted",
-            remote_id=remote_id,
-            name=remote_id,
-            stopped_at=now,
-            billed_minutes=minutes,
-            now=now,
-            **{
-                column: row[column]
-                for column in (
-                    *("decision_type", "model_id", "model_object_id", "config", "hardware"),
-                    *("hourly_nano", "max_replicas", "endpoint_id"),
-                )
-            },
-        )
-        ledger.charge(
-            "endpoint",
-            from_nano(-(-row["hourly_nano"] * minutes // 60)),
-            key=f"endpoint:{own['id']}:0-{minutes}",
-            what=f"{minutes} replica minutes at most of {remote_id}, a double of {row['name']}, until the bill tells",
-            decision_type=row["decision_type"],
-            model_id=row["model_id"],
-            deployment_id=own["id"],
-            quantity=minutes,
-            ts=begun,
-            now=now,
-        )
 
 
 def _end(client: Together, ledger: Ledger, deployment_id: str, why: str, report: ReconcileReport) -> None:

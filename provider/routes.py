@@ -134,7 +134,8 @@ def routed_models(path: Path | str, *, now: datetime | None = None) -> Collectio
         return frozenset()
     if routes.expires_at <= now:
         return frozenset()
-    return frozenset(arm.model for route in routes.routes.values() for arm in route.arms if arm.model)
+    arms = (arm for route in routes.routes.values() for arm in route.arms)
+    return frozenset(arm.model for arm in arms if arm.model and arm.mode == "live" and arm.weight > 0)
 
 
 def longest_deadline(path: Path | str, model: str) -> float:

@@ -151,10 +151,14 @@ class Budget:
         return max(self.limit_usd - self.spent_usd - self.reserved_usd, Decimal(0))
 
     @property
+    def used_usd(self) -> Decimal:
+        """What is spent (for `hour`: the rate)."""
+        return self.reserved_usd if self.period == "hour" else self.spent_usd
+
+    @property
     def fraction(self) -> float:
-        """Spent share of the limit (for `hour`: share of the rate). A limit of 0 counts as used up."""
-        used = self.reserved_usd if self.period == "hour" else self.spent_usd
-        return float(used / self.limit_usd) if self.limit_usd else 1.0
+        """Used share of the limit. A limit of 0 counts as used up."""
+        return float(self.used_usd / self.limit_usd) if self.limit_usd else 1.0
 
     @property
     def name(self) -> str:
@@ -557,14 +561,18 @@ class Ledger:
     ) -> Reservation:
         """Hold another amount, and at another rate where `hourly_usd` is given.
 
-        A reservation that is closed opens again, for as long as it was made for. Raises BudgetExceeded, changing
-        nothing.
+        A reservation that has lapsed or was released opens again, for as long as it was made for; not one that is
+        settled (LedgerError): it has been spent. Raises BudgetExceeded, changing nothing.
         """
         reservation_id, now = _reservation_id(reservation), _utc(now)
+        if to_nano(amount_usd) < 0 or to_nano(hourly_usd or 0) < 0:
+            raise ValueError(f"reservation {reservation_id} cannot be negative: {amount_usd}")
         with self.transaction() as connection:
             row = connection.execute(sa.select(schema.reservations).filter_by(id=reservation_id)).mappings().first()
             if row is None:
                 raise NoSuchObject(f"the ledger has no reservation {reservation_id}")
+            if row["state"] == "settled":
+                raise LedgerError(f"reservation {reservation_id} ({row['purpose']}) is settled: reserve anew")
             expires_at = row["expires_at"]
             is_open = row["state"] == "open" and (expires_at is None or expires_at > now)
             held, rate = (row["amount_nano"], row["hourly_nano"]) if is_open else (0, 0)
@@ -586,6 +594,23 @@ class Ledger:
                 expires_at=expires_at,
             )
             return self._reservation(connection, reservation_id)
+
+    def recheck(self, reservation: Reservation | int, *, now: datetime | None = None) -> None:
+        """Refuse to spend what is reserved where other things have cost more than they had reserved meanwhile.
+
+        Raises BudgetExceeded when a budget, by what is spent of it, has no room for the reservation any more.
+        """
+        now = _utc(now)
+        with self.read() as connection:
+            held = self._reservation(connection, _reservation_id(reservation))
+            budgets, _ = self._budgets(connection, now)
+        for budget in budgets:
+            covers = budget.period != "hour" and budget.decision_type in (None, held.decision_type)
+            if covers and budget.spent_usd + held.amount_usd > budget.limit_usd:
+                raise BudgetExceeded(
+                    f"{held.purpose} needs {format_usd(held.amount_usd)}, but of the {budget.name} budget of "
+                    f"{format_usd(budget.limit_usd)} {format_usd(budget.spent_usd)} is spent by now. Raise the budget"
+                )
 
     def settle(
         self,
@@ -796,11 +821,11 @@ class Ledger:
         output_tokens: int,
         cost_usd: Usd,
         now: datetime | None = None,
-    ) -> Decimal:
+    ) -> tuple[int, Decimal]:
         """Take in what the decision log holds of a model, a type and a day, and charge what is new of its cost.
 
-        The totals replace those seen before; fewer than before (rows were erased) is no refund. Returns what was
-        charged.
+        The totals replace those seen before; fewer than before (rows were erased) is no refund. Returns how many
+        requests are new, and what was charged.
         """
         table, now = schema.meters, _utc(now)
         key = {"model": model, "decision_type": decision_type, "day": day}
@@ -817,8 +842,9 @@ class Ledger:
             else:
                 connection.execute(table.update().filter_by(**key).values(**values))
             increase = values["cost_nano"] - (before["cost_nano"] if before else 0)
+            new = max(requests - (before["requests"] if before else 0), 0)
             if increase <= 0:
-                return Decimal(0)
+                return new, Decimal(0)
             tokens = input_tokens + output_tokens - (before["input_tokens"] + before["output_tokens"] if before else 0)
             end_of_day = datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1, microseconds=-1)
             self.charge(
@@ -831,7 +857,7 @@ class Ledger:
                 ts=min(now, end_of_day),
                 now=now,
             )
-            return from_nano(increase)
+            return new, from_nano(increase)
 
 
 def _utc(now: datetime | None) -> datetime:
@@ -848,7 +874,7 @@ def _mend(reason: str) -> str:
         return "make it and its folder writable"
     if "full" in reason or "no space" in reason:
         return "free some space"
-    if "malformed" in reason or "not a database" in reason:
+    if "malformed" in reason or "not a database" in reason or "no such table" in reason:
         return "put a backup in its place"
     if "locked" in reason:
         return "end the program that holds it"

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 # The newest migration. Kept here so that opening an up-to-date ledger does not import Alembic.
-REVISION = "0001"
+REVISION = "0002"
 
 metadata = sa.MetaData()
 

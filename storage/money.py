@@ -12,8 +12,8 @@ from typing import Any
 
 NANO = 1_000_000_000
 
-LARGEST_USD = 1_000_000_000
-"""Nano-dollars below it fit 64 bits, also a few of them added up, and 18 decimal digits."""
+LARGEST_USD = 10_000_000
+"""Nano-dollars below it fit 64 bits, also hundreds of them added up."""
 
 Usd = Decimal | int | str
 

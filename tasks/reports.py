@@ -26,7 +26,7 @@ def plain(value: Any) -> Any:
         return str(value)  # DuckDB has integers of 128 bits, orjson has none
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return str(value)
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def hide(report: Any, *names: str) -> dict[str, Any]:
@@ -93,13 +93,14 @@ def fields(report: Any) -> Iterator[tuple[str, Any]]:
 
 
 def text(value: Any) -> str:
-    """A value in a table: times in UTC, money to a hundredth of a cent."""
+    """A value in a table: times in UTC, money to a hundredth of a cent, and what is less than that whole."""
     if value is None:
         return ""
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
     if isinstance(value, Decimal):
-        return f"{value:,.4f}".rstrip("0").rstrip(".")
+        digits = 4 if value == 0 or abs(value) >= Decimal("0.0001") else 9
+        return f"{value:,.{digits}f}".rstrip("0").rstrip(".")
     value = value if isinstance(value, list | dict) else plain(value)
     if isinstance(value, bool):
         return "yes" if value else "no"

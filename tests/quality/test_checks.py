@@ -61,7 +61,7 @@ def test_what_is_wrong_is_found_where_it_is(tmp_path):
     found[1].served = True  # unparseable and served all the same
     found[4].latency_ms = -1.0
     found[3].arm_probability = 0.0
-    found.append(replace(found[1], decision_type="planning", served=False))  # an id that was given twice
+    found.append(replace(found[0], decision_type="planning"))  # an id that was given twice
     late = conversations(1, turns=1, seed=8, start=AT + timedelta(hours=3))[0]
     late.extra = {"tags": {}}
     found += records(late)

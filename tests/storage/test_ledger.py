@@ -222,16 +222,15 @@ def test_every_state_may_be_reached_and_left_only_by_what_is_drawn() -> None:
 
 
 def test_tokens_are_charged_by_their_increase(ledger: Ledger) -> None:
-    def meter(tokens: int, cost: str) -> Decimal:
-        return ledger.meter(
-            "m", "planning", "2026-11-22", requests=1, input_tokens=tokens, output_tokens=0, cost_usd=cost, now=NOON
-        )
+    def meter(requests: int, tokens: int, cost: str) -> tuple[int, Decimal]:
+        usage = {"requests": requests, "input_tokens": tokens, "output_tokens": 0}
+        return ledger.meter("m", "planning", "2026-11-22", cost_usd=cost, now=NOON, **usage)
 
-    assert meter(100, "0.10") == Decimal("0.10")
-    assert meter(100, "0.10") == 0
-    assert meter(150, "0.15") == Decimal("0.05")
-    assert meter(50, "0.05") == 0  # rows were erased: no refund
-    assert meter(60, "0.06") == Decimal("0.01")
+    assert meter(2, 100, "0.10") == (2, Decimal("0.10"))
+    assert meter(2, 100, "0.10") == (0, 0)
+    assert meter(3, 150, "0.15") == (1, Decimal("0.05"))
+    assert meter(1, 50, "0.05") == (0, 0)  # rows were erased: no refund
+    assert meter(2, 60, "0.06") == (1, Decimal("0.01"))
     assert ledger.spent("day", decision_type="planning", now=NOON) == Decimal("0.16")
 
 
