@@ -500,14 +500,15 @@ def undeploy_model(
     row = ledger.get("deployments", deployment_id)
     if row["state"] == "deleted":
         return row
-    began_before, serves = row["state"] == "draining", row["ready_at"] is not None and row["replicas"] > 0
+    serves = row["ready_at"] is not None and row["replicas"] > 0
+    drains_since = row["updated_at"] if row["state"] == "draining" else None
     row = begin_shutdown(ledger, deployment_id, why=why, now=clock())
     if routes_path is not None and row["served_name"]:
-        deadline = LONGEST_DRAIN if began_before else longest_deadline(routes_path, row["served_name"])
+        deadline = LONGEST_DRAIN if drains_since else longest_deadline(routes_path, row["served_name"])
         withdraw_model(routes_path, row["served_name"], now=clock())
         if serves and row["state"] == "draining":
-            since = (clock() - row["updated_at"]).total_seconds() if began_before else 0.0
-            wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - since))
+            passed = (clock() - drains_since).total_seconds() if drains_since else 0.0
+            wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - passed))
     deadline = time.monotonic() + timeout.total_seconds()
     while True:
         trouble: ProviderUnavailable | None = None

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 Level = Literal["ok", "warn", "drain", "stop"]
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
-_RUNNING = ("provisioning", "degraded", "ready")
+RUNNING_STATES = ("provisioning", "degraded", "ready")
 UNREADY = READY_TIMEOUT + timedelta(minutes=5)
 """Who deploys gives up after READY_TIMEOUT; what is not ready after this, its process has died."""
 
@@ -141,7 +141,7 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
     doomed |= _idle(ledger, doomed, policy, report)
     for deployment_id, (reason, immediately) in doomed.items():
         row = ledger.get("deployments", deployment_id)
-        if row["state"] in _RUNNING or (immediately and row["state"] == "draining"):
+        if row["state"] in RUNNING_STATES or (immediately and row["state"] == "draining"):
             begin_shutdown(ledger, deployment_id, why=reason, immediately=immediately, now=now)
             report.actions.append(f"{'stopping' if immediately else 'draining'} {row['name']}: {reason}")
 
@@ -158,7 +158,7 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: Gu
     Nothing of it is recorded; the first tick with a ledger sees what happened, and charges it.
     """
     try:
-        rows = ledger.find("deployments", state=(*_RUNNING, "draining", "stopping"))
+        rows = ledger.find("deployments", state=(*RUNNING_STATES, "draining", "stopping"))
     except LedgerUnavailable:
         return  # said already
     blind = [row for row in rows if report.now - (row["metered_until"] or row["created_at"]) >= BLIND]
@@ -228,7 +228,7 @@ def _over_budget(ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> di
         report.warnings.append(said)
         if level == "warn":
             continue
-        for row in ledger.find("deployments", state=(*_RUNNING, "draining")):
+        for row in ledger.find("deployments", state=(*RUNNING_STATES, "draining")):
             if budget.decision_type in (None, row["decision_type"]):
                 immediately = level == "stop" or doomed.get(row["id"], ("", False))[1]
                 doomed[row["id"]] = (said, immediately)
@@ -243,12 +243,12 @@ def _out_of_runway(
     Reserved is what runs: another hand may have scaled it up.
     """
     found = {}
-    for row in ledger.find("deployments", state=_RUNNING):
+    for row in ledger.find("deployments", state=RUNNING_STATES):
         if row["id"] in doomed or row["reservation_id"] is None:
             continue
         try:
             with ledger.transaction():  # undeployed meanwhile, its reservation is closed and must not open again
-                if (row := ledger.get("deployments", row["id"]))["state"] in _RUNNING:
+                if (row := ledger.get("deployments", row["id"]))["state"] in RUNNING_STATES:
                     ledger.resize(row["reservation_id"], runway_usd(row), hourly_usd=hourly_usd(row), now=report.now)
         except BudgetExceeded as error:
             found[row["id"]] = (str(error), False)
@@ -263,7 +263,7 @@ def _over_rate(ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: Guar
             continue
         running = [
             row
-            for row in ledger.find("deployments", state=_RUNNING)
+            for row in ledger.find("deployments", state=RUNNING_STATES)
             if row["id"] not in doomed and budget.decision_type in (None, row["decision_type"])
         ]
         rate = sum((hourly_usd(row) for row in running), Decimal(0))
@@ -282,7 +282,7 @@ def _idle(
     Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
     """
     found = {}
-    for row in ledger.find("deployments", state=_RUNNING):
+    for row in ledger.find("deployments", state=RUNNING_STATES):
         starting = row["ready_at"] is None and not row["replicas"]
         patience = max(policy.idle or UNREADY, UNREADY) if starting else policy.idle
         busy_at = max(at for at in (row["ready_at"], row["last_request_at"], row["created_at"]) if at)
@@ -297,7 +297,7 @@ def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: Guard
 
     What had been ready and may become so again (a passing DEGRADED) gets its route back when it has.
     """
-    running = ledger.find("deployments", state=_RUNNING)
+    running = ledger.find("deployments", state=RUNNING_STATES)
     serving = {
         row["served_name"]
         for row in running

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -200,5 +202,47 @@ def test_requests_under_way_are_given_what_their_route_gives_them(
 def test_trouble_while_stopping_is_overcome(world: World, match: str, kind: str) -> None:
     row = world.deploy()
     world.emulator.fault(kind, match, should_retry=False) if kind == "409" else world.emulator.fault(kind, match)
+    assert undeploy(world, row["id"], poll_seconds=0)["state"] == "deleted"
+    assert world.ours() == []
+
+
+def serve_with(world: World, deadline_ms: float) -> tuple[dict[str, Any], Path]:
+    row = world.deploy()
+    custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url)
+    routes = world.data / "routes.json"
+    publish_route(routes, "should_respond", Route((custom,), deadline_ms=deadline_ms), now=world.now())
+    return row, routes
+
+
+def test_a_degraded_deployment_that_serves_drains_too(world: World) -> None:
+    row, routes = serve_with(world, 15_000)
+    world.ledger.transition("deployments", row["id"], "degraded", now=world.now())
+    waits: list[float] = []
+    undeploy_model(
+        world.client, world.ledger, row["id"], routes_path=routes, now=world.now, wait=lambda s: waits.append(s)
+    )
+    assert waits[0] == 15
+
+
+def test_draining_that_was_interrupted_goes_on(world: World) -> None:
+    row, routes = serve_with(world, 30_000)
+
+    def die(seconds: float) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        undeploy_model(world.client, world.ledger, row["id"], routes_path=routes, now=world.now, wait=die)
+    world.wait(20)
+    waits: list[float] = []
+    undeploy_model(
+        world.client, world.ledger, row["id"], routes_path=routes, now=world.now, wait=lambda s: waits.append(s)
+    )
+    assert waits[0] == pytest.approx(40)  # its route's deadline is gone with the route, so it may be the longest
+
+
+@pytest.mark.parametrize("path", ["/endpoints/*", "/endpoints/*/deployments/*"])
+def test_a_passing_404_is_not_taken_for_the_end(world: World, path: str) -> None:
+    row = world.deploy()
+    world.emulator.fault(404, f"PATCH /v2/projects/*{path}")
     assert undeploy(world, row["id"], poll_seconds=0)["state"] == "deleted"
     assert world.ours() == []

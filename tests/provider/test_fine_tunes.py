@@ -175,3 +175,18 @@ def test_a_provider_that_is_down_is_said_to_be(world: World) -> None:
     with pytest.raises(ProviderUnavailable, match="no answer from the provider"):
         submit_fine_tune(down, world.ledger, dataset["id"], tier="small", now=world.now)
     assert world.ledger.spent() == Decimal(0)
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_job_ends_though_its_events_cannot_be_listed(world: World, status: int) -> None:
+    world.emulator.fault("training_error", message="boom")
+    job = submit(world, world.upload()["id"])
+    world.emulator.fault(status, "GET /v1/fine-tunes/*/events*", times=500)
+    with pytest.raises(FineTuneFailed):
+        follow(world, job["id"], progress=lambda *_: None)
+    assert world.ledger.get("fine_tune_jobs", job["id"])["state"] == "failed"
+    assert world.ledger.reservation(job["reservation_id"]).state == "settled"
+    world.emulator.clear_faults()
+    world.emulator.fault(status, "GET /v1/fine-tunes/*/events*", times=500)
+    job = submit(world, world.upload("dataset-2")["id"])
+    assert follow(world, job["id"], progress=lambda *_: None)["state"] == "completed"

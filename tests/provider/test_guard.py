@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
-from provider.deployments import begin_shutdown
-from provider.fine_tunes import cancel_fine_tune, submit_fine_tune
-from provider.guard import GuardPolicy, GuardReport, guard_costs
+from provider.client import connect
+from provider.deployments import begin_shutdown, undeploy_model
+from provider.errors import ProviderUnavailable
+from provider.fine_tunes import cancel_fine_tune, resume_fine_tune, submit_fine_tune
+from provider.guard import RUNNING_STATES, GuardPolicy, GuardReport, guard_costs
 from provider.reconcile import reconcile_provider
 from provider.routes import LEASE, publish_route, routed_models
 from provider.status import cost_report, model_status
@@ -24,6 +29,7 @@ from reasoning.ids import uuid7
 from reasoning.records import Decision
 from reasoning.routes import Arm, Route, read_routes
 from reasoning.spool import SegmentWriter
+from storage.errors import BudgetExceeded
 from storage.land import land_decisions
 from storage.ledger import open_ledger
 from tests.provider.odd_answers import garble
@@ -47,9 +53,17 @@ def routed(world: World) -> object:
     return routed_models(world.data / "routes.json", now=world.now())
 
 
-def decide(world: World, model: str, *, tokens: int = 100, cost_usd: float = 0.0, count: int = 1) -> None:
-    """Log decisions of the custom model at the present time, and land them."""
-    now = world.now()
+def decide(
+    world: World,
+    model: str,
+    *,
+    tokens: int = 100,
+    cost_usd: float = 0.0,
+    count: int = 1,
+    ahead: timedelta = timedelta(0),
+) -> None:
+    """Log decisions of the custom model at the present time by a clock that is `ahead`, and land them."""
+    now = world.now() + ahead
     writer = SegmentWriter(world.data / "spool", clock=now.timestamp)
     for _ in range(count):
         writer.write(
@@ -394,3 +408,101 @@ def test_trouble_at_the_provider_is_overcome_by_the_next_ticks(world: World, kin
         world.emulator.advance(timedelta(minutes=1).total_seconds())
     assert world.ours() == []
     assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=6), timedelta(days=400)])
+def test_a_decision_dated_ahead_keeps_nothing_awake(world: World, ahead: timedelta) -> None:
+    row = world.deploy()
+    world.minutes(20)
+    decide(world, row["served_name"], ahead=ahead)
+    guard(world)
+    assert world.ledger.get("deployments", row["id"])["last_request_at"] == world.now()  # it was made, at some time
+    world.minutes(29)
+    guard(world)
+    assert world.ledger.get("deployments", row["id"])["state"] == "ready"
+    world.minutes(1)
+    assert "idle for 30 minutes" in guard(world).actions[0]
+
+
+def test_a_cost_that_is_no_money_is_told_and_the_others_are_charged(world: World) -> None:
+    row = world.deploy()
+    decide(world, row["served_name"], cost_usd=1e30)
+    assert guard(world).errors == []  # what runs on a deployment is paid by the minute
+    for cost in (1e30, -1.0, 0.25):
+        decide(world, "a/serverless", cost_usd=cost)
+    (error,) = guard(world).errors
+    assert "no amount of money" in error and "2 of a/serverless as should_respond" in error
+    assert [charge["amount_usd"] for charge in world.ledger.charges(kind="tokens")] == [Decimal("0.25")]
+
+
+@pytest.mark.parametrize("arm", [{"weight": 0.0}, {"mode": "shadow"}])
+def test_a_model_without_traffic_is_not_enabled(world: World, arm: dict[str, Any]) -> None:
+    row = world.deploy()
+    world.ledger.transition("models", row["model_id"], "promoted", now=world.now())
+    custom = Arm(**{"name": "c", "source": "custom", "weight": 0.5, "model": row["served_name"], **arm})
+    for each, enabled in ((replace(custom, weight=0.5, mode="live"), True), (custom, False)):
+        publish_route(
+            world.data / "routes.json",
+            "should_respond",
+            Route((replace(each, base_url=world.emulator.url), Arm("original", "original", 0.5))),
+            now=world.now(),
+        )
+        (status,) = model_status(world.data, now=world.now())
+        assert status["enabled"] is enabled
+
+
+def test_a_reservation_that_was_released_meanwhile_does_not_open_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, find = world.deploy(), world.ledger.find
+
+    def undeploy_after_the_look(object_type: str, **where: Any) -> list[dict[str, Any]]:
+        rows = find(object_type, **where)
+        if rows and where.get("state") == RUNNING_STATES:
+            monkeypatch.undo()
+            with open_ledger(world.data) as other:
+                undeploy_model(world.client, other, row["id"], now=world.now, wait=world.wait)
+        return rows
+
+    monkeypatch.setattr(world.ledger, "find", undeploy_after_the_look)
+    guard(world)
+    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
+    assert world.ledger.reservation(row["reservation_id"]).state == "released"
+
+
+def test_many_hands_that_end_it_at_once_are_harmless(world: World) -> None:
+    row = world.deploy()
+    errors: list[Exception] = []
+
+    def end() -> None:
+        try:
+            with open_ledger(world.data) as ledger, contextlib.closing(connect(base_url=world.emulator.url)) as client:
+                undeploy_model(client, ledger, row["id"], now=world.now, wait=world.wait, poll_seconds=0.1)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=end) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert world.ours() == []
+
+
+def test_what_was_intended_is_not_sent_once_other_things_have_spent_the_budget(world: World) -> None:
+    dataset, model_id = world.upload(), world.model()
+    world.ledger.set_budget("total", world.ledger.spent() + 10)
+    world.emulator.fault(503, "GET /v1/fine-tunes", times=100)
+    with pytest.raises(ProviderUnavailable):
+        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    world.emulator.clear_faults()
+    world.ledger.charge("endpoint", "7", key="more than was reserved", what="test", now=world.now())
+    (job,) = world.ledger.find("fine_tune_jobs", state="intended")
+    with pytest.raises(BudgetExceeded, match=r"needs \$4.00, but .* \$10.00 \$7.00 is spent by now"):
+        resume_fine_tune(world.client, world.ledger, job["id"], now=world.now, wait=world.wait)
+    world.minutes(10)
+    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    assert world.ledger.get("fine_tune_jobs", job["id"])["state"] == "abandoned"
+    assert world.ledger.reservation(job["reservation_id"]).state == "released"
+    assert world.ledger.get("models", model_id)["state"] == "trained"

@@ -11,11 +11,12 @@ import pytest
 
 from provider.deployments import deploy_model, undeploy_model
 from provider.errors import CreationInDoubt
-from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
+from provider.fine_tunes import PARAMETERS, cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
 from provider.status import model_status
-from storage.ledger import open_ledger
+from provider.tiers import resolve_tier
+from storage.ledger import new_id, open_ledger
 from tests.provider.odd_answers import each, garble
 from tests.provider.world import Emulator, Killed, World
 
@@ -314,3 +315,96 @@ def test_a_late_bill_gives_no_money_back(world: World) -> None:
     report = reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now() - timedelta(hours=2))
     assert report.adjustments == []
     assert world.ledger.spent() == spent
+
+
+def start_unknown(world: World, deployments: int = 1) -> set[str]:
+    """An endpoint of ours that the ledger does not know, with deployments under it; their ids."""
+    name = f"{world.ledger.prefix}{new_id()}"
+    endpoint = world.client.endpoints.create(name=name)
+    return {
+        world.client.endpoints.deployments.create(
+            endpoint_id=endpoint.id,
+            name=f"{name}-{number}",
+            model=f"projects/{world.client.project_id}/models/{world.trained_object}",
+            config=resolve_tier(world.client, "small").config,
+            autoscaling={"min_replicas": 1, "max_replicas": 1},
+        ).id
+        for number in range(deployments)
+    }
+
+
+def settle(world: World) -> None:
+    """Reconcile until the bill has had its day."""
+    for _ in range(2):
+        reconcile(world)
+        world.minutes(1)
+    world.await_bill()
+    assert reconcile(world).errors == []
+
+
+def test_what_an_orphan_cost_in_the_month_before_it_was_found_is_charged(world: World) -> None:
+    world.until_month_ends(minutes=10)
+    ids = start_unknown(world)
+    world.minutes(15)
+    settle(world)
+    assert world.ledger.spent() == world.emulator.bill(ids) > 1
+
+
+def test_an_orphaned_job_of_the_month_before_is_charged(world: World) -> None:
+    dataset = world.upload()
+    world.until_month_ends(minutes=10)
+    job = world.client.fine_tuning.create(
+        training_file=dataset["train_file_id"],
+        validation_file=dataset["validation_file_id"],
+        model="Qwen/Qwen3.5-2B",
+        suffix=f"{world.ledger.prefix}{new_id()}",
+        model_limits=world.client.fine_tuning.model_limits(model_name="Qwen/Qwen3.5-2B"),
+        **PARAMETERS,
+    )
+    while world.client.fine_tuning.retrieve(job.id).status != "completed":
+        world.wait(1)
+    world.minutes(15)
+    settle(world)
+    assert world.ledger.spent() == world.emulator.bill({job.id}) == 4
+
+
+def test_a_clock_two_minutes_ahead_of_the_bill_s_gives_no_minutes_of_the_month_before_back(world: World) -> None:
+    model_id = world.model()
+    world.until_month_ends(minutes=2)
+
+    def now() -> datetime:
+        return world.now() + timedelta(minutes=2)
+
+    row = deploy_model(world.client, world.ledger, model_id, now=now, wait=world.wait)
+    world.minutes(4)
+    undeploy_model(world.client, world.ledger, row["id"], now=now, wait=world.wait)
+    world.await_bill()
+    reconcile_provider(world.data, world.client, ledger=world.ledger, now=now())
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+
+
+def test_a_double_that_goes_down_with_its_endpoint_is_charged(world: World) -> None:
+    row = world.deploy()
+    double = world.double(row)
+    world.minutes(5)
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    settle(world)
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"], double.id})
+
+
+def test_two_deployments_under_an_unknown_endpoint_are_both_charged(world: World) -> None:
+    ids = start_unknown(world, deployments=2)
+    world.minutes(5)
+    settle(world)
+    assert world.ours() == []
+    assert world.ledger.spent() == world.emulator.bill(ids)
+
+
+@pytest.mark.parametrize("path", ["/v1/fine-tunes", "/v2/projects/*/endpoints", "/v1/billing/usage"])
+def test_a_list_that_is_refused_ends_nothing_else(world: World, path: str) -> None:
+    start_unknown(world)
+    world.minutes(1)
+    world.emulator.fault(403, f"GET {path}", times=3)
+    report = reconcile(world)
+    assert "403" in " ".join(report.errors)
+    assert len(report.orphans) == ("endpoints" not in path)

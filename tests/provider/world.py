@@ -192,6 +192,12 @@ class World:
         now = self.now()
         self.emulator.advance((minute * 60 - now.minute * 60 - now.second - now.microsecond / 1e6) % 3600)
 
+    def until_month_ends(self, *, minutes: float) -> None:
+        """To so many minutes before the next month."""
+        now = self.now()
+        first = (now.replace(day=1, hour=0, minute=0, second=0, microsecond=0) + timedelta(days=32)).replace(day=1)
+        self.emulator.advance((first - now).total_seconds() - minutes * 60)
+
     def by_daylight(self) -> World:
         """At twenty past an hour, well before midnight: what a test does in minutes is in one hour and one day."""
         self.until_minute(20)

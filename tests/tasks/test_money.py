@@ -76,6 +76,13 @@ def test_a_report_is_told_in_times_and_money_that_people_read() -> None:
         "| errors | no\\|good |",
         "| lease | none |",
     ]
+    assert [text(Decimal(usd)) for usd in ("1e-9", "-0.00001", "0E-8", "1234.50")] == [
+        "0.000000001",
+        "-0.00001",
+        "0",
+        "1,234.5",
+    ]
+    assert plain([Decimal("1E-9"), Decimal("0E-8")]) == ["0.000000001", "0.00000000"]
     assert [text(value) for value in (None, True, 1234, 1 / 3, [NOW], {"a": Decimal(4)})] == [
         "",
         "yes",
