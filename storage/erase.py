@@ -1,8 +1,8 @@
 """Erasure: every row about one person, out of the log, the spool, the quarantine and the datasets.
 
-Datasets, quarantine and feedback go first and the decisions, by which the others are found, last, be they in the spool
-or in the log: an erasure that was killed is finished by running it again. Which datasets had rows of the person cannot
-be seen any more once they are gone, so that is noted, in `erasures/`, before and until the erasure is through.
+Datasets and feedback go first and the decisions, by which the others are found, last, be they in the quarantine, in the
+spool or in the log: an erasure that was killed is finished by running it again. Which datasets had rows of the person
+cannot be seen any more once they are gone, so that is noted, in `erasures/`, before and until the erasure is through.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import duckdb
 import orjson
 
 from reasoning.errors import SegmentError
-from reasoning.spool import frame_line, parse_line
+from reasoning.spool import check_line, frame_line
 from storage.batches import ERASED
 from storage.costs import files_uploaded_of, models_trained_on
 from storage.erase_datasets import dataset_name, erase_faults, erase_lines, find_lines, list_datasets
@@ -81,10 +81,11 @@ def erase_subject(
     manifests made to fit. Evaluations and Data Docs hold figures, no text. In segments that agents are writing to,
     the lines are overwritten where they are; what an agent writes after this call is not touched. Bytes are deleted,
     not shredded: the disk's own traces and backups are out of reach. Raises `DataFolderError`, `DataFolderBusy`,
-    `LandingError` and `TableError`; then run it again.
+    `LandingError`, `TableError`, `QuarantineError` and `DatasetError`; then run it again.
     """
     if not subject_id:
         raise ValueError("subject_id is empty: name the person whose rows are to be erased")
+    subject_id = subject_id.encode("utf-8", "backslashreplace").decode()  # as the log keeps a lone surrogate
     layout = Layout(data).check().create()
     report = EraseReport(subject_id)
     with data_lock(layout, "erasure", timeout=lock_timeout):
@@ -93,8 +94,18 @@ def erase_subject(
             about = _find(con, layout, subject_id)
             note = layout.erasures / f"{hashlib.sha256(subject_id.encode()).hexdigest()[:16]}.json"
             _erase_datasets(con, layout, note, report)
-            _erase_quarantine(layout, about, report, now)
-            _erase_tables(con, layout, about, report, progress)
+            partitions = _partitions_about(con)
+            done, total = 0, sum(map(len, partitions.values()))
+            for kind, keys in partitions.items():
+                _erase_quarantine(layout, about, kind, report, now)
+                _erase_spool(layout, about, kind, report)
+                for key in keys:
+                    drop = _FEEDBACK_ABOUT if kind == "feedback" else _OF_SUBJECT
+                    dropped = rewrite_partition(con, layout, key, drop=drop)
+                    setattr(report, key.table, getattr(report, key.table) + dropped)
+                    done += 1
+                    if progress:
+                        progress(done, total)
             if note.exists():
                 note.unlink()
                 sync(layout.erasures)
@@ -142,21 +153,29 @@ def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _A
             WHERE kind = 'demonstration' AND author = (SELECT id FROM subject) AND decision_id IS NOT NULL
         ) USING (date, decision_id)
     """)
-    kept = set()
+    kept: list[Any] = []
     for path in list_segments(layout, ".open", ".seal"):
         with _open(path) as file:
             for _, _, row in _records(file):
                 if row["record"] != "decision":
                     continue
-                episode_id = row.get("episode_id") if isinstance(row.get("episode_id"), str) else None
                 if _names(row, subject_id):
-                    ids = [str(row["decision_id"]), str(row["request_id"]), episode_id]
-                    con.execute(
-                        "INSERT INTO erased VALUES (NULL, NULL, TRY_CAST($1 AS UUID), TRY_CAST($2 AS UUID), $3)", ids
-                    )
-                elif episode_id is not None:
-                    kept.add(episode_id)
-    con.execute("CREATE TEMP TABLE kept AS SELECT unnest($1::VARCHAR[]) AS episode_id", [sorted(kept)])
+                    _add_erased(con, row)
+                else:
+                    kept.append(row.get("episode_id"))
+    for path in layout.quarantine.glob("*.jsonl"):
+        for _, raw in read_quarantine(path):
+            row = _tolerant(raw) or {}
+            if row.get("record") != "decision":
+                continue
+            if _names(row, subject_id):
+                _add_erased(con, row)
+            else:
+                kept.append(row.get("episode_id"))
+    con.execute(
+        "CREATE TEMP TABLE kept AS SELECT unnest($1::VARCHAR[]) AS episode_id",
+        [[episode_id for episode_id in kept if isinstance(episode_id, str)]],
+    )
     con.execute(f"""
         CREATE TEMP TABLE emptied AS
         SELECT episode_id FROM erased WHERE episode_id IS NOT NULL
@@ -167,6 +186,22 @@ def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _A
         subject_id,
         frozenset(row[0] for row in con.execute("SELECT decision_id::VARCHAR FROM erased").fetchall()),
         frozenset(row[0] for row in con.execute("SELECT episode_id FROM emptied").fetchall()),
+    )
+
+
+def _add_erased(con: duckdb.DuckDBPyConnection, row: dict[str, Any]) -> None:
+    """A decision of the subject that is not in the log. It need not be a sound one."""
+    episode_id = row.get("episode_id")
+    con.execute(
+        """
+        INSERT INTO erased SELECT NULL, NULL, id, TRY_CAST($2 AS UUID), $3 FROM (SELECT TRY_CAST($1 AS UUID) AS id)
+        WHERE id IS NOT NULL
+        """,
+        [
+            str(row.get("decision_id")),
+            str(row.get("request_id")),
+            episode_id if isinstance(episode_id, str) else None,
+        ],
     )
 
 
@@ -196,32 +231,18 @@ def _erase_datasets(con: duckdb.DuckDBPyConnection, layout: Layout, note: Path, 
     report.provider_files = files_uploaded_of(layout, names)
 
 
-def _erase_tables(
-    con: duckdb.DuckDBPyConnection, layout: Layout, about: _About, report: EraseReport, progress: Progress | None
-) -> None:
-    """The feedback in the log and in the spool, then the decisions in the spool and in the log."""
+def _partitions_about(con: duckdb.DuckDBPyConnection) -> dict[str, list[PartitionKey]]:
+    """The partitions that have rows of the subject, by the kind of record; what is found by the other kind first."""
     feedback = con.execute(
         f"SELECT DISTINCT date::VARCHAR FROM feedback_log WHERE {_FEEDBACK_ABOUT} ORDER BY 1"  # noqa: S608
     ).fetchall()
     decisions = con.execute(
         "SELECT DISTINCT decision_type, date::VARCHAR FROM erased WHERE date IS NOT NULL ORDER BY ALL"
     ).fetchall()
-    total, done = len(feedback) + len(decisions), 0
-
-    def rewrite(key: PartitionKey, drop: str) -> int:
-        nonlocal done
-        dropped = rewrite_partition(con, layout, key, drop=drop)
-        done += 1
-        if progress:
-            progress(done, total)
-        return dropped
-
-    for (date,) in feedback:
-        report.feedback += rewrite(PartitionKey("feedback", None, date), _FEEDBACK_ABOUT)
-    for kind in ("feedback", "decision"):
-        _erase_spool(layout, about, kind, report)
-    for decision_type, date in decisions:
-        report.decisions += rewrite(PartitionKey("decisions", decision_type, date), _OF_SUBJECT)
+    return {
+        "feedback": [PartitionKey("feedback", None, date) for (date,) in feedback],
+        "decision": [PartitionKey("decisions", decision_type, date) for decision_type, date in decisions],
+    }
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -232,12 +253,14 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-    """Offset, line and record of every sound line. Landing quarantines the others."""
+    """Offset, line and record of every line whose frame is sound. Landing quarantines the others."""
     offset = 0
     for line in file:
-        with suppress(SegmentError, TypeError):  # TypeError: `record` is a list or an object
+        with suppress(SegmentError, orjson.JSONDecodeError):
             if line.endswith(b"\n"):
-                yield offset, line, parse_line(line)
+                row = orjson.loads(check_line(line))  # of whatever schema: a newer client's will be quarantined
+                if isinstance(row, dict) and row.get("record") in ("decision", "feedback"):
+                    yield offset, line, row
         offset += len(line)
 
 
@@ -258,18 +281,17 @@ def _erase_spool(layout: Layout, about: _About, kind: str, report: EraseReport) 
                 os.fsync(file.fileno())
 
 
-def _erase_quarantine(layout: Layout, about: _About, report: EraseReport, now: datetime | None) -> None:
-    quoted = orjson.dumps(about.subject_id)  # as it stands in JSON
+def _erase_quarantine(layout: Layout, about: _About, kind: str, report: EraseReport, now: datetime | None) -> None:
+    """Take out the subject's lines of one kind; with the decisions those that are too damaged to tell what they are."""
     for path in sorted(layout.quarantine.glob("*.jsonl")):
         kept = QuarantineWriter(path, now=now)
         found = 0
         for entry, raw in read_quarantine(path):
             row = _tolerant(raw)
-            # A line that cannot be read goes for less: the id anywhere in it, as a part of another one, too.
-            if (quoted[1:-1] in raw) if row is None else (quoted in raw or about.matches(row)):
+            if _kind(row) == kind and _is_about(about, raw, row):
                 found += 1
             else:
-                report.unreadable += row is None
+                report.unreadable += row is None and kind == "decision"
                 kept.write(orjson.dumps(entry))
         if not found:
             kept.discard()
@@ -281,10 +303,32 @@ def _erase_quarantine(layout: Layout, about: _About, report: EraseReport, now: d
     sync(layout.quarantine)
 
 
-def _tolerant(raw: bytes) -> dict[str, Any] | None:
-    """The JSON object of a line whose frame or schema is bad, if there is one."""
+def _kind(row: dict[str, Any] | None) -> str:
+    return "feedback" if row is not None and row.get("record") == "feedback" else "decision"
+
+
+def _is_about(about: _About, raw: bytes, row: dict[str, Any] | None) -> bool:
+    quoted = orjson.dumps(about.subject_id)  # as it stands in JSON
+    if row is None:  # that it cannot be read goes for less: the id anywhere in it, as a part of another one, too
+        return quoted[1:-1] in raw
+    return about.matches(row) or (_is_damaged(raw) and quoted in raw)
+
+
+def _is_damaged(raw: bytes) -> bool:
+    """Whether the frame does not fit what it is of: then the names of the fields may be damaged as well."""
+    if raw.startswith(b"{"):  # bare JSON: somebody mended it
+        return False
     try:
-        row = orjson.loads(raw[9:])
-    except orjson.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) else None
+        check_line(raw)
+    except SegmentError:
+        return True
+    return False
+
+
+def _tolerant(raw: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line whose frame or schema is bad, or that was mended by hand, if there is one."""
+    for text in (raw, raw[9:]):
+        with suppress(orjson.JSONDecodeError):
+            row = orjson.loads(text)
+            return row if isinstance(row, dict) else None
+    return None

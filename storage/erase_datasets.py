@@ -11,7 +11,10 @@ import hashlib
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +24,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.errors import DatasetError
 from storage.files import exchange, remove_abandoned, remove_tree, sync, write_atomic
 from storage.layout import Layout
 from storage.rewrite import CANNOT_EXCHANGE
@@ -46,8 +50,21 @@ def dataset_name(folder: Path) -> str:
 
 
 def list_datasets(layout: Layout) -> list[Path]:
-    """The folders of all datasets, sorted."""
-    return sorted(path.parent for path in layout.datasets.glob("*/*/rows.parquet"))
+    """The folders of all datasets, sorted; also of those that have lost their `rows.parquet`."""
+    parts = chain(layout.datasets.glob("*/*/rows.parquet"), layout.datasets.glob("*/[!.]*/manifest.json"))
+    return sorted({path.parent for path in parts})
+
+
+@contextmanager
+def _reading(dataset: Path) -> Iterator[None]:
+    """Raise DatasetError where a part of a dataset cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException, duckdb.Error) as error:
+        raise DatasetError(
+            f"the dataset {dataset} cannot be read ({error}), so nobody can be erased from it: put back what is damaged, "
+            "or delete the folder, and run the same again"
+        ) from error
 
 
 def find_lines(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> DatasetLines:
@@ -61,36 +78,46 @@ def find_lines(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) 
     remove_abandoned(layout.datasets.glob(f"*/{_EXPORTING}*"))
     lines = DatasetLines()
     for dataset in list_datasets(layout):
-        side = dataset / "rows.parquet"
-        file = [literal_path(side)]
-        names = pq.read_schema(side).names
-        named = "list_contains(subject_ids, (SELECT id FROM subject))" if "subject_ids" in names else "false"
-        found = con.execute(
-            f"""
-            SELECT split, line FROM read_parquet($1)
-            WHERE decision_id::UUID IN (SELECT decision_id FROM erased)
-               OR request_id::UUID IN (SELECT request_id FROM erased)
-               OR label_source = 'demonstration' AND request_id::UUID IN (SELECT request_id FROM taught)
-               OR {named}
-            """,  # noqa: S608 - constants
-            file,
-        ).fetchall()
-        if "subject_ids" not in names:
-            unknown = con.execute(
-                """
-                SELECT split, line FROM read_parquet($1)
-                WHERE decision_id::UUID NOT IN (SELECT decision_id FROM decisions)
-                  AND decision_id::UUID NOT IN (SELECT decision_id FROM erased)
-                """,
-                file,
-            ).fetchall()
-            named_in_text = _naming(dataset, set(unknown) - set(found), subject_id)
-            found += named_in_text
-            if rest := len(set(unknown) - set(found)):
-                lines.undecided[dataset] = rest
+        with _reading(dataset):
+            found, rest = _search(con, dataset, subject_id)
+        if rest:
+            lines.undecided[dataset] = rest
         if found:
             lines.found[dataset] = found
     return lines
+
+
+def _search(con: duckdb.DuckDBPyConnection, dataset: Path, subject_id: str) -> tuple[list[Line], int]:
+    """The lines of the person in one dataset, and how many lines nobody can tell whose they are."""
+    orjson.loads((dataset / "manifest.json").read_bytes())  # before anything is changed
+    side, rest = dataset / "rows.parquet", 0
+    file, names = [literal_path(side)], pq.read_schema(side).names
+    named = "list_contains(subject_ids, (SELECT id FROM subject))" if "subject_ids" in names else "false"
+    found = con.execute(
+        f"""
+        SELECT split, line FROM read_parquet($1)
+        WHERE decision_id::UUID IN (SELECT decision_id FROM erased)
+           OR request_id::UUID IN (SELECT request_id FROM erased)
+           OR label_source = 'demonstration' AND request_id::UUID IN (SELECT request_id FROM taught)
+           OR {named}
+        """,  # noqa: S608 - constants
+        file,
+    ).fetchall()
+    if "subject_ids" not in names:
+        unknown = con.execute(
+            """
+            SELECT split, line FROM read_parquet($1)
+            WHERE decision_id::UUID NOT IN (SELECT decision_id FROM decisions)
+              AND decision_id::UUID NOT IN (SELECT decision_id FROM erased)
+            """,
+            file,
+        ).fetchall()
+        named_in_text = _naming(dataset, set(unknown) - set(found), subject_id)
+        found += named_in_text
+        rest = len(set(unknown) - set(found))
+    for split in {split for split, _ in found}:
+        (dataset / f"{split}.jsonl").stat()
+    return found, rest
 
 
 def _naming(dataset: Path, lines: set[Line], subject_id: str) -> list[Line]:

@@ -9,6 +9,7 @@
         ├── LandingError          a segment could not be landed: it stays in the spool, run again
         ├── QuarantineError       a file in the quarantine is not one that landing wrote, or was mended wrongly
         ├── TableError            a partition is not as it should be, or could not be rewritten
+        ├── DatasetError          an exported dataset is damaged, so nobody can be erased from it
         └── LedgerError           the ledger cannot do what was asked
             ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the mend)
             ├── PriceUnknown      what something costs is not known, so nothing is spent on it
@@ -45,6 +46,10 @@ class QuarantineError(StorageError):
 
 class TableError(StorageError):
     """A partition of the decision log is not as it should be, or could not be rewritten. The old one is untouched."""
+
+
+class DatasetError(StorageError):
+    """An exported dataset is damaged, so nobody can be erased from it."""
 
 
 class LedgerError(StorageError):

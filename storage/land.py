@@ -70,6 +70,7 @@ _DICTIONARY = [
 ]
 _PLACE = "place"  # column of a line's number (from 0) in its group, while its row is buffered
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")  # of a segment, also when somebody copied it
+_ATTEMPT = re.compile(r"\.r\d+$")  # so `storage.reland` ends the names of quarantine files
 _NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]|^[^A-Za-z0-9]")
 _EMPTY_SEGMENT_AGE = 3600.0  # seconds after which an empty segment without a writer is removed
 
@@ -193,7 +194,7 @@ def list_segments(layout: Layout, *suffixes: str) -> list[Path]:
 def segment_name(path: Path) -> str:
     """The name that a segment goes by: its own, or of one that is no name for other files, what is left and a hash."""
     name = path.stem
-    if _NAME.fullmatch(name):
+    if _NAME.fullmatch(name) and not _ATTEMPT.search(name):
         return name
     return f"{_NOT_IN_NAME.sub('_', name)[:100]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 

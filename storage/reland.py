@@ -66,10 +66,10 @@ def reland_quarantine(
     report = RelandReport()
     with data_lock(layout, "landing the quarantine", timeout=lock_timeout):
         finish_landing(layout, now=now)
-        files = _files(layout)
+        files, seen = _files(layout), dict[tuple[str, str], bytes]()
         for done, (path, attempt, segment) in enumerate(files, 1):
             after = path.with_name(f"{segment}.r{attempt + 1}.jsonl")
-            fits, stays, duplicates = _sort(layout, path, after)
+            fits, stays, duplicates = _sort(layout, path, after, seen)
             report.files += 1
             report.relanded += len(fits)
             report.duplicates += duplicates
@@ -105,8 +105,13 @@ def _files(layout: Layout) -> list[tuple[Path, int, str]]:
     return sorted(found.values())
 
 
-def _sort(layout: Layout, path: Path, plan: Path) -> tuple[list[bytes], list[dict[str, Any]], int]:
-    """The segment lines of what fits, the entries of what stays with the reason of today, and how many duplicates."""
+def _sort(
+    layout: Layout, path: Path, plan: Path, seen: dict[tuple[str, str], bytes]
+) -> tuple[list[bytes], list[dict[str, Any]], int]:
+    """The segment lines of what fits, the entries of what stays with the reason of today, and how many duplicates.
+
+    `seen` has the lines that fitted of the files before, which are not landed yet, by record and id.
+    """
     planned = {_place(entry) for entry, _ in read_quarantine(plan)} if plan.exists() else set()
     entries, lines = [], []
     for entry, raw in read_quarantine(path):
@@ -119,6 +124,15 @@ def _sort(layout: Layout, path: Path, plan: Path) -> tuple[list[bytes], list[dic
         for known in (find_repeated(batch.key.table, batch.table), landed.find(batch.table)):
             duplicates |= {batch.lines[row] for row in known.same}
             rejected |= {batch.lines[row]: reason for row, reason in known.differing.items()}
+    for number in set(range(len(lines))) - duplicates - rejected.keys():
+        row = orjson.loads(lines[number][9:])
+        id_name = f"{row['record']}_id"
+        before = seen.setdefault((id_name, row[id_name]), lines[number])
+        if before is not lines[number]:
+            if before == lines[number]:
+                duplicates.add(number)
+            else:
+                rejected[number] = f"conflict: another quarantined record has the {id_name} {row[id_name]}"
     fits, stays = [], []
     for number, (entry, line) in enumerate(zip(entries, lines, strict=True)):
         if number in duplicates:

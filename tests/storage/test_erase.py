@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -17,12 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
-from reasoning.records import Decision, Feedback
+from reasoning.records import Decision, Feedback, encode_record
 from reasoning.spool import SegmentWriter, frame_line
 from storage import erase
 from storage.erase import erase_subject
+from storage.errors import DatasetError
 from storage.land import land_decisions
 from storage.quarantine import read_quarantine
+from storage.reland import reland_quarantine
 from tests.storage import faults
 from tests.storage.logs import (
     NOON,
@@ -314,3 +317,98 @@ def test_a_subject_nobody_knows_and_an_empty_one(tmp_path: Path) -> None:
     assert len(landed_ids(tmp_path)) == 2
     with pytest.raises(ValueError, match="subject_id is empty"):
         erase_subject(tmp_path, "")
+
+
+def quarantine(data: Path, *payloads: bytes, mended: bool = False) -> Path:
+    """Land lines that are damaged; `mended`: somebody has made bare JSON of them since."""
+    write_lines(data, [b"0" * 8 + b" " + payload + b"\n" for payload in payloads])
+    land_decisions(data)
+    (path,) = (data / "quarantine").iterdir()
+    if mended:
+        entries = [entry | {"raw": raw[9:].decode()} for entry, raw in read_quarantine(path)]
+        path.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in entries))
+    return path
+
+
+@pytest.mark.parametrize("subject", ["ann", "caf\u00e9", "user", "a\\n"])
+@pytest.mark.parametrize("other", ["hannah", "cafe\u0301"])
+def test_a_line_that_was_mended_by_hand_goes_by_its_subjects(tmp_path: Path, subject: str, other: str) -> None:
+    mine = json.dumps(orjson.loads(encode_record(make_decision(subject_ids=[subject]))))  # with \u escapes
+    theirs = encode_record(make_decision(subject_ids=[other], messages=[{"role": "user", "content": subject}]))
+    quarantine(tmp_path, mine.encode(), theirs, mended=True)
+    report = erase_subject(tmp_path, subject)
+    assert (report.quarantine, report.unreadable) == (1, 0)
+    assert reland_quarantine(tmp_path).relanded == 1
+    assert storage.sql(tmp_path, "SELECT subject_ids FROM decisions").rows == [([other],)]
+
+
+def test_a_name_that_every_record_has_somewhere_takes_no_sound_line_of_others(tmp_path: Path) -> None:
+    newer = encode_record(make_decision(subject_ids=["bob"])).replace(b'"schema":1', b'"schema":2')
+    write_lines(tmp_path, [frame_line(newer)])
+    land_decisions(tmp_path)
+    for subject in ("user", "role", "should_respond", "original"):
+        assert erase_subject(tmp_path, subject).quarantine == 0
+    assert erase_subject(tmp_path, "bob").quarantine == 1
+
+
+@pytest.mark.parametrize("open_", [False, True])
+def test_a_decision_of_a_newer_client_goes_with_the_feedback_on_it(tmp_path: Path, open_: bool) -> None:
+    decision = make_decision(subject_ids=["zz-ann"], episode_id="e")
+    newer = frame_line(encode_record(decision).replace(b'"schema":1', b'"schema":2', 1))
+    feedback = [make_feedback(metric="m", kind="comment", value="zz-ann was rude", decision_id=decision.decision_id)]
+    feedback.append(make_feedback(metric="m", kind="comment", value="zz-ann again", episode_id="e"))
+    write_segment(tmp_path, feedback)
+    path = write_lines(tmp_path, [newer], suffix=".open" if open_ else ".seal")
+    with path.open() as held:
+        if open_:  # its writer lives
+            fcntl.flock(held, fcntl.LOCK_EX)
+        report = erase_subject(tmp_path, "zz-ann")
+    assert (report.feedback, report.spool, report.quarantine) == (2, int(open_), int(not open_))
+    assert occurrences(tmp_path, b"zz-ann") == []
+
+
+def test_a_kill_after_the_feedback_leaves_the_quarantined_decision_by_which_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decision = make_decision(subject_ids=["zz-ann"])
+    on_it = [make_feedback(decision_id=decision.decision_id, metric="m", kind="comment", value="zz-ann")] * 1
+    quarantine(tmp_path, encode_record(decision))
+    write_segment(tmp_path, on_it)
+
+    def die(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(erase, "rewrite_partition", die)
+        with pytest.raises(KeyboardInterrupt):
+            erase_subject(tmp_path, "zz-ann")
+    assert erase_subject(tmp_path, "zz-ann").feedback == 1
+    assert occurrences(tmp_path, b"zz-ann") == []
+
+
+def test_a_lone_surrogate_is_erased_by_the_name_that_the_log_keeps(tmp_path: Path) -> None:
+    write_segment(tmp_path, [make_decision(subject_ids=["\ud83d"])])
+    assert erase_subject(tmp_path, "\ud83d").decisions == 1
+
+
+@pytest.mark.parametrize("part", ["manifest.json", "rows.parquet", "train.jsonl"])
+@pytest.mark.parametrize("content", [None, b"garbage"])
+def test_a_damaged_dataset_is_named_and_nothing_is_held_for_erased(
+    tmp_path: Path, part: str, content: bytes | None
+) -> None:
+    decision = make_decision(subject_ids=["zz-ann"])
+    write_segment(tmp_path, [decision])
+    dataset = write_dataset(tmp_path, [("train", decision, "zz-ann said so")])
+    before = (dataset / part).read_bytes()
+    (dataset / part).unlink()
+    if content:
+        (dataset / part).write_bytes(content)
+    if (part, content) == ("train.jsonl", b"garbage"):
+        assert erase_subject(tmp_path, "zz-ann").decisions == 1  # nobody says what was in that line
+        return
+    with pytest.raises(DatasetError, match=rf"the dataset .*{dataset.name} cannot be read"):
+        erase_subject(tmp_path, "zz-ann")
+    assert len(landed_ids(tmp_path)) == 1
+    (dataset / part).write_bytes(before)
+    assert erase_subject(tmp_path, "zz-ann").decisions == 1
+    assert occurrences(tmp_path, b"zz-ann") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -9,6 +10,7 @@ import pytest
 
 import reasoning.records
 import storage
+from reasoning.records import Decision
 from reasoning.spool import frame_line
 from storage import reland
 from storage.errors import QuarantineError
@@ -94,3 +96,30 @@ def test_a_kill_at_any_step_neither_loses_nor_doubles(
     reland_quarantine(tmp_path)
     assert landed_ids(tmp_path) == sorted(d.decision_id for d in decisions)
     assert len(list((tmp_path / "quarantine").iterdir())) == 1
+
+
+def damage(data: Path, *segments: tuple[str, Decision]) -> None:
+    """Land segments of one line each whose CRC does not fit, and mend the lines by hand."""
+    for name, decision in segments:
+        write_lines(data, [b"0" * 8 + to_line(decision)[8:]], name)
+    land_decisions(data)
+    for path in (data / "quarantine").iterdir():
+        entry = orjson.loads(path.read_bytes())
+        path.write_bytes(orjson.dumps({**entry, "raw": entry["raw"][9:]}) + b"\n")
+
+
+def test_a_segment_named_like_a_second_attempt_is_no_plan_of_the_first(tmp_path: Path) -> None:
+    decisions = make_days(1, 3)
+    damage(tmp_path, *zip(["a", "a.r1", "a.r1.r2"], decisions, strict=True))
+    assert len(list((tmp_path / "quarantine").iterdir())) == 3
+    assert reland_quarantine(tmp_path).relanded == 3
+    assert landed_ids(tmp_path) == sorted(decision.decision_id for decision in decisions)
+
+
+def test_one_record_in_two_files_lands_once_and_two_of_one_id_do_not_both_count(tmp_path: Path) -> None:
+    (decision,) = make_days(1, 1)
+    other = replace(decision, latency_ms=7.0)
+    damage(tmp_path, ("a", decision), ("b", decision), ("c", other))
+    report = reland_quarantine(tmp_path)
+    assert (report.relanded, report.duplicates, report.kept) == (1, 1, {"conflict": 1})
+    assert landed_ids(tmp_path) == [decision.decision_id]
