@@ -6,6 +6,7 @@ is ahead would take hours that are not billed yet for hours that cost nothing.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,7 +19,7 @@ from provider.answers import listed, moment, usd
 from provider.client import asking
 from provider.fine_tunes import ENDED_STATES
 from storage import ledger_schema as schema
-from storage.ledger import Ledger
+from storage.ledger import Ledger, period_start
 from storage.money import format_usd, from_nano, to_nano
 
 if TYPE_CHECKING:
@@ -46,14 +47,18 @@ class Comparison:
 
 @dataclass(slots=True)
 class Billed:
-    """What the bill has for an object: US dollars, and the end of the last hour that names it.
+    """What the bill has for an object: US dollars by day (UTC), and the end of the last hour that names it.
 
     `doubtful` when a line that is its own, or may be, cannot be read: it may have cost more.
     """
 
-    usd: Decimal = Decimal(0)
+    by_day: defaultdict[str, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
     until: datetime | None = None
     doubtful: bool = False
+
+    @property
+    def usd(self) -> Decimal:
+        return sum(self.by_day.values(), Decimal(0))
 
 
 def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: list[str]) -> Comparison:
@@ -132,7 +137,7 @@ def _read_hour(window: Any, billed: dict[str, Billed], until: datetime) -> int:
         ours = [entry for remote_id, entry in billed.items() if named is None or remote_id in named]
         if end is not None and cost is not None and named is not None:
             for entry in ours:
-                entry.usd += cost
+                entry.by_day[period_start("day", end - timedelta(microseconds=1))] += cost
                 entry.until = max(entry.until or end, end)
         elif ours:
             odd += 1
@@ -154,33 +159,42 @@ def _adjust(
     """Charge what the bill has beyond our charges before `until`, or give it back. After a `final` one: never again."""
     charges = schema.charges
     column = "job_id" if object_type == "fine_tune_jobs" else "deployment_id"
-    query = sa.select(sa.func.coalesce(sa.func.sum(charges.c.amount_nano), 0), sa.func.max(charges.c.ts)).where(
-        charges.c[column] == row["id"]
-    )
+    query = sa.select(charges.c.ts, charges.c.amount_nano).where(charges.c[column] == row["id"])
     if until is not None:
         query = query.where(charges.c.ts < until)
+    bill = billed[row["remote_id"]]
     with ledger.transaction() as connection:
-        nano, last = connection.execute(query).one()
-        charged = from_nano(int(nano))
-        on_bill, doubtful = billed[row["remote_id"]].usd, billed[row["remote_id"]].doubtful
+        by_day: defaultdict[str, int] = defaultdict(int)
+        last: dict[str, datetime] = {}
+        for ts, nano in connection.execute(query.order_by(charges.c.ts)):
+            day = period_start("day", ts)
+            by_day[day] += nano
+            last[day] = ts
+        charged, on_bill = from_nano(sum(by_day.values())), bill.usd
         compared.charged_usd += charged
         compared.billed_usd += on_bill
-        if doubtful and on_bill <= charged:
+        if bill.doubtful and on_bill <= charged:
             return
-        if difference := from_nano(to_nano(on_bill) - to_nano(charged)):
+        if on_bill != charged:
             name = row["suffix"] if object_type == "fine_tune_jobs" else row["name"]
-            ledger.charge(
-                "adjustment",
-                difference,
-                key=f"adjustment:{row['id']}:{now.isoformat()}",
-                what=f"{name}: the provider billed {format_usd(on_bill)}, charged was {format_usd(charged)}",
-                decision_type=row["decision_type"],
-                model_id=row["model_id"],
-                # In the day and month of what it corrects: what is given back must not swell a later budget.
-                ts=last or min(now, (until or now) - timedelta(microseconds=1)),
-                now=now,
-                **{column: row["id"]},
-            )
-            compared.adjustments.append(f"{name}: {format_usd(difference)}")
-        if final and not doubtful:
+            # In the day and month of what it corrects: what is given back must not swell a later budget.
+            for day in sorted(by_day.keys() | bill.by_day.keys()):
+                billed_usd, charged_usd = bill.by_day[day], from_nano(by_day[day])
+                difference = from_nano(to_nano(billed_usd) - by_day[day])
+                if not difference or (difference < 0 and bill.doubtful):
+                    continue
+                ledger.charge(
+                    "adjustment",
+                    difference,
+                    key=f"adjustment:{row['id']}:{day}:{now.isoformat()}",
+                    what=f"{name}: the provider billed {format_usd(billed_usd)} for {day}, charged was "
+                    f"{format_usd(charged_usd)}",
+                    decision_type=row["decision_type"],
+                    model_id=row["model_id"],
+                    ts=last.get(day) or datetime.fromisoformat(day).replace(tzinfo=UTC),
+                    now=now,
+                    **{column: row["id"]},
+                )
+            compared.adjustments.append(f"{name}: {format_usd(from_nano(to_nano(on_bill) - sum(by_day.values())))}")
+        if final and not bill.doubtful:
             ledger.update(object_type, row["id"], reconciled_at=now, now=row["updated_at"])

@@ -163,13 +163,23 @@ def _change(
             if lease is not None:
                 raise
             before = Routes(issued_at=now, expires_at=now)  # nobody can follow it: withdrawing clears it
-            write_routes(path, before)
+            _write(path, before)
         after = replace(before, routes=change(before.routes))
         if lease is not None:
             after = replace(after, issued_at=now, expires_at=now + lease)
         if after != before:
-            write_routes(path, after)
+            _write(path, after)
         return after
+
+
+def _write(path: Path, routes: Routes) -> None:
+    try:
+        write_routes(path, routes)
+    except OSError as error:
+        raise RoutesError(
+            f"{path} cannot be written: {error.strerror}. Until it can, clients follow what it was, and that until "
+            "its lease has run out: make it a file, and its folder writable"
+        ) from error
 
 
 @contextmanager

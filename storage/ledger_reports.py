@@ -74,7 +74,7 @@ def cost_report(
         rows = connection.execute(query).mappings().all()
         usage = _usage(connection, start, end)
         models = {row["id"]: row for row in connection.execute(sa.select(schema.models)).mappings()}
-        hourly, owed = _hourly_usd(connection), _owed_usd(connection)
+        hourly, owed = _hourly_usd(connection, now), _owed_usd(connection)
         budgets = ledger.budgets(now)
 
     by_kind: dict[str, int] = defaultdict(int)
@@ -211,11 +211,12 @@ def _deployment_status(
     rows: list[dict[str, Any]], model_state: str, now: datetime, routed: Collection[str]
 ) -> dict[str, Any]:
     """Of the newest deployment that may cost something, else of the newest: a double is newer than what it doubles."""
-    row: dict[str, Any] = max(rows, key=lambda row: (_worst_replicas(row) is not None, row["created_at"]), default={})
+    worst = {row["id"]: _worst_replicas(row, now) for row in rows}
+    row: dict[str, Any] = max(rows, key=lambda row: (worst[row["id"]] is not None, row["created_at"]), default={})
     in_doubt = bool(row) and _is_in_doubt(row)
-    worst = _worst_replicas(row) if row else None
-    active, replicas = worst is not None, worst or 0
-    seen_at = row["metered_until"] or row["attempted_at"] or row["created_at"] if active else None
+    replicas = worst.get(row.get("id")) or 0
+    active = worst.get(row.get("id")) is not None
+    seen_at = _seen_at(row) if active else None
     unknown = in_doubt or (seen_at is not None and now - seen_at >= STALE)
     ready = row.get("state") == "ready" and replicas > 0 and not unknown
     busy_at = max((at for at in (row.get("last_request_at"), row.get("ready_at")) if at), default=None)
@@ -230,7 +231,7 @@ def _deployment_status(
         "replicas": replicas,
         "idle_seconds": max((now - busy_at).total_seconds(), 0.0) if active and busy_at else None,
         "last_request_at": row.get("last_request_at"),
-        "hourly_usd": from_nano(sum(row["hourly_nano"] * (_worst_replicas(row) or 0) for row in rows)),
+        "hourly_usd": from_nano(sum(row["hourly_nano"] * (worst[row["id"]] or 0) for row in rows)),
     }
 
 
@@ -239,35 +240,39 @@ def _is_in_doubt(deployment: dict[str, Any]) -> bool:
     return deployment["state"] == "intended" and deployment["attempted_at"] is not None
 
 
-def _worst_replicas(deployment: dict[str, Any]) -> int | None:
-    """How many replicas may run. None: it cannot cost anything."""
+def _seen_at(deployment: dict[str, Any]) -> datetime:
+    """When somebody looked at it last."""
+    seen_at: datetime = deployment["metered_until"] or deployment["attempted_at"] or deployment["created_at"]
+    return seen_at
+
+
+def _worst_replicas(deployment: dict[str, Any], now: datetime) -> int | None:
+    """How many replicas may run at `now`. None: it cannot cost anything."""
+    seen, most = int(deployment["replicas"]), int(deployment["max_replicas"])
     if _is_in_doubt(deployment):
-        return int(deployment["max_replicas"])
-    return int(deployment["replicas"]) if deployment["state"] in BILLABLE_STATES else None
+        return most
+    if deployment["state"] not in BILLABLE_STATES:
+        return None
+    return max(seen, most) if now - _seen_at(deployment) >= STALE else seen
 
 
 def _no_usage() -> dict[str, int]:
     return {"requests": 0, "input_tokens": 0, "output_tokens": 0}
 
 
-def _hourly_usd(connection: sa.Connection) -> dict[str | None, Decimal]:
-    """What runs now costs an hour, by decision type."""
-    table = schema.deployments
-    return _sums(
-        connection, table.c.decision_type, table.c.hourly_nano * table.c.replicas, table.c.state.in_(BILLABLE_STATES)
-    )
+def _hourly_usd(connection: sa.Connection, now: datetime) -> dict[str | None, Decimal]:
+    """What may run now costs an hour, by decision type."""
+    table, nano = schema.deployments, defaultdict[str | None, int](int)
+    for row in connection.execute(sa.select(table).where(table.c.state.in_(("intended", *BILLABLE_STATES)))).mappings():
+        nano[row["decision_type"]] += row["hourly_nano"] * (_worst_replicas(dict(row), now) or 0)
+    return {decision_type: from_nano(amount) for decision_type, amount in nano.items()}
 
 
 def _owed_usd(connection: sa.Connection) -> dict[str | None, Decimal]:
     """What the jobs under way are estimated to cost, by decision type."""
     table = schema.fine_tune_jobs
-    return _sums(connection, table.c.decision_type, table.c.estimate_nano, table.c.state.in_(ACTIVE_STATES))
-
-
-def _sums(
-    connection: sa.Connection, by: sa.Column[Any], nano: sa.ColumnElement[int], where: sa.ColumnElement[bool]
-) -> dict[str | None, Decimal]:
-    rows = connection.execute(sa.select(by, sa.func.sum(nano)).where(where).group_by(by)).tuples()
+    query = sa.select(table.c.decision_type, sa.func.sum(table.c.estimate_nano)).where(table.c.state.in_(ACTIVE_STATES))
+    rows = connection.execute(query.group_by(table.c.decision_type)).tuples()
     return {decision_type: from_nano(int(amount)) for decision_type, amount in rows}
 
 

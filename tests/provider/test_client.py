@@ -138,6 +138,12 @@ def test_a_lease_is_published_renewed_withdrawn_and_runs_out(tmp_path: Path) -> 
     assert read_routes(path).routes == {}
 
 
+def test_routes_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "routes.json").mkdir()
+    with pytest.raises(RoutesError, match=r"routes\.json cannot be written: Is a directory.*make it a file"):
+        keep_models(tmp_path / "routes.json", lambda kind, model: False)
+
+
 def test_routes_that_cannot_be_read_are_cleared_but_never_renewed(tmp_path: Path) -> None:
     path = tmp_path / "routes.json"
     path.write_text("{")

@@ -408,3 +408,30 @@ def test_a_list_that_is_refused_ends_nothing_else(world: World, path: str) -> No
     report = reconcile(world)
     assert "403" in " ".join(report.errors)
     assert len(report.orphans) == ("endpoints" not in path)
+
+
+def test_what_is_given_back_for_one_day_swells_no_other_days_budget(world: World) -> None:
+    """The provider stopped it in the evening, nobody looked, and it ran again the next morning."""
+    row = world.deploy()
+    world.minutes(3)
+    for replicas, hours in ((0, 24), (1, 0)):
+        remote = world.observer.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
+        world.observer.endpoints.deployments.update(
+            row["remote_id"],
+            endpoint_id=row["endpoint_id"],
+            autoscaling={"min_replicas": replicas, "max_replicas": replicas},
+            etag=remote.etag,
+        )
+        world.next_hours(hours)
+    world.minutes(4)
+    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())  # all of it is taken to have run
+    assert world.ledger.spent("day", now=world.now()) > 50
+    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    ended = world.now()
+    world.await_bill()
+    reconcile(world)
+    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    for day in (ended - timedelta(days=1), ended):
+        lines = [item for item in world.emulator.bill_items() if item["resource_id"] == row["remote_id"]]
+        billed = sum(Decimal(line["amount_usd"]) for line in lines if line["start"][:10] == f"{day:%Y-%m-%d}")
+        assert world.ledger.spent("day", now=day) == billed > 0

@@ -478,6 +478,12 @@ def test_reports(ledger: Ledger) -> None:
 
     (status,) = model_status(ledger, now=NOON + timedelta(minutes=5), routed={"local/rsn-x-1"})
     assert status["enabled"] is False  # it runs and has a route, but was not promoted
+    later = NOON + timedelta(minutes=11)  # nobody has looked: as many may run as ever were to
+    ledger.update("deployments", deployment, replicas=0, metered_until=NOON)
+    (unseen,) = model_status(ledger, now=later)
+    assert (unseen["deployment_state"], unseen["replicas"], unseen["hourly_usd"]) == ("unknown", 1, 6)
+    assert cost_report(ledger, now=later)["hourly_rate_usd"] == 6
+    ledger.update("deployments", deployment, replicas=1)
     ledger.transition("models", model, "promoted")
     (status,) = model_status(ledger, now=NOON + timedelta(minutes=5), routed={"local/rsn-x-1"})
     assert status["enabled"] is True
