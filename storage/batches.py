@@ -50,7 +50,7 @@ _REQUIRED = {
     "feedback": ("feedback_id", "ts", "metric", "value", "kind"),
 }
 _FRAME = re.compile(rb"[0-9a-f]{8} (?=\{)")
-_LAST_DAY = 2_932_896  # 9999-12-31, in days after 1970
+_DAYS = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in days after 1970
 
 
 class Batch(NamedTuple):
@@ -161,8 +161,10 @@ def _check_feedback(columns: dict[str, pa.Array]) -> pa.Array:
     _require(all_true(pc.xor(of_decision, columns["episode_id"].is_valid())))
     _require(all_true(pc.is_in(columns["kind"], pa.array(KINDS))))
     check_json_texts("feedback", {"value": columns["value"].unique().to_pylist()})
-    days = pc.coalesce(uuid_days("decision_id", columns["decision_id"]), _days(columns["ts"]))
-    _require(pc.max(days).as_py() <= _LAST_DAY)
+    of_ts = _days(columns["ts"])
+    _require(pc.min(of_ts).as_py() >= _DAYS[0])
+    days = pc.coalesce(uuid_days("decision_id", columns["decision_id"]), of_ts)
+    _require(pc.max(days).as_py() <= _DAYS[1])
     return _dates(days)
 
 

@@ -123,6 +123,8 @@ def partition_of(row: dict[str, Any]) -> PartitionKey:
     ts = row["ts"]
     if type(ts) is not str or ts[-1:] != "Z":
         raise SchemaViolation(f"ts: {ts!r:.60} is not a time in UTC (RFC 3339 with Z)")
+    if ts.startswith("0000"):  # pyarrow takes it, but there is no such date in Python, and none of a partition
+        raise SchemaViolation(f"ts: {ts!r:.60} is out of range: the first year is 0001")
     if kind == "decision":
         date = _id_date("decision_id", row["decision_id"])
         if date != _id_date("request_id", row["request_id"]) or date != ts[:10]:

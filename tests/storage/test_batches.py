@@ -106,6 +106,15 @@ def test_json_at_the_edge(inside: bytes) -> None:
     assert len(found) + len(rejected) == 3
 
 
+@pytest.mark.parametrize("line", [FEEDBACK, OF_EPISODE])
+def test_a_time_before_the_first_date_is_refused(line: bytes) -> None:
+    """Nobody would see the row: a partition of the year 0000 is none."""
+    lines = [frame_line(line[9:-1].replace(b"2026-11-20T", day)) for day in (b"0000-12-31T", b"0001-01-01T")]
+    found, rejected = parse_both(lines)
+    assert list(found) == [1]
+    assert rejected == {0: "ts: '0000-12-31T12:00:00Z' is out of range: the first year is 0001"}
+
+
 def test_an_object_is_a_line_and_a_line_an_object() -> None:
     """pyarrow.json by itself takes an object over two lines, and two objects in a line."""
     one, two = (to_line(decision)[9:-1] for decision in make_days(1, 2))
