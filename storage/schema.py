@@ -1,9 +1,9 @@
 """Columns of the decision log, and the checks that a record passes on its way in.
 
 Evolution: a column is only ever added, never renamed, retyped or reused. A record or a file that lacks a column reads
-as NULL there. A key that no column is named after (a newer client's) is kept in `extra`, a JSON object. A record of a
-`schema` number newer than ours may *mean* something else: it is quarantined, and lands after an upgrade
-(`storage.reland`).
+as NULL there. A key that no column is named after (a newer client's) is kept in `extra`, a JSON object; what messages
+have beside role and content as well, as a list under `messages` there. A record of a `schema` number newer than ours
+may *mean* something else: it is quarantined, and lands after an upgrade (`storage.reland`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+_MESSAGE = frozenset({"role", "content"})
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -78,8 +79,8 @@ SOURCES = ("original", "custom")
 KINDS = ("metric", "demonstration", "comment")
 # Columns of JSON text, and what JSON it is.
 _JSON: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "decisions": {"decision": dict, "tools": list, "tags": dict},
-    "feedback": {"value": (bool, int, float, str)},
+    "decisions": {"decision": dict, "tools": list, "tags": dict, "extra": dict},
+    "feedback": {"value": (bool, int, float, str), "extra": dict},
 }
 
 _FRAME = frozenset({"record", "schema"})
@@ -118,8 +119,7 @@ def partition_of(row: dict[str, Any]) -> PartitionKey:
     finds the same date. An episode's feedback goes by its own `ts`. Raises `SchemaViolation`.
     """
     kind = row["record"]
-    if not row.keys() <= _KNOWN[kind]:
-        _keep_extra(row, kind)
+    _keep_extra(row, kind)
     ts = row["ts"]
     if type(ts) is not str or ts[-1:] != "Z":
         raise SchemaViolation(f"ts: {ts!r:.60} is not a time in UTC (RFC 3339 with Z)")
@@ -134,9 +134,9 @@ def partition_of(row: dict[str, Any]) -> PartitionKey:
         check_decision_type(row["decision_type"])
         if row["source"] not in SOURCES:
             raise SchemaViolation(f"source: {row['source']!r:.60} is neither 'original' nor 'custom'")
-        check_json_texts("decisions", {name: [row.get(name)] for name in _JSON["decisions"]})
+        check_json_texts("decisions", {name: [row.get(name)] for name in ("decision", "tools", "tags")})
         return PartitionKey("decisions", row["decision_type"], date)
-    if row.get("kind", "metric") not in KINDS:
+    if row.setdefault("kind", "metric") not in KINDS:
         raise SchemaViolation(f"kind: {row['kind']!r:.60} is not metric, demonstration or comment")
     check_json_texts("feedback", {"value": [row["value"]]})
     if row.get("decision_id") is None:
@@ -145,8 +145,31 @@ def partition_of(row: dict[str, Any]) -> PartitionKey:
 
 
 def _keep_extra(row: dict[str, Any], kind: str) -> None:
+    """Put into `extra` all that there is no column for, beside what the record has there itself."""
     unknown = {name: row.pop(name) for name in row.keys() - _KNOWN[kind]}
-    row["extra"] = orjson.dumps(unknown, option=orjson.OPT_SORT_KEYS).decode()
+    if beside := _beside_messages(row.get("messages")):
+        unknown["messages"] = beside
+    own = row.get("extra")
+    if own is not None:
+        check_json_texts("decisions" if kind == "decision" else "feedback", {"extra": [own]})
+    if unknown:
+        kept = {} if own is None else orjson.loads(own)
+        if twice := kept.keys() & unknown.keys():
+            raise SchemaViolation(f"extra: {min(twice)!r:.60} is in it, and a key of the record that belongs there")
+        row["extra"] = orjson.dumps(kept | unknown, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _beside_messages(messages: Any) -> list[dict[str, Any]] | None:
+    """What each message has that its column has no place for (a name, calls of tools), or None where none has."""
+    for message in messages if type(messages) is list else ():
+        if type(message) is dict and len(message) > len(_MESSAGE):
+            break
+    else:  # a loop, as this is asked of every record that is not parsed with others
+        return None
+    return [
+        {name: value for name, value in message.items() if name not in _MESSAGE} if type(message) is dict else {}
+        for message in messages
+    ]
 
 
 def _id_date(column: str, value: Any) -> str:
@@ -277,6 +300,8 @@ def _messages(values: Sequence[Any]) -> pa.Array:
     roles: list[str] = []
     contents: list[str] = []
     offsets = [0]
+    if not {list}.issuperset(map(type, values)):  # an empty text or object would pass for no messages
+        raise TypeError("a list of messages is needed")
     for messages in values:
         for message in messages:
             roles.append(message["role"])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -190,6 +191,10 @@ def edit(line: bytes, **values: object) -> bytes:
         ("decision_id", "not an id"),
         ("episode_id", ["e"]),
         ("extra", 5),
+        ("extra", "mine"),
+        ("extra", "[]"),
+        ("messages", {}),
+        ("messages", ""),
     ],
 )
 def test_a_value_of_the_wrong_type_is_quarantined_alone(tmp_path: Path, column: str, value: object) -> None:
@@ -212,6 +217,7 @@ def test_a_value_of_the_wrong_type_is_quarantined_alone(tmp_path: Path, column: 
         (b'"tags":"{}"', b'"tags":"' + b"[" * 5000 + b'"', "tags"),
         (b'"tags":"{}"', b'"mood":' + b"[" * 5000 + b"]" * 5000, "no record"),
         (b'"tags":"{}"', rb'"tags":"{\"a\":\"\\ud83d\"}"', "tags"),
+        (b'"tags":"{}"', rb'"mood":1,"extra":"{\"mood\":2}"', "extra"),
     ],
 )
 def test_json_that_no_column_can_hold_is_quarantined_alone(tmp_path: Path, old: bytes, new: bytes, reason: str) -> None:
@@ -241,6 +247,48 @@ def test_a_missing_column_is_null_and_an_unknown_key_is_kept(tmp_path: Path) -> 
     assert storage.sql(tmp_path, "SELECT tags, latency_ms, valid, extra FROM decisions").rows == [
         (None, None, None, '{"mood":{"x":[1]}}')
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra"),
+    [
+        ({"extra": None}, None),
+        ({"extra": '{"a": 1}'}, '{"a": 1}'),
+        ({"extra": '{"a": 1}', "mood": 2}, '{"a":1,"mood":2}'),
+        (
+            {"messages": [{"role": "user", "content": "c"}, {"role": "user", "content": "d", "name": "Ann"}]},
+            '{"messages":[{},{"name":"Ann"}]}',
+        ),
+        (
+            {"messages": [{"role": "tool", "content": "c", "calls": [1]}], "mood": 2},
+            '{"messages":[{"calls":[1]}],"mood":2}',
+        ),
+    ],
+)
+def test_what_has_no_column_is_kept_in_extra(tmp_path: Path, changes: dict[str, Any], extra: str | None) -> None:
+    line = edit(to_line(make_decision()), **changes)
+    write_lines(tmp_path, [line, line])
+    report = land_decisions(tmp_path)
+    assert (report.decisions, report.duplicates, report.quarantined) == (1, 1, {})
+    assert storage.sql(tmp_path, "SELECT extra FROM decisions").rows == [(extra,)]
+
+
+def test_messages_of_the_client_lose_nothing(tmp_path: Path) -> None:
+    message: Any = {"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]}  # of a renderer of the user's
+    write_segment(tmp_path, [make_decision(messages=[message])])
+    assert land_decisions(tmp_path).decisions == 1
+    assert storage.sql(tmp_path, "SELECT messages, extra FROM decisions").rows == [
+        ([{"role": "assistant", "content": ""}], '{"messages":[{"tool_calls":[{"name":"look"}]}]}')
+    ]
+
+
+def test_feedback_of_no_kind_is_a_metric(tmp_path: Path) -> None:
+    decision = make_decision()
+    row = orjson.loads(to_line(make_feedback(decision_id=decision.decision_id))[9:])
+    del row["kind"]
+    write_lines(tmp_path, [to_line(decision), frame_line(orjson.dumps(row))])
+    land_decisions(tmp_path)
+    assert storage.sql(tmp_path, "SELECT feedback FROM labelled_decisions").rows == [({"rating": 1.0},)]
 
 
 def test_every_truncation_of_a_segment_keeps_its_whole_lines(tmp_path: Path) -> None:
