@@ -14,7 +14,7 @@ from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.rewrite import Method, rewrite_partition
 from storage.schema import PARTITIONS, PartitionKey
-from storage.table import list_partitions, live_files
+from storage.table import list_files, list_partitions, live_files, naming_unreadable
 from storage.views import connect
 
 Progress = Callable[[int, int], None]  # (partitions done, partitions in all)
@@ -52,7 +52,10 @@ def compact_decisions(
     layout = Layout(data).check().create()
     report = CompactReport()
     keys = [key for table in PARTITIONS for key in list_partitions(layout, table)]
-    with connect(data, memory_limit=memory_limit, threads=threads) as con:
+    files = (path for table in PARTITIONS for path in list_files(layout, table))
+    with naming_unreadable(files):
+        con = connect(data, memory_limit=memory_limit, threads=threads)
+    with con:
         for done, key in enumerate(keys, 1):
             if len(live_files(layout.data / key.folder)) >= min_files:
                 with data_lock(layout, "compaction", timeout=lock_timeout):

@@ -30,7 +30,8 @@ from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, read_quarantine
 from storage.rewrite import rewrite_partition
-from storage.schema import PartitionKey
+from storage.schema import PARTITIONS, PartitionKey
+from storage.table import list_files, naming_unreadable
 from storage.views import connect
 
 Progress = Callable[[int, int], None]  # (partitions done, partitions in all)
@@ -90,7 +91,8 @@ def erase_subject(
     report = EraseReport(subject_id)
     with data_lock(layout, "erasure", timeout=lock_timeout):
         finish_landing(layout, now=now)
-        with connect(data, memory_limit=memory_limit, threads=threads) as con:
+        files = (path for table in PARTITIONS for path in list_files(layout, table))
+        with naming_unreadable(files), connect(data, memory_limit=memory_limit, threads=threads) as con:
             about = _find(con, layout, subject_id)
             note = layout.erasures / f"{hashlib.sha256(subject_id.encode()).hexdigest()[:16]}.json"
             _erase_datasets(con, layout, note, report)

@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-import pyarrow.parquet as pq
-
 from reasoning.ids import uuid7_time
 from storage.files import sync
 from storage.land import finish_landing
@@ -16,7 +14,7 @@ from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.rewrite import remove_partition
 from storage.schema import PARTITIONS
-from storage.table import list_partitions, live_files
+from storage.table import list_partitions, live_files, read_metadata
 
 
 @dataclass
@@ -43,7 +41,7 @@ def expire_decisions(
 
     A decision's feedback goes with it, however late it came: it is in the partition of the decision's date. Datasets,
     models and the ledger stay. A dry run counts the same and changes nothing, so what is still in the spool is not
-    counted. Raises `DataFolderError`, `DataFolderBusy` and `LandingError`.
+    counted. Raises `DataFolderError`, `DataFolderBusy`, `LandingError` and `TableError`.
     """
     if retention_days < 1:
         raise ValueError(f"retention_days must be 1 or more, not {retention_days}")
@@ -69,7 +67,7 @@ def _expire(layout: Layout, report: ExpireReport) -> None:
             if not files:
                 continue  # others' files are in it
             report.partitions += 1
-            report.rows[table] += sum(pq.read_metadata(path).num_rows for path in files)
+            report.rows[table] += sum(read_metadata(path).num_rows for path in files)
             report.bytes += sum(path.stat().st_size for path in files)
             if not report.dry_run:
                 remove_partition(layout, key)

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.errors import TableError
 from storage.schema import SCHEMAS
+from storage.table import unreadable
 
 ID_COLUMNS = {"decisions": "decision_id", "feedback": "feedback_id"}
 
@@ -74,7 +74,7 @@ class LandedRows:
             names = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
             at = names.index(ID_COLUMNS[self._table])
         except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         for number in range(metadata.num_row_groups):
             statistics = metadata.row_group(number).column(at).statistics
             told = statistics is not None and statistics.has_min_max
@@ -89,7 +89,7 @@ class LandedRows:
                 try:
                     self._compare(group, ids, rows, known)
                 except (OSError, pa.ArrowException) as error:
-                    raise _unreadable(group.path, error) from error
+                    raise unreadable(group.path, error) from error
         return known
 
     def _compare(self, group: _RowGroup, ids: pa.Array, rows: pa.Table, known: KnownRows) -> None:
@@ -148,7 +148,3 @@ def overlap(a: tuple[bytes, bytes], b: tuple[bytes, bytes]) -> bool:
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks()
-
-
-def _unreadable(path: Path, error: Exception) -> TableError:
-    return TableError(f"{path} cannot be read ({error}); move it out of the table and look at it")

@@ -22,7 +22,17 @@ from storage.errors import TableError
 from storage.files import exchange, make_folder, remove_tree, sync, write_atomic
 from storage.layout import Layout
 from storage.schema import PARTITIONS, SCHEMAS, PartitionKey
-from storage.table import HIDDEN, SCHEMA_KEY, SEGMENTS_KEY, foreign_files, landed_segments, list_partitions, live_files
+from storage.table import (
+    HIDDEN,
+    SCHEMA_KEY,
+    SEGMENTS_KEY,
+    foreign_files,
+    landed_segments,
+    list_partitions,
+    live_files,
+    naming_unreadable,
+    read_metadata,
+)
 from storage.views import scan, sql_text
 
 Method = Literal["auto", "exchange", "manifest"]
@@ -43,28 +53,33 @@ def rewrite_partition(
     """Write a partition anew as one file sorted by time, without the rows for which the SQL `drop` is true.
 
     A folder with files of others' in it is kept (the manifest's way). For one who holds the lock and has finished
-    landing. Returns the number of rows dropped. Raises `TableError` when
-    the new file does not hold what it should; the partition is then as it was.
+    landing. Returns the number of rows dropped. Raises `TableError` when a file cannot be read, or is of a newer
+    version, or the new file does not hold what it should; the partition is then as it was.
     """
     folder = _own_folder(layout, key)
     sources = live_files(folder)
-    metadata = [pq.read_metadata(path) for path in sources]
+    metadata = [read_metadata(path) for path in sources]
     rows = sum(file.num_rows for file in metadata)
     dropped = 0
     if drop != "false":
         query = f"SELECT count(*) FROM ({scan(key.table, sources)}) WHERE {drop}"  # noqa: S608 - `drop` is ours
-        dropped = con.execute(query).fetchall()[0][0]
+        with naming_unreadable(sources):
+            dropped = con.execute(query).fetchall()[0][0]
     if dropped == rows:
         remove_partition(layout, key)
         return dropped
 
+    for path, file in zip(sources, metadata, strict=True):
+        _check_version(path, key.table, file)
     uncompressed = sum(file.row_group(i).total_byte_size for file in metadata for i in range(file.num_row_groups))
     row_group = max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES * rows // max(uncompressed, 1)))
     staged = layout.staging(key.table) / uuid4().hex
     make_folder(staged)
     new = staged / f"data-{uuid4()}.parquet"
     try:
-        _write(con, key.table, sources, drop, row_group, sorted(landed_segments(folder)), new)
+        segments = sorted(landed_segments(folder))
+        with naming_unreadable(sources):
+            _write(con, key.table, sources, drop, row_group, segments, new)
         if pq.read_metadata(new).num_rows != rows - dropped:
             raise TableError(f"{new} has not the {rows - dropped} rows that it should; {folder} stays as it is")
         sync(new)
@@ -73,6 +88,19 @@ def rewrite_partition(
     finally:
         remove_tree(staged)
     return dropped
+
+
+def _check_version(path: Path, table: str, metadata: pq.FileMetaData) -> None:
+    """Raise `TableError` for a file with more in it than this version knows: that would be lost in the new one."""
+    version = int((metadata.metadata or {}).get(SCHEMA_KEY, SCHEMA_VERSION))
+    names = {metadata.schema.column(number).path.partition(".")[0] for number in range(metadata.num_columns)}
+    unknown = names - {*SCHEMAS[table].names, *PARTITIONS[table]}
+    if version > SCHEMA_VERSION or unknown:
+        columns = f", the columns {', '.join(sorted(unknown))}" if unknown else ""
+        raise TableError(
+            f"{path} has more in it than this version knows (schema {version}{columns}): it would lose that if it were "
+            "written anew; upgrade custom-reasoning, then run it again. It can be read as it is"
+        )
 
 
 def _write(

@@ -12,11 +12,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import duckdb
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import TableError
@@ -131,8 +134,40 @@ def landed_segments(folder: Path) -> set[str]:
 
 def file_segments(path: Path) -> list[str]:
     """The ids of the segments whose rows are in a file, by its footer."""
+    return orjson.loads((read_metadata(path).metadata or {}).get(SEGMENTS_KEY, b"[]"))
+
+
+def read_metadata(path: Path) -> pq.FileMetaData:
+    """The footer of a file. Raises `TableError` where it cannot be read."""
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        return pq.read_metadata(path)
     except (OSError, ValueError) as error:
-        raise TableError(f"{path} cannot be read ({error}); move it out of the table and look at it") from error
-    return orjson.loads(metadata.get(SEGMENTS_KEY, b"[]"))
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> TableError:
+    reason = " ".join(str(error).split())  # Thrift's are of several lines
+    return TableError(f"{path} cannot be read ({reason}); move it out of the table and look at it")
+
+
+@contextmanager
+def naming_unreadable(paths: Iterable[Path]) -> Iterator[None]:
+    """Where DuckDB fails: look through these files, and raise `TableError` for one that is damaged.
+
+    DuckDB's own error names the file only for some damage. Where all can be read it stays: it is about another thing.
+    """
+    try:
+        yield
+    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+        raise  # of no file: to read them all for it would take long
+    except duckdb.Error as error:
+        for path in paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    for _ in file.iter_batches():
+                        pass
+            except FileNotFoundError:
+                continue
+            except (OSError, pa.ArrowException) as found:
+                raise unreadable(path, found) from error
+        raise

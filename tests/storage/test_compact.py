@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import storage
 from storage import files, rewrite
 from storage.compact import compact_decisions
+from storage.erase import erase_subject
 from storage.errors import TableError
 from storage.expire import expire_decisions
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.locks import data_lock
 from storage.rewrite import Method
-from storage.table import HIDDEN, file_segments, landed_segments, live_files
+from storage.table import HIDDEN, SCHEMA_KEY, file_segments, landed_segments, live_files
 from tests.storage.logs import (
     NOON,
     landed_ids,
@@ -117,17 +120,61 @@ def test_a_manifest_cut_off_by_a_kill_is_settled(tmp_path: Path, hidden_first: b
         assert everything(tmp_path) == before
 
 
-def test_a_file_that_cannot_be_read_stops_the_compaction_of_its_partition(tmp_path: Path) -> None:
-    fill(tmp_path)
-    broken = list_parquet(tmp_path)[0]
+VERBS: dict[str, Callable[[Path], object]] = {
+    "compact": compact_decisions,
+    "erase": lambda data: erase_subject(data, "zoë"),
+    "expire": lambda data: expire_decisions(data, retention_days=1, now=NOON + timedelta(days=9)),
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "damage"),
+    [
+        *((verb, damage) for verb in VERBS for damage in ("cut short", "empty")),
+        ("compact", "a page"),
+        ("erase", "a page"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_and_all_stays(tmp_path: Path, verb: str, damage: str) -> None:
+    for start in (NOON, NOON + timedelta(hours=1)):
+        write_segment(tmp_path, make_days(1, 2, start, subject_ids=["zoë"]))
+        land_decisions(tmp_path)
+    broken = list_parquet(tmp_path)[1]
     content = broken.read_bytes()
-    broken.write_bytes(content[:-20])
-    write_segment(tmp_path, make_days(2, 1))
-    with pytest.raises(Exception, match=broken.name):
-        compact_decisions(tmp_path)
+    broken.write_bytes(
+        {"cut short": content[:-20], "empty": b"", "a page": content[:4] + bytes(200) + content[204:]}[damage]
+    )
+    with pytest.raises(TableError, match=rf"{broken.name} cannot be read \(.+\); move it out of the table"):
+        VERBS[verb](tmp_path)
     broken.write_bytes(content)
-    compact_decisions(tmp_path)
-    assert len(landed_ids(tmp_path)) == 26
+    assert len(landed_ids(tmp_path)) == 4
+    VERBS[verb](tmp_path)
+    assert len(landed_ids(tmp_path)) == (4 if verb == "compact" else 0)
+
+
+@pytest.mark.parametrize("verb", ["compact", "erase"])
+@pytest.mark.parametrize(("schema", "column"), [(b"2", "thinking"), (b"2", None), (b"1", "thinking")])
+def test_a_file_of_a_newer_version_is_read_and_not_written_anew(
+    tmp_path: Path, verb: str, schema: bytes, column: str | None
+) -> None:
+    others = make_days(1, 2, NOON + timedelta(hours=1), subject_ids=["ann"])
+    write_segment(tmp_path, [*make_days(1, 2, subject_ids=["zoë"]), *others])
+    land_decisions(tmp_path)
+    write_segment(tmp_path, make_days(1, 1, NOON + timedelta(hours=2)))
+    land_decisions(tmp_path)
+    newer = list_parquet(tmp_path)[0]
+    rows = pq.read_table(newer, partitioning=None)
+    if column is not None:
+        rows = rows.append_column(column, pa.array(["deep"] * 4))
+    pq.write_table(rows.replace_schema_metadata({SCHEMA_KEY: schema}), newer)
+    content = newer.read_bytes()
+    with pytest.raises(TableError, match=rf"{newer.name} has more in it than .* \(schema .*; upgrade custom-reasoning"):
+        VERBS[verb](tmp_path)
+    assert newer.read_bytes() == content
+    if column is not None:
+        assert storage.sql(tmp_path, f"SELECT count({column}), count(*) FROM decisions").rows == [(4, 5)]
+    assert VERBS["expire"](tmp_path)
+    assert landed_ids(tmp_path) == []
 
 
 def test_a_wrong_row_count_leaves_the_partition_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
