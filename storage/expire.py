@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -46,7 +46,8 @@ def expire_decisions(
     if retention_days < 1:
         raise ValueError(f"retention_days must be 1 or more, not {retention_days}")
     layout = Layout(data).check()
-    first = ((now or datetime.now(UTC)).astimezone(UTC) - timedelta(days=retention_days)).date().isoformat()
+    today = (now or datetime.now(UTC)).astimezone(UTC).date()
+    first = (today - timedelta(days=min(retention_days, (today - date.min).days))).isoformat()
     report = ExpireReport(before=first, dry_run=dry_run)
     if dry_run:
         _expire(layout, report)
@@ -84,5 +85,5 @@ def _expire(layout: Layout, report: ExpireReport) -> None:
 def _segment_date(path: Path) -> str:
     try:
         return uuid7_time(UUID(path.name[:36])).date().isoformat()
-    except ValueError:  # not named by the id of a segment: by when it was written
+    except (ValueError, OverflowError):  # not named by the id of a segment: by when it was written
         return datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -230,6 +231,22 @@ def test_expiry_leaves_what_is_not_ours(tmp_path: Path) -> None:
     expire_decisions(tmp_path, retention_days=1, now=NOON)
     compact_decisions(tmp_path)
     assert len([path for path in tmp_path.joinpath("decisions").rglob("*") if path.is_file()]) == 3
+
+
+def test_a_retention_longer_than_there_are_dates_keeps_all(tmp_path: Path) -> None:
+    fill(tmp_path, 1)
+    for days in (10**6, 10**12):
+        report = expire_decisions(tmp_path, retention_days=days)
+        assert (report.partitions, report.before) == (0, "0001-01-01")
+
+
+def test_quarantined_lines_of_a_segment_of_an_impossible_time_expire_by_their_files_time(tmp_path: Path) -> None:
+    write_lines(tmp_path, [b"garbage\n"], "ffffffff-ffff-7fff-bfff-ffffffffffff-1")
+    land_decisions(tmp_path)
+    assert expire_decisions(tmp_path, retention_days=30).quarantine_files == 0
+    (path,) = (tmp_path / "quarantine").iterdir()
+    os.utime(path, (0, 0))
+    assert expire_decisions(tmp_path, retention_days=30).quarantine_files == 1
 
 
 @pytest.mark.parametrize("days", [0, -1])
