@@ -45,7 +45,7 @@ from storage.landed import KnownRows, LandedRows, find_repeated, id_bounds, over
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, reason_class
-from storage.rewrite import recover
+from storage.rewrite import recover, use_one_disk
 from storage.schema import SCHEMAS, PartitionKey
 from storage.table import SCHEMA_KEY, SEGMENTS_KEY, live_files
 
@@ -132,8 +132,11 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
                     paths = [path for path in paths if path not in found]
                     unread |= found
                 except (OSError, pa.ArrowException) as error:
-                    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-                    mend = "the disk is full: free some space and land again" if full else "land again"
+                    mend = "land again"
+                    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                        mend = "the disk is full: free some space and land again"
+                    elif getattr(error, "errno", None) == errno.EXDEV:
+                        mend = f"{use_one_disk(layout)}, and land again"
                     raise LandingError(
                         f"landing stopped after {report.segments} of {len(segments)} segments, at "
                         f"{segment_name(group[0][0])}: {error}. "

@@ -9,6 +9,8 @@ and it goes too. Whatever it names is garbage, so recovery after a kill is to de
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -84,7 +86,8 @@ def rewrite_partition(
             raise TableError(f"{new} has not the {rows - dropped} rows that it should; {folder} stays as it is")
         sync(new)
         sync(staged)
-        _commit(folder, new, sources, "manifest" if method == "auto" and foreign_files(folder) else method)
+        with _on_one_disk(layout, folder):
+            _commit(folder, new, sources, "manifest" if method == "auto" and foreign_files(folder) else method)
     finally:
         remove_tree(staged)
     return dropped
@@ -164,7 +167,8 @@ def remove_partition(layout: Layout, key: PartitionKey) -> None:
     staging = layout.staging(key.table)
     make_folder(staging)
     removed = staging / uuid4().hex
-    folder.rename(removed)
+    with _on_one_disk(layout, folder):
+        folder.rename(removed)
     sync(folder.parent)
     remove_tree(removed)
 
@@ -176,6 +180,24 @@ def _own_folder(layout: Layout, key: PartitionKey) -> Path:
             f"{folder} is a symbolic link, so its files cannot be replaced in one step: move the folder itself there"
         )
     return folder
+
+
+@contextmanager
+def _on_one_disk(layout: Layout, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise TableError(f"{folder} cannot be replaced: {use_one_disk(layout)}, and run it again") from error
+
+
+def use_one_disk(layout: Layout) -> str:
+    """The mend where a rename crosses from one file system to another (EXDEV)."""
+    return (
+        f"the tables must be on the file system of {layout.data}, so that a file gets into them in one step: move the "
+        "data folder as a whole (it may be a link itself) instead of linking or mounting a part of it"
+    )
 
 
 def recover(layout: Layout) -> None:

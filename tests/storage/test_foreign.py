@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import storage
 from storage.compact import compact_decisions
 from storage.erase import erase_subject
-from storage.errors import DataFolderError, TableError
+from storage.errors import DataFolderError, LandingError, TableError
 from storage.expire import expire_decisions
 from storage.land import land_decisions
 from storage.reland import reland_quarantine
@@ -84,6 +85,30 @@ def test_a_data_folder_or_type_may_be_a_link_and_a_day_may_not(tmp_path: Path) -
     with pytest.raises(TableError, match="is a symbolic link"):
         expire_decisions(data, retention_days=1, now=NOON + timedelta(days=9))
     assert len(landed_ids(data)) == 8
+
+
+def test_a_table_on_another_file_system_is_refused_with_the_mend(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    land_two_files(data)
+    (data / "decisions").rename(tmp_path / "decisions")
+    mend = rf"must be on the file system of {data}, .*: move the data folder as a whole"
+    with small_disk(tmp_path, 8) as disk:
+        (data / "decisions").symlink_to(shutil.copytree(tmp_path / "decisions", disk / "decisions"))
+        write_segment(data, make_days(1, 2))
+        with pytest.raises(LandingError, match=rf"nothing is lost; the tables {mend}"):
+            land_decisions(data)
+        (segment,) = (data / "spool").iterdir()
+        segment.rename(tmp_path / segment.name)
+        with pytest.raises(TableError, match=f"cannot be replaced: the tables {mend}"):
+            compact_decisions(data)
+        with pytest.raises(TableError, match=f"cannot be replaced: the tables {mend}"):
+            expire_decisions(data, retention_days=1, now=NOON + timedelta(days=9))
+        assert len(landed_ids(data)) == 4
+    (data / "decisions").unlink()
+    (tmp_path / "decisions").rename(data / "decisions")
+    (tmp_path / segment.name).rename(segment)
+    assert land_decisions(data).decisions == 2
+    assert len(landed_ids(data)) == 6
 
 
 def test_a_read_only_folder_is_read_and_not_landed(tmp_path: Path) -> None:
