@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated
 
 import typer
@@ -73,6 +74,10 @@ def erase(
     from storage.erase import erase_subject
 
     folder = find_data(data)
+    if not subject_id:
+        raise typer.BadParameter(
+            "it is empty: name the person as the decisions' subject_ids do", param_hint="SUBJECT_ID"
+        )
     if not yes:
         typer.confirm(f"Erase {subject_id} from {folder}? There is no way back", abort=True)
     with progress_bar("erasing") as progress:
@@ -123,11 +128,25 @@ def sql(
     except (duckdb.Error, ValueError) as error:
         raise CommandError(f"the query cannot be run: {error}") from error
     if as_json:
-        print_json([dict(zip(result.columns, row, strict=True)) for row in result.rows])
+        names = _apart(result.columns)
+        print_json([dict(zip(names, row, strict=True)) for row in result.rows])
     else:
         print_table(result.columns, result.rows)
     if result.more:
         print_note(f"the first {len(result.rows):,} rows; --limit shows more, COPY (…) TO 'file.parquet' writes all")
+
+
+def _apart(columns: list[str]) -> list[str]:
+    """Names that differ, as DuckDB makes them in a subquery: a second `a` is `a_1`."""
+    names: list[str] = []
+    for column in columns:
+        name = column
+        for number in itertools.count(1):
+            if name not in names:
+                break
+            name = f"{column}_{number}"
+        names.append(name)
+    return names
 
 
 @data_app.command()

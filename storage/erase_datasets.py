@@ -95,7 +95,7 @@ def _search(con: duckdb.DuckDBPyConnection, dataset: Path, subject_id: str) -> t
     named = "list_contains(subject_ids, (SELECT id FROM subject))" if "subject_ids" in names else "false"
     found = con.execute(
         f"""
-        SELECT split, line FROM read_parquet($1)
+        SELECT split, line FROM read_parquet($1, hive_partitioning = false)
         WHERE decision_id::UUID IN (SELECT decision_id FROM erased)
            OR request_id::UUID IN (SELECT request_id FROM erased)
            OR label_source = 'demonstration' AND request_id::UUID IN (SELECT request_id FROM taught)
@@ -106,7 +106,7 @@ def _search(con: duckdb.DuckDBPyConnection, dataset: Path, subject_id: str) -> t
     if "subject_ids" not in names:
         unknown = con.execute(
             """
-            SELECT split, line FROM read_parquet($1)
+            SELECT split, line FROM read_parquet($1, hive_partitioning = false)
             WHERE decision_id::UUID NOT IN (SELECT decision_id FROM decisions)
               AND decision_id::UUID NOT IN (SELECT decision_id FROM erased)
             """,

@@ -94,6 +94,10 @@ class Layout:
     def check(self) -> Layout:
         """Raise `DataFolderError` unless this is a data folder of ours, or an empty folder that may become one."""
         mend = "give the folder that the agents write to as --data FOLDER, REASONING_DATA, or `data` in reasoning.toml"
+        try:
+            str(self.data).encode()
+        except UnicodeEncodeError:
+            raise DataFolderError(f"the name of the data folder {str(self.data)!a} is not UTF-8: rename it") from None
         if not self.data.exists():
             raise DataFolderError(f"there is no data folder {self.data}: {mend}")
         if not self.data.is_dir():

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -122,17 +123,33 @@ def sql(
     What the query writes is gone with the connection, unless it names a file (`COPY … TO`). Raises `ValueError` for a
     text without a query, `DataFolderError`, and `duckdb.Error` when the query is wrong.
     """
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the query is not valid UTF-8") from None
     if not duckdb.extract_statements(query):
         raise ValueError("there is no query in the text")
 
     def run(con: duckdb.DuckDBPyConnection) -> Result:
+        con.execute("SET python_enable_replacements = false")  # a table is never a variable of Python's
         cursor = con.execute(query, parameters)
         description = cursor.description or []
         rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit + 1)
         more = limit is not None and len(rows) > limit
         return Result([c[0] for c in description], [str(c[1]) for c in description], rows[:limit], more)
 
-    return read(data, run, memory_limit=memory_limit, threads=threads)
+    return read(data, lambda con: _interruptible(con, run), memory_limit=memory_limit, threads=threads)
+
+
+def _interruptible(con: duckdb.DuckDBPyConnection, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """`function(connection)` in a thread of its own: DuckDB hears Ctrl-C late or, in a large join, never."""
+    with ThreadPoolExecutor(1, thread_name_prefix="sql") as executor:
+        future = executor.submit(function, con)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            con.interrupt()
+            raise
 
 
 def sql_text(value: str) -> str:
@@ -147,16 +164,27 @@ def scan(table: str, files: Sequence[Path]) -> str:
     file for every query, whatever days that asks for: 0.5 ms each.
     """
     empty = ", ".join(f"NULL::{kind} AS {name}" for name, kind in sql_columns(table))
-    parts = [f"SELECT {empty} WHERE false"]
-    alike: dict[tuple[str, ...], list[str]] = {}
+    # DuckDB would take a `k=v` in the data folder's own path for a partition, too, or for a column of ours.
+    depth = len(PARTITIONS[table]) + 2  # the table's folder, those of the partition, the file
+    misleads = any("=" in part for path in files for part in path.parts[:-depth])
+    alike: dict[tuple[Any, ...], list[Path]] = {}
     for path in files:
-        alike.setdefault(_columns_of(path), []).append(sql_text(literal_path(path)))
-    hive = ", ".join(f"{name}: {kind}" for name, kind in PARTITIONS[table].items())
-    parts += [
-        f"FROM read_parquet([{', '.join(names)}], hive_partitioning = true, hive_types = {{{hive}}})"
-        for names in alike.values()
-    ]
+        alike.setdefault((path.parent if misleads else None, *_columns_of(path)), []).append(path)
+    parts = [f"SELECT {empty} WHERE false"]
+    parts += [_read(table, paths, apart=misleads) for paths in alike.values()]
     return " UNION ALL BY NAME ".join(parts)
+
+
+def _read(table: str, paths: list[Path], *, apart: bool) -> str:
+    """SQL that reads files of the same columns; `apart`: of one partition, which is given as constants."""
+    names = ", ".join(sql_text(literal_path(path)) for path in paths)
+    kinds = PARTITIONS[table]
+    if not apart:
+        types = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        return f"FROM read_parquet([{names}], hive_partitioning = true, hive_types = {{{types}}})"
+    values = dict(part.split("=", 1) for part in paths[0].parts[-1 - len(kinds) : -1])
+    constants = ", ".join(f"{sql_text(values[name])}::{kind} AS {name}" for name, kind in kinds.items())
+    return f"SELECT *, {constants} FROM read_parquet([{names}], hive_partitioning = false)"  # noqa: S608 - paths
 
 
 def _columns_of(path: Path) -> tuple[str, ...]:
@@ -212,6 +240,10 @@ SELECT latest.date, NULL::UUID AS decision_id, episode_id, metric, latest.* EXCL
 """
 # What a metric says as a number: true is 1, false is 0, text is nothing.
 _NUMBER = "CASE value WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE TRY_CAST(value AS DOUBLE) END"
+# An unusable demonstration takes no usable one's place.
+_USABLE = (
+    "(kind <> 'demonstration' OR CASE WHEN json_valid(value ->> '$') THEN json_type(value ->> '$') END = 'OBJECT')"
+)
 # Of the answers of one side, the first that is a label comes first; then the one that was served.
 _BEST = "(NOT coalesce(valid AND decision IS NOT NULL, false), NOT served, decision_id)"
 _ANSWER = "struct_pack(decision_id, model, confidence, decision := CASE WHEN valid THEN decision END)"
@@ -226,24 +258,25 @@ WITH answers AS (
 request_feedback AS (
     SELECT date, decision_type, request_id, kind, metric,
            max_by(struct_pack(value := f.value, author := f.author), (f.ts, feedback_id)) AS latest, max(f.ts) AS ts
-    FROM feedback AS f
+    FROM (FROM feedback_log WHERE decision_id IS NOT NULL AND {_USABLE}) AS f
     JOIN (SELECT date, decision_type, request_id, decision_id FROM decisions) USING (date, decision_id)
     GROUP BY date, decision_type, request_id, kind, metric
 ),
 said AS (
     SELECT date, decision_type, request_id,
-           max_by(struct_pack(answer := value ->> '$', author), ts) FILTER (
-               kind = 'demonstration'
-               AND CASE WHEN json_valid(value ->> '$') THEN json_type(value ->> '$') END = 'OBJECT'
-           ) AS demonstration,
+           max_by(struct_pack(answer := value ->> '$', author), ts) FILTER (kind = 'demonstration') AS demonstration,
            map_from_entries(list((metric, {_NUMBER})) FILTER (kind = 'metric' AND {_NUMBER} IS NOT NULL)) AS feedback
     FROM (SELECT *, latest.value AS value, latest.author AS author FROM request_feedback)
     GROUP BY date, decision_type, request_id
 ),
 episodes AS (
     SELECT episode_id,
-           map_from_entries(list((metric, {_NUMBER})) FILTER (kind = 'metric' AND {_NUMBER} IS NOT NULL)) AS feedback
-    FROM feedback WHERE episode_id IS NOT NULL GROUP BY episode_id
+           map_from_entries(list((metric, {_NUMBER})) FILTER ({_NUMBER} IS NOT NULL)) AS feedback
+    FROM (
+        SELECT episode_id, metric, max_by(value, (ts, feedback_id)) AS value
+        FROM feedback_log WHERE decision_id IS NULL AND kind = 'metric' GROUP BY episode_id, metric
+    )
+    GROUP BY episode_id
 )
 SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d.room_id, d.episode_id, d.subject_ids,
        d.messages, d.tools, d.tags,

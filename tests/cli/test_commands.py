@@ -186,6 +186,36 @@ def test_a_query_that_cannot_be_run(data: Path):
     assert said.stderr.startswith("error: the query cannot be run: Binder Error") and "Traceback" not in said.stderr
 
 
+def test_ctrl_c_ends_a_long_query_at_once_and_without_a_word(data: Path):
+    endless = "SELECT count(*) FROM range(100000) a, range(10000000) b WHERE a.range * b.range % 7 = 3"
+    code = """
+import os, signal, sys, threading
+import duckdb
+from storage import views
+run = views._interruptible
+def begin(con, function):
+    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+    return run(con, function)
+views._interruptible = begin
+from cli.main import main
+main()
+"""
+    command = [sys.executable, "-c", code, "sql", endless, "--data", str(data)]
+    said = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=60)
+    assert (said.returncode, said.stdout, said.stderr) == (130, "", "")
+
+
+def test_columns_of_one_name_are_all_there(data: Path):
+    said = reasoning("sql", "SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS b", "--data", data, "--json")
+    assert json.loads(said.stdout) == [{"a": 1, "a_1": 2, "a_1_1": 3, "b": 4}]
+
+
+def test_nobody_is_erased_without_a_name(data: Path):
+    said = reasoning("erase", "", "--yes", "--data", data)
+    assert said.returncode == 2
+    assert "is empty" in said.stderr
+
+
 def test_a_provider_that_is_not_set_or_down_or_without_key(data: Path):
     assert "REASONING_PROVIDER_URL" in failure(reasoning("reconcile", "--data", data))
     down = {"REASONING_PROVIDER_URL": "http://127.0.0.1:9"}

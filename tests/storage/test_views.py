@@ -17,11 +17,20 @@ import pytest
 import storage
 from reasoning.ids import uuid7
 from storage.compact import compact_decisions
+from storage.erase import erase_subject
 from storage.errors import DataFolderError
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.schema import sql_columns
-from tests.storage.logs import NOON, list_parquet, make_days, make_decision, make_feedback, write_segment
+from tests.storage.logs import (
+    NOON,
+    list_parquet,
+    make_days,
+    make_decision,
+    make_feedback,
+    write_dataset,
+    write_segment,
+)
 
 VIEWS = ("decisions", "feedback", "feedback_log", "labelled_decisions", "costs", "models")
 
@@ -272,3 +281,65 @@ def test_a_limit_says_that_there_is_more_and_a_text_without_a_query_is_refused(t
     for text in ("", " ; ", "-- nothing"):
         with pytest.raises(ValueError, match="no query"):
             storage.sql(tmp_path, text)
+
+
+def test_one_kind_of_feedback_takes_no_other_kinds_place_nor_an_unusable_answer_a_usable_ones(tmp_path: Path) -> None:
+    decision = make_decision(episode_id="e", decision={"action": "IGNORE"})
+    about: dict[str, Any] = {"decision_id": decision.decision_id}
+    answer: dict[str, Any] = about | {"metric": "answer", "kind": "demonstration"}
+    given = [
+        make_feedback(**about, metric="rating", value=4.0),
+        make_feedback(**about, metric="rating", kind="comment", value="nice"),
+        make_feedback(**answer, value='{"action":"STOP"}'),
+        make_feedback(**answer, value="I would have stopped"),
+        make_feedback(**about, metric="answer", kind="comment", value="why?"),
+        make_feedback(episode_id="e", metric="reward", value=1.0),
+        make_feedback(episode_id="e", metric="reward", kind="comment", value="well done"),
+    ]
+    for seconds, feedback in enumerate(given):
+        feedback.ts = NOON + timedelta(seconds=seconds)
+    write_segment(tmp_path, [decision, *given])
+    land_decisions(tmp_path)
+    assert label_of(tmp_path, decision.request_id)[:2] == ('{"action":"STOP"}', "demonstration")
+    (maps,) = query(tmp_path, "SELECT feedback, episode_feedback FROM labelled_decisions")
+    assert maps == ({"rating": 4.0}, {"reward": 1.0})
+
+
+@pytest.mark.parametrize(
+    "folder", ["agent_id=alpha", "served=false", "date=2020-01-01", "decision_type=x", "ts=1", "run=5", "split=x"]
+)
+def test_a_path_that_looks_like_a_partition_changes_no_row(tmp_path: Path, folder: str) -> None:
+    data = tmp_path / folder / "data"
+    decisions = make_days(2, 2, agent_id="beta", subject_ids=["ann"])
+    for decision in decisions:
+        write_segment(data, [decision, make_feedback(decision_id=decision.decision_id)])
+        land_decisions(data)
+    compact_decisions(data)
+    names = storage.sql(data, "FROM decisions").columns
+    assert names == [name for name, _ in sql_columns("decisions")]
+    (row,) = query(data, "SELECT count(*), any_value(agent_id), bool_and(served), count(DISTINCT date) FROM decisions")
+    assert row == (4, "beta", True, 2)
+    assert {kind for (kind,) in query(data, "SELECT decision_type FROM decisions")} == {"should_respond"}
+    write_dataset(data, [("train", decisions[0], "text")])
+    assert erase_subject(data, "ann").decisions == 4
+    assert query(data, "FROM decisions") == []
+
+
+def test_a_table_is_never_a_variable(tmp_path: Path) -> None:
+    Layout(tmp_path).create()
+    for name in ("query", "con", "os"):
+        with pytest.raises(duckdb.CatalogException, match=f"Table with name {name} does not exist"):
+            query(tmp_path, f"FROM {name}")
+
+
+def test_a_query_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    Layout(tmp_path).create()
+    with pytest.raises(ValueError, match="not valid UTF-8"):
+        query(tmp_path, "SELECT '\udcff'")
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    folder = Path(f"{tmp_path}/\udcff")
+    folder.mkdir()
+    with pytest.raises(DataFolderError, match=r"udcff' is not UTF-8: rename it"):
+        land_decisions(folder)
