@@ -76,7 +76,7 @@ def _is_date(text: str) -> bool:
 
 def _subfolders(folder: Path, name: str) -> Iterable[tuple[str, Path]]:
     try:
-        entries = [entry.name for entry in os.scandir(folder) if entry.name.startswith(f"{name}=")]
+        entries = [entry.name for entry in os.scandir(folder) if entry.name.startswith(f"{name}=") and entry.is_dir()]
     except FileNotFoundError:
         return
     for entry in sorted(entries):

@@ -23,6 +23,11 @@ DAY = "decisions/decision_type=should_respond/date=2026-11-20"
 FOREIGN = [
     *("spool/readme", "spool/a.seal.bak", "quarantine/notes.txt", "datasets/x", "evaluations/y"),
     *("decisions/notes.txt", "decisions/decision_type=x/date=20261120/part-a.parquet", "feedback/x"),
+    *(
+        "decisions/decision_type=x.tar",
+        "decisions/decision_type=should_respond/date=2026-11-19",
+        "feedback/date=2026-11-20",
+    ),
     *(f"{DAY}/notes.md", f"{DAY}/.DS_Store", f"{DAY}/mine.parquet", f"{DAY}/folder/x"),
 ]
 
