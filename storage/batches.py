@@ -49,7 +49,8 @@ _REQUIRED = {
     "decisions": ("decision_id", "request_id", "ts", "decision_type", "source", "served", "messages"),
     "feedback": ("feedback_id", "ts", "metric", "value", "kind"),
 }
-_FRAME = re.compile(rb"[0-9a-f]{8} (?=\{)")
+# A quote within JSON text is escaped, so what a record quotes of another one does not look like the beginning of one.
+_FRAME = re.compile(rb'[0-9a-f]{8} (?=\{")')
 _DAYS = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in days after 1970
 
 

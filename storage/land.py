@@ -32,12 +32,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from uuid import uuid4
 
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reasoning.records import SCHEMA_VERSION
 from storage.batches import Batch, find_buried, parse_lines
 from storage.errors import LandingError
 from storage.files import make_folder, sync
@@ -47,7 +45,7 @@ from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, reason_class
 from storage.rewrite import recover, use_one_disk
 from storage.schema import SCHEMAS, PartitionKey
-from storage.table import SCHEMA_KEY, SEGMENTS_KEY, live_files
+from storage.table import file_footer, live_files
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -360,9 +358,7 @@ class _Output:
         if self._writer is None:
             return
         segments = self.staged[self._path] = sorted(self._sources)
-        self._writer.add_key_value_metadata(
-            {SEGMENTS_KEY: orjson.dumps(segments), SCHEMA_KEY: str(SCHEMA_VERSION).encode()}
-        )
+        self._writer.add_key_value_metadata(file_footer(segments))
         self._writer.close()
         self._writer = None
         self._sources = set()

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
 import duckdb
 import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reasoning.records import SCHEMA_VERSION
 from storage.errors import TableError
 from storage.files import exchange, make_folder, remove_tree, sync, write_atomic
+from storage.landed import ID_COLUMNS, row_ids
 from storage.layout import Layout
 from storage.schema import PARTITIONS, SCHEMAS, PartitionKey
 from storage.table import (
     HIDDEN,
     SCHEMA_KEY,
-    SEGMENTS_KEY,
+    file_footer,
     foreign_files,
     landed_segments,
     list_partitions,
@@ -41,6 +44,8 @@ Method = Literal["auto", "exchange", "manifest"]
 
 _ROW_GROUP_ROWS = 20_480
 _ROW_GROUP_BYTES = 64 << 20
+# DuckDB sorts 2,048 rows at a time: of rows larger than this on average, they no longer fit into its memory limit.
+_LARGE_ROW_BYTES = 32 << 10
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -80,8 +85,9 @@ def rewrite_partition(
     new = staged / f"data-{uuid4()}.parquet"
     try:
         segments = sorted(landed_segments(folder))
+        write = _write_large if uncompressed > rows * _LARGE_ROW_BYTES else _write
         with naming_unreadable(sources):
-            _write(con, key.table, sources, drop, row_group, segments, new)
+            write(con, key.table, sources, drop, row_group, segments, new)
         if pq.read_metadata(new).num_rows != rows - dropped:
             raise TableError(f"{new} has not the {rows - dropped} rows that it should; {folder} stays as it is")
         sync(new)
@@ -116,17 +122,61 @@ def _write(
     new: Path,
 ) -> None:
     columns = ", ".join(SCHEMAS[table].names)
-    ids = "decision_id" if table == "decisions" else "feedback_id"
-    footer = {SEGMENTS_KEY: orjson.dumps(segments), SCHEMA_KEY: str(SCHEMA_VERSION).encode()}
-    pairs = ", ".join(f"{sql_text(name.decode())}: {sql_text(value.decode())}" for name, value in footer.items())
+    pairs = ", ".join(
+        f"{sql_text(name.decode())}: {sql_text(value.decode())}" for name, value in file_footer(segments).items()
+    )
     # The page size: with DuckDB's own, a reader under a memory limit of 1 GB runs out of memory.
     con.execute(f"""
-        COPY (SELECT {columns} FROM ({scan(table, sources)}) WHERE ({drop}) IS NOT true ORDER BY ts, {ids})
-        TO {sql_text(str(new))} (
+        COPY (
+            SELECT {columns} FROM ({scan(table, sources)}) WHERE ({drop}) IS NOT true ORDER BY ts, {ID_COLUMNS[table]}
+        ) TO {sql_text(str(new))} (
             FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 3, ROW_GROUP_SIZE {row_group},
             DATA_PAGE_SIZE_LIMIT 1048576, KV_METADATA {{{pairs}}}
         )
     """)  # noqa: S608 - names and predicates of our own
+
+
+def _write_large(
+    con: duckdb.DuckDBPyConnection,
+    table: str,
+    sources: list[Path],
+    drop: str,
+    row_group: int,
+    segments: list[str],
+    new: Path,
+) -> None:
+    """`_write` for large rows: DuckDB orders their ids, and what they are of is gathered by pyarrow, group by group."""
+    id_column = ID_COLUMNS[table]
+    ordered = con.execute(f"""
+        SELECT {id_column} FROM ({scan(table, sources)}) WHERE ({drop}) IS NOT true ORDER BY ts, {id_column}
+    """).fetchall()  # noqa: S608 - names and predicates of our own
+    order = pa.array([row[0].bytes for row in ordered], pa.binary(16))
+    with ExitStack() as stack:
+        groups = []  # of the sources, with the place of each of their rows in the new order; NULL where it is dropped
+        for file in [stack.enter_context(pq.ParquetFile(path)) for path in sources]:
+            for number in range(file.num_row_groups):
+                ids = row_ids(table, file.read_row_group(number, columns=[id_column]))
+                groups.append((file, number, pc.index_in(ids.cast(pa.binary(16)), value_set=order)))
+        writer = stack.enter_context(pq.ParquetWriter(new, SCHEMAS[table], compression="zstd", compression_level=3))
+        for first in range(0, len(order), row_group):
+            rows, places = [], []
+            for file, number, place in groups:
+                wanted = pc.and_(pc.greater_equal(place, first), pc.less(place, first + row_group)).fill_null(False)
+                if pc.any(wanted).as_py():
+                    rows.append(_of_today(table, file.read_row_group(number).filter(wanted)))
+                    places.append(place.filter(wanted))
+            sorted_rows = pa.concat_tables(rows).take(pc.sort_indices(pa.concat_arrays(places)))
+            writer.write_table(sorted_rows, row_group_size=row_group)
+        writer.add_key_value_metadata(file_footer(segments))
+
+
+def _of_today(table: str, rows: pa.Table) -> pa.Table:
+    """Rows of an older file, or one that DuckDB wrote, with the columns of today."""
+    has, schema = set(rows.column_names), SCHEMAS[table]
+    columns = [
+        rows[field.name].cast(field.type) if field.name in has else pa.nulls(len(rows), field.type) for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _commit(folder: Path, new: Path, old: list[Path], method: Method) -> None:

@@ -22,6 +22,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reasoning.records import SCHEMA_VERSION
 from storage.errors import TableError
 from storage.layout import Layout
 from storage.schema import DECISION_TYPE, PARTITIONS, PartitionKey
@@ -43,6 +44,11 @@ class Snapshot:
 
     decisions: tuple[Path, ...]
     feedback: tuple[Path, ...]
+
+
+def file_footer(segments: list[str]) -> dict[bytes, bytes]:
+    """What the footer of a file of these segments says of it."""
+    return {SEGMENTS_KEY: orjson.dumps(segments), SCHEMA_KEY: str(SCHEMA_VERSION).encode()}
 
 
 def take_snapshot(layout: Layout) -> Snapshot:

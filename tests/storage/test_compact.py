@@ -56,8 +56,14 @@ def everything(data: Path) -> list[tuple[Any, ...]]:
     )
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_compaction_keeps_every_row_and_value(tmp_path: Path, method: Method) -> None:
+def test_compaction_keeps_every_row_and_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr(rewrite, "_LARGE_ROW_BYTES", 0)
+        monkeypatch.setattr(rewrite, "_ROW_GROUP_ROWS", 5)
     fill(tmp_path)
     before = everything(tmp_path)
     segments = {path: set(landed_segments(path)) for path in {p.parent for p in list_parquet(tmp_path)}}
@@ -71,6 +77,26 @@ def test_compaction_keeps_every_row_and_value(tmp_path: Path, method: Method) ->
         times = pq.read_table(path, columns=["ts"])["ts"].to_pylist()
         assert times == sorted(times)
     assert compact_decisions(tmp_path, method=method).partitions == 0
+
+
+def test_days_of_large_records_are_compacted_and_erased_within_the_memory_limit(tmp_path: Path) -> None:
+    for batch in range(3):
+        large = [
+            make_decision(
+                NOON + timedelta(seconds=3 * n + batch),
+                subject_ids=["ann" if n % 2 else "bob"],
+                messages=[{"role": "user", "content": f"{batch}{n} ".ljust(2_000_000, "x")}],
+            )
+            for n in range(8)
+        ]
+        write_segment(tmp_path, large)
+        land_decisions(tmp_path)
+    assert compact_decisions(tmp_path, memory_limit="60MB").files_after == 1
+    assert erase_subject(tmp_path, "ann", memory_limit="60MB").decisions == 12
+    query = "SELECT ts, left(messages[1].content, 5) FROM decisions"
+    rows = storage.sql(tmp_path, query, memory_limit="300MB").rows
+    assert len(rows) == 12
+    assert [text.split()[0] for _, text in sorted(rows)] == [f"{b}{n}" for n in range(0, 8, 2) for b in range(3)]
 
 
 @pytest.mark.parametrize("method", METHODS)
