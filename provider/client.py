@@ -55,16 +55,16 @@ def provider_url(provider: str | None = None, base_url: str | None = None) -> st
     """
     name = provider or os.environ.get("REASONING_PROVIDER") or "local"
     if name == "together":
-        url = base_url or os.environ.get("TOGETHER_BASE_URL") or TOGETHER_URL
+        url = _without_secrets(base_url or os.environ.get("TOGETHER_BASE_URL") or TOGETHER_URL)
     elif name == "local":
-        url = base_url or os.environ.get("REASONING_PROVIDER_URL") or ""
+        url = _without_secrets(base_url or os.environ.get("REASONING_PROVIDER_URL") or "")
         if not url:
             raise ProviderSettingsError(
                 "the local provider has no URL: run `reasoning serve` for this data folder, which starts one, or "
                 "`python -m emulator`, and set REASONING_PROVIDER_URL to the address that it prints"
             )
-        host = urlsplit(url).hostname or ""
-        if host == "together.ai" or host.endswith((".together.ai", ".together.xyz")):
+        host = (urlsplit(url).hostname or "").rstrip(".")
+        if f".{host}".endswith((".together.ai", ".together.xyz")):
             raise ProviderSettingsError(f"{url} costs money: use it with the provider `together`, not `local`")
     else:
         raise ProviderSettingsError(f"unknown provider {name!r}: use `local` or `together`")
@@ -74,6 +74,17 @@ def provider_url(provider: str | None = None, base_url: str | None = None) -> st
     if parts.path.rstrip("/").endswith("/v1"):
         raise ProviderSettingsError(f"{url} must not end in /v1: the SDK adds it")
     return url.rstrip("/")
+
+
+def _without_secrets(url: str) -> str:
+    """The URL, which errors name. Raises ProviderSettingsError, without it, where it holds more than an address."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ProviderSettingsError(
+            "the provider's URL holds a user, a password or a query, which errors and logs would show: write the "
+            "address alone (http://HOST:PORT), and the key in TOGETHER_API_KEY"
+        )
+    return url
 
 
 def connect(
@@ -94,6 +105,8 @@ def connect(
     key = api_key or ("local" if is_local else os.environ.get("TOGETHER_API_KEY"))
     if not key:
         raise ProviderSettingsError("TOGETHER_API_KEY is not set: the provider `together` needs it")
+    if not (key.isascii() and key.isprintable()):
+        raise ProviderSettingsError("the API key has characters that no key has: copy it again")
     project = project_id or (None if is_local else os.environ.get("TOGETHER_PROJECT_ID"))
 
     from together import Together  # 2 s of imports, so only who talks to the provider pays them

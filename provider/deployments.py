@@ -295,7 +295,7 @@ def sync_deployment(
     except RemoteNotFound as error:
         # Its endpoint may still be there: `advance_shutdown` sees to that.
         meter_minutes(ledger, deployment_id, 0, now=clock())
-        return ledger.transition("deployments", deployment_id, "stopped", why=str(error), now=clock()), str(error)
+        return _move(ledger, deployment_id, "stopped", why=str(error), now=clock()), str(error)
     meter_minutes(ledger, deployment_id, replicas_of(remote, row["max_replicas"]), now=clock())
     row = ledger.get("deployments", deployment_id)
     message = text(remote.status.message) or ""
@@ -304,16 +304,23 @@ def sync_deployment(
     if state == "ready":
         if row["state"] != "ready":
             _give_traffic(client, row)
-        return ledger.transition(
-            "deployments", deployment_id, "ready", ready_at=row["ready_at"] or clock(), reason=None, now=clock()
-        ), message
+        ready_at = row["ready_at"] or clock()
+        return _move(ledger, deployment_id, "ready", ready_at=ready_at, reason=None, now=clock()), message
     if state == "scaling" and row["state"] == "ready":
         return row, message
     wanted = {"degraded": "degraded", "failed": "failed", "stopped": "stopped", "stopping": "stopping"}.get(
         state, "provisioning"
     )
-    row = ledger.transition("deployments", deployment_id, wanted, why=message, reason=message, now=clock())
-    return row, message
+    return _move(ledger, deployment_id, wanted, why=message, reason=message, now=clock()), message
+
+
+def _move(ledger: Ledger, deployment_id: str, state: str, **values: Any) -> dict[str, Any]:
+    """Move a deployment to where the provider has it, unless another hand has begun or done its end meanwhile."""
+    with ledger.transaction():
+        row = ledger.get("deployments", deployment_id)
+        if row["state"] == "deleted" or (row["state"] in SHUTTING_STATES and state not in SHUTTING_STATES):
+            return row
+        return ledger.transition("deployments", deployment_id, state, **values)
 
 
 def _check_price(ledger: Ledger, row: dict[str, Any], remote: Any) -> None:
@@ -378,7 +385,8 @@ def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, no
     row = ledger.get("deployments", deployment_id)
     if row["state"] == "deleted":
         return row
-    row = ledger.transition("deployments", deployment_id, "stopping", now=clock()) if row["state"] != "stopped" else row
+    if row["state"] != "stopped":
+        row = _move(ledger, deployment_id, "stopping", now=clock())
     if row["endpoint_id"] is None:
         with asking(f"looking for endpoint {row['name']}"):
             endpoint = find_endpoint(client, row["name"])
@@ -406,7 +414,7 @@ def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Cal
     meter_minutes(ledger, row["id"], sum(replicas_of(remote, at_most) for remote in remotes), now=clock())
     if any(state_of(remote) != "stopped" for remote in remotes):
         return ledger.get("deployments", row["id"])
-    row = ledger.transition("deployments", row["id"], "stopped", stopped_at=row["stopped_at"] or clock(), now=clock())
+    row = _move(ledger, row["id"], "stopped", stopped_at=row["stopped_at"] or clock(), now=clock())
     for remote in remotes:
         if text(remote.id) and remote.id != row["remote_id"]:
             charge_double(ledger, row, remote, now=clock())

@@ -199,6 +199,12 @@ def ledger_url(data_or_url: str | Path) -> sa.URL:
     return url
 
 
+def _shown(url: sa.URL) -> str:
+    """A URL for people: without its password, also where that is one of its parameters."""
+    harmless = {name: value for name, value in url.query.items() if name in ("host", "port", "dbname", "sslmode")}
+    return url.set(query=harmless).render_as_string(hide_password=True)
+
+
 def open_ledger(data_or_url: str | Path, *, now: datetime | None = None) -> Ledger:
     """Open the ledger of a data folder (or at an SQLAlchemy URL), creating and migrating it where needed.
 
@@ -214,7 +220,7 @@ def open_ledger(data_or_url: str | Path, *, now: datetime | None = None) -> Ledg
             installation_id = connection.execute(sa.select(schema.installation.c.id)).scalar_one()
     except sa.exc.SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip()
-        raise LedgerError(f"cannot open the ledger {url.render_as_string(hide_password=True)}: {reason}") from None
+        raise LedgerError(f"cannot open the ledger {_shown(url)}: {reason}") from None
     except OSError as error:
         raise LedgerError(f"cannot make {error.filename} for the ledger: {error.strerror}") from None
     except ImportError as error:
@@ -317,7 +323,8 @@ class Ledger:
     def transaction(self) -> Iterator[sa.Connection]:
         """One serialised transaction of writes. Nested, it joins the one that is open: all of it, or nothing.
 
-        Raises LedgerUnavailable when the database is locked for too long, read-only, full, damaged or gone.
+        Other writers of ours are waited for, however long they take. Raises LedgerUnavailable when the database is
+        locked by others for too long, read-only, full, damaged or gone.
         """
         if (connection := getattr(self._open, "connection", None)) is not None:
             yield connection
@@ -352,6 +359,8 @@ class Ledger:
             yield connection
             return
         with self._reached(), self.engine.connect() as connection:
+            if self.engine.dialect.name == "postgresql":  # else each statement sees what others have committed by then
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     @contextmanager
@@ -364,8 +373,8 @@ class Ledger:
                 raise  # the database is well, and what it was asked is wrong
             reason = str(error.orig).strip().splitlines()[0]
             raise LedgerUnavailable(
-                f"the ledger {self.engine.url.render_as_string(hide_password=True)} cannot be used: {reason}. Nothing "
-                f"that needs it was done: {_mend(reason)}, then run the same again"
+                f"the ledger {_shown(self.engine.url)} cannot be used: {reason}. What it could "
+                f"not take down was not done, or the next run makes it good: {_mend(reason)}, then run the same again"
             ) from error
 
     @contextmanager

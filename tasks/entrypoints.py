@@ -40,6 +40,8 @@ def load_flow(name: str) -> Flow[..., Any]:
     for name in ("PREFECT_SERVER_ANALYTICS_ENABLED", "GX_ANALYTICS_ENABLED"):
         os.environ.setdefault(name, "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    # Of a server for this run alone: on a new machine it makes its database first, for longer than Prefect's 20 s.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     from prefect.flows import load_flow_from_entrypoint
 
     # Without the placeholder that Prefect makes of a module that does not import: the import error is the news.

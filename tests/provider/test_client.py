@@ -151,3 +151,18 @@ def test_routes_that_cannot_be_read_are_cleared_but_never_renewed(tmp_path: Path
         renew_lease(path, now=NOON)
     keep_models(path, lambda kind, model: True, now=NOON)
     assert read_routes(path).routes == {}
+
+
+@pytest.mark.parametrize("url", ["http://u:secret@127.0.0.1:9", "http://127.0.0.1:9/?key=secret"])
+def test_a_url_with_a_secret_in_it_is_refused_without_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for provider, setting in (("local", "REASONING_PROVIDER_URL"), ("together", "TOGETHER_BASE_URL")):
+        monkeypatch.setenv(setting, url)
+        with pytest.raises(ProviderSettingsError, match="write the address alone") as caught:
+            provider_url(provider)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["api.together.ai", "api.together.ai.", "together.xyz", "API.together.xyz"])
+def test_what_costs_money_is_never_local(host: str) -> None:
+    with pytest.raises(ProviderSettingsError, match="costs money"):
+        provider_url("local", f"https://{host}")

@@ -390,6 +390,7 @@ def test_a_ledger_of_a_newer_version_is_not_touched(ledger_url: str) -> None:
         ("mysql://u:secret@x/y", "names mysql, where the ledger cannot live: write postgresql://"),
         ("postgresql://u:secret@127.0.0.1:9/x", "cannot open the ledger postgresql"),
         ("postgresql://u:secret@h:port/x", "is not the URL of a database"),
+        ("postgresql://u@127.0.0.1:9/x?password=secret&sslpassword=secret", "cannot open the ledger postgresql"),
         ("sqlite:////proc/none/ledger.sqlite", "cannot make /proc/none for the ledger"),
         ("sqlite://", "would forget what was spent"),
     ],
@@ -418,6 +419,15 @@ def test_a_broken_file_is_not_taken_for_a_ledger(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"this is no database" * 100)
     with pytest.raises(LedgerError, match="not a database"):
         open_ledger(tmp_path)
+
+
+def test_a_reader_sees_one_moment(ledger: Ledger, ledger_url: str) -> None:
+    with open_ledger(ledger_url) as other, other.read() as connection:
+        count = sa.select(sa.func.count()).select_from(schema.charges)
+        assert connection.execute(count).scalar() == 0
+        ledger.charge("tokens", "1", key="a", what="t", now=NOON)
+        assert connection.execute(count).scalar() == 0
+        assert other.spent(now=NOON) == 1  # a new look
 
 
 def test_a_naive_time_is_refused(ledger: Ledger) -> None:
