@@ -318,7 +318,7 @@ def _move(ledger: Ledger, deployment_id: str, state: str, **values: Any) -> dict
     """Move a deployment to where the provider has it, unless another hand has begun or done its end meanwhile."""
     with ledger.transaction():
         row = ledger.get("deployments", deployment_id)
-        if row["state"] == "deleted" or (row["state"] in SHUTTING_STATES and state not in SHUTTING_STATES):
+        if row["state"] == "deleted" or (row["state"] in SHUTTING_STATES and state not in ("stopping", "stopped")):
             return row
         return ledger.transition("deployments", deployment_id, state, **values)
 
