@@ -4,7 +4,7 @@
 view                  one row per
 ====================  ================================================================================================
 `decisions`           answer (docs/architecture.md, "Records"), with the partitions `decision_type` and `date`
-`feedback`            decision or episode and metric: the latest
+`feedback`            decision or episode, kind and metric: the latest
 `feedback_log`        feedback ever given
 `labelled_decisions`  question (`request_id`): the answer that was served, with the label and what both sides answered
 `costs`               charge in the ledger
@@ -229,21 +229,19 @@ _FEEDBACK = """
 SELECT date, decision_id, NULL::VARCHAR AS episode_id, metric, latest.* FROM (
     SELECT date, decision_id, metric,
            max_by(struct_pack(value, kind, author, ts, feedback_id, extra), (ts, feedback_id)) AS latest
-    FROM feedback_log WHERE decision_id IS NOT NULL GROUP BY date, decision_id, metric
+    FROM feedback_log WHERE decision_id IS NOT NULL GROUP BY date, decision_id, kind, metric
 )
 UNION ALL BY NAME
 SELECT latest.date, NULL::UUID AS decision_id, episode_id, metric, latest.* EXCLUDE (date) FROM (
     SELECT episode_id, metric,
            max_by(struct_pack(date, value, kind, author, ts, feedback_id, extra), (ts, feedback_id)) AS latest
-    FROM feedback_log WHERE decision_id IS NULL GROUP BY episode_id, metric
+    FROM feedback_log WHERE decision_id IS NULL GROUP BY episode_id, kind, metric
 )
 """
 # What a metric says as a number: true is 1, false is 0, text is nothing.
 _NUMBER = "CASE value WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE TRY_CAST(value AS DOUBLE) END"
-# An unusable demonstration takes no usable one's place.
-_USABLE = (
-    "(kind <> 'demonstration' OR CASE WHEN json_valid(value ->> '$') THEN json_type(value ->> '$') END = 'OBJECT')"
-)
+# A demonstration that is none replaces no earlier one.
+_IS_ANSWER = "CASE WHEN json_valid(value ->> '$') THEN json_type(value ->> '$') END = 'OBJECT'"
 # Of the answers of one side, the first that is a label comes first; then the one that was served.
 _BEST = "(NOT coalesce(valid AND decision IS NOT NULL, false), NOT served, decision_id)"
 _ANSWER = "struct_pack(decision_id, model, confidence, decision := CASE WHEN valid THEN decision END)"
@@ -257,26 +255,26 @@ WITH answers AS (
 ),
 request_feedback AS (
     SELECT date, decision_type, request_id, kind, metric,
-           max_by(struct_pack(value := f.value, author := f.author), (f.ts, feedback_id)) AS latest, max(f.ts) AS ts
-    FROM (FROM feedback_log WHERE decision_id IS NOT NULL AND {_USABLE}) AS f
+           max_by(struct_pack(value := f.value, author), (f.ts, feedback_id)) AS latest,
+           max((f.ts, feedback_id)) AS given
+    FROM (
+        FROM feedback_log
+        WHERE decision_id IS NOT NULL AND (kind = 'metric' OR kind = 'demonstration' AND {_IS_ANSWER})
+    ) AS f
     JOIN (SELECT date, decision_type, request_id, decision_id FROM decisions) USING (date, decision_id)
     GROUP BY date, decision_type, request_id, kind, metric
 ),
 said AS (
     SELECT date, decision_type, request_id,
-           max_by(struct_pack(answer := value ->> '$', author), ts) FILTER (kind = 'demonstration') AS demonstration,
+           max_by(struct_pack(answer := value ->> '$', author), given) FILTER (kind = 'demonstration') AS demonstration,
            map_from_entries(list((metric, {_NUMBER})) FILTER (kind = 'metric' AND {_NUMBER} IS NOT NULL)) AS feedback
     FROM (SELECT *, latest.value AS value, latest.author AS author FROM request_feedback)
     GROUP BY date, decision_type, request_id
 ),
 episodes AS (
     SELECT episode_id,
-           map_from_entries(list((metric, {_NUMBER})) FILTER ({_NUMBER} IS NOT NULL)) AS feedback
-    FROM (
-        SELECT episode_id, metric, max_by(value, (ts, feedback_id)) AS value
-        FROM feedback_log WHERE decision_id IS NULL AND kind = 'metric' GROUP BY episode_id, metric
-    )
-    GROUP BY episode_id
+           map_from_entries(list((metric, {_NUMBER})) FILTER (kind = 'metric' AND {_NUMBER} IS NOT NULL)) AS feedback
+    FROM feedback WHERE episode_id IS NOT NULL GROUP BY episode_id
 )
 SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d.room_id, d.episode_id, d.subject_ids,
        d.messages, d.tools, d.tags,

@@ -317,7 +317,8 @@ def labelled(records: list[Record]) -> dict[UUID, dict[str, Any]]:
     feedback = [record for record in records if isinstance(record, Feedback)]
     latest: dict[tuple[Any, ...], Feedback] = {}
     for one in sorted(feedback, key=lambda f: (f.ts, f.feedback_id)):
-        latest[one.decision_id, one.episode_id, one.metric] = one
+        if one.kind == "metric" or (isinstance(one.value, str) and one.value[0] == "{"):
+            latest[one.decision_id, one.episode_id, one.metric] = one
     questions: dict[UUID, list[Decision]] = defaultdict(list)
     for record in records:
         if isinstance(record, Decision):
@@ -331,7 +332,7 @@ def labelled(records: list[Record]) -> dict[UUID, dict[str, Any]]:
                 said[one.metric] = one
         demonstration = said.get("demonstration")
         label, label_source = None, None
-        if demonstration is not None and isinstance(demonstration.value, str) and demonstration.value[0] == "{":
+        if demonstration is not None:
             label, label_source = demonstration.value, "demonstration"
         else:
             for source in ("original", "custom"):
