@@ -330,8 +330,7 @@ def quarantine(data: Path, *payloads: bytes, mended: bool = False) -> Path:
     return path
 
 
-@pytest.mark.parametrize("subject", ["ann", "caf\u00e9", "user", "a\\n"])
-@pytest.mark.parametrize("other", ["hannah", "cafe\u0301"])
+@pytest.mark.parametrize(("subject", "other"), [("ann", "hannah"), ("caf\u00e9", "cafe\u0301"), ("user", "a\\n")])
 def test_a_line_that_was_mended_by_hand_goes_by_its_subjects(tmp_path: Path, subject: str, other: str) -> None:
     mine = json.dumps(orjson.loads(encode_record(make_decision(subject_ids=[subject]))))  # with \u escapes
     theirs = encode_record(make_decision(subject_ids=[other], messages=[{"role": "user", "content": subject}]))
@@ -346,7 +345,7 @@ def test_a_name_that_every_record_has_somewhere_takes_no_sound_line_of_others(tm
     newer = encode_record(make_decision(subject_ids=["bob"])).replace(b'"schema":1', b'"schema":2')
     write_lines(tmp_path, [frame_line(newer)])
     land_decisions(tmp_path)
-    for subject in ("user", "role", "should_respond", "original"):
+    for subject in ("user", "original"):
         assert erase_subject(tmp_path, subject).quarantine == 0
     assert erase_subject(tmp_path, "bob").quarantine == 1
 
