@@ -17,7 +17,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -81,10 +82,24 @@ def read(
 ) -> T:
     """`function(connection)`, called again with a fresh snapshot whenever files that it was reading were replaced.
 
-    So the function must fetch its rows itself, and must be fit to be called again.
+    So the function must fetch its rows itself, and must be fit to be called again. It runs in a thread of its own, so
+    that Ctrl-C ends its queries.
     """
     with connect(data, memory_limit=memory_limit, threads=threads) as con:
-        return _with_snapshot(con, Layout(data), function)
+        return _interruptible(con, lambda con: _with_snapshot(con, Layout(data), function))
+
+
+def _interruptible(con: duckdb.DuckDBPyConnection, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """`function(connection)` in a thread of its own: DuckDB hears Ctrl-C late or, in a large join, never."""
+    with ThreadPoolExecutor(1, thread_name_prefix="sql") as executor:
+        future = executor.submit(copy_context().run, function, con)
+        try:
+            return future.result()
+        except BaseException:
+            while not future.done():  # again and again: between two queries there is nothing to interrupt
+                con.interrupt()
+                wait([future], timeout=0.1)
+            raise
 
 
 def _with_snapshot(con: duckdb.DuckDBPyConnection, layout: Layout, function: Callable[..., T]) -> T:
@@ -138,18 +153,7 @@ def sql(
         more = limit is not None and len(rows) > limit
         return Result([c[0] for c in description], [str(c[1]) for c in description], rows[:limit], more)
 
-    return read(data, lambda con: _interruptible(con, run), memory_limit=memory_limit, threads=threads)
-
-
-def _interruptible(con: duckdb.DuckDBPyConnection, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-    """`function(connection)` in a thread of its own: DuckDB hears Ctrl-C late or, in a large join, never."""
-    with ThreadPoolExecutor(1, thread_name_prefix="sql") as executor:
-        future = executor.submit(function, con)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            con.interrupt()
-            raise
+    return read(data, run, memory_limit=memory_limit, threads=threads)
 
 
 def sql_text(value: str) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
+import threading
+import time
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -341,3 +345,31 @@ def test_a_folder_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(DataFolderError, match=r"udcff' is not UTF-8: rename it"):
         land_decisions(folder)
+
+
+def test_an_interrupt_between_two_queries_ends_the_one_that_follows(tmp_path: Path) -> None:
+    Layout(tmp_path).create()
+    long = "SELECT count(*) FROM range(100000) AS a, range(50000) AS b WHERE a.range * b.range = -1"
+    seen = threading.Event()
+    threads = []
+
+    def interrupt(*_: object) -> None:
+        seen.set()
+        raise KeyboardInterrupt
+
+    def ask(con: duckdb.DuckDBPyConnection) -> None:
+        threads.append(threading.current_thread())
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert seen.wait(5)
+        time.sleep(0.05)  # in which a single interruption would come to nothing
+        con.execute(long).fetchall()
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            storage.read(tmp_path, ask)
+        assert time.monotonic() - started < 5
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert threads != [threading.main_thread()]  # where DuckDB would have to hear of the signal itself
