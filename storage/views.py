@@ -188,7 +188,11 @@ def _read(table: str, paths: list[Path], *, apart: bool) -> str:
         return f"FROM read_parquet([{names}], hive_partitioning = true, hive_types = {{{types}}})"
     values = dict(part.split("=", 1) for part in paths[0].parts[-1 - len(kinds) : -1])
     constants = ", ".join(f"{sql_text(values[name])}::{kind} AS {name}" for name, kind in kinds.items())
-    return f"SELECT *, {constants} FROM read_parquet([{names}], hive_partitioning = false)"  # noqa: S608 - paths
+    own = ", ".join(map(sql_text, kinds))  # which others' tools write into the file, too
+    return (
+        f"SELECT COLUMNS(lambda c: c NOT IN ({own})), {constants} "  # noqa: S608 - paths
+        f"FROM read_parquet([{names}], hive_partitioning = false)"
+    )
 
 
 def _columns_of(path: Path) -> tuple[str, ...]:

@@ -327,6 +327,16 @@ def test_a_path_that_looks_like_a_partition_changes_no_row(tmp_path: Path, folde
     assert query(data, "FROM decisions") == []
 
 
+@pytest.mark.parametrize("folder", ["plain", "run=5"])
+def test_the_folder_says_the_partition_though_the_file_has_a_column_for_it(tmp_path: Path, folder: str) -> None:
+    data = tmp_path / folder
+    write_segment(data, [make_decision()])
+    land_decisions(data)
+    (path,) = list_parquet(data)
+    pq.write_table(pq.ParquetFile(path).read().append_column("date", [["2020-01-01"]]), path)
+    assert query(data, "SELECT date, agent_id FROM decisions") == [(NOON.date(), "agent")]
+
+
 def test_a_table_is_never_a_variable(tmp_path: Path) -> None:
     Layout(tmp_path).create()
     for name in ("query", "con", "os"):
