@@ -49,6 +49,12 @@ def root(
 
 def main() -> None:
     """Run a command. An error of ours or of the system is one line on stderr and exit code 1; wrong usage is 2."""
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            print(f"error: the argument {os.fsencode(argument)!r} is not UTF-8", file=sys.stderr)
+            sys.exit(2)
     try:
         app()
     except (ReasoningError, OSError) as error:

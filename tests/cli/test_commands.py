@@ -210,6 +210,12 @@ def test_columns_of_one_name_are_all_there(data: Path):
     assert json.loads(said.stdout) == [{"a": 1, "a_1": 2, "a_1_1": 3, "b": 4}]
 
 
+@pytest.mark.parametrize("command", ["erase", "sql"])
+def test_an_argument_that_is_no_text_is_a_usage_error(data: Path, command: str):
+    finished = reasoning(command, os.fsdecode(b"caf\xe9"), "--data", data)
+    assert failure(finished, 2) == "error: the argument b'caf\\xe9' is not UTF-8\n"
+
+
 def test_nobody_is_erased_without_a_name(data: Path):
     said = reasoning("erase", "", "--yes", "--data", data)
     assert said.returncode == 2
