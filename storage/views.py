@@ -33,7 +33,7 @@ from storage.costs import cost_stream, model_stream
 from storage.errors import TableError
 from storage.layout import Layout
 from storage.schema import PARTITIONS, sql_columns
-from storage.table import Snapshot, take_snapshot
+from storage.table import Snapshot, naming_unreadable, take_snapshot
 
 T = TypeVar("T")
 
@@ -50,7 +50,8 @@ def connect(
     then fails with `duckdb.IOException`, never silently. `read` and `sql` take care of that; with a connection of your
     own, `refresh` it and run the query again.
 
-    `memory_limit` ("1GB") and `threads` are DuckDB's settings. Raises `DataFolderError`.
+    `memory_limit` ("1GB") and `threads` are DuckDB's settings. Raises `DataFolderError`, and `TableError` where a file
+    is damaged.
     """
     layout = Layout(data).check()
     spill = Path(tempfile.gettempdir()) / f"reasoning-duckdb-{os.getpid()}-{uuid4().hex}"  # made only when needed
@@ -111,6 +112,12 @@ def _with_snapshot(con: duckdb.DuckDBPyConnection, layout: Layout, function: Cal
         except duckdb.IOException:
             if take_snapshot(layout) == snapshot:
                 raise  # the files are as they were: this is another trouble
+        except duckdb.Error as error:
+            if type(error) is not duckdb.Error:
+                raise
+            # Of no kind: that is how DuckDB fails inside a damaged file, and does not say which one.
+            with naming_unreadable([*snapshot.decisions, *snapshot.feedback]):
+                raise
     raise TableError(f"files of {layout.data} were replaced {_ATTEMPTS} times while they were being read; try later")
 
 
@@ -136,7 +143,8 @@ def sql(
     """Run one query over the views of a data folder, and fetch all of its rows, or the first `limit`.
 
     What the query writes is gone with the connection, unless it names a file (`COPY … TO`). Raises `ValueError` for a
-    text without a query, `DataFolderError`, and `duckdb.Error` when the query is wrong.
+    text without a query, `DataFolderError`, `TableError` where a file is damaged, and `duckdb.Error` when the query is
+    wrong.
     """
     try:
         query.encode()

@@ -22,7 +22,7 @@ import storage
 from reasoning.ids import uuid7
 from storage.compact import compact_decisions
 from storage.erase import erase_subject
-from storage.errors import DataFolderError
+from storage.errors import DataFolderError, TableError
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.schema import sql_columns
@@ -228,6 +228,16 @@ def test_an_io_error_that_is_not_a_replacement_is_raised(tmp_path: Path) -> None
     Layout(tmp_path).create()
     with pytest.raises(duckdb.IOException):
         storage.sql(tmp_path, "FROM read_csv('/nowhere.csv')")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    write_segment(tmp_path, make_days(2, 2))
+    land_decisions(tmp_path)
+    path = list_parquet(tmp_path)[1]
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 40 + content[44:])  # the header of the first page
+    with pytest.raises(TableError, match=re.escape(f"{path} cannot be read")):
+        storage.sql(tmp_path, "SELECT count(DISTINCT decision_id) FROM decisions")
 
 
 def open_files() -> list[str]:
