@@ -7,6 +7,7 @@ between makes the next run write the same segment again, whose records landing p
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,16 +22,18 @@ from reasoning.spool import frame_line
 from storage.batches import parse_lines
 from storage.files import sync, write_atomic
 from storage.land import finish_landing
-from storage.landed import LandedRows, find_repeated
+from storage.landed import ID_COLUMNS, LandedRows, find_repeated
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import read_quarantine, reason_class
+from storage.schema import PartitionKey
 from storage.table import live_files
 
 _NAME = re.compile(r"(?P<segment>.+?)(?:\.r(?P<attempt>\d+))?\.jsonl")
 
 
 Progress = Callable[[int, int], None]  # (quarantine files done, in all)
+_Seen = dict[tuple[PartitionKey, str], bytes]  # the hash of a record, by what it is known by when it lands
 
 
 @dataclass
@@ -66,7 +69,7 @@ def reland_quarantine(
     report = RelandReport()
     with data_lock(layout, "landing the quarantine", timeout=lock_timeout):
         finish_landing(layout, now=now)
-        files, seen = _files(layout), dict[tuple[str, str], bytes]()
+        files, seen = _files(layout), _Seen()
         for done, (path, attempt, segment) in enumerate(files, 1):
             after = path.with_name(f"{segment}.r{attempt + 1}.jsonl")
             fits, stays, duplicates = _sort(layout, path, after, seen)
@@ -105,12 +108,10 @@ def _files(layout: Layout) -> list[tuple[Path, int, str]]:
     return sorted(found.values())
 
 
-def _sort(
-    layout: Layout, path: Path, plan: Path, seen: dict[tuple[str, str], bytes]
-) -> tuple[list[bytes], list[dict[str, Any]], int]:
+def _sort(layout: Layout, path: Path, plan: Path, seen: _Seen) -> tuple[list[bytes], list[dict[str, Any]], int]:
     """The segment lines of what fits, the entries of what stays with the reason of today, and how many duplicates.
 
-    `seen` has the lines that fitted of the files before, which are not landed yet, by record and id.
+    `seen` has what fitted of the files before, which is not landed yet.
     """
     planned = {_place(entry) for entry, _ in read_quarantine(plan)} if plan.exists() else set()
     entries, lines = [], []
@@ -124,15 +125,18 @@ def _sort(
         for known in (find_repeated(batch.key.table, batch.table), landed.find(batch.table)):
             duplicates |= {batch.lines[row] for row in known.same}
             rejected |= {batch.lines[row]: reason for row, reason in known.differing.items()}
-    for number in set(range(len(lines))) - duplicates - rejected.keys():
-        row = orjson.loads(lines[number][9:])
-        id_name = f"{row['record']}_id"
-        before = seen.setdefault((id_name, row[id_name]), lines[number])
-        if before is not lines[number]:
-            if before == lines[number]:
+        for number in set(batch.lines) - duplicates - rejected.keys():
+            row = orjson.loads(lines[number][9:])
+            record_id = row[ID_COLUMNS[batch.key.table]].lower()
+            digest = hashlib.sha256(orjson.dumps(row, option=orjson.OPT_SORT_KEYS)).digest()
+            if (before := seen.setdefault((batch.key, record_id), digest)) is digest:
+                continue
+            if before == digest:
                 duplicates.add(number)
             else:
-                rejected[number] = f"conflict: another quarantined record has the {id_name} {row[id_name]}"
+                rejected[number] = (
+                    f"conflict: another quarantined record has the {ID_COLUMNS[batch.key.table]} {record_id}"
+                )
     fits, stays = [], []
     for number, (entry, line) in enumerate(zip(entries, lines, strict=True)):
         if number in duplicates:

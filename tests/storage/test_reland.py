@@ -10,13 +10,13 @@ import pytest
 
 import reasoning.records
 import storage
-from reasoning.records import Decision
+from reasoning.records import Decision, Feedback
 from reasoning.spool import frame_line
 from storage import reland
 from storage.errors import QuarantineError
 from storage.land import land_decisions
 from storage.reland import reland_quarantine
-from tests.storage.logs import landed_ids, make_days, to_line, write_lines
+from tests.storage.logs import landed_ids, make_days, make_feedback, to_line, write_lines
 
 
 def of_schema(line: bytes, schema: int) -> bytes:
@@ -98,7 +98,7 @@ def test_a_kill_at_any_step_neither_loses_nor_doubles(
     assert len(list((tmp_path / "quarantine").iterdir())) == 1
 
 
-def damage(data: Path, *segments: tuple[str, Decision]) -> None:
+def damage(data: Path, *segments: tuple[str, Decision | Feedback]) -> None:
     """Land segments of one line each whose CRC does not fit, and mend the lines by hand."""
     for name, decision in segments:
         write_lines(data, [b"0" * 8 + to_line(decision)[8:]], name)
@@ -123,3 +123,20 @@ def test_one_record_in_two_files_lands_once_and_two_of_one_id_do_not_both_count(
     report = reland_quarantine(tmp_path)
     assert (report.relanded, report.duplicates, report.kept) == (1, 1, {"conflict": 1})
     assert landed_ids(tmp_path) == [decision.decision_id]
+
+
+def test_what_lands_beside_one_another_is_landed_again_beside_one_another(tmp_path: Path) -> None:
+    """A feedback's id is known within its day, a decision's within its type; the order of the fields says nothing."""
+    decisions = make_days(2, 1)
+    feedback = [make_feedback(decision_id=decision.decision_id) for decision in decisions]
+    feedback[1].feedback_id = feedback[0].feedback_id
+    planning = replace(decisions[0], decision_type="planning")
+    damage(tmp_path, *zip("abcde", [*feedback, decisions[0], planning, decisions[0]], strict=True))
+    path = tmp_path / "quarantine" / "e.jsonl"
+    entry = orjson.loads(path.read_bytes())
+    shuffled = orjson.dumps(orjson.loads(entry["raw"]), option=orjson.OPT_SORT_KEYS).decode()
+    path.write_bytes(orjson.dumps({**entry, "raw": shuffled}))
+    report = reland_quarantine(tmp_path)
+    assert (report.relanded, report.duplicates, report.kept) == (4, 1, {})
+    assert len(landed_ids(tmp_path)) == 2
+    assert storage.sql(tmp_path, "SELECT count(*) FROM feedback_log").rows == [(2,)]
