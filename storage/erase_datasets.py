@@ -50,9 +50,9 @@ def dataset_name(folder: Path) -> str:
 
 
 def list_datasets(layout: Layout) -> list[Path]:
-    """The folders of all datasets, sorted; also of those that have lost their `rows.parquet`."""
-    parts = chain(layout.datasets.glob("*/*/rows.parquet"), layout.datasets.glob("*/[!.]*/manifest.json"))
-    return sorted({path.parent for path in parts})
+    """The folders of all datasets, sorted; also of those that have lost their `rows.parquet` or their manifest."""
+    parts = (layout.datasets.glob(f"*/[!.]*/{part}") for part in ("rows.parquet", "manifest.json", "*.jsonl"))
+    return sorted({path.parent for path in chain.from_iterable(parts)})
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def find_lines(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) 
 
 def _search(con: duckdb.DuckDBPyConnection, dataset: Path, subject_id: str) -> tuple[list[Line], int]:
     """The lines of the person in one dataset, and how many lines nobody can tell whose they are."""
-    orjson.loads((dataset / "manifest.json").read_bytes())  # before anything is changed
+    _check_manifest(dataset / "manifest.json")
     side, rest = dataset / "rows.parquet", 0
     file, names = [literal_path(side)], pq.read_schema(side).names
     named = "list_contains(subject_ids, (SELECT id FROM subject))" if "subject_ids" in names else "false"
@@ -118,6 +118,14 @@ def _search(con: duckdb.DuckDBPyConnection, dataset: Path, subject_id: str) -> t
     for split in {split for split, _ in found}:
         (dataset / f"{split}.jsonl").stat()
     return found, rest
+
+
+def _check_manifest(path: Path) -> None:
+    """Raise ValueError unless it has what erasing amends, before anything is changed."""
+    manifest = orjson.loads(path.read_bytes())
+    parts = [manifest.get(name) for name in ("splits", "dropped")] if isinstance(manifest, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{path.name} is not a dataset's manifest")
 
 
 def _naming(dataset: Path, lines: set[Line], subject_id: str) -> list[Line]:

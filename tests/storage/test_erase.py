@@ -391,7 +391,7 @@ def test_a_lone_surrogate_is_erased_by_the_name_that_the_log_keeps(tmp_path: Pat
 
 
 @pytest.mark.parametrize("part", ["manifest.json", "rows.parquet", "train.jsonl"])
-@pytest.mark.parametrize("content", [None, b"garbage"])
+@pytest.mark.parametrize("content", [None, b"garbage", b"{}"])
 def test_a_damaged_dataset_is_named_and_nothing_is_held_for_erased(
     tmp_path: Path, part: str, content: bytes | None
 ) -> None:
@@ -402,7 +402,7 @@ def test_a_damaged_dataset_is_named_and_nothing_is_held_for_erased(
     (dataset / part).unlink()
     if content:
         (dataset / part).write_bytes(content)
-    if (part, content) == ("train.jsonl", b"garbage"):
+    if part == "train.jsonl" and content:
         assert erase_subject(tmp_path, "zz-ann").decisions == 1  # nobody says what was in that line
         return
     with pytest.raises(DatasetError, match=rf"the dataset .*{dataset.name} cannot be read"):
@@ -411,3 +411,11 @@ def test_a_damaged_dataset_is_named_and_nothing_is_held_for_erased(
     (dataset / part).write_bytes(before)
     assert erase_subject(tmp_path, "zz-ann").decisions == 1
     assert occurrences(tmp_path, b"zz-ann") == []
+
+
+def test_a_folder_with_nothing_but_lines_is_a_damaged_dataset(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, [("train", make_decision(subject_ids=["zz-ann"]), "zz-ann said so")])
+    for part in ("manifest.json", "rows.parquet"):
+        (dataset / part).unlink()
+    with pytest.raises(DatasetError, match="put back what is damaged, or delete the folder"):
+        erase_subject(tmp_path, "zz-ann")
