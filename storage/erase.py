@@ -8,6 +8,7 @@ cannot be seen any more once they are gone, so that is noted, in `erasures/`, be
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ import duckdb
 import orjson
 
 from reasoning.errors import SegmentError
+from reasoning.records import SCHEMA_VERSION
 from reasoning.spool import check_line, frame_line
 from storage.batches import ERASED
 from storage.costs import files_uploaded_of, models_trained_on
@@ -122,21 +124,54 @@ class _About:
     decision_ids: frozenset[str]
     episode_ids: frozenset[str]
 
-    def matches(self, row: dict[str, Any]) -> bool:
-        """Whether a record is about the subject. It need not be a sound one."""
-        if row.get("record") == "decision":
-            return _names(row, self.subject_id)
+    def matches(self, raw: bytes, row: dict[str, Any] | None) -> bool:
+        """Whether a line is about the subject; `row` is its JSON object, sound or not, if there is one."""
+        if row is None or row.get("record") == "decision":
+            return _names(raw, row, self.subject_id)
         decision_id, episode_id = row.get("decision_id"), row.get("episode_id")
         return (
-            row.get("author") == self.subject_id
+            (not _tells_whose(raw, row) and _names(raw, row, self.subject_id))
+            or self.subject_id in _texts(row.get("author"))
             or (isinstance(decision_id, str) and decision_id.lower() in self.decision_ids)
             or (isinstance(episode_id, str) and episode_id in self.episode_ids)
         )
 
 
-def _names(row: dict[str, Any], subject_id: str) -> bool:
-    subjects = row.get("subject_ids")
-    return subject_id in (subjects if isinstance(subjects, list) else [subjects])
+def _names(raw: bytes, row: dict[str, Any] | None, subject_id: str) -> bool:
+    """Whether a line that is no sound feedback names the subject."""
+    written = {orjson.dumps(subject_id), json.dumps(subject_id).encode()}  # who mends a line may leave \u escapes
+    if row is None:  # that it cannot be read goes for less: the id anywhere in it, as a part of another one, too
+        return any(text[1:-1] in raw for text in written)
+    if not _tells_whose(raw, row) and any(text in raw for text in written):
+        return True
+    return subject_id in _texts(row.get("subject_ids"))
+
+
+_NAMING = {"decision": {"subject_ids"}, "feedback": {"author", "decision_id", "episode_id"}}
+
+
+def _tells_whose(raw: bytes, row: dict[str, Any]) -> bool:
+    """Whether the fields are there by which a record is found.
+
+    Where one is missing, its name may be damaged, or another one in a newer version.
+    """
+    record, schema = row.get("record"), row.get("schema")
+    if not isinstance(record, str) or record not in _NAMING:
+        return False
+    return row.keys() >= _NAMING[record] or (schema == SCHEMA_VERSION and not _is_damaged(raw))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts, and the numbers as text, in a field of whatever form: a wrong one is why lines are quarantined."""
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            parts += [*part, *part.values()]
+        elif isinstance(part, list):
+            parts += part
+        elif isinstance(part, str) or type(part) in (int, float):
+            yield str(part)
 
 
 def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _About:
@@ -158,10 +193,10 @@ def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _A
     kept: list[Any] = []
     for path in list_segments(layout, ".open", ".seal"):
         with _open(path) as file:
-            for _, _, row in _records(file):
-                if row["record"] != "decision":
+            for _, line, row in _records(file):
+                if row.get("record") != "decision":
                     continue
-                if _names(row, subject_id):
+                if _names(line, row, subject_id):
                     _add_erased(con, row)
                 else:
                     kept.append(row.get("episode_id"))
@@ -170,7 +205,7 @@ def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _A
             row = _tolerant(raw) or {}
             if row.get("record") != "decision":
                 continue
-            if _names(row, subject_id):
+            if _names(raw, row, subject_id):
                 _add_erased(con, row)
             else:
                 kept.append(row.get("episode_id"))
@@ -255,13 +290,13 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-    """Offset, line and record of every line whose frame is sound. Landing quarantines the others."""
+    """Offset, line and JSON object of every line whose frame is sound. Landing quarantines the others."""
     offset = 0
     for line in file:
         with suppress(SegmentError, orjson.JSONDecodeError):
             if line.endswith(b"\n"):
                 row = orjson.loads(check_line(line))  # of whatever schema: a newer client's will be quarantined
-                if isinstance(row, dict) and row.get("record") in ("decision", "feedback"):
+                if isinstance(row, dict) and row.get("record") != "erased":
                     yield offset, line, row
         offset += len(line)
 
@@ -275,9 +310,9 @@ def _erase_spool(layout: Layout, about: _About, kind: str, report: EraseReport) 
         with _open(path) as file:
             before = report.spool
             for offset, line, row in _records(file):
-                if row["record"] == kind and about.matches(row):
-                    blank = ERASED.ljust(len(line) - len(frame_line(b"")))
-                    os.pwrite(file.fileno(), frame_line(blank), offset)
+                if _kind(row) == kind and about.matches(line, row):
+                    length = len(line) - len(frame_line(b""))
+                    os.pwrite(file.fileno(), frame_line(ERASED.ljust(length)[:length]), offset)
                     report.spool += 1
             if report.spool > before:
                 os.fsync(file.fileno())
@@ -290,7 +325,7 @@ def _erase_quarantine(layout: Layout, about: _About, kind: str, report: EraseRep
         found = 0
         for entry, raw in read_quarantine(path):
             row = _tolerant(raw)
-            if _kind(row) == kind and _is_about(about, raw, row):
+            if _kind(row) == kind and about.matches(raw, row):
                 found += 1
             else:
                 report.unreadable += row is None and kind == "decision"
@@ -309,15 +344,8 @@ def _kind(row: dict[str, Any] | None) -> str:
     return "feedback" if row is not None and row.get("record") == "feedback" else "decision"
 
 
-def _is_about(about: _About, raw: bytes, row: dict[str, Any] | None) -> bool:
-    quoted = orjson.dumps(about.subject_id)  # as it stands in JSON
-    if row is None:  # that it cannot be read goes for less: the id anywhere in it, as a part of another one, too
-        return quoted[1:-1] in raw
-    return about.matches(row) or (_is_damaged(raw) and quoted in raw)
-
-
 def _is_damaged(raw: bytes) -> bool:
-    """Whether the frame does not fit what it is of: then the names of the fields may be damaged as well."""
+    """Whether the frame does not fit what it is of."""
     if raw.startswith(b"{"):  # bare JSON: somebody mended it
         return False
     try:

@@ -341,13 +341,58 @@ def test_a_line_that_was_mended_by_hand_goes_by_its_subjects(tmp_path: Path, sub
     assert storage.sql(tmp_path, "SELECT subject_ids FROM decisions").rows == [([other],)]
 
 
-def test_a_name_that_every_record_has_somewhere_takes_no_sound_line_of_others(tmp_path: Path) -> None:
-    newer = encode_record(make_decision(subject_ids=["bob"])).replace(b'"schema":1', b'"schema":2')
-    write_lines(tmp_path, [frame_line(newer)])
+def test_a_name_that_every_record_has_somewhere_takes_no_line_of_others_that_can_be_read(tmp_path: Path) -> None:
+    bobs = [encode_record(make_decision(subject_ids=["bob"])) for _ in range(2)]
+    damaged = b"0" * 8 + b" " + bobs[1] + b"\n"
+    unauthored = encode_record(make_feedback(episode_id="e")).replace(b'"schema":1', b'"schema":2')
+    newer = bobs[0].replace(b'"schema":1', b'"schema":2')
+    write_lines(tmp_path, [frame_line(newer), frame_line(unauthored), damaged])
     land_decisions(tmp_path)
-    for subject in ("user", "original"):
+    for subject in ("user", "original", "None"):  # nobody, as Python writes it
         assert erase_subject(tmp_path, subject).quarantine == 0
-    assert erase_subject(tmp_path, "bob").quarantine == 1
+    assert erase_subject(tmp_path, "bob").quarantine == 2
+
+
+def changed(*drop: str, **values: object) -> bytes:
+    row = {**orjson.loads(encode_record(make_decision())), **values}
+    return orjson.dumps({name: value for name, value in row.items() if name not in drop})
+
+
+@pytest.mark.parametrize("open_", [False, True])
+def test_a_line_goes_that_tells_in_another_form_whose_it_is(tmp_path: Path, open_: bool) -> None:
+    mine = [
+        changed(subject_ids=[{"id": "4711"}]),  # of the wrong form, which is why it does not land
+        changed(subject_ids=[4711]),
+        changed("subject_ids", schema=2, subjects=["4711"]),  # a newer version's name for it
+        changed(record="outcome", about="4711"),  # or its record
+        b'{"a":"4711"}',  # shorter than what erasure would leave of it
+    ]
+    others = [changed(subject_ids=[{"id": "47110"}]), encode_record(make_decision(subject_ids=["bob"]))]
+    path = write_lines(tmp_path, list(map(frame_line, mine + others)), suffix=".open" if open_ else ".seal")
+    with path.open() as held:
+        if open_:  # its writer lives
+            fcntl.flock(held, fcntl.LOCK_EX)
+        report = erase_subject(tmp_path, "4711")
+    assert (report.spool, report.quarantine) == ((5, 0) if open_ else (0, 5))
+    land_decisions(tmp_path)
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "quarantine").iterdir())
+    assert (kept.count(b"4711"), kept.count(b"47110"), len(landed_ids(tmp_path))) == (1, 1, 1)
+
+
+def test_a_mended_line_that_cannot_be_read_goes_by_the_escapes_of_the_id(tmp_path: Path) -> None:
+    quarantine(tmp_path, json.dumps(orjson.loads(changed(subject_ids=["caf\u00e9"]))).encode()[:-1], mended=True)
+    assert erase_subject(tmp_path, "caf\u00e9").quarantine == 1
+
+
+def test_feedback_goes_with_a_damaged_decision_that_has_lost_the_name_of_its_subjects(tmp_path: Path) -> None:
+    decision = make_decision(subject_ids=["zz-ann"])
+    quarantine(tmp_path, encode_record(decision).replace(b"subject_ids", b"subject_idz"))
+    feedback = make_feedback(decision_id=decision.decision_id, value="zz-ann was rude")
+    write_segment(tmp_path, [feedback])
+    write_lines(tmp_path, [b"0" * 8 + b" " + encode_record(feedback).replace(b"author", b"auth0r") + b"\n"])
+    report = erase_subject(tmp_path, "zz-ann")
+    assert (report.feedback, report.quarantine) == (1, 2)
+    assert occurrences(tmp_path, b"zz-ann") == []
 
 
 @pytest.mark.parametrize("open_", [False, True])
