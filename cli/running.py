@@ -116,7 +116,7 @@ def config(data: Data = None, as_json: AsJson = False) -> None:
     """Show the settings that hold here, without secrets."""
     from provider.client import provider_url
     from reasoning.config import load_config
-    from storage.ledger import ledger_url
+    from storage.ledger_database import ledger_url, shown_url
     from tasks.reports import hide
 
     find_data(data, may_be_new=True)
@@ -130,7 +130,7 @@ def config(data: Data = None, as_json: AsJson = False) -> None:
         "api_key": "set" if settings.api_key else "not set",
         "provider": os.environ.get("REASONING_PROVIDER", "local"),
         "provider_url": provider,
-        "ledger": ledger_url(settings.data).render_as_string(hide_password=True),
+        "ledger": shown_url(ledger_url(settings.data)),
         "decision_types": {name: f"{kind.tier}, {kind.answer}" for name, kind in settings.decision_types.items()},
     }
     show(found, as_json=as_json, title="Settings")

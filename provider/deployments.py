@@ -34,7 +34,7 @@ from provider.prices import instance_price
 from provider.routes import longest_deadline, withdraw_model
 from provider.tiers import resolve_tier
 from storage.errors import IllegalTransition, LedgerError
-from storage.ledger import new_id
+from storage.ledger_database import new_id
 from storage.money import from_nano, to_nano
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from provider.client import Now, Progress, asking, clock_of
 from provider.errors import InvalidDataset, NotReady, ProviderUnavailable, RemoteNotFound, UploadFailed
 from provider.rows import CheckedFile, check_rows
-from storage.ledger import new_id
+from storage.ledger_database import new_id
 
 if TYPE_CHECKING:
     from together import Together

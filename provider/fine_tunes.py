@@ -31,7 +31,7 @@ from provider.errors import (
 from provider.prices import estimate_fine_tune
 from provider.tiers import resolve_tier
 from storage.errors import LedgerError
-from storage.ledger import new_id
+from storage.ledger_database import new_id
 from storage.ledger_reports import ACTIVE_STATES
 from storage.money import format_usd, from_nano, to_nano
 

@@ -1,1 +1,1 @@
-"""Alembic migrations of the ledger, run by `storage.ledger.open_ledger`."""
+"""Alembic migrations of the ledger, run by `storage.ledger_database`."""

@@ -150,10 +150,12 @@ def test_statistics_and_status(data: Path):
     assert (status["segments_to_land"], status["lease"], status["served"]) == (0, "none", {})
 
 
-def test_settings_are_shown_without_the_key(data: Path):
-    shown = reasoning("config", "--data", data, env={"TOGETHER_API_KEY": "tgp_v1_secret"}).stdout
-    assert str(data) in shown
-    assert "secret" not in shown
+@pytest.mark.parametrize("ledger", ["postgresql://me:secret@db/reasoning", "postgresql://me@db/x?password=secret"])
+def test_settings_are_shown_without_key_and_password(data: Path, ledger: str):
+    env = {"TOGETHER_API_KEY": "tgp_v1_secret", "REASONING_LEDGER_URL": ledger}
+    shown = json.loads(reasoning("config", "--data", data, "--json", env=env).stdout)
+    assert shown["data"] == str(data) and "@db/" in shown["ledger"]
+    assert "secret" not in str(shown)
 
 
 def test_dashes_in_a_decision_type_are_understood(data: Path):

@@ -16,7 +16,8 @@ from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
 from provider.status import model_status
 from provider.tiers import resolve_tier
-from storage.ledger import new_id, open_ledger
+from storage.ledger import open_ledger
+from storage.ledger_database import new_id
 from tests.provider.odd_answers import each, garble
 from tests.provider.world import Emulator, Killed, World
 
