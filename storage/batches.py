@@ -38,7 +38,6 @@ from storage.schema import (
 # What `storage.erase` leaves of a line, filled up with blanks to its length. Parsing passes over it.
 ERASED = b'{"record":"erased"}'
 
-_BLOCK_BYTES = 2 << 20  # what one thread of pyarrow.json parses at a time: of less, splitting takes its share
 # How our own writer begins a record. As each line begins so, no line can be the inside of another's object: as many
 # objects as lines means one a line, which pyarrow.json by itself does not ask for.
 _STARTS = {
@@ -62,11 +61,14 @@ class Batch(NamedTuple):
     lines: list[int]
 
 
+Parsed = tuple[list[Batch], dict[int, str]]  # the rows, and by index the reason why a line is none
+
+
 class _NotCertain(Exception):
     """Something about these lines needs a look at each."""
 
 
-def parse_lines(lines: Sequence[bytes]) -> tuple[list[Batch], dict[int, str]]:
+def parse_lines(lines: Sequence[bytes]) -> Parsed:
     """The rows of these lines by partition, and by index the reason why a line is no row.
 
     A line has its newline, or it is torn. What erasure left of a line is neither a row nor rejected.
@@ -118,9 +120,10 @@ def _is_sound(line: bytes) -> bool:
 
 
 def _parse_together(table: str, numbers: list[int], payloads: list[bytes]) -> list[Batch]:
-    read = pj.ReadOptions(block_size=max(_BLOCK_BYTES, max(map(len, payloads)) + 1))
-    buffer = pa.BufferReader(b"\n".join(payloads))
-    parsed = pj.read_json(buffer, read_options=read, parse_options=_PARSE_OPTIONS[table])
+    text = b"\n".join(payloads)
+    # As one block: the chunks of several would have to be copied together. Landing parses two batches at a time.
+    read = pj.ReadOptions(use_threads=False, block_size=len(text) + 1)
+    parsed = pj.read_json(pa.BufferReader(text), read_options=read, parse_options=_PARSE_OPTIONS[table])
     _require(len(parsed) == len(payloads))
     parsed.validate(full=True)  # UTF-8
     columns: dict[str, pa.Array] = {name: parsed[name].combine_chunks() for name in parsed.column_names}
@@ -217,7 +220,7 @@ _PARSE_OPTIONS = {
 }
 
 
-def _parse_apart(lines: Sequence[bytes], numbers: Iterable[int]) -> tuple[list[Batch], dict[int, str]]:
+def _parse_apart(lines: Sequence[bytes], numbers: Iterable[int]) -> Parsed:
     rejected: dict[int, str] = {}
     by_key: dict[PartitionKey, list[tuple[int, dict[str, Any]]]] = {}
     for number in numbers:

@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.batches import Batch, find_buried, parse_lines
+from storage.batches import Batch, Parsed, find_buried, parse_lines
 from storage.errors import LandingError
 from storage.files import make_folder, sync
 from storage.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
@@ -59,6 +59,7 @@ _ROW_GROUP_BYTES = 32 << 20
 _BUFFERED_BYTES = 64 << 20
 # A file's ids are kept until it is finished. This is reached only by a segment that is larger than a group may be.
 _FILE_ROWS = 1_000_000
+_PARSERS = 2  # threads that parse, each another chunk: pyarrow works outside of Python's lock
 _WRITERS = 2  # threads that write files, each another one
 # Columns of few distinct values. A dictionary of the others would cost time and be given up.
 _DICTIONARY = [
@@ -117,11 +118,11 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
     unread = dict.fromkeys(foreign, "Permission denied")  # and why: the others land
     segments = [(path, path.stat().st_size) for path in list_segments(layout, ".seal") if path not in unread]
     total = sum(size for _, size in segments)
-    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="land") as executor:
+    with ThreadPoolExecutor(_PARSERS, "parse") as parsers, ThreadPoolExecutor(_WRITERS, "write") as writers:
         for group in _groups(segments):
             paths = [path for path, _ in group]
             while paths:
-                landing = _Landing(layout, paths, executor, now)
+                landing = _Landing(layout, paths, parsers, writers, now)
                 try:
                     landing.run(report, lambda done: progress(done, total) if progress else None)
                     break
@@ -250,6 +251,10 @@ class _Piece(NamedTuple):
     line_no: int
     offset: int
     lines: list[bytes]
+
+
+def _lines(pieces: list[_Piece]) -> list[bytes]:
+    return list(chain.from_iterable(piece.lines for piece in pieces))
 
 
 def _cut(pieces: list[_Piece], firsts: list[int], cuts: list[tuple[int, int]]) -> list[_Piece]:
@@ -386,11 +391,17 @@ class _Landing:
     """One group of segments on its way into the partitions."""
 
     def __init__(
-        self, layout: Layout, segments: list[Path], executor: ThreadPoolExecutor, now: datetime | None
+        self,
+        layout: Layout,
+        segments: list[Path],
+        parsers: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
+        now: datetime | None,
     ) -> None:
         self._layout = layout
         self._segments = segments
-        self._executor = executor
+        self._parsers = parsers
+        self._writers = writers
         self._outputs: dict[PartitionKey, _Output] = {}
         self._quarantine = {
             name: QuarantineWriter(layout.quarantine / f"{name}.jsonl", now=now) for name in map(segment_name, segments)
@@ -403,8 +414,8 @@ class _Landing:
 
     def run(self, report: LandReport, progress: Callable[[int], None]) -> None:
         done = 0
-        for chunk, done in self._chunks():
-            self._take(chunk)
+        for pieces, parsed, done in self._parsed():
+            self._take(pieces, parsed)
             progress(report.bytes + done)
         for output in self._outputs.values():
             self._flush(output)
@@ -451,13 +462,25 @@ class _Landing:
                         pieces, size = [], 0
         yield pieces, done
 
-    def _take(self, pieces: list[_Piece]) -> None:
-        lines = list(chain.from_iterable(piece.lines for piece in pieces))
+    def _parsed(self) -> Iterator[tuple[list[_Piece], Parsed, int]]:
+        """The chunks with what `parse_lines` makes of each, in order; the next ones are parsed meanwhile."""
+        ahead: deque[tuple[list[_Piece], Future[Parsed], int]] = deque()
+        for pieces, done in self._chunks():
+            ahead.append((pieces, self._parsers.submit(parse_lines, _lines(pieces)), done))
+            if len(ahead) > _PARSERS:
+                pieces, parsed, done = ahead.popleft()
+                yield pieces, parsed.result(), done
+        for pieces, parsed, done in ahead:
+            yield pieces, parsed.result(), done
+
+    def _take(self, pieces: list[_Piece], parsed: Parsed) -> None:
+        lines = _lines(pieces)
         firsts = list(accumulate((len(piece.lines) for piece in pieces), initial=0))
-        batches, rejected = parse_lines(lines)
+        batches, rejected = parsed
         cuts = [(number, at) for number in sorted(rejected) if (at := find_buried(lines[number])) is not None]
         if cuts:
-            self._take(_cut(pieces, firsts, cuts))
+            pieces = _cut(pieces, firsts, cuts)
+            self._take(pieces, parse_lines(_lines(pieces)))
             return
         for number in sorted(rejected):
             at = bisect_right(firsts, number) - 1
@@ -509,7 +532,7 @@ class _Landing:
             output.writing.result()
         while len(self._pending) >= _WRITERS:
             self._pending.popleft().result()
-        output.writing = self._executor.submit(output.write, output.buffer, output.segments)
+        output.writing = self._writers.submit(output.write, output.buffer, output.segments)
         self._pending.append(output.writing)
         self._buffered -= output.nbytes
         output.buffer, output.segments, output.rows, output.nbytes = [], set(), 0, 0

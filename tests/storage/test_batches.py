@@ -125,14 +125,6 @@ def test_an_object_is_a_line_and_a_line_an_object() -> None:
     assert list(rejected) == [0, 1, 2, 3, 4, 5]
 
 
-def test_rows_keep_the_order_of_their_lines_over_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_BLOCK_BYTES", 2000)
-    decisions = make_days(2, 100, agent_id=None)
-    found, rejected = parse_both([to_line(decision) for decision in decisions])
-    assert rejected == {}
-    assert [dict(found[n][1])["decision_id"] for n in range(200)] == [d.decision_id for d in decisions]
-
-
 JSON = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=5)
 VALUES = st.one_of(
     JSON,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
+import itertools
 import os
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import storage
 from reasoning.ids import uuid7
 from reasoning.spool import SegmentWriter, frame_line
 from storage import land
+from storage.batches import Parsed
 from storage.errors import DataFolderBusy, DataFolderError, LandingError
 from storage.land import land_decisions
 from storage.layout import Layout
@@ -438,6 +441,26 @@ def test_progress_ends_at_the_size_of_the_backlog(tmp_path: Path, monkeypatch: p
     assert len(seen) > 1
     assert seen == sorted(seen)
     assert seen[-1] == (size, size)
+
+
+def test_chunks_that_are_parsed_side_by_side_keep_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(land, "_CHUNK_BYTES", 2000)
+    real, waits = land.parse_lines, itertools.cycle([0.01, 0.0])
+
+    def parse_late(lines: list[bytes]) -> Parsed:
+        time.sleep(next(waits))  # every second chunk is done before the one ahead of it
+        return real(lines)
+
+    monkeypatch.setattr(land, "parse_lines", parse_late)
+    lines = [to_line(decision) for decision in make_days(1, 60)]
+    bad = {9: b"first\n", 30: b"second\n", 59: b"third\n"}
+    write_lines(tmp_path, [bad.get(n, line) for n, line in enumerate(lines)])
+    report = land_decisions(tmp_path)
+    assert (report.decisions, report.quarantined) == (57, {"no frame": 3})
+    (path,) = (tmp_path / "quarantine").iterdir()
+    assert [(entry["line"], raw + b"\n") for entry, raw in read_quarantine(path)] == [
+        (n + 1, line) for n, line in bad.items()
+    ]
 
 
 def test_a_missing_or_foreign_folder_is_refused(tmp_path: Path) -> None:
