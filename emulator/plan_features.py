@@ -118,8 +118,8 @@ class PlanLog:
         lost = float(votes[absent].sum())
         same_for_all = [
             lost,
-            best[absent].max(initial=0.0) - nearest.max(),
-            best.max(initial=0.0),
+            np.max(best[absent], initial=0.0) - nearest.max(),
+            np.max(best, initial=0.0),
             len(transcript.lines),
             np.log1p(len(transcript.last.text)),
         ]
