@@ -187,6 +187,7 @@ def at_bytecode(nth: int, file: str, act: Callable[[], None]) -> Iterator[list[i
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 gives these events only if some frame asked before
     sys.settrace(trace)
     try:
         yield reached
