@@ -6,8 +6,8 @@ Amounts are Decimal US dollars, times aware UTC datetimes; the CLI, JSON and Pre
 from __future__ import annotations
 
 import calendar
-from collections import defaultdict
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -59,70 +59,41 @@ def cost_report(
         raise ValueError(f"no period {period!r}: use one of {', '.join(PERIODS)}")
     now = now or datetime.now(UTC)
     start, end = period_bounds(period, now)
-    charges = schema.charges
-    query = sa.select(
-        charges.c.kind,
-        charges.c.model_id,
-        charges.c.job_id,
-        charges.c.decision_type,
-        sa.func.sum(charges.c.amount_nano).label("amount"),
-        sa.func.sum(charges.c.quantity).label("quantity"),
-    ).group_by(charges.c.kind, charges.c.model_id, charges.c.job_id, charges.c.decision_type)
-    if start is not None:
-        query = query.where(charges.c.ts >= start, charges.c.ts < end)
     with ledger.read() as connection:
-        rows = connection.execute(query).mappings().all()
+        charged = _charged(connection, start, end)
         usage = _usage(connection, start, end)
         models = {row["id"]: row for row in connection.execute(sa.select(schema.models)).mappings()}
         hourly, owed = _hourly_usd(connection, now), _owed_usd(connection)
         budgets = ledger.budgets(now)
 
-    by_kind: dict[str, int] = defaultdict(int)
-    by_model: dict[tuple[str | None, str | None], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for row in rows:
-        amount = int(row["amount"])
-        by_kind[row["kind"]] += amount
+    by_kind: Counter[str] = Counter()
+    by_model: dict[_Owner, Counter[str]] = defaultdict(Counter)
+    minutes: Counter[_Owner] = Counter()  # of endpoints
+    for row in charged:
         # A job that came to nothing has no model: its cost is told under the job's own id.
         owner = row["model_id"] or row["job_id"]
-        spent = by_model[owner, models[owner]["decision_type"] if owner in models else row["decision_type"]]
-        spent["total"] += amount
-        spent[row["kind"]] += amount
+        decision_type = models[owner]["decision_type"] if owner in models else row["decision_type"]
+        by_kind[row["kind"]] += int(row["amount"])
+        by_model[owner, decision_type][row["kind"]] += int(row["amount"])
         if row["kind"] == "endpoint":
-            spent["minutes"] += int(row["quantity"] or 0)
-    total = sum(by_kind.values())
-
+            minutes[owner, decision_type] += int(row["quantity"] or 0)
+    for model_id, _ in usage:
+        if model_id in models:  # used, and nothing charged
+            by_model.setdefault((model_id, models[model_id]["decision_type"]), Counter())
     lines = []
-    unpaid = {(model_id, models[model_id]["decision_type"]) for model_id, _ in usage if model_id in models}
-    for model_id, decision_type in by_model.keys() | unpaid:
-        spent, model = by_model[model_id, decision_type], models.get(model_id or "")
+    for (model_id, decision_type), spent in by_model.items():
         used = usage.get((model_id, None) if model_id else (None, decision_type), _no_usage())
-        lines.append(
-            {
-                "model_id": model_id,
-                "decision_type": decision_type,
-                "base_model": model["base_model"] if model else None,
-                "state": model["state"] if model else None,
-                "total_usd": from_nano(spent["total"]),
-                "average_usd_per_request": from_nano(spent["total"] // used["requests"])
-                if used["requests"] and period != "hour"
-                else None,
-                "hours": spent["minutes"] / 60,
-                "requests": used["requests"],
-                "input_tokens": used["input_tokens"],
-                "output_tokens": used["output_tokens"],
-                "training_usd": from_nano(spent["training"]),
-                "endpoint_usd": from_nano(spent["endpoint"]),
-                "tokens_usd": from_nano(spent["tokens"]),
-                "adjustment_usd": from_nano(spent["adjustment"]),
-            }
-        )
+        model, ran = models.get(model_id or ""), minutes[model_id, decision_type]
+        line = _model_line(model, spent, ran, used, of_whole_days=period != "hour")
+        lines.append({"model_id": model_id, "decision_type": decision_type, **line})
+    total = from_nano(by_kind.total())
     added, exhausted = forecast_spend(budgets, hourly, owed, now=now, until=end, drain_share=drain_share)
     return {
         "period": period,
         "start": start,
         "end": end,
         "now": now,
-        "total_usd": from_nano(total),
+        "total_usd": total,
         "by_kind_usd": {kind: from_nano(amount) for kind, amount in sorted(by_kind.items())},
         "models": sorted(
             lines, key=lambda line: (-line["total_usd"], str(line["model_id"]), str(line["decision_type"]))
@@ -141,7 +112,43 @@ def cost_report(
             for budget, exhausted_at in zip(budgets, exhausted, strict=True)
         ],
         "hourly_rate_usd": sum(hourly.values(), Decimal(0)),
-        "forecast_usd": None if end is None else (from_nano(total) + added).quantize(Decimal("0.01")),
+        "forecast_usd": None if end is None else (total + added).quantize(Decimal("0.01")),
+    }
+
+
+_Owner = tuple[str | None, str | None]  # id of a model, or of a job without one, or None; and a decision type
+
+
+def _charged(connection: sa.Connection, start: datetime | None, end: datetime | None) -> Sequence[sa.RowMapping]:
+    """Sums of the charges of a period, by kind and by what they were for."""
+    charges = schema.charges
+    of = (charges.c.kind, charges.c.model_id, charges.c.job_id, charges.c.decision_type)
+    query = sa.select(
+        *of, sa.func.sum(charges.c.amount_nano).label("amount"), sa.func.sum(charges.c.quantity).label("quantity")
+    ).group_by(*of)
+    if start is not None:
+        query = query.where(charges.c.ts >= start, charges.c.ts < end)
+    return connection.execute(query).mappings().all()
+
+
+def _model_line(
+    model: sa.RowMapping | None, spent: Counter[str], minutes: int, used: dict[str, int], *, of_whole_days: bool
+) -> dict[str, Any]:
+    """What there is to tell of a model. `spent` has nano-dollars by the kind of charge."""
+    total, requests = spent.total(), used["requests"]
+    return {
+        "base_model": model["base_model"] if model else None,
+        "state": model["state"] if model else None,
+        "total_usd": from_nano(total),
+        "average_usd_per_request": from_nano(total // requests) if requests and of_whole_days else None,
+        "hours": minutes / 60,
+        "requests": requests,
+        "input_tokens": used["input_tokens"],
+        "output_tokens": used["output_tokens"],
+        "training_usd": from_nano(spent["training"]),
+        "endpoint_usd": from_nano(spent["endpoint"]),
+        "tokens_usd": from_nano(spent["tokens"]),
+        "adjustment_usd": from_nano(spent["adjustment"]),
     }
 
 
