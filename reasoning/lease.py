@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from reasoning.errors import RoutesError
 from reasoning.records import FallbackReason
 from reasoning.routes import Route, Routes, read_routes
 
@@ -61,14 +62,16 @@ class RoutesLease:
             self._give_up(error)
         return lease
 
-    def _read(self, signature: tuple[int, int, int]) -> _Lease:
+    def _read(self, signature: tuple[int, int, int]) -> _Lease | None:
         try:
             routes = read_routes(self.path)
         except FileNotFoundError:
             raise
         except Exception as error:  # whatever a file holds, the agent goes on
             self._give_up(error)
-            return _Lease(signature, None, 0.0, 0.0)
+            if isinstance(error, RoutesError) and not isinstance(error.__cause__, OSError):
+                return _Lease(signature, None, 0.0, 0.0)
+            return None  # not the file's fault, such as too many open files: it is read again at the next question
         self.error = None
         expires_at = routes.expires_at.timestamp()
         length = (routes.expires_at - routes.issued_at).total_seconds()

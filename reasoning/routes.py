@@ -91,14 +91,17 @@ def _draw(salt: str, key: str) -> float:
 
 
 def read_routes(path: Path | str) -> Routes:
-    """Read and validate a routes file. Raises `RoutesError`, naming the place; FileNotFoundError when there is none."""
+    """Read and validate a routes file.
+
+    Raises `RoutesError`, naming the place, or caused by an OSError; FileNotFoundError when there is none.
+    """
     path = Path(path)
     try:
         return parse_routes(path.read_bytes())
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise RoutesError(f"{path}: {error.strerror}") from None
+        raise RoutesError(f"{path}: {error.strerror}") from error
     except RoutesError as error:
         raise RoutesError(f"{path}: {error}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import resource
 import shutil
 import signal
 import socket
@@ -86,6 +87,18 @@ class TestRoutes:
         route()
         monkeypatch.setattr("reasoning.lease.read_routes", lambda path: [][0])
         assert RoutesLease(data / "routes.json", time.time).find("planning", 0.0) == (None, "no_route")
+
+    def test_a_file_that_could_not_be_read_is_read_again(self, data: Path, route: Write) -> None:
+        route()
+        lease = RoutesLease(data / "routes.json", time.time)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            assert lease.find("planning", 0.0) == (None, "no_route")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert lease.error == f"{data / 'routes.json'}: Too many open files"
+        assert lease.find("planning", 0.0)[1] is None and lease.error is None
 
     def test_a_clock_that_is_set_back_does_not_lengthen_a_lease(
         self, data: Path, route: Write, monkeypatch: Any
