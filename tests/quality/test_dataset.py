@@ -272,6 +272,8 @@ def test_one_endless_episode_cannot_be_tested(tmp_path):
     land(data, [[record for turn in turns for record in records(turn)]])
     with pytest.raises(InsufficientData):
         _export(data)
+    with pytest.raises(InsufficientData, match="0 usable rows .the log has none of that type and time"):
+        _export(data, since=date(2031, 1, 1))
 
 
 def test_the_originals_answers_teach_until_there_are_enough_demonstrations(tmp_path):
