@@ -46,7 +46,7 @@ def reconcile(data: Data = None, as_json: AsJson = False) -> None:
     from tasks.money import reconcile as reconcile_provider
 
     report = reconcile_provider(find_data(data))
-    show(report, as_json=as_json, title="The provider against the ledger")
+    show(report, as_json=as_json, title="The provider against the ledger; money of hours with a complete bill")
     if report.errors:
         raise typer.Exit(1)
 

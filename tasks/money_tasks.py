@@ -33,5 +33,5 @@ def guard(data: Path, *, idle_minutes: int | None, lease_minutes: float, now: da
 @task(**REPEATABLE)
 def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
     report = money.reconcile(data, now=now)
-    publish("reconciliation", report, title="The provider against the ledger")
+    publish("reconciliation", report, title="The provider against the ledger; money of hours with a complete bill")
     return report
