@@ -33,12 +33,9 @@ def guard(
 ) -> None:
     """One tick of the guard: charge what ran, enforce budgets, stop what idles, renew the lease if all is well."""
     from tasks.money import guard as guard_costs
-    from tasks.reports import hide
 
     report = guard_costs(find_data(data), idle_minutes=idle_minutes or None, lease_minutes=lease_minutes)
-    show(report if as_json else hide(report, "budgets"), as_json=as_json, title="The guard")
-    if not as_json:
-        show(report.budgets, as_json=False, title="Budgets")
+    show(report, as_json=as_json, title="The guard")
     if report.errors:
         raise typer.Exit(1)
 
@@ -49,7 +46,7 @@ def reconcile(data: Data = None, as_json: AsJson = False) -> None:
     from tasks.money import reconcile as reconcile_provider
 
     report = reconcile_provider(find_data(data))
-    show(report, as_json=as_json, title="The provider against the ledger")
+    show(report, as_json=as_json, title="The provider against the ledger; money of hours with a complete bill")
     if report.errors:
         raise typer.Exit(1)
 
@@ -62,14 +59,14 @@ def report(
 ) -> None:
     """Show what was spent, by kind and by model, against the budgets, and where it is heading."""
     from provider.status import cost_report
-    from tasks.reports import budget_rows
+    from tasks.reports import budget_rows, cost_fields, cost_rows
 
     found = cost_report(find_data(data), period=period.value)
     if as_json:
         print_json(found)
         return
-    show({key: value for key, value in found.items() if key not in ("models", "budgets")}, as_json=False, title="Costs")
-    show(found["models"], as_json=False, title="By model")
+    show(cost_fields(found), as_json=False, title="Costs")
+    show(cost_rows(found["models"]), as_json=False, title="By model")
     show(budget_rows(found["budgets"]), as_json=False, title="Budgets")
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import is_dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from tasks.progress import reading
-from tasks.reports import fields, plain, text
+from tasks.reports import fields, hide, plain, text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,15 +28,23 @@ def print_json(value: Any) -> None:
 
 
 def show(report: Any, *, as_json: bool, title: str | None = None) -> None:
-    """Print a report: a row a field, or the rows of a list."""
+    """Print a report: a row a field, and a table for each field that has rows; or the rows of a list."""
     if as_json:
         print_json(report)
         return
     if isinstance(report, list):
-        rows = [row if isinstance(row, dict) else asdict(row) for row in report]
+        rows = [hide(row) for row in report]
         print_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title=title)
         return
-    print_table(["", ""], list(fields(report)), title=title, header=False)
+    told = list(fields(report))
+    print_table(["", ""], [field for field in told if not _has_rows(field[1])], title=title, header=False)
+    for name, value in told:
+        if _has_rows(value):
+            show(value, as_json=False, title=name.capitalize())
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) or is_dataclass(row) for row in value)
 
 
 def print_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -162,11 +163,14 @@ def run_flow(
     flow = load_flow(name)
     from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 
+    logging.getLogger("prefect.flows").disabled = True  # it says the same, at length
     try:
         flow.validate_parameters(parameters)
     except (ParameterTypeError, SignatureMismatchError) as error:
         known = ", ".join(flow.parameters.properties)
         raise typer.BadParameter(f"{error}. {name} takes {known}") from error
+    finally:
+        logging.getLogger("prefect.flows").disabled = False
     show(run(name, **parameters), as_json=as_json, title=name)
 
 

@@ -107,6 +107,11 @@ class Demo:
             there = datetime.fromisoformat(self._emulator_clock({"frozen": True})["now"])
             self.clock.move_to(there + timedelta(seconds=1))
 
+    def release_provider(self) -> None:
+        """Let the local provider's clock run with the machine's: what is deployed afterwards would wait for ever."""
+        if self.emulator_url:
+            self._emulator_clock({"now": datetime.now(UTC).isoformat(), "frozen": False})
+
     def _emulator_clock(self, order: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(f"{self.emulator_url}/emulator/clock", data=json.dumps(order).encode())  # noqa: S310
         try:
@@ -183,6 +188,7 @@ def run_demo(
     _turn(demo)
     _serve(demo, after)
     _shut_down(demo)
+    demo.release_provider()
     _settle_prefect()
     with demo.step("report") as say:
         result = _gather(demo, turned_at, time.monotonic() - begun)

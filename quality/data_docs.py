@@ -15,7 +15,8 @@ from quality.report import QualityReport
 _STYLE = (Path(__file__).parent / "data_docs.css").read_text(encoding="utf-8")
 # What a browser would fetch: stylesheets, icons, scripts and images, wherever they come from.
 _FETCHED = re.compile(
-    r"<link\b[^>]*>|<script\b[^>]*\bsrc=[^>]*>\s*</script>|<img\b[^>]*>|<iframe\b.*?</iframe>", re.DOTALL | re.IGNORECASE
+    r"<link\b[^>]*>|<script\b[^>]*\bsrc=[^>]*>\s*</script>|<img\b[^>]*>|<iframe\b.*?</iframe>",
+    re.DOTALL | re.IGNORECASE,
 )
 # What is left of their scripts needs jQuery, and their inline styles import web fonts.
 _INLINE = re.compile(r"<script\b.*?</script>|<style\b.*?</style>", re.DOTALL | re.IGNORECASE)

@@ -45,7 +45,7 @@ EXPORT_VERSION = 2
 DEFAULT_LIMIT = 10_000
 # Together's models take at least 8k tokens a sample; an English token is about 4 characters, others are fewer.
 DEFAULT_MAX_CHARACTERS = {"label": 24_000, "plan": 24_000, "code": 131_072}
-"""By the form of the answer: a coding tool's prompt holds its tools and whole files, and no more than the provider takes."""
+"""By the form of the answer. A coding tool's prompt holds its tools and whole files: as much as the provider takes."""
 
 Progress = Callable[[str, int, int], None]  # (step, done, in all)
 
@@ -124,10 +124,10 @@ def export_dataset(
 
     `since` and `until` are inclusive; a date means the whole day in UTC, so `until=date(2026, 1, 31)` has all of the
     31st. Rows older than `retention_days` before `now` are not learned from even if they are still in the log. Of more
-    than `limit` rows the latest are kept (and of the log the latest four times `limit` are looked at). `label_sources` are `demonstration` and `original`; by default
-    demonstrations alone where there are 200 of them. `max_class_share` thins the most frequent answer of the training
-    rows out (drawn by `seed`). `max_characters` bounds a row's length (24,000; for code 131,072), `region` is for phone
-    numbers.
+    than `limit` rows the latest are kept (and of the log the latest four times `limit` are looked at). `label_sources`
+    are `demonstration` and `original`; by default demonstrations alone where there are 200 of them. `max_class_share`
+    thins the most frequent answer of the training rows out (drawn by `seed`). `max_characters` bounds a row's length
+    (24,000; for code 131,072), `region` is for phone numbers.
 
     Returns the manifest of the dataset; an equal one that is already there is left as it is. Raises `InsufficientData`,
     `DatasetRejected`, `UnknownDecisionType`, `DataFolderError`. Nothing is left behind on an error.
@@ -176,7 +176,13 @@ def export_dataset(
                 "type": asdict(kind) | {"labels": list(kind.labels)},
             }
             preparation = funnel.prepare_rows(
-                con, kind, label_sources=sources, limit=limit, max_characters=max_characters, region=region, progress=report
+                con,
+                kind,
+                label_sources=sources,
+                limit=limit,
+                max_characters=max_characters,
+                region=region,
+                progress=report,
             )
             funnel.drop_duplicates(con)
             template = funnel.drop_near_duplicates(con, limit=limit, progress=report)
@@ -243,7 +249,9 @@ def read_manifest(dataset: Path | str) -> Manifest:
         try:
             found = _hash_file(dataset / name)
         except OSError as error:
-            raise DatasetError(f"{dataset / name} cannot be read ({error.strerror}); export the dataset again") from error
+            raise DatasetError(
+                f"{dataset / name} cannot be read ({error.strerror}); export the dataset again"
+            ) from error
         if found != sha256:
             raise DatasetError(f"{dataset / name} is not the file that the manifest names; export the dataset again")
     return replace(manifest, dataset_id=dataset.name, path=dataset)
@@ -372,9 +380,7 @@ def _write_rows(con: duckdb.DuckDBPyConnection, path: Path) -> str:
         FROM rows JOIN texts USING (n) WHERE split IS NOT NULL
         ORDER BY list_position(['train', 'validation', 'holdout'], split), line
     """).to_arrow_reader(10_000)
-    schema = reader.schema.set(
-        reader.schema.get_field_index("ts"), pa.field("ts", pa.timestamp("us", tz="UTC"))
-    )
+    schema = reader.schema.set(reader.schema.get_field_index("ts"), pa.field("ts", pa.timestamp("us", tz="UTC")))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in reader:
             writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=10_000)
@@ -436,7 +442,12 @@ def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path, leaks: funnel.
                 "repeated_decisions": side.num_rows - len(set(side["decision_id"].to_pylist())),
                 "out_of_order": int(bool(times) and last_before is not None and min(times) <= last_before),
                 "answers": len(answers),
-                "episodes": len({a or b for a, b in zip(side["episode_id"].to_pylist(), side["decision_id"].to_pylist(), strict=True)}),
+                "episodes": len(
+                    {
+                        a or b
+                        for a, b in zip(side["episode_id"].to_pylist(), side["decision_id"].to_pylist(), strict=True)
+                    }
+                ),
                 "largest_answer_share": max(answers, default=0) / max(sum(answers), 1),
                 **asdict(leaks),
             }
@@ -484,5 +495,3 @@ def _publish(layout: Layout, con: duckdb.DuckDBPyConnection, folder: Path, targe
 
 def _dump(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
-
-

@@ -33,7 +33,8 @@ class InsufficientData(QualityError):
         self.funnel = funnel
         rows = f"{verdict.rows} usable row" + ("s" if verdict.rows != 1 else "")
         dropped = ", ".join(f"{reason} {count}" for reason, count in funnel.items() if count)
-        why = f" (left out: {dropped})" if dropped else ""
+        none = "" if verdict.rows else " (the log has none of that type and time)"
+        why = f" (left out: {dropped})" if dropped else none
         super().__init__(f"{verdict.level}: {rows}{why}. {' '.join(verdict.advice)}")
 
 

@@ -62,8 +62,8 @@ def _reading(dataset: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, pa.ArrowException, duckdb.Error) as error:
         raise DatasetError(
-            f"the dataset {dataset} cannot be read ({error}), so nobody can be erased from it: put back what is damaged, "
-            "or delete the folder, and run the same again"
+            f"the dataset {dataset} cannot be read ({error}), so nobody can be erased from it: put back what is "
+            "damaged, or delete the folder, and run the same again"
         ) from error
 
 

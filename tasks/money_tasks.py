@@ -13,7 +13,7 @@ from provider.reconcile import ReconcileReport
 from provider.status import cost_report, model_status
 from storage.errors import LedgerError
 from tasks import money
-from tasks.reports import budget_rows, hide, model_rows
+from tasks.reports import budget_rows, cost_fields, cost_rows, hide, model_rows
 from tasks.runs import ONCE, REPEATABLE, publish
 
 
@@ -23,8 +23,8 @@ def guard(data: Path, *, idle_minutes: int | None, lease_minutes: float, now: da
     publish("guard", hide(report, "budgets"), title="What the guard found and did")
     with suppress(LedgerError):  # the guard has said so
         costs = cost_report(data, now=now)
-        publish("costs", hide(costs, "budgets", "models"), title="What this month cost, and will cost at this rate")
-        publish("costs-by-model", costs["models"], title="What each model cost this month")
+        publish("costs", cost_fields(costs), title="What this month cost, and will cost at this rate")
+        publish("costs-by-model", cost_rows(costs["models"]), title="What each model cost this month")
         publish("budgets", budget_rows(costs["budgets"]), title="Budgets, and when they are exhausted at this rate")
         publish("models", model_rows(model_status(data, now=now)), title="The models, and what they cost")
     return report
@@ -33,5 +33,5 @@ def guard(data: Path, *, idle_minutes: int | None, lease_minutes: float, now: da
 @task(**REPEATABLE)
 def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
     report = money.reconcile(data, now=now)
-    publish("reconciliation", report, title="The provider against the ledger")
+    publish("reconciliation", report, title="The provider against the ledger; money of hours with a complete bill")
     return report

@@ -64,11 +64,27 @@ def _estimate(estimate: Estimate | None, *, signed: bool = False) -> str | None:
     return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
+def cost_fields(costs: dict[str, Any]) -> dict[str, Any]:
+    """A cost report without its tables; what each kind of charge came to goes by the name that a model's has."""
+    kinds = {f"{kind}_usd": usd for kind, usd in costs["by_kind_usd"].items()}
+    found: dict[str, Any] = {}
+    for name, value in hide(costs, "models", "budgets").items():
+        found |= kinds if name == "by_kind_usd" else {name: value}
+    return found
+
+
+def cost_rows(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The models of a cost report as a table, what matters most first: a page shows six or seven columns."""
+    first = ("model_id", "decision_type", "total_usd", "training_usd", "endpoint_usd", "requests")
+    return [{name: row[name] for name in first} | row for row in models]
+
+
 def budget_rows(budgets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The budgets of a cost report as a table, a row a budget, what matters most first."""
     return [
         hide(budget, "used_fraction", "exhausted_at", "left_usd")
         | {
+            "decision_type": budget["decision_type"] or "all",
             "used": f"{budget['used_fraction']:.1%}",
             "exhausted_at": budget["exhausted_at"],
             "left_usd": budget["left_usd"],
@@ -93,11 +109,12 @@ def fields(report: Any) -> Iterator[tuple[str, Any]]:
 
 
 def text(value: Any) -> str:
-    """A value in a table: times in UTC, money to a hundredth of a cent, and what is less than that whole."""
+    """A value in a table: times in UTC (those without a zone as they are), money to a hundredth of a cent, and what is
+    less than that whole."""
     if value is None:
         return ""
     if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+        return f"{value:%Y-%m-%d %H:%M:%S}" if value.tzinfo is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
     if isinstance(value, Decimal):
         digits = 4 if value == 0 or abs(value) >= Decimal("0.0001") else 9
         return f"{value:,.{digits}f}".rstrip("0").rstrip(".")

@@ -49,7 +49,7 @@ def run_progress(key: str, description: str) -> RunProgress:
 def publish(key: str, report: Any, *, title: str) -> None:
     """A report as an artifact of the current run: a table for a list, else Markdown. `key`: lower case and dashes."""
     if isinstance(report, list):
-        rows = [{name: text(value) for name, value in hide(row).items()} for row in report]
+        rows = [{name.replace("_", " "): text(value) for name, value in hide(row).items()} for row in report]
         create_table_artifact(rows, key=key, description=title)
     else:
         create_markdown_artifact(markdown(report), key=key, description=title)

@@ -248,6 +248,9 @@ def test_models_and_datasets_and_flows_that_do_not_exist(data: Path):
     wrong = reasoning("flow", "run", "land_decisions", "--param", "speed=9", "--data", data)
     assert wrong.returncode == 2
     assert "land_decisions takes data, now, if_busy" in " ".join(wrong.stderr.replace("│", " ").split())
+    wrong = reasoning("flow", "run", "land_decisions", "--param", "if_busy=maybe", "--data", data)
+    assert wrong.returncode == 2
+    assert "if_busy: Input should be 'wait' or 'skip'" in wrong.stderr and "ERROR" not in wrong.stderr
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path):

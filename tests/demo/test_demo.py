@@ -151,6 +151,8 @@ def test_what_the_demo_left_is_served_and_no_process_stays_behind(demo: tuple[Pa
         assert {budget["period"] for budget in json.loads(artifacts["budgets"])} == {"hour", "day", "month", "total"}
 
         assert get(f"{urls['gateway']}/healthz")["status"] == "ok"
+        clock = get(f"{urls['emulator']}/emulator/clock")
+        assert not clock["frozen"] and clock["now"] > "2026", "what is deployed now would wait in 2018 for ever"
         second = subprocess.run([*COMMAND, "--data", str(data)], capture_output=True, text=True, check=False)
         assert (second.returncode, second.stderr.count("\n")) == (1, 1)
         assert "is served already" in second.stderr

@@ -130,7 +130,9 @@ def test_every_dropped_row_has_its_reason(data):
         _special(3, long_text),
         _special(4, long_text + " indeed"),
         _special(5, "word " * 6000),
-        _special(6, "nobody knows what was right", right=None, original=None, custom={"action": "RESPOND"}, served="custom"),
+        _special(
+            6, "nobody knows what was right", right=None, original=None, custom={"action": "RESPOND"}, served="custom"
+        ),
         _special(7, "only the original has answered", right=None),
         _special(8, "this one has tools", extra={"tools": [{"type": "function"}]}),
         _special(9, " "),
@@ -272,6 +274,8 @@ def test_one_endless_episode_cannot_be_tested(tmp_path):
     land(data, [[record for turn in turns for record in records(turn)]])
     with pytest.raises(InsufficientData):
         _export(data)
+    with pytest.raises(InsufficientData, match="the log has none of that type and time"):
+        _export(data, since=date(2031, 1, 1))
 
 
 def test_the_originals_answers_teach_until_there_are_enough_demonstrations(tmp_path):
@@ -310,7 +314,9 @@ def test_a_dataset_that_rows_were_erased_from_can_still_be_read(data):
     amended = read_manifest(manifest.path)
     assert amended.dataset_id == manifest.dataset_id
     assert amended.dropped["erased"] == 30
-    assert amended.rows == manifest.rows - 30 == len([row for split in SPLITS for row in read_rows(manifest.path, split)])
+    assert (
+        amended.rows == manifest.rows - 30 == len([row for split in SPLITS for row in read_rows(manifest.path, split)])
+    )
     assert _export(data).dataset_id != manifest.dataset_id
 
 
@@ -372,7 +378,8 @@ def test_a_full_disk_leaves_nothing_behind(data):
         def shrink(step, done, total):
             if step == "compare splits":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        export_dataset({str(data)!r}, "should_respond", now=datetime.fromisoformat({NOW.isoformat()!r}), progress=shrink)
+        now = datetime.fromisoformat({NOW.isoformat()!r})
+        export_dataset({str(data)!r}, "should_respond", now=now, progress=shrink)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert done.returncode == 1

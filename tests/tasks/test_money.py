@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import takewhile
@@ -17,7 +18,8 @@ from provider.guard import GuardReport
 from provider.status import cost_report, model_status
 from storage.ledger import open_ledger
 from storage.money import to_nano
-from tasks.reports import budget_rows, hide, markdown, plain, text
+from tasks.reports import budget_rows, cost_fields, cost_rows, hide, markdown, plain, text
+from tasks.runs import publish
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -70,7 +72,7 @@ def test_a_report_is_told_in_times_and_money_that_people_read() -> None:
     assert markdown(hide(report, "budgets", "skipped")).splitlines() == [
         "| what | value |",
         "| --- | --- |",
-        "| now | 2026-11-22 12:00:00 |",
+        "| now | 2026-11-22 12:00:00Z |",
         "| level | ok |",
         "| charged usd | 0.0915 |",
         "| errors | no\\|good |",
@@ -88,9 +90,28 @@ def test_a_report_is_told_in_times_and_money_that_people_read() -> None:
         "yes",
         "1,234",
         "0.3333",
-        "2026-11-22 12:00:00",
+        "2026-11-22 12:00:00Z",
         "a 4",
     ]
+
+
+def test_a_time_without_a_zone_is_not_taken_for_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        assert text(datetime(2026, 1, 1)) == "2026-01-01 00:00:00"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_kind_of_charge_and_the_budget_of_all_types_have_the_names_that_people_know() -> None:
+    assert cost_fields({"total_usd": 4, "by_kind_usd": {"training": 4}, "models": [], "budgets": []}) == {
+        "total_usd": 4,
+        "training_usd": 4,
+    }
+    budget = {"period": "day", "decision_type": None, "used_fraction": 0.5, "exhausted_at": None, "left_usd": 1}
+    assert budget_rows([budget])[0]["decision_type"] == "all"
 
 
 def test_function_table_json_and_artifacts_say_the_same_figures(
@@ -138,8 +159,8 @@ def test_function_table_json_and_artifacts_say_the_same_figures(
     assert {key: value for key, value in as_json.items() if key not in moving} == {
         key: value for key, value in plain(costs).items() if key not in moving
     }
-    assert published["costs"] == hide(costs, "budgets", "models")
-    assert published["costs-by-model"] == costs["models"]
+    assert published["costs"] == cost_fields(costs)
+    assert published["costs-by-model"] == cost_rows(costs["models"]) == costs["models"]
     assert published["budgets"] == budget_rows(costs["budgets"])
     (json_status,) = json.loads(asked("models", "list", "--json"))
     assert json_status == plain(status) == plain(published["models"][0])
@@ -152,3 +173,10 @@ def test_function_table_json_and_artifacts_say_the_same_figures(
     assert "5.7035" in shown and "5.7035" in markdown(published["costs"])
     (line,) = table("Models", asked("models", "list"))
     assert line[-1] == text(status["cost_usd"])
+
+
+def test_the_columns_of_an_artifact_are_named_as_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+    monkeypatch.setattr("tasks.runs.create_table_artifact", lambda rows, *, key, description: made.update({key: rows}))
+    publish("models", [{"cost_usd": Decimal("5.49")}], title="The models")
+    assert made == {"models": [{"cost usd": "5.49"}]}
