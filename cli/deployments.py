@@ -23,9 +23,8 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Crashed
 
+from cli.serve import WORK_POOL
 from tasks.entrypoints import PROJECT
-
-WORK_POOL = "reasoning"
 
 
 async def make_work_pool(client: PrefectClient) -> None:

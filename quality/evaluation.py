@@ -128,16 +128,7 @@ def evaluate(
     `about` is kept with the result (model, dataset). Raises `EvaluationError`.
     """
     kind = get_decision_type(decision_type) if isinstance(decision_type, str) else decision_type
-    for number, label in enumerate(labels):
-        try:
-            kind.normalize(label.decision)
-        except UnparseableAnswer as error:
-            raise EvaluationError(f"label {number} is no decision of {kind.name}: {error}") from None
-    for source, given in answers.items():
-        if len(given) != len(labels):
-            raise EvaluationError(f"{source!r} has {len(given)} answers to {len(labels)} labels")
-    if not labels or not answers:
-        raise EvaluationError("nothing to evaluate: at least one labelled row and one source of answers are needed")
+    _check_rows(kind, labels, answers)
     notes = []
     kept = [i for i, label in enumerate(labels) if label.source != "original"]
     independent = bool(kept)
@@ -160,25 +151,11 @@ def evaluate(
 
     measures = {source: _measures(kind, labels, given, episode, len(names)) for source, given in answers.items()}
     points = {source: _compute(found, np.ones((1, len(names)))) for source, found in measures.items()}
-    draws: dict[str, dict[str, list[np.ndarray]]] = {source: {} for source in answers}
-    for weights in _draw_weights(len(names), resamples, seed):
-        for source, found in measures.items():
-            for metric, values in _compute(found, weights).items():
-                draws[source].setdefault(metric, []).append(values)
-    samples = {source: {m: np.concatenate(v) for m, v in found.items()} for source, found in draws.items()}
-
-    sources = {}
-    for source, given in answers.items():
-        known = [answer for answer in given if answer is not None]
-        costs = [answer.cost_usd for answer in known if answer.cost_usd is not None]
-        sources[source] = SourceResult(
-            rows=len(known),
-            failed=sum(answer.decision is None for answer in known),
-            metrics={m: _estimate(points[source][m][0], samples[source][m]) for m in points[source]},
-            latency_p50_ms=metrics.percentile([answer.latency_ms for answer in known], 50),
-            latency_p95_ms=metrics.percentile([answer.latency_ms for answer in known], 95),
-            cost_per_1000_usd=1000 * sum(costs) / len(costs) if costs else None,
-        )
+    samples = _resample(measures, len(names), resamples, seed)
+    sources = {
+        source: _summarize(given, {m: _estimate(points[source][m][0], samples[source][m]) for m in points[source]})
+        for source, given in answers.items()
+    }
     differences = {
         f"{a} - {b}": {
             m: _estimate(points[a][m][0] - points[b][m][0], samples[a][m] - samples[b][m])
@@ -211,6 +188,33 @@ def evaluate(
     )
     notes += _wins_of_the_original(evaluation)
     return evaluation
+
+
+def _check_rows(kind: DecisionType, labels: Sequence[Label], answers: Mapping[str, Sequence[Answer | None]]) -> None:
+    """Raise `EvaluationError` unless every label is a decision, and every source has an answer, or None, to each."""
+    for number, label in enumerate(labels):
+        try:
+            kind.normalize(label.decision)
+        except UnparseableAnswer as error:
+            raise EvaluationError(f"label {number} is no decision of {kind.name}: {error}") from None
+    for source, given in answers.items():
+        if len(given) != len(labels):
+            raise EvaluationError(f"{source!r} has {len(given)} answers to {len(labels)} labels")
+    if not labels or not answers:
+        raise EvaluationError("nothing to evaluate: at least one labelled row and one source of answers are needed")
+
+
+def _summarize(answers: Sequence[Answer | None], estimates: dict[str, Estimate | None]) -> SourceResult:
+    known = [answer for answer in answers if answer is not None]
+    costs = [answer.cost_usd for answer in known if answer.cost_usd is not None]
+    return SourceResult(
+        rows=len(known),
+        failed=sum(answer.decision is None for answer in known),
+        metrics=estimates,
+        latency_p50_ms=metrics.percentile([answer.latency_ms for answer in known], 50),
+        latency_p95_ms=metrics.percentile([answer.latency_ms for answer in known], 95),
+        cost_per_1000_usd=1000 * sum(costs) / len(costs) if costs else None,
+    )
 
 
 def score(kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer | None]) -> dict[str, float]:
@@ -353,6 +357,18 @@ def _label_measures(
 
 def _compute(measures: Mapping[str, Metric], weights: np.ndarray) -> dict[str, np.ndarray]:
     return {metric: compute(weights) for metric, compute in measures.items()}
+
+
+def _resample(
+    measures: Mapping[str, Mapping[str, Metric]], episodes: int, resamples: int, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Per source and metric its values, one a draw; all of them on the same draws."""
+    draws: dict[str, dict[str, list[np.ndarray]]] = {source: {} for source in measures}
+    for weights in _draw_weights(episodes, resamples, seed):
+        for source, found in measures.items():
+            for metric, values in _compute(found, weights).items():
+                draws[source].setdefault(metric, []).append(values)
+    return {source: {m: np.concatenate(v) for m, v in found.items()} for source, found in draws.items()}
 
 
 def _draw_weights(episodes: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -14,12 +14,8 @@ MESSAGE_KEYS = frozenset({"role", "content", "weight"})
 ROLES = frozenset({"system", "user", "assistant"})
 
 
-def find_format_fault(row: Any, *, max_characters: int | None = None) -> str | None:
-    """What makes `row` unfit for a conversational `.jsonl` file, or None if it is fit.
-
-    `max_characters` bounds the summed length of all contents. (A stand-in for the model's context in tokens, whose
-    tokenizer is not here.)
-    """
+def find_format_fault(row: Any) -> str | None:
+    """What makes `row` unfit for a conversational `.jsonl` file, or None if it is fit."""
     if not isinstance(row, dict):
         return "the line is not an object"
     if set(row) != {"messages"}:
@@ -28,7 +24,6 @@ def find_format_fault(row: Any, *, max_characters: int | None = None) -> str | N
     if not isinstance(messages, list) or not messages:
         return "'messages' is not a list with something in it"
     expected = {"system", "user"}
-    length = 0
     for number, message in enumerate(messages):
         fault = _find_message_fault(message)
         if fault is not None:
@@ -37,13 +32,10 @@ def find_format_fault(row: Any, *, max_characters: int | None = None) -> str | N
         if role not in expected:
             return f"message {number}: role is '{role}' where {' or '.join(sorted(expected))} must stand"
         expected = {"assistant"} if role == "user" else {"user"}
-        length += len(message["content"])
     if messages[-1]["role"] != "assistant":
         return "the last message is not the assistant's"
     if messages[-1].get("weight", 1) == 0:
         return "the last message has weight 0, so there is nothing to learn"
-    if max_characters is not None and length > max_characters:
-        return f"{length} characters, more than {max_characters}"
     return None
 
 

@@ -61,6 +61,7 @@ def promote_model(
             raise MissingStep(f"model {row['id']} did not earn it: {verdict.why}. Insist with --force")
         route = _route(data, ledger, row, deployment, weight, mode, deadline_ms, min_confidence, shadow_original)
         publish_route(Layout(data).routes, row["decision_type"], route, now=when)
+        replaced = []
         if mode == "live":
             why = verdict.why if verdict and verdict.promote else "forced"
             ledger.transition("models", row["id"], "promoted", why=why, now=when)
@@ -69,7 +70,7 @@ def promote_model(
                 for other in ledger.find("models", decision_type=row["decision_type"], state="promoted")
                 if other["id"] != row["id"]
             ]
-    for other in replaced if mode == "live" else ():
+    for other in replaced:
         undeploy(data, other, why=f"replaced by {row['id']}", now=now)
     return route
 

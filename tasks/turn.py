@@ -89,7 +89,6 @@ def turn_flywheel(
     verbs: Verbs | None = None,
     force: bool = False,
     now: datetime | None = None,
-    on_step: Callable[[str], None] = lambda step: None,
 ) -> Turn:
     """Take a turn up where it stands, begin one that is due (or any, with `force`), or see to a canary.
 
@@ -110,14 +109,12 @@ def turn_flywheel(
             return replace(turn or Turn(decision_type), outcome="not_due", why=why_not)
         turn = Turn(decision_type, started_at=clock().isoformat())
         try:
-            on_step("export")
             manifest = verbs.export(data, decision_type, now=now)
         except (InsufficientData, DatasetRejected) as error:
             return _end(data, turn, "not_enough_data", str(error), clock())
         turn = _save(data, replace(turn, dataset_id=manifest.dataset_id))
     assert turn.dataset_id is not None
     if turn.model_id is None:
-        on_step("fine-tune")
         try:
             job = verbs.fine_tune(data, turn.dataset_id, now=now)
         except FineTuneFailed as error:
@@ -125,19 +122,15 @@ def turn_flywheel(
         turn = _save(data, replace(turn, job_id=job["id"], model_id=job["model_id"]))
     assert turn.model_id is not None
     if turn.evaluation_id is None:
-        on_step("deploy")
         deployment = verbs.deploy(data, turn.model_id, now=now)
         turn = _save(data, replace(turn, deployment_id=deployment["id"]))
-        on_step("evaluate")
         evaluation = verbs.evaluate(data, turn.model_id, now=now)
         turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
     assert turn.evaluation_id is not None
     verdict = read_verdict(data, turn.evaluation_id)
     if not verdict.promote:
-        on_step("undeploy")
         verbs.reject(data, turn.model_id, why=verdict.why, now=now)
         return _end(data, turn, "rejected", verdict.why, clock())
-    on_step("promote")
     verbs.deploy(data, turn.model_id, now=now)  # the guard may have stopped it, if this turn lay still for long
     canary = policy.canary_weight is not None
     weight = policy.canary_weight if canary else policy.weight
