@@ -24,11 +24,11 @@ from reasoning.errors import SegmentError
 from reasoning.records import SCHEMA_VERSION
 from reasoning.spool import check_line, frame_line
 from storage.batches import ERASED
-from storage.costs import files_uploaded_of, models_trained_on
 from storage.erase_datasets import dataset_name, erase_faults, erase_lines, find_lines, list_datasets
 from storage.files import make_folder, sync, write_atomic
 from storage.land import finish_landing, list_segments
 from storage.layout import Layout
+from storage.ledger_streams import files_uploaded_of, models_trained_on
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.quarantine import QuarantineWriter, read_quarantine
 from storage.rewrite import rewrite_partition

@@ -29,9 +29,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.costs import cost_stream, model_stream
 from storage.errors import TableError
 from storage.layout import Layout
+from storage.ledger_streams import cost_stream, model_stream
 from storage.schema import PARTITIONS, sql_columns
 from storage.table import Snapshot, naming_unreadable, take_snapshot
 
