@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from signal import Signals
@@ -88,7 +89,11 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
     lease: dict[str, Any] = {"lease": "none"}
     try:
         routes = read_routes(layout.routes)
-        lease = {"lease_until": routes.expires_at, "routed": sorted(routes.routes)}
+        lease = {
+            "lease_until": routes.expires_at,
+            "lease_in_force": routes.expires_at > datetime.now(UTC),
+            "routed": sorted(routes.routes),
+        }
     except FileNotFoundError:
         pass
     except RoutesError as error:

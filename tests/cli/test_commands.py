@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ import pytest
 
 from cli.main import main
 from cli.output import print_table
+from reasoning.routes import Routes, write_routes
 from storage.errors import DataFolderError
 from storage.land import land_decisions
 from tests.tasks.rooms import write_log
@@ -148,6 +150,13 @@ def test_statistics_and_status(data: Path):
     assert row["verdict"] == "Insufficient" and "Label at least 38 more" in row["advice"]
     status = json.loads(reasoning("status", "--data", data, "--json").stdout)
     assert (status["segments_to_land"], status["lease"], status["served"]) == (0, "none", {})
+
+
+def test_a_lease_that_has_run_out_is_not_shown_as_one_that_holds(tmp_path: Path):
+    past = datetime(2026, 11, 22, tzinfo=UTC)
+    write_routes(tmp_path / "routes.json", Routes(issued_at=past, expires_at=past + timedelta(minutes=3)))
+    status = json.loads(reasoning("status", "--data", tmp_path, "--json").stdout)
+    assert (status["lease_until"], status["lease_in_force"]) == ("2026-11-22T00:03:00Z", False)
 
 
 @pytest.mark.parametrize("ledger", ["postgresql://me:secret@db/reasoning", "postgresql://me@db/x?password=secret"])
