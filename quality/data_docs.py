@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from quality.report import QualityReport
+from storage.files import replace_folder, scratch_folder
 
 _STYLE = (Path(__file__).parent / "data_docs.css").read_text(encoding="utf-8")
 # What a browser would fetch: stylesheets, icons, scripts and images, wherever they come from.
@@ -42,16 +42,13 @@ def _view() -> Any:
 
 def write_data_docs(target: Path, report: QualityReport, pages: Mapping[str, str]) -> None:
     """Put an index of `report` and a page for each profile's name in place of the folder `target`, whole or not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        site = Path(scratch) / "site"
+    with scratch_folder(target.parent, f".{target.name}-") as scratch:
+        site = scratch / "site"
         site.mkdir()
         for name, page in pages.items():
             (site / f"{name}.html").write_text(page, encoding="utf-8")
         (site / "index.html").write_text(_index(report, pages), encoding="utf-8")
-        if target.exists():
-            target.rename(Path(scratch) / "old")
-        site.rename(target)
+        replace_folder(site, target)
 
 
 def make_offline(page: str) -> str:

@@ -6,13 +6,9 @@ A dataset is published as a whole: its folder, named by the hash of its manifest
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -25,7 +21,7 @@ import pyarrow.parquet as pq
 
 import storage
 from quality import funnel
-from quality.errors import DatasetError, DatasetRejected, InsufficientData
+from quality.errors import DatasetRejected, InsufficientData
 from quality.formats import find_format_fault
 from quality.gate import Expected, Profile, judge_profiles
 from quality.period import first_moment, moment_after
@@ -33,7 +29,8 @@ from quality.redact import REDACTION_VERSION
 from quality.splits import SPLITS
 from quality.verdict import LIMITED_BELOW, DataVerdict, judge_data
 from reasoning.decision_types import get_decision_type
-from storage.files import remove_abandoned, sync, write_atomic
+from storage.errors import DatasetError
+from storage.files import scratch_folder, sync, write_atomic
 from storage.layout import Layout
 from storage.locks import data_lock
 
@@ -145,7 +142,7 @@ def export_dataset(
         raise ValueError(f"since {since} is after until {until}: nothing lies between")
     layout = Layout(data).check()
     home = layout.datasets / decision_type
-    with _workspace(home) as work:
+    with scratch_folder(home, ".export-") as work:
         report("select", 0, 1)
         con = funnel.select_rows(
             data,
@@ -305,29 +302,6 @@ def read_rows(dataset: Path | str, split: str, *, config: Config | None = None) 
 
 def _rfc3339(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-@contextmanager
-def _workspace(home: Path) -> Iterator[Path]:
-    """A folder beside the datasets of a type, on their filesystem; removed at the end, or by the next one after a kill.
-
-    Its owner holds a lock on it, which the kernel frees when the owner dies.
-    """
-    home.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(home.glob(".export-*"))
-    while True:
-        work = Path(tempfile.mkdtemp(dir=home, prefix=".export-"))
-        with suppress(FileNotFoundError):  # another export may take it for abandoned before it is locked
-            fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if work.exists():
-                break
-            os.close(fd)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(fd)
 
 
 def _require_enough(con: duckdb.DuckDBPyConnection, now: datetime) -> DataVerdict:

@@ -6,7 +6,6 @@
     └── QualityError
         ├── InsufficientData     too few usable rows to learn from (carries the verdict and the funnel)
         ├── DatasetRejected      the finished rows failed the quality gate (carries the failures)
-        ├── DatasetError         a published dataset cannot be read, or is not what its manifest says
         └── EvaluationError      labels and answers that cannot be compared
 """
 
@@ -47,10 +46,6 @@ class DatasetRejected(QualityError):
             "the dataset failed its quality gate: "
             + "; ".join(f"{failure.expectation} (observed {failure.observed})" for failure in failures)
         )
-
-
-class DatasetError(QualityError):
-    """A published dataset cannot be read, or is not what its manifest says."""
 
 
 class EvaluationError(QualityError):

@@ -25,9 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import DatasetError
-from storage.files import exchange, remove_abandoned, remove_tree, sync, write_atomic
+from storage.files import remove_abandoned, remove_tree, replace_folder, sync, write_atomic
 from storage.layout import Layout
-from storage.rewrite import CANNOT_EXCHANGE
 from storage.views import literal_path
 
 Line = tuple[str, int]  # (split, number from 0)
@@ -166,7 +165,7 @@ def erase_lines(dataset: Path, lines: list[Line]) -> None:
         _amend_manifest(staged / "manifest.json", hashes, side, len(lines))
         for path in (*staged.rglob("*"), staged):
             sync(path)
-        _swap(staged, dataset)
+        replace_folder(staged, dataset)
     finally:
         remove_tree(staged)
 
@@ -215,15 +214,3 @@ def _amend_manifest(path: Path, hashes: dict[str, str], side: pa.Table, erased: 
 
 def _dump(manifest: dict[str, Any]) -> bytes:
     return orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
-
-
-def _swap(new: Path, old: Path) -> None:
-    try:
-        exchange(new, old)
-    except OSError as error:
-        if error.errno not in CANNOT_EXCHANGE:
-            raise
-        # Two steps where the system has no exchange: killed between them, the dataset is gone, not half of it.
-        remove_tree(old)
-        new.rename(old)
-    sync(old.parent)

@@ -9,7 +9,7 @@
         ├── LandingError          a segment could not be landed: it stays in the spool, run again
         ├── QuarantineError       a file in the quarantine is not one that landing wrote, or was mended wrongly
         ├── TableError            a partition is not as it should be, or could not be rewritten
-        ├── DatasetError          an exported dataset is damaged, so nobody can be erased from it
+        ├── DatasetError          an exported dataset cannot be read, or is not what its manifest says
         └── LedgerError           the ledger cannot do what was asked
             ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the mend)
             ├── PriceUnknown      what something costs is not known, so nothing is spent on it
@@ -49,7 +49,7 @@ class TableError(StorageError):
 
 
 class DatasetError(StorageError):
-    """An exported dataset is damaged, so nobody can be erased from it."""
+    """An exported dataset cannot be read, or is not what its manifest says."""
 
 
 class LedgerError(StorageError):

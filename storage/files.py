@@ -9,11 +9,15 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+# What `exchange` fails with where the system or the filesystem has none.
+CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def sync(path: Path) -> None:
@@ -73,6 +77,46 @@ def remove_abandoned(folders: Iterable[Path]) -> None:
             continue
         finally:
             os.close(fd)
+
+
+@contextmanager
+def scratch_folder(home: Path, prefix: str) -> Iterator[Path]:
+    """A folder in `home`, on its filesystem; removed at the end, or by the next one of this prefix after a kill.
+
+    Its owner holds a lock on it, which the kernel frees when the owner dies.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(home.glob(f"{prefix}*"))
+    while True:
+        scratch = Path(tempfile.mkdtemp(dir=home, prefix=prefix))
+        with suppress(FileNotFoundError):  # another one may take it for abandoned before it is locked
+            fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if scratch.exists():
+                break
+            os.close(fd)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(fd)
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put the folder `new` in place of `old`, in one step where the system has one, and what was there in its place.
+
+    Where it has none, `old` is removed first: killed between the two steps, it is gone, and never half of it there.
+    """
+    try:
+        exchange(new, old)
+    except FileNotFoundError:
+        new.rename(old)
+    except OSError as error:
+        if error.errno not in CANNOT_EXCHANGE:
+            raise
+        remove_tree(old)
+        new.rename(old)
+    sync(old.parent)
 
 
 def exchange(a: Path, b: Path) -> None:

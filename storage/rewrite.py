@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from reasoning.records import SCHEMA_VERSION
 from storage.errors import TableError
-from storage.files import exchange, make_folder, remove_tree, sync, write_atomic
+from storage.files import CANNOT_EXCHANGE, exchange, make_folder, remove_tree, sync, write_atomic
 from storage.landed import ID_COLUMNS, row_ids
 from storage.layout import Layout
 from storage.schema import PARTITIONS, SCHEMAS, PartitionKey
@@ -46,7 +46,6 @@ _ROW_GROUP_ROWS = 20_480
 _ROW_GROUP_BYTES = 64 << 20
 # DuckDB sorts 2,048 rows at a time: of rows larger than this on average, they no longer fit into its memory limit.
 _LARGE_ROW_BYTES = 32 << 10
-CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def rewrite_partition(

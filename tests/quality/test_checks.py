@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from quality.checks import check_decisions
+from quality.data_docs import write_data_docs
 from quality.drift import homogeneity_p_value, population_stability_index
 from quality.gate import Expected, Profile, judge_profiles
+from quality.report import QualityReport
+from storage import files
 from storage.errors import DataFolderError
 from storage.layout import Layout
 from tests.quality.log import START, conversations, land, records
@@ -149,3 +154,22 @@ def test_a_warning_is_no_failure_of_the_whole():
     report = judge_profiles([Profile("things", frame, ["key"], [Expected("value", "small", "warning", max_value=3)])])
     assert report.success
     assert [(failure.where, failure.observed) for failure in report.failures] == [(["y"], [5.0])]
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_pages_whose_writer_is_killed_are_the_old_ones_or_the_new(tmp_path: Path, done: bool) -> None:
+    target, report, exchange = tmp_path / "quality", QualityReport(True, 1, [], None), files.exchange
+    write_data_docs(target, report, {"old": "<p>old</p>"})
+
+    def die(a: Path, b: Path) -> None:
+        if done:
+            exchange(a, b)
+        os._exit(9)
+
+    if not (child := os.fork()):
+        files.exchange = die
+        write_data_docs(target, report, {"new": "<p>new</p>"})
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert {page.name for page in target.iterdir()} == {"index.html", "new.html" if done else "old.html"}
+    write_data_docs(target, report, {"next": "<p>next</p>"})
+    assert [path.name for path in tmp_path.iterdir()] == ["quality"]

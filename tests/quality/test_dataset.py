@@ -17,12 +17,13 @@ import pytest
 
 import storage
 from quality.dataset import export_dataset, read_manifest, read_rows
-from quality.errors import DatasetError, DatasetRejected, InsufficientData
+from quality.errors import DatasetRejected, InsufficientData
 from quality.formats import find_format_fault
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import UnknownDecisionType
 from storage.compact import compact_decisions
 from storage.erase import erase_subject
+from storage.errors import DatasetError
 from tests.quality.conftest import NOW
 from tests.quality.log import START, Turn, conversations, land, records, sentence
 

@@ -164,7 +164,7 @@ def erase_until(data: Path, subject_id: str, step: int) -> None:
     for module, name in (
         (storage.erase, "write_atomic"),
         (storage.erase, "erase_lines"),
-        (storage.erase_datasets, "_swap"),
+        (storage.erase_datasets, "replace_folder"),
         (storage.erase, "_erase_quarantine"),
         (storage.erase, "rewrite_partition"),
         (storage.erase, "_erase_spool"),
