@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,6 @@ def submit_fine_tune(
     dataset_id: str,
     *,
     tier: str,
-    tiers: Mapping[str, Sequence[str]] | None = None,
     parameters: Mapping[str, Any] | None = None,
     again: bool = False,
     now: Now = None,
@@ -83,7 +82,7 @@ def submit_fine_tune(
     dataset = ledger.get("datasets", dataset_id)
     if dataset["state"] != "ready":
         raise LedgerError(f"dataset {dataset_id} is {dataset['state']}: upload it first")
-    base = resolve_tier(client, tier, tiers=tiers)
+    base = resolve_tier(client, tier)
     sent = json.dumps({**PARAMETERS, **(parameters or {})}, sort_keys=True)
     if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
         return resume_fine_tune(client, ledger, known["id"], now=now, wait=wait)

@@ -132,7 +132,6 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
     else:
         _look(ledger, client, report)
     _meter_decisions(layout, ledger, report)
-    report.charged_usd = ledger.spent() - before
     report.budgets = ledger.budgets(now)
 
     doomed = _over_budget(ledger, policy, report)
@@ -149,6 +148,8 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
     if client is not None:
         _take_down(ledger, client, draining, report)
         _cancel_waiting_jobs(ledger, client, policy, report)
+    report.charged_usd = ledger.spent() - before
+    report.budgets = ledger.budgets(now)  # with what this tick reserved, and what it charged at the end of something
     _renew(layout, policy, report)
 
 

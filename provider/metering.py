@@ -61,7 +61,7 @@ def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: dat
                 "endpoint",
                 amount,
                 key=f"endpoint:{deployment_id}:{billed}-{billed + quantity}",
-                what=f"{quantity} replica minutes of {row['name']} on {row['hardware']}",
+                what=f"{quantity} replica minute{'' if quantity == 1 else 's'} of {row['name']} on {row['hardware']}",
                 decision_type=row["decision_type"],
                 model_id=row["model_id"],
                 deployment_id=deployment_id,

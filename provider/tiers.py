@@ -6,7 +6,7 @@ of candidates in order of preference, and the first that can be trained *and* se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -37,15 +37,15 @@ class BaseModel:
     hourly_usd: Decimal
 
 
-def resolve_tier(client: Together, tier: str, *, tiers: Mapping[str, Sequence[str]] | None = None) -> BaseModel:
+def resolve_tier(client: Together, tier: str) -> BaseModel:
     """The first usable candidate of a tier (or, given a model's own name, that model). Costs nothing.
 
     Usable: one row of `/v2/supported-models` has both PRODUCT_FINE_TUNING and PRODUCT_DEDICATED and a certified config
     on hardware with a known price. Raises NotServable with the reason for every candidate.
     """
-    candidates = (tiers or TIERS).get(tier, (tier,) if "/" in tier else ())
+    candidates = TIERS.get(tier, (tier,) if "/" in tier else ())
     if not candidates:
-        raise NotServable(f"no tier {tier!r}: use one of {', '.join(tiers or TIERS)}, or a model's name (`owner/name`)")
+        raise NotServable(f"no tier {tier!r}: use one of {', '.join(TIERS)}, or a model's name (`owner/name`)")
     with asking("models that can be trained and served"):
         rows = {getattr(model, "name", None): model for model in listed(client.models.list_supported())}
     prices = hourly_prices(client)

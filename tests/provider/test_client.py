@@ -13,7 +13,7 @@ from provider.completions import complete_many
 from provider.errors import NotServable, ProviderRefused, ProviderSettingsError, ProviderUnavailable
 from provider.prices import hourly_prices, instance_price
 from provider.routes import keep_models, publish_route, renew_lease, routed_models
-from provider.tiers import resolve_tier
+from provider.tiers import TIERS, resolve_tier
 from reasoning.errors import RoutesError
 from reasoning.routes import Arm, Route, read_routes
 from storage.errors import PriceUnknown
@@ -77,15 +77,15 @@ def test_a_key_is_in_no_error(world: World) -> None:
     assert "very-secret" not in str(caught.value)
 
 
-def test_tiers_take_the_first_that_can_be_trained_and_served(world: World) -> None:
+def test_tiers_take_the_first_that_can_be_trained_and_served(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_tier(world.client, "small").name == "Qwen/Qwen3.5-2B"
     large = resolve_tier(world.client, "large")
     assert (large.hardware, large.hourly_usd) == ("4xnvidia-h100", Decimal("21.96"))  # the cheaper of two configs
-    tiers = {"mine": ("nobody/none", "Qwen/Qwen3.5-4B")}
+    monkeypatch.setitem(TIERS, "mine", ("nobody/none", "Qwen/Qwen3.5-4B"))
     with pytest.raises(
         NotServable, match=r"nobody/none is not on the provider's list; Qwen/Qwen3\.5-4B cannot be served"
     ):
-        resolve_tier(world.client, "mine", tiers=tiers)
+        resolve_tier(world.client, "mine")
 
 
 def test_prices_are_read_and_unknown_ones_refused(world: World) -> None:

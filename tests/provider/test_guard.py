@@ -39,7 +39,12 @@ RATE = Decimal("5.49")
 
 
 def guard(world: World, **options) -> GuardReport:
-    return guard_costs(world.data, world.client, ledger=world.ledger, now=world.now(), **options)
+    before, now = world.ledger.spent(), world.now()
+    report = guard_costs(world.data, world.client, ledger=world.ledger, now=now, **options)
+    if not report.skipped and not report.errors:
+        assert report.budgets == world.ledger.budgets(now)
+        assert report.charged_usd == world.ledger.spent() - before
+    return report
 
 
 def route(world: World, served_name: str, decision_type: str = "should_respond") -> None:
