@@ -43,6 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="stop idle deployments as inactiveTimeout says; the real service was seen not to",
     )
+    parser.add_argument(
+        "--form",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="answer in another documented form; docs/emulator.md lists them",
+    )
     options = parser.parse_args(arguments)
     settings = Settings(
         trainer=options.trainer,
@@ -50,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         cold_start_seconds=options.cold_start,
         stop_seconds=options.stop_delay,
         honour_inactive_timeout=options.honour_inactive_timeout,
+        forms=tuple((name, value) for name, _, value in (entry.partition("=") for entry in options.form)),
     )
     from emulator.clock import parse_time
     from emulator.server import run

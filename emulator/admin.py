@@ -15,6 +15,7 @@ from emulator.catalog import NANO
 from emulator.clock import format_time, parse_time
 from emulator.context import Emulator, emulator_of, read_json
 from emulator.errors import ApiError
+from emulator.forms import clear_forms, read_forms, set_forms
 
 
 async def check_health(request: Request) -> Response:
@@ -69,6 +70,19 @@ async def clear_faults(request: Request) -> Response:
     emulator = emulator_of(request)
     emulator.faults.clear()
     return JSONResponse({"faults": []})
+
+
+async def list_forms(request: Request) -> Response:
+    return JSONResponse(read_forms(emulator_of(request).state))
+
+
+async def choose_forms(request: Request) -> Response:
+    """`{"gpu_type": "vendor", ...}`; the answer has all of them."""
+    return JSONResponse(set_forms(emulator_of(request).state, await read_json(request)))
+
+
+async def reset_forms(request: Request) -> Response:
+    return JSONResponse(clear_forms(emulator_of(request).state))
 
 
 async def read_bill(request: Request) -> Response:

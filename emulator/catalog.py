@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from importlib.resources import files
 
@@ -41,6 +41,13 @@ class Config:
     id: str
     model_id: str
     hardware: str
+    quantization: str = "BF16"
+    adapter_mode: str = "dynamic"
+
+    @property
+    def serves_trained(self) -> bool:
+        """May a trained model (BF16, merged into its base) be deployed with it?"""
+        return self.quantization == "BF16" and self.adapter_mode != "fixed"
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,17 @@ class BaseModel:
     configs: tuple[Config, ...]
     training: dict[str, Decimal] | None
     pricing: dict[str, Decimal] | None
+
+    @property
+    def variants(self) -> tuple[Config, ...]:
+        """Further certified configs of the same hardware and price, for the form `profiles=several`."""
+        return tuple(
+            replace(
+                config, id=f"{config.id}_{quantization}_{mode}".lower(), quantization=quantization, adapter_mode=mode
+            )
+            for config in self.configs
+            for quantization, mode in (("FP8", "fixed"), ("FP8", "dynamic"), ("BF16", "fixed"), ("BF16", "disabled"))
+        )
 
     @property
     def revision_id(self) -> str:
@@ -83,7 +101,7 @@ class Catalog:
         return next((model for model in self.models if id_or_name in (model.id, model.name)), None)
 
     def config(self, id: str) -> Config | None:
-        return next((config for model in self.models for config in model.configs if config.id == id), None)
+        return next((c for model in self.models for c in (*model.configs, *model.variants) if c.id == id), None)
 
     def instance_type(self, id_or_name: str) -> InstanceType | None:
         return next((kind for kind in self.instance_types if id_or_name in (kind.id, kind.name)), None)

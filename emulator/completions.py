@@ -18,6 +18,7 @@ from emulator.bill import require_funds
 from emulator.catalog import NANO, BaseModel
 from emulator.context import Emulator, emulator_of, read_json
 from emulator.errors import ApiError
+from emulator.forms import form
 from emulator.majority import Completion
 from emulator.replicas import read_status, stop_inactive
 from emulator.serving import UntunedModel
@@ -58,6 +59,8 @@ async def create_chat_completion(request: Request) -> Response:
         completion = await emulator.models.complete(
             target.directory, messages, max_tokens=limit, temperature=temperature, logprobs=logprobs
         )
+    if form(emulator, "thinking") == "by_default" and not _thinking_is_off(body):
+        completion = _think_first(completion, limit)
     completion = _cut(completion, stop)
     _note_usage(emulator, target, name, completion)
     answer = Answer(f"chatcmpl-{uuid.uuid4().hex}", int(emulator.clock.timestamp()), name, completion, logprobs)
@@ -245,6 +248,23 @@ def _read_stop(value: Any) -> list[str]:
     if not isinstance(sequences, list) or not all(isinstance(sequence, str) for sequence in sequences):
         raise ApiError(400, "stop is a text or a list of texts", param="stop")
     return [sequence for sequence in sequences if sequence]
+
+
+def _thinking_is_off(body: dict[str, Any]) -> bool:
+    """Did the request switch thinking off, in either documented way?"""
+    reasoning, template = body.get("reasoning"), body.get("chat_template_kwargs")
+    return (isinstance(reasoning, dict) and reasoning.get("enabled") is False) or (
+        isinstance(template, dict) and template.get("enable_thinking") is False
+    )
+
+
+def _think_first(completion: Completion, limit: int) -> Completion:
+    """The completion behind a thought, cut at `limit` tokens: what a model that thinks by default says."""
+    thought = ["<think>", "\n", "Let", " me", " think", ".", "\n", "</think>", "\n\n"]
+    tokens = [*thought, *completion.tokens][:limit]
+    logprobs = [*(0.0 for _ in thought), *completion.token_logprobs][:limit]
+    reason = "length" if len(tokens) == limit else completion.finish_reason
+    return Completion("".join(tokens), tokens, logprobs, completion.prompt_tokens, reason)
 
 
 def _read_temperature(value: Any) -> float:

@@ -35,6 +35,8 @@ class Settings:
     cold_start_seconds: float = 1.0
     stop_seconds: float = 0.0
     honour_inactive_timeout: bool = False
+    forms: tuple[tuple[str, str], ...] = ()
+    """Forms to set at the start; see `emulator.forms`."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sqlite3
+import zlib
 from typing import Any
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from emulator.catalog import Config
 from emulator.clock import format_time
 from emulator.context import CATALOG_PROJECT, PROJECT, Emulator, emulator_of, paginate, read_json, read_project
 from emulator.errors import ApiError
+from emulator.forms import form
 from emulator.replicas import Status, read_status, scale, stop_inactive
 from emulator.resources import check_etag, filter_by_name, find_endpoint, masked_fields, qualify_name, traffic_shares
 from emulator.state import new_id
@@ -90,6 +92,8 @@ async def update_deployment(request: Request) -> Response:
     body = await read_json(request)
     row = find_deployment(emulator, request)
     check_etag(row, body.get("etag"))
+    if read_status(emulator, row).failed and form(emulator, "failed_update") == "refused":
+        raise ApiError(400, f"Deployment {row['name']} has failed; delete it", code="failed_precondition")
     changes: dict[str, Any] = {}
     fields = ("autoscaling", "inactiveTimeout", "maxConcurrentRequestsPerReplica", "name")
     touched = masked_fields(request, body, fields)
@@ -121,14 +125,16 @@ async def delete_deployment(request: Request) -> Response:
     emulator = emulator_of(request)
     row = find_deployment(emulator, request)
     check_etag(row, request.query_params.get("etag"))
-    if not read_status(emulator, row).stopped:
+    status = read_status(emulator, row)
+    if not status.stopped and not status.failed:
         raise ApiError(
             400,
-            f"Deployment {row['name']} is not stopped; set minReplicas and maxReplicas to 0 and wait for STOPPED",
+            f"Deployment {row['name']} must be STOPPED or FAILED; set minReplicas and maxReplicas to 0 and wait",
             code="failed_precondition",
         )
     split = json.loads(find_endpoint(emulator, row["endpoint_id"])["traffic_split"])
-    if any(entry["deploymentId"] == row["id"] and entry["weight"] > 0 for entry in split):
+    routed = any(entry["deploymentId"] == row["id"] and entry["weight"] > 0 for entry in split)
+    if routed and form(emulator, "traffic") == "accepted":
         raise ApiError(
             400, f"Deployment {row['name']} is in the traffic split; take it out first", code="failed_precondition"
         )
@@ -154,7 +160,7 @@ def describe_deployment(emulator: Emulator, row: sqlite3.Row) -> dict[str, Any]:
     return _describe(emulator, dict(row), read_status(emulator, row)) | {"estimatedEffectiveTrafficShare": share}
 
 
-def describe_summary(row: sqlite3.Row, status: Status, share: float) -> dict[str, Any]:
+def describe_summary(emulator: Emulator, row: sqlite3.Row, status: Status, share: float) -> dict[str, Any]:
     """The short form that an endpoint carries."""
     return {
         "id": row["id"],
@@ -166,7 +172,7 @@ def describe_summary(row: sqlite3.Row, status: Status, share: float) -> dict[str
         "trafficMode": "TRAFFIC_MODE_LIVE",
         "desiredReplicas": row["replicas"],
         "readyReplicas": status.ready,
-        "hardware": row["hardware"],
+        "hardware": _say_hardware(emulator, row["hardware"]),
         "estimatedEffectiveTrafficShare": share,
         "createdAt": format_time(row["created_at"]),
     }
@@ -186,7 +192,7 @@ def _describe(emulator: Emulator, row: dict[str, Any], status: Status) -> dict[s
         "modelRevisionId": row["revision_id"],
         "config": f"projects/{CATALOG_PROJECT}/configs/{row['config_id']}",
         "configId": row["config_id"],
-        "hardware": row["hardware"],
+        "hardware": _say_hardware(emulator, row["hardware"]),
         "autoscaling": json.loads(row["autoscaling"]),
         "desiredReplicas": row["replicas"],
         "inactiveTimeout": row["inactive_timeout"],
@@ -211,6 +217,15 @@ def _describe(emulator: Emulator, row: dict[str, Any], status: Status) -> dict[s
 
 def _stopped() -> Status:
     return Status("DEPLOYMENT_STATE_STOPPED", "validated, not created", 0, 0)
+
+
+def _say_hardware(emulator: Emulator, name: str) -> str:
+    """An instance type in the form that is set: its name, `1x H100 80GB`, or a name that says nothing of it."""
+    how = form(emulator, "hardware")
+    if how == "label":
+        count, _, rest = name.partition("x")
+        return f"{count}x {rest.removeprefix('nvidia-').replace('-', ' ').upper()}"
+    return name if how == "name" else f"pool-{zlib.crc32(name.encode()) % 1000}"
 
 
 def _model_path(row: Any) -> str:
@@ -264,6 +279,8 @@ def _resolve_model(emulator: Emulator, body: dict[str, Any]) -> tuple[str, str, 
         if row is None:
             raise ApiError(404, f"Model {model_id} not found", code="not_found", param="model")
         found = (PROJECT["id"], row["id"], row["revision_id"])
+        if form(emulator, "served") == "base" and (base := emulator.catalog.model(row["base_model"])) is not None:
+            found = (CATALOG_PROJECT, base.id, base.revision_id)
     if revision_id and revision_id != found[2]:
         raise ApiError(404, f"Model {model_id} has no revision {revision_id}", code="not_found", param="model")
     return found
@@ -280,6 +297,9 @@ def _resolve_config(emulator: Emulator, body: dict[str, Any], model_id: str) -> 
     base = emulator.catalog.model(row["base_model"] if row else model_id)
     if base is None or config.model_id != base.id:
         raise ApiError(400, f"Config {config.id} is not certified for model {model_id}", param="config")
+    if row and not config.serves_trained:
+        why = f"it is {config.quantization} with adapter mode {config.adapter_mode}"
+        raise ApiError(400, f"Config {config.id} is not compatible with model {model_id}: {why}", param="config")
     return config
 
 

@@ -13,6 +13,7 @@ from emulator.clock import format_time
 from emulator.context import PROJECT, Emulator, empty_page, emulator_of, paginate, read_json, read_project
 from emulator.deployments import describe_summary
 from emulator.errors import ApiError
+from emulator.forms import form
 from emulator.replicas import read_status, stop_inactive
 from emulator.resources import check_etag, filter_by_name, find_endpoint, masked_fields, qualify_name, traffic_shares
 from emulator.state import new_id
@@ -58,6 +59,8 @@ async def update_endpoint(request: Request) -> Response:
     changes: dict[str, Any] = {}
     for field in masked_fields(request, body, ("name", "trafficSplit", "visibility")):
         if field == "trafficSplit":
+            if form(emulator, "traffic") == "refused":
+                raise ApiError(400, "the traffic split cannot be changed now", code="failed_precondition")
             changes["traffic_split"] = json.dumps(_read_traffic_split(emulator, row, body.get(field) or []))
         elif field == "visibility":
             changes["visibility"] = _read_visibility(body.get(field))
@@ -127,7 +130,7 @@ def describe_endpoint(emulator: Emulator, row: sqlite3.Row) -> dict[str, Any]:
         "visibility": row["visibility"],
         "trafficSplit": split,
         "deployments": [
-            describe_summary(deployment, read_status(emulator, deployment), shares.get(deployment["id"], 0.0))
+            describe_summary(emulator, deployment, read_status(emulator, deployment), shares.get(deployment["id"], 0.0))
             for deployment in deployments
         ],
         "etag": str(row["version"]),

@@ -16,6 +16,7 @@ from emulator.context import (
     read_project,
 )
 from emulator.errors import ApiError
+from emulator.forms import form
 
 # The catalog does not say when its models appeared.
 _CATALOG_TIME = "2026-01-01T00:00:00.000000Z"
@@ -32,7 +33,8 @@ async def list_supported_models(request: Request) -> Response:
     if modality := request.query_params.get("modality"):
         models = models if modality == "MODALITY_TEXT" else []
     if mode := request.query_params.get("adapterMode"):
-        models = [model for model in models if model.configs] if mode == "ADAPTER_MODE_DYNAMIC" else []
+        emulator, wanted = emulator_of(request), mode.removeprefix("ADAPTER_MODE_").lower()
+        models = [m for m in models if any(c.adapter_mode == wanted for c in configs_of(emulator, m))]
     return JSONResponse(paginate(request, [_describe_supported(emulator_of(request), model) for model in models]))
 
 
@@ -44,28 +46,35 @@ async def retrieve_supported_model(request: Request) -> Response:
     return JSONResponse(_describe_supported(emulator, model))
 
 
+def configs_of(emulator: Emulator, model: BaseModel) -> tuple[Config, ...]:
+    """The certified configs of a base model, in the order in which they are listed."""
+    return (*model.variants, *model.configs) if form(emulator, "profiles") == "several" else model.configs
+
+
 async def list_instance_types(request: Request) -> Response:
-    kinds = emulator_of(request).catalog.instance_types
-    return JSONResponse(paginate(request, [_describe_instance_type(kind) for kind in kinds]))
+    emulator = emulator_of(request)
+    kinds = emulator.catalog.instance_types
+    return JSONResponse(paginate(request, [_describe_instance_type(emulator, kind) for kind in kinds]))
 
 
 async def retrieve_instance_type(request: Request) -> Response:
-    kind = emulator_of(request).catalog.instance_type(request.path_params["instance_type"])
+    emulator = emulator_of(request)
+    kind = emulator.catalog.instance_type(request.path_params["instance_type"])
     if kind is None:
         raise ApiError(404, f"Instance type {request.path_params['instance_type']} not found", code="not_found")
-    return JSONResponse(_describe_instance_type(kind))
+    return JSONResponse(_describe_instance_type(emulator, kind))
 
 
 async def list_configs(request: Request) -> Response:
     read_project(request, also_catalog=True)
     emulator = emulator_of(request)
     wanted = request.query_params.get("referenceModelId") or request.query_params.get("referenceModel")
-    configs = [config for model in emulator.catalog.models for config in model.configs]
+    configs = [config for model in emulator.catalog.models for config in configs_of(emulator, model)]
     if wanted:
         id = wanted.split("/revisions/")[0].rsplit("/", 1)[-1]
         row = emulator.state.row("SELECT base_model FROM models WHERE id = ?", id)
         base = emulator.catalog.model(row["base_model"] if row else id)
-        configs = list(base.configs) if base else []
+        configs = list(configs_of(emulator, base)) if base else []
     return JSONResponse(paginate(request, [_describe_config(emulator, config) for config in configs]))
 
 
@@ -118,7 +127,7 @@ def _describe_config(emulator: Emulator, config: Config) -> dict[str, Any]:
         "selectors": [
             {"key": "accelerator_type", "value": accelerator},
             {"key": "accelerator_count", "value": str(instance.gpu_count)},
-            {"key": "adapter_mode", "value": "dynamic"},
+            {"key": "adapter_mode", "value": config.adapter_mode},
         ],
         "certifications": [
             {
@@ -152,7 +161,7 @@ def _describe_supported(emulator: Emulator, model: BaseModel) -> dict[str, Any]:
         "status": "SUPPORTED_MODEL_STATUS_SUPPORTED",
         "createdAt": _CATALOG_TIME,
         "updatedAt": _CATALOG_TIME,
-        "deploymentProfiles": [_describe_profile(emulator, model, config) for config in model.configs],
+        "deploymentProfiles": [_describe_profile(emulator, model, config) for config in configs_of(emulator, model)],
     }
     if model.pricing:
         description["pricing"] = {name: float(price) for name, price in model.pricing.items()}
@@ -163,28 +172,35 @@ def _describe_supported(emulator: Emulator, model: BaseModel) -> dict[str, Any]:
 def _describe_profile(emulator: Emulator, model: BaseModel, config: Config) -> dict[str, Any]:
     instance = emulator.catalog.instance_type(config.hardware)
     assert instance is not None
-    return {
+    profile = {
         "profileId": config.id.replace("cr_", "pf_", 1),
         "config": f"projects/{CATALOG_PROJECT}/configs/{config.id}",
         "certifiedConfigRevisionId": config.id,
         "model": f"projects/{CATALOG_PROJECT}/models/{model.id}/revisions/{model.revision_id}",
         "modelName": model.name,
         "certifiedModelRevisionId": model.revision_id,
-        "gpuType": instance.gpu_type,
+        "gpuType": _gpu_type(emulator, instance),
         "gpuCount": instance.gpu_count,
         "parallelism": f"TP{instance.gpu_count}",
-        "quantization": "BF16",
-        "adapterMode": "ADAPTER_MODE_DYNAMIC",
+        "quantization": config.quantization,
+        "adapterMode": f"ADAPTER_MODE_{config.adapter_mode.upper()}",
         "performanceBenchmarks": {"maxContextLength": str(model.context_length)},
     }
+    if form(emulator, "profile_config") == "omitted":
+        profile["config"] = ""
+    return profile
 
 
-def _describe_instance_type(kind: InstanceType) -> dict[str, Any]:
+def _gpu_type(emulator: Emulator, kind: InstanceType) -> str:
+    return kind.gpu_type if form(emulator, "gpu_type") == "short" else f"nvidia-{kind.gpu_type.lower()}"
+
+
+def _describe_instance_type(emulator: Emulator, kind: InstanceType) -> dict[str, Any]:
     return {
         "id": kind.id,
         "name": kind.name,
         "description": f"{kind.gpu_count} x {kind.gpu_type} ({kind.gpu_memory_gib} GiB)",
-        "gpuType": kind.gpu_type,
+        "gpuType": _gpu_type(emulator, kind),
         "gpuCount": kind.gpu_count,
         "gpuMemoryGib": kind.gpu_memory_gib,
         "priceCentsPerHour": kind.price_cents_per_hour,

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from emulator.context import Emulator
+from emulator.forms import form
 from emulator.state import new_id
 
 _GIVE_UP_SECONDS = 6 * 3600.0
+_GAVE_UP = "no replica became ready within 6 hours"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class Status:
     @property
     def stopped(self) -> bool:
         return self.state == "DEPLOYMENT_STATE_STOPPED"
+
+    @property
+    def failed(self) -> bool:
+        return self.state == "DEPLOYMENT_STATE_FAILED"
 
 
 def scale(
@@ -75,6 +81,8 @@ def read_status(emulator: Emulator, deployment: sqlite3.Row) -> Status:
         deployment["id"],
         now,
     )
+    if form(emulator, "failed") == "terminal" and _has_failed(emulator, deployment["id"], now):
+        return Status("DEPLOYMENT_STATE_FAILED", _GAVE_UP, 0, 0)
     live = [row for row in rows if row["stopped_at"] is None]
     ready = sum(row["ready_at"] is not None and row["ready_at"] <= now for row in live)
     starting = [row for row in live if row["ready_at"] is None or row["ready_at"] > now]
@@ -88,11 +96,23 @@ def read_status(emulator: Emulator, deployment: sqlite3.Row) -> Status:
         return Status("DEPLOYMENT_STATE_READY", "all replicas are ready", ready, scheduled)
     if waiting:
         if not ready and now - min(row["requested_at"] for row in waiting) >= _GIVE_UP_SECONDS:
-            return Status("DEPLOYMENT_STATE_FAILED", "no replica became ready within 6 hours", 0, 0)
+            return Status("DEPLOYMENT_STATE_FAILED", _GAVE_UP, 0, 0)
         return Status("DEPLOYMENT_STATE_DEGRADED", "insufficient GPU capacity", ready, scheduled)
     if ready:
         return Status("DEPLOYMENT_STATE_SCALING", f"{ready} of {len(live)} replicas are ready", ready, scheduled)
     return Status("DEPLOYMENT_STATE_PROVISIONING", "replicas are starting", 0, scheduled)
+
+
+def _has_failed(emulator: Emulator, deployment_id: str, now: float) -> bool:
+    """Did it wait for hardware for six hours without one ready replica? That does not change any more."""
+    row = emulator.state.row(
+        """SELECT max(coalesce(ready_at <= min(coalesce(stopped_at, ?1), ?1), 0)) AS served,
+                  max(min(coalesce(stopped_at, ?1), ?1) - requested_at) FILTER (WHERE NOT has_capacity) AS waited
+           FROM replicas WHERE deployment_id = ?2""",
+        now,
+        deployment_id,
+    )
+    return row is not None and not row["served"] and (row["waited"] or 0) >= _GIVE_UP_SECONDS
 
 
 def stop_inactive(emulator: Emulator) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from starlette.requests import Request
 
-from emulator.context import Emulator
+from emulator.context import Emulator, emulator_of
 from emulator.errors import ApiError
+from emulator.forms import form
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FILTER = re.compile(r'\s*name\s*=\s*"([^"]*)"\s*')
@@ -61,10 +62,17 @@ def check_etag(row: sqlite3.Row | dict[str, Any], etag: Any) -> None:
 
 
 def masked_fields(request: Request, body: dict[str, Any], allowed: tuple[str, ...]) -> list[str]:
-    """The fields an update touches: those of `updateMask`, without one those in the body."""
+    """The fields an update touches: those of `updateMask`, without one those that are populated.
+
+    Not populated is what protobuf takes for absent: an empty list or text, zero, false.
+    """
     mask = request.query_params.get("updateMask") or body.get("updateMask")
-    if not mask:
+    if not mask and form(emulator_of(request), "update_mask") == "optional":
         return [field for field in allowed if field in body]
+    if not mask:
+        if populated := [field for field in allowed if body.get(field)]:
+            return populated
+        raise ApiError(400, "no fields to update", code="invalid_argument")
     fields = [field.strip().split(".", 1)[0] for field in str(mask).split(",") if field.strip()]
     if unknown := sorted(set(fields) - set(allowed)):
         raise ApiError(400, f"updateMask names what cannot be updated: {', '.join(unknown)}", param="updateMask")

@@ -31,6 +31,7 @@ from emulator.clock import Clock
 from emulator.context import Emulator, Settings
 from emulator.errors import ApiError, StartError
 from emulator.faults import FaultMiddleware, Faults
+from emulator.forms import set_forms
 from emulator.scheduler import Scheduler
 from emulator.serving import TRAINERS, ModelCache
 from emulator.state import State
@@ -116,6 +117,9 @@ ROUTES = [
     _route("GET", "/emulator/faults", admin.list_faults),
     _route("POST", "/emulator/faults", admin.order_faults),
     _route("DELETE", "/emulator/faults", admin.clear_faults),
+    _route("GET", "/emulator/forms", admin.list_forms),
+    _route("POST", "/emulator/forms", admin.choose_forms),
+    _route("DELETE", "/emulator/forms", admin.reset_forms),
     _route("GET", "/emulator/bill", admin.read_bill),
     _route("POST", "/emulator/balance", admin.set_balance),
 ]
@@ -142,6 +146,8 @@ def create_app(data: Path, *, settings: Settings | None = None, now: datetime | 
         disk=ThreadPoolExecutor(4, thread_name_prefix="disk"),
     )
     scheduler.emulator = emulator
+    if settings.forms:
+        set_forms(state, dict(settings.forms))
     if now is not None:
         emulator.clock.set(now)
     app = Starlette(

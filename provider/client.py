@@ -21,13 +21,16 @@ from provider.errors import (
     ProviderUnavailable,
     RemoteNotFound,
     UnexpectedAnswer,
+    brief,
 )
 from reasoning.errors import ReasoningError
 
 if TYPE_CHECKING:
-    from together import Together
+    from together import AsyncTogether, Together
 
 TOGETHER_URL = "https://api.together.ai"
+INFERENCE_URL = "https://api-inference.together.ai"
+"""Where the SDK sends chat completions unless a base URL is set (together 3.1.1, `resources/chat/completions.py`)."""
 
 Now = datetime | Callable[[], datetime] | None
 """A fixed time, a clock to ask again and again, or None for the machine's."""
@@ -111,10 +114,34 @@ def connect(
 
     from together import Together  # 2 s of imports, so only who talks to the provider pays them
 
-    client = Together(api_key=key, base_url=url, project_id=project, timeout=timeout)
+    # A base URL that is given, be it the default, sends chat completions away from the host that is made for them.
+    own = None if url == TOGETHER_URL and not os.environ.get("TOGETHER_BASE_URL") else url
+    client = Together(api_key=key, base_url=own, project_id=project, timeout=timeout)
     if not client.project_id:
         client.project_id = _find_project(client, url)
     return client
+
+
+def inference_url(provider: str | None = None, base_url: str | None = None) -> str:
+    """Base URL for chat completions, without `/v1`: Together's own host for them, else the provider's.
+
+    Raises ProviderSettingsError as `provider_url` does.
+    """
+    url = provider_url(provider, base_url)
+    return INFERENCE_URL if url == TOGETHER_URL else url
+
+
+def asynchronous(client: Together) -> AsyncTogether:
+    """An asynchronous client of the same account and host, without the SDK's own retries."""
+    from together import AsyncTogether
+
+    overridden = getattr(client, "_base_url_overridden", True)
+    return AsyncTogether(
+        api_key=client.api_key,
+        base_url=client.base_url if overridden else None,
+        project_id=client.project_id,
+        max_retries=0,
+    )
 
 
 def _find_project(client: Together, url: str) -> str:
@@ -150,17 +177,23 @@ def asking(what: str) -> Iterator[None]:
             raise ProviderUnavailable(message) from error
         raise ProviderRefused(message) from error
     except together.APIConnectionError as error:
-        raise ProviderUnavailable(f"{what}: no answer from the provider ({error.__cause__ or error})") from error
+        reason = brief(str(error.__cause__ or error))
+        raise ProviderUnavailable(f"{what}: no answer from the provider ({reason})") from error
     except httpx.TransportError as error:  # the SDK sends a file's bytes without its own error handling
-        raise ProviderUnavailable(f"{what}: no answer from the provider ({error})") from error
+        raise ProviderUnavailable(f"{what}: no answer from the provider ({brief(str(error))})") from error
     except together.APIResponseValidationError as error:
-        raise UnexpectedAnswer(f"{what}: the provider's answer is not as documented: {error.message}") from error
+        reason = brief(error.message)
+        raise UnexpectedAnswer(f"{what}: the provider's answer is not as documented: {reason}") from error
     except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = brief(f"{type(error).__name__}: {error}")
         raise UnexpectedAnswer(f"{what}: the provider's answer is not as documented ({reason})") from error
 
 
 def _message(error: object) -> str:
+    return brief(_whole_message(error))
+
+
+def _whole_message(error: object) -> str:
     body = getattr(error, "body", None)
     if isinstance(body, dict):
         inner = body.get("error", body)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from provider.client import Progress, asking
+from provider.client import Progress, asking, asynchronous
 from provider.errors import ProviderError, ProviderUnavailable
 from reasoning import completion as client_completion
 from reasoning.decision_types import AnswerFormat
@@ -122,17 +122,13 @@ async def _complete_all(
     concurrency: int,
     progress: Progress | None,
 ) -> list[Completion]:
-    from together import AsyncTogether
-
     done, limit = 0, asyncio.Semaphore(concurrency)
-    async with AsyncTogether(
-        api_key=client.api_key, base_url=client.base_url, project_id=client.project_id, max_retries=0
-    ) as asynchronous:
+    async with asynchronous(client) as its_twin:
 
         async def ask(messages: Sequence[Any]) -> Completion:
             nonlocal done
             async with limit:
-                answer = await _complete(asynchronous, model, messages, max_tokens, temperature)
+                answer = await _complete(its_twin, model, messages, max_tokens, temperature)
             done += 1
             if progress:
                 progress(done / len(conversations), f"{done:,} of {len(conversations):,} answers")

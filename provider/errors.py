@@ -21,6 +21,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+
 from reasoning.errors import ReasoningError
 
 
@@ -78,3 +81,27 @@ class NoCapacity(DeploymentFailed):
 
 class NotReady(ProviderError):
     """It did not get there within the time given."""
+
+
+LONGEST_MESSAGE = 300
+"""Characters of the provider's words that are kept: in errors, in the ledger, in reports."""
+
+_READ = 4096  # of what the provider said; what counts stands at its start
+
+
+def brief(message: str) -> str:
+    """The provider's words in one line of at most `LONGEST_MESSAGE` characters; of an HTML page its title or text."""
+    text = message[:_READ]
+    start = text[:500].lower()
+    if "<html" in start or "<!doctype" in start or "<head" in start:
+        title = re.search(r"<title[^<>]{0,100}>([^<>]*)", text, re.IGNORECASE)
+        text = (title[1] if title else "").strip() or _without_markup(text)
+        text = f"an HTML page: {html.unescape(text)}"
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 1]}…"
+
+
+def _without_markup(text: str) -> str:
+    """The text of a page, its scripts and styles left out."""
+    text = re.sub(r"<(script|style)\b[^<>]*>[^<]*", " ", text, flags=re.IGNORECASE)
+    return re.sub(r"<[^<>]*>", " ", text)

@@ -28,7 +28,7 @@ from provider.errors import (
     RemoteNotFound,
     UnexpectedAnswer,
 )
-from provider.prices import estimate_fine_tune
+from provider.prices import estimate_fine_tune, lora_rank
 from provider.tiers import resolve_tier
 from storage.errors import LedgerError
 from storage.ledger_database import new_id
@@ -125,7 +125,7 @@ def _estimate(client: Together, dataset: dict[str, Any], base_model: str, parame
         validation_file_id=dataset["validation_file_id"],
         n_epochs=parameters["n_epochs"],
         n_evals=parameters["n_evals"],
-        training_type=_training_type(parameters),
+        training_type=_training_type(client, base_model, parameters),
     )
 
 
@@ -140,10 +140,11 @@ def _same_job(ledger: Ledger, dataset_id: str, base_model: str, parameters: str)
     return found[-1] if found else None
 
 
-def _training_type(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _training_type(client: Together, base_model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     if parameters.get("lora") is False:
         return {"type": "Full"}
-    rank = int(parameters.get("lora_r") or 64)
+    with asking(f"limits of {base_model}"):
+        rank = lora_rank(parameters, client.fine_tuning.model_limits(model_name=base_model))
     return {"type": "Lora", "lora_r": rank, "lora_alpha": int(parameters.get("lora_alpha") or 2 * rank)}
 
 

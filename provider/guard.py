@@ -23,17 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from provider.answers import noting
-from provider.deployments import (
-    LIVE_STATES,
-    READY_TIMEOUT,
-    advance_shutdown,
-    begin_shutdown,
-    stop_replicas,
-    sync_deployment,
-)
+from provider.deployment_state import LIVE_STATES, raise_price, sync_deployment
+from provider.deployments import READY_TIMEOUT
 from provider.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune
 from provider.metering import hourly_usd, meter_decisions, runway_usd
+from provider.prices import hourly_prices
 from provider.routes import LEASE, keep_models, renew_lease, resume_routes
+from provider.shutdown import advance_shutdown, begin_shutdown, stop_replicas
 from reasoning.errors import ReasoningError
 from storage.errors import BudgetExceeded, LedgerUnavailable
 from storage.layout import Layout
@@ -171,7 +167,7 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: Gu
     for row in blind:
         if row["endpoint_id"]:
             with noting(report.errors, row["name"]):
-                stop_replicas(client, row["endpoint_id"])
+                stop_replicas(client, row["endpoint_id"], known=[row["remote_id"]] if row["remote_id"] else [])
                 report.actions.append(f"stopped {row['name']}, whose minutes the ledger cannot take down")
 
 
@@ -181,6 +177,7 @@ def _is_ours(ledger: Ledger, model: str) -> bool:
 
 def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
     """See how everything of ours is, and charge what it cost since the last look."""
+    _see_prices(ledger, client, report)
     for row in ledger.find("deployments", state=LIVE_STATES):
         with noting(report.errors, row["name"]):
             after, message = sync_deployment(client, ledger, row["id"], now=report.now)
@@ -198,6 +195,17 @@ def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
                 report.actions.append(
                     f"{job['suffix']} is {after['state']} for {format_usd(from_nano(after['price_nano']))}"
                 )
+
+
+def _see_prices(ledger: Ledger, client: Together, report: GuardReport) -> None:
+    """What runs may have become dearer: from now on it is charged and limited by the price of today."""
+    running = ledger.find("deployments", state=RUNNING_STATES)
+    if not running:
+        return
+    # No price is no reason to let the lease run out: that of yesterday was known, and the bill corrects it.
+    with noting(report.warnings, "today's prices"):
+        prices = hourly_prices(client)
+        report.warnings.extend(filter(None, (raise_price(ledger, row, prices, now=report.now) for row in running)))
 
 
 def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> None:
@@ -332,6 +340,8 @@ def _take_down(ledger: Ledger, client: Together, draining: set[str], report: Gua
             after = advance_shutdown(client, ledger, row["id"], now=report.now)
             if after["state"] != row["state"]:
                 report.actions.append(f"{row['name']} is {after['state']}")
+            if after["state"] == "stopped" and after["reason"]:  # it costs nothing, so no lease runs out for it
+                report.warnings.append(f"{row['name']}: {after['reason']}; it is tried again every minute")
 
 
 def _cancel_waiting_jobs(ledger: Ledger, client: Together, policy: GuardPolicy, report: GuardReport) -> None:

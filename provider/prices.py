@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.answers import count, listed, text, usd
 from provider.client import asking
+from provider.hardware import compare_hardware
 from storage.errors import PriceUnknown
 
 if TYPE_CHECKING:
@@ -58,17 +60,42 @@ def estimate_fine_tune(
     return max(price, MINIMUM_FINE_TUNE_USD)
 
 
+def lora_rank(parameters: Mapping[str, Any], limits: Any) -> int:
+    """The rank that a LoRA fine-tune will have: the one asked for, else the model's default, and not above its cap.
+
+    The SDK's `create` takes the same default (together 3.1.1, `lib/resources/fine_tuning.py`), so that what is priced
+    is what is trained.
+    """
+    lora = getattr(limits, "lora_training", None)
+    default = count(getattr(lora, "default_rank", None)) or count(getattr(lora, "max_rank", None)) or 64
+    cap = count(getattr(lora, "max_rank", None))
+    rank = int(parameters.get("lora_r") or default)
+    return min(rank, cap) if cap else rank
+
+
+def price_of(prices: Mapping[str, Decimal], hardware: str) -> Decimal | None:
+    """Price of hardware in a table of `hourly_prices`: by its name, else by what the name says. None: not known.
+
+    Several that it may be at different prices: the dearest is the safe guess.
+    """
+    if hardware in prices:
+        return prices[hardware]
+    same = [price for name, price in prices.items() if compare_hardware(name, hardware) == "same"]
+    return max(same, default=None)
+
+
 def instance_price(client: Together, hardware: str) -> Decimal:
     """US dollars an hour of one running replica on `hardware` (an instance type's name or id, `1xnvidia-h100-80gb`).
 
     It is billed by the minute. Raises PriceUnknown.
     """
     prices = hourly_prices(client)
-    if hardware not in prices:
+    price = price_of(prices, hardware)
+    if price is None:
         raise PriceUnknown(
             f"the provider lists no price for {hardware}; it lists {', '.join(sorted(prices)) or 'none'}"
         )
-    return prices[hardware]
+    return price
 
 
 def hourly_prices(client: Together) -> dict[str, Decimal]:

@@ -25,7 +25,6 @@ from provider.answers import (
     may_run,
     moment,
     noting,
-    state_of,
     text,
 )
 from provider.bill import reconcile_bill
@@ -43,6 +42,7 @@ from provider.errors import ProviderError, ProviderUnavailable, UnexpectedAnswer
 from provider.fine_tunes import ENDED_STATES, abandon_fine_tune, adopt_job, cancel_fine_tune, sync_fine_tune
 from provider.metering import meter_decisions
 from provider.prices import MINIMUM_FINE_TUNE_USD, hourly_prices
+from provider.shutdown import has_ended, scale_to_zero
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
 from storage.money import to_nano
@@ -386,15 +386,10 @@ def _stop_doubles(
             continue
         with noting(report.errors, row["name"]), asking(f"deployment {double.id}"):
             remote = client.endpoints.deployments.retrieve(double.id, endpoint_id=endpoint.id)
-            if may_run(remote):
+            if may_run(remote) and not has_ended(remote):
                 report.orphans.append(f"deployment {double.id} beside {row['name']}")
-                remote = client.endpoints.deployments.update(
-                    double.id,
-                    endpoint_id=endpoint.id,
-                    autoscaling={"min_replicas": 0, "max_replicas": 0},
-                    **etag_of(remote),
-                )
-            if state_of(remote) != "stopped":
+                remote = scale_to_zero(client, endpoint.id, double.id)
+            if not has_ended(remote):
                 continue
             charge_double(ledger, row, remote, now=report.now)
             client.endpoints.deployments.delete(double.id, endpoint_id=endpoint.id, **etag_of(remote))

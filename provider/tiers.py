@@ -15,6 +15,7 @@ from provider.answers import listed
 from provider.client import asking
 from provider.errors import NotServable, UnexpectedAnswer
 from provider.prices import hourly_prices
+from provider.serving_configs import configs_of_supported, fittest
 
 if TYPE_CHECKING:
     from together import Together
@@ -28,7 +29,7 @@ TIERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A base model that can be fine-tuned and served, with its cheapest certified way of serving."""
+    """A base model that can be fine-tuned and served, with its fittest certified way of serving what is trained."""
 
     id: str
     name: str
@@ -53,7 +54,7 @@ def resolve_tier(client: Together, tier: str) -> BaseModel:
     for name in candidates:
         try:
             with asking(f"what serves {name}"):
-                chosen = _judge(name, rows.get(name), prices)
+                chosen = _judge(client, name, rows.get(name), prices)
         except UnexpectedAnswer as error:
             chosen = f"cannot be judged: {error}"
         if isinstance(chosen, BaseModel):
@@ -62,7 +63,7 @@ def resolve_tier(client: Together, tier: str) -> BaseModel:
     raise NotServable(f"no model of tier {tier!r} can be trained and served, nothing was spent: {'; '.join(reasons)}")
 
 
-def _judge(name: str, row: Any, prices: Mapping[str, Decimal]) -> BaseModel | str:
+def _judge(client: Together, name: str, row: Any, prices: Mapping[str, Decimal]) -> BaseModel | str:
     """The model, or why it cannot be used."""
     if row is None:
         return "is not on the provider's list"
@@ -72,15 +73,9 @@ def _judge(name: str, row: Any, prices: Mapping[str, Decimal]) -> BaseModel | st
         return "cannot be served on a dedicated deployment"
     if row.status == "SUPPORTED_MODEL_STATUS_HIDDEN":
         return "is hidden by the provider"
-    profiles = [profile for profile in row.deployment_profiles or () if profile.config]
-    if not profiles:
+    if not row.deployment_profiles:
         return "has no certified config"
-    priced = []
-    for profile in profiles:
-        shape = f"{profile.gpu_count}x{profile.gpu_type}".lower()
-        if shape in prices:
-            priced.append((prices[shape], shape, profile))
-    if not priced:
+    config = fittest(configs_of_supported(client, row, prices))
+    if config is None:
         return "has no config on hardware with a known price"
-    price, shape, profile = min(priced, key=lambda entry: entry[0])
-    return BaseModel(id=row.id, name=name, config=profile.config, hardware=shape, hourly_usd=price)
+    return BaseModel(id=row.id, name=name, config=config.config, hardware=config.hardware, hourly_usd=config.hourly_usd)

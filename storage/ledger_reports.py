@@ -234,12 +234,21 @@ def _deployment_status(
         "deployment_state": "unknown" if unknown else row.get("state"),
         "seen_at": seen_at,
         "served_name": row.get("served_name"),
-        "reason": row.get("reason") or doubt,
+        "reason": _reason(row) or doubt,
         "replicas": replicas,
         "idle_seconds": max((now - busy_at).total_seconds(), 0.0) if active and busy_at else None,
         "last_request_at": row.get("last_request_at"),
         "hourly_usd": from_nano(sum(row["hourly_nano"] * (worst[row["id"]] or 0) for row in rows)),
     }
+
+
+def _reason(deployment: dict[str, Any]) -> str | None:
+    """Why it is not well, and for what has failed how it is cleared away."""
+    reason: str | None = deployment.get("reason")
+    if deployment.get("state") != "failed":
+        return reason
+    model = deployment["model_id"] or deployment["name"]
+    return f"{reason or 'it failed'}. The guard deletes it, or `reasoning undeploy {model}` does"
 
 
 def _is_in_doubt(deployment: dict[str, Any]) -> bool:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import provider.deployments
+import provider.shutdown
 from provider.client import Now, clock_of, connect
 from provider.deployments import LIVE_STATES
+from provider.errors import ProviderError
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from quality.dataset import Manifest, export_dataset
@@ -132,23 +134,41 @@ def undeploy(
 ) -> list[dict[str, Any]]:
     """Withdraw a model's route, let it drain, stop and delete what serves it; returns the deployments' ledger rows.
 
-    None run: nothing is done. A model that had traffic is `trained` again.
+    None run: nothing is done. A model that had traffic is `trained` again. Where the provider cannot be reached, or
+    refuses the key, the routes are withdrawn all the same and the guard stops the deployments later; then raises.
     """
-    with at_work(data) as (client, ledger):
+    with open_ledger(data) as ledger:
         row = find_model(ledger, model)
-        ended = [
-            provider.deployments.undeploy_model(
-                client,
-                ledger,
-                deployment["id"],
-                routes_path=Layout(data).routes,
-                why=why,
-                now=now,
-                progress=progress,
-                poll_seconds=poll_seconds(client),
-            )
-            for deployment in ledger.find("deployments", model_id=row["id"], state=LIVE_STATES)
-        ]
-        if row["state"] == "promoted":
-            ledger.transition("models", row["id"], "trained", why=why, now=clock_of(now)())
-        return ended
+        deployments = ledger.find("deployments", model_id=row["id"], state=LIVE_STATES)
+
+        def end(client: Together | None, **options: Any) -> list[dict[str, Any]]:
+            ended, troubles = [], []
+            for deployment in deployments:
+                try:
+                    ended.append(
+                        provider.shutdown.undeploy_model(
+                            client,
+                            ledger,
+                            deployment["id"],
+                            routes_path=Layout(data).routes,
+                            why=why,
+                            now=now,
+                            **options,
+                        )
+                    )
+                except ProviderError as error:  # the others cost money too
+                    troubles.append(error)
+            if troubles:
+                raise troubles[0]
+            return ended
+
+        try:
+            client = connect()
+        except ProviderError:
+            end(None, drain_seconds=0)
+            raise
+        finally:
+            if row["state"] == "promoted":  # it has no traffic any more, whatever becomes of the rest
+                ledger.transition("models", row["id"], "trained", why=why, now=clock_of(now)())
+        with client:
+            return end(client, progress=progress, poll_seconds=poll_seconds(client))

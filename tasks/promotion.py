@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from provider.client import clock_of, provider_url
+from provider.client import clock_of, inference_url
 from provider.routes import publish_route
 from quality.dataset import read_manifest
 from reasoning.routes import Arm, Route
@@ -101,7 +101,7 @@ def _route(
         weight=share,
         mode=mode,
         model=deployment["served_name"],
-        base_url=provider_url(),
+        base_url=inference_url(),
         config_hash=read_manifest(dataset).config_hash,
     )
     original = Arm(name="original", source="original", weight=1.0 if mode == "shadow" else 1.0 - share)

@@ -80,7 +80,7 @@ def test_a_key_is_in_no_error(world: World) -> None:
 def test_tiers_take_the_first_that_can_be_trained_and_served(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_tier(world.client, "small").name == "Qwen/Qwen3.5-2B"
     large = resolve_tier(world.client, "large")
-    assert (large.hardware, large.hourly_usd) == ("4xnvidia-h100", Decimal("21.96"))  # the cheaper of two configs
+    assert (large.hardware, large.hourly_usd) == ("4xnvidia-h100-80gb", Decimal("21.96"))  # the cheaper of two configs
     monkeypatch.setitem(TIERS, "mine", ("nobody/none", "Qwen/Qwen3.5-4B"))
     with pytest.raises(
         NotServable, match=r"nobody/none is not on the provider's list; Qwen/Qwen3\.5-4B cannot be served"
