@@ -244,7 +244,7 @@ async def _check_billing(call: _Caller) -> None:
 async def _check_removal(call: _Caller, endpoint: Any, deployment: Any, job: Any, file_id: str) -> None:
     where = {"endpoint_id": endpoint.id}
     await _expect_status(call, 400, "endpoints.deployments.delete", deployment.id, **where)
-    await call("endpoints.update", endpoint.id, traffic_split=[])
+    await call("endpoints.update", endpoint.id, traffic_split=[], update_mask="trafficSplit")
     for entry in await call.collect(await call("endpoints.deployments.list", endpoint.id)):
         stop = {"min_replicas": 0, "max_replicas": 0}
         await call("endpoints.deployments.update", entry.id, **where, autoscaling=stop, update_mask="autoscaling")

@@ -228,7 +228,7 @@ class CodingModel:
 
     def _post(self, arm: Arm, chat: dict[str, Any], asked: Asked) -> Any:
         chat = in_text(chat) if asked.tools_in_text else shorten_names(chat, asked.names)
-        chat = {**chat, "model": arm.model}
+        chat = {**self._config.decision_types[DECISION_TYPE].request_fields, **chat, "model": arm.model}
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         place = arm.base_url or ""
         if place not in self._api_keys:

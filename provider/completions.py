@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ def complete_many(
     *,
     max_tokens: int,
     temperature: float = 0.0,
+    fields: Mapping[str, Any] | None = None,
     answer_format: AnswerFormat | None = None,
     concurrency: int = CONCURRENCY,
     ledger: Ledger | None = None,
@@ -63,14 +64,16 @@ def complete_many(
 ) -> list[Completion]:
     """Ask `model` (a deployment's `served_name`) every conversation (a list of messages); answers in their order.
 
-    Passing trouble is retried; a question that stays unanswered has its `error` set, so that one bad row does not lose
-    the rest. With `ledger` the deployment counts as used at `now`, so that the guard does not take it for idle.
+    `fields` are further fields of each request (`DecisionType.request_fields`). Passing trouble is retried; a question
+    that stays unanswered has its `error` set, so that one bad row does not lose the rest. With `ledger` the deployment
+    counts as used at `now`, so that the guard does not take it for idle.
     """
     asked = list(conversations)
     _touch(ledger, model, now)
 
     def run() -> list[Completion]:
-        return asyncio.run(_complete_all(client, model, asked, max_tokens, temperature, concurrency, progress))
+        request = {"model": model, "max_tokens": max_tokens, "temperature": temperature, **(fields or {})}
+        return asyncio.run(_complete_all(client, request, asked, concurrency, progress))
 
     answers: list[Completion] = _outside_of_loop(run)
     _touch(ledger, model, now)
@@ -115,10 +118,8 @@ def _outside_of_loop(run: Any) -> Any:
 
 async def _complete_all(
     client: Together,
-    model: str,
+    request: Mapping[str, Any],
     conversations: Sequence[Sequence[Any]],
-    max_tokens: int,
-    temperature: float,
     concurrency: int,
     progress: Progress | None,
 ) -> list[Completion]:
@@ -128,7 +129,7 @@ async def _complete_all(
         async def ask(messages: Sequence[Any]) -> Completion:
             nonlocal done
             async with limit:
-                answer = await _complete(its_twin, model, messages, max_tokens, temperature)
+                answer = await _complete(its_twin, request, messages)
             done += 1
             if progress:
                 progress(done / len(conversations), f"{done:,} of {len(conversations):,} answers")
@@ -137,9 +138,7 @@ async def _complete_all(
         return await asyncio.gather(*(ask(messages) for messages in conversations))
 
 
-async def _complete(
-    client: AsyncTogether, model: str, messages: Sequence[Any], max_tokens: int, temperature: float
-) -> Completion:
+async def _complete(client: AsyncTogether, request: Mapping[str, Any], messages: Sequence[Any]) -> Completion:
     try:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(ProviderUnavailable),
@@ -147,15 +146,9 @@ async def _complete(
             wait=wait_exponential_jitter(0.2, 5),
             reraise=True,
         ):
-            with attempt, asking(f"asking {model}"):
+            with attempt, asking(f"asking {request['model']}"):
                 began = time.perf_counter()
-                answer = await client.chat.completions.create(
-                    model=model,
-                    messages=list(messages),
-                    max_tokens=max_tokens,
-                    temperature=temperature,
-                    logprobs=1,
-                )
+                answer = await client.chat.completions.create(messages=list(messages), logprobs=1, **request)
                 return _read(answer, (time.perf_counter() - began) * 1000)
     except ProviderError as error:
         return Completion("", None, None, None, None, None, error=str(error))

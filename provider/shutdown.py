@@ -40,6 +40,8 @@ LONGEST_DRAIN = 60.0
 LOOK_SECONDS = 10.0
 """How long the look before a stop may take: a provider that does not answer must not hold the stop up."""
 
+NOT_DELETED = "it has stopped and costs nothing, but is not deleted"
+
 REFUSALS = 3
 """How often `undeploy_model` asks to delete what has stopped and costs nothing, before it leaves that to the guard."""
 
@@ -136,7 +138,7 @@ def _delete_all(client: Together, row: dict[str, Any], remotes: Iterable[Any]) -
             client.endpoints.deployments.delete(remote.id, endpoint_id=row["endpoint_id"], **etag_of(remote))
     with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound), asking(f"deleting {row['name']}"):
         client.endpoints.delete(row["endpoint_id"], **etag_of(client.endpoints.retrieve(row["endpoint_id"])))
-    return f"it has stopped and costs nothing, but is not deleted: {refusals[0]}" if refusals else None
+    return f"{NOT_DELETED}: {refusals[0]}" if refusals else None
 
 
 @contextlib.contextmanager
@@ -228,7 +230,10 @@ def _gone(ledger: Ledger, row: dict[str, Any], now: datetime) -> dict[str, Any]:
     with ledger.transaction():
         if row["reservation_id"]:
             ledger.release(row["reservation_id"], now=now)
-        return ledger.transition("deployments", row["id"], "deleted", stopped_at=row["stopped_at"] or now, now=now)
+        reason = None if (row["reason"] or "").startswith(NOT_DELETED) else row["reason"]
+        return ledger.transition(
+            "deployments", row["id"], "deleted", stopped_at=row["stopped_at"] or now, reason=reason, now=now
+        )
 
 
 def charge_double(ledger: Ledger, row: dict[str, Any], remote: Any, *, now: datetime) -> None:

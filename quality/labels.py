@@ -12,12 +12,22 @@ from reasoning.errors import UnparseableAnswer
 
 
 def format_label(decision_type: DecisionType, label: str) -> str:
-    """The completion that a model is taught for a label (JSON text of a decision). Raises `UnparseableAnswer`."""
+    """The completion that a model is taught for a label (JSON text of a decision). Raises `UnparseableAnswer`.
+
+    Also for one that the model could not say as it will be asked: with a text at which it is cut, or with a thought
+    where thinking is switched off.
+    """
     try:
         decision = orjson.loads(label)
     except orjson.JSONDecodeError as error:
         raise UnparseableAnswer(f"the label is not JSON: {error}") from None
-    return decision_type.format_answer(decision)
+    completion = decision_type.format_answer(decision)
+    for stop in decision_type.stop:
+        if stop in completion:
+            raise UnparseableAnswer(f"the answer holds {stop!r}, at which the model's would be cut")
+    if decision_type.thinking is False and "<think>" in completion:
+        raise UnparseableAnswer("the answer holds a thought, and thinking is switched off")
+    return completion
 
 
 def answer_class(decision: dict[str, Any]) -> str:

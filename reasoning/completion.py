@@ -38,6 +38,7 @@ def request_body(arm: Arm, decision_type: DecisionType, messages: list[Message],
         "max_tokens": decision_type.max_tokens,
         "temperature": decision_type.temperature,
         "logprobs": 1,
+        **decision_type.request_fields,
     }
     if stream:
         body["stream"] = True

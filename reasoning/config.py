@@ -29,13 +29,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from reasoning.decision_types import DECISION_TYPES, DecisionType
+from reasoning.decision_types import DECISION_TYPES, TIER_THINKING, DecisionType
 from reasoning.errors import ConfigError
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, similar_name, switch, table, text
 
 _TOGETHER_DOMAINS = ("together.ai", "together.xyz")
 _KEYS = ("data", "agent_id", "enabled", "provider_url")
-_TABLES = ("client", "decision_types")
+_TABLES = ("client", "decision_types", "tiers")
+_STOPS = 4  # as many as OpenAI's API takes
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]*")
 
@@ -111,7 +112,11 @@ def load_config(
         enabled=switch("REASONING_ENABLED", env["REASONING_ENABLED"], ConfigError)
         if env.get("REASONING_ENABLED")
         else switch(f"{file}: enabled", raw.get("enabled", True), ConfigError),
-        decision_types=_decision_types(file, table(file, "decision_types", raw.get("decision_types", {}), ConfigError)),
+        decision_types=_decision_types(
+            file,
+            table(file, "decision_types", raw.get("decision_types", {}), ConfigError),
+            _tiers(file, table(file, "tiers", raw.get("tiers", {}), ConfigError)),
+        ),
         **numbers,
     )
 
@@ -158,24 +163,65 @@ def _refuse_unknown(file: Path, raw: dict[str, Any]) -> None:
             refuse_unknown(f"{file}:", (name,), _KEYS, ConfigError)
 
 
-def _decision_types(file: Path, raw: dict[str, Any]) -> dict[str, DecisionType]:
-    types = dict(DECISION_TYPES)
+def _tiers(file: Path, raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """How the models of a tier are asked, unless a type says otherwise. Keys: `thinking` (true, false), `stop`."""
+    tiers: dict[str, dict[str, Any]] = {}
+    for name, value in raw.items():
+        if name not in TIER_THINKING:
+            raise ConfigError(f"{file}: [tiers.{name}] is not known; known are {', '.join(TIER_THINKING)}")
+        place, settings = f"{file}: [tiers.{name}]", table(file, f"tiers.{name}", value, ConfigError)
+        refuse_unknown(place, settings, ("thinking", "stop"), ConfigError)
+        tiers[name] = _asking(place, settings)
+    return tiers
+
+
+def _asking(place: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """The settings `thinking` and `stop` of a type or a tier, those that are there."""
+    found: dict[str, Any] = {}
+    if "thinking" in raw:
+        found["thinking"] = switch(f"{place} thinking", raw["thinking"], ConfigError)
+    if "stop" in raw:
+        stop = raw["stop"]
+        if not isinstance(stop, list) or len(stop) > _STOPS or not all(isinstance(x, str) and x.strip() for x in stop):
+            raise ConfigError(f"{place} stop: a list of at most {_STOPS} texts is needed, none of them blank")
+        found["stop"] = tuple(stop)
+    return found
+
+
+def _as_its_tier(file: Path, kind: DecisionType, own: dict[str, Any], tiers: dict[str, dict[str, Any]]) -> DecisionType:
+    """A type with what its tier says of thinking and stops, where it says nothing itself."""
+    asked = {"thinking": TIER_THINKING[kind.tier], **tiers.get(kind.tier, {}), **own}
+    kind = replace(kind, **asked)
+    for stop in kind.stop:
+        if any(stop in answer for answer in kind.sample_answers()):
+            place = f"[decision_types.{kind.name}]" if "stop" in own else f"[tiers.{kind.tier}]"
+            raise ConfigError(
+                f"{file}: {place} stop: {stop!r} is part of every answer of {kind.name}, which would be cut there; "
+                "take a text that no answer holds"
+            )
+    return kind
+
+
+def _decision_types(file: Path, raw: dict[str, Any], tiers: dict[str, dict[str, Any]]) -> dict[str, DecisionType]:
+    types, own = dict(DECISION_TYPES), {}
     for name, value in raw.items():
         place = f"{file}: [decision_types.{name}]"
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{place}: a name is letters, digits and _, starting with a letter")
-        types[name] = _decision_type(place, name, table(file, f"decision_types.{name}", value, ConfigError))
-    return types
+        settings = table(file, f"decision_types.{name}", value, ConfigError)
+        types[name], own[name] = _decision_type(place, name, settings), _asking(place, settings)
+    return {name: _as_its_tier(file, kind, own.get(name, {}), tiers) for name, kind in types.items()}
 
 
 def _decision_type(place: str, name: str, raw: dict[str, Any]) -> DecisionType:
     """A declared type, or a built-in with other parameters.
 
-    Keys: `tier` (small, medium, large), `max_tokens`, `temperature`, `max_messages`, and for a new type, which answers
-    with one of its labels, also `labels`, `instruction` and `question`. The last two may hold `{agent_name}`.
+    Keys: `tier` (small, medium, large), `max_tokens`, `temperature`, `max_messages`, `thinking`, `stop`, and for a new
+    type, which answers with one of its labels, also `labels`, `instruction` and `question`. The last two may hold
+    `{agent_name}`.
     """
     builtin = DECISION_TYPES.get(name)
-    common = ("tier", "max_tokens", "temperature", "max_messages")
+    common = ("tier", "max_tokens", "temperature", "max_messages", "thinking", "stop")
     known = common if builtin else (*common, "labels", "instruction", "question")
     refuse_unknown(place, raw, known, ConfigError)
     changes: dict[str, Any] = {}

@@ -49,12 +49,23 @@ Tier = Literal["small", "medium", "large"]
 AnswerFormat = Literal["label", "plan", "code"]
 Context = Mapping[str, Any]
 
+TIER_THINKING: dict[Tier, bool | None] = {"small": False, "medium": False, "large": None}
+"""May the models of a tier think before they answer? None: nothing is said of it.
+
+The first models of `small` and `medium` (Qwen3.5) think unless they are told not to, and what they are taught holds no
+thoughts; those of `large` do not think.
+"""
+
 CODE_SYSTEM = "You write code.\nAnswer with a short explanation and exactly one fenced code block."
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionType:
-    """One kind of decision. `max_messages` is how many of the latest messages a prompt shows."""
+    """One kind of decision. `max_messages` is how many of the latest messages a prompt shows.
+
+    `thinking` switches a model's thoughts before its answer off or on; None leaves that to the model. `stop` are texts
+    at which a model's answer is cut.
+    """
 
     name: str
     tier: Tier
@@ -65,6 +76,23 @@ class DecisionType:
     instruction: str = ""
     question: str = ""
     max_messages: int = 50
+    thinking: bool | None = None
+    stop: tuple[str, ...] = ()
+
+    @property
+    def request_fields(self) -> dict[str, Any]:
+        """What a request says beside messages, length and temperature: the same wherever a model of the type is asked.
+
+        Thinking is switched in both ways that servers know: Together's `reasoning`, and the argument of the chat
+        template that Qwen and vLLM read.
+        """
+        fields: dict[str, Any] = {}
+        if self.thinking is not None:
+            fields["reasoning"] = {"enabled": self.thinking}
+            fields["chat_template_kwargs"] = {"enable_thinking": self.thinking}
+        if self.stop:
+            fields["stop"] = list(self.stop)
+        return fields
 
     def render(self, context: Context) -> list[Message]:
         """The messages that a model is asked. Raises `InvalidContext` naming the key that is missing or wrong."""
@@ -130,6 +158,14 @@ class DecisionType:
         if self.answer == "plan":
             return answers.format_plan(decision)
         return answers.format_turn(decision) if "tool_calls" in decision else answers.format_code(decision)
+
+    def sample_answers(self) -> list[str]:
+        """Answers as this type writes them: what is in all of them belongs to its form."""
+        if self.answer == "label":
+            return [self.format_answer({"action": label, "reasoning": "because"}) for label in self.labels]
+        if self.answer == "plan":
+            return [self.format_answer({"thought": "a", "actions": ["B"], "providers": ["C"], "text": "d"})]
+        return [self.format_answer({"code": "a", "explanation": "b", "language": "c"})]
 
     def _render_conversation(self, context: Context) -> tuple[str, str]:
         agent_name = clean_name(_text(context, "agent_name"))
@@ -202,6 +238,7 @@ DECISION_TYPES: dict[str, DecisionType] = {
         instruction="Decide whether you answer the last message of the conversation.\n"
         "RESPOND: answer it. IGNORE: stay silent. STOP: leave, because you were asked to be quiet.",
         question="Should {agent_name} respond to the last message?",
+        thinking=TIER_THINKING["small"],
     ),
     "planning": DecisionType(
         name="planning",
@@ -211,6 +248,7 @@ DECISION_TYPES: dict[str, DecisionType] = {
         temperature=0.3,
         instruction="Choose the actions that do what the last message asks for, in the order in which they run.",
         question="Which actions should {agent_name} take?",
+        thinking=TIER_THINKING["medium"],
     ),
     "coding": DecisionType(name="coding", tier="large", answer="code", max_tokens=4096, temperature=0.2),
 }

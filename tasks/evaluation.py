@@ -156,6 +156,7 @@ def _ask(
         [question.messages for question in questions],
         max_tokens=kind.max_tokens,
         temperature=kind.temperature,
+        fields=kind.request_fields,
         answer_format=kind.answer,
         ledger=ledger,
         progress=progress,

@@ -113,7 +113,7 @@ def test_running_or_routed_deployment_is_not_deleted(server: Server) -> None:
     server.scale(endpoint, deployment, 0)
     assert "in the traffic split" in server.http.delete(path).json()["message"]
     assert "still has deployments" in server.http.delete(f"{ENDPOINTS}/{endpoint}").json()["message"]
-    server.patch(f"{ENDPOINTS}/{endpoint}", {"trafficSplit": []})
+    server.patch(f"{ENDPOINTS}/{endpoint}?updateMask=trafficSplit", {"trafficSplit": []})
     assert server.http.delete(path).status_code == 200
     assert server.http.delete(f"{ENDPOINTS}/{endpoint}").status_code == 200
 

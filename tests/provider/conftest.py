@@ -28,8 +28,10 @@ def impatient_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
 def emulator(emulator_url: str) -> Iterator[Emulator]:
     emulator = Emulator(emulator_url)
     emulator.clear_faults()
+    emulator.clear_forms()
     yield emulator
     emulator.clear_faults()
+    emulator.clear_forms()
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +49,7 @@ def world(emulator: Emulator, trained_object: str, tmp_path: Path, monkeypatch: 
     world.trained_object = trained_object
     yield world
     emulator.clear_faults()
+    emulator.clear_forms()
     for endpoint in world.ours():  # else it is on the bill of every test that comes after
         stop_replicas(world.observer, endpoint.id)
     world.close()

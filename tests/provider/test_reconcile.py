@@ -262,7 +262,7 @@ def test_what_vanished_at_the_provider_is_settled(world: World) -> None:
     remote = world.client.endpoints.deployments.update(
         row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling={"min_replicas": 0, "max_replicas": 0}
     )
-    world.client.endpoints.update(row["endpoint_id"], traffic_split=[])
+    world.client.endpoints.update(row["endpoint_id"], traffic_split=[], update_mask="trafficSplit")
     world.client.endpoints.deployments.delete(row["remote_id"], endpoint_id=row["endpoint_id"], etag=remote.etag)
     world.client.endpoints.delete(row["endpoint_id"])
     reconcile(world)

@@ -64,6 +64,13 @@ class Emulator:
         order = {"kind": str(kind), "times": times, **options} | ({"match": match} if match else {})
         self.http.post("/faults", json=[order]).raise_for_status()
 
+    def forms(self, **forms: str) -> None:
+        """Answer in these documented forms from now on (`emulator.forms`)."""
+        self.http.post("/forms", json=forms).raise_for_status()
+
+    def clear_forms(self) -> None:
+        self.http.delete("/forms").raise_for_status()
+
     def clear_faults(self) -> None:
         self.http.delete("/faults").raise_for_status()
 
