@@ -129,7 +129,7 @@ async def delete_deployment(request: Request) -> Response:
     if not status.stopped and not status.failed:
         raise ApiError(
             400,
-            f"Deployment {row['name']} is not stopped; it must be STOPPED or FAILED: set min and max replicas to 0, wait",
+            f"Deployment {row['name']} is not stopped, which STOPPED and FAILED are: set min and max replicas to 0",
             code="failed_precondition",
         )
     split = json.loads(find_endpoint(emulator, row["endpoint_id"])["traffic_split"])

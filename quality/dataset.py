@@ -170,7 +170,7 @@ def export_dataset(
                 "max_class_share": max_class_share,
                 "max_characters": max_characters,
                 "region": region,
-                "type": asdict(kind) | {"labels": list(kind.labels)},
+                "type": asdict(kind) | {"labels": list(kind.labels), "stop": list(kind.stop)},
             }
             preparation = funnel.prepare_rows(
                 con,

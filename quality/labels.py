@@ -14,8 +14,7 @@ from reasoning.errors import UnparseableAnswer
 def format_label(decision_type: DecisionType, label: str) -> str:
     """The completion that a model is taught for a label (JSON text of a decision). Raises `UnparseableAnswer`.
 
-    Also for one that the model could not say as it will be asked: with a text at which it is cut, or with a thought
-    where thinking is switched off.
+    Also for one that the model could not say as it will be asked: with a text at which it is cut.
     """
     try:
         decision = orjson.loads(label)
@@ -25,8 +24,6 @@ def format_label(decision_type: DecisionType, label: str) -> str:
     for stop in decision_type.stop:
         if stop in completion:
             raise UnparseableAnswer(f"the answer holds {stop!r}, at which the model's would be cut")
-    if decision_type.thinking is False and "<think>" in completion:
-        raise UnparseableAnswer("the answer holds a thought, and thinking is switched off")
     return completion
 
 

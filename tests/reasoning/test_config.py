@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from reasoning.client import DecisionClient
+from reasoning.completion import request_body
 from reasoning.config import Config, api_key_for, load_config
+from reasoning.decision_types import DECISION_TYPES
 from reasoning.errors import ConfigError
+from reasoning.routes import Arm
 
 KEY = "tgp_v1_0123456789abcdef"
 
@@ -53,6 +58,16 @@ def test_argument_before_environment_before_file(tmp_path: Path) -> None:
         ("[decision_types.x]\nlabels=['A','B']\ninstruction='i'\nquestion=\"q\\nr\"", "question: one line"),
         ("[decision_types.planning]\nlabels=['A']", "labels is not known"),
         ("[decision_types.planning]\ntier='huge'", "tier: 'huge' is none of"),
+        ("[decision_types.planning]\nthinking='perhaps'", "thinking: 'perhaps' is neither true nor false"),
+        ("[decision_types.planning]\nstop='x'", "stop: a list of at most 4 texts"),
+        ("[decision_types.planning]\nstop=['']", "stop: a list of at most 4 texts"),
+        ("[decision_types.planning]\nstop=['a','b','c','d','e']", "stop: a list of at most 4 texts"),
+        ("[decision_types.planning]\nstop=['</response>']", r"\[decision_types.planning\] stop: '</response>' is part"),
+        ("[decision_types.coding]\nstop=['```']", "stop: '```' is part of every answer of coding"),
+        ("[tiers.small]\nstop=['<action>RESPOND']", r"\[tiers.small\] stop: '<action>RESPOND' is part of every answer"),
+        ("[tiers.tiny]\nthinking=false", r"\[tiers.tiny\] is not known"),
+        ("[tiers.small]\nthink=false", "did you mean thinking?"),
+        ("tiers = 3", r"a table is needed: \[tiers\]"),
         ("[decision_types.planning]\ntemperature=9", "temperature: 9 is not a number within 0"),
     ],
 )
@@ -104,6 +119,45 @@ def test_tables_of_other_rooms_pass(tmp_path: Path) -> None:
 def test_the_key_goes_only_where_it_belongs(url: str, key: str | None) -> None:
     config = Config(Path("/x"), api_key=KEY, provider_url="https://gate.example:8443")
     assert api_key_for(config, url) == key
+
+
+def test_thinking_and_stops_are_the_types_own_else_its_tiers_else_built_in(tmp_path: Path) -> None:
+    file = tmp_path / "reasoning.toml"
+    file.write_text(
+        "[tiers.small]\nstop = ['<|end|>']\n[tiers.large]\nthinking = false\n"
+        "[decision_types.planning]\ntier = 'large'\nstop = ['###']\n"
+        "[decision_types.mood]\nlabels = ['GOOD', 'BAD']\ninstruction = 'i'\nquestion = 'q'\nthinking = true\n"
+        "[decision_types.plain]\ntier = 'medium'\nlabels = ['A', 'B']\ninstruction = 'i'\nquestion = 'q'\n"
+    )
+    types = load_config(path=file, env={}).decision_types
+    found = {name: (kind.thinking, kind.stop) for name, kind in types.items()}
+    assert found == {
+        "should_respond": (False, ("<|end|>",)),
+        "planning": (False, ("###",)),
+        "coding": (False, ()),
+        "mood": (True, ("<|end|>",)),
+        "plain": (False, ()),
+    }
+    assert load_config(env={}).decision_types == DECISION_TYPES
+
+
+@pytest.mark.parametrize(
+    ("thinking", "stop", "fields"),
+    [
+        (None, (), {}),
+        (False, (), {"reasoning": {"enabled": False}, "chat_template_kwargs": {"enable_thinking": False}}),
+        (True, (), {"reasoning": {"enabled": True}, "chat_template_kwargs": {"enable_thinking": True}}),
+        (None, ("a", "b"), {"stop": ["a", "b"]}),
+    ],
+)
+def test_a_request_says_whether_to_think_and_where_to_stop(
+    thinking: bool | None, stop: tuple[str, ...], fields: dict[str, object]
+) -> None:
+    kind = replace(DECISION_TYPES["should_respond"], thinking=thinking, stop=stop)
+    arm = Arm("custom", "custom", 1.0, model="m", base_url="http://127.0.0.1:1")
+    sent = orjson.loads(request_body(arm, kind, [{"role": "user", "content": "hi"}]))
+    known = {"model", "messages", "max_tokens", "temperature", "logprobs"}
+    assert {key: value for key, value in sent.items() if key not in known} == fields == kind.request_fields
 
 
 def test_the_key_is_not_shown() -> None:

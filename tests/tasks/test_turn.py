@@ -11,11 +11,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
+from provider.client import connect
+from provider.errors import ProviderRefused
+from provider.guard import guard_costs
+from provider.routes import publish_route
 from reasoning.errors import UnknownDecisionType
-from reasoning.routes import read_routes
+from reasoning.routes import Arm, Route, read_routes
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.ledger import open_ledger
@@ -93,6 +98,53 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
 
     assert [row["state"] for row in undeploy(data, "should_respond")] == ["deleted"]
     assert read_routes(Layout(data).routes).routes == {}
+
+
+def test_a_revoked_key_takes_the_route_away_and_leaves_the_wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Undeploy with a key that the provider refuses; the guard of a working one ends it."""
+    data = tmp_path / "data"
+    with start_emulator(tmp_path / "emulator", "--trainer", "majority") as url, connect(base_url=url) as client:
+        monkeypatch.setenv("REASONING_PROVIDER_URL", url)
+        with open_ledger(Layout(data).create().data) as ledger:
+            object_id = _train(client, tmp_path)
+            model = ledger.add(
+                "models",
+                state="trained",
+                decision_type="should_respond",
+                base_model="Qwen/Qwen3.5-2B",
+                model_object_id=object_id,
+            )
+        row = models.deploy(data, model["id"])
+        arms = (Arm("custom", "custom", 1.0, model=row["served_name"], base_url=url),)
+        publish_route(Layout(data).routes, "should_respond", Route(arms))
+        with open_ledger(data) as ledger:
+            ledger.transition("models", model["id"], "promoted")
+        httpx.post(f"{url}/emulator/faults", json={"kind": "401", "match": "* /v*", "times": 50})
+        with pytest.raises(ProviderRefused, match="401"):
+            undeploy(data, model["id"])
+        assert read_routes(Layout(data).routes).routes == {}
+        with open_ledger(data) as ledger:
+            assert ledger.get("models", model["id"])["state"] == "trained"
+            assert ledger.get("deployments", row["id"])["state"] == "draining"
+        httpx.delete(f"{url}/emulator/faults")
+        assert client.endpoints.list().data != []
+        guard_costs(data, client)
+        assert client.endpoints.list().data == []
+
+
+def _train(client: Any, folder: Path) -> str:
+    """Id of a model object at the provider."""
+    lines = [
+        {"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "a"}]} for i in range(9)
+    ]
+    (folder / "train.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    file = client.files.upload(folder / "train.jsonl", check=False)
+    while client.files.retrieve(file.id).processing_status != "COMPLETED":
+        time.sleep(0.02)
+    job = client.fine_tuning.create(training_file=file.id, model="Qwen/Qwen3.5-2B", suffix="x", lora=True)
+    while (found := client.fine_tuning.retrieve(job.id)).status != "completed":
+        time.sleep(0.02)
+    return str(found.api_model_object_id)
 
 
 def test_a_model_that_is_not_better_is_dropped_and_nothing_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
