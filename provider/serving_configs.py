@@ -8,6 +8,7 @@ the configs API, where a trained model's base is asked for as the SDK's own comm
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def configs_of_supported(client: Together, row: Any, prices: Mapping[str, Decima
     profiles = _profiles(row)
     ids = (text(getattr(row, "base_model_id", None)), text(getattr(row, "id", None)))
     known = _configs_by_path(client, dict.fromkeys(id for id in ids if id))
-    return _priced(profiles, {path: known[path] for path in profiles if path in known}, prices)
+    ours = {path: known[path] for path in profiles if path in known}
+    return _priced(profiles, ours or _configs_at(client, profiles), prices) or _priced(profiles, {}, prices)
 
 
 def configs_of_trained(client: Together, model_object_id: str, base_name: str) -> list[ServingConfig]:
@@ -85,7 +87,7 @@ def configs_of_trained(client: Together, model_object_id: str, base_name: str) -
     profiles = _profiles_of(client, base_name)
     found = _priced(profiles, _configs_by_path(client, _references(client, model_object_id)), prices)
     # What the configs API does not list for it, the catalogue of its base may still certify.
-    found = found or _priced(profiles, {}, prices)
+    found = found or _priced(profiles, _configs_at(client, profiles), prices) or _priced(profiles, {}, prices)
     if not found:
         raise NotServable(
             f"model {model_object_id} cannot be deployed: the provider has no certified config for it or for its base "
@@ -159,7 +161,19 @@ def _configs_by_path(client: Together, references: Iterable[str]) -> dict[str, A
         for config in configs:
             id, project = text(getattr(config, "id", None)), text(getattr(config, "project_id", None))
             if id and project and _is_certified(config):
-                found.setdefault(f"projects/{project}/configs/{id}", config)
+                path = f"projects/{project}/configs/{id}"
+                whole = config if selected_hardware(config) else _configs_at(client, [path]).get(path, config)
+                found.setdefault(path, whole)
+    return found
+
+
+def _configs_at(client: Together, paths: Iterable[str]) -> dict[str, Any]:
+    """The whole configs at these paths: a list may leave their selectors out. Without what the provider refuses."""
+    found = {}
+    for path in paths:
+        if parts := _CONFIG_PATH.fullmatch(path):
+            with contextlib.suppress(ProviderRefused, UnexpectedAnswer), asking(f"config {parts[2]}"):
+                found[path] = client.models.configs.retrieve(parts[2], project_id=parts[1])
     return found
 
 

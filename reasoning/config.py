@@ -164,7 +164,7 @@ def _refuse_unknown(file: Path, raw: dict[str, Any]) -> None:
 
 
 def _tiers(file: Path, raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """How the models of a tier are asked, unless a type says otherwise. Keys: `thinking` (true, false), `stop`."""
+    """How the models of a tier are asked, unless a type says otherwise. Keys: `thinking` (true, false, "model"), `stop`."""
     tiers: dict[str, dict[str, Any]] = {}
     for name, value in raw.items():
         if name not in TIER_THINKING:
@@ -179,7 +179,10 @@ def _asking(place: str, raw: dict[str, Any]) -> dict[str, Any]:
     """The settings `thinking` and `stop` of a type or a tier, those that are there."""
     found: dict[str, Any] = {}
     if "thinking" in raw:
-        found["thinking"] = switch(f"{place} thinking", raw["thinking"], ConfigError)
+        if raw["thinking"] == "model":
+            found["thinking"] = None
+        else:
+            found["thinking"] = switch(f"{place} thinking", raw["thinking"], ConfigError)
     if "stop" in raw:
         stop = raw["stop"]
         if not isinstance(stop, list) or len(stop) > _STOPS or not all(isinstance(x, str) and x.strip() for x in stop):

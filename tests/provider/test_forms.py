@@ -114,6 +114,25 @@ def test_what_was_trained_is_deployed_when_its_base_left_the_fine_tuning_offer(w
     assert world.deploy(world.model())["state"] == "ready"
 
 
+def test_hardware_is_known_where_lists_leave_it_out(world: World) -> None:
+    """Neither the list of configs has selectors, nor the profile a GPU: the config itself tells."""
+
+    def hook(response: Any) -> None:
+        path = response.request.url.path
+        if path.endswith(("/configs", "/supported-models")):
+            response.read()
+            answer = response.json()
+            for item in answer["data"]:
+                item["selectors"] = []
+                for profile in item.get("deploymentProfiles", ()):
+                    profile["gpuType"] = ""
+            response._content = json.dumps(answer).encode()
+
+    world.client._client.event_hooks = {"response": [hook]}
+    assert resolve_tier(world.client, "small").hardware == "1xnvidia-h100-80gb"
+    assert world.deploy()["hardware"] == "1xnvidia-h100-80gb"
+
+
 def test_without_any_config_nothing_is_spent(world: World) -> None:
     garble(world, "GET", "/v2/supported-models", lambda answer: {**answer, "data": []})
     world.client._client.event_hooks["response"].append(_empty("/configs"))

@@ -124,7 +124,7 @@ def test_the_key_goes_only_where_it_belongs(url: str, key: str | None) -> None:
 def test_thinking_and_stops_are_the_types_own_else_its_tiers_else_built_in(tmp_path: Path) -> None:
     file = tmp_path / "reasoning.toml"
     file.write_text(
-        "[tiers.small]\nstop = ['<|end|>']\n[tiers.large]\nthinking = false\n"
+        "[tiers.small]\nstop = ['<|end|>']\n[tiers.large]\nthinking = false\n[tiers.medium]\nthinking = 'model'\n"
         "[decision_types.planning]\ntier = 'large'\nstop = ['###']\n"
         "[decision_types.mood]\nlabels = ['GOOD', 'BAD']\ninstruction = 'i'\nquestion = 'q'\nthinking = true\n"
         "[decision_types.plain]\ntier = 'medium'\nlabels = ['A', 'B']\ninstruction = 'i'\nquestion = 'q'\n"
@@ -136,7 +136,7 @@ def test_thinking_and_stops_are_the_types_own_else_its_tiers_else_built_in(tmp_p
         "planning": (False, ("###",)),
         "coding": (False, ()),
         "mood": (True, ("<|end|>",)),
-        "plain": (False, ()),
+        "plain": (None, ()),
     }
     assert load_config(env={}).decision_types == DECISION_TYPES
 
