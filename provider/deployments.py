@@ -127,7 +127,7 @@ def _intend(
     known = ledger.find("deployments", model_id=model_id, state=(*STARTING_STATES, "ready"))
     if known:
         return _at_todays_price(client, ledger, known[-1], clock()), False
-    config = _rank(client, model)[0]
+    config = _rank(client, ledger, model)[0]
     for ending in ledger.find("deployments", model_id=model_id, state=SHUTTING_STATES):
         advance_shutdown(client, ledger, ending["id"], now=clock)  # who began it may have died: not two at once
     with ledger.transaction():
@@ -161,10 +161,15 @@ def _intend(
     return added, True
 
 
-def _rank(client: Together, model: dict[str, Any]) -> list[ServingConfig]:
-    """The configs that may serve a model (its ledger row), the fittest first."""
+def _rank(client: Together, ledger: Ledger, model: dict[str, Any]) -> list[ServingConfig]:
+    """The configs that may serve a model (its ledger row), the fittest first; last what it failed with before."""
     found = configs_of_trained(client, model["model_object_id"], model["base_model"])
-    return sorted(found, key=lambda config: config.unfitness)
+    failed = {
+        row["config"]
+        for row in ledger.find("deployments", model_id=model["id"], state="deleted")
+        if row["ready_at"] is None and _names_the_config(row["reason"] or "")
+    }
+    return sorted(found, key=lambda config: (config.config in failed, config.unfitness))
 
 
 def _at_todays_price(client: Together, ledger: Ledger, row: dict[str, Any], now: datetime) -> dict[str, Any]:
@@ -210,7 +215,8 @@ def _create_with_some_config(
             if row["endpoint_id"] is None or not _is_about_the_config(error):
                 raise
             if left is None:
-                left = [c for c in _rank(client, ledger.get("models", row["model_id"])) if c.config != row["config"]]
+                left = _rank(client, ledger, ledger.get("models", row["model_id"]))
+                left = [config for config in left if config.config != row["config"]]
             if not left:
                 raise NotServable(f"{error}. No other certified config is left") from error
             config = left.pop(0)
@@ -229,7 +235,11 @@ def _create_with_some_config(
 def _is_about_the_config(error: ProviderRefused) -> bool:
     """Did the provider refuse a request as such, and name the config in its reason?"""
     status = getattr(error.__cause__, "status_code", None)
-    return status in (400, 404, 412, 422) and "config" in str(error).lower()
+    return status in (400, 404, 412, 422) and _names_the_config(str(error))
+
+
+def _names_the_config(reason: str) -> bool:
+    return any(word in reason.lower() for word in ("config", "adapter", "profile", "quantiz", "precision"))
 
 
 def _create_both(

@@ -114,17 +114,12 @@ def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Cal
 
 
 def _look_quickly(client: Together, endpoint_id: str, at_most: int) -> int | None:
-    """Replicas that may run under an endpoint; None where that cannot be seen in `LOOK_SECONDS`.
-
-    Raises RemoteNotFound where the endpoint is gone.
-    """
+    """Replicas that may run under an endpoint; None where that cannot be seen in `LOOK_SECONDS`."""
     patience = min(LOOK_SECONDS, client.timeout) if isinstance(client.timeout, int | float) else LOOK_SECONDS
     hasty = client.with_options(timeout=patience, max_retries=0)
     try:
         with asking("looking at it"):
             return sum(replicas_of(remote, at_most) for remote in listed(hasty.endpoints.deployments.list(endpoint_id)))
-    except RemoteNotFound:
-        raise
     except ProviderError:
         return None
 

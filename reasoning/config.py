@@ -164,7 +164,10 @@ def _refuse_unknown(file: Path, raw: dict[str, Any]) -> None:
 
 
 def _tiers(file: Path, raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """How the models of a tier are asked, unless a type says otherwise. Keys: `thinking` (true, false, "model"), `stop`."""
+    """How the models of a tier are asked, unless a type says otherwise.
+
+    Keys: `thinking` (true, false, or "model": nothing is said of it) and `stop`.
+    """
     tiers: dict[str, dict[str, Any]] = {}
     for name, value in raw.items():
         if name not in TIER_THINKING:

@@ -164,9 +164,13 @@ def undeploy(
 
         try:
             client = connect()
-        except ProviderError:
-            end(None, drain_seconds=0)
-            raise
+        except ProviderError as error:
+            if not end(None, drain_seconds=0):
+                raise
+            raise type(error)(
+                f"{error}. Its route is withdrawn and its end is written down: the guard stops it once the provider "
+                "can be asked"
+            ) from error
         finally:
             if row["state"] == "promoted":  # it has no traffic any more, whatever becomes of the rest
                 ledger.transition("models", row["id"], "trained", why=why, now=clock_of(now)())

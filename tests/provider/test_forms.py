@@ -105,6 +105,25 @@ def test_a_refused_config_makes_place_for_the_next_fittest(world: World) -> None
     assert world.ledger.budgets(world.now())[-1].reserved_usd > 0  # only the first one's
 
 
+def test_a_config_that_failed_is_not_the_next_to_be_tried(world: World) -> None:
+    world.emulator.forms(profiles="several")
+    model_id = world.model()
+
+    def hook(response: Any) -> None:
+        if response.request.method == "GET" and "/deployments/dep_" in response.request.url.path:
+            response.read()
+            status = {"state": "DEPLOYMENT_STATE_FAILED", "message": "the adapter does not fit", "readyReplicas": 0}
+            response._content = json.dumps({**response.json(), "status": status}).encode()
+
+    world.client._client.event_hooks = {"response": [hook]}
+    with pytest.raises(DeploymentFailed, match="the adapter does not fit"):
+        world.deploy(model_id)
+    world.revive()
+    assert world.deploy(model_id)["config"].endswith("cr_qwen35_2b_h100")
+    tried = {row["state"]: row["config"].endswith("_bf16_disabled") for row in world.ledger.find("deployments")}
+    assert tried == {"deleted": True, "ready": False}
+
+
 def test_what_was_trained_is_deployed_when_its_base_left_the_fine_tuning_offer(world: World) -> None:
     garble(world, "GET", "/v2/supported-models", each(products=["PRODUCT_DEDICATED"], status="DEPRECATED"))
     with pytest.raises(NotServable, match="cannot be fine-tuned"):
