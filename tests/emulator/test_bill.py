@@ -47,7 +47,7 @@ def test_bill_outlives_what_it_is_for(frozen: Server) -> None:
     frozen.advance(60 + 120)
     frozen.scale(endpoint, deployment, 0)
     path = f"/v2/projects/proj_local/endpoints/{endpoint}"
-    frozen.patch(path, {"trafficSplit": []})
+    frozen.patch(f"{path}?updateMask=trafficSplit", {"trafficSplit": []})
     frozen.http.delete(f"{path}/deployments/{deployment}").raise_for_status()
     frozen.http.delete(path).raise_for_status()
     frozen.advance(3600)
