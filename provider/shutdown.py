@@ -27,6 +27,7 @@ from provider.errors import (
 )
 from provider.metering import meter_minutes
 from provider.routes import longest_deadline, withdraw_model
+from reasoning.errors import ReasoningError
 from storage.money import from_nano
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ def undeploy_model(
     call that did not end has withdrawn the route before. What it cost is charged. May be called again at any time; what
     it leaves undone, the guard does. Route and wish need no provider: with `client` None, where it cannot be reached,
     that is all that is done. Raises NotReady after `timeout`, or when the provider will not delete what has stopped,
-    ProviderUnavailable, ProviderRefused.
+    ProviderUnavailable, ProviderRefused; and after all is done, RoutesError where the route could not be withdrawn.
     """
     clock = clock_of(now)
     row = ledger.get("deployments", deployment_id)
@@ -301,33 +302,54 @@ def undeploy_model(
     serves = row["ready_at"] is not None and row["replicas"] > 0
     drains_since = row["updated_at"] if row["state"] == "draining" else None
     row = begin_shutdown(ledger, deployment_id, why=why, now=clock())
+    routed: Exception | None = None
     if routes_path is not None and row["served_name"]:
         deadline = LONGEST_DRAIN if drains_since else longest_deadline(routes_path, row["served_name"])
-        withdraw_model(routes_path, row["served_name"], now=clock())
-        if serves and row["state"] == "draining":
+        try:
+            withdraw_model(routes_path, row["served_name"], now=clock())
+        except (ReasoningError, OSError) as error:  # it ends with its lease; the replicas would not
+            routed = error
+        if serves and row["state"] == "draining" and client is not None:
             passed = (clock() - drains_since).total_seconds() if drains_since else 0.0
             wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - passed))
-    if client is None:
-        return row
-    deadline, refusals = time.monotonic() + timeout.total_seconds(), 0
-    while True:
-        trouble: ProviderUnavailable | None = None
+    if client is not None:
         try:
-            row = advance_shutdown(client, ledger, deployment_id, now=now)
-        except ProviderUnavailable as error:
-            trouble = error
+            row = _follow_down(client, ledger, row, poll_seconds, timeout, progress, now, wait)
         except ProviderRefused as error:
             withdrawn = "Its route is withdrawn and its end" if routes_path is not None else "Its end"
             raise type(error)(
                 f"{error}. {withdrawn} is written down: the guard stops it as soon as the provider lets it"
             ) from error
-        refusals += row["state"] == "stopped" and trouble is None
-        if refusals >= REFUSALS:
-            raise NotReady(f"{row['name']}: {row['reason'] or 'it does not end'}. The guard goes on asking")
+    if routed is not None:
+        raise routed
+    return row
+
+
+def _follow_down(
+    client: Together,
+    ledger: Ledger,
+    row: dict[str, Any],
+    poll_seconds: float,
+    timeout: timedelta,
+    progress: Progress | None,
+    now: Now,
+    wait: Callable[[float], None],
+) -> dict[str, Any]:
+    """Advance a shutdown until it is done. Raises NotReady, ProviderUnavailable, ProviderRefused."""
+    deadline, refusals = time.monotonic() + timeout.total_seconds(), 0
+    while True:
+        trouble: ProviderUnavailable | None = None
+        try:
+            row = advance_shutdown(client, ledger, row["id"], now=now)
+        except ProviderUnavailable as error:
+            trouble = error
         if row["state"] == "deleted":
             if progress:
                 progress(1.0, f"{row['name']} is down")
             return row
+        refusals += row["state"] == "stopped" and trouble is None
+        if refusals >= REFUSALS:
+            raise NotReady(f"{row['name']}: {row['reason'] or 'it does not end'}. The guard goes on asking")
         if time.monotonic() >= deadline:
             raise trouble or NotReady(f"{row['name']} is still {row['state']}; the guard goes on stopping it")
         if progress:

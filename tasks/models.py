@@ -165,7 +165,7 @@ def undeploy(
         try:
             client = connect()
         except ProviderError as error:
-            if not end(None, drain_seconds=0):
+            if not end(None):
                 raise
             raise type(error)(
                 f"{error}. Its route is withdrawn and its end is written down: the guard stops it once the provider "

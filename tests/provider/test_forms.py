@@ -20,6 +20,7 @@ from provider.routes import publish_route, routed_models
 from provider.status import model_status
 from provider.tiers import resolve_tier
 from reasoning.decision_types import get_decision_type
+from reasoning.errors import RoutesError
 from reasoning.routes import Arm, Route
 from storage.errors import BudgetExceeded
 from tests.provider.odd_answers import each, garble
@@ -333,6 +334,16 @@ def test_one_deployment_that_cannot_be_stopped_leaves_its_double_stopped(world: 
     found = world.observer.endpoints.deployments.retrieve(double.id, endpoint_id=row["endpoint_id"])
     assert found.autoscaling.max_replicas == 0
     assert undeploy(world, row)["state"] == "deleted"
+
+
+def test_a_route_that_cannot_be_withdrawn_keeps_no_replica_running(world: World) -> None:
+    row = world.deploy()
+    routes = world.data / "routes.json"
+    routes.mkdir()
+    with pytest.raises(RoutesError):
+        undeploy(world, row, routes_path=routes)
+    assert world.ours() == []
+    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
 
 
 # -- FAILED -----------------------------------------------------------------------------------------------------------
