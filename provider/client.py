@@ -26,6 +26,7 @@ from provider.errors import (
 from reasoning.errors import ReasoningError
 
 if TYPE_CHECKING:
+    import together
     from together import AsyncTogether, Together
 
 TOGETHER_URL = "https://api.together.ai"
@@ -189,8 +190,11 @@ def asking(what: str) -> Iterator[None]:
         raise UnexpectedAnswer(f"{what}: the provider's answer is not as documented ({reason})") from error
 
 
-def _message(error: object) -> str:
-    return brief(_whole_message(error))
+def _message(error: together.APIStatusError) -> str:
+    """What the provider says of an error, short and without our key, should it repeat that."""
+    message = _whole_message(error)
+    key = error.request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    return brief(message.replace(key, "***") if key != "local" and key else message)
 
 
 def _whole_message(error: object) -> str:

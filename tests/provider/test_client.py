@@ -75,6 +75,10 @@ def test_a_key_is_in_no_error(world: World) -> None:
     with pytest.raises(ProviderRefused) as caught:
         connect(base_url=world.emulator.url, api_key="very-secret")
     assert "very-secret" not in str(caught.value)
+    world.emulator.fault(401, "GET /v3/whoami", message="Invalid API key very-secret-2. It is very-secret-2")
+    with pytest.raises(ProviderRefused, match=r"Invalid API key \*\*\*\. It is \*\*\*") as caught:
+        connect(base_url=world.emulator.url, api_key="very-secret-2")
+    assert "very-secret" not in str(caught.value)
 
 
 def test_tiers_take_the_first_that_can_be_trained_and_served(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
