@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from provider.answers import noting
 from provider.deployment_state import LIVE_STATES, raise_price, sync_deployment
@@ -47,6 +47,9 @@ UNREADY = READY_TIMEOUT + timedelta(minutes=5)
 
 BLIND = timedelta(minutes=10)
 """How long a deployment may run while the ledger cannot be written."""
+
+STOP_MINUTES = 10
+"""What was told to stop and has not for so long is told to people: it may cost on."""
 
 PUT_BACK = timedelta(hours=1)
 """What was charged so far ahead of the clock, one of the two clocks was wrong: nothing is metered until it agrees."""
@@ -340,8 +343,21 @@ def _take_down(ledger: Ledger, client: Together, draining: set[str], report: Gua
             after = advance_shutdown(client, ledger, row["id"], now=report.now)
             if after["state"] != row["state"]:
                 report.actions.append(f"{row['name']} is {after['state']}")
+            if after["state"] == "stopping":
+                _say_if_it_runs_on(ledger, after, report)
             if after["state"] == "stopped" and after["reason"]:  # it costs nothing, so no lease runs out for it
                 report.warnings.append(f"{row['name']}: {after['reason']}; it is tried again every minute")
+
+
+def _say_if_it_runs_on(ledger: Ledger, row: dict[str, Any], report: GuardReport) -> None:
+    """The provider took the order to stop, and does not carry it out: it may cost on."""
+    told = [step["ts"] for step in ledger.history("deployments", row["id"]) if step["to_state"] == "stopping"]
+    minutes = int((report.now - told[-1]).total_seconds() // 60) if told else 0
+    if minutes >= STOP_MINUTES:
+        report.warnings.append(
+            f"{row['name']} was told to stop {minutes} minutes ago and has not yet: {row['replicas']} replicas at "
+            f"{format_usd(from_nano(row['hourly_nano']))} an hour. It is told every minute; see the provider's console"
+        )
 
 
 def _cancel_waiting_jobs(ledger: Ledger, client: Together, policy: GuardPolicy, report: GuardReport) -> None:

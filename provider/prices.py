@@ -104,8 +104,8 @@ def hourly_prices(client: Together) -> dict[str, Decimal]:
         instance_types = listed(client.endpoints.hardware.list())
     prices: dict[str, Decimal] = {}
     for kind in instance_types:
-        if cents := count(getattr(kind, "price_cents_per_hour", None)):
-            price = Decimal(cents) / 100
+        if cents := usd(getattr(kind, "price_cents_per_hour", None)):  # JSON may write it as text
+            price = cents / 100
             names = {name for name in (text(kind.name), text(kind.id)) if name}
             prices |= dict.fromkeys(names, price)
             if count(kind.gpu_count) and text(kind.gpu_type):

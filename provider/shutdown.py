@@ -98,20 +98,29 @@ def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Cal
         row = ledger.update("deployments", row["id"], remote_id=remotes[0].id, now=clock())
     if seen is None:
         meter_minutes(ledger, row["id"], at_most, now=clock())
-    meter_minutes(ledger, row["id"], sum(replicas_of(remote, at_most) for remote in remotes), now=clock())
+    running = sum(replicas_of(remote, at_most) for remote in remotes)
+    meter_minutes(ledger, row["id"], running, now=clock())
     if not all(has_ended(remote) for remote in remotes):
         return move_deployment(ledger, row["id"], "stopping", now=clock())  # also what was started again
-    with ledger.transaction():
-        row = move_deployment(ledger, row["id"], "stopped", stopped_at=row["stopped_at"] or clock(), now=clock())
-        if row["reservation_id"]:
-            ledger.release(row["reservation_id"], now=clock())  # nothing of it can cost anything any more
+    if not running:
+        row = _cost_nothing(ledger, row, clock())
     for remote in remotes:
         if text(remote.id) and remote.id != row["remote_id"]:
             charge_double(ledger, row, remote, now=clock())
     refused = _delete_all(client, row, remotes)
+    if refused and running:  # FAILED, and yet it has replicas
+        raise refused
     if refused:
-        return ledger.update("deployments", row["id"], reason=refused, now=clock())
+        return ledger.update("deployments", row["id"], reason=f"{NOT_DELETED}: {refused}", now=clock())
     return _gone(ledger, row, clock())
+
+
+def _cost_nothing(ledger: Ledger, row: dict[str, Any], now: datetime) -> dict[str, Any]:
+    """Nothing of it can cost anything any more, so nothing is reserved for it."""
+    with ledger.transaction():
+        if row["reservation_id"]:
+            ledger.release(row["reservation_id"], now=now)
+        return move_deployment(ledger, row["id"], "stopped", stopped_at=row["stopped_at"] or now, now=now)
 
 
 def _look_quickly(client: Together, endpoint_id: str, at_most: int) -> int | None:
@@ -125,8 +134,8 @@ def _look_quickly(client: Together, endpoint_id: str, at_most: int) -> int | Non
         return None
 
 
-def _delete_all(client: Together, row: dict[str, Any], remotes: Iterable[Any]) -> str | None:
-    """Delete what has ended, and its endpoint; returns what the provider says where it refuses, after all was tried."""
+def _delete_all(client: Together, row: dict[str, Any], remotes: Iterable[Any]) -> ProviderError | None:
+    """Delete what has ended, and its endpoint; returns the first refusal, after all was tried."""
     refusals: list[ProviderError] = []
     for remote in remotes:
         # Gone already: the answer to an earlier delete was lost. Its endpoint is still there.
@@ -134,7 +143,7 @@ def _delete_all(client: Together, row: dict[str, Any], remotes: Iterable[Any]) -
             client.endpoints.deployments.delete(remote.id, endpoint_id=row["endpoint_id"], **etag_of(remote))
     with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound), asking(f"deleting {row['name']}"):
         client.endpoints.delete(row["endpoint_id"], **etag_of(client.endpoints.retrieve(row["endpoint_id"])))
-    return f"{NOT_DELETED}: {refusals[0]}" if refusals else None
+    return refusals[0] if refusals else None
 
 
 @contextlib.contextmanager
@@ -146,8 +155,8 @@ def _noting_refusal(refusals: list[ProviderError]) -> Iterator[None]:
 
 
 def has_ended(remote: Any) -> bool:
-    """Is a deployment STOPPED, or FAILED? Both are final, cost nothing, and may be deleted."""
-    return state_of(remote) == "stopped" or (state_of(remote) == "failed" and replicas_of(remote, 1) == 0)
+    """Is a deployment STOPPED, or FAILED? Both are final, and may be deleted."""
+    return state_of(remote) in ("stopped", "failed")
 
 
 def stop_replicas(client: Together, endpoint_id: str, *, known: Iterable[str] = ()) -> list[Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from provider.completions import complete_many
 from provider.deployments import begin_shutdown, deploy_model, sync_deployment, undeploy_model
-from provider.errors import DeploymentFailed, NoCapacity, NotReady, NotServable, ProviderUnavailable
+from provider.errors import DeploymentFailed, NoCapacity, NotReady, NotServable, ProviderRefused, ProviderUnavailable
 from provider.guard import GuardReport, guard_costs
 from provider.reconcile import reconcile_provider
 from provider.routes import publish_route, routed_models
@@ -229,6 +229,19 @@ def hourly(world: World, row: dict[str, Any]) -> int:
     return int(world.ledger.get("deployments", row["id"])["hourly_nano"])
 
 
+@pytest.mark.parametrize("price", ["549", 549.0, "549.0"])
+def test_a_price_is_read_however_json_writes_the_number(world: World, price: Any) -> None:
+    garble(world, "GET", "/inference-instance-types", each(priceCentsPerHour=price))
+    assert resolve_tier(world.client, "small").hourly_usd == Decimal("5.49")
+
+
+@pytest.mark.parametrize("price", [0, None, "", "free", -1, "NaN", True])
+def test_a_price_that_is_none_is_refused(world: World, price: Any) -> None:
+    garble(world, "GET", "/inference-instance-types", each(priceCentsPerHour=price))
+    with pytest.raises(NotServable, match="known price"):
+        resolve_tier(world.client, "small")
+
+
 def test_prices_that_cannot_be_read_take_no_lease(world: World) -> None:
     row = world.deploy()
     route(world, row)
@@ -410,6 +423,44 @@ def test_what_cannot_be_deleted_costs_nothing_and_undeploy_says_so_soon(world: W
         undeploy(world, row)
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
     world.emulator.clear_faults()
+    guard(world)
+    assert world.ours() == []
+
+
+@pytest.mark.parametrize("says", [{"readyReplicas": 1}, {"readyReplicas": None}])
+def test_failed_with_replicas_is_deleted_and_never_held_for_stopped(world: World, says: dict[str, Any]) -> None:
+    row = world.deploy()
+
+    def failed(answer: Any) -> Any:
+        status = {"state": "DEPLOYMENT_STATE_FAILED", "message": "broken", **says}
+        return {**answer, "data": [{**item, "status": status} for item in answer["data"]]}
+
+    garble(world, "GET", "/deployments", failed)
+    world.emulator.fault(400, "DELETE */deployments/*")
+    with contextlib.suppress(ProviderRefused, NotReady):
+        undeploy(world, row, timeout=timedelta(0))
+    costs = says["readyReplicas"] == 1
+    assert world.ledger.get("deployments", row["id"])["state"] == ("stopping" if costs else "stopped")
+    assert (world.ledger.budgets(world.now())[0].reserved_usd > 0) == costs
+    assert undeploy(world, row)["state"] == "deleted"
+    assert world.ours() == []
+
+
+def test_a_stop_that_the_provider_does_not_carry_out_is_told(world: World) -> None:
+    """It answers as if it had, as behind a redirect that turns the PATCH into a GET."""
+    row = world.deploy()
+
+    def redirect(request: Any) -> None:
+        if request.method == "PATCH" and "/deployments/" in request.url.path:
+            request.method = "GET"
+
+    world.client._client.event_hooks = {"request": [redirect]}
+    begin_shutdown(world.ledger, row["id"], why="test", immediately=True, now=world.now())
+    assert guard(world).warnings == []
+    world.minutes(12)
+    report = guard(world)
+    assert "was told to stop 12 minutes ago and has not yet: 1 replicas at $5.49 an hour" in report.warnings[0]
+    world.revive()
     guard(world)
     assert world.ours() == []
 
