@@ -6,8 +6,8 @@ the footer. Only then are the segments unlinked. A kill at any moment leaves eit
 segments are still in the spool. Landing them again, or any copy of them, passes over the records that their partition
 has already (`storage.landed`).
 
-A segment whose writer died (`.open`, but nobody holds its flock) is sealed and landed like the others. A line that is
-torn, fails its CRC, is not JSON or does not fit the schema goes to the quarantine with the reason, and so does a record
+A segment whose writer died (`.open`, but nobody holds its flock, and that of another host has not changed for long) is
+sealed and landed like the others. A line that is torn, fails its CRC, is not JSON or does not fit the schema goes to the quarantine with the reason, and so does a record
 that has the id of another one.
 """
 
@@ -36,9 +36,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from reasoning import hosts
 from storage.batches import Batch, Parsed, find_buried, parse_lines
 from storage.errors import LandingError
-from storage.files import make_folder, sync
+from storage.files import make_folder, make_private, sync
 from storage.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
@@ -46,6 +47,7 @@ from storage.quarantine import QuarantineWriter, reason_class
 from storage.rewrite import recover, use_one_disk
 from storage.schema import SCHEMAS, PartitionKey
 from storage.table import file_footer, live_files
+from storage.volumes import file_mark, is_foreign, quiet_for, volume_kind
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -90,6 +92,7 @@ class LandReport:
     bytes: int = 0
     files: int = 0
     taken_over: int = 0  # of the segments, those whose writer had died
+    waiting: int = 0  # segments of other hosts that are alive, or not known to be dead yet: they are left
 
 
 def land_decisions(
@@ -113,7 +116,8 @@ def land_decisions(
 def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Progress | None = None) -> LandReport:
     """`land_decisions` for one who holds the lock. Whoever rewrites partitions calls it first."""
     recover(layout)
-    report = LandReport(taken_over=_take_over(layout))
+    report = LandReport()
+    report.taken_over, report.waiting = _take_over(layout)
     foreign = {path for path in list_segments(layout, ".open", ".seal") if not os.access(path, os.R_OK)}
     unread = dict.fromkeys(foreign, "Permission denied")  # and why: the others land
     segments = [(path, path.stat().st_size) for path in list_segments(layout, ".seal") if path not in unread]
@@ -214,34 +218,59 @@ def _groups(segments: list[tuple[Path, int]]) -> Iterator[list[tuple[Path, int]]
         yield group
 
 
-def _take_over(layout: Layout) -> int:
-    """Seal the segments whose writer died: the kernel let go of their flock."""
-    taken = 0
-    for path in list_segments(layout, ".open"):
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, PermissionError):
-            continue  # sealed this moment, or another user's
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            status = os.fstat(fd)
-            if status.st_size == 0:
-                # Its writer may be between open and flock. One that died there left nothing to land.
-                if time.time() - status.st_mtime > _EMPTY_SEGMENT_AGE:
-                    path.unlink(missing_ok=True)
-                continue
-            sealed = path.with_suffix(".seal")
-            if sealed.exists():  # a copy of it
-                sealed = path.with_name(f"{path.stem}-{uuid4().hex}.seal")
-            path.rename(sealed)
+def _take_over(layout: Layout) -> tuple[int, int]:
+    """Seal the segments whose writer died: the kernel let go of their flock. How many, and how many are left.
+
+    Another host's flock may not be seen here: its segment must also have given no sign of life for `GRACE` seconds.
+    """
+    kind, own = volume_kind(layout), hosts.host_tag(layout.spool)
+    paths = list_segments(layout, ".open")
+    foreign = {}
+    for path in paths:
+        if is_foreign(hosts.segment_tag(path.stem), own, kind):
+            with contextlib.suppress(OSError):  # sealed this moment
+                foreign[path.stem] = file_mark(path)
+    quiet = quiet_for(layout, "segments", foreign)
+    taken = waiting = 0
+    for path in paths:
+        if quiet.get(path.stem, hosts.GRACE) < hosts.GRACE:
+            waiting += 1
+        elif _take_segment(path, locks=path.stem not in foreign):
             taken += 1
-        except (BlockingIOError, FileNotFoundError):
-            continue  # alive, or sealed this moment
-        finally:
-            os.close(fd)
     if taken:
         sync(layout.spool)
-    return taken
+    return taken, waiting
+
+
+def _take_segment(path: Path, *, locks: bool) -> bool:
+    """Seal one segment unless its writer holds it. Without `locks` a file system that has none is passed over."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return False  # sealed this moment, or another user's
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False  # alive
+        except OSError:
+            if locks:
+                raise
+        status = os.fstat(fd)
+        if status.st_size == 0:
+            # Its writer may be between open and flock. One that died there left nothing to land.
+            if time.time() - status.st_mtime > _EMPTY_SEGMENT_AGE:
+                path.unlink(missing_ok=True)
+            return False
+        sealed = path.with_suffix(".seal")
+        if sealed.exists():  # a copy of it
+            sealed = path.with_name(f"{path.stem}-{uuid4().hex}.seal")
+        path.rename(sealed)
+    except FileNotFoundError:
+        return False  # sealed this moment
+    finally:
+        os.close(fd)
+    return True
 
 
 class _Piece(NamedTuple):
@@ -367,6 +396,7 @@ class _Output:
         self._writer.close()
         self._writer = None
         self._sources = set()
+        make_private(self._path)
         sync(self._path)
 
     def commit(self) -> None:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from reasoning.records import SCHEMA_VERSION
 from storage.errors import TableError
-from storage.files import CANNOT_EXCHANGE, exchange, make_folder, remove_tree, sync, write_atomic
+from storage.files import CANNOT_EXCHANGE, exchange, make_folder, make_private, remove_tree, sync, write_atomic
 from storage.landed import ID_COLUMNS, row_ids
 from storage.layout import Layout
 from storage.schema import PARTITIONS, SCHEMAS, PartitionKey
@@ -89,6 +89,7 @@ def rewrite_partition(
             write(con, key.table, sources, drop, row_group, segments, new)
         if pq.read_metadata(new).num_rows != rows - dropped:
             raise TableError(f"{new} has not the {rows - dropped} rows that it should; {folder} stays as it is")
+        make_private(new)
         sync(new)
         sync(staged)
         with _on_one_disk(layout, folder):
