@@ -7,8 +7,8 @@ segments are still in the spool. Landing them again, or any copy of them, passes
 has already (`storage.landed`).
 
 A segment whose writer died (`.open`, but nobody holds its flock, and that of another host has not changed for long) is
-sealed and landed like the others. A line that is torn, fails its CRC, is not JSON or does not fit the schema goes to the quarantine with the reason, and so does a record
-that has the id of another one.
+sealed and landed like the others. A line that is torn, fails its CRC, is not JSON or does not fit the schema goes to
+the quarantine with the reason, and so does a record that has the id of another one.
 """
 
 from __future__ import annotations

@@ -114,8 +114,10 @@ def _claim(fd: int, wait: _Wait) -> dict[str, Any]:
             return claim
         # Two hosts that claim at one moment: the later one's content stays, and both read it once it has settled.
         time.sleep(SETTLE)
-        if (_read_path(wait.layout.lock) or {}).get("nonce") == claim["nonce"]:
+        found = _read_path(wait.layout.lock) or {}
+        if found.get("nonce") == claim["nonce"]:
             return claim
+        wait.or_busy(_name_holder(found, wait.tag), secrets.randbelow(1000) / 1000)
 
 
 def _wait_for_claim(wait: _Wait) -> None:
@@ -146,9 +148,9 @@ def _wait_for_writers(wait: _Wait) -> None:
     for name, seconds in quiet.items():
         if seconds < hosts.GRACE:
             raise DataFolderBusy(
-                f"{wait.layout.data}: another host, or another mount of it, writes there too (segment {name}, unchanged "
-                f"for {seconds:.0f} of {hosts.GRACE:g} s), yet `volume` is single-host: {wait.verb} was not begun. Stop "
-                "the agents there, or give each host a data folder of its own (docs/storage.md)"
+                f"{wait.layout.data}: another host, or another mount of it, writes there too (segment {name}, "
+                f"unchanged for {seconds:.0f} of {hosts.GRACE:g} s), yet `volume` is single-host: {wait.verb} was not "
+                "begun. Stop the agents there, or give each host a data folder of its own (docs/storage.md)"
             )
 
 

@@ -108,10 +108,7 @@ def classify(mount: Mount) -> Kind:
 def volume_kind(layout: Layout) -> Kind:
     """The kind of volume that a data folder is on; of its spool where that is another one and worse."""
     kinds = [classify(mount) for mount in _mounts(layout)]
-    kind: Kind = "unknown" if "unknown" in kinds else "shared" if "shared" in kinds else "local"
-    if kind == "unknown" and volume_setting() == "shared-locks":
-        return "shared"
-    return kind
+    return "unknown" if "unknown" in kinds else "shared" if "shared" in kinds else "local"
 
 
 def volume_setting() -> str:
@@ -127,9 +124,9 @@ def check_volume(layout: Layout, verb: str) -> Kind:
         raise DataFolderError(
             f"{layout.data} is on a {mount.fstype} file system (mounted at {mount.point}), where the locks of one host "
             f"may not hold for another: {verb} was not begun, because records of the other host could be lost. If no "
-            'other host uses this folder, set REASONING_VOLUME=single-host (or `volume = "single-host"` under [storage] '
-            "in reasoning.toml); if its locks do hold between hosts, set shared-locks; otherwise put the data folder on "
-            "a local disk (docs/storage.md)"
+            'other host uses this folder, set REASONING_VOLUME=single-host (or `volume = "single-host"` under '
+            "[storage] in reasoning.toml); if its locks do hold between hosts, set shared-locks; otherwise put the "
+            "data folder on a local disk (docs/storage.md)"
         )
     return kind
 
