@@ -15,6 +15,8 @@ environment                reasoning.toml                  meaning (default)
                            `[decision_types.<name>]`       see `_decision_type`
                            `[retention]`                   how many days records are kept, see `Retention` (for ever)
 `REASONING_VOLUME`         `[storage] volume`              whether other hosts use the folder, see `Config` (auto)
+`REASONING_MAX_DAYS_…`     `[storage] max_days_ahead`      by how much a record's clock may be off when it lands, and
+                           `[storage] max_days_behind`     is not quarantined, see `Config` (2 and 366)
 =========================  ==============================  =====================================================
 
 Tables that are not named here belong to the other rooms.
@@ -48,9 +50,9 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]*")
 class Retention:
     """How many days records are kept, by table. None: for ever, which is the default of all.
 
-    `labelled_decisions` are those with feedback on them, on another answer to their question or on their episode; they
-    are kept as long as `decisions` where they have no number of their own, and never shorter. Feedback goes with its
-    decision, or by its own age where it has a number. The quarantine is kept as long as `decisions`, or by its own.
+    `labelled_decisions` have a demonstration or a metric: on them, on another answer to their question, or on their
+    episode. reasoning.toml without that key keeps them as long as `decisions`. Feedback without a number of its own
+    goes with its decision, and the quarantine without one is kept as long as `decisions`.
     """
 
     decisions: int | None = None
@@ -218,14 +220,23 @@ def _retention(file: Path, raw: dict[str, Any]) -> Retention:
     return Retention(**days)
 
 
+def _as_number(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
 def _storage(file: Path, raw: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
     limits = ("max_days_ahead", "max_days_behind")
     refuse_unknown(f"{file}: [storage]", raw, ("volume", *limits), ConfigError)
-    settings = {
-        name: number(f"{file}: [storage] {name}", raw[name], float, 0.01, _MAX_DAYS * 30, ConfigError)
-        for name in limits
-        if name in raw
-    }
+    settings: dict[str, Any] = {}
+    for name in limits:
+        place, value = f"{file}: [storage] {name}", raw.get(name)
+        if text_value := env.get(f"REASONING_{name.upper()}"):
+            place, value = f"REASONING_{name.upper()}", _as_number(text_value)
+        if value is not None:
+            settings[name] = number(place, value, float, 0.01, _MAX_DAYS * 30, ConfigError)
     place, volume = f"{file}: [storage] volume", raw.get("volume", "auto")
     if env.get("REASONING_VOLUME"):
         place, volume = "REASONING_VOLUME", env["REASONING_VOLUME"]

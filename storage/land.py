@@ -38,6 +38,7 @@ import pyarrow.parquet as pq
 
 from reasoning import hosts
 from storage.batches import Batch, Parsed, find_buried, parse_lines
+from storage.clocks import ClockLimits, clock_limits, reject_off_clock
 from storage.errors import LandingError
 from storage.files import make_folder, make_private, sync
 from storage.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
@@ -116,6 +117,7 @@ def land_decisions(
 def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Progress | None = None) -> LandReport:
     """`land_decisions` for one who holds the lock. Whoever rewrites partitions calls it first."""
     recover(layout)
+    limits = clock_limits(now)
     report = LandReport()
     report.taken_over, report.waiting = _take_over(layout)
     foreign = {path for path in list_segments(layout, ".open", ".seal") if not os.access(path, os.R_OK)}
@@ -126,7 +128,7 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
         for group in _groups(segments):
             paths = [path for path, _ in group]
             while paths:
-                landing = _Landing(layout, paths, parsers, writers, now)
+                landing = _Landing(layout, paths, parsers, writers, limits)
                 try:
                     landing.run(report, lambda done: progress(done, total) if progress else None)
                     break
@@ -312,8 +314,9 @@ class _Conflict(NamedTuple):
 class _Output:
     """The new files of one partition, as a rule one: buffered rows, and the writer once there were enough of them."""
 
-    def __init__(self, layout: Layout, key: PartitionKey, number: int) -> None:
+    def __init__(self, layout: Layout, key: PartitionKey, number: int, landed_at: datetime) -> None:
         self.key = key
+        self._landed_at = landed_at
         self.folder = layout.data / key.folder
         self.staged: dict[Path, list[str]] = {}  # the files, with the segments whose rows are in them
         self.buffer: list[pa.Table] = []
@@ -392,7 +395,7 @@ class _Output:
         if self._writer is None:
             return
         segments = self.staged[self._path] = sorted(self._sources)
-        self._writer.add_key_value_metadata(file_footer(segments))
+        self._writer.add_key_value_metadata(file_footer(segments, self._landed_at))
         self._writer.close()
         self._writer = None
         self._sources = set()
@@ -426,15 +429,17 @@ class _Landing:
         segments: list[Path],
         parsers: ThreadPoolExecutor,
         writers: ThreadPoolExecutor,
-        now: datetime | None,
+        limits: ClockLimits,
     ) -> None:
+        self._limits = limits
         self._layout = layout
         self._segments = segments
         self._parsers = parsers
         self._writers = writers
         self._outputs: dict[PartitionKey, _Output] = {}
         self._quarantine = {
-            name: QuarantineWriter(layout.quarantine / f"{name}.jsonl", now=now) for name in map(segment_name, segments)
+            name: QuarantineWriter(layout.quarantine / f"{name}.jsonl", now=limits.now)
+            for name in map(segment_name, segments)
         }
         self._reasons: Counter[str] = Counter()
         self._starts: list[tuple[int, _Piece]] = []  # the pieces, without their lines, by their place in the group
@@ -506,7 +511,7 @@ class _Landing:
     def _take(self, pieces: list[_Piece], parsed: Parsed) -> None:
         lines = _lines(pieces)
         firsts = list(accumulate((len(piece.lines) for piece in pieces), initial=0))
-        batches, rejected = parsed
+        batches, rejected = reject_off_clock(parsed, self._limits)
         cuts = [(number, at) for number in sorted(rejected) if (at := find_buried(lines[number])) is not None]
         if cuts:
             pieces = _cut(pieces, firsts, cuts)
@@ -544,7 +549,7 @@ class _Landing:
         """The rows, which are of these segments, to their partition."""
         output = self._outputs.get(batch.key)
         if output is None:
-            output = self._outputs[batch.key] = _Output(self._layout, batch.key, len(self._outputs))
+            output = self._outputs[batch.key] = _Output(self._layout, batch.key, len(self._outputs), self._limits.now)
         places = pc.add(pa.array(batch.lines, pa.int64()), self._lines)
         output.buffer.append(batch.table.append_column(_PLACE, places))
         output.segments |= segments

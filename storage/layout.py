@@ -6,11 +6,21 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from reasoning.config import Config, load_config
+from reasoning.errors import ConfigError
 from storage.errors import DataFolderError
 from storage.files import make_folder
 
 # Any of these makes a folder one of ours.
 _MARKS = ("spool", "decisions", "feedback", "datasets", "quarantine", "emulator", "ledger.sqlite", "routes.json")
+
+
+def read_settings() -> Config:
+    """The configuration, for its settings of storage. Raises `DataFolderError` where it cannot be read or is wrong."""
+    try:
+        return load_config()
+    except ConfigError as error:
+        raise DataFolderError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,9 @@ from typing import Literal
 import orjson
 
 from reasoning import hosts
-from reasoning.config import load_config
 from storage.errors import DataFolderError
 from storage.files import write_atomic
-from storage.layout import Layout
+from storage.layout import Layout, read_settings
 
 Kind = Literal["local", "shared", "unknown"]  # of one host; locks hold between hosts; nobody knows
 
@@ -113,7 +112,7 @@ def volume_kind(layout: Layout) -> Kind:
 
 def volume_setting() -> str:
     """`volume` of `[storage]` in reasoning.toml, or REASONING_VOLUME: auto, single-host or shared-locks."""
-    return load_config().volume
+    return read_settings().volume
 
 
 def check_volume(layout: Layout, verb: str) -> Kind:
