@@ -52,14 +52,23 @@ def compact(
 @app.command()
 def expire(
     data: Data = None,
-    retention_days: Annotated[int, typer.Option(min=1, help="How many days back decisions are kept")] = 30,
+    retention_days: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many days back all is kept", show_default="[retention] of reasoning.toml"),
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete decisions that are older than the retention, and their feedback."""
+    """Delete decisions that are older than the retention, and their feedback. Without a setting nothing is deleted."""
     from storage.expire import expire_decisions
 
     report = expire_decisions(find_data(data), retention_days=retention_days, dry_run=dry_run)
+    if not report.configured and not as_json:
+        print_note(
+            "no retention is configured, so nothing is deleted: give --retention-days DAYS, or set `decisions = DAYS` "
+            "under [retention] in reasoning.toml for the daily flow as well (docs/storage.md)"
+        )
+        return
     show(report, as_json=as_json, title="Would expire" if dry_run else "Expired")
 
 

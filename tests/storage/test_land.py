@@ -29,8 +29,8 @@ from storage.errors import DataFolderBusy, DataFolderError, LandingError
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.locks import data_lock
-from storage.reland import reland_quarantine
 from storage.quarantine import read_quarantine
+from storage.reland import reland_quarantine
 from tests.storage.logs import (
     NOON,
     landed_ids,
