@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="stop idle deployments as inactiveTimeout says; the real service was seen not to",
     )
     options = parser.parse_args(arguments)
+    os.umask(0o077)  # its files hold what was uploaded: for their owner alone
     settings = Settings(
         trainer=options.trainer,
         workers=options.workers,

@@ -35,6 +35,18 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def private_umask() -> None:
+    """Let this process make files and folders for its owner alone. For our own processes, not for an agent's."""
+    os.umask(0o077)
+
+
+def make_tree_private(folder: Path) -> None:
+    """Take a new folder and all in it from everybody but the owner, whatever the umask of who made it."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)
+
+
 def open_private(path: Path | str, flags: int) -> int:
     """`os.open` that makes a file for its owner alone, whatever the umask."""
     return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -22,6 +22,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from storage import ledger_schema as schema
 from storage.errors import LedgerError, LedgerUnavailable
+from storage.files import make_folder, open_private
 from storage.layout import Layout
 from storage.money import to_nano
 
@@ -74,7 +75,10 @@ def open_database(data_or_url: str | Path, now: datetime) -> tuple[sa.Engine, st
     url = ledger_url(data_or_url)
     try:
         if url.get_backend_name() == "sqlite":
-            Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+            path = Path(str(url.database))
+            make_folder(path.parent)
+            # SQLite gives its other files the rights of this one.
+            os.close(open_private(path, os.O_RDWR | os.O_CREAT))
         engine = _make_engine(url)
         _migrate(engine, now)
         with engine.connect() as connection:
@@ -260,7 +264,7 @@ class LedgerDatabase:
             return
         path = Path(f"{self.engine.url.database}.{name}.lock")
         try:
-            file = path.open("ab")
+            file = open(path, "ab", opener=open_private)  # noqa: SIM115 - its failing is another error than the lock's
         except OSError as error:
             raise LedgerUnavailable(f"{path} cannot be written: {error.strerror}: {_mend(str(error))}") from error
         with file:
