@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -162,8 +161,9 @@ def quiet_for(layout: Layout, group: str, marks: Mapping[str, str]) -> dict[str,
     if after != before:
         with suppress(OSError):  # a full disk: nothing is taken over, which is safe
             write_atomic(path, orjson.dumps(seen | {group: after}))
+            written = path.stat().st_mtime
             for other in layout.data.glob(".seen-*.json"):
-                if time.time() - other.stat().st_mtime > _SEEN_KEPT:
+                if written - other.stat().st_mtime > _SEEN_KEPT:
                     other.unlink(missing_ok=True)
     return quiet
 
