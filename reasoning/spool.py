@@ -150,6 +150,7 @@ class SegmentWriter:
                         self._busy = False
                 self.written += 1
         except OSError as error:
+            self._tell_lost()
             return self._drop(errno.errorcode.get(error.errno or 0, "OSError"), error)
         if self._lost:
             self._tell_lost()
