@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -324,14 +325,16 @@ class TestPlainTools:
         data = tmp_path / "data"
         fill(data)
         assert shutil.which("flock"), "the recipe uses flock(1) of util-linux"
-        copies = f"cp -a {data}/spool {tmp_path}/copy; sleep 1; cp -a {data} {tmp_path}/all"
-        recipe = f"flock {data}/.lock sh -c 'echo held; {copies}'"
+        (recipe,) = re.findall(r"^flock .*$", (ROOT / "docs/storage.md").read_text(), re.MULTILINE)
+        recipe = recipe.replace("sh -c '", "sh -c 'echo held; ").replace("spool copy/;", "spool copy/; sleep 1;")
+        data.rename(tmp_path / "reasoning-data")
+        data = tmp_path / "reasoning-data"
         (tmp_path / "copy").mkdir()
-        with subprocess.Popen(["sh", "-c", recipe], stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(["sh", "-c", recipe], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None and child.stdout.readline() == "held\n"
             began = time.monotonic()
             land_decisions(data)
             assert time.monotonic() - began > 0.5
         assert child.returncode == 0
-        land_decisions(tmp_path / "all")
-        assert len(landed_ids(tmp_path / "all")) == 13
+        land_decisions(tmp_path / "copy")
+        assert len(landed_ids(tmp_path / "copy")) == 13
