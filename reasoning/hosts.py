@@ -13,7 +13,6 @@ import os
 import re
 import socket
 import time
-import uuid
 from pathlib import Path
 
 HEARTBEAT = 5.0  # seconds between two signs of life
@@ -54,14 +53,14 @@ def host_name() -> str:
 
 @functools.cache
 def _machine() -> str:
-    return _digest(_override() or _read("/etc/machine-id") or f"{socket.gethostname()} {uuid.getnode()}")
+    return _digest(_override() or _read("/etc/machine-id") or socket.gethostname())
 
 
 @functools.cache
 def _boot() -> str:
     # The override goes in as well: virtual machines that were resumed from one snapshot have one boot id.
-    boot = _read("/proc/sys/kernel/random/boot_id") or f"{socket.gethostname()} {uuid.getnode()}"
-    return f"{_override()} {boot}"
+    # Without a boot id a reboot goes unnoticed, which is harmless: what was locked before it is free.
+    return f"{_override()} {_read('/proc/sys/kernel/random/boot_id') or socket.gethostname()}"
 
 
 def _override() -> str:

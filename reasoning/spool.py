@@ -38,6 +38,7 @@ _datasync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 _HEX = frozenset(b"0123456789abcdef")
 # What `flock` fails with where the file system has none, and what a call fails with when a segment is gone.
 _NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL))
+_OPEN_ATTEMPTS = 100
 _GONE = frozenset((errno.ENOENT, errno.ESTALE, errno.ENOTDIR))
 
 
@@ -242,7 +243,7 @@ class SegmentWriter:
 
     def _open(self) -> int:
         self._unsynced_folders |= {self.directory, *_make_folder(self.directory)}
-        while True:
+        for _ in range(_OPEN_ATTEMPTS):
             tag = self._unlockable or host_tag(self.directory)
             path = self.directory / f"{uuid7(self._clock())}-{tag}-{os.getpid()}.open"
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -262,6 +263,8 @@ class SegmentWriter:
                 path.unlink(missing_ok=True)
             # Between open and flock, landing took the empty file for a dead writer's.
             os.close(fd)
+        else:  # a file system whose inode numbers change at every look
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
         self._fd, self._path, self._size, self._opened = fd, path, 0, time.monotonic()
         self._written_before = self.written
         self._beat = steady()

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from reasoning.hosts import host_tag
+from reasoning.hosts import host_tag, same_machine
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -99,7 +99,7 @@ def remove_abandoned(folders: Iterable[Path]) -> None:
     for folder in folders:
         match = _SCRATCH_TAG.search(folder.name)
         with suppress(FileNotFoundError):
-            foreign = match is not None and match[1] != host_tag(folder.parent)
+            foreign = match is not None and not same_machine(match[1], host_tag(folder.parent))
             if foreign and time.time() - folder.stat().st_mtime < _FOREIGN_SCRATCH_AGE:
                 continue
         try:
