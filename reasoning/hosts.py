@@ -20,7 +20,7 @@ GRACE = 300.0  # seconds without one after which another host's work may be take
 # A writer that gave no sign for this long (it was suspended) no longer trusts its segment. Well below GRACE.
 FENCE = 120.0
 
-_SEGMENT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}-(?P<tag>[0-9a-f]{16})-\d+")
+_SEGMENT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}-(?P<tag>[0-9a-f]{16})-(?P<pid>\d+)")
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", None)  # unlike the monotonic clock, it goes on while the machine sleeps
 
 
@@ -44,6 +44,27 @@ def segment_tag(name: str) -> str | None:
     """The host tag in a segment's name (without its suffix). None in names of older versions and of copies."""
     match = _SEGMENT.fullmatch(name)
     return match["tag"] if match else None
+
+
+def segment_pid(name: str) -> int | None:
+    """The process id in a segment's name (without its suffix), of its writer where that runs."""
+    match = _SEGMENT.fullmatch(name)
+    return int(match["pid"]) if match else None
+
+
+def has_open(pid: int, file: os.stat_result) -> bool:
+    """Whether a process that is seen here has a file open. False where that cannot be told (only Linux tells)."""
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                try:
+                    if os.path.samestat(os.stat(entry.path), file):  # noqa: PTH116 - of a link of /proc
+                        return True
+                except OSError:
+                    continue
+    except OSError:
+        pass
+    return False
 
 
 def host_name() -> str:

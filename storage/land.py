@@ -259,6 +259,9 @@ def _take_segment(path: Path, *, locks: bool) -> bool:
             if locks:
                 raise
         status = os.fstat(fd)
+        pid = hosts.segment_pid(path.stem)
+        if pid not in (None, os.getpid()) and hosts.has_open(pid, status):
+            return False  # alive, though it seems to hold no lock: flock is not to be trusted here
         if status.st_size == 0:
             # Its writer may be between open and flock. One that died there left nothing to land.
             if time.time() - status.st_mtime > _EMPTY_SEGMENT_AGE:

@@ -125,6 +125,9 @@ def _wait_for_claim(wait: _Wait) -> None:
         held = _read_path(wait.layout.lock) or {}
         tag = held.get("tag")
         if not isinstance(tag, str) or not is_foreign(tag, wait.tag, wait.kind):
+            if _is_at_work(held, wait.layout.lock):  # though its flock was granted to us as well
+                wait.or_busy(_name_holder(held, wait.tag), _POLL)
+                continue
             quiet_for(wait.layout, "lock", {})
             return
         mark = f"{held.get('nonce')} {held.get('beat')}"
@@ -132,6 +135,12 @@ def _wait_for_claim(wait: _Wait) -> None:
             return
         hint = f"If that host is dead, its claim ends {hosts.GRACE:g} s after its last sign of life: run it again then"
         wait.or_busy(_name_holder(held, wait.tag), _FOREIGN_POLL, hint=hint)
+
+
+def _is_at_work(held: dict[str, Any], lock: Path) -> bool:
+    """Whether the process of a claim is another one of this host that has the lock file open."""
+    pid = held.get("pid")
+    return isinstance(pid, int) and pid != os.getpid() and hosts.has_open(pid, lock.stat())
 
 
 def _wait_for_writers(wait: _Wait) -> None:

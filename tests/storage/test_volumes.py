@@ -207,6 +207,29 @@ class TestTakingOver:
         path.rename(path.with_name(f"{of_host(hosts.host_tag(data))}.open"))
         assert land_decisions(data).taken_over == 1
 
+    def test_a_flock_that_is_granted_to_all_is_seen_through(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On this very host: a sandbox or a driver whose flock does nothing."""
+        code = (
+            "import fcntl, os, sys, time; from pathlib import Path; fcntl.flock = lambda fd, how: None\n"
+            "from tests.storage.logs import make_decision; from reasoning.spool import SegmentWriter\n"
+            "from storage.layout import Layout; from storage.locks import data_lock\n"
+            "writer = SegmentWriter(Path(sys.argv[1], 'spool')); assert writer.write(make_decision())\n"
+            "with data_lock(Layout(sys.argv[1]), 'compaction'): print('ready', flush=True); sys.stdin.readline()\n"
+            "print('released', flush=True); time.sleep(60)"
+        )
+        argv = [sys.executable, "-c", code, str(data)]
+        with subprocess.Popen(argv, stdin=-1, stdout=-1, text=True, cwd=ROOT) as child:
+            assert child.stdin is not None and child.stdout is not None and child.stdout.readline() == "ready\n"
+            monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
+            with pytest.raises(DataFolderBusy, match=rf"compaction \(process {child.pid}\)"):
+                land_decisions(data, lock_timeout=0.1)
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "released\n"
+            assert land_decisions(data).segments == 0
+            child.kill()
+        assert land_decisions(data).taken_over == 1
+
     def test_a_full_disk_takes_nothing_over(
         self, data: Path, short_grace: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
