@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
 import statistics
@@ -38,6 +39,8 @@ from storage.compact import compact_decisions
 from storage.land import land_decisions
 from storage.layout import Layout
 
+# The records have fixed dates and land in any year.
+os.environ |= {"REASONING_MAX_DAYS_AHEAD": "36500", "REASONING_MAX_DAYS_BEHIND": "36500"}
 START = datetime(2026, 11, 1, tzinfo=UTC)
 DAYS = 30
 HALF = "2026-11-16"

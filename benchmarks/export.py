@@ -7,6 +7,7 @@ exports it in a process of its own, whose peak memory is read from the kernel.
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from reasoning.spool import SegmentWriter
 from storage.land import land_decisions
 from storage.layout import Layout
 
+# The records have fixed dates and land in any year.
+os.environ |= {"REASONING_MAX_DAYS_AHEAD": "36500", "REASONING_MAX_DAYS_BEHIND": "36500"}
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 _EXPORT = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,14 +53,23 @@ def compact(
 @app.command()
 def expire(
     data: Data = None,
-    retention_days: Annotated[int, typer.Option(min=1, help="How many days back decisions are kept")] = 30,
+    retention_days: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many days back all is kept", show_default="[retention] of reasoning.toml"),
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete decisions that are older than the retention, and their feedback."""
+    """Delete decisions that are older than the retention, and their feedback. Without a setting nothing is deleted."""
     from storage.expire import expire_decisions
 
     report = expire_decisions(find_data(data), retention_days=retention_days, dry_run=dry_run)
+    if not report.configured and not as_json:
+        print_note(
+            "no retention is configured, so nothing is deleted: give --retention-days DAYS, or set `decisions = DAYS` "
+            "under [retention] in reasoning.toml for the daily flow as well (docs/storage.md)"
+        )
+        return
     show(report, as_json=as_json, title="Would expire" if dry_run else "Expired")
 
 
@@ -83,6 +93,58 @@ def erase(
     with progress_bar("erasing") as progress:
         report = erase_subject(folder, subject_id, progress=progress)
     show(report, as_json=as_json, title="Erased")
+
+
+@app.command()
+def backup(
+    target: Annotated[Path, typer.Argument(help="A folder outside the data folder; each backup gets a folder in it")],
+    data: Data = None,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="How many backups stay in TARGET, this one included", show_default="all")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Back up the data folder while everything runs: spool, log, datasets, evaluations, ledger. Tokens are left out."""
+    from storage.backup import back_up
+
+    folder = find_data(data)
+    with progress_bar("backing up") as progress:
+        report = back_up(folder, target, keep=keep, progress=progress)
+    show(report, as_json=as_json, title="Backed up")
+
+
+@app.command()
+def verify(
+    target: Annotated[Path, typer.Argument(help="A backup, or the folder of `reasoning backup`")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare every file of the backups with its sha256; exits with 1 where one is damaged or missing."""
+    from storage.backup import verify_backup
+
+    with progress_bar("verifying") as progress:
+        report = verify_backup(target, progress=progress)
+    show(report, as_json=as_json, title="Verified")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="A backup, or the folder of `reasoning backup` for its latest")],
+    data: Annotated[Path, typer.Option("--data", help="The new data folder: it must not exist yet, or be empty")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a new data folder of a backup. The next `land` makes rows of what was in its spool, each once."""
+    from storage.backup import restore_backup
+
+    with progress_bar("restoring") as progress:
+        report = restore_backup(source, data, progress=progress)
+    show(report, as_json=as_json, title="Restored")
+    if not as_json:
+        print_note(
+            "what was spent, deployed or erased since the backup is not in it: run `reasoning reconcile` before "
+            "anything that costs money, and erase again whoever was erased since"
+        )
 
 
 @app.command()

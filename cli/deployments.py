@@ -6,6 +6,7 @@ Run as a program of its own (`python -m cli.deployments`), so that `reasoning se
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -73,6 +74,7 @@ async def prepare() -> None:
 
 
 def main() -> int:
+    os.umask(0o077)
     asyncio.run(prepare())
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     return subprocess.run(command, cwd=PROJECT, check=False).returncode

@@ -55,6 +55,7 @@ def main() -> None:
         except UnicodeEncodeError:
             print(f"error: the argument {os.fsencode(argument)!r} is not UTF-8", file=sys.stderr)
             sys.exit(2)
+    os.umask(0o077)  # what we and our child processes make is for its owner alone
     try:
         app()
     except (ReasoningError, OSError) as error:

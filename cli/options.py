@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from cli.output import print_note
 
 Data = Annotated[
     Path | None,
@@ -32,11 +35,20 @@ def find_data(data: Path | None, *, may_be_new: bool = False) -> Path:
     folder = load_config(data).data
     if not (may_be_new and not folder.exists()):
         Layout(folder).check()
+    _warn_of_rights(folder)
     urls = served(folder)
     for name, url in (("REASONING_PROVIDER_URL", urls.get("emulator")), ("PREFECT_API_URL", _api(urls.get("prefect")))):
         if url:
             os.environ.setdefault(name, url)
     return folder
+
+
+def _warn_of_rights(folder: Path) -> None:
+    """Tell once in a folder's life that others of this machine may enter it. It may be meant so: nothing is changed."""
+    with suppress(OSError):
+        if folder.stat().st_mode & 0o007:
+            os.close(os.open(folder / ".rights-told", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            print_note(f"other users of this machine may enter {folder}; unless they should: chmod -R go= {folder}")
 
 
 def check_decision_type(name: str, data: Path) -> str:

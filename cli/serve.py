@@ -156,7 +156,7 @@ def only_one(data: Path) -> Iterator[TextIO]:
     if data.exists() and not data.is_dir():
         raise ServeError(f"{data} is not a folder. Choose another: --data FOLDER")
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(0o700, parents=True, exist_ok=True)
         lock = (data / LOCK).open("a+")
     except OSError as error:
         raise ServeError(

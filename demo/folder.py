@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo.errors import DemoError
+from storage.files import make_folder
 from storage.layout import Layout
 
 NEEDED_BYTES = 150 << 20
@@ -28,7 +29,7 @@ def demo_folder(data: Path) -> Iterator[Path]:
     if data.exists() and not marker.is_file() and (not data.is_dir() or any(data.iterdir())):
         raise DemoError(f"{data} is not empty, and no demo made it. Choose another folder: --data FOLDER")
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        make_folder(data)
         lock = marker.open("a")
     except OSError as error:
         raise DemoError(f"cannot write to {data} ({error.strerror}). Choose another folder: --data FOLDER") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="answer in another documented form; docs/emulator.md lists them",
     )
     options = parser.parse_args(arguments)
+    os.umask(0o077)  # its files hold what was uploaded: for their owner alone
     settings = Settings(
         trainer=options.trainer,
         workers=options.workers,

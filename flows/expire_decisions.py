@@ -16,7 +16,7 @@ from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
 @flow(name="expire_decisions")
 async def expire_decisions(
     data: DataFolder = None,
-    retention_days: Annotated[int, Field(ge=1)] = 30,
+    retention_days: Annotated[int, Field(ge=1)] | None = None,
     dry_run: bool = False,
     now: Moment = None,
     if_busy: IfBusy = "wait",
@@ -26,7 +26,8 @@ async def expire_decisions(
 
     Args:
         data: The data folder. Empty: REASONING_DATA, or `data` in reasoning.toml, where the worker runs.
-        retention_days: How many days back decisions are kept.
+        retention_days: How many days back everything is kept. Empty: `[retention]` of reasoning.toml; without that
+            setting nothing is deleted.
         dry_run: Only count.
         now: The time it is held to be, for replays. Empty: the time of the machine.
         if_busy: When another run of this flow is at work: wait for it, or end at once.

@@ -9,6 +9,7 @@ from pathlib import Path
 from gateway.app import create_app
 from gateway.server import serve
 from reasoning.errors import ReasoningError
+from storage.files import private_umask
 
 
 def main() -> None:
@@ -17,6 +18,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8001, help="0 for any free one (default: %(default)s)")
     options = parser.parse_args()
+    private_umask()
     try:
         gateway = create_app(options.data)
     except ReasoningError as error:

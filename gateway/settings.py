@@ -213,7 +213,7 @@ def _token(place: str, value: str | None) -> str:
 
 def _token_file(path: Path) -> str:
     """The token in `path`, made when there is none. The file is the owner's alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from reasoning.errors import RoutesError
 from reasoning.routes import Route, Routes, read_routes, write_routes
+from storage.files import make_folder, open_private
 
 LEASE = timedelta(minutes=3)
 """Three missed ticks of a guard that comes every minute."""
@@ -184,7 +185,7 @@ def _write(path: Path, routes: Routes) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("ab") as file:
+    make_folder(path.parent)
+    with open(path.with_name(f"{path.name}.lock"), "ab", opener=open_private) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

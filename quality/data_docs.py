@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quality.report import QualityReport
-from storage.files import replace_folder, scratch_folder
+from storage.files import make_tree_private, replace_folder, scratch_folder
 
 _STYLE = (Path(__file__).parent / "data_docs.css").read_text(encoding="utf-8")
 # What a browser would fetch: stylesheets, icons, scripts and images, wherever they come from.
@@ -48,6 +48,7 @@ def write_data_docs(target: Path, report: QualityReport, pages: Mapping[str, str
         for name, page in pages.items():
             (site / f"{name}.html").write_text(page, encoding="utf-8")
         (site / "index.html").write_text(_index(report, pages), encoding="utf-8")
+        make_tree_private(site)
         replace_folder(site, target)
 
 

@@ -30,7 +30,7 @@ from quality.splits import SPLITS
 from quality.verdict import LIMITED_BELOW, DataVerdict, judge_data
 from reasoning.decision_types import get_decision_type
 from storage.errors import DatasetError
-from storage.files import scratch_folder, sync, write_atomic
+from storage.files import make_tree_private, scratch_folder, sync, write_atomic
 from storage.layout import Layout
 from storage.locks import data_lock
 
@@ -453,6 +453,7 @@ def _publish(layout: Layout, con: duckdb.DuckDBPyConnection, folder: Path, targe
             "SELECT count(*) FROM exported WHERE decision_id::UUID NOT IN (SELECT decision_id FROM decisions)"
         ).fetchall()[0][0]
 
+    make_tree_private(folder)
     with data_lock(layout, "publishing a dataset"):
         if gone := storage.read(layout.data, count_gone):
             raise DatasetError(f"{gone} of the rows were erased from the log during the export. Export again")

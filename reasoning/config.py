@@ -13,6 +13,10 @@ environment                reasoning.toml                  meaning (default)
 `TOGETHER_API_KEY`         never in a file                 the API key (none)
                            `[client]`                      see `Config`
                            `[decision_types.<name>]`       see `_decision_type`
+                           `[retention]`                   how many days records are kept, see `Retention` (for ever)
+`REASONING_VOLUME`         `[storage] volume`              whether other hosts use the folder, see `Config` (auto)
+`REASONING_MAX_DAYS_…`     `[storage] max_days_ahead`      by how much a record's clock may be off when it lands, and
+                           `[storage] max_days_behind`     is not quarantined, see `Config` (2 and 366)
 =========================  ==============================  =====================================================
 
 Tables that are not named here belong to the other rooms.
@@ -35,10 +39,32 @@ from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url,
 
 _TOGETHER_DOMAINS = ("together.ai", "together.xyz")
 _KEYS = ("data", "agent_id", "enabled", "provider_url")
-_TABLES = ("client", "decision_types", "tiers")
 _STOPS = 4  # as many as OpenAI's API takes
+_TABLES = ("client", "decision_types", "tiers", "retention", "storage")
+VOLUMES = ("auto", "single-host", "shared-locks")
+_MAX_DAYS = 36_500
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many days records are kept, by table. None: for ever, which is the default of all.
+
+    `labelled_decisions` have a demonstration or a metric: on them, on another answer to their question, or on their
+    episode. reasoning.toml without that key keeps them as long as `decisions`. Feedback without a number of its own
+    goes with its decision, and the quarantine without one is kept as long as `decisions`.
+    """
+
+    decisions: int | None = None
+    labelled_decisions: int | None = None
+    feedback: int | None = None
+    quarantine: int | None = None
+
+    @property
+    def configured(self) -> bool:
+        """Whether anything is ever deleted."""
+        return not self.decisions is self.feedback is self.quarantine is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +85,14 @@ class Config:
     """Background threads (tasks, in the async client) that ask shadow arms."""
     shadow_queue: int = 100
     """Shadow questions that may wait; more are dropped and counted."""
+    retention: Retention = Retention()
+    volume: str = "auto"
+    """`auto`: verbs on the data folder are refused on file systems whose locks may not hold between hosts;
+    `single-host`: no other host uses it; `shared-locks`: the locks do hold."""
+    max_days_ahead: float = 2.0
+    """Records whose time is further ahead of the clock of who lands them are quarantined."""
+    max_days_behind: float = 366.0
+    """Records whose time is further behind the clock of who lands them are quarantined."""
 
     @property
     def routes(self) -> Path:
@@ -104,6 +138,7 @@ def load_config(
     if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
         raise ConfigError("TOGETHER_API_KEY: holds a blank, a line break or a letter that no key has; copy it anew")
     agent_id = env.get("REASONING_AGENT_ID") or raw.get("agent_id")
+    storage = _storage(file, table(file, "storage", raw.get("storage", {}), ConfigError), env)
     return Config(
         data=Path(folder).absolute(),
         agent_id=None if agent_id is None else text(f"{file}: agent_id", agent_id, ConfigError),
@@ -117,6 +152,8 @@ def load_config(
             table(file, "decision_types", raw.get("decision_types", {}), ConfigError),
             _tiers(file, table(file, "tiers", raw.get("tiers", {}), ConfigError)),
         ),
+        retention=_retention(file, table(file, "retention", raw.get("retention", {}), ConfigError)),
+        **storage,
         **numbers,
     )
 
@@ -210,6 +247,58 @@ def _as_its_tier(file: Path, kind: DecisionType, own: dict[str, Any], tiers: dic
 
 def _decision_types(file: Path, raw: dict[str, Any], tiers: dict[str, dict[str, Any]]) -> dict[str, DecisionType]:
     types, own = dict(DECISION_TYPES), {}
+def _retention(file: Path, raw: dict[str, Any]) -> Retention:
+    names = ("decisions", "labelled_decisions", "feedback", "quarantine")
+    refuse_unknown(f"{file}: [retention]", raw, names, ConfigError)
+    days: dict[str, int | None] = dict.fromkeys(names)
+    for name, value in raw.items():
+        if value != "keep":
+            if isinstance(value, str):
+                raise ConfigError(f'{file}: [retention] {name}: {value!r} is neither a number of days nor "keep"')
+            days[name] = number(f"{file}: [retention] {name}", value, int, 1, _MAX_DAYS, ConfigError)
+    if days["labelled_decisions"] is not None:
+        if days["decisions"] is None:
+            raise ConfigError(
+                f"{file}: [retention] labelled_decisions: {days['labelled_decisions']}, but `decisions` are kept for "
+                "ever; give decisions a number of days that is not larger, or remove labelled_decisions"
+            )
+        if days["labelled_decisions"] < days["decisions"]:
+            raise ConfigError(
+                f"{file}: [retention] labelled_decisions: {days['labelled_decisions']} is less than decisions "
+                f"({days['decisions']}); labelled decisions are kept at least as long"
+            )
+    elif "labelled_decisions" not in raw:
+        days["labelled_decisions"] = days["decisions"]
+    return Retention(**days)
+
+
+def _as_number(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _storage(file: Path, raw: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+    limits = ("max_days_ahead", "max_days_behind")
+    refuse_unknown(f"{file}: [storage]", raw, ("volume", *limits), ConfigError)
+    settings: dict[str, Any] = {}
+    for name in limits:
+        place, value = f"{file}: [storage] {name}", raw.get(name)
+        if text_value := env.get(f"REASONING_{name.upper()}"):
+            place, value = f"REASONING_{name.upper()}", _as_number(text_value)
+        if value is not None:
+            settings[name] = number(place, value, float, 0.01, _MAX_DAYS * 30, ConfigError)
+    place, volume = f"{file}: [storage] volume", raw.get("volume", "auto")
+    if env.get("REASONING_VOLUME"):
+        place, volume = "REASONING_VOLUME", env["REASONING_VOLUME"]
+    if volume not in VOLUMES:
+        raise ConfigError(f"{place}: {volume!r} is not known; known are {', '.join(VOLUMES)}")
+    return {**settings, "volume": volume}
+
+
+def _decision_types(file: Path, raw: dict[str, Any]) -> dict[str, DecisionType]:
+    types = dict(DECISION_TYPES)
     for name, value in raw.items():
         place = f"{file}: [decision_types.{name}]"
         if not _NAME.fullmatch(name):

@@ -138,13 +138,14 @@ def write_routes(path: Path | str, routes: Routes) -> None:
         route["arms"] = [{k: v for k, v in arm.items() if v is not None} for arm in route["arms"]]
     text = orjson.dumps(raw, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     parse_routes(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(text)
             file.flush()
-            os.fchmod(file.fileno(), 0o644)  # agents of another user read it; it holds no secret
+            # It holds no secret: where the folder is open to agents of other users, so is the file.
+            os.fchmod(file.fileno(), 0o600 | (path.parent.stat().st_mode & 0o044))
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:

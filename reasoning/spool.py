@@ -1,9 +1,11 @@
 """The spool: segments of CRC-framed lines, one process a segment, nothing acknowledged is lost to SIGKILL.
 
-A segment is named `<UUIDv7>-<pid>`: `.open` while its writer lives, which holds it by `flock`, `.seal` afterwards. A
-`.open` that nobody holds was left by a killed writer: it may be landed as it is. One record is one `write(2)` of one
-line to a file opened with O_APPEND, so it is the kernel's as soon as `write` returned; a thread calls `fdatasync` once
-a second, so that a loss of power costs at most that second. An old segment is never appended to.
+A segment is named `<UUIDv7>-<host tag>-<pid>`: `.open` while its writer lives, which holds it by `flock`, `.seal`
+afterwards. A `.open` that nobody holds was left by a killed writer: it may be landed as it is. Where another host
+cannot see the `flock`, the modification time is the sign of life, renewed every few seconds (`reasoning.hosts`). One
+record is one `write(2)` of one line to a file opened with O_APPEND, so it is the kernel's as soon as `write` returned;
+a thread calls `fdatasync` once a second, so that a loss of power costs at most that second. An old segment is never
+appended to.
 
 Line: `<crc32 of the JSON, 8 lower-case hex digits> <JSON>\\n`.
 """
@@ -16,6 +18,7 @@ import errno
 import fcntl
 import logging
 import os
+import secrets
 import threading
 import time
 import weakref
@@ -26,12 +29,17 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from reasoning.errors import RecordError, SegmentError
+from reasoning.hosts import FENCE, HEARTBEAT, host_tag, steady
 from reasoning.ids import uuid7
 from reasoning.records import Decision, Feedback, decode_record, encode_record
 
 _log = logging.getLogger("reasoning")
 _datasync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 _HEX = frozenset(b"0123456789abcdef")
+# What `flock` fails with where the file system has none, and what a call fails with when a segment is gone.
+_NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL))
+_OPEN_ATTEMPTS = 100
+_GONE = frozenset((errno.ENOENT, errno.ESTALE, errno.ENOTDIR))
 
 
 class BadLine(NamedTuple):
@@ -101,9 +109,9 @@ class SegmentWriter:
     """Appends records to the process's own segment in `directory`, which is made when the first record comes.
 
     Never raises after construction: what cannot be written is dropped and counted in `dropped`, by `errno` name
-    (`ENOSPC`, `EIO`, …), or as `refused` when it cannot be encoded, or as `deleted` with its segment. Threads may share
-    a writer; a forked child goes on in a segment of its own. A segment is sealed at `max_bytes`, or `max_age` seconds
-    after its first record.
+    (`ENOSPC`, `EIO`, …), or as `refused` when it cannot be encoded, or as `deleted` or `moved` with its segment.
+    Threads may share a writer; a forked child goes on in a segment of its own. A segment is sealed at `max_bytes`, or
+    `max_age` seconds after its first record.
     """
 
     _busy: bool
@@ -143,13 +151,17 @@ class SegmentWriter:
                         self._busy = False
                 self.written += 1
         except OSError as error:
+            self._tell_lost()
             return self._drop(errno.errorcode.get(error.errno or 0, "OSError"), error)
+        if self._lost:
+            self._tell_lost()
         return True
 
     def seal(self) -> None:
         """Make what was written landable now, synced to the disk. The next record opens a new segment."""
         self._seal_unless_busy()
         self._sync()
+        self._tell_lost()
 
     def close(self) -> None:
         """Seal, and end the thread. A later write starts anew."""
@@ -176,6 +188,10 @@ class SegmentWriter:
         self._opened = 0.0
         self._written_before = 0  # what `written` was when this segment began
         self._dirty = False
+        self._beat = 0.0  # when the open segment last gave a sign of life
+        self._unlockable = ""  # a host tag of nobody's, where the file system has no locks
+        self._lost: list[tuple[Path, int, str]] = []  # segments that vanished, not told yet
+        self.tick_errors = 0
         # Whether state is being changed. Only a signal handler in the thread that holds the lock can see it true,
         # at whatever bytecode: the order of the statements below is for that.
         self._busy = False
@@ -195,7 +211,8 @@ class SegmentWriter:
 
     def _append(self, line: bytes) -> None:
         fd = self._fd
-        if fd is None or self._size + len(line) > self._max_bytes:
+        # Suspended for long, it may have been landed as a dead host's segment: nothing goes into it any more.
+        if fd is None or self._size + len(line) > self._max_bytes or steady() - self._beat > FENCE:
             self._seal()
             fd = self._open()
         done = 0
@@ -226,30 +243,43 @@ class SegmentWriter:
 
     def _open(self) -> int:
         self._unsynced_folders |= {self.directory, *_make_folder(self.directory)}
-        while True:
-            path = self.directory / f"{uuid7(self._clock())}-{os.getpid()}.open"
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
+        for _ in range(_OPEN_ATTEMPTS):
+            tag = self._unlockable or host_tag(self.directory)
+            path = self.directory / f"{uuid7(self._clock())}-{tag}-{os.getpid()}.open"
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not self._unlockable:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.stat().st_ino == os.fstat(fd).st_ino:
                     break
             except (BlockingIOError, FileNotFoundError):
                 pass
-            except OSError:
-                os.close(fd)
-                raise
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    os.close(fd)
+                    raise
+                # Without locks: by a tag that is nobody's, it is judged by its signs of life, on this host too.
+                self._unlockable = secrets.token_hex(8)
+                path.unlink(missing_ok=True)
             # Between open and flock, landing took the empty file for a dead writer's.
             os.close(fd)
+        else:  # a file system whose inode numbers change at every look
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
         self._fd, self._path, self._size, self._opened = fd, path, 0, time.monotonic()
         self._written_before = self.written
-        if self._thread is None or self._closing.is_set():
+        self._beat = steady()
+        self._start_thread()
+        return fd
+
+    def _start_thread(self) -> None:
+        # One that did not start (out of threads for a while) or has ended gets a successor.
+        if self._thread is None or self._closing.is_set() or not self._thread.is_alive():
             self._closing = threading.Event()
             self._thread = threading.Thread(
                 target=_run_ticks, args=(weakref.ref(self), self._closing, self._sync_interval), daemon=True
             )
             with contextlib.suppress(RuntimeError):  # no new threads while the interpreter ends
                 self._thread.start()
-        return fd
 
     def _seal(self) -> None:
         fd, self._fd = self._fd, None  # first of all: whatever happens, nothing is appended to it any more
@@ -259,9 +289,13 @@ class SegmentWriter:
         self._sealed.append(fd)
         self._dirty = False
         try:
+            if not os.fstat(fd).st_nlink:  # whatever has its name by now is not ours to rename
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             self._path.rename(self._path.with_suffix(".seal"))
         except OSError as error:  # closing it is enough: landing takes an .open that nobody holds
             self.last_error = str(error)
+            if error.errno in _GONE:
+                self._count_lost(fd)
 
     def _seal_unless_busy(self) -> None:
         with self._lock:
@@ -292,6 +326,9 @@ class SegmentWriter:
         for fd in fds:
             try:
                 _datasync(fd)
+                if fd == live:
+                    os.utime(fd)  # by the clock of the file system: nobody compares it with one of ours
+                    self._beat = steady()
             except OSError as error:
                 with self._lock:
                     self._count_sync_error(error)
@@ -305,7 +342,7 @@ class SegmentWriter:
     def _take_unsynced(self) -> tuple[list[int], int | None]:
         """Descriptors to sync and to close; the second is the open segment's among them."""
         fds, self._sealed = self._sealed, []
-        if self._fd is None or not self._dirty:
+        if self._fd is None or not (self._dirty or steady() - self._beat >= HEARTBEAT):
             return fds, None
         try:
             live = os.dup(self._fd)
@@ -323,21 +360,57 @@ class SegmentWriter:
     def _tick(self) -> None:
         with self._lock:
             old = self._fd is not None and time.monotonic() - self._opened >= self._max_age
-            deleted = self._count_deleted()
-        if deleted:
-            _log.warning("%s was deleted with %d records that had not landed", self._path, deleted)
-        if old or deleted:
+            gone = self._is_gone()
+        if old or gone:
             self._seal_unless_busy()
         self._sync()
+        self._tell_lost()
 
-    def _count_deleted(self) -> int:
-        """How many records went with a segment that somebody deleted, if so. They count as dropped."""
+    def _is_gone(self) -> bool:
+        """Whether somebody deleted or moved the open segment. What cannot be looked at now is not held to be gone."""
+        if self._fd is None:
+            return False
+        try:
+            if os.fstat(self._fd).st_nlink:
+                self._path.stat()
+                return False
+        except OSError as error:
+            return error.errno in _GONE
+        return True
+
+    def _count_lost(self, fd: int) -> None:
+        """The records of a segment that vanished before it was sealed count as dropped. For one who holds the lock."""
         count = self.written - self._written_before
-        if self._fd is None or not count or os.fstat(self._fd).st_nlink:
-            return 0
-        self.dropped["deleted"] += count
-        self.written = self._written_before
-        return count
+        reason = "deleted"
+        try:
+            status = os.fstat(fd)
+            if status.st_nlink:
+                reason = "moved"
+                if os.path.samestat(status, self._path.with_suffix(".seal").stat()):
+                    return  # sealed by landing, after a suspension: nothing is lost
+        except OSError:
+            pass
+        if count > 0:
+            self.dropped[reason] += count
+            self.written = self._written_before
+            self._lost.append((self._path, count, reason))
+
+    def _tell_lost(self) -> None:
+        while self._lost:
+            with contextlib.suppress(IndexError):  # another thread told it
+                path, count, reason = self._lost.pop()
+                _log.warning(
+                    "%s was %s with %d records that had not landed; a new segment is begun", path, reason, count
+                )
+
+    def _count_tick_error(self, error: Exception) -> None:
+        """The thread goes on whatever happens: without it nothing is sealed by age, nor synced."""
+        self.tick_errors += 1
+        self.last_error = f"{type(error).__name__}: {error}"
+        if self.tick_errors & (self.tick_errors - 1) == 0:
+            _log.warning(
+                "%s: the writer's thread failed %d times: %s", self.directory, self.tick_errors, self.last_error
+            )
 
     def _drop(self, reason: str, error: Exception) -> bool:
         with self._lock:
@@ -363,7 +436,9 @@ def _make_folder(path: Path) -> list[Path]:
     while not missing.is_dir():
         missing = missing.parent
         changed.append(missing)
-    path.mkdir(parents=True, exist_ok=True)
+    for folder in (*reversed(changed[:-1]), path) if changed else ():
+        with contextlib.suppress(FileExistsError):  # made this moment; or a file, which the next one fails with
+            folder.mkdir(0o700)  # not mkdir(parents=True), which gives the parents other rights
     return changed
 
 
@@ -380,7 +455,11 @@ def _run_ticks(writer: weakref.ref[SegmentWriter], closing: threading.Event, int
         alive = writer()
         if alive is None:
             return
-        alive._tick()
+        try:
+            alive._tick()
+        except Exception as error:
+            with contextlib.suppress(Exception):  # a logging handler may raise as well
+                alive._count_tick_error(error)
         del alive
 
 

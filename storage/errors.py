@@ -9,6 +9,7 @@
         ├── LandingError          a segment could not be landed: it stays in the spool, run again
         ├── QuarantineError       a file in the quarantine is not one that landing wrote, or was mended wrongly
         ├── TableError            a partition is not as it should be, or could not be rewritten
+        ├── BackupError           a backup cannot be taken there, is damaged, or cannot be restored
         ├── DatasetError          an exported dataset cannot be read, or is not what its manifest says
         └── LedgerError           the ledger cannot do what was asked
             ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the mend)
@@ -46,6 +47,10 @@ class QuarantineError(StorageError):
 
 class TableError(StorageError):
     """A partition of the decision log is not as it should be, or could not be rewritten. The old one is untouched."""
+
+
+class BackupError(StorageError):
+    """A backup cannot be taken there, is damaged, or cannot be restored."""
 
 
 class DatasetError(StorageError):

@@ -7,15 +7,21 @@ import errno
 import fcntl
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from reasoning.hosts import host_tag, same_machine
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_SCRATCH_TAG = re.compile(r"([0-9a-f]{16})-[^-]+$")  # of `scratch_folder`
+_FOREIGN_SCRATCH_AGE = 86_400.0  # seconds
 # What `exchange` fails with where the system or the filesystem has none.
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
@@ -29,14 +35,36 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def private_umask() -> None:
+    """Let this process make files and folders for its owner alone. For our own processes, not for an agent's."""
+    os.umask(0o077)
+
+
+def make_tree_private(folder: Path) -> None:
+    """Take a new folder and all in it from everybody but the owner, whatever the umask of who made it."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+def open_private(path: Path | str, flags: int) -> int:
+    """`os.open` that makes a file for its owner alone, whatever the umask."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def make_private(path: Path) -> None:
+    """Take a file that a library has just made from everybody but its owner, whatever the umask."""
+    path.chmod(0o600)
+
+
 def make_folder(path: Path) -> None:
-    """Make a folder and its missing parents; they outlast a loss of power."""
+    """Make a folder and its missing parents, for their owner alone; they outlast a loss of power."""
     missing = []
     while not path.is_dir():
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(0o700, exist_ok=True)
         sync(folder.parent)
 
 
@@ -44,7 +72,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Put `content` at `path`: a reader, or a crash, sees the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=open_private) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -64,8 +92,16 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_abandoned(folders: Iterable[Path]) -> None:
-    """Delete those of the folders that nobody holds a flock on: their owners died."""
+    """Delete those of the folders that nobody holds a flock on: their owners died.
+
+    One of another host, whose flock may not be seen here, must be a day old as well.
+    """
     for folder in folders:
+        match = _SCRATCH_TAG.search(folder.name)
+        with suppress(FileNotFoundError):
+            foreign = match is not None and not same_machine(match[1], host_tag(folder.parent))
+            if foreign and time.time() - folder.stat().st_mtime < _FOREIGN_SCRATCH_AGE:
+                continue
         try:
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -85,10 +121,10 @@ def scratch_folder(home: Path, prefix: str) -> Iterator[Path]:
 
     Its owner holds a lock on it, which the kernel frees when the owner dies.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     remove_abandoned(home.glob(f"{prefix}*"))
     while True:
-        scratch = Path(tempfile.mkdtemp(dir=home, prefix=prefix))
+        scratch = Path(tempfile.mkdtemp(dir=home, prefix=f"{prefix}{host_tag(home)}-"))
         with suppress(FileNotFoundError):  # another one may take it for abandoned before it is locked
             fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(fd, fcntl.LOCK_EX)

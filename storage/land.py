@@ -6,9 +6,9 @@ the footer. Only then are the segments unlinked. A kill at any moment leaves eit
 segments are still in the spool. Landing them again, or any copy of them, passes over the records that their partition
 has already (`storage.landed`).
 
-A segment whose writer died (`.open`, but nobody holds its flock) is sealed and landed like the others. A line that is
-torn, fails its CRC, is not JSON or does not fit the schema goes to the quarantine with the reason, and so does a record
-that has the id of another one.
+A segment whose writer died (`.open`, but nobody holds its flock, and that of another host has not changed for long) is
+sealed and landed like the others. A line that is torn, fails its CRC, is not JSON or does not fit the schema goes to
+the quarantine with the reason, and so does a record that has the id of another one.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from reasoning import hosts
 from storage.batches import Batch, Parsed, find_buried, parse_lines
+from storage.clocks import ClockLimits, clock_limits, reject_off_clock
 from storage.errors import LandingError
-from storage.files import make_folder, sync
+from storage.files import make_folder, make_private, sync
 from storage.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
@@ -46,6 +48,7 @@ from storage.quarantine import QuarantineWriter, reason_class
 from storage.rewrite import recover, use_one_disk
 from storage.schema import SCHEMAS, PartitionKey
 from storage.table import file_footer, live_files
+from storage.volumes import file_mark, is_foreign, quiet_for, volume_kind
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -90,6 +93,7 @@ class LandReport:
     bytes: int = 0
     files: int = 0
     taken_over: int = 0  # of the segments, those whose writer had died
+    waiting: int = 0  # segments of other hosts that are alive, or not known to be dead yet: they are left
 
 
 def land_decisions(
@@ -113,7 +117,9 @@ def land_decisions(
 def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Progress | None = None) -> LandReport:
     """`land_decisions` for one who holds the lock. Whoever rewrites partitions calls it first."""
     recover(layout)
-    report = LandReport(taken_over=_take_over(layout))
+    limits = clock_limits(now)
+    report = LandReport()
+    report.taken_over, report.waiting = _take_over(layout)
     foreign = {path for path in list_segments(layout, ".open", ".seal") if not os.access(path, os.R_OK)}
     unread = dict.fromkeys(foreign, "Permission denied")  # and why: the others land
     segments = [(path, path.stat().st_size) for path in list_segments(layout, ".seal") if path not in unread]
@@ -122,7 +128,7 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
         for group in _groups(segments):
             paths = [path for path, _ in group]
             while paths:
-                landing = _Landing(layout, paths, parsers, writers, now)
+                landing = _Landing(layout, paths, parsers, writers, limits)
                 try:
                     landing.run(report, lambda done: progress(done, total) if progress else None)
                     break
@@ -214,34 +220,62 @@ def _groups(segments: list[tuple[Path, int]]) -> Iterator[list[tuple[Path, int]]
         yield group
 
 
-def _take_over(layout: Layout) -> int:
-    """Seal the segments whose writer died: the kernel let go of their flock."""
-    taken = 0
-    for path in list_segments(layout, ".open"):
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, PermissionError):
-            continue  # sealed this moment, or another user's
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            status = os.fstat(fd)
-            if status.st_size == 0:
-                # Its writer may be between open and flock. One that died there left nothing to land.
-                if time.time() - status.st_mtime > _EMPTY_SEGMENT_AGE:
-                    path.unlink(missing_ok=True)
-                continue
-            sealed = path.with_suffix(".seal")
-            if sealed.exists():  # a copy of it
-                sealed = path.with_name(f"{path.stem}-{uuid4().hex}.seal")
-            path.rename(sealed)
+def _take_over(layout: Layout) -> tuple[int, int]:
+    """Seal the segments whose writer died: the kernel let go of their flock. How many, and how many are left.
+
+    Another host's flock may not be seen here: its segment must also have given no sign of life for `GRACE` seconds.
+    """
+    kind, own = volume_kind(layout), hosts.host_tag(layout.spool)
+    paths = list_segments(layout, ".open")
+    foreign = {}
+    for path in paths:
+        if is_foreign(hosts.segment_tag(path.stem), own, kind):
+            with contextlib.suppress(OSError):  # sealed this moment
+                foreign[path.stem] = file_mark(path)
+    quiet = quiet_for(layout, "segments", foreign)
+    taken = waiting = 0
+    for path in paths:
+        if quiet.get(path.stem, hosts.GRACE) < hosts.GRACE:
+            waiting += 1
+        elif _take_segment(path, locks=path.stem not in foreign):
             taken += 1
-        except (BlockingIOError, FileNotFoundError):
-            continue  # alive, or sealed this moment
-        finally:
-            os.close(fd)
     if taken:
         sync(layout.spool)
-    return taken
+    return taken, waiting
+
+
+def _take_segment(path: Path, *, locks: bool) -> bool:
+    """Seal one segment unless its writer holds it. Without `locks` a file system that has none is passed over."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return False  # sealed this moment, or another user's
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False  # alive
+        except OSError:
+            if locks:
+                raise
+        status = os.fstat(fd)
+        pid = hosts.segment_pid(path.stem)
+        if pid not in (None, os.getpid()) and hosts.has_open(pid, status):
+            return False  # alive, though it seems to hold no lock: flock is not to be trusted here
+        if status.st_size == 0:
+            # Its writer may be between open and flock. One that died there left nothing to land.
+            if time.time() - status.st_mtime > _EMPTY_SEGMENT_AGE:
+                path.unlink(missing_ok=True)
+            return False
+        sealed = path.with_suffix(".seal")
+        if sealed.exists():  # a copy of it
+            sealed = path.with_name(f"{path.stem}-{uuid4().hex}.seal")
+        path.rename(sealed)
+    except FileNotFoundError:
+        return False  # sealed this moment
+    finally:
+        os.close(fd)
+    return True
 
 
 class _Piece(NamedTuple):
@@ -283,8 +317,9 @@ class _Conflict(NamedTuple):
 class _Output:
     """The new files of one partition, as a rule one: buffered rows, and the writer once there were enough of them."""
 
-    def __init__(self, layout: Layout, key: PartitionKey, number: int) -> None:
+    def __init__(self, layout: Layout, key: PartitionKey, number: int, landed_at: datetime) -> None:
         self.key = key
+        self._landed_at = landed_at
         self.folder = layout.data / key.folder
         self.staged: dict[Path, list[str]] = {}  # the files, with the segments whose rows are in them
         self.buffer: list[pa.Table] = []
@@ -363,10 +398,11 @@ class _Output:
         if self._writer is None:
             return
         segments = self.staged[self._path] = sorted(self._sources)
-        self._writer.add_key_value_metadata(file_footer(segments))
+        self._writer.add_key_value_metadata(file_footer(segments, self._landed_at))
         self._writer.close()
         self._writer = None
         self._sources = set()
+        make_private(self._path)
         sync(self._path)
 
     def commit(self) -> None:
@@ -396,15 +432,17 @@ class _Landing:
         segments: list[Path],
         parsers: ThreadPoolExecutor,
         writers: ThreadPoolExecutor,
-        now: datetime | None,
+        limits: ClockLimits,
     ) -> None:
+        self._limits = limits
         self._layout = layout
         self._segments = segments
         self._parsers = parsers
         self._writers = writers
         self._outputs: dict[PartitionKey, _Output] = {}
         self._quarantine = {
-            name: QuarantineWriter(layout.quarantine / f"{name}.jsonl", now=now) for name in map(segment_name, segments)
+            name: QuarantineWriter(layout.quarantine / f"{name}.jsonl", now=limits.now)
+            for name in map(segment_name, segments)
         }
         self._reasons: Counter[str] = Counter()
         self._starts: list[tuple[int, _Piece]] = []  # the pieces, without their lines, by their place in the group
@@ -476,7 +514,7 @@ class _Landing:
     def _take(self, pieces: list[_Piece], parsed: Parsed) -> None:
         lines = _lines(pieces)
         firsts = list(accumulate((len(piece.lines) for piece in pieces), initial=0))
-        batches, rejected = parsed
+        batches, rejected = reject_off_clock(parsed, self._limits)
         cuts = [(number, at) for number in sorted(rejected) if (at := find_buried(lines[number])) is not None]
         if cuts:
             pieces = _cut(pieces, firsts, cuts)
@@ -514,7 +552,7 @@ class _Landing:
         """The rows, which are of these segments, to their partition."""
         output = self._outputs.get(batch.key)
         if output is None:
-            output = self._outputs[batch.key] = _Output(self._layout, batch.key, len(self._outputs))
+            output = self._outputs[batch.key] = _Output(self._layout, batch.key, len(self._outputs), self._limits.now)
         places = pc.add(pa.array(batch.lines, pa.int64()), self._lines)
         output.buffer.append(batch.table.append_column(_PLACE, places))
         output.segments |= segments

@@ -6,11 +6,22 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from reasoning.config import Config, load_config
+from reasoning.errors import ConfigError
 from storage.errors import DataFolderError
 from storage.files import make_folder
 
 # Any of these makes a folder one of ours.
 _MARKS = ("spool", "decisions", "feedback", "datasets", "quarantine", "emulator", "ledger.sqlite", "routes.json")
+_RIGHTS_TOLD = ".rights-told"  # of `cli.options`: a folder that it was told of is one of ours, or empty
+
+
+def read_settings() -> Config:
+    """The configuration, for its settings of storage. Raises `DataFolderError` where it cannot be read or is wrong."""
+    try:
+        return load_config()
+    except ConfigError as error:
+        raise DataFolderError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Layout:
             raise DataFolderError(f"there is no data folder {self.data}: {mend}")
         if not self.data.is_dir():
             raise DataFolderError(f"{self.data} is not a folder: {mend}")
-        names = {path.name for path in self.data.iterdir()}
+        names = {path.name for path in self.data.iterdir()} - {_RIGHTS_TOLD}
         if names and not names.intersection(_MARKS):
             raise DataFolderError(f"{self.data} is not a data folder (it has none of {', '.join(_MARKS)}): {mend}")
         return self

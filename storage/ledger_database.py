@@ -22,8 +22,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from storage import ledger_schema as schema
 from storage.errors import LedgerError, LedgerUnavailable
+from storage.files import make_folder, open_private
 from storage.layout import Layout
 from storage.money import to_nano
+from storage.volumes import check_volume
 
 # What a fresh ledger allows, so that forgetting to set a budget is not a blank cheque.
 DEFAULT_BUDGETS = {"hour": "10", "day": "25", "month": "100"}
@@ -69,13 +71,19 @@ def shown_url(url: sa.URL) -> str:
 def open_database(data_or_url: str | Path, now: datetime) -> tuple[sa.Engine, str]:
     """Reach the database of a ledger, creating and migrating it where needed; with the id of the installation.
 
-    Raises LedgerError when the database cannot be opened, or was written by a newer version of this project.
+    Raises LedgerError when the database cannot be opened, or was written by a newer version of this project, and
+    DataFolderError where an SQLite file is on a volume whose locks are not to be trusted.
     """
-    url = ledger_url(data_or_url)
+    url, local = ledger_url(data_or_url), True
     try:
         if url.get_backend_name() == "sqlite":
-            Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
-        engine = _make_engine(url)
+            path = Path(str(url.database))
+            make_folder(path.parent)
+            local = check_volume(Layout(path.parent), "opening the ledger") == "local"
+            # SQLite gives its other files the rights of this one.
+            os.close(open_private(path, os.O_RDWR | os.O_CREAT))
+        # The memory that WAL shares between processes is of one host.
+        engine = _make_engine(url, journal="WAL" if local else "DELETE")
         _migrate(engine, now)
         with engine.connect() as connection:
             installation_id = connection.execute(sa.select(schema.installation.c.id)).scalar_one()
@@ -91,7 +99,7 @@ def open_database(data_or_url: str | Path, now: datetime) -> tuple[sa.Engine, st
     return engine, installation_id
 
 
-def _make_engine(url: sa.URL) -> sa.Engine:
+def _make_engine(url: sa.URL, *, journal: str) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True)
     engine = sa.create_engine(url, connect_args={"timeout": _LOCK_TIMEOUT_S})
@@ -108,7 +116,7 @@ def _make_engine(url: sa.URL) -> sa.Engine:
             reraise=True,
         ):
             with attempt:
-                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute(f"PRAGMA journal_mode = {journal}")
         connection.execute("PRAGMA synchronous = FULL")  # a commit of money survives a power cut
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -260,7 +268,7 @@ class LedgerDatabase:
             return
         path = Path(f"{self.engine.url.database}.{name}.lock")
         try:
-            file = path.open("ab")
+            file = open(path, "ab", opener=open_private)  # noqa: SIM115 - its failing is another error than the lock's
         except OSError as error:
             raise LedgerUnavailable(f"{path} cannot be written: {error.strerror}: {_mend(str(error))}") from error
         with file:

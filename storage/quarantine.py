@@ -18,6 +18,7 @@ from typing import IO, Any
 import orjson
 
 from storage.errors import QuarantineError
+from storage.files import open_private
 
 _QUARANTINED_AT = re.compile(rb'"quarantined_at":"[^"]*",')
 
@@ -46,7 +47,7 @@ class QuarantineWriter:
 
     def write(self, entry: bytes) -> None:
         if self._file is None:
-            self._file = self._temporary.open("wb")
+            self._file = open(self._temporary, "wb", opener=open_private)  # noqa: SIM115 - open until `commit`
         self._file.write(entry + b"\n")
 
     @property

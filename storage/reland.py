@@ -20,6 +20,7 @@ import orjson
 
 from reasoning.spool import frame_line
 from storage.batches import parse_lines
+from storage.clocks import ClockLimits, clock_limits, reject_off_clock
 from storage.files import sync, write_atomic
 from storage.land import finish_landing
 from storage.landed import ID_COLUMNS, LandedRows, find_repeated
@@ -69,10 +70,10 @@ def reland_quarantine(
     report = RelandReport()
     with data_lock(layout, "landing the quarantine", timeout=lock_timeout):
         finish_landing(layout, now=now)
-        files, seen = _files(layout), _Seen()
+        files, seen, limits = _files(layout), _Seen(), clock_limits(now)
         for done, (path, attempt, segment) in enumerate(files, 1):
             after = path.with_name(f"{segment}.r{attempt + 1}.jsonl")
-            fits, stays, duplicates = _sort(layout, path, after, seen)
+            fits, stays, duplicates = _sort(layout, path, after, seen, limits)
             report.files += 1
             report.relanded += len(fits)
             report.duplicates += duplicates
@@ -108,7 +109,9 @@ def _files(layout: Layout) -> list[tuple[Path, int, str]]:
     return sorted(found.values())
 
 
-def _sort(layout: Layout, path: Path, plan: Path, seen: _Seen) -> tuple[list[bytes], list[dict[str, Any]], int]:
+def _sort(
+    layout: Layout, path: Path, plan: Path, seen: _Seen, limits: ClockLimits
+) -> tuple[list[bytes], list[dict[str, Any]], int]:
     """The segment lines of what fits, the entries of what stays with the reason of today, and how many duplicates.
 
     `seen` has what fitted of the files before, which is not landed yet.
@@ -118,7 +121,7 @@ def _sort(layout: Layout, path: Path, plan: Path, seen: _Seen) -> tuple[list[byt
     for entry, raw in read_quarantine(path):
         entries.append(entry)
         lines.append(_frame(raw))
-    batches, rejected = parse_lines(lines)
+    batches, rejected = reject_off_clock(parse_lines(lines), limits)
     duplicates = set()
     for batch in batches:
         landed = LandedRows(batch.key.table, live_files(layout.data / batch.key.folder))

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from reasoning.records import SCHEMA_VERSION
 from storage.errors import TableError
-from storage.files import CANNOT_EXCHANGE, exchange, make_folder, remove_tree, sync, write_atomic
+from storage.files import CANNOT_EXCHANGE, exchange, make_folder, make_private, remove_tree, sync, write_atomic
 from storage.landed import ID_COLUMNS, row_ids
 from storage.layout import Layout
 from storage.schema import PARTITIONS, SCHEMAS, PartitionKey
@@ -32,6 +32,7 @@ from storage.table import (
     SCHEMA_KEY,
     file_footer,
     foreign_files,
+    landed_at,
     landed_segments,
     list_partitions,
     live_files,
@@ -83,12 +84,14 @@ def rewrite_partition(
     make_folder(staged)
     new = staged / f"data-{uuid4()}.parquet"
     try:
-        segments = sorted(landed_segments(folder))
+        landed = max(landed_at(path, file) for path, file in zip(sources, metadata, strict=True))
+        footer = file_footer(sorted(landed_segments(folder)), landed)
         write = _write_large if uncompressed > rows * _LARGE_ROW_BYTES else _write
         with naming_unreadable(sources):
-            write(con, key.table, sources, drop, row_group, segments, new)
+            write(con, key.table, sources, drop, row_group, footer, new)
         if pq.read_metadata(new).num_rows != rows - dropped:
             raise TableError(f"{new} has not the {rows - dropped} rows that it should; {folder} stays as it is")
+        make_private(new)
         sync(new)
         sync(staged)
         with _on_one_disk(layout, folder):
@@ -117,13 +120,11 @@ def _write(
     sources: list[Path],
     drop: str,
     row_group: int,
-    segments: list[str],
+    footer: dict[bytes, bytes],
     new: Path,
 ) -> None:
     columns = ", ".join(SCHEMAS[table].names)
-    pairs = ", ".join(
-        f"{sql_text(name.decode())}: {sql_text(value.decode())}" for name, value in file_footer(segments).items()
-    )
+    pairs = ", ".join(f"{sql_text(name.decode())}: {sql_text(value.decode())}" for name, value in footer.items())
     # The page size: with DuckDB's own, a reader under a memory limit of 1 GB runs out of memory.
     con.execute(f"""
         COPY (
@@ -141,7 +142,7 @@ def _write_large(
     sources: list[Path],
     drop: str,
     row_group: int,
-    segments: list[str],
+    footer: dict[bytes, bytes],
     new: Path,
 ) -> None:
     """`_write` for large rows: DuckDB orders their ids, and what they are of is gathered by pyarrow, group by group."""
@@ -166,7 +167,7 @@ def _write_large(
                     places.append(place.filter(wanted))
             sorted_rows = pa.concat_tables(rows).take(pc.sort_indices(pa.concat_arrays(places)))
             writer.write_table(sorted_rows, row_group_size=row_group)
-        writer.add_key_value_metadata(file_footer(segments))
+        writer.add_key_value_metadata(footer)
 
 
 def _of_today(table: str, rows: pa.Table) -> pa.Table:
@@ -220,6 +221,16 @@ def remove_partition(layout: Layout, key: PartitionKey) -> None:
         folder.rename(removed)
     sync(folder.parent)
     remove_tree(removed)
+
+
+def remove_files(layout: Layout, key: PartitionKey, files: list[Path]) -> None:
+    """Take some files of a partition out of its table in one step, then delete them. For one who holds the lock."""
+    folder = _own_folder(layout, key)
+    if len(files) == len(live_files(folder)):
+        remove_partition(layout, key)
+        return
+    write_atomic(folder / HIDDEN, orjson.dumps([path.name for path in files]))
+    _delete_hidden(folder)
 
 
 def _own_folder(layout: Layout, key: PartitionKey) -> Path:

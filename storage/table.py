@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import duckdb
@@ -30,6 +30,7 @@ from storage.schema import DECISION_TYPE, PARTITIONS, PartitionKey
 # Keys in a Parquet file's footer.
 SEGMENTS_KEY = b"reasoning.segments"  # JSON list of the segments whose rows are in the file
 SCHEMA_KEY = b"reasoning.schema"  # the SCHEMA_VERSION of the writer
+LANDED_KEY = b"reasoning.landed_at"  # when the last of its rows landed, by the clock of landing (ISO 8601, UTC)
 
 # Names the files of its folder that are not (or no longer) part of the table. See `storage.rewrite`.
 HIDDEN = "_hidden.json"
@@ -46,9 +47,13 @@ class Snapshot:
     feedback: tuple[Path, ...]
 
 
-def file_footer(segments: list[str]) -> dict[bytes, bytes]:
+def file_footer(segments: list[str], landed_at: datetime) -> dict[bytes, bytes]:
     """What the footer of a file of these segments says of it."""
-    return {SEGMENTS_KEY: orjson.dumps(segments), SCHEMA_KEY: str(SCHEMA_VERSION).encode()}
+    return {
+        SEGMENTS_KEY: orjson.dumps(segments),
+        SCHEMA_KEY: str(SCHEMA_VERSION).encode(),
+        LANDED_KEY: landed_at.astimezone(UTC).isoformat().encode(),
+    }
 
 
 def take_snapshot(layout: Layout) -> Snapshot:
@@ -141,6 +146,14 @@ def landed_segments(folder: Path) -> set[str]:
 def file_segments(path: Path) -> list[str]:
     """The ids of the segments whose rows are in a file, by its footer."""
     return orjson.loads((read_metadata(path).metadata or {}).get(SEGMENTS_KEY, b"[]"))
+
+
+def landed_at(path: Path, metadata: pq.FileMetaData) -> datetime:
+    """When the last of a file's rows landed; of a file that does not say so, when it was written."""
+    try:
+        return datetime.fromisoformat((metadata.metadata or {})[LANDED_KEY].decode()).astimezone(UTC)
+    except (KeyError, ValueError, OverflowError):
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def read_metadata(path: Path) -> pq.FileMetaData:

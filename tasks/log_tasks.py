@@ -39,9 +39,10 @@ def compact(data: Path, *, min_files: int) -> CompactReport:
 
 
 @task(**REPEATABLE)
-def expire(data: Path, *, retention_days: int, dry_run: bool, now: datetime | None = None) -> ExpireReport:
+def expire(data: Path, *, retention_days: int | None, dry_run: bool, now: datetime | None = None) -> ExpireReport:
     report = expire_decisions(data, retention_days=retention_days, dry_run=dry_run, now=now)
-    publish("expiry", report, title="What would expire" if dry_run else "What expired")
+    title = "What would expire" if dry_run else "What expired"
+    publish("expiry", report, title=title if report.configured else "No retention is configured: nothing expired")
     return report
 
 

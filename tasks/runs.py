@@ -15,6 +15,7 @@ from pydantic import Field
 from provider.errors import ProviderUnavailable
 from reasoning.config import load_config
 from storage.errors import DataFolderBusy
+from storage.files import private_umask
 from tasks.progress import RunProgress
 from tasks.reports import hide, markdown, text
 
@@ -26,6 +27,8 @@ DecisionTypeName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
 def data_folder(data: Path | None) -> Path:
+    """The data folder of a run. What the run makes in it, also by libraries, is for its owner alone."""
+    private_umask()
     return load_config(data).data
 
 

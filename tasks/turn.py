@@ -23,7 +23,7 @@ from quality.evaluation import Evaluation
 from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type
 from reasoning.routes import Route
-from storage.files import write_atomic
+from storage.files import make_folder, write_atomic
 from storage.layout import Layout
 from tasks.errors import FlowError
 from tasks.evaluation import evaluate_model, read_verdict
@@ -200,7 +200,7 @@ def _end(data: Path, turn: Turn, outcome: Outcome, why: str, now: datetime) -> T
 
 def _save(data: Path, turn: Turn) -> Turn:
     path = _path(data, turn.decision_type)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, orjson.dumps(asdict(turn), option=orjson.OPT_INDENT_2) + b"\n")
     return turn
 

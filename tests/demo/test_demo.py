@@ -160,4 +160,6 @@ def test_what_the_demo_left_is_served_and_no_process_stays_behind(demo: tuple[Pa
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     assert served(data) == {}
+    open_to_others = [path for path in data.rglob("*") if path.stat().st_mode & 0o077]
+    assert open_to_others == []
     assert processes_of(data) == []

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -486,6 +486,146 @@ class TestFailingDisk:
         assert writer.write(record())
         writer.close()
         assert read_all(tmp_path) == ([0], []) and len(taken) == 1
+
+
+class TestVanishingSegments:
+    """Whoever deletes, moves or unmounts what is written to: it is counted, told, and gone on with in a new segment."""
+
+    WAYS: ClassVar[dict[str, tuple[str, Callable[[Path], object]]]] = {
+        "segment deleted": ("deleted", lambda path: path.unlink()),
+        "folder deleted": ("deleted", lambda path: shutil.rmtree(path.parent)),
+        "segment moved": ("moved", lambda path: path.rename(path.parent.parent / "elsewhere")),
+        "segment renamed": ("moved", lambda path: path.rename(path.with_name("elsewhere.open"))),
+        "folder moved": ("moved", lambda path: path.parent.rename(path.parent.parent / "elsewhere")),
+        "folder replaced by a file": ("deleted", lambda path: (shutil.rmtree(path.parent), path.parent.touch())),
+        "another file in its place": ("deleted", lambda path: (path.unlink(), path.write_bytes(b"not ours"))),
+    }
+
+    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("found_by", ["thread", "seal", "close", "size"])
+    def test_every_way_and_whoever_finds_it(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str, found_by: str
+    ) -> None:
+        reason, vanish = self.WAYS[way]
+        interval = 0.01 if found_by == "thread" else 3600
+        writer = SegmentWriter(tmp_path / "deep" / "spool", sync_interval=interval, max_bytes=4000)
+        assert all(writer.write(record(i)) for i in range(3))
+        (path,) = (tmp_path / "deep" / "spool").iterdir()
+        vanish(path)
+        with caplog.at_level(logging.WARNING, "reasoning"):
+            if found_by == "thread":
+                wait_until(lambda: bool(writer.dropped) and writer._fd is None)
+                wait_until(lambda: bool(caplog.records))
+            elif found_by == "size":
+                writer.write(record(9, 5000))
+            else:
+                getattr(writer, found_by)()
+        found = read_all(path.parent)[0] if path.parent.is_dir() else []
+        assert writer.dropped[reason] == 3
+        assert [entry.message for entry in caplog.records if f"was {reason} with 3 records" in entry.message]
+        if way == "folder replaced by a file":
+            path.parent.unlink()
+        assert writer.write(record(10))
+        writer.close()
+        good = read_all(path.parent)[0]
+        assert 10 in good and writer.written == len([n for n in good if n not in (0, 1, 2)]) >= len(found) - 3
+        if way == "another file in its place":
+            assert path.read_bytes() == b"not ours"
+
+    @pytest.mark.parametrize("code", [errno.ESTALE, errno.ENOENT])
+    def test_network_file_systems_say_so_in_fstat(self, tmp_path: Path, monkeypatch: Any, code: int) -> None:
+        """Before: the thread died in it, 101 records were "written" and 0 dropped, nothing was ever sealed again."""
+        writer = SegmentWriter(tmp_path / "spool", sync_interval=0.01)
+        assert all(writer.write(record(i)) for i in range(5))
+        (path,) = (tmp_path / "spool").iterdir()
+        path.unlink()
+        real, lost = os.fstat, writer._fd
+
+        def fstat(fd: int) -> os.stat_result:
+            if fd == lost and not writer.dropped:
+                raise OSError(code, os.strerror(code))
+            return real(fd)
+
+        monkeypatch.setattr(os, "fstat", fstat)
+        wait_until(lambda: writer.dropped == {"deleted": 5})
+        assert writer._thread is not None and writer._thread.is_alive()
+        wait_until(lambda: writer._fd is None)
+        assert writer.write(record(5))
+        writer.close()
+        assert read_all(tmp_path / "spool") == ([5], [])
+
+    @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+    def test_what_cannot_be_looked_at_for_a_while_is_not_given_up(
+        self, tmp_path: Path, monkeypatch: Any, code: int
+    ) -> None:
+        writer = SegmentWriter(tmp_path, sync_interval=3600)
+        assert writer.write(record(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fstat", Fault(os.fstat, 1, code))
+            writer._tick()
+        assert writer.write(record(1)) and writer.dropped == {}
+        writer.close()
+        assert read_all(tmp_path) == ([0, 1], []) and len(names(tmp_path)) == 1
+
+    @pytest.mark.parametrize(
+        ("module", "function"),
+        [
+            *((os, name) for name in ("fstat", "stat", "rename", "dup", "utime", "close", "fsync", "open")),
+            *((spool, name) for name in ("_datasync", "_sync_folder", "steady")),
+            (time, "monotonic"),
+            (SegmentWriter, "_is_gone"),
+            (SegmentWriter, "_tell_lost"),
+            (SegmentWriter, "_count_tick_error"),
+        ],
+    )
+    @pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError(), OSError(errno.ESTALE, "stale")])
+    def test_nothing_ends_the_thread(
+        self, tmp_path: Path, monkeypatch: Any, module: Any, function: str, error: Exception
+    ) -> None:
+        writer = SegmentWriter(tmp_path, sync_interval=0.005, max_age=0.01)
+        assert writer.write(record(0))
+        failed = threading.Event()
+        real = getattr(module, function)
+
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread() is writer._thread:
+                failed.set()
+                raise error
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, fail)
+            if function == "_count_tick_error":
+                patch.setattr(writer, "_tick", fail)
+            assert writer.write(record(1)) or writer.dropped
+            failed.wait(0.3)
+            thread = writer._thread
+        assert thread is not None and thread.is_alive()
+        assert writer.write(record(2))
+        wait_until(lambda: writer._fd is None)  # sealed by age: the thread does its work again
+        writer.close()
+        assert 2 in read_all(tmp_path)[0]
+
+    def test_a_thread_that_could_not_start_gets_a_successor(self, tmp_path: Path, monkeypatch: Any) -> None:
+        def start(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        writer = SegmentWriter(tmp_path, sync_interval=0.005, max_age=0.01)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            assert writer.write(record(0))
+            writer.seal()
+        assert writer.write(record(1))
+        wait_until(lambda: writer._fd is None)
+        writer.close()
+        assert read_all(tmp_path) == ([0, 1], [])
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def kill_writers(folder: Path, kills: int) -> tuple[int, int, int]:

@@ -165,7 +165,7 @@ VERBS: dict[str, Callable[[Path], object]] = {
 def test_a_file_that_cannot_be_read_is_named_and_all_stays(tmp_path: Path, verb: str, damage: str) -> None:
     for start in (NOON, NOON + timedelta(hours=1)):
         write_segment(tmp_path, make_days(1, 2, start, subject_ids=["zoë"]))
-        land_decisions(tmp_path)
+        land_decisions(tmp_path, now=start)
     broken = list_parquet(tmp_path)[1]
     content = broken.read_bytes()
     broken.write_bytes(
@@ -186,14 +186,15 @@ def test_a_file_of_a_newer_version_is_read_and_not_written_anew(
 ) -> None:
     others = make_days(1, 2, NOON + timedelta(hours=1), subject_ids=["ann"])
     write_segment(tmp_path, [*make_days(1, 2, subject_ids=["zoë"]), *others])
-    land_decisions(tmp_path)
+    land_decisions(tmp_path, now=NOON)
     write_segment(tmp_path, make_days(1, 1, NOON + timedelta(hours=2)))
-    land_decisions(tmp_path)
+    land_decisions(tmp_path, now=NOON)
     newer = list_parquet(tmp_path)[0]
     rows = pq.read_table(newer, partitioning=None)
     if column is not None:
         rows = rows.append_column(column, pa.array(["deep"] * 4))
     pq.write_table(rows.replace_schema_metadata({SCHEMA_KEY: schema}), newer)
+    os.utime(newer, (NOON.timestamp(), NOON.timestamp()))
     content = newer.read_bytes()
     with pytest.raises(TableError, match=rf"{newer.name} has more in it than .* \(schema .*; upgrade custom-reasoning"):
         VERBS[verb](tmp_path)
@@ -228,10 +229,16 @@ def test_exchange_swaps_two_folders(tmp_path: Path) -> None:
 def test_expiry_deletes_whole_days_and_counts_them(tmp_path: Path) -> None:
     decisions = make_days(10, 3)
     late = make_feedback(NOON + timedelta(days=9), decision_id=decisions[0].decision_id)
-    write_segment(tmp_path, [*decisions, late, make_decision(decision_type="planning")])
+    write_segment(tmp_path, [make_decision(decision_type="planning")])
     write_lines(tmp_path, [b"torn"])
+    for day in range(10):  # age counts from the landing as well
+        write_segment(tmp_path, decisions[3 * day : 3 * day + 3])
+        land_decisions(tmp_path, now=NOON + timedelta(days=day))
     now = NOON + timedelta(days=9)
-    land_decisions(tmp_path)
+    write_segment(tmp_path, [late])
+    land_decisions(tmp_path, now=now)
+    for path in (tmp_path / "quarantine").iterdir():
+        os.utime(path, (NOON.timestamp(), NOON.timestamp()))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     dry = expire_decisions(tmp_path, retention_days=5, now=now, dry_run=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before

@@ -35,7 +35,7 @@ FOREIGN = [
 def land_two_files(data: Path, **values: object) -> None:
     for _ in range(2):
         write_segment(data, make_days(1, 2, **values))
-        land_decisions(data)
+        land_decisions(data, now=NOON)
 
 
 def test_files_of_others_are_neither_read_nor_harmed(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from storage.land import land_decisions
 from storage.layout import Layout
 from storage.locks import data_lock
 from storage.quarantine import read_quarantine
+from storage.reland import reland_quarantine
 from tests.storage.logs import (
     NOON,
     landed_ids,
@@ -373,7 +374,11 @@ def test_late_rows_skewed_clocks_and_a_clock_that_jumps_back(tmp_path: Path) -> 
         assert writers[n % 2].write(decision)
     for writer in writers:
         writer.close()
-    assert land_decisions(tmp_path, now=now).quarantined == {}
+    # What is too far ahead waits in the quarantine until its time has come.
+    assert land_decisions(tmp_path, now=now).quarantined == {"clock": 1}
+    assert reland_quarantine(tmp_path, now=now).kept == {"clock": 1}
+    assert landed_ids(tmp_path) == sorted(d.decision_id for d in decisions if d.ts <= now)
+    assert reland_quarantine(tmp_path, now=now + timedelta(days=1, hours=1)).relanded == 1
     assert landed_ids(tmp_path) == sorted(d.decision_id for d in decisions)
     assert [r[0] for r in storage.sql(tmp_path, "SELECT ts FROM decisions ORDER BY ts").rows] == sorted(times)
 

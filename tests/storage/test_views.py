@@ -148,7 +148,7 @@ def test_numeric_feedback_comes_as_maps_with_the_row(tmp_path: Path) -> None:
             make_feedback(NOON + timedelta(days=40), episode_id="e", metric="witty", value=0.5),
         ],
     )
-    land_decisions(tmp_path)
+    land_decisions(tmp_path, now=NOON + timedelta(days=40))
     assert query(tmp_path, "SELECT feedback, episode_feedback FROM labelled_decisions") == [
         ({"stars": 3.0, "good": 1.0}, {"witty": 0.5})
     ]
