@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from provider.answers import noting
+from provider.clock import correct_time
 from provider.deployments import (
     LIVE_STATES,
     READY_TIMEOUT,
@@ -124,6 +125,8 @@ def guard_costs(
 
 
 def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: GuardPolicy, report: GuardReport) -> None:
+    if client is not None:
+        report.now, _ = correct_time(client, report.now, report.warnings)
     now = report.now
     before = ledger.spent()
     draining = {row["id"] for row in ledger.find("deployments", state="draining")}

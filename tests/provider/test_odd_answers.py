@@ -180,6 +180,7 @@ def test_a_bill_that_cannot_be_read_gives_no_money_back(world: World) -> None:
 
 def test_a_line_of_a_stranger_that_cannot_be_read_matters_to_nobody(world: World) -> None:
     row = world.deploy()
+    world.minutes(2)  # so that the bill names it
     end(world, row)
     world.await_bill()
 
