@@ -78,7 +78,7 @@ def _require_key() -> None:
 def status(data: Data = None, as_json: AsJson = False) -> None:
     """Show how things stand: what is served, what waits to be landed, models, the lease, the budgets."""
     from cli.serve import served
-    from provider.status import cost_report, model_status
+    from provider.status import alerts, cost_report, model_status
     from reasoning.errors import RoutesError
     from reasoning.routes import read_routes
     from storage.layout import Layout
@@ -91,7 +91,7 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
         routes = read_routes(layout.routes)
         lease = {
             "lease_until": routes.expires_at,
-            "lease_in_force": routes.expires_at > datetime.now(UTC),
+            "lease_in_force": routes.in_force(datetime.now(UTC)),
             "routed": sorted(routes.routes),
         }
     except FileNotFoundError:
@@ -107,6 +107,7 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
         **lease,
     }
     models, budgets = model_status(folder), cost_report(folder)["budgets"]
+    found["alerts"] = alerts(folder)
     if as_json:
         print_json({**found, "models": models, "budgets": budgets})
         return

@@ -83,7 +83,7 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
     for row in deployments:
         _compare_deployment(ledger, bill, row, everything["deployments"], now, compared)
     for kind, rows in (("fine_tune_jobs", jobs), ("deployments", deployments)):
-        _note_unnamed(ledger, bill, kind, rows, now)  # type: ignore[arg-type]
+        _note_unnamed(ledger, bill, kind, rows, now)
     compared.state = "unattributed" if any(_is_unnamed(ledger, kind) for kind in KINDS) else "compared"
     compared.warnings = [said for kind in KINDS if (said := _second_witness(ledger, bill, kind))]
     return compared
@@ -98,9 +98,9 @@ def bill_notes(ledger: Ledger) -> list[str]:
     api = ledger.history("billing", "api")
     if api and api[-1]["to_state"] == "absent":
         notes.append(
-            f"the provider has no bill for this account to read (404 since {api[-1]['ts']:%Y-%m-%d %H:%M} UTC): what was "
-            "charged cannot be checked and stays as it is; compare it with the invoice, or ask the provider to enable "
-            "billing usage for the organisation"
+            f"the provider has no bill for this account to read (404 since {api[-1]['ts']:%Y-%m-%d %H:%M} UTC): what "
+            "was charged cannot be checked and stays as it is; compare it with the invoice, or ask the provider to "
+            "enable billing usage for the organisation"
         )
     for kind in KINDS:
         if _is_unnamed(ledger, kind):
@@ -136,7 +136,7 @@ def _note_unnamed(ledger: Ledger, bill: Bill, kind: Kind, rows: list[dict[str, A
     with ledger.read() as connection:
         charged = int(connection.execute(query).scalar() or 0)
     # Where it has named others of the kind, silence about these alone is an answer, unless lines name nobody.
-    if charged > 0 and (not _ever_named(ledger, kind) or sum(bill.nameless[kind].values())):
+    if charged > 0 and (not _ever_named(ledger, kind) or any(bill.nameless[kind].values())):
         why = f"{format_usd(from_nano(charged))} is charged to {len(ids)} that the bill does not name"
         ledger.note_state("billing", kind, "unnamed", why=why, now=now)
 
@@ -198,9 +198,7 @@ def _compare_deployment(
     if billed is not None and billed.by_endpoint:
         rows += [other for other in everything if _main_of(other, [row]) is row and other["id"] not in bill.of]
     until = None if final else max(silent, (billed and billed.until) or silent)
-    _adjust(
-        ledger, bill, "deployments", rows, until=until, floor=Decimal(0), final=final, now=now, compared=compared
-    )
+    _adjust(ledger, bill, "deployments", rows, until=until, floor=Decimal(0), final=final, now=now, compared=compared)
 
 
 def _main_of(row: dict[str, Any], everything: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -30,13 +30,15 @@ def ask_time(client: Together) -> datetime | None:
     import httpx
     import together
 
-    try:
-        answer = client.get("/v3/whoami", cast_to=httpx.Response)
-    except together.APIStatusError as error:
-        answer = error.response
-    except together.APIError:
-        return None
-    return told_time(answer.headers)
+    once = client.with_options(max_retries=0)  # a refusal tells the time as well
+    for _ in range(2):
+        try:
+            return told_time(once.get("/v3/whoami", cast_to=httpx.Response).headers)
+        except together.APIStatusError as error:
+            return told_time(error.response.headers)
+        except together.APIConnectionError:
+            continue
+    return None
 
 
 def correct_time(client: Together, now: datetime, warnings: list[str]) -> tuple[datetime, bool]:

@@ -15,12 +15,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
-
 from provider.answers import bare_name, created_at, etag_of, listed, may_run, moment, replicas_of, state_of, text
 from provider.client import Now, Progress, asking, clock_of, create_once
+from provider.clock import provider_clock
 from provider.errors import (
-    CreationInDoubt,
     DeploymentFailed,
     NoCapacity,
     NotReady,
@@ -31,6 +29,7 @@ from provider.errors import (
 )
 from provider.metering import hourly_usd, meter_minutes, runway_usd
 from provider.prices import instance_price
+from provider.retries import pause, retrying
 from provider.routes import longest_deadline, withdraw_model
 from provider.tiers import resolve_tier
 from storage.errors import IllegalTransition, LedgerError
@@ -77,7 +76,7 @@ def deploy_model(
     """
     if replicas < 1:
         raise ValueError(f"a deployment has at least one replica, not {replicas}")
-    clock = clock_of(now)
+    clock = provider_clock(client, now)
     row, ours = _intend(client, ledger, model_id, replicas, clock)
     try:
         row = _start(client, ledger, row, clock, wait)
@@ -156,13 +155,7 @@ def _start(
     client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime], wait: Callable[[float], None]
 ) -> dict[str, Any]:
     """Bring the endpoint and the deployment into being, each once."""
-    for attempt in Retrying(
-        retry=retry_if_exception_type((ProviderUnavailable, CreationInDoubt)),
-        stop=stop_after_attempt(4),
-        wait=wait_exponential(1, 10),
-        sleep=wait,
-        reraise=True,
-    ):
+    for attempt in retrying(wait, what=f"creating {row['name']}"):
         with attempt, ledger.exclusive("submit", wait=True):
             row = _create_both(client, ledger, ledger.get("deployments", row["id"]), clock)
     return row
@@ -253,11 +246,11 @@ def _await_ready(
 ) -> dict[str, Any]:
     begun = time.monotonic()
     while True:
-        waited, message = time.monotonic() - begun, ""
+        waited, message, seconds = time.monotonic() - begun, "", poll_seconds
         try:
             row, message = sync_deployment(client, ledger, row["id"], now=clock)
         except ProviderUnavailable as error:
-            message = str(error)
+            message, seconds = str(error), pause(poll_seconds, error)
         if row["state"] == "ready":
             if progress:
                 progress(1.0, f"{row['served_name']} is ready")
@@ -270,7 +263,7 @@ def _await_ready(
             raise DeploymentFailed(f"{row['name']} was not ready within {timeout}: {message}")
         if progress:
             progress(min(waited / timeout.total_seconds(), 0.95), message or row["state"])
-        wait(poll_seconds)
+        wait(seconds)
 
 
 def sync_deployment(
@@ -518,10 +511,11 @@ def undeploy_model(
             passed = (clock() - drains_since).total_seconds() if drains_since else 0.0
             wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - passed))
     deadline = time.monotonic() + timeout.total_seconds()
+    clock = provider_clock(client, now)  # asked for only now: the route is to be withdrawn whatever the provider does
     while True:
         trouble: ProviderUnavailable | None = None
         try:
-            row = advance_shutdown(client, ledger, deployment_id, now=now)
+            row = advance_shutdown(client, ledger, deployment_id, now=clock)
         except ProviderUnavailable as error:
             trouble = error
         if row["state"] == "deleted":
@@ -532,4 +526,4 @@ def undeploy_model(
             raise trouble or NotReady(f"{row['name']} is still {row['state']}; the guard goes on stopping it")
         if progress:
             progress(0.5, f"stopping {row['name']}")
-        wait(poll_seconds)
+        wait(pause(poll_seconds, trouble))

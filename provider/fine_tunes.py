@@ -14,12 +14,10 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
-
 from provider.answers import count, created_at, listed, text
 from provider.client import Now, Progress, asking, clock_of, create_once
+from provider.clock import provider_clock
 from provider.errors import (
-    CreationInDoubt,
     FineTuneFailed,
     NotReady,
     ProviderError,
@@ -29,6 +27,7 @@ from provider.errors import (
     UnexpectedAnswer,
 )
 from provider.prices import estimate_fine_tune
+from provider.retries import ATTEMPTS, pause, retrying
 from provider.tiers import resolve_tier
 from storage.errors import LedgerError
 from storage.ledger_database import new_id
@@ -57,6 +56,10 @@ PRICE_STANDS = timedelta(minutes=5)
 """An estimate that is older than this is asked for again before a job is submitted."""
 
 FOLLOW_TIMEOUT = timedelta(hours=24)
+
+PENDING_LONG = timedelta(hours=24)
+"""A job whose state has not changed for so long is told of: a queue of days is not what anybody waits for."""
+
 _ENDED = {"completed": "completed", "error": "failed", "user_error": "failed", "cancelled": "cancelled"}
 ENDED_STATES = ("completed", "failed", "cancelled")
 
@@ -69,6 +72,7 @@ def submit_fine_tune(
     tier: str,
     parameters: Mapping[str, Any] | None = None,
     again: bool = False,
+    progress: Progress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
@@ -78,14 +82,14 @@ def submit_fine_tune(
     returned (resumed where needed), unless `again`. Spends nothing unless the model can be served, the price is known
     and the budget holds: NotServable, PriceUnknown, BudgetExceeded. For the rest see `resume_fine_tune`.
     """
-    clock = clock_of(now)
+    clock = provider_clock(client, now)
     dataset = ledger.get("datasets", dataset_id)
     if dataset["state"] != "ready":
         raise LedgerError(f"dataset {dataset_id} is {dataset['state']}: upload it first")
     base = resolve_tier(client, tier)
     sent = json.dumps({**PARAMETERS, **(parameters or {})}, sort_keys=True)
     if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
-        return resume_fine_tune(client, ledger, known["id"], now=now, wait=wait)
+        return resume_fine_tune(client, ledger, known["id"], progress=progress, now=clock, wait=wait)
     price = _estimate(client, dataset, base.name, json.loads(sent))
     with ledger.transaction():
         # Once more under the lock: two processes may have come here together.
@@ -114,7 +118,7 @@ def submit_fine_tune(
                 reservation_id=reservation.id,
                 now=clock(),
             )
-    return resume_fine_tune(client, ledger, job["id"], now=now, wait=wait)
+    return resume_fine_tune(client, ledger, job["id"], progress=progress, now=clock, wait=wait)
 
 
 def _estimate(client: Together, dataset: dict[str, Any], base_model: str, parameters: dict[str, Any]) -> Decimal:
@@ -153,7 +157,8 @@ def resume_fine_tune(
     job_id: str,
     *,
     doubt_seconds: float = DOUBT_SECONDS,
-    attempts: int = 4,
+    attempts: int = ATTEMPTS,
+    progress: Progress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
@@ -161,18 +166,13 @@ def resume_fine_tune(
 
     Raises CreationInDoubt, ProviderUnavailable or BudgetExceeded (other things have spent it meanwhile) when it did not
     work out yet: the intent and its money stay. Raises ProviderRefused when the provider will not have it (the money is
-    released).
+    released). What the provider asks to wait (`Retry-After`) is waited for, up to `retries.PATIENCE_SECONDS`, and told
+    to `progress`.
     """
     clock = clock_of(now)
     if ledger.get("fine_tune_jobs", job_id)["state"] != "intended":
         return ledger.get("fine_tune_jobs", job_id)
-    for attempt in Retrying(
-        retry=retry_if_exception_type((ProviderUnavailable, CreationInDoubt)),
-        stop=stop_after_attempt(attempts),
-        wait=wait_exponential(1, 10),
-        sleep=wait,
-        reraise=True,
-    ):
+    for attempt in retrying(wait, attempts=attempts, progress=progress, what="submitting the fine-tune"):
         with attempt, ledger.exclusive("submit", wait=True):
             job = ledger.get("fine_tune_jobs", job_id)
             if job["state"] == "intended":
@@ -211,7 +211,7 @@ def _submit(
 
     def create() -> Any:
         ledger.update("fine_tune_jobs", job["id"], attempted_at=clock(), now=clock())
-        return once.fine_tuning.create(
+        created = once.fine_tuning.create(
             training_file=dataset["train_file_id"],
             validation_file=dataset["validation_file_id"] or "",
             model=job["base_model"],
@@ -219,6 +219,9 @@ def _submit(
             model_limits=limits,
             **parameters,
         )
+        if text(getattr(created, "id", None)) is None:  # such as 204: it may have been created, and is looked for
+            raise UnexpectedAnswer(f"creating {name}: the provider's answer tells no id")
+        return created
 
     try:
         return create_once(name, lambda: find_remote_job(client, job["suffix"]), create, path="/v1/fine-tunes")
@@ -353,16 +356,18 @@ def follow_fine_tune(
     when it ended otherwise (what it cost is charged), NotReady after `timeout`.
     """
     deadline = time.monotonic() + timeout.total_seconds()
-    job = resume_fine_tune(client, ledger, job_id, now=now, wait=wait)
+    job = resume_fine_tune(client, ledger, job_id, progress=progress, now=now, wait=wait)
     while True:
+        seconds = poll_seconds
         try:
             job = sync_fine_tune(client, ledger, job_id, now=now)
             if progress and job["state"] in ACTIVE_STATES:
                 with contextlib.suppress(ProviderRefused):  # the job is well, whatever it tells of itself
                     progress(*_how_far(client, job))
-        except ProviderUnavailable:
+        except ProviderUnavailable as error:
             if time.monotonic() >= deadline:
                 raise
+            seconds = pause(poll_seconds, error)
         if job["state"] == "completed":
             if progress:
                 progress(1.0, f"completed for {format_usd(from_nano(job['price_nano']))}")
@@ -374,7 +379,7 @@ def follow_fine_tune(
             )
         if time.monotonic() >= deadline:
             raise NotReady(f"fine-tune {job['suffix']} is still {job['remote_state']}; it may be followed again")
-        wait(poll_seconds)
+        wait(seconds)
 
 
 def _how_far(client: Together, job: dict[str, Any]) -> tuple[float, str]:
@@ -407,6 +412,22 @@ def cancel_fine_tune(
         except ProviderRefused:
             pass  # it has ended meanwhile: the state below tells
     return sync_fine_tune(client, ledger, job_id, now=now)
+
+
+def waiting_jobs(ledger: Ledger, *, now: datetime) -> list[str]:
+    """Jobs of which nothing was heard for longer than `PENDING_LONG`, with what they hold and how to end them."""
+    found = []
+    for job in ledger.find("fine_tune_jobs", state=ACTIVE_STATES):
+        waited = now - job["updated_at"]
+        if waited < PENDING_LONG:
+            continue
+        days = waited.total_seconds() / 86_400
+        found.append(
+            f"fine-tune {job['suffix']} has been {job['remote_state'] or job['state']} for {days:.1f} days and holds "
+            f"{format_usd(from_nano(job['estimate_nano']))} of the budget: look at the provider's status page, or give "
+            f"it up with `reasoning models cancel {job['id']}`"
+        )
+    return found
 
 
 def abandon_fine_tune(ledger: Ledger, job_id: str, *, why: str, now: datetime) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from provider.deployments import (
     stop_replicas,
     sync_deployment,
 )
-from provider.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune
+from provider.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune, waiting_jobs
 from provider.metering import hourly_usd, meter_decisions, runway_usd
 from provider.routes import LEASE, keep_models, renew_lease, resume_routes
 from reasoning.errors import ReasoningError
@@ -134,6 +134,7 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
         report.errors.append("the provider cannot be reached")
     else:
         _look(ledger, client, report)
+    report.warnings += waiting_jobs(ledger, now=now)
     _meter_decisions(layout, ledger, report)
     report.budgets = ledger.budgets(now)
 
