@@ -117,6 +117,7 @@ ROUTES = [
     _route("POST", "/emulator/faults", admin.order_faults),
     _route("DELETE", "/emulator/faults", admin.clear_faults),
     _route("GET", "/emulator/bill", admin.read_bill),
+    _route("POST", "/emulator/bill", admin.set_bill_form),
     _route("POST", "/emulator/balance", admin.set_balance),
 ]
 

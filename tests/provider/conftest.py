@@ -30,6 +30,7 @@ def emulator(emulator_url: str) -> Iterator[Emulator]:
     emulator.clear_faults()
     yield emulator
     emulator.clear_faults()
+    emulator.bill_form(attributes="resource", api=True)
 
 
 @pytest.fixture(scope="session")
