@@ -225,11 +225,22 @@ def _submit(
 
     try:
         return create_once(name, lambda: find_remote_job(client, job["suffix"]), create, path="/v1/fine-tunes")
+    except ProviderUnavailable as error:
+        if _was_refused_at_the_door(error):  # nothing is in doubt, so the next attempt need not wait for it to show
+            ledger.update("fine_tune_jobs", job["id"], attempted_at=job["attempted_at"], now=clock())
+        raise
     except ProviderRefused as error:
         with ledger.transaction():
             ledger.transition("fine_tune_jobs", job["id"], "abandoned", why=str(error), error=str(error), now=clock())
             ledger.release(job["reservation_id"], now=clock())
         raise
+
+
+def _was_refused_at_the_door(error: ProviderUnavailable) -> bool:
+    """Was a create answered with 429? It was not even looked at."""
+    cause = error.__cause__
+    request = getattr(cause, "request", None)
+    return getattr(cause, "status_code", None) == 429 and request is not None and request.method == "POST"
 
 
 def find_remote_job(client: Together, suffix: str) -> Any | None:

@@ -85,7 +85,8 @@ def retry_policy(
     failures = 0
 
     def wait(state: RetryCallState) -> float:
-        return max(retry_after(_error_of(state)) or 0.0, grow(state))
+        told = retry_after(_error_of(state)) or 0.0
+        return told if told >= 1 else max(told, grow(state))
 
     def stop(state: RetryCallState) -> bool:
         nonlocal failures

@@ -68,7 +68,7 @@ class Emulator:
         self.http.delete("/faults").raise_for_status()
 
     def bill_form(self, **form: Any) -> None:
-        """How the billing API answers: `attributes` as in `emulator.bill.BILL_ATTRIBUTES`, `api` whether it is there."""
+        """How the billing API answers: `attributes` (see `emulator.bill`), and `api`, whether it is there."""
         self.http.post("/bill", json=form).raise_for_status()
 
     def pending_faults(self) -> int:
