@@ -104,7 +104,9 @@ def test_a_route_that_is_promoted_by_a_clock_ahead_is_not_followed_until_the_nex
 def test_no_lease_beyond_the_maximum_is_written(world: World) -> None:
     serve(world)
     with pytest.raises(RoutesError, match="at most 1:00:00"):
-        publish_route(Layout(world.data).routes, "planning", Route((Arm("original", "original", 1.0),)), lease=timedelta(hours=2))  # fmt: skip  # noqa: E501
+        publish_route(
+            Layout(world.data).routes, "planning", Route((Arm("original", "original", 1.0),)), lease=timedelta(hours=2)
+        )
     report = guard_costs(
         world.data, world.client, ledger=world.ledger, now=world.now(), policy=GuardPolicy(lease=timedelta(hours=2))
     )
