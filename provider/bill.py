@@ -25,9 +25,10 @@ from storage.money import format_usd, from_nano, to_nano
 if TYPE_CHECKING:
     from together import Together
 
-BILL_SILENCE = timedelta(days=1)
-"""An hour that the bill still does not name an object in after so long did not cost anything, if it names such objects
-at all. Until then what was charged stays: a late bill must not give money back."""
+BILL_SILENCE = timedelta(hours=25)
+"""The bill of a month that has ended may be a day behind (Together's reference, "Get billing usage"). An hour that the
+bill still does not name an object in after so long did not cost anything, if the bill names such objects at all. Until
+then what was charged stays: a late bill must not give money back."""
 
 BILL_SKEW = timedelta(days=1)
 """By so much the bill's months are looked at earlier than anything was created, as its clock is not ours."""

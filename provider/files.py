@@ -155,7 +155,7 @@ def _decision_type(folder: Path) -> str | None:
 def _exists(client: Together, file_id: str) -> bool:
     try:
         with asking(f"file {file_id}"):
-            return client.files.retrieve(file_id).processing_status not in ("FAILED", "INVALID_FORMAT")
+            return _status_of(client.files.retrieve(file_id)) not in ("FAILED", "INVALID_FORMAT")
     except RemoteNotFound:
         return False
 
@@ -195,6 +195,12 @@ def _process(client: Together, file_id: str, name: str) -> None:
         client.post(f"/v1/files/{file_id}/preprocess", cast_to=FileResponse)
 
 
+def _status_of(file: Any) -> str | None:
+    """How far the provider's check of a file is. Its older answers have `Processed` instead of a status."""
+    status = file.processing_status
+    return "COMPLETED" if status is None and getattr(file, "Processed", None) is True else status
+
+
 def _wait_until_processed(
     client: Together, file_id: str, checked: CheckedFile, wait: Callable[[float], None], timeout: timedelta
 ) -> None:
@@ -204,7 +210,7 @@ def _wait_until_processed(
         try:
             with asking(f"file {file_id}"):
                 file = client.files.retrieve(file_id)
-                status, report = file.processing_status, file.validation_report
+                status, report = _status_of(file), file.validation_report
         except ProviderUnavailable as error:
             # It says when to come again: it is well, and so is the file.
             if retry_after(error) is None or time.monotonic() + pause(seconds, error) >= deadline:
@@ -220,7 +226,7 @@ def _wait_until_processed(
             raise NotReady(f"the provider is still checking {checked.path} ({status}); run it again to go on waiting")
         wait(seconds)
         seconds = min(seconds * 1.5, 5.0)
-    if file.bytes != checked.bytes:
+    if file.bytes is not None and file.bytes != checked.bytes:
         raise UploadFailed(f"{checked.path} has {checked.bytes:,} bytes, at the provider {file.bytes}")
     if report is not None and report.nlines not in (None, checked.rows):
         raise UploadFailed(f"{checked.path} has {checked.rows:,} rows, at the provider {report.nlines}")

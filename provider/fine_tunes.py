@@ -55,7 +55,13 @@ DOUBT_SECONDS = 30.0
 PRICE_STANDS = timedelta(minutes=5)
 """An estimate that is older than this is asked for again before a job is submitted."""
 
+LEAST_PRICE_NANO = 10_000_000
+"""A cent. A completed job that is told to have cost less is charged its estimate."""
+
 FOLLOW_TIMEOUT = timedelta(hours=24)
+
+SHOWS_WITHIN = timedelta(minutes=5)
+"""A job that was submitted so lately, and is not found, is not taken for deleted."""
 
 PENDING_LONG = timedelta(hours=24)
 """A job whose state has not changed for so long is told of: a queue of days is not what anybody waits for."""
@@ -274,7 +280,12 @@ def sync_fine_tune(client: Together, ledger: Ledger, job_id: str, *, now: Now = 
             remote = client.fine_tuning.retrieve(job["remote_id"])
             if text(remote.status) is None:
                 raise UnexpectedAnswer(f"fine-tune {job['suffix']}: the provider does not say how it is")
-    except RemoteNotFound:
+    except RemoteNotFound as error:
+        with asking(f"looking for fine-tune {job['suffix']}"):
+            if any(remote.id == job["remote_id"] for remote in listed(client.fine_tuning.list())):
+                raise UnexpectedAnswer(f"{error}; but the provider lists it, so it is looked at again") from error
+        if clock() - job["created_at"] < SHOWS_WITHIN:
+            raise UnexpectedAnswer(f"{error}; it was submitted just now, so it is looked at again") from error
         return _settle(ledger, job, "failed", None, "the provider no longer has this job", clock())
     if remote.status in _ENDED:
         return _settle(ledger, job, _ENDED[remote.status], remote, _failure(client, remote), clock())
@@ -294,9 +305,18 @@ def _failure(client: Together, remote: Any) -> str | None:
     try:
         with asking(f"events of fine-tune {remote.id}"):
             events = listed(client.fine_tuning.list_events(remote.id))
-            return f"{remote.status}: {events[-1].message}" if events else str(remote.status)
+            reason = _telling_event(events)
+            return f"{remote.status}: {reason}" if reason else str(remote.status)
     except ProviderError:
         return str(remote.status)  # its money is settled, whatever it says about itself
+
+
+def _telling_event(events: list[Any]) -> str | None:
+    """The words of the event that says most of a job: its newest error, else its newest of all. In any order given."""
+    newest = sorted(events, key=lambda event: str(getattr(event, "created_at", "")))
+    errors = [event for event in newest if "error" in f"{getattr(event, 'type', '')} {getattr(event, 'level', '')}"]
+    words = [said for event in (errors or newest) if (said := text(getattr(event, "message", None)))]
+    return words[-1] if words else None
 
 
 def _settle(
@@ -305,6 +325,8 @@ def _settle(
     """The job has ended: its model recorded, its true price charged, its reservation closed; all, or nothing."""
     # Without a price from the provider the estimate is charged: too much can be corrected, too little is overspent.
     said = count(remote.total_price) if remote is not None else None
+    if said is not None and said < LEAST_PRICE_NANO and state == "completed":
+        said = None  # no training is for nothing: the field was not filled in, or is in another unit
     nano = job["estimate_nano"] if said is None else said
     with ledger.transaction():
         job = ledger.get("fine_tune_jobs", job["id"])
@@ -398,7 +420,7 @@ def _how_far(client: Together, job: dict[str, Any]) -> tuple[float, str]:
         events = listed(client.fine_tuning.list_events(job["remote_id"]))
         steps = [(event.step, event.total_steps) for event in events if event.step and event.total_steps]
         fraction = max((step / total for step, total in steps), default=0.0)
-        message = events[-1].message if events else job["remote_state"]
+        message = _telling_event(events) or job["remote_state"]
     return min(0.95 * fraction, 0.95), str(message)  # the last twentieth is compressing and uploading the model
 
 

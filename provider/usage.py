@@ -1,8 +1,9 @@
 """The provider's bill as it is read: its complete hours, and whom each line names.
 
-Together's `GET /v1/billing/usage` is a beta API: an organisation that it is not enabled for gets 404, and what the
-`attributes` of a line name varies by product (SDK 3.1.1, `types/organization/billing_usage_line_item.py`). So a line
-is looked through for everything that we know our objects by, and one that names nobody is nobody's and anybody's.
+Together's `GET /v1/billing/usage` is a beta API (its reference, "Get billing usage"): an organisation that it is not
+enabled for gets 404, it reports on the whole organisation, and what the `attributes` of a line name varies by product
+(SDK 3.1.1, `types/organization/billing_usage_line_item.py`). So a line is looked through for everything that we know
+our objects by, and one that names nobody is nobody's and anybody's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from provider.answers import listed, moment, text, usd
 from provider.client import asking
 from provider.clock import told_time
-from provider.errors import RemoteNotFound
+from provider.errors import ProviderError, RemoteNotFound
 from storage.ledger import period_start
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ BILL_LAG = timedelta(hours=1)
 PAGE_SIZE = 1000
 """Windows a page, the most that the API gives: a month of hours has 744."""
 
+# Names of products are for people, and not stable (the same page): they decide only what is doubted, and never what is
+# charged.
 _TUNING = re.compile(r"fine.?tun|training", re.IGNORECASE)
-_DEDICATED = re.compile(r"dedicated|endpoint|deployment|monthly reserved", re.IGNORECASE)
+_DEDICATED = re.compile(r"dedicated|deployment|\b[ABHL]\d{2,3}\b|\bgpu\b", re.IGNORECASE)
 _OTHER = re.compile(
-    r"serverless|token|image|audio|video|speech|storage|cluster|code|sandbox|embed|rerank|batch|moderation|seat|support",
+    r"serverless|cluster|token|image|audio|video|speech|storage|code|sandbox|embed|rerank|batch|moderation|seat|support",
     re.IGNORECASE,
 )
 _NAMING_KEY = re.compile(
@@ -111,12 +114,13 @@ def fetch_windows(
     months: dict[str, list[Any]] = {}
     missing: list[str] = []
     as_of, month, absent = now, _hour(since).replace(day=1, hour=0), None
+    organization = _organization(client)
     while month < now:
         name = f"{month:%Y-%m}"
         try:
             with asking(f"the bill of {name}"):
                 answer = client.organization.usage.costs.with_raw_response.list(
-                    granularity="hour", month=name, limit=PAGE_SIZE
+                    granularity="hour", month=name, limit=PAGE_SIZE, **organization
                 )
                 months[name] = listed(answer.parse())
             as_of = min(as_of, told_time(answer.headers) or as_of)
@@ -127,6 +131,19 @@ def fetch_windows(
     if absent is not None and not months:
         raise absent
     return months, missing, as_of
+
+
+def _organization(client: Together) -> dict[str, Any]:
+    """The argument `organization_id`, which will be required; none where the provider does not tell it."""
+    import httpx
+
+    try:
+        with asking("this key's organization"):
+            answer = client.get("/v3/whoami", cast_to=httpx.Response).json()
+            told = text((answer.get("organization") or {}).get("id"))
+    except ProviderError:
+        told = None
+    return {"organization_id": told} if told else {}
 
 
 def read_bill(
@@ -200,7 +217,7 @@ def _read_line(
     product = text(getattr(line, "product_name", None)) or ""
     ours = _named(attributes, product, aliases)
     if end is None or cost is None:
-        if ours or not (_names_somebody(attributes) or _OTHER.search(product)):
+        if ours or not (_names_somebody(attributes) or _kind_of(product) == "other"):
             _doubt(bill, {alias.id for alias in ours} or {alias.id for found in aliases.values() for alias in found})
         return
     day = period_start("day", end - timedelta(microseconds=1))
@@ -213,14 +230,20 @@ def _read_line(
         entry.until = max(entry.until or end, end)
         entry.by_endpoint = entry.by_endpoint or bool(ours[0].kind == "deployments" and ours[0].rank)
     elif cost and not _names_somebody(attributes) and not _is_anothers(attributes, project):
-        if _TUNING.search(product):
-            bill.nameless["fine_tune_jobs"][day] += cost
-        elif _OTHER.search(product):
-            return
-        elif _DEDICATED.search(product):
-            bill.nameless["deployments"][day] += cost
-        else:
+        kind = _kind_of(product)
+        if kind in KINDS:
+            bill.nameless[kind][day] += cost
+        elif kind is None:
             bill.unsure[day] += cost
+
+
+def _kind_of(product: str) -> Kind | Literal["other"] | None:
+    """What a product may be the bill of, by its name; None where that tells nothing."""
+    if _TUNING.search(product):
+        return "fine_tune_jobs"
+    if "dedicated" not in product.lower() and _OTHER.search(product):
+        return "other"
+    return "deployments" if _DEDICATED.search(product) else None
 
 
 def _doubt(bill: Bill, ids: set[str]) -> None:
@@ -247,7 +270,7 @@ def _named(attributes: Mapping[Any, Any], product: str, aliases: Mapping[str, li
     found = [alias for alias in found if alias.kind == wanted] or [
         alias for alias in found if not alias.rank or alias.kind == "deployments"
     ]
-    if _OTHER.search(product) and not tuning and not _DEDICATED.search(product):
+    if _kind_of(product) == "other":
         found = [alias for alias in found if not alias.rank]  # such as tokens of a model that was trained here
     best = min((alias.rank for alias in found), default=0)
     return list({(alias.kind, alias.id): alias for alias in found if alias.rank == best}.values())
