@@ -107,15 +107,17 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
         **lease,
     }
     models, budgets = model_status(folder), cost_report(folder)["budgets"]
-    found["alerts"] = alerts(folder)
+    warned = alerts(folder)
     if as_json:
-        print_json({**found, "models": models, "budgets": budgets})
+        print_json({**found, "alerts": warned, "models": models, "budgets": budgets})
         return
     served_here = {name: str(value) for name, value in found["served"].items()}  # a process id is no quantity
     show(found | {"served": served_here}, as_json=False, title="Status")
     columns = ("model_id", "decision_type", "state", "enabled", "deployment_state", "hourly_usd", "cost_usd")
     show([{key: row[key] for key in columns} for row in models], as_json=False, title="Models")
     show(budget_rows(budgets), as_json=False, title="Budgets")
+    for line in warned:
+        print_line(f"ALERT: {line}")
 
 
 @app.command()
