@@ -389,11 +389,12 @@ def follow_fine_tune(
     when it ended otherwise (what it cost is charged), NotReady after `timeout`.
     """
     deadline = time.monotonic() + timeout.total_seconds()
-    job = resume_fine_tune(client, ledger, job_id, progress=progress, now=now, wait=wait)
+    clock = provider_clock(client, now)  # what it costs counts in the provider's day
+    job = resume_fine_tune(client, ledger, job_id, progress=progress, now=clock, wait=wait)
     while True:
         seconds = poll_seconds
         try:
-            job = sync_fine_tune(client, ledger, job_id, now=now)
+            job = sync_fine_tune(client, ledger, job_id, now=clock)
             if progress and job["state"] in ACTIVE_STATES:
                 with contextlib.suppress(ProviderRefused):  # the job is well, whatever it tells of itself
                     progress(*_how_far(client, job))
@@ -428,7 +429,7 @@ def cancel_fine_tune(
     client: Together, ledger: Ledger, job_id: str, *, why: str = "cancelled by the user", now: Now = None
 ) -> dict[str, Any]:
     """Cancel a job that has not ended; returns its ledger row. What it cost until then is charged when it has ended."""
-    clock = clock_of(now)
+    clock = provider_clock(client, now)
     with ledger.exclusive("submit", wait=True):
         job = ledger.get("fine_tune_jobs", job_id)
         if job["state"] == "intended":
@@ -444,7 +445,7 @@ def cancel_fine_tune(
             ledger.transition("fine_tune_jobs", job_id, "cancelling", why=why, now=clock())
         except ProviderRefused:
             pass  # it has ended meanwhile: the state below tells
-    return sync_fine_tune(client, ledger, job_id, now=now)
+    return sync_fine_tune(client, ledger, job_id, now=clock)
 
 
 def waiting_jobs(ledger: Ledger, *, now: datetime) -> list[str]:

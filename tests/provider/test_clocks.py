@@ -11,7 +11,7 @@ import pytest
 
 from provider.clock import TOLERANCE, ask_time, provider_clock, told_time
 from provider.deployments import deploy_model, undeploy_model
-from provider.fine_tunes import PENDING_LONG, cancel_fine_tune, submit_fine_tune, sync_fine_tune
+from provider.fine_tunes import PENDING_LONG, cancel_fine_tune, follow_fine_tune, submit_fine_tune, sync_fine_tune
 from provider.guard import GuardPolicy, GuardReport, guard_costs
 from provider.reconcile import ReconcileReport, reconcile_provider
 from provider.routes import LEASE, publish_route, routed_models
@@ -129,6 +129,19 @@ def test_a_life_by_a_wrong_clock_is_charged_to_the_minute(world: World, offset: 
     undeploy_model(world.client, world.ledger, row["id"], drain_seconds=0, now=now, wait=world.wait)
     assert 15 * HOURLY / 60 <= world.ledger.spent() <= 17 * HOURLY / 60
     assert world.emulator.bill({row["remote_id"]}) <= world.ledger.spent()
+
+
+@pytest.mark.parametrize("offset", [timedelta(days=2), timedelta(days=-2)])
+def test_a_training_by_a_wrong_clock_counts_in_the_provider_s_day(world: World, offset: timedelta) -> None:
+    dataset = world.upload()
+
+    def now() -> datetime:
+        return world.now() + offset
+
+    job = submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=now, wait=world.wait)
+    follow_fine_tune(world.client, world.ledger, job["id"], poll_seconds=1, now=now, wait=world.wait)
+    assert world.ledger.spent("day", now=world.now()) == 4
+    assert world.ledger.spent("day", now=now()) == 0
 
 
 def test_a_small_difference_is_none(world: World) -> None:
