@@ -28,7 +28,9 @@ class Period(StrEnum):
 def guard(
     data: Data = None,
     idle_minutes: Annotated[int, typer.Option(min=0, help="Stop what nobody asked for so long; 0: never")] = 30,
-    lease_minutes: Annotated[float, typer.Option(min=0.1, help="Routes stay good for so long without a tick")] = 3,
+    lease_minutes: Annotated[
+        float, typer.Option(min=0.1, max=60, help="Routes stay good for so long without a tick")
+    ] = 3,
     as_json: AsJson = False,
 ) -> None:
     """One tick of the guard: charge what ran, enforce budgets, stop what idles, renew the lease if all is well."""

@@ -78,7 +78,7 @@ def _require_key() -> None:
 def status(data: Data = None, as_json: AsJson = False) -> None:
     """Show how things stand: what is served, what waits to be landed, models, the lease, the budgets."""
     from cli.serve import served
-    from provider.status import cost_report, model_status
+    from provider.status import alerts, cost_report, model_status
     from reasoning.errors import RoutesError
     from reasoning.routes import read_routes
     from storage.layout import Layout
@@ -91,7 +91,7 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
         routes = read_routes(layout.routes)
         lease = {
             "lease_until": routes.expires_at,
-            "lease_in_force": routes.expires_at > datetime.now(UTC),
+            "lease_in_force": routes.in_force(datetime.now(UTC)),
             "routed": sorted(routes.routes),
         }
     except FileNotFoundError:
@@ -107,14 +107,17 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
         **lease,
     }
     models, budgets = model_status(folder), cost_report(folder)["budgets"]
+    warned = alerts(folder)
     if as_json:
-        print_json({**found, "models": models, "budgets": budgets})
+        print_json({**found, "alerts": warned, "models": models, "budgets": budgets})
         return
     served_here = {name: str(value) for name, value in found["served"].items()}  # a process id is no quantity
     show(found | {"served": served_here}, as_json=False, title="Status")
     columns = ("model_id", "decision_type", "state", "enabled", "deployment_state", "hourly_usd", "cost_usd")
     show([{key: row[key] for key in columns} for row in models], as_json=False, title="Models")
     show(budget_rows(budgets), as_json=False, title="Budgets")
+    for line in warned:
+        print_line(f"ALERT: {line}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from emulator.bill import describe_report, describe_usage
+from emulator.bill import bill_form, describe_report, describe_usage
 from emulator.context import (
     ORGANIZATION,
     PROJECT,
@@ -36,6 +36,8 @@ async def list_placement_profiles(request: Request) -> Response:
 
 async def list_billing_usage(request: Request) -> Response:
     emulator = emulator_of(request)
+    if not bill_form(emulator)["api"]:
+        raise ApiError(404, "Billing usage is not enabled for this organization", code="not_found")
     granularity = request.query_params.get("granularity") or "day"
     if granularity not in ("day", "hour"):
         raise ApiError(400, f"granularity {granularity!r} is neither day nor hour", param="granularity")

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from emulator import bill
 from emulator.bill import describe_bill, format_usd, remaining_balance
 from emulator.catalog import NANO
 from emulator.clock import format_time, parse_time
@@ -87,6 +88,11 @@ async def reset_forms(request: Request) -> Response:
 
 async def read_bill(request: Request) -> Response:
     return JSONResponse(describe_bill(emulator_of(request)))
+
+
+async def set_bill_form(request: Request) -> Response:
+    """`{"attributes": "absent"}` or `{"api": false}`: what the billing API names, and whether it is there."""
+    return JSONResponse(bill.set_bill_form(emulator_of(request), await read_json(request)))
 
 
 async def set_balance(request: Request) -> Response:

@@ -20,7 +20,7 @@ from typing import Any
 
 from emulator.catalog import NANO
 from emulator.clock import format_time
-from emulator.context import ORGANIZATION, Emulator
+from emulator.context import ORGANIZATION, PROJECT, Emulator
 from emulator.errors import ApiError
 from emulator.replicas import stop_inactive
 
@@ -233,6 +233,9 @@ def describe_bill(emulator: Emulator) -> dict[str, Any]:
     }
 
 
+BILL_ATTRIBUTES = ("resource", "typed", "path", "endpoint", "hardware", "absent")
+"""What the `attributes` of a bill's lines may name. Together says only that they vary by product."""
+
 _PRODUCTS = {"deployment": "Dedicated Inference", "fine_tune": "Fine-tuning", "inference": "Serverless Inference"}
 
 
@@ -257,12 +260,13 @@ def describe_usage(emulator: Emulator, month: str | None, granularity: str) -> t
         used[window_of(row["charged_at"])].append(_training_line(row))
     for row in _token_usage(emulator, start, end):
         used[window_of(row["hour"] * 3600.0)] += _token_lines(row)
+    form = bill_form(emulator)["attributes"]
     windows = [
         {
             "date": format_time(moment)[:10],
             "start_time": format_time(moment),
             "end_time": format_time(moment + step),
-            "line_items": [_describe_line_item(line) for line in sorted(lines, key=_by_start)],
+            "line_items": [_describe_line_item(line, form) for line in sorted(lines, key=_by_start)],
         }
         for moment, lines in sorted(used.items())
         if lines
@@ -270,13 +274,55 @@ def describe_usage(emulator: Emulator, month: str | None, granularity: str) -> t
     return first.strftime("%Y-%m"), windows
 
 
-def _describe_line_item(line: Line) -> dict[str, Any]:
+def bill_form(emulator: Emulator) -> dict[str, Any]:
+    """How the billing API answers: `attributes`, one of `BILL_ATTRIBUTES`, and `api`, whether it is there at all."""
+    return {"attributes": "resource", "api": True} | emulator.state.get_setting("bill_form", {})
+
+
+def set_bill_form(emulator: Emulator, changes: dict[str, Any]) -> dict[str, Any]:
+    """Change how the billing API answers from now on. Raises `ApiError` (400) on an unknown form."""
+    if unknown := sorted(set(changes) - {"attributes", "api"}):
+        raise ApiError(400, f"unknown keys: {', '.join(unknown)}; known are attributes, api")
+    form = bill_form(emulator) | changes
+    if form["attributes"] not in BILL_ATTRIBUTES:
+        raise ApiError(400, f"attributes {form['attributes']!r} is not one of {', '.join(BILL_ATTRIBUTES)}")
+    if not isinstance(form["api"], bool):
+        raise ApiError(400, f"api {form['api']!r} is not true or false")
+    with emulator.state.transaction():
+        emulator.state.set_setting("bill_form", form)
+    return form
+
+
+def _describe_attributes(line: Line, form: str) -> dict[str, str]:
+    if form == "resource":
+        return {"resource_id": line.resource_id, "description": line.what}
+    if form == "absent":
+        return {}
+    if line.kind == "inference":
+        return {"model": line.resource_id}
+    project = PROJECT["id"]
+    if form == "hardware" or (form == "endpoint" and line.kind == "fine_tune"):
+        tuned = line.what.split(":", 1)[0]  # the kind and the base model, not the name of what came out
+        return {"project_id": project} | (
+            {"training": tuned} if line.kind == "fine_tune" else {"hardware": line.what.rsplit(" ", 1)[-1]}
+        )
+    if line.kind == "fine_tune":
+        return {"fine_tune_id": line.resource_id}
+    endpoint = "/".join(line.what.split(" on ", 1)[0].split("/")[:2])  # local/<endpoint>/<deployment>
+    if form == "endpoint":
+        return {"endpoint_name": endpoint, "project_id": project}
+    if form == "typed":
+        return {"deployment_id": line.resource_id, "endpoint_name": endpoint}
+    return {"resource": f"projects/{project}/endpoints/{endpoint}/deployments/{line.resource_id}"}
+
+
+def _describe_line_item(line: Line, form: str) -> dict[str, Any]:
     return {
         "product_name": _PRODUCTS[line.kind],
         "cost": format_usd(line.amount),
         "quantity": str(line.quantity),
         "unit_price": decimal_text(line.unit_price),
-        "attributes": {"resource_id": line.resource_id, "description": line.what},
+        "attributes": _describe_attributes(line, form),
         "pricing_dimensions": {"unit": line.unit},
         "applied_credit": {"type": "POSTPAID"},
     }

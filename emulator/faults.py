@@ -8,6 +8,12 @@ An order is `{"kind", "match", "times", ...}`. `match` is "METHOD /path"; either
 kind                 effect on the matched request
 ===================  ==========================================================================================
 lost_response        the work is done, then the connection is closed without one byte of an answer
+twice                the work is done twice, as when a proxy repeats what it got no answer to; the second is answered
+body                 nothing is done; `status` (200) with `body` (an HTML page) and `content_type` (text/html)
+truncated            done and answered, but of the body only the first `bytes` (default: half of it) come
+cut                  done, then the connection is closed in the middle of the body
+<200..299>           done and answered, with that status instead; 204 has no body
+<300..399>           nothing is done; redirected to `location` (default: the same address)
 hang                 nothing is done and nothing is answered until the client goes away
 <400..599>           nothing is done; that status. `retry_after` (seconds) and `should_retry` set the headers
 slow                 done and answered after `seconds` (of the machine's clock)
@@ -28,7 +34,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from emulator.errors import ApiError
@@ -44,8 +50,12 @@ _DEFAULT_MATCHES = {
     "training_slow": _JOB_CREATION,
     "training_crash": _JOB_CREATION,
 }
-_ANY_REQUEST = ("lost_response", "hang", "slow")
-_OPTIONS = {"seconds", "retry_after", "should_retry", "message"}
+_ANY_REQUEST = ("lost_response", "hang", "slow", "twice", "body", "truncated", "cut")
+_OPTIONS = {
+    *("seconds", "retry_after", "should_retry", "message"),
+    *("status", "body", "content_type", "bytes", "location"),
+}
+_PAGE = "<!doctype html><html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 
 
 @dataclass(frozen=True)
@@ -71,10 +81,10 @@ class Faults:
         if not isinstance(order, dict):
             raise ApiError(400, f"a fault order is an object with kind, match and times, not {order!r}")
         kind = str(order.get("kind", ""))
-        is_status = kind.isdigit() and 400 <= int(kind) <= 599
+        is_status = kind.isdigit() and 200 <= int(kind) <= 599
         if not is_status and kind not in _ANY_REQUEST and kind not in _DEFAULT_MATCHES:
             known = ", ".join((*_ANY_REQUEST, *_DEFAULT_MATCHES))
-            raise ApiError(400, f"unknown fault kind {kind!r}; known: {known}, or a status of 400 to 599")
+            raise ApiError(400, f"unknown fault kind {kind!r}; known: {known}, or a status of 200 to 599")
         method, _, path = str(order.get("match") or _DEFAULT_MATCHES.get(kind, "")).partition(" ")
         if not path.startswith(("/", "*")):
             raise ApiError(400, f'fault {kind} needs "match": "METHOD /path" (wildcards * and ? are allowed)')
@@ -134,20 +144,103 @@ class FaultMiddleware:
         elif fault.kind == "slow":
             await asyncio.sleep(fault.seconds(1.0) or 0.0)
             await self.app(scope, receive, send)
+        elif fault.kind == "twice":
+            await self._do_twice(scope, receive, send)
+        elif fault.kind == "body":
+            await _answer_body(fault)(scope, receive, send)
+        elif fault.kind in ("truncated", "cut") or fault.kind.startswith("2"):
+            await self._change_answer(fault, scope, receive, send)
+        elif fault.kind.startswith("3"):
+            await _redirect(fault, scope)(scope, receive, send)
         else:
             await _refuse(fault, scope)(scope, receive, send)
 
-    async def _lose_response(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def swallow(message: Message) -> None:
-            pass
+    async def _do_twice(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _read_body(receive)
+        await self.app(dict(scope), _replay(body, receive), _swallow)
+        await self.app(scope, _replay(body, receive), send)
 
-        await self.app(scope, receive, swallow)
-        transport = scope["extensions"].get("emulator.transport")
-        if transport is None:
-            raise RuntimeError("a lost response needs the emulator's own server (emulator.server.run)")
-        transport.abort()
+    async def _change_answer(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
+        """Do the work, then answer with another status, or less of the body."""
+        start: dict[str, Any] = {}
+        body = bytearray()
+
+        async def keep(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                start.update(message)
+            elif message["type"] == "http.response.body":
+                body.extend(message.get("body", b""))
+
+        await self.app(scope, receive, keep)
+        kept = len(body)
+        if fault.kind in ("truncated", "cut"):
+            kept = int(fault.options.get("bytes", len(body) // 2))
+        elif fault.kind == "204":
+            kept = 0
+        told = len(body) if fault.kind == "cut" else kept
+        headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
+        if fault.kind != "204":
+            headers.append((b"content-length", str(told).encode()))
+        start |= {"headers": headers} | ({"status": int(fault.kind)} if fault.kind.isdigit() else {})
+        await send(start)
+        await send({"type": "http.response.body", "body": bytes(body[:kept]), "more_body": fault.kind == "cut"})
+        if fault.kind == "cut":
+            await asyncio.sleep(0)  # so that what there is of it leaves
+            _transport(scope).abort()
+
+    async def _lose_response(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, _swallow)
+        _transport(scope).abort()
         while (await receive())["type"] != "http.disconnect":
             pass
+
+
+async def _swallow(message: Message) -> None:
+    pass
+
+
+def _transport(scope: Scope) -> Any:
+    transport = scope["extensions"].get("emulator.transport")
+    if transport is None:
+        raise RuntimeError("a lost response needs the emulator's own server (emulator.server.run)")
+    return transport
+
+
+async def _read_body(receive: Receive) -> bytes:
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read already."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _answer_body(fault: Fault) -> Response:
+    return Response(
+        str(fault.options.get("body", _PAGE)),
+        status_code=int(fault.options.get("status", 200)),
+        media_type=str(fault.options.get("content_type", "text/html")),
+    )
+
+
+def _redirect(fault: Fault, scope: Scope) -> Response:
+    query = scope["query_string"].decode()
+    location = str(fault.options.get("location") or scope["path"] + (f"?{query}" if query else ""))
+    return Response(status_code=int(fault.kind), headers={"location": location})
 
 
 def _refuse(fault: Fault, scope: Scope) -> JSONResponse:

@@ -121,6 +121,7 @@ ROUTES = [
     _route("POST", "/emulator/forms", admin.choose_forms),
     _route("DELETE", "/emulator/forms", admin.reset_forms),
     _route("GET", "/emulator/bill", admin.read_bill),
+    _route("POST", "/emulator/bill", admin.set_bill_form),
     _route("POST", "/emulator/balance", admin.set_balance),
 ]
 

@@ -18,7 +18,7 @@ from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
 async def guard_costs(
     data: DataFolder = None,
     idle_minutes: Annotated[int, Field(ge=1)] | None = 30,
-    lease_minutes: Annotated[float, Field(gt=0)] = 3,
+    lease_minutes: Annotated[float, Field(gt=0, le=60)] = 3,
     now: Moment = None,
     if_busy: IfBusy = "wait",
 ) -> GuardReport:

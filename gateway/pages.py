@@ -77,7 +77,7 @@ def _lease(gateway: Gateway) -> dict[str, Any]:
         for name, route in routes.routes.items()
         for arm in route.arms
     ]
-    return {"in_force": routes.expires_at > datetime.now(UTC), "expires_at": routes.expires_at, "arms": arms}
+    return {"in_force": routes.in_force(datetime.now(UTC)), "expires_at": routes.expires_at, "arms": arms}
 
 
 async def openapi(gateway: Gateway, exchange: Exchange) -> None:

@@ -1,7 +1,8 @@
 """The provider's bill against our charges, object by object: what is missing is charged, what is too much given back.
 
-A bill that cannot be read gives no money back. How far it has got, the provider's clock tells, not only ours: one that
-is ahead would take hours that are not billed yet for hours that cost nothing.
+Strict in money: nothing is given back by a bill that cannot be read, that is not there, or that has never named an
+object of ours of that kind (`usage.Kind`): what such a bill does not name may have cost all the same. A completed job
+never costs less than its own price. How far the bill has got, the provider's clock tells.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
-from provider.answers import listed, moment, usd
-from provider.client import asking
+from provider.errors import RemoteNotFound
 from provider.fine_tunes import ENDED_STATES
+from provider.usage import KINDS, Bill, Billed, Kind, read_bill
 from storage import ledger_schema as schema
 from storage.ledger import Ledger, period_start
 from storage.money import format_usd, from_nano, to_nano
@@ -25,40 +25,33 @@ from storage.money import format_usd, from_nano, to_nano
 if TYPE_CHECKING:
     from together import Together
 
-BILL_LAG = timedelta(hours=1)
-"""How long after its end an hour of the provider's bill is taken for complete, if it names the object at all."""
-
-BILL_SILENCE = timedelta(days=1)
-"""An hour that the bill still does not name an object in after so long did not cost anything. Until then what was
-charged stays: a late bill must not give money back."""
+BILL_SILENCE = timedelta(hours=25)
+"""The bill of a month that has ended may be a day behind (Together's reference, "Get billing usage"). An hour that the
+bill still does not name an object in after so long did not cost anything, if the bill names such objects at all. Until
+then what was charged stays: a late bill must not give money back."""
 
 BILL_SKEW = timedelta(days=1)
 """By so much the bill's months are looked at earlier than anything was created, as its clock is not ours."""
+
+BILL_CLOSED = timedelta(days=45)
+"""What ended so long ago is not compared any more: its month is billed and paid. What was charged stays."""
+
+BillState = Literal["compared", "unattributed", "absent", "nothing to compare", "not compared"]
+
+_WORDS: dict[Kind, str] = {"deployments": "deployments", "fine_tune_jobs": "fine-tunes"}
+_COLUMN: dict[Kind, str] = {"deployments": "deployment_id", "fine_tune_jobs": "job_id"}
+_CENT = Decimal("0.01")
 
 
 @dataclass(slots=True)
 class Comparison:
     """US dollars of our objects on the bill and in the ledger before the correction, and the corrections in words."""
 
+    state: BillState = "nothing to compare"
     billed_usd: Decimal = Decimal(0)
     charged_usd: Decimal = Decimal(0)
     adjustments: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Billed:
-    """What the bill has for an object: US dollars by day (UTC), and the end of the last hour that names it.
-
-    `doubtful` when a line that is its own, or may be, cannot be read: it may have cost more.
-    """
-
-    by_day: defaultdict[str, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
-    until: datetime | None = None
-    doubtful: bool = False
-
-    @property
-    def usd(self) -> Decimal:
-        return sum(self.by_day.values(), Decimal(0))
+    warnings: list[str] = field(default_factory=list)
 
 
 def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: list[str]) -> Comparison:
@@ -66,135 +59,257 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
 
     Of a deployment these are the hours up to the last that names it, and all that are older than `BILL_SILENCE`. What
     ended is compared until `BILL_SILENCE` after its end: only then is it certain that it cost nothing in its last hour.
-    Lines that cannot be read are told in `errors`. Raises ProviderUnavailable, ProviderRefused.
+    Lines that cannot be read are told in `errors`, a bill that this account does not have or that names nothing of ours
+    in the state. Raises ProviderUnavailable, ProviderRefused.
     """
     compared = Comparison()
     jobs = [j for j in ledger.find("fine_tune_jobs", state=ENDED_STATES, reconciled_at=None) if j["remote_id"]]
     deployments = [d for d in ledger.find("deployments", reconciled_at=None) if d["remote_id"]]
     if not jobs and not deployments:
         return compared
-    rows = (*jobs, *deployments)
-    remote_ids = {row["remote_id"] for row in rows}
     # An orphan is older than its row: its create was sent before it was found.
-    since = min(min(row["created_at"], row["attempted_at"] or now, now) for row in rows) - BILL_SKEW
-    billed, as_of = read_bill(client, remote_ids, since=since, now=now, errors=errors)
-    silent = _hour(as_of - BILL_SILENCE)
+    since = min(min(row["created_at"], row["attempted_at"] or now, now) for row in (*jobs, *deployments)) - BILL_SKEW
+    everything: dict[Kind, list[dict[str, Any]]] = {kind: ledger.find(kind) for kind in KINDS}
+    try:
+        bill = read_bill(client, everything, since=since, now=now, errors=errors)
+    except RemoteNotFound as error:
+        ledger.note_state("billing", "api", "absent", why=str(error), now=now)
+        compared.state = "absent"
+        return compared
+    ledger.note_state("billing", "api", "there", now=now)
+    for kind in bill.named:
+        ledger.note_state("billing", kind, "named", now=now)
     for job in jobs:
-        if billed[job["remote_id"]].until or job["updated_at"] < silent:
-            _adjust(ledger, "fine_tune_jobs", job, billed, None, job["updated_at"] < silent, now, compared)
+        _compare_job(ledger, bill, job, now, compared)
     for row in deployments:
-        # What ended so long ago is on the bill: all of its charges count, also those of a clock that was ahead.
-        final = row["state"] == "deleted" and row["updated_at"] < silent
-        until = None if final else max(silent, billed[row["remote_id"]].until or silent)
-        _adjust(ledger, "deployments", row, billed, until, final, now, compared)
+        _compare_deployment(ledger, bill, row, everything["deployments"], now, compared)
+    for kind, rows in (("fine_tune_jobs", jobs), ("deployments", deployments)):
+        _note_unnamed(ledger, bill, kind, rows, now)
+    compared.state = "unattributed" if any(_is_unnamed(ledger, kind) for kind in KINDS) else "compared"
+    compared.warnings = [said for kind in KINDS if (said := _second_witness(ledger, bill, kind))]
     return compared
 
 
-def _hour(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+# -- what the bill is worth -------------------------------------------------------------------------------------------
 
 
-def read_bill(
-    client: Together, remote_ids: set[str], *, since: datetime, now: datetime, errors: list[str]
-) -> tuple[dict[str, Billed], datetime]:
-    """What the provider's bill has for each of these objects in its complete hours, and the time that it is of.
-
-    That is `now`, or what the provider's clock says (the `Date` of its answer), if that is earlier. A line that cannot
-    be read is told in `errors`, and makes doubtful whose it is: all of them, where it does not say.
-    """
-    months: dict[str, list[Any]] = {}
-    as_of, month = now, _hour(since).replace(day=1, hour=0)
-    while month < now:
-        with asking(f"the bill of {month:%Y-%m}"):
-            answer = client.organization.usage.costs.with_raw_response.list(granularity="hour", month=f"{month:%Y-%m}")
-            months[f"{month:%Y-%m}"] = listed(answer.parse())
-        as_of = min(as_of, _told_time(answer.headers.get("date")) or as_of)
-        month = (month + timedelta(days=32)).replace(day=1)
-    billed = {remote_id: Billed() for remote_id in remote_ids}
-    for name, windows in months.items():
-        if odd := sum(_read_hour(window, billed, _hour(as_of - BILL_LAG)) for window in windows):
-            errors.append(f"the bill of {name}: {odd} lines cannot be read, so it gives no money back for them")
-    return billed, as_of
+def bill_notes(ledger: Ledger) -> list[str]:
+    """What people have to know of the provider's bill: nothing, where it is there and names what is ours."""
+    notes = []
+    api = ledger.history("billing", "api")
+    if api and api[-1]["to_state"] == "absent":
+        notes.append(
+            f"the provider has no bill for this account to read (404 since {api[-1]['ts']:%Y-%m-%d %H:%M} UTC): what "
+            "was charged cannot be checked and stays as it is; compare it with the invoice, or ask the provider to "
+            "enable billing usage for the organisation"
+        )
+    for kind in KINDS:
+        if _is_unnamed(ledger, kind):
+            since = ledger.history("billing", kind)[-1]["ts"]
+            notes.append(
+                f"the provider's bill cannot be attributed: it names none of our {_WORDS[kind]} (since "
+                f"{since:%Y-%m-%d %H:%M} UTC). What was charged stays, at its worst; compare the sum with the invoice"
+            )
+    return notes
 
 
-def _told_time(date: str | None) -> datetime | None:
-    """The time of an HTTP `Date` (RFC 9110), None where there is none or it is no time."""
-    try:
-        return moment(parsedate_to_datetime(date)) if date else None
-    except ValueError:
+def _ever_named(ledger: Ledger, kind: Kind) -> bool:
+    return any(step["to_state"] == "named" for step in ledger.history("billing", kind))
+
+
+def _is_unnamed(ledger: Ledger, kind: Kind) -> bool:
+    history = ledger.history("billing", kind)
+    return bool(history) and history[-1]["to_state"] == "unnamed"
+
+
+def _note_unnamed(ledger: Ledger, bill: Bill, kind: Kind, rows: list[dict[str, Any]], now: datetime) -> None:
+    """Say once that the bill has had its day for what we were charged for, and names none of it."""
+    if kind in bill.named:
+        return
+    until = _hour(bill.as_of - BILL_SILENCE)
+    ids = [row["id"] for row in rows if row["id"] not in bill.of]
+    if not ids:
+        return
+    table = schema.charges
+    query = sa.select(sa.func.sum(table.c.amount_nano)).where(
+        table.c[_COLUMN[kind]].in_(ids), table.c.ts < until, table.c.ts >= bill.since
+    )
+    with ledger.read() as connection:
+        charged = int(connection.execute(query).scalar() or 0)
+    # Where it has named others of the kind, silence about these alone is an answer, unless lines name nobody.
+    if charged > 0 and (not _ever_named(ledger, kind) or any(bill.nameless[kind].values())):
+        why = f"{format_usd(from_nano(charged))} is charged to {len(ids)} that the bill does not name"
+        ledger.note_state("billing", kind, "unnamed", why=why, now=now)
+
+
+def _second_witness(ledger: Ledger, bill: Bill, kind: Kind) -> str | None:
+    """What the account pays for a kind of product, beyond what names others and what we were charged. In words."""
+    nameless = sum(bill.nameless[kind].values(), Decimal(0))
+    if not nameless:
         return None
+    own = {row["id"] for row in ledger.find(kind)}
+    named = sum((billed.usd for object_id, billed in bill.of.items() if object_id in own), Decimal(0))
+    table = schema.charges
+    query = sa.select(sa.func.sum(table.c.amount_nano)).where(
+        table.c[_COLUMN[kind]].is_not(None), table.c.ts >= bill.since, table.c.ts < bill.until
+    )
+    with ledger.read() as connection:
+        charged = from_nano(int(connection.execute(query).scalar() or 0))
+    if named + nameless <= charged + _CENT:
+        return None
+    return (
+        f"from {bill.since:%Y-%m-%d} to {bill.until:%Y-%m-%d %H:%M} UTC the account was billed "
+        f"{format_usd(named + nameless)} for {_WORDS[kind]} that are ours or name nobody, and {format_usd(charged)} is "
+        f"charged here: {format_usd(named + nameless - charged)} more than the ledger knows of; look at the provider's "
+        "console for what else runs in the account"
+    )
 
 
-def _read_hour(window: Any, billed: dict[str, Billed], until: datetime) -> int:
-    """Add an hour of the bill to what is `billed`; how many of its lines that are ours, or may be, cannot be read."""
-    odd = 0
-    end, lines = moment(getattr(window, "end_time", None)), getattr(window, "line_items", None)
-    if end is not None and end > until:
-        return odd
-    for line in lines if isinstance(lines, list) else [None]:
-        attributes, cost = getattr(line, "attributes", None), usd(getattr(line, "cost", None))
-        named = list(attributes.values()) if isinstance(attributes, dict) else None
-        ours = [entry for remote_id, entry in billed.items() if named is None or remote_id in named]
-        if end is not None and cost is not None and named is not None:
-            for entry in ours:
-                entry.by_day[period_start("day", end - timedelta(microseconds=1))] += cost
-                entry.until = max(entry.until or end, end)
-        elif ours:
-            odd += 1
-            for entry in ours:
-                entry.doubtful = True
-    return odd
+# -- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def _compare_job(ledger: Ledger, bill: Bill, job: dict[str, Any], now: datetime, compared: Comparison) -> None:
+    final = job["updated_at"] < _hour(bill.as_of - BILL_SILENCE)
+    billed = bill.of.get(job["id"])
+    if not final and (billed is None or not billed.until):
+        return
+    # A completed job owes its price. One that was cancelled or failed owes what the bill names, or else its price.
+    owes = job["state"] == "completed" or billed is None or not billed.until
+    floor = from_nano(job["price_nano"] or 0) if owes else Decimal(0)
+    _adjust(ledger, bill, "fine_tune_jobs", [job], until=None, floor=floor, final=final, now=now, compared=compared)
+
+
+def _compare_deployment(
+    ledger: Ledger,
+    bill: Bill,
+    row: dict[str, Any],
+    everything: list[dict[str, Any]],
+    now: datetime,
+    compared: Comparison,
+) -> None:
+    silent = _hour(bill.as_of - BILL_SILENCE)
+    # What ended so long ago is on the bill: all of its charges count, also those of a clock that was ahead.
+    final = row["state"] == "deleted" and row["updated_at"] < silent
+    billed = bill.of.get(row["id"])
+    if (main := _main_of(row, everything)) is not None and billed is None:
+        of_main = bill.of.get(main["id"])
+        if of_main is not None and of_main.by_endpoint:
+            return  # a double whose endpoint is what the bill names: compared with the deployment that it doubles
+    rows = [row]
+    if billed is not None and billed.by_endpoint:
+        rows += [other for other in everything if _main_of(other, [row]) is row and other["id"] not in bill.of]
+    until = None if final else max(silent, (billed and billed.until) or silent)
+    _adjust(ledger, bill, "deployments", rows, until=until, floor=Decimal(0), final=final, now=now, compared=compared)
+
+
+def _main_of(row: dict[str, Any], everything: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The deployment that a double was found beside; None for what is not a double."""
+    if row["name"] != row["remote_id"] or row["endpoint_id"] is None:
+        return None
+    return next((o for o in everything if o["endpoint_id"] == row["endpoint_id"] and o["name"] != o["remote_id"]), None)
 
 
 def _adjust(
     ledger: Ledger,
-    object_type: str,
-    row: dict[str, Any],
-    billed: dict[str, Billed],
+    bill: Bill,
+    kind: Kind,
+    rows: list[dict[str, Any]],
+    *,
     until: datetime | None,
+    floor: Decimal,
     final: bool,
     now: datetime,
     compared: Comparison,
 ) -> None:
-    """Charge what the bill has beyond our charges before `until`, or give it back. After a `final` one: never again."""
+    """Charge what the bill has beyond our charges before `until`, or give it back, not below `floor`.
+
+    `rows` are what the bill has as one; the first is charged. After a `final` comparison: never again.
+    """
+    row, billed = rows[0], bill.of.get(rows[0]["id"], Billed())
+    with ledger.transaction() as connection:
+        by_day, last = _charged_by_day(connection, kind, [each["id"] for each in rows], until)
+        charged = from_nano(sum(by_day.values()))
+        compared.charged_usd += charged
+        compared.billed_usd += billed.usd
+        changes, sure = _differences(ledger, bill, kind, row, billed, by_day, floor)
+        name = row["suffix"] if kind == "fine_tune_jobs" else row["name"]
+        for day, difference in changes.items():
+            # In the day and month of what it corrects: what is given back must not swell a later budget.
+            ledger.charge(
+                "adjustment",
+                difference,
+                key=f"adjustment:{row['id']}:{day}:{now.isoformat()}",
+                what=f"{name}: the provider billed {format_usd(billed.by_day.get(day, Decimal(0)))} for {day}, charged "
+                f"was {format_usd(from_nano(by_day.get(day, 0)))}",
+                decision_type=row["decision_type"],
+                model_id=row["model_id"],
+                ts=last.get(day) or datetime.fromisoformat(day).replace(tzinfo=UTC),
+                now=now,
+                **{_COLUMN[kind]: row["id"]},
+            )
+        if changes:
+            compared.adjustments.append(f"{name}: {format_usd(sum(changes.values(), Decimal(0)))}")
+        closed = row["updated_at"] < bill.as_of - BILL_CLOSED and final
+        if closed or (final and sure):
+            for each in rows:
+                if each["reconciled_at"] is None:
+                    ledger.update(kind, each["id"], reconciled_at=now, now=each["updated_at"])
+
+
+def _charged_by_day(
+    connection: sa.Connection, kind: Kind, ids: list[str], until: datetime | None
+) -> tuple[dict[str, int], dict[str, datetime]]:
+    """Nano-dollars charged to these objects by day (UTC), and the last charge of each day."""
     charges = schema.charges
-    column = "job_id" if object_type == "fine_tune_jobs" else "deployment_id"
-    query = sa.select(charges.c.ts, charges.c.amount_nano).where(charges.c[column] == row["id"])
+    query = sa.select(charges.c.ts, charges.c.amount_nano).where(charges.c[_COLUMN[kind]].in_(ids))
     if until is not None:
         query = query.where(charges.c.ts < until)
-    bill = billed[row["remote_id"]]
-    with ledger.transaction() as connection:
-        by_day: defaultdict[str, int] = defaultdict(int)
-        last: dict[str, datetime] = {}
-        for ts, nano in connection.execute(query.order_by(charges.c.ts)):
-            day = period_start("day", ts)
-            by_day[day] += nano
-            last[day] = ts
-        charged, on_bill = from_nano(sum(by_day.values())), bill.usd
-        compared.charged_usd += charged
-        compared.billed_usd += on_bill
-        if bill.doubtful and on_bill <= charged:
-            return
-        if on_bill != charged:
-            name = row["suffix"] if object_type == "fine_tune_jobs" else row["name"]
-            # In the day and month of what it corrects: what is given back must not swell a later budget.
-            for day in sorted(by_day.keys() | bill.by_day.keys()):
-                billed_usd, charged_usd = bill.by_day[day], from_nano(by_day[day])
-                difference = from_nano(to_nano(billed_usd) - by_day[day])
-                if not difference or (difference < 0 and bill.doubtful):
-                    continue
-                ledger.charge(
-                    "adjustment",
-                    difference,
-                    key=f"adjustment:{row['id']}:{day}:{now.isoformat()}",
-                    what=f"{name}: the provider billed {format_usd(billed_usd)} for {day}, charged was "
-                    f"{format_usd(charged_usd)}",
-                    decision_type=row["decision_type"],
-                    model_id=row["model_id"],
-                    ts=last.get(day) or datetime.fromisoformat(day).replace(tzinfo=UTC),
-                    now=now,
-                    **{column: row["id"]},
-                )
-            compared.adjustments.append(f"{name}: {format_usd(from_nano(to_nano(on_bill) - sum(by_day.values())))}")
-        if final and not bill.doubtful:
-            ledger.update(object_type, row["id"], reconciled_at=now, now=row["updated_at"])
+    by_day: defaultdict[str, int] = defaultdict(int)
+    last: dict[str, datetime] = {}
+    for ts, nano in connection.execute(query.order_by(charges.c.ts)):
+        day = period_start("day", ts)
+        by_day[day] += nano
+        last[day] = ts
+    return by_day, last
+
+
+def _differences(
+    ledger: Ledger,
+    bill: Bill,
+    kind: Kind,
+    row: dict[str, Any],
+    billed: Billed,
+    by_day: dict[str, int],
+    floor: Decimal,
+) -> tuple[dict[str, Decimal], bool]:
+    """What to charge (or, below zero, to give back) by day, and whether that is all that the bill will ever say."""
+    differences = {
+        day: from_nano(to_nano(billed.by_day.get(day, Decimal(0))) - by_day.get(day, 0))
+        for day in sorted(by_day.keys() | billed.by_day.keys())
+    }
+    changes = {day: difference for day, difference in differences.items() if difference > 0}
+    may_give = not billed.doubtful and not _month_is_missing(bill, row) and _ever_named(ledger, kind)
+    sure = may_give
+    # What there is to give before the object costs less than it owes.
+    left = from_nano(sum(by_day.values())) + sum(changes.values(), Decimal(0)) - floor
+    for day, difference in differences.items():
+        if difference >= 0:
+            continue
+        if not may_give or not bill.silence_is_sure(kind, day, named_that_day=day in billed.by_day):
+            sure = False
+            continue
+        given = min(-difference, max(left, Decimal(0)))
+        left -= given
+        if given:
+            changes[day] = -given
+    return dict(sorted(changes.items())), sure or not differences
+
+
+def _month_is_missing(bill: Bill, row: dict[str, Any]) -> bool:
+    """Is a month, in which this object may have cost something, not to be had?"""
+    first, last = f"{row['created_at'] - BILL_SKEW:%Y-%m}", f"{row['updated_at'] + BILL_SKEW:%Y-%m}"
+    return any(first <= month <= last for month in bill.missing)
+
+
+def _hour(at: datetime) -> datetime:
+    return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, wait_exponential_jitter
 
 from provider.client import Progress, asking, asynchronous
-from provider.errors import ProviderError, ProviderUnavailable
+from provider.errors import ProviderError
+from provider.retries import retry_policy
 from reasoning import completion as client_completion
 from reasoning.decision_types import AnswerFormat
 
@@ -140,12 +141,7 @@ async def _complete_all(
 
 async def _complete(client: AsyncTogether, request: Mapping[str, Any], messages: Sequence[Any]) -> Completion:
     try:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(ProviderUnavailable),
-            stop=stop_after_attempt(4),
-            wait=wait_exponential_jitter(0.2, 5),
-            reraise=True,
-        ):
+        async for attempt in AsyncRetrying(**retry_policy(backoff=wait_exponential_jitter(0.2, 5))):
             with attempt, asking(f"asking {request['model']}"):
                 began = time.perf_counter()
                 answer = await client.chat.completions.create(messages=list(messages), logprobs=1, **request)

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
-
 from provider.answers import text
-from provider.client import Now, Progress, asking, clock_of, create_once
+from provider.client import Now, Progress, asking, create_once
+from provider.clock import provider_clock
 from provider.deployment_state import (
     LIVE_STATES,
     SHUTTING_STATES,
@@ -28,7 +27,6 @@ from provider.deployment_state import (
     sync_deployment,
 )
 from provider.errors import (
-    CreationInDoubt,
     DeploymentFailed,
     NoCapacity,
     NotServable,
@@ -39,6 +37,7 @@ from provider.errors import (
 )
 from provider.metering import hourly_usd, runway_usd
 from provider.prices import instance_price
+from provider.retries import pause, retrying
 from provider.serving_configs import ServingConfig, configs_of_trained
 from provider.shutdown import (
     advance_shutdown,
@@ -100,7 +99,7 @@ def deploy_model(
     """
     if replicas < 1:
         raise ValueError(f"a deployment has at least one replica, not {replicas}")
-    clock = clock_of(now)
+    clock = provider_clock(client, now)
     row, ours = _intend(client, ledger, model_id, replicas, clock)
     try:
         row = _start(client, ledger, row, clock, wait)
@@ -190,13 +189,7 @@ def _start(
     client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime], wait: Callable[[float], None]
 ) -> dict[str, Any]:
     """Bring the endpoint and the deployment into being, each once."""
-    for attempt in Retrying(
-        retry=retry_if_exception_type((ProviderUnavailable, CreationInDoubt)),
-        stop=stop_after_attempt(4),
-        wait=wait_exponential(1, 10),
-        sleep=wait,
-        reraise=True,
-    ):
+    for attempt in retrying(wait, what=f"creating {row['name']}"):
         with attempt, ledger.exclusive("submit", wait=True):
             row = _create_with_some_config(client, ledger, ledger.get("deployments", row["id"]), clock)
     return row
@@ -303,11 +296,11 @@ def _await_ready(
 ) -> dict[str, Any]:
     begun, reserved_nano = time.monotonic(), row["hourly_nano"]
     while True:
-        waited, message = time.monotonic() - begun, ""
+        waited, message, seconds = time.monotonic() - begun, "", poll_seconds
         try:
             row, message = sync_deployment(client, ledger, row["id"], now=clock)
         except ProviderUnavailable as error:
-            message = str(error)
+            message, seconds = str(error), pause(poll_seconds, error)
         if row["state"] == "ready":
             _afford(ledger, row, reserved_nano, clock())
             if progress:
@@ -321,7 +314,7 @@ def _await_ready(
             raise DeploymentFailed(f"{row['name']} was not ready within {timeout}: {message}")
         if progress:
             progress(min(waited / timeout.total_seconds(), 0.95), message or row["state"])
-        wait(poll_seconds)
+        wait(seconds)
 
 
 def _afford(ledger: Ledger, row: dict[str, Any], reserved_nano: int, now: datetime) -> None:

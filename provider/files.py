@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
-
 from provider.client import Now, Progress, asking, clock_of
 from provider.errors import InvalidDataset, NotReady, ProviderUnavailable, RemoteNotFound, UploadFailed
+from provider.retries import pause, retry_after, retrying
 from provider.rows import CheckedFile, check_rows
 from storage.ledger_database import new_id
 
@@ -39,8 +40,9 @@ def upload_dataset(
 ) -> dict[str, Any]:
     """Upload a dataset folder's `train.jsonl` and `validation.jsonl` (if any) and return its ledger row, state `ready`.
 
-    Called again, for instance after a kill, it goes on from where it was, and uploads nothing that is there. The
-    holdout is never uploaded. Raises InvalidDataset, UploadFailed, NotReady, ProviderUnavailable.
+    Called again, for instance after a kill, it goes on from where it was, and uploads nothing that is there. Of several
+    at once, one uploads and the others wait for it. The holdout is never uploaded. Raises InvalidDataset, UploadFailed,
+    NotReady, ProviderUnavailable.
     """
     folder, clock = Path(dataset_dir), clock_of(now)
     train = check_rows(folder / "train.jsonl")
@@ -49,8 +51,40 @@ def upload_dataset(
     validation = check_rows(validation_path) if has_validation else None
     if validation and validation.format != train.format:
         raise InvalidDataset(f"{validation_path} is {validation.format} data, train.jsonl is {train.format} data")
-    row = _record(ledger, folder, decision_type or _decision_type(folder), train, validation, clock)
+    decision_type = decision_type or _decision_type(folder)
     files = [("train", train)] + ([("validation", validation)] if validation else [])
+    with _alone(ledger, folder.absolute().name, progress):
+        row = _record(ledger, folder, decision_type, train, validation, clock)
+        if row["state"] == "ready" and all(_exists(client, row[f"{split}_file_id"]) for split, _ in files):
+            return row
+        return _upload_files(client, ledger, row, files, progress, clock, wait, timeout)
+
+
+@contextmanager
+def _alone(ledger: Ledger, name: str, progress: Progress | None) -> Iterator[None]:
+    """One upload of a dataset at a time: two would move its row back and forth under each other."""
+    lock = f"upload-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    with ledger.exclusive(lock) as alone:
+        if alone:
+            yield
+            return
+    if progress:
+        progress(0.0, f"another process uploads {name}; waiting for it")
+    with ledger.exclusive(lock, wait=True):
+        yield
+
+
+def _upload_files(
+    client: Together,
+    ledger: Ledger,
+    row: dict[str, Any],
+    files: list[tuple[str, CheckedFile]],
+    progress: Progress | None,
+    clock: Callable[[], Any],
+    wait: Callable[[float], None],
+    timeout: timedelta,
+) -> dict[str, Any]:
+    row = ledger.transition("datasets", row["id"], "intended", now=clock())
     try:
         for index, (split, checked) in enumerate(files):
             column = f"{split}_file_id"
@@ -60,7 +94,7 @@ def upload_dataset(
             if file_id is None:
                 if progress:
                     progress(index / (len(files) + 1), f"uploading {split}.jsonl ({checked.rows:,} rows)")
-                file_id = _upload(client, f"{ledger.prefix}{row['id']}-{split}.jsonl", checked, wait)
+                file_id = _upload(client, f"{ledger.prefix}{row['id']}-{split}.jsonl", checked, wait, progress)
                 row = ledger.transition("datasets", row["id"], "intended", now=clock(), **{column: file_id})
         row = ledger.transition("datasets", row["id"], "uploaded", now=clock())
         for split, checked in files:
@@ -106,7 +140,7 @@ def _record(
             raise InvalidDataset(
                 f"{folder} is not the dataset {name} that was uploaded before: a file has changed. Export it anew"
             )
-        return ledger.transition("datasets", known[0]["id"], "intended", now=clock())
+        return known[0]
 
 
 def _decision_type(folder: Path) -> str | None:
@@ -121,12 +155,14 @@ def _decision_type(folder: Path) -> str | None:
 def _exists(client: Together, file_id: str) -> bool:
     try:
         with asking(f"file {file_id}"):
-            return client.files.retrieve(file_id).processing_status not in ("FAILED", "INVALID_FORMAT")
+            return _status_of(client.files.retrieve(file_id)) not in ("FAILED", "INVALID_FORMAT")
     except RemoteNotFound:
         return False
 
 
-def _upload(client: Together, name: str, checked: CheckedFile, wait: Callable[[float], None]) -> str:
+def _upload(
+    client: Together, name: str, checked: CheckedFile, wait: Callable[[float], None], progress: Progress | None
+) -> str:
     """Upload under our name. Sending again is safe: of content it has, the provider answers with the file it has."""
     from together.lib.resources.files import FileAlreadyExistsError
 
@@ -136,13 +172,7 @@ def _upload(client: Together, name: str, checked: CheckedFile, wait: Callable[[f
             named.hardlink_to(checked.path)
         except OSError:  # another filesystem
             shutil.copyfile(checked.path, named)
-        for attempt in Retrying(
-            retry=retry_if_exception_type(ProviderUnavailable),
-            stop=stop_after_attempt(3),
-            wait=wait_exponential(1, 10),
-            sleep=wait,
-            reraise=True,
-        ):
+        for attempt in retrying(wait, attempts=3, progress=progress, what=f"uploading {checked.path.name}"):
             with attempt, asking(f"uploading {checked.path}"):
                 try:
                     file_id = client.files.upload(
@@ -165,15 +195,28 @@ def _process(client: Together, file_id: str, name: str) -> None:
         client.post(f"/v1/files/{file_id}/preprocess", cast_to=FileResponse)
 
 
+def _status_of(file: Any) -> str | None:
+    """How far the provider's check of a file is. Its older answers have `Processed` instead of a status."""
+    status = file.processing_status
+    return "COMPLETED" if status is None and getattr(file, "Processed", None) is True else status
+
+
 def _wait_until_processed(
     client: Together, file_id: str, checked: CheckedFile, wait: Callable[[float], None], timeout: timedelta
 ) -> None:
     """A job submitted before its file is processed fails, so wait for it."""
-    deadline, pause = time.monotonic() + timeout.total_seconds(), 0.1
+    deadline, seconds = time.monotonic() + timeout.total_seconds(), 0.1
     while True:
-        with asking(f"file {file_id}"):
-            file = client.files.retrieve(file_id)
-            status, report = file.processing_status, file.validation_report
+        try:
+            with asking(f"file {file_id}"):
+                file = client.files.retrieve(file_id)
+                status, report = _status_of(file), file.validation_report
+        except ProviderUnavailable as error:
+            # It says when to come again: it is well, and so is the file.
+            if retry_after(error) is None or time.monotonic() + pause(seconds, error) >= deadline:
+                raise
+            wait(pause(seconds, error))
+            continue
         if status in ("FAILED", "INVALID_FORMAT"):
             reason = (report and report.error) or "no reason given"
             raise UploadFailed(f"the provider refused {checked.path} ({status}): {reason}")
@@ -181,9 +224,9 @@ def _wait_until_processed(
             break
         if time.monotonic() >= deadline:
             raise NotReady(f"the provider is still checking {checked.path} ({status}); run it again to go on waiting")
-        wait(pause)
-        pause = min(pause * 1.5, 5.0)
-    if file.bytes != checked.bytes:
+        wait(seconds)
+        seconds = min(seconds * 1.5, 5.0)
+    if file.bytes is not None and file.bytes != checked.bytes:
         raise UploadFailed(f"{checked.path} has {checked.bytes:,} bytes, at the provider {file.bytes}")
     if report is not None and report.nlines not in (None, checked.rows):
         raise UploadFailed(f"{checked.path} has {checked.rows:,} rows, at the provider {report.nlines}")

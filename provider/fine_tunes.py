@@ -14,12 +14,10 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
-
 from provider.answers import count, created_at, listed, text
 from provider.client import Now, Progress, asking, clock_of, create_once
+from provider.clock import provider_clock
 from provider.errors import (
-    CreationInDoubt,
     FineTuneFailed,
     NotReady,
     ProviderError,
@@ -29,6 +27,7 @@ from provider.errors import (
     UnexpectedAnswer,
 )
 from provider.prices import estimate_fine_tune, lora_rank
+from provider.retries import ATTEMPTS, pause, retrying
 from provider.tiers import resolve_tier
 from storage.errors import LedgerError
 from storage.ledger_database import new_id
@@ -56,7 +55,17 @@ DOUBT_SECONDS = 30.0
 PRICE_STANDS = timedelta(minutes=5)
 """An estimate that is older than this is asked for again before a job is submitted."""
 
+LEAST_PRICE_NANO = 10_000_000
+"""A cent. A completed job that is told to have cost less is charged its estimate."""
+
 FOLLOW_TIMEOUT = timedelta(hours=24)
+
+SHOWS_WITHIN = timedelta(minutes=5)
+"""A job that was submitted so lately, and is not found, is not taken for deleted."""
+
+PENDING_LONG = timedelta(hours=24)
+"""A job whose state has not changed for so long is told of: a queue of days is not what anybody waits for."""
+
 _ENDED = {"completed": "completed", "error": "failed", "user_error": "failed", "cancelled": "cancelled"}
 ENDED_STATES = ("completed", "failed", "cancelled")
 
@@ -69,6 +78,7 @@ def submit_fine_tune(
     tier: str,
     parameters: Mapping[str, Any] | None = None,
     again: bool = False,
+    progress: Progress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
@@ -78,14 +88,14 @@ def submit_fine_tune(
     returned (resumed where needed), unless `again`. Spends nothing unless the model can be served, the price is known
     and the budget holds: NotServable, PriceUnknown, BudgetExceeded. For the rest see `resume_fine_tune`.
     """
-    clock = clock_of(now)
+    clock = provider_clock(client, now)
     dataset = ledger.get("datasets", dataset_id)
     if dataset["state"] != "ready":
         raise LedgerError(f"dataset {dataset_id} is {dataset['state']}: upload it first")
     base = resolve_tier(client, tier)
     sent = json.dumps({**PARAMETERS, **(parameters or {})}, sort_keys=True)
     if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
-        return resume_fine_tune(client, ledger, known["id"], now=now, wait=wait)
+        return resume_fine_tune(client, ledger, known["id"], progress=progress, now=clock, wait=wait)
     price = _estimate(client, dataset, base.name, json.loads(sent))
     with ledger.transaction():
         # Once more under the lock: two processes may have come here together.
@@ -114,7 +124,7 @@ def submit_fine_tune(
                 reservation_id=reservation.id,
                 now=clock(),
             )
-    return resume_fine_tune(client, ledger, job["id"], now=now, wait=wait)
+    return resume_fine_tune(client, ledger, job["id"], progress=progress, now=clock, wait=wait)
 
 
 def _estimate(client: Together, dataset: dict[str, Any], base_model: str, parameters: dict[str, Any]) -> Decimal:
@@ -154,7 +164,8 @@ def resume_fine_tune(
     job_id: str,
     *,
     doubt_seconds: float = DOUBT_SECONDS,
-    attempts: int = 4,
+    attempts: int = ATTEMPTS,
+    progress: Progress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
@@ -162,18 +173,13 @@ def resume_fine_tune(
 
     Raises CreationInDoubt, ProviderUnavailable or BudgetExceeded (other things have spent it meanwhile) when it did not
     work out yet: the intent and its money stay. Raises ProviderRefused when the provider will not have it (the money is
-    released).
+    released). What the provider asks to wait (`Retry-After`) is waited for, up to `retries.PATIENCE_SECONDS`, and told
+    to `progress`.
     """
     clock = clock_of(now)
     if ledger.get("fine_tune_jobs", job_id)["state"] != "intended":
         return ledger.get("fine_tune_jobs", job_id)
-    for attempt in Retrying(
-        retry=retry_if_exception_type((ProviderUnavailable, CreationInDoubt)),
-        stop=stop_after_attempt(attempts),
-        wait=wait_exponential(1, 10),
-        sleep=wait,
-        reraise=True,
-    ):
+    for attempt in retrying(wait, attempts=attempts, progress=progress, what="submitting the fine-tune"):
         with attempt, ledger.exclusive("submit", wait=True):
             job = ledger.get("fine_tune_jobs", job_id)
             if job["state"] == "intended":
@@ -212,7 +218,7 @@ def _submit(
 
     def create() -> Any:
         ledger.update("fine_tune_jobs", job["id"], attempted_at=clock(), now=clock())
-        return once.fine_tuning.create(
+        created = once.fine_tuning.create(
             training_file=dataset["train_file_id"],
             validation_file=dataset["validation_file_id"] or "",
             model=job["base_model"],
@@ -220,14 +226,28 @@ def _submit(
             model_limits=limits,
             **parameters,
         )
+        if text(getattr(created, "id", None)) is None:  # such as 204: it may have been created, and is looked for
+            raise UnexpectedAnswer(f"creating {name}: the provider's answer tells no id")
+        return created
 
     try:
         return create_once(name, lambda: find_remote_job(client, job["suffix"]), create, path="/v1/fine-tunes")
+    except ProviderUnavailable as error:
+        if _was_refused_at_the_door(error):  # nothing is in doubt, so the next attempt need not wait for it to show
+            ledger.update("fine_tune_jobs", job["id"], attempted_at=job["attempted_at"], now=clock())
+        raise
     except ProviderRefused as error:
         with ledger.transaction():
             ledger.transition("fine_tune_jobs", job["id"], "abandoned", why=str(error), error=str(error), now=clock())
             ledger.release(job["reservation_id"], now=clock())
         raise
+
+
+def _was_refused_at_the_door(error: ProviderUnavailable) -> bool:
+    """Was a create answered with 429? It was not even looked at."""
+    cause = error.__cause__
+    request = getattr(cause, "request", None)
+    return getattr(cause, "status_code", None) == 429 and request is not None and request.method == "POST"
 
 
 def find_remote_job(client: Together, suffix: str) -> Any | None:
@@ -261,7 +281,12 @@ def sync_fine_tune(client: Together, ledger: Ledger, job_id: str, *, now: Now = 
             remote = client.fine_tuning.retrieve(job["remote_id"])
             if text(remote.status) is None:
                 raise UnexpectedAnswer(f"fine-tune {job['suffix']}: the provider does not say how it is")
-    except RemoteNotFound:
+    except RemoteNotFound as error:
+        with asking(f"looking for fine-tune {job['suffix']}"):
+            if any(remote.id == job["remote_id"] for remote in listed(client.fine_tuning.list())):
+                raise UnexpectedAnswer(f"{error}; but the provider lists it, so it is looked at again") from error
+        if clock() - job["created_at"] < SHOWS_WITHIN:
+            raise UnexpectedAnswer(f"{error}; it was submitted just now, so it is looked at again") from error
         return _settle(ledger, job, "failed", None, "the provider no longer has this job", clock())
     if remote.status in _ENDED:
         return _settle(ledger, job, _ENDED[remote.status], remote, _failure(client, remote), clock())
@@ -281,9 +306,18 @@ def _failure(client: Together, remote: Any) -> str | None:
     try:
         with asking(f"events of fine-tune {remote.id}"):
             events = listed(client.fine_tuning.list_events(remote.id))
-            return f"{remote.status}: {events[-1].message}" if events else str(remote.status)
+            reason = _telling_event(events)
+            return f"{remote.status}: {reason}" if reason else str(remote.status)
     except ProviderError:
         return str(remote.status)  # its money is settled, whatever it says about itself
+
+
+def _telling_event(events: list[Any]) -> str | None:
+    """The words of the event that says most of a job: its newest error, else its newest of all. In any order given."""
+    newest = sorted(events, key=lambda event: str(getattr(event, "created_at", "")))
+    errors = [event for event in newest if "error" in f"{getattr(event, 'type', '')} {getattr(event, 'level', '')}"]
+    words = [said for event in (errors or newest) if (said := text(getattr(event, "message", None)))]
+    return words[-1] if words else None
 
 
 def _settle(
@@ -292,6 +326,8 @@ def _settle(
     """The job has ended: its model recorded, its true price charged, its reservation closed; all, or nothing."""
     # Without a price from the provider the estimate is charged: too much can be corrected, too little is overspent.
     said = count(remote.total_price) if remote is not None else None
+    if said is not None and said < LEAST_PRICE_NANO and state == "completed":
+        said = None  # no training is for nothing: the field was not filled in, or is in another unit
     nano = job["estimate_nano"] if said is None else said
     with ledger.transaction():
         job = ledger.get("fine_tune_jobs", job["id"])
@@ -354,16 +390,19 @@ def follow_fine_tune(
     when it ended otherwise (what it cost is charged), NotReady after `timeout`.
     """
     deadline = time.monotonic() + timeout.total_seconds()
-    job = resume_fine_tune(client, ledger, job_id, now=now, wait=wait)
+    clock = provider_clock(client, now)  # what it costs counts in the provider's day
+    job = resume_fine_tune(client, ledger, job_id, progress=progress, now=clock, wait=wait)
     while True:
+        seconds = poll_seconds
         try:
-            job = sync_fine_tune(client, ledger, job_id, now=now)
+            job = sync_fine_tune(client, ledger, job_id, now=clock)
             if progress and job["state"] in ACTIVE_STATES:
                 with contextlib.suppress(ProviderRefused):  # the job is well, whatever it tells of itself
                     progress(*_how_far(client, job))
-        except ProviderUnavailable:
+        except ProviderUnavailable as error:
             if time.monotonic() >= deadline:
                 raise
+            seconds = pause(poll_seconds, error)
         if job["state"] == "completed":
             if progress:
                 progress(1.0, f"completed for {format_usd(from_nano(job['price_nano']))}")
@@ -375,7 +414,7 @@ def follow_fine_tune(
             )
         if time.monotonic() >= deadline:
             raise NotReady(f"fine-tune {job['suffix']} is still {job['remote_state']}; it may be followed again")
-        wait(poll_seconds)
+        wait(seconds)
 
 
 def _how_far(client: Together, job: dict[str, Any]) -> tuple[float, str]:
@@ -383,7 +422,7 @@ def _how_far(client: Together, job: dict[str, Any]) -> tuple[float, str]:
         events = listed(client.fine_tuning.list_events(job["remote_id"]))
         steps = [(event.step, event.total_steps) for event in events if event.step and event.total_steps]
         fraction = max((step / total for step, total in steps), default=0.0)
-        message = events[-1].message if events else job["remote_state"]
+        message = _telling_event(events) or job["remote_state"]
     return min(0.95 * fraction, 0.95), str(message)  # the last twentieth is compressing and uploading the model
 
 
@@ -391,7 +430,7 @@ def cancel_fine_tune(
     client: Together, ledger: Ledger, job_id: str, *, why: str = "cancelled by the user", now: Now = None
 ) -> dict[str, Any]:
     """Cancel a job that has not ended; returns its ledger row. What it cost until then is charged when it has ended."""
-    clock = clock_of(now)
+    clock = provider_clock(client, now)
     with ledger.exclusive("submit", wait=True):
         job = ledger.get("fine_tune_jobs", job_id)
         if job["state"] == "intended":
@@ -407,7 +446,23 @@ def cancel_fine_tune(
             ledger.transition("fine_tune_jobs", job_id, "cancelling", why=why, now=clock())
         except ProviderRefused:
             pass  # it has ended meanwhile: the state below tells
-    return sync_fine_tune(client, ledger, job_id, now=now)
+    return sync_fine_tune(client, ledger, job_id, now=clock)
+
+
+def waiting_jobs(ledger: Ledger, *, now: datetime) -> list[str]:
+    """Jobs of which nothing was heard for longer than `PENDING_LONG`, with what they hold and how to end them."""
+    found = []
+    for job in ledger.find("fine_tune_jobs", state=ACTIVE_STATES):
+        waited = now - job["updated_at"]
+        if waited < PENDING_LONG:
+            continue
+        days = waited.total_seconds() / 86_400
+        found.append(
+            f"fine-tune {job['suffix']} has been {job['remote_state'] or job['state']} for {days:.1f} days and holds "
+            f"{format_usd(from_nano(job['estimate_nano']))} of the budget: look at the provider's status page, or give "
+            f"it up with `reasoning models cancel {job['id']}`"
+        )
+    return found
 
 
 def abandon_fine_tune(ledger: Ledger, job_id: str, *, why: str, now: datetime) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from provider.answers import noting
+from provider.clock import correct_time
 from provider.deployment_state import LIVE_STATES, raise_price, sync_deployment
 from provider.deployments import READY_TIMEOUT
-from provider.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune
+from provider.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune, waiting_jobs
 from provider.metering import hourly_usd, meter_decisions, runway_usd
 from provider.prices import hourly_prices
 from provider.routes import LEASE, keep_models, renew_lease, resume_routes
@@ -123,6 +124,8 @@ def guard_costs(
 
 
 def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: GuardPolicy, report: GuardReport) -> None:
+    if client is not None:
+        report.now, _ = correct_time(client, report.now, report.warnings)
     now = report.now
     before = ledger.spent()
     draining = {row["id"] for row in ledger.find("deployments", state="draining")}
@@ -130,6 +133,7 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
         report.errors.append("the provider cannot be reached")
     else:
         _look(ledger, client, report)
+    report.warnings += waiting_jobs(ledger, now=now)
     _meter_decisions(layout, ledger, report)
     report.budgets = ledger.budgets(now)
 

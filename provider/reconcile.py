@@ -27,8 +27,9 @@ from provider.answers import (
     noting,
     text,
 )
-from provider.bill import reconcile_bill
+from provider.bill import BillState, reconcile_bill
 from provider.client import asking
+from provider.clock import correct_time
 from provider.deployments import (
     LIVE_STATES,
     SHUTTING_STATES,
@@ -70,16 +71,21 @@ class ReconcileReport:
     actions: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     strangers: int = 0
+    bill: BillState = "not compared"
     billed_usd: Decimal = Decimal(0)
     charged_usd: Decimal = Decimal(0)
     difference_usd: Decimal = Decimal(0)
     adjustments: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def reconcile_provider(
     data: Path | str, client: Together, *, ledger: Ledger | None = None, now: datetime | None = None
 ) -> ReconcileReport:
     """Bring ledger and provider together. Meant for every ten minutes; two at once are harmless.
+
+    Where the provider's clock differs from `now` by more than a minute, the provider's time is used, and that is said
+    in `warnings`.
 
     What the provider refuses, or answers so that it cannot be read, is in `errors`, and the rest goes on. Raises
     ProviderUnavailable or ProviderRefused when it tells neither its jobs nor its endpoints, LedgerUnavailable without
@@ -92,7 +98,8 @@ def reconcile_provider(
             if not alone:
                 report.skipped = True
                 return report
-            _reconcile_all(client, opened, report)
+            report.now, timed = correct_time(client, report.now, report.warnings)
+            _reconcile_all(client, opened, report, timed=timed)
             _meter_late_rows(Layout(data), opened, report)
         return report
     finally:
@@ -100,7 +107,8 @@ def reconcile_provider(
             opened.close()
 
 
-def _reconcile_all(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
+def _reconcile_all(client: Together, ledger: Ledger, report: ReconcileReport, *, timed: bool) -> None:
+    """`timed`: the provider told what time it is. Else nothing is stopped or charged for what our clock says alone."""
     away: ProviderError | None = None
     try:
         _reconcile_jobs(client, ledger, report)
@@ -116,10 +124,17 @@ def _reconcile_all(client: Together, ledger: Ledger, report: ReconcileReport) ->
         away = error
     if away is not None:
         report.errors.append(str(away))
+    if not timed:
+        report.errors.append(
+            "the provider did not tell the time: what no guard looks at, and the bill, are left to the next run"
+        )
+        return
     with noting(report.errors, "what no guard looks at"):
         _stop_unwatched(client, ledger, report)
     with noting(report.errors, "the bill was not compared, and no charge was changed"):
         compared = reconcile_bill(client, ledger, now=report.now, errors=report.errors)
+        report.bill = compared.state
+        report.warnings += compared.warnings
         report.billed_usd, report.charged_usd = compared.billed_usd, compared.charged_usd
         report.difference_usd = compared.billed_usd - compared.charged_usd
         report.adjustments = compared.adjustments

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from reasoning.errors import RoutesError
-from reasoning.routes import Route, Routes, read_routes, write_routes
+from reasoning.routes import MAX_LEASE, Route, Routes, read_routes, write_routes
 from storage.files import make_folder, open_private
 
 LEASE = timedelta(minutes=3)
@@ -133,7 +133,7 @@ def routed_models(path: Path | str, *, now: datetime | None = None) -> Collectio
         routes = read_routes(path)
     except FileNotFoundError:
         return frozenset()
-    if routes.expires_at <= now:
+    if not routes.in_force(now):
         return frozenset()
     arms = (arm for route in routes.routes.values() for arm in route.arms)
     return frozenset(arm.model for arm in arms if arm.model and arm.mode == "live" and arm.weight > 0)
@@ -155,6 +155,8 @@ def _change(
     change: Callable[[Mapping[str, Route]], Mapping[str, Route]],
 ) -> Routes:
     path, now = Path(path), now or datetime.now(UTC)
+    if lease is not None and lease > MAX_LEASE:
+        raise RoutesError(f"a lease of {lease}: clients follow at most {MAX_LEASE}; choose a shorter one")
     with _locked(path):
         try:
             before = read_routes(path)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from provider.answers import etag_of, listed, may_run, moment, replicas_of, state_of, text
 from provider.client import Now, Progress, asking, clock_of
+from provider.clock import provider_clock
 from provider.deployment_state import find_endpoint, know_endpoint, move_deployment
 from provider.errors import (
     NotReady,
@@ -26,6 +27,7 @@ from provider.errors import (
     UnexpectedAnswer,
 )
 from provider.metering import meter_minutes
+from provider.retries import pause
 from provider.routes import longest_deadline, withdraw_model
 from reasoning.errors import ReasoningError
 from storage.money import from_nano
@@ -346,10 +348,11 @@ def _follow_down(
 ) -> dict[str, Any]:
     """Advance a shutdown until it is done. Raises NotReady, ProviderUnavailable, ProviderRefused."""
     deadline, refusals = time.monotonic() + timeout.total_seconds(), 0
+    clock = provider_clock(client, now)
     while True:
         trouble: ProviderUnavailable | None = None
         try:
-            row = advance_shutdown(client, ledger, row["id"], now=now)
+            row = advance_shutdown(client, ledger, row["id"], now=clock)
         except ProviderUnavailable as error:
             trouble = error
         if row["state"] == "deleted":
@@ -363,4 +366,4 @@ def _follow_down(
             raise trouble or NotReady(f"{row['name']} is still {row['state']}; the guard goes on stopping it")
         if progress:
             progress(0.5, f"stopping {row['name']}")
-        wait(poll_seconds)
+        wait(pause(poll_seconds, trouble))

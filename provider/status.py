@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from provider.bill import bill_notes
+from provider.fine_tunes import waiting_jobs
 from provider.guard import DRAIN_SHARE
 from provider.metering import hourly_usd
 from provider.routes import routed_models
@@ -37,6 +39,12 @@ def cost_report(data: Path | str, *, period: Period = "month", now: datetime | N
     """
     with open_ledger(data) as ledger:
         return ledger_reports.cost_report(ledger, now=now, period=period, drain_share=DRAIN_SHARE)
+
+
+def alerts(data: Path | str, *, now: datetime | None = None) -> list[str]:
+    """What is wrong with the money and that nobody was asked for: a line each, with the remedy. Mostly none."""
+    with open_ledger(data) as ledger:
+        return [*waiting_jobs(ledger, now=now or datetime.now(UTC)), *bill_notes(ledger)]
 
 
 def running(data: Path | str) -> list[dict[str, str]]:

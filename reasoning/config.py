@@ -245,8 +245,6 @@ def _as_its_tier(file: Path, kind: DecisionType, own: dict[str, Any], tiers: dic
     return kind
 
 
-def _decision_types(file: Path, raw: dict[str, Any], tiers: dict[str, dict[str, Any]]) -> dict[str, DecisionType]:
-    types, own = dict(DECISION_TYPES), {}
 def _retention(file: Path, raw: dict[str, Any]) -> Retention:
     names = ("decisions", "labelled_decisions", "feedback", "quarantine")
     refuse_unknown(f"{file}: [retention]", raw, names, ConfigError)
@@ -297,8 +295,8 @@ def _storage(file: Path, raw: dict[str, Any], env: Mapping[str, str]) -> dict[st
     return {**settings, "volume": volume}
 
 
-def _decision_types(file: Path, raw: dict[str, Any]) -> dict[str, DecisionType]:
-    types = dict(DECISION_TYPES)
+def _decision_types(file: Path, raw: dict[str, Any], tiers: dict[str, dict[str, Any]]) -> dict[str, DecisionType]:
+    types, own = dict(DECISION_TYPES), {}
     for name, value in raw.items():
         place = f"{file}: [decision_types.{name}]"
         if not _NAME.fullmatch(name):

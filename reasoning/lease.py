@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from reasoning.errors import RoutesError
 from reasoning.records import FallbackReason
-from reasoning.routes import Route, Routes, read_routes
+from reasoning.routes import CLOCK_TOLERANCE, Route, Routes, read_routes
 
 _log = logging.getLogger("reasoning")
 
@@ -21,6 +21,8 @@ class _Lease(NamedTuple):
 
     signature: tuple[int, int, int]
     routes: Routes | None
+    begins_at: float
+    """0, unless the lease was issued in the future when it was read: by a clock that was wrong."""
     expires_at: float
     """Seconds since the epoch."""
     ends_at: float
@@ -43,7 +45,7 @@ class RoutesLease:
         lease = self._current()
         if lease is None or lease.routes is None:
             return None, "no_route"
-        if now >= lease.expires_at or (self._real_time and time.monotonic() >= lease.ends_at):
+        if not lease.begins_at <= now < lease.expires_at or (self._real_time and time.monotonic() >= lease.ends_at):
             return None, "lease_expired"
         route = lease.routes.routes.get(decision_type)
         return (route, None) if route else (None, "no_route")
@@ -70,13 +72,20 @@ class RoutesLease:
         except Exception as error:  # whatever a file holds, the agent goes on
             self._give_up(error)
             if isinstance(error, RoutesError) and not isinstance(error.__cause__, OSError):
-                return _Lease(signature, None, 0.0, 0.0)
+                return _Lease(signature, None, 0.0, 0.0, 0.0)
             return None  # not the file's fault, such as too many open files: it is read again at the next question
-        self.error = None
+        if refusal := routes.refusal():
+            self._give_up(RoutesError(f"{self.path}: {refusal}"))
+            return _Lease(signature, routes, 0.0, 0.0, 0.0)  # expired, whatever the time
+        clock, begins_at = self._clock(), (routes.issued_at - CLOCK_TOLERANCE).timestamp()
+        if clock < begins_at:
+            when = f"issued at {routes.issued_at:%Y-%m-%dT%H:%M:%SZ}, which is in the future"
+            self._give_up(RoutesError(f"{self.path}: {when}; synchronise the clocks of the guard and the agents"))
+        else:
+            self.error, begins_at = None, 0.0
         expires_at = routes.expires_at.timestamp()
         length = (routes.expires_at - routes.issued_at).total_seconds()
-        left = min(length, expires_at - self._clock())
-        return _Lease(signature, routes, expires_at, time.monotonic() + left)
+        return _Lease(signature, routes, begins_at, expires_at, time.monotonic() + min(length, expires_at - clock))
 
     def _give_up(self, error: Exception) -> None:
         if str(error) != self.error:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -19,6 +19,12 @@ from reasoning.errors import RoutesError
 from reasoning.records import Source
 
 ROUTES_VERSION = 1
+
+MAX_LEASE = timedelta(hours=1)
+"""A longer lease is not followed: no guard writes one, and a wrong clock must not give a dead guard's routes hours."""
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+"""Two machines' clocks may differ by so much. A lease from further in the future is not followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,17 @@ class Routes:
     expires_at: datetime
     routes: Mapping[str, Route] = field(default_factory=dict)
     version: int = ROUTES_VERSION
+
+    def in_force(self, now: datetime) -> bool:
+        """May the routes be followed at `now`? Not before they were issued, nor for longer than `MAX_LEASE`."""
+        return self.refusal() is None and self.issued_at - CLOCK_TOLERANCE <= now < self.expires_at
+
+    def refusal(self) -> str | None:
+        """Why no client follows this lease, whatever the time is; None where clients may."""
+        length = self.expires_at - self.issued_at
+        if length <= MAX_LEASE:
+            return None
+        return f"a lease of {length}: at most {MAX_LEASE} is followed; the guard's next tick renews it"
 
 
 def choose_arm(route: Route, key: str) -> tuple[Arm, float]:

@@ -573,6 +573,20 @@ class Ledger(LedgerDatabase):
         with self.read() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def note_state(
+        self, subject: str, subject_id: str, state: str, *, why: str | None = None, now: datetime | None = None
+    ) -> bool:
+        """Remember the state of something that has no table, such as the provider's bill; see it in `history`.
+
+        The state that it is in already is not written again. Returns whether it has changed.
+        """
+        with self.transaction() as connection:
+            before = next((step["to_state"] for step in reversed(self.history(subject, subject_id))), None)
+            if before == state:
+                return False
+            self._log_transition(connection, subject, subject_id, before, state, why, _utc(now))
+            return True
+
     def meter(
         self,
         model: str,

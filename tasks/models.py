@@ -94,7 +94,14 @@ def fine_tune(
         row = upload_dataset(client, ledger, folder, now=now, progress=progress)
         kind = get_decision_type(row["decision_type"], load_config(data))
         job = submit_fine_tune(
-            client, ledger, row["id"], tier=tier or kind.tier, parameters=parameters, again=again, now=now
+            client,
+            ledger,
+            row["id"],
+            tier=tier or kind.tier,
+            parameters=parameters,
+            again=again,
+            progress=progress,
+            now=now,
         )
         return follow_fine_tune(
             client, ledger, job["id"], now=now, progress=progress, poll_seconds=poll_seconds(client)

@@ -13,6 +13,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from provider.errors import ProviderUnavailable
+from provider.retries import retry_after
 from reasoning.config import load_config
 from storage.errors import DataFolderBusy
 from storage.files import private_umask
@@ -59,10 +60,15 @@ def publish(key: str, report: Any, *, title: str) -> None:
 
 
 def passing(task: Any, run: Any, state: Any) -> bool:
-    """Retry condition of tasks: trouble that passes by itself. What was asked wrongly stays wrong."""
+    """Retry condition of tasks: transient errors only; user errors are not retried.
+
+    Nor is what the provider asked to leave alone for longer than the next pause: the next run of the schedule comes.
+    """
     try:
         state.result()
-    except (OSError, DataFolderBusy, ProviderUnavailable):
+    except ProviderUnavailable as error:
+        return (retry_after(error) or 0.0) <= REPEATABLE["retry_delay_seconds"][0]
+    except (OSError, DataFolderBusy):
         return True
     except Exception:
         return False

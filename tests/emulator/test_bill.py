@@ -177,3 +177,44 @@ def test_windows_never_lose_or_double_a_minute(start: float, length: float, cuts
     parts = [_count_minutes(start, start + length, since, until) for since, until in itertools.pairwise(edges)]
     assert all(part >= 0 for part in parts)
     assert sum(parts) == math.ceil(((start + length) - start) / 60)
+
+
+def test_lines_name_what_they_are_told_to_and_cost_the_same(frozen: Server, dataset: Path) -> None:
+    job = frozen.finish(frozen.train(frozen.upload(dataset))["id"])
+    _, deployment = frozen.deploy("named")
+    frozen.advance(60 + 600)
+
+    def report(attributes: str) -> tuple[Decimal, list[str]]:
+        frozen.post("/emulator/bill", {"attributes": attributes})
+        windows = frozen.get("/v1/billing/usage", granularity="hour")["data"]
+        lines = [line for window in windows for line in window["line_items"]]
+        return sum((Decimal(line["cost"]) for line in lines), Decimal(0)), [str(line["attributes"]) for line in lines]
+
+    total, _ = report("resource")
+    for attributes, wanted in (
+        ("resource", [job["id"], deployment]),
+        ("typed", [job["id"], deployment]),
+        ("path", [job["id"], deployment]),
+        ("endpoint", ["local/named"]),
+        ("hardware", []),
+        ("absent", []),
+    ):
+        cost, said = report(attributes)
+        assert cost == total
+        assert all(any(name in text for text in said) for name in wanted)
+        hidden = {job["id"], job["model_output_name"], deployment, "named"} - {w.removeprefix("local/") for w in wanted}
+        if attributes in ("hardware", "absent", "endpoint"):
+            assert not any(name in text for name in hidden for text in said)
+
+
+def test_an_organization_without_billing_gets_404(frozen: Server) -> None:
+    frozen.post("/emulator/bill", {"api": False})
+    assert frozen.http.get("/v1/billing/usage").status_code == 404
+    assert frozen.get("/emulator/bill")["items"] == []
+    frozen.post("/emulator/bill", {"api": True})
+    assert frozen.http.get("/v1/billing/usage").status_code == 200
+
+
+@pytest.mark.parametrize("body", [{"attributes": "some"}, {"api": "no"}, {"form": 1}, {"attributes": None}])
+def test_a_form_of_the_bill_that_is_none_is_refused(server: Server, body: dict[str, object]) -> None:
+    assert server.http.post("/emulator/bill", json=body).status_code == 400

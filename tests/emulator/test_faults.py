@@ -135,3 +135,76 @@ def test_capacity_that_comes_back_makes_it_ready(frozen: Server) -> None:
     assert frozen.state(endpoint, deployment) == "DEGRADED"
     frozen.advance(300)
     assert frozen.state(endpoint, deployment) == "READY"
+
+
+def names(server: Server, name: str) -> list[str]:
+    found = server.get("/v2/projects/proj_local/endpoints", filter=f'name="{name}"')["data"]
+    return [endpoint["id"] for endpoint in found]
+
+
+def create(server: Server, name: str, **options: Any) -> httpx.Response:
+    return server.http.post("/v2/projects/proj_local/endpoints", json={"name": name}, **options)
+
+
+def test_twice_does_the_work_twice_and_answers_the_second(server: Server, dataset: Path) -> None:
+    file_id = server.upload(dataset)
+    server.fault("twice", match="POST /v1/fine-tunes")
+    answered = server.train(file_id, suffix="doubled")
+    jobs = [job["id"] for job in server.get("/v1/fine-tunes")["data"] if job["suffix"] == "doubled"]
+    assert len(jobs) == 2 and answered["id"] == jobs[0]  # the newest is listed first
+    server.fault("twice", match="POST *endpoints")
+    assert create(server, "only-once").status_code == 409
+    assert len(names(server, "only-once")) == 1
+    for job in jobs:
+        server.finish(job)
+
+
+@pytest.mark.parametrize("status", ["201", "202", "204", "207", "299"])
+def test_another_success_is_done_and_says_so(server: Server, status: str) -> None:
+    server.fault(status, match="POST *endpoints")
+    answer = create(server, f"success-{status}")
+    assert answer.status_code == int(status)
+    assert (answer.content == b"") is (status == "204")
+    assert len(names(server, f"success-{status}")) == 1
+
+
+@pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])
+def test_a_redirection_does_nothing_and_names_an_address(server: Server, status: str) -> None:
+    server.fault(status, match="POST *endpoints")
+    answer = create(server, f"moved-{status}", params={"a": "b"})
+    assert (answer.status_code, answer.headers["location"]) == (
+        int(status),
+        "/v2/projects/proj_local/endpoints?a=b",
+    )
+    assert names(server, f"moved-{status}") == []
+    server.fault(status, match="GET /v1/files", location="https://elsewhere.invalid/")
+    assert server.http.get("/v1/files").headers["location"] == "https://elsewhere.invalid/"
+
+
+def test_a_raw_body_is_what_was_ordered(server: Server) -> None:
+    server.fault("body", match="POST *endpoints")
+    answer = create(server, "a-page")
+    assert (answer.status_code, answer.headers["content-type"].split(";")[0]) == (200, "text/html")
+    assert answer.text.startswith("<!doctype html>")
+    assert names(server, "a-page") == []
+    server.fault("body", match="GET /v1/files", status=503, body="{", content_type="application/json")
+    answer = server.http.get("/v1/files")
+    assert (answer.status_code, answer.headers["content-type"], answer.text) == (503, "application/json", "{")
+
+
+def test_a_truncated_answer_is_done_and_is_no_json(server: Server) -> None:
+    server.fault("truncated", match="POST *endpoints")
+    answer = create(server, "half")
+    assert answer.status_code == 200
+    with pytest.raises(ValueError, match=r"Unterminated|Expecting|delimiter"):
+        answer.json()
+    assert len(names(server, "half")) == 1
+    server.fault("truncated", match="POST *endpoints", bytes=3)
+    assert len(create(server, "three-bytes").content) == 3
+
+
+def test_an_answer_that_is_cut_off_is_done(server: Server) -> None:
+    server.fault("cut", match="POST *endpoints")
+    with pytest.raises(httpx.RemoteProtocolError):
+        create(server, "cut-off")
+    assert len(names(server, "cut-off")) == 1

@@ -32,6 +32,7 @@ def emulator(emulator_url: str) -> Iterator[Emulator]:
     yield emulator
     emulator.clear_faults()
     emulator.clear_forms()
+    emulator.bill_form(attributes="resource", api=True)
 
 
 @pytest.fixture(scope="session")

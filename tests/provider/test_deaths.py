@@ -33,6 +33,7 @@ def make_good(world: World) -> None:
 
 def settle(world: World) -> None:
     """Everything down, the bill complete: it is what was charged, and nothing is held any more."""
+    world.minutes(1)  # so that the bill names what runs
     for row in world.ledger.find("deployments", state="ready"):
         undeploy_model(world.client, world.ledger, row["id"], drain_seconds=0, now=world.now, wait=world.wait)
     world.await_bill()

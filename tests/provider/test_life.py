@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable
 from decimal import Decimal
@@ -23,11 +24,14 @@ MakeWorld = Callable[[], World]
 
 class Lives(RuleBasedStateMachine):
     make_world: MakeWorld
+    forms = itertools.cycle(["resource", "typed", "absent", "path", "endpoint", "hardware"])
+    """Of the bill; one after the other, so that what else happens is drawn as ever."""
 
     def __init__(self) -> None:
         super().__init__()
         self.life = Life(type(self).make_world(), limit=Decimal(15))
         self.life.world.model()
+        self.life.world.emulator.bill_form(attributes=next(self.forms))
 
     @rule()
     def upload_and_train(self) -> None:
@@ -165,8 +169,12 @@ def test_long_lives_on_postgresql(make_world: MakeWorld, monkeypatch: pytest.Mon
         run(make, examples=int(os.environ.get("TORTURE_LIVES", "50")) // 5, steps=40)
 
 
-def test_a_life_in_which_each_thing_goes_wrong_once(make_world: MakeWorld) -> None:
+@pytest.mark.parametrize(
+    "form", ["resource", *(pytest.param(form, marks=pytest.mark.torture) for form in ("path", "endpoint", "absent"))]
+)
+def test_a_life_in_which_each_thing_goes_wrong_once(make_world: MakeWorld, emulator: Emulator, form: str) -> None:
     """What chance finds in long lives only, in a row: each of the invariants has something to hold against."""
+    emulator.bill_form(attributes=form)
     life = Life(make_world(), limit=Decimal(30))
     life.world.model()
     for command, path in CREATES:

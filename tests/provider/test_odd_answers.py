@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from provider.deployments import deploy_model, undeploy_model
 from provider.errors import CreationInDoubt, ProviderUnavailable, UnexpectedAnswer
+from provider.files import upload_dataset
 from provider.fine_tunes import submit_fine_tune, sync_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
@@ -180,6 +182,7 @@ def test_a_bill_that_cannot_be_read_gives_no_money_back(world: World) -> None:
 
 def test_a_line_of_a_stranger_that_cannot_be_read_matters_to_nobody(world: World) -> None:
     row = world.deploy()
+    world.minutes(2)  # so that the bill names it
     end(world, row)
     world.await_bill()
 
@@ -265,7 +268,7 @@ def test_a_provider_that_tells_neither_jobs_nor_endpoints_is_away(world: World) 
     world.emulator.fault(503, "GET /v1/fine-tunes", times=3)
     world.revive()
     assert "all fine-tunes" in reconcile(world).errors[0]  # endpoints can be asked
-    world.emulator.fault(503, "GET *", times=6)
+    world.emulator.fault(503, "GET *", times=7)  # what the time is, and both lists with the SDK's retries
     with pytest.raises(ProviderUnavailable):
         reconcile(world)
 
@@ -295,3 +298,74 @@ def test_a_list_without_its_items_proves_nobodys_absence(world: World, answer: A
     assert len(world.ours()) == 1  # what may run is not held for gone
     world.revive()
     end(world, row)
+
+
+@pytest.mark.parametrize("price", [0, 4, 9_999_999])
+def test_a_completed_job_that_was_for_nothing_is_charged_its_estimate(world: World, price: int) -> None:
+    """Such as a field that is not filled in, or dollars for nano-dollars."""
+    dataset = world.upload()
+    job = submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    while world.client.fine_tuning.retrieve(job["remote_id"]).status != "completed":
+        world.wait(1)
+    garble(world, "GET", job["remote_id"], lambda answer: {**answer, "total_price": price})
+    job = sync_fine_tune(world.client, world.ledger, job["id"], now=world.now())
+    assert (job["state"], job["price_nano"]) == ("completed", job["estimate_nano"])
+    assert world.ledger.spent() == 4
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_job_that_is_not_found_at_once_is_not_taken_for_gone(world: World, listed: bool) -> None:
+    dataset = world.upload()
+    world.emulator.fault("training_slow", seconds=20)
+    job = submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    match = f"GET /v1/fine-tunes/{job['remote_id']}"
+    if listed:
+        world.minutes(30)
+    else:
+        garble(world, "GET", "/v1/fine-tunes", lambda answer: {**answer, "data": []})
+    world.emulator.fault(404, match)
+    with pytest.raises(UnexpectedAnswer, match="looked at again"):
+        sync_fine_tune(world.client, world.ledger, job["id"], now=world.now())
+    assert world.ledger.get("fine_tune_jobs", job["id"])["state"] == "submitted"
+    world.minutes(30)
+    if not listed:  # now it is
+        world.emulator.fault(404, match)
+        assert sync_fine_tune(world.client, world.ledger, job["id"], now=world.now())["state"] == "failed"
+    world.revive()
+    world.client.fine_tuning.cancel(job["remote_id"])
+
+
+def test_why_a_job_failed_is_told_whatever_the_order_of_its_events(world: World) -> None:
+    dataset = world.upload()
+    world.emulator.fault("training_error", message="out of memory")
+    job = submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    while world.client.fine_tuning.retrieve(job["remote_id"]).status != "error":
+        world.wait(1)
+    garble(world, "GET", "/events", lambda answer: {**answer, "data": answer["data"][::-1]})
+    assert "out of memory" in sync_fine_tune(world.client, world.ledger, job["id"], now=world.now())["error"]
+
+
+def test_a_file_of_the_older_form_is_taken(world: World) -> None:
+    folder = world.write_dataset()
+    lacks = ("processing_status", "validation_report")
+
+    def hook(response: httpx.Response) -> None:
+        if response.request.method == "GET" and "/v1/files/" in response.request.url.path:
+            answer = {key: value for key, value in json.loads(response.read()).items() if key not in lacks}
+            response._content = json.dumps(answer).encode()
+
+    world.client._client.event_hooks = {"response": [hook]}
+    assert upload_dataset(world.client, world.ledger, folder, now=world.now, wait=world.wait)["state"] == "ready"
+
+
+def test_the_bill_is_asked_of_our_own_organization(world: World) -> None:
+    """It will be required, and another's is refused (Together's reference)."""
+    row = world.deploy()
+    world.minutes(2)
+    end(world, row)
+    world.await_bill()
+    asked: list[httpx.URL] = []
+    world.client._client.event_hooks = {"request": [lambda request: asked.append(request.url)]}
+    assert reconcile(world).errors == []
+    bills = [dict(url.params) for url in asked if url.path == "/v1/billing/usage"]
+    assert {(bill["organization_id"], bill["granularity"]) for bill in bills} == {("org_local", "hour")}

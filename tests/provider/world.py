@@ -74,6 +74,10 @@ class Emulator:
     def clear_faults(self) -> None:
         self.http.delete("/faults").raise_for_status()
 
+    def bill_form(self, **form: Any) -> None:
+        """How the billing API answers: `attributes` (see `emulator.bill`), and `api`, whether it is there."""
+        self.http.post("/bill", json=form).raise_for_status()
+
     def pending_faults(self) -> int:
         """How often what was ordered has still to strike."""
         return sum(order["times"] for order in self.http.get("/faults").json()["faults"])

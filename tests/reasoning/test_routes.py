@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -10,6 +11,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reasoning.errors import RoutesError
 from reasoning.lease import RoutesLease
@@ -179,3 +182,26 @@ class TestLease:
         assert lease.find("planning", now)[0] is not None
         go_on.set()
         first.join()
+
+    @pytest.mark.parametrize("length", [timedelta(hours=3), timedelta(hours=1, seconds=1), timedelta(days=400)])
+    def test_a_lease_longer_than_the_maximum_is_not_followed(self, tmp_path: Path, length: timedelta) -> None:
+        now = datetime.now(UTC)
+        write_routes(tmp_path / "routes.json", some_routes(issued_at=now, expires_at=now + length))
+        lease = RoutesLease(tmp_path / "routes.json", time.time)
+        assert lease.find("planning", time.time()) == (None, "lease_expired")
+        assert "at most 1:00:00 is followed" in str(lease.error)
+        assert not read_routes(tmp_path / "routes.json").in_force(now)
+
+    @given(ahead=st.timedeltas(timedelta(minutes=6), timedelta(days=30)), asked=st.floats(0, 1))
+    def test_a_lease_from_the_future_is_not_followed(self, ahead: timedelta, asked: float) -> None:
+        """As a guard whose clock was ahead for one tick leaves it: an agent that starts later must not follow it."""
+        now = datetime.now(UTC)
+        routes = some_routes(issued_at=now + ahead, expires_at=now + ahead + timedelta(minutes=3))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "routes.json"
+            write_routes(path, routes)
+            at = now + (ahead - timedelta(minutes=5, seconds=1)) * asked  # any time until its clock would be right
+            lease = RoutesLease(path, lambda: at.timestamp())
+            assert lease.find("planning", at.timestamp()) == (None, "lease_expired")
+            assert "in the future" in str(lease.error)
+            assert not routes.in_force(at)
