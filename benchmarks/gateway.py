@@ -397,7 +397,7 @@ def write_coding_route(data: Path, upstream: str) -> None:
     now = datetime.now(UTC)
     arm = Arm("custom", "custom", weight=1.0, model="coder", base_url=upstream)
     write_routes(
-        data / "routes.json", Routes(now, now + timedelta(hours=6), {"coding": Route((arm,), deadline_ms=20000)})
+        data / "routes.json", Routes(now, now + timedelta(hours=1), {"coding": Route((arm,), deadline_ms=20000)})
     )
 
 

@@ -47,6 +47,7 @@ _CENT = Decimal("0.01")
 class Comparison:
     """US dollars of our objects on the bill and in the ledger before the correction, and the corrections in words."""
 
+    now: datetime
     state: BillState = "nothing to compare"
     billed_usd: Decimal = Decimal(0)
     charged_usd: Decimal = Decimal(0)
@@ -62,7 +63,7 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
     Lines that cannot be read are told in `errors`, a bill that this account does not have or that names nothing of ours
     in the state. Raises ProviderUnavailable, ProviderRefused.
     """
-    compared = Comparison()
+    compared = Comparison(now)
     jobs = [j for j in ledger.find("fine_tune_jobs", state=ENDED_STATES, reconciled_at=None) if j["remote_id"]]
     deployments = [d for d in ledger.find("deployments", reconciled_at=None) if d["remote_id"]]
     if not jobs and not deployments:
@@ -80,9 +81,9 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
     for kind in bill.named:
         ledger.note_state("billing", kind, "named", now=now)
     for job in jobs:
-        _compare_job(ledger, bill, job, now, compared)
+        _compare_job(ledger, bill, job, compared)
     for row in deployments:
-        _compare_deployment(ledger, bill, row, everything["deployments"], now, compared)
+        _compare_deployment(ledger, bill, row, everything["deployments"], compared)
     for kind, rows in (("fine_tune_jobs", jobs), ("deployments", deployments)):
         _note_unnamed(ledger, bill, kind, rows, now)
     compared.state = "unattributed" if any(_is_unnamed(ledger, kind) for kind in KINDS) else "compared"
@@ -168,7 +169,7 @@ def _second_witness(ledger: Ledger, bill: Bill, kind: Kind) -> str | None:
 # -- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def _compare_job(ledger: Ledger, bill: Bill, job: dict[str, Any], now: datetime, compared: Comparison) -> None:
+def _compare_job(ledger: Ledger, bill: Bill, job: dict[str, Any], compared: Comparison) -> None:
     final = job["updated_at"] < _hour(bill.as_of - BILL_SILENCE)
     billed = bill.of.get(job["id"])
     if not final and (billed is None or not billed.until):
@@ -176,7 +177,7 @@ def _compare_job(ledger: Ledger, bill: Bill, job: dict[str, Any], now: datetime,
     # A completed job owes its price. One that was cancelled or failed owes what the bill names, or else its price.
     owes = job["state"] == "completed" or billed is None or not billed.until
     floor = from_nano(job["price_nano"] or 0) if owes else Decimal(0)
-    _adjust(ledger, bill, "fine_tune_jobs", [job], until=None, floor=floor, final=final, now=now, compared=compared)
+    _adjust(ledger, bill, "fine_tune_jobs", [job], until=None, floor=floor, final=final, compared=compared)
 
 
 def _compare_deployment(
@@ -184,7 +185,6 @@ def _compare_deployment(
     bill: Bill,
     row: dict[str, Any],
     everything: list[dict[str, Any]],
-    now: datetime,
     compared: Comparison,
 ) -> None:
     silent = _hour(bill.as_of - BILL_SILENCE)
@@ -199,7 +199,7 @@ def _compare_deployment(
     if billed is not None and billed.by_endpoint:
         rows += [other for other in everything if _main_of(other, [row]) is row and other["id"] not in bill.of]
     until = None if final else max(silent, (billed and billed.until) or silent)
-    _adjust(ledger, bill, "deployments", rows, until=until, floor=Decimal(0), final=final, now=now, compared=compared)
+    _adjust(ledger, bill, "deployments", rows, until=until, floor=Decimal(0), final=final, compared=compared)
 
 
 def _main_of(row: dict[str, Any], everything: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -218,7 +218,6 @@ def _adjust(
     until: datetime | None,
     floor: Decimal,
     final: bool,
-    now: datetime,
     compared: Comparison,
 ) -> None:
     """Charge what the bill has beyond our charges before `until`, or give it back, not below `floor`.
@@ -238,13 +237,13 @@ def _adjust(
             ledger.charge(
                 "adjustment",
                 difference,
-                key=f"adjustment:{row['id']}:{day}:{now.isoformat()}",
+                key=f"adjustment:{row['id']}:{day}:{compared.now.isoformat()}",
                 what=f"{name}: the provider billed {format_usd(billed.by_day.get(day, Decimal(0)))} for {day}, charged "
                 f"was {format_usd(from_nano(by_day.get(day, 0)))}",
                 decision_type=row["decision_type"],
                 model_id=row["model_id"],
                 ts=last.get(day) or datetime.fromisoformat(day).replace(tzinfo=UTC),
-                now=now,
+                now=compared.now,
                 **{_COLUMN[kind]: row["id"]},
             )
         if changes:
@@ -253,7 +252,7 @@ def _adjust(
         if closed or (final and sure):
             for each in rows:
                 if each["reconciled_at"] is None:
-                    ledger.update(kind, each["id"], reconciled_at=now, now=each["updated_at"])
+                    ledger.update(kind, each["id"], reconciled_at=compared.now, now=each["updated_at"])
 
 
 def _charged_by_day(

@@ -183,7 +183,9 @@ class TestLease:
         go_on.set()
         first.join()
 
-    @pytest.mark.parametrize("length", [timedelta(hours=3), timedelta(hours=1, seconds=1), timedelta(days=400)])
+    @pytest.mark.parametrize(
+        "length", [timedelta(hours=3), timedelta(hours=1, minutes=5, seconds=1), timedelta(days=400)]
+    )
     def test_a_lease_longer_than_the_maximum_is_not_followed(self, tmp_path: Path, length: timedelta) -> None:
         now = datetime.now(UTC)
         write_routes(tmp_path / "routes.json", some_routes(issued_at=now, expires_at=now + length))
