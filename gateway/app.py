@@ -169,10 +169,10 @@ class Gateway:
                 raise _forbidden(key, f"the statistics of {path.decode()}", "`stats = true`")
             await own(self, exchange)
             return
-        if key is None or (path in PROBES and exchange.method in ("GET", "HEAD")):  # a probe, or a person
+        probe = path in PROBES and exchange.method in ("GET", "HEAD")
+        if key is None or (probe and not is_allowed(key.paths, exchange.method, path)):  # a probe, or a person
             exchange.route = "probe"
-            wants_page = exchange.method == "GET" and path == b"/"
-            await (pages.home(self, exchange) if wants_page else exchange.reply(200, b"{}"))
+            await (pages.home(self, exchange) if exchange.method == "GET" else exchange.reply(200, b"{}"))
             return
         path = ALIASES.get(path, path)
         if path == b"/v1/feedback" or path.startswith(b"/v1/decide/"):

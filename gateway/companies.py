@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from gateway.errors import RequestRefused
-from gateway.paths import Company, is_shared, owner_of
+from gateway.paths import Company, is_shared, owner_of, root_of
 from gateway.security import TOKEN_HEADER, Admission
 
 _OPENAI_SECRET = re.compile(rb"sk-(?:proj|svcacct|admin|None)-|T3BlbkFJ|\b(?:sess|ek)[-_][A-Za-z0-9]{24}")
@@ -36,7 +36,8 @@ def choose_company(path: bytes, query: bytes, admission: Admission) -> Company:
     strong = secret | by_header | ({root} if root else set())
     if len(strong) > 1:
         raise _doubt(secret or by_header, root)
-    soft = _soft_marks(headers, own)
+    # Other servers that speak Anthropic's protocol have keys that begin with `sk-`; what they ask has these roots.
+    soft = _soft_marks(headers, own, by_secret=root_of(path) not in (b"messages", b"complete"))
     theirs = any(name in headers and name not in own for name in (b"authorization", b"x-api-key"))
     if strong:
         company = next(iter(strong))
@@ -89,12 +90,12 @@ def _header_marks(headers: dict[bytes, bytes]) -> set[Company]:
     return found
 
 
-def _soft_marks(headers: dict[bytes, bytes], own: frozenset[bytes]) -> set[Company]:
+def _soft_marks(headers: dict[bytes, bytes], own: frozenset[bytes], *, by_secret: bool = True) -> set[Company]:
     found: set[Company] = set()
     if b"x-api-key" in headers:
         found.add("anthropic")
     bearer = headers.get(b"authorization", b"").partition(b" ")[2].strip()
-    if bearer.startswith(b"sk-") and b"authorization" not in own:
+    if by_secret and bearer.startswith(b"sk-") and b"authorization" not in own:
         found.add("openai")
     agent = headers.get(b"user-agent", b"").lower()
     for mark, company in _AGENTS:

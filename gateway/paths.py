@@ -65,7 +65,7 @@ def root_of(path: bytes) -> bytes:
 
 def owner_of(path: bytes) -> Company | None:
     """The company that alone has this path. None for what both have and for what neither is known to have."""
-    if path.startswith(b"/api/"):  # Claude Code's own, besides the API
+    if path == b"/" or path.startswith(b"/api/"):  # what Claude Code asks besides the API
         return "anthropic"
     return _ROOTS.get(root_of(path))
 
@@ -105,7 +105,7 @@ def is_allowed(patterns: Sequence[str], method: str, path: bytes) -> bool:
         wanted, _, allowed = pattern.rpartition(" ")
         if wanted and wanted != ("GET" if method == "HEAD" else method) and wanted != method:
             continue
-        if not wanted and method not in METHODS[:5]:
+        if not wanted and (method == "DELETE" or method not in METHODS):
             continue
         if allowed == "*":
             if not administration:

@@ -40,7 +40,7 @@
 ============================  =======================================================================================
 
 Environment: `REASONING_GATEWAY_TOKEN` is the token of the operator's key `default`; without it and `[gateway.keys]` its
-token is made once, in `<data>/gateway.token` (mode 0600). The operator's key may do all of the above but administration.
+token is made once, in `<data>/gateway.token` (mode 0600). The operator's key may do all of it but administration.
 `REASONING_ANTHROPIC_URL` and `REASONING_OPENAI_URL` replace the upstreams of the file. `REASONING_GATEWAY_HOSTS` adds
 allowed hosts, separated by commas.
 """

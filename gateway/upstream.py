@@ -4,11 +4,11 @@ A server is taken out only when it could not be reached or answered nothing, for
 against it: a 401 or a 429 is its answer to one client, and must not turn away the others.
 
 An idle connection may be closed by the server at the moment when we use it again. That request was not processed, but
-the client cannot know for certain, so RFC 9110, 9.2.2 lets it repeat by itself only what is idempotent (aiohttp does). A
-request to a model changes nothing at the server; done twice, it costs its price twice. So a POST to one of `REPEATABLE`
-is repeated as well, once and on a new connection, where all of these hold: its connection had been used before, not a
-byte of an answer came, and the connection ended within `LOST_WITHIN_S` of the request, sooner than a model answers.
-What makes or changes something (batches, files, jobs) is never repeated.
+the client cannot know for certain, so RFC 9110, 9.2.2 lets it repeat by itself only what is idempotent (aiohttp
+does). A request to a model changes nothing at the server; done twice, it costs its price twice. So a POST to one of
+`REPEATABLE` is repeated as well, once and on a new connection, where all of these hold: its connection had been used
+before, not a byte of an answer came, and the connection ended within `LOST_WITHIN_S` of the request, sooner than a
+model answers. What makes or changes something (batches, files, jobs) is never repeated.
 """
 
 from __future__ import annotations
