@@ -14,7 +14,7 @@ from gateway.errors import RequestRefused
 from gateway.paths import Company, is_shared, owner_of, root_of
 from gateway.security import TOKEN_HEADER, Admission
 
-_OPENAI_SECRET = re.compile(rb"sk-(?:proj|svcacct|admin|None)-|T3BlbkFJ|\b(?:sess|ek)[-_][A-Za-z0-9]{24}")
+_OPENAI_SECRET = re.compile(rb"sk-(?:proj|svcacct|admin|None)-|T3BlbkFJ|\b(?:sess-|ek_)[A-Za-z0-9]{24}")
 _ANTHROPIC_SECRET = b"sk-ant-"
 _OPENAI_HEADERS = frozenset({b"chatgpt-account-id", b"openai-organization", b"openai-project", b"openai-beta"})
 _AGENTS: tuple[tuple[bytes, Company], ...] = (
@@ -73,6 +73,8 @@ def _credential_marks(headers: dict[bytes, bytes], query: bytes, own: frozenset[
     """Whose credentials are in the request, by their shape, wherever they stand."""
     told = b"\n".join([query, *(value for name, value in headers.items() if name not in own and name != TOKEN_HEADER)])
     found: set[Company] = set()
+    if not any(mark in told for mark in (b"sk-", b"T3BlbkFJ", b"sess-", b"ek_")):
+        return found
     if _ANTHROPIC_SECRET in told:
         found.add("anthropic")
     if _OPENAI_SECRET.search(told):

@@ -77,7 +77,7 @@ def is_shared(path: bytes) -> bool:
 
 def is_administration(path: bytes) -> bool:
     """Could any server take this path for administration of the account? In doubt it could."""
-    decoded = unquote_to_bytes(unquote_to_bytes(path)).lower()
+    decoded = (unquote_to_bytes(unquote_to_bytes(path)) if b"%" in path else path).lower()
     return any(segment.partition(b";")[0].strip() in _ADMINISTRATION for segment in decoded.split(b"/")[1:4])
 
 

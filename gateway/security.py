@@ -33,6 +33,7 @@ _SINGLE = frozenset(
 _HOST = re.compile(rb"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _DELIMITERS = re.compile(rb"[\s,;=&?/:<>()\[\]{}|@\"']+")
 _OUTER_DELIMITERS = re.compile(rb"[\s,;&]+")
+_CLEAN_VALUES = 10_000
 _CREDENTIALS = (TOKEN_HEADER, b"authorization", b"x-api-key")
 
 
@@ -54,6 +55,8 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self._hosts = settings.allowed_hosts
         self._any_host = "*" in settings.allowed_hosts
+        # Python's keyed hashes of values that hold no token: most headers come again, and none is kept in memory.
+        self._clean: set[int] = set()
         self._keys = {key.token_sha256: key for key in settings.keys}
 
     def admit(self, scope: dict[str, Any]) -> Admission:
@@ -86,6 +89,9 @@ class Guard:
         removed = {*own, TOKEN_HEADER}
         places = [(name.decode("latin-1"), value) for name, value in scope["headers"] if name not in removed]
         for place, value in [*places, ("the query", scope["query_string"]), ("the path", scope["raw_path"])]:
+            mark = hash(value)
+            if mark in self._clean:
+                continue
             if any(hash_token(piece.decode("latin-1")) in self._keys for piece in _pieces(value)):
                 raise RequestRefused(
                     400,
@@ -93,6 +99,9 @@ class Guard:
                     f"a gateway token in {place}: nothing is sent on; it belongs in `x-api-key`, "
                     "`Authorization: Bearer` or `x-reasoning-token` only",
                 )
+            if len(self._clean) >= _CLEAN_VALUES:
+                self._clean.clear()
+            self._clean.add(mark)
 
     def _check_host(self, host: bytes | None) -> None:
         """A name that is not ours is a page that had its own name resolve to this machine (DNS rebinding)."""
