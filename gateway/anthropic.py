@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from gateway.bodies import decode_body, parse_object
+from gateway.bodies import read_request
 from gateway.coding import DECISION_TYPE, Attempt, Plan
 from gateway.coding_records import CodingRequest, record_custom, record_original
 from gateway.decision_prompts import answer_decision_prompt, find_decision_prompt
@@ -28,23 +28,27 @@ async def messages(state: State, exchange: Exchange, path: bytes) -> None:
     """`POST /v1/messages`."""
     exchange.route = "messages"
     body = await exchange.read()
-    plain = await decode_body(exchange, body)
-    request = parse_object(plain)
+    read = await read_request(exchange, body)
     key = exchange.admission.key
     assert key is not None
-    if plain is None or request is None:
+    if read is None:
+        exchange.keep_body(body)
         await forward(exchange, state.http, state.anthropic, path=path, body=body)
         return
+    request, size = read[0], len(read[1])
+    del read  # an answer may take minutes
     if state.settings.decisions and key.decisions and (found := find_decision_prompt(state, "anthropic", request)):
         await answer_decision_prompt(
             state, exchange, found, form="anthropic", pool=state.anthropic, path=path, body=body, request=request
         )
         return
     if not state.classifier(request, exchange.admission.headers).coding:
+        del request
+        exchange.keep_body(body)
         await forward(exchange, state.http, state.anthropic, path=path, body=body)
         return
     exchange.kind = DECISION_TYPE
-    await _coding(state, exchange, path, body, request, size=len(plain), enabled=state.settings.coding and key.coding)
+    await _coding(state, exchange, path, body, request, size=size, enabled=state.settings.coding and key.coding)
 
 
 async def _coding(
@@ -53,7 +57,8 @@ async def _coding(
     key = exchange.admission.key
     assert key is not None
     session = session_of(request, exchange.admission.headers, key.name)
-    episode_id = told_episode(exchange.admission.headers, {}) or session
+    told = told_episode(exchange.admission.headers, {})
+    episode_id = key.episode(told) if told else session
     chat: dict[str, Any] | None = None
     plan, reason, untranslatable = Plan(), None, None
     try:
@@ -87,7 +92,7 @@ async def _coding(
         untranslatable=untranslatable,
         price=price,
     )
-    decision_id = uuid7(now) if state.settings.record else None
+    decision_id = state.owners.make_id(now, key.name) if state.settings.record else None
     attempt: Attempt | None = None
     if plan.arm is not None and plan.route is not None and chat is not None:
         attempt = Attempt(plan.arm, decision_id)
@@ -96,7 +101,7 @@ async def _coding(
             return
         if attempt.served or exchange.gone:
             return
-        decision_id = uuid7(now) if decision_id else None
+        decision_id = state.owners.make_id(now, key.name) if decision_id else None
     else:
         exchange.reason = reason or plan.reason
         if exchange.reason:
@@ -146,7 +151,8 @@ async def _answer(
         return True
     if not kept:
         await record_custom(state, asked, attempt, saves=False)
-    state.sessions.put(asked.session, "anthropic")  # also the retry that follows an error event
+    if attempt.served or not attempt.cut_by_limit:  # which is this request's own, and moves no session
+        state.sessions.put(asked.session, "anthropic")  # also the retry that follows an error event
     exchange.reason = attempt.reason
     state.metrics.fallbacks.labels(DECISION_TYPE, attempt.reason).inc()
     return False

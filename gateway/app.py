@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from gateway import anthropic, decisions, openai, pages
+from gateway.budget import Budget
 from gateway.classify import load_classifier
 from gateway.client import GatewayClient
 from gateway.coding import CodingModel
+from gateway.companies import choose_company, looks_like
 from gateway.episodes import Episodes
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.exchange import LARGE_BODIES, MAX_BODY_BYTES, ClientGone, Exchange, Receive, Send
@@ -22,11 +24,13 @@ from gateway.exchange import openai_error as openai_error_body
 from gateway.forward import error_of, forward
 from gateway.logs import AccessLog, log
 from gateway.metrics import Metrics
+from gateway.owners import open_owners
+from gateway.paths import ALIASES, is_allowed
 from gateway.prompts import read_kinds
 from gateway.record import Recorder
-from gateway.security import NOBODY, Guard
+from gateway.security import NOBODY, PROBES, Guard
 from gateway.sessions import Sessions
-from gateway.settings import Settings, load_settings
+from gateway.settings import Key, Settings, load_settings
 from gateway.shadow import Shadows
 from gateway.state import State
 from gateway.store import Store
@@ -35,21 +39,6 @@ from gateway.upstream import Pool, open_session
 from reasoning.config import Config, load_config
 from reasoning.errors import ReasoningError
 
-# Clients whose base URL holds the /v1 already, or that leave it out: elizaOS's Anthropic plugin posts to /messages.
-ALIASES = {
-    b"/messages": b"/v1/messages",
-    b"/messages/count_tokens": b"/v1/messages/count_tokens",
-    b"/chat/completions": b"/v1/chat/completions",
-    b"/responses": b"/v1/responses",
-    b"/embeddings": b"/v1/embeddings",
-    b"/models": b"/v1/models",
-}
-# Roots that are OpenAI's, where no header says that an Anthropic client asks (both have /v1/models and /v1/files).
-OPENAI_ROOTS = (
-    *(b"chat", b"responses", b"embeddings", b"completions", b"models", b"files", b"uploads", b"audio", b"images"),
-    *(b"moderations", b"fine_tuning", b"batches", b"assistants", b"threads", b"vector_stores", b"evals", b"videos"),
-    *(b"realtime", b"conversations", b"containers", b"organization"),
-)
 OWN_PAGES = {
     b"/healthz": pages.healthz,
     b"/readyz": pages.readyz,
@@ -59,6 +48,10 @@ OWN_PAGES = {
     b"/docs": pages.docs,
     b"/dashboard": pages.dashboard,
 }
+STATISTICS = frozenset({b"/metrics", b"/stats"})
+UPGRADE = "reasoning.upgrade"
+"""In a scope: the protocol that a request wants to change to, where it does not work without (see `gateway.server`)."""
+NO_UPGRADE = "only HTTP/1.1 is spoken here, no WebSocket; send a plain request, its answer can be streamed"
 
 
 class Gateway:
@@ -68,6 +61,7 @@ class Gateway:
         self.config = config
         self.settings = settings
         self.guard = Guard(settings)
+        self.budget = Budget(int(settings.body_budget_mb * (1 << 20)))
         self.active = 0
         self.draining = False
         self.state: State
@@ -96,7 +90,8 @@ class Gateway:
             stack.callback(store.close)
             shadows = Shadows(metrics, workers=config.shadow_workers, queue=config.shadow_queue)
             stack.push_async_callback(shadows.close)
-            client = GatewayClient(config, recorder, decisions=settings.record)
+            owners = open_owners(config.data / "gateway.secret")
+            client = GatewayClient(config, recorder, owners, decisions=settings.record)
             stack.push_async_callback(client.close)
             stack.callback(self._tracer.close)
             if self.access_log is not None:
@@ -118,6 +113,7 @@ class Gateway:
                 prompt_kinds=read_kinds(settings.prompts, config.decision_types),
                 client=client,
                 episodes=Episodes(store),
+                owners=owners,
             )
             yield self.state
 
@@ -133,12 +129,14 @@ class Gateway:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _request(self, scope: Any, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, NOBODY)
+        exchange = Exchange(scope, receive, send, NOBODY, self.budget)
         self.active += 1
         try:
             exchange.admission = self.guard.admit(scope)
             if self.active > self.settings.max_concurrency and exchange.admission.key is not None:
                 raise RequestRefused(529, "overloaded_error", "too many requests under way; try again in a moment")
+            if UPGRADE in scope:
+                raise RequestRefused(426, "invalid_request_error", NO_UPGRADE)
             with self._tracer.span(exchange):
                 await self._route(exchange)
         except ClientGone:
@@ -159,23 +157,35 @@ class Gateway:
             await self._fail(exchange, 500, "api_error", "the gateway failed; the log has the request's id")
         finally:
             self.active -= 1
+            exchange.drop()
             self._account(exchange)
 
     async def _route(self, exchange: Exchange) -> None:
         path, state = exchange.path, self.state
-        own = OWN_PAGES.get(path)
+        own, key = OWN_PAGES.get(path), exchange.admission.key
         if own is not None and exchange.method in ("GET", "HEAD"):
             exchange.route = path.decode().strip("/")
+            if path in STATISTICS and not (key is not None and key.stats):
+                raise _forbidden(key, f"the statistics of {path.decode()}", "`stats = true`")
             await own(self, exchange)
             return
-        if exchange.admission.key is None:  # a probe, or a person
+        probe = path in PROBES and exchange.method in ("GET", "HEAD")
+        if key is None or (probe and not is_allowed(key.paths, exchange.method, path)):  # a probe, or a person
             exchange.route = "probe"
             await (pages.home(self, exchange) if exchange.method == "GET" else exchange.reply(200, b"{}"))
             return
         path = ALIASES.get(path, path)
         if path == b"/v1/feedback" or path.startswith(b"/v1/decide/"):
+            if "decisions" not in key.protocols:
+                raise _forbidden(key, path.decode("latin-1"), '`decisions = true`, and "decisions" in `protocols`,')
             await self._decisions(exchange, path)
-        elif exchange.method != "POST":
+            return
+        if not is_allowed(key.paths, exchange.method, path):
+            raise _forbidden(key, f"{exchange.method} {path.decode('latin-1')}", "an entry of `paths`")
+        company = exchange.company = choose_company(path, exchange.query, exchange.admission)
+        if company not in key.protocols:
+            raise _forbidden(key, f"what is {company}'s", f'"{company}" in `protocols`')
+        if exchange.method != "POST":
             await self._pass(exchange, path)
         elif path == b"/v1/messages":
             await anthropic.messages(state, exchange, path)
@@ -196,7 +206,7 @@ class Gateway:
 
     async def _pass(self, exchange: Exchange, path: bytes) -> None:
         """Every other path, to the API that it belongs to."""
-        pool = self.state.openai if is_openai(exchange, path) else self.state.anthropic
+        pool = self.state.openai if exchange.company == "openai" else self.state.anthropic
         limit = next((limit for prefix, limit in LARGE_BODIES if path.startswith(prefix)), MAX_BODY_BYTES)
         if not exchange.has_body:
             await exchange.read(0)
@@ -211,14 +221,17 @@ class Gateway:
         """An error of our own in the shape of the API that was asked; after the answer began, a cut connection."""
         if exchange.status:
             return
-        headers = [(b"x-should-retry", b"true")] if status in (502, 504, 529) else []
-        if status == 529:
+        headers = [(b"x-should-retry", b"true")] if status in (502, 503, 504, 529) else []
+        if status in (503, 529):
             headers.append((b"retry-after", b"1"))
         if status == 405:
             headers.append((b"allow", b"POST"))
-        if status in (400, 414, 431):
+        if status == 426:  # RFC 9110, 15.5.22: it names what is spoken here
+            headers += [(b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade")]
+        if status in (400, 413, 414, 431):
             headers.append((b"connection", b"close"))  # where the next request begins is in doubt
-        if is_openai(exchange, ALIASES.get(exchange.path, exchange.path)):
+        path = ALIASES.get(exchange.path, exchange.path)
+        if (exchange.company or looks_like(path, exchange.admission)) == "openai":
             status = 503 if status == 529 else status
             body = openai_error_body(type, message)
         else:
@@ -253,13 +266,12 @@ class Gateway:
             self.access_log.add(line)
 
 
-def is_openai(exchange: Exchange, path: bytes) -> bool:
-    """Is a path OpenAI's rather than Anthropic's? An Anthropic client says so by its version header."""
-    headers = exchange.admission.headers
-    if b"anthropic-version" in headers or b"anthropic-beta" in headers:
-        return False
-    parts = path.split(b"/", 3)
-    return len(parts) > 2 and parts[1] == b"v1" and parts[2] in OPENAI_ROOTS
+def _forbidden(key: Key | None, what: str, needed: str) -> RequestRefused:
+    if key is not None and key.operator:
+        remedy = "the operator's key may not; make a key in [gateway.keys] with"
+    else:
+        remedy = f"[gateway.keys.{key.name if key else '<name>'}] needs"
+    return RequestRefused(403, "permission_error", f"this key is not for {what}; {remedy} {needed}")
 
 
 def create_app(data: Path | str | None = None) -> Gateway:

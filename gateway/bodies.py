@@ -1,7 +1,10 @@
 """Reading what a request asks, also where its body is compressed (RFC 9110, 8.4): gzip, deflate, br and zstd.
 
-What is passed on is the body as it came; this is a copy to look at. It never holds more than a request may, and what is
-not small is made in a thread, a few at a time: a body that swells costs memory for itself and nobody's time.
+What is passed on is the body as it came; this is a copy to look at. What is not small is decompressed in a thread, two
+at a time. Parsing holds the interpreter, in a thread as well, so what it may cost is bounded before it begins: by bytes
+and by the number of JSON values, which is estimated from above by counting the characters that separate values. A
+request above `MAX_PARSED_BYTES` or `MAX_PARSED_VALUES` passes on unread. One above `MAX_VALUES` is refused: text that
+fills a model's context holds fewer such characters. One large body is parsed at a time; others get their turn between.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from typing import Any
 import brotli
 import orjson
 
+from gateway.budget import FREE_BYTES
+from gateway.errors import RequestRefused
 from gateway.exchange import MAX_BODY_BYTES, Exchange
 
 if sys.version_info >= (3, 14):
@@ -26,10 +31,18 @@ else:
 
 INLINE_BYTES = 256 << 10
 """So much is decompressed in the event loop: about 1 ms."""
+MAX_PARSED_BYTES = 8 << 20
+MAX_PARSED_VALUES = 200_000
+MAX_VALUES = 2_000_000
+MAX_DEPTH = 200
+"""What is nested deeper cannot be written again (orjson's own limit is 254), and passes on unread."""
+VALUE_BYTES = 72
+"""Memory of a JSON value besides its text: dictionaries of one item are the largest, 232 bytes for three separators."""
 
 _MEMBERS = 8
 _WINDOW_LOG = 23  # the memory that a zstd frame may ask for: 8 MB, as RFC 9659 has it for HTTP
-_threads = ThreadPoolExecutor(4, thread_name_prefix="gateway-body")
+_threads = ThreadPoolExecutor(2, thread_name_prefix="gateway-body")
+_large = asyncio.Lock()  # one large body is parsed at a time
 
 
 class _TooLarge(Exception):
@@ -40,37 +53,108 @@ class _Undecodable(Exception):
     pass
 
 
-def parse_object(plain: bytes | None) -> dict[str, Any] | None:
-    """The object that a body holds; None where only the upstream can tell what is wrong with it."""
+async def read_request(exchange: Exchange, body: bytes) -> tuple[dict[str, Any], bytes] | None:
+    """The object that a body holds, and the body without its content coding. None for what passes on unread: damaged,
+    too large or too deep to be looked at, or no JSON object, which only the upstream can judge.
+
+    Raises `RequestRefused`: 413 for what swells or has too many values, 503 where too much is under way.
+    """
+    plain = await decode_body(exchange, body)
     if plain is None:
         return None
+    values = await _count_in_turns(plain)
+    if values > MAX_VALUES:
+        raise RequestRefused(
+            413, "request_too_large", f"the request holds more JSON values than any model takes ({MAX_VALUES:,})"
+        )
+    if len(plain) > MAX_PARSED_BYTES or values > MAX_PARSED_VALUES:
+        exchange.reason = "too_large_to_read"
+        return None
+    if len(plain) <= FREE_BYTES:
+        request = _parse(plain)
+    else:
+        cost = (0 if plain is body else len(plain)) + len(plain) + values * VALUE_BYTES
+        exchange.hold(cost)
+        if len(plain) <= INLINE_BYTES:
+            request = _parse(plain)
+        else:
+            async with _large:
+                request = _parse(plain)
+                await asyncio.sleep(0)
+        if request is None:
+            exchange.drop(cost)
+    if request is None:
+        return None
+    return request, plain
+
+
+def count_values(plain: bytes, start: int = 0, end: int | None = None) -> int:
+    """An upper bound of the JSON values in a body: what separates values inside of its texts counts as well."""
+    return sum(plain.count(mark, start, end) for mark in (b",", b"[", b"{", b":"))
+
+
+async def _count_in_turns(plain: bytes) -> int:
+    """`count_values`, up to a little more than `MAX_VALUES`. Others get their turn between the pieces."""
+    found = 0
+    for start in range(0, len(plain), INLINE_BYTES):
+        if start:
+            await asyncio.sleep(0)
+        found += count_values(plain, start, start + INLINE_BYTES)
+        if found > MAX_VALUES:
+            break
+    return found
+
+
+def _parse(plain: bytes) -> dict[str, Any] | None:
     try:
         request = orjson.loads(plain)
     except orjson.JSONDecodeError:
         return None
-    return request if isinstance(request, dict) else None
+    return request if isinstance(request, dict) and not _is_deep(plain, request) else None
+
+
+def _is_deep(plain: bytes, request: dict[str, Any]) -> bool:
+    if plain.count(b"[") + plain.count(b"{") <= MAX_DEPTH:
+        return False
+    level: list[Any] = [request]
+    for _ in range(MAX_DEPTH):
+        children: list[Any] = []
+        for value in level:
+            for child in value.values() if isinstance(value, dict) else value:
+                if isinstance(child, (dict, list)) and child:
+                    children.append(child)
+        if not children:
+            return False
+        level = children
+    return True
 
 
 async def decode_body(exchange: Exchange, body: bytes) -> bytes | None:
-    """The body without its content coding; None for what is damaged, larger than a request may be, or coded otherwise
-    or twice."""
+    """The body without its content coding; None for what is damaged, coded otherwise or twice.
+
+    Raises `RequestRefused`: 413 for what is larger than a request may be.
+    """
     if b"content-encoding" not in exchange.admission.headers:
         return body
     told = b",".join(value for name, value in exchange.headers if name == b"content-encoding")
     codings = [coding for part in told.split(b",") if (coding := part.strip().lower()) not in (b"", b"identity")]
     if not codings:
         return body
-    with suppress(_Undecodable):
+    try:
         if len(codings) > 1:
             raise _Undecodable
         if len(body) <= INLINE_BYTES and codings[0] != b"br":  # whose window alone takes 10 ms
             with suppress(_TooLarge):
                 return _decode(body, codings[0], INLINE_BYTES)
-        with suppress(_TooLarge):
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(_threads, _decode, body, codings[0], MAX_BODY_BYTES)
-    exchange.reason = "undecodable_body"
-    return None
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_threads, _decode, body, codings[0], MAX_BODY_BYTES)
+    except _TooLarge:
+        raise RequestRefused(
+            413, "request_too_large", f"the request is larger than {MAX_BODY_BYTES >> 20} MB when it is decompressed"
+        ) from None
+    except _Undecodable:
+        exchange.reason = "undecodable_body"
+        return None
 
 
 def _decode(body: bytes, coding: bytes, limit: int) -> bytes:

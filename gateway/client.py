@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from gateway.owners import Owners
 from gateway.record import Recorder
 from reasoning.client import Answer, AsyncDecisionClient
 from reasoning.config import Config
@@ -35,8 +36,9 @@ class GatewayClient(AsyncDecisionClient):
     """An answer comes when its record is written, or the recorder waits no longer. Without `decisions` only feedback is
     put on record."""
 
-    def __init__(self, config: Config, recorder: Recorder, *, decisions: bool) -> None:
+    def __init__(self, config: Config, recorder: Recorder, owners: Owners, *, decisions: bool) -> None:
         super().__init__(config=config, agent_id=config.agent_id or "gateway")
+        self._core.make_id = lambda question: owners.make_id(question.ts, question.tags.get("key", ""))
         self._writer = self._core.writer = _QueuedWriter(config, recorder, decisions=decisions)
 
     async def decide(self, *args: Any, **ids: Any) -> Answer:

@@ -25,7 +25,8 @@ from gateway.sse import encode_event
 from gateway.translate import to_message
 from gateway.translate_stream import ChatStream, error_event
 from gateway.turns import in_text, is_asked_in_text, shows_pictures
-from reasoning.breaker import CircuitBreaker
+from gateway.upstream import send
+from reasoning.breaker import REQUEST_ERRORS, CircuitBreaker
 from reasoning.completion import measure_confidence, read_completion
 from reasoning.config import Config, api_key_for
 from reasoning.errors import CallFailed, RoutesError
@@ -64,6 +65,7 @@ class Attempt:
     failed: bool = False
     reason: FallbackReason | None = None
     detail: str | None = None
+    cut_by_limit: bool = False  # the request's own limit of tokens ended it
     cut: str | None = None  # who broke it off after its beginning: `client` or `upstream`
     content: list[dict[str, Any]] = field(default_factory=list)
     stop_reason: str | None = None
@@ -202,10 +204,10 @@ class CodingModel:
         except (_CallFailed, ModelAnswerError, TimeoutError, aiohttp.ClientError, OSError) as error:
             attempt.failed = True
             attempt.reason, attempt.detail = _explain(error)
-            if _is_well(error):
+            if _is_well(error) or attempt.cut_by_limit:
                 breaker.succeed()
                 settled = True
-            elif not (isinstance(error, _CallFailed) and error.status in (400, 413, 422)):
+            elif not (isinstance(error, _CallFailed) and error.status in REQUEST_ERRORS):
                 breaker.fail()
                 settled = True
             # What was wrong with one request says nothing about the server.
@@ -226,7 +228,7 @@ class CodingModel:
             self._breakers[place] = CircuitBreaker(self._config.breaker_failures, self._config.breaker_seconds)
         return self._breakers[place]
 
-    def _post(self, arm: Arm, chat: dict[str, Any], asked: Asked) -> Any:
+    def _post(self, arm: Arm, chat: dict[str, Any], asked: Asked) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
         chat = in_text(chat) if asked.tools_in_text else shorten_names(chat, asked.names)
         chat = {**self._config.decision_types[DECISION_TYPE].request_fields, **chat, "model": arm.model}
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -238,7 +240,7 @@ class CodingModel:
         url = self._urls.get(place)
         if url is None:
             url = self._urls[place] = URL(f"{place}{PATH}")
-        return self._session.post(url, data=orjson.dumps(chat), headers=headers, allow_redirects=False)
+        return send(self._session, "POST", url, headers=headers, body=orjson.dumps(chat), repeatable=True)
 
     def _asked(self, arm: Arm, chat: dict[str, Any]) -> Asked:
         return asked_of(chat, model=str(arm.model), tools_in_text=is_asked_in_text(arm, self._tools))
@@ -249,7 +251,7 @@ class CodingModel:
         if route.min_confidence > 0:
             chat = {**chat, "logprobs": 1}
         async with asyncio.timeout(route.deadline_ms / 1000):
-            async with self._post(arm, chat, asked) as response:
+            async with await self._post(arm, chat, asked) as response:
                 body = await _read(response)
                 if response.status != 200:
                     raise _status(response.status)
@@ -257,6 +259,7 @@ class CodingModel:
             completion = orjson.loads(body)
         except orjson.JSONDecodeError:
             raise _CallFailed("provider_error", "the answer is not JSON") from None
+        attempt.cut_by_limit = _finish_reason(completion) == "length"
         message = to_message(completion, asked)
         attempt.note(message["content"], message["usage"], message["stop_reason"])
         if route.min_confidence > 0:
@@ -298,6 +301,7 @@ class CodingModel:
             await exchange.write(out, more=False)
             await _read_out(response)
         finally:
+            attempt.cut_by_limit = stream.finish_reason == "length"
             attempt.note(stream.content, stream.usage, stream.stop_reason)
             if listener is not None:
                 listener.close()
@@ -377,10 +381,18 @@ def _status(status: int) -> _CallFailed:
     return _CallFailed(reason, f"HTTP {status}", status)
 
 
+def _finish_reason(completion: Any) -> Any:
+    try:
+        return completion["choices"][0].get("finish_reason")
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return None
+
+
 def _is_well(error: Exception) -> bool:
-    """Does the server that gave this answer do what it should, though the answer cannot be served?"""
+    """Does the server that gave this answer do what it should, though the answer cannot be served? A whole answer with
+    status 200 comes from a healthy server, whatever its model wrote."""
     if isinstance(error, ModelAnswerError):
-        return error.reason in ("content_filter", "tool_choice")
+        return error.reason in ("content_filter", "tool_choice", "tool_arguments", "empty")
     return isinstance(error, _CallFailed) and error.reason == "low_confidence"
 
 

@@ -174,10 +174,11 @@ def _until_stop(text: str, request: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def _episode(state: State, exchange: Exchange, prompt: DecisionPrompt, request: dict[str, Any]) -> str:
-    if told := told_episode(exchange.admission.headers, request):
-        return told
     key = exchange.admission.key
-    scope = (key.name if key else "", prompt.context["agent_name"], told_user(request) or "")
+    assert key is not None
+    if told := told_episode(exchange.admission.headers, request):
+        return key.episode(told)
+    scope = (key.name, prompt.context["agent_name"], told_user(request) or "")
     return state.episodes.find("\0".join(scope), prompt.marks)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
+from uuid import UUID
 
 import orjson
 
-from gateway.bodies import decode_body
+from gateway.bodies import MAX_PARSED_VALUES, count_values, decode_body
 from gateway.errors import BadRequest, RequestRefused
 from gateway.exchange import Exchange
+from gateway.settings import Key
 from gateway.state import State
 from reasoning.core import Answer
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import InvalidContext, ReasoningError, RecordError, UnknownDecisionType, UnparseableAnswer
 
+MAX_OBJECT_BYTES = 8 << 20
 # What the caller did wrong. Any other of our errors is ours.
 CALLER_ERRORS = (InvalidContext, RecordError, UnparseableAnswer)
 
@@ -30,15 +33,19 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
     kind = get_decision_type(decision_type.replace("-", "_"), state.config)
     kind.render(context)
     kind.normalize(original)
+    key = exchange.admission.key
+    assert key is not None
+    told = field(body, "episode_id", (str,), optional=True) or _told_in(context)
+    tags = field(body, "tags", (dict,), optional=True) or {}
     with exchange.watch():
         answer = await state.client.decide(
             kind.name,
             context,
             lambda context: original,
-            episode_id=field(body, "episode_id", (str,), optional=True),
+            episode_id=key.episode(told) if told else None,
             room_id=field(body, "room_id", (str,), optional=True),
             subject_ids=field(body, "subject_ids", (list,), optional=True) or (),
-            tags=field(body, "tags", (dict,), optional=True),
+            tags={**tags, "door": "decide", "key": key.name},
         )
         exchange.kind = kind.name
         exchange.served_by = "custom" if answer.source == "custom" else "original"
@@ -61,28 +68,66 @@ def count_answer(state: State, decision_type: str, answer: Answer) -> None:
     state.metrics.spend.inc(next((arm.cost_usd(*tokens) for arm in arms), 0.0))
 
 
+def _told_in(context: dict[str, Any]) -> str | None:
+    """The episode that a context names, as the client reads it: where a key's name has to stand before it as well."""
+    value = context.get("episode_id")
+    return None if value is None else str(value)
+
+
 async def feedback(state: State, exchange: Exchange) -> None:
-    """`POST /v1/feedback`. Body: `metric`, `value`, `decision_id` or `episode_id`, and optionally `kind`, `author`."""
+    """`POST /v1/feedback`. Body: `metric`, `value`, `decision_id` or `episode_id`, and optionally `kind`, `author`.
+
+    Without `label` a key speaks of its own decisions and episodes only, and under its own name.
+    """
     exchange.route = "feedback"
     body = await read_object(exchange)
+    key = exchange.admission.key
+    assert key is not None
+    decision_id = field(body, "decision_id", (str,), optional=True)
+    episode_id = field(body, "episode_id", (str,), optional=True)
+    author = field(body, "author", (str,), optional=True)
+    if not key.label:
+        _refuse_foreign(state, key, decision_id)
+        episode_id = key.episode(episode_id) if episode_id else episode_id
+        author = key.name
     recorded = await state.client.feedback(
         field(body, "metric", (str,)),
         field(body, "value", (bool, int, float, str)),
-        decision_id=field(body, "decision_id", (str,), optional=True),
-        episode_id=field(body, "episode_id", (str,), optional=True),
+        decision_id=decision_id,
+        episode_id=episode_id,
         kind=field(body, "kind", (str,), optional=True) or "metric",
-        author=field(body, "author", (str,), optional=True),
+        author=author or key.name,
     )
     if not recorded:
         raise RequestRefused(503, "api_error", "the feedback could not be written; send it again")
     await exchange.reply(202, b'{"status":"recorded"}')
 
 
+def _refuse_foreign(state: State, key: Key, decision_id: str | None) -> None:
+    """Raises `RequestRefused` (403) for a decision that was not made for `key`."""
+    if decision_id is None:
+        return
+    try:
+        own = state.owners.is_owner(UUID(decision_id), key.name)
+    except ValueError:
+        return  # the client says what is wrong with it
+    if not own:
+        raise RequestRefused(
+            403,
+            "permission_error",
+            f"{decision_id} is not a decision of the key {key.name!r}; feedback on others' needs `label = true` in "
+            f"[gateway.keys.{key.name}]",
+        )
+
+
 async def read_object(exchange: Exchange) -> dict[str, Any]:
     """Raises `BadRequest`."""
-    body = await decode_body(exchange, await exchange.read())
+    body = await decode_body(exchange, await exchange.read(MAX_OBJECT_BYTES))
     if body is None:
-        raise BadRequest("the body cannot be decompressed: gzip, deflate, br and zstd are known, up to 32 MB")
+        raise BadRequest("the body cannot be decompressed: gzip, deflate, br and zstd are known")
+    if len(body) > MAX_OBJECT_BYTES or count_values(body) > MAX_PARSED_VALUES:
+        limits = f"{MAX_OBJECT_BYTES >> 20} MB, {MAX_PARSED_VALUES:,} values"
+        raise RequestRefused(413, "request_too_large", f"the body is too large; limits: {limits}")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from gateway.budget import FREE_BYTES, Budget
 from gateway.errors import RequestRefused
 from gateway.security import Admission, Headers
 
@@ -44,13 +45,18 @@ class Exchange:
             "gone",
             "finished",
             "refusal",
+            "company",
+            "_budget",
+            "_held",
             "_receive",
             "_send",
             "_watching",
         ),
     )
 
-    def __init__(self, scope: Message, receive: Receive, send: Send, admission: Admission) -> None:
+    def __init__(
+        self, scope: Message, receive: Receive, send: Send, admission: Admission, budget: Budget | None = None
+    ) -> None:
         self.scope = scope
         self.admission = admission
         self.method: str = scope["method"]
@@ -68,6 +74,9 @@ class Exchange:
         self.gone = False
         self.finished = False
         self.refusal: RequestRefused | None = None  # of a body that was already on its way to an upstream
+        self.company: str | None = None  # whose API was asked, once that is known
+        self._budget = budget
+        self._held = 0
         self._receive = receive
         self._send = send
         self._watching = False
@@ -84,8 +93,28 @@ class Exchange:
         headers = self.admission.headers
         return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
 
+    def hold(self, size: int) -> None:
+        """Count memory that this request needs until it ends, or until `drop`. Raises `RequestRefused` (503)."""
+        if self._budget is not None:
+            self._budget.take(size)
+            self._held += size
+
+    def drop(self, size: int | None = None) -> None:
+        """This much of it (all, without a size) is not needed any more."""
+        if self._budget is not None:
+            size = self._held if size is None else size
+            self._budget.give(size)
+            self._held -= size
+
+    def keep_body(self, body: bytes) -> None:
+        """From now on only the body as it came is needed."""
+        self.drop()
+        if len(body) > FREE_BYTES and self._budget is not None:
+            self._budget.used += len(body)  # it is here already
+            self._held = len(body)
+
     async def read(self, limit: int = MAX_BODY_BYTES) -> bytes:
-        """The whole body. Raises `RequestRefused` (413) and `ClientGone`."""
+        """The whole body. Raises `RequestRefused` (413; 503 where too much is under way) and `ClientGone`."""
         self._refuse_length(limit)
         message = await self._receive()
         if not message.get("more_body", False) and message["type"] == "http.request":
@@ -101,6 +130,8 @@ class Exchange:
             size += len(part)
             if size > limit:
                 self._too_large(limit)
+            if size > FREE_BYTES:
+                self.hold(size - self._held)
             parts.append(part)
             if not message.get("more_body", False):
                 return b"".join(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.bodies import decode_body, parse_object
+from gateway.bodies import read_request
 from gateway.decision_prompts import answer_decision_prompt, find_decision_prompt
 from gateway.exchange import Exchange
 from gateway.forward import forward
@@ -26,10 +26,12 @@ async def _answer(state: State, exchange: Exchange, path: bytes, form: Form, rou
     assert key is not None
     body = await exchange.read()
     looks = state.settings.decisions and key.decisions
-    request = parse_object(await decode_body(exchange, body)) if looks else None
-    if request is not None and (found := find_decision_prompt(state, form, request)):
+    read = await read_request(exchange, body) if looks else None
+    if read is not None and (found := find_decision_prompt(state, form, read[0])):
         await answer_decision_prompt(
-            state, exchange, found, form=form, pool=state.openai, path=path, body=body, request=request
+            state, exchange, found, form=form, pool=state.openai, path=path, body=body, request=read[0]
         )
         return
+    del read  # an answer may take minutes
+    exchange.keep_body(body)
     await forward(exchange, state.http, state.openai, path=path, body=body)

@@ -6,13 +6,15 @@ no second form to slip through. Browsers get no CORS headers and need a token th
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import RequestRefused
-from gateway.settings import Key, Settings, hash_token
+from gateway.settings import MIN_TOKEN_LENGTH, Key, Settings, hash_token
 
 TOKEN_HEADER = b"x-reasoning-token"
 PUBLIC_PATHS = frozenset({b"/healthz", b"/readyz", b"/docs", b"/openapi.json", b"/dashboard"})
@@ -29,6 +31,9 @@ _SINGLE = frozenset(
     {b"authorization", b"x-api-key", TOKEN_HEADER, b"host", b"content-length", b"content-type", b"transfer-encoding"}
 )
 _HOST = re.compile(rb"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_DELIMITERS = re.compile(rb"[\s,;=&?/:<>()\[\]{}|@\"']+")
+_OUTER_DELIMITERS = re.compile(rb"[\s,;&]+")
+_CLEAN_VALUES = 10_000
 _CREDENTIALS = (TOKEN_HEADER, b"authorization", b"x-api-key")
 
 
@@ -50,6 +55,8 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self._hosts = settings.allowed_hosts
         self._any_host = "*" in settings.allowed_hosts
+        # Python's keyed hashes of values that hold no token: most headers come again, and none is kept in memory.
+        self._clean: set[int] = set()
         self._keys = {key.token_sha256: key for key in settings.keys}
 
     def admit(self, scope: dict[str, Any]) -> Admission:
@@ -74,7 +81,27 @@ class Guard:
                 "no valid gateway token; send it as `x-api-key`, `Authorization: Bearer` or `x-reasoning-token`. "
                 "What is served here is described at /docs",
             )
+        self._refuse_stray_tokens(scope, own)
         return Admission(key, headers, frozenset(own))
+
+    def _refuse_stray_tokens(self, scope: dict[str, Any], own: list[bytes]) -> None:
+        """A token of this gateway that stands elsewhere than in a credential's place would go on upstream."""
+        removed = {*own, TOKEN_HEADER}
+        places = [(name.decode("latin-1"), value) for name, value in scope["headers"] if name not in removed]
+        for place, value in [*places, ("the query", scope["query_string"]), ("the path", scope["raw_path"])]:
+            mark = hash(value)
+            if mark in self._clean:
+                continue
+            if any(hash_token(piece.decode("latin-1")) in self._keys for piece in _pieces(value)):
+                raise RequestRefused(
+                    400,
+                    "invalid_request_error",
+                    f"a gateway token in {place}: nothing is sent on; it belongs in `x-api-key`, "
+                    "`Authorization: Bearer` or `x-reasoning-token` only",
+                )
+            if len(self._clean) >= _CLEAN_VALUES:
+                self._clean.clear()
+            self._clean.add(mark)
 
     def _check_host(self, host: bytes | None) -> None:
         """A name that is not ours is a page that had its own name resolve to this machine (DNS rebinding)."""
@@ -99,6 +126,27 @@ class Guard:
                     found = found or key
                     own.append(name)
         return found, own
+
+
+def _pieces(value: bytes, decodings: int = 2) -> set[bytes]:
+    """Every part of a header's or query's value that could be a token: as written, percent-decoded, and of `Basic`."""
+    if len(value) < MIN_TOKEN_LENGTH:
+        return set()
+    found = {value.strip(), *_DELIMITERS.split(value)}
+    for part in _OUTER_DELIMITERS.split(value):  # a token may itself hold some of the delimiters
+        found |= {part, part.partition(b"=")[2]}
+    if b"%" in value and decodings:
+        found |= _pieces(unquote_to_bytes(value.replace(b"+", b" ")), decodings - 1)
+    scheme, _, rest = value.strip().partition(b" ")
+    if rest:
+        found.add(rest.strip())
+    if scheme.lower() == b"basic":
+        try:
+            user, _, password = base64.b64decode(rest.strip(), validate=False).partition(b":")
+            found |= {user, password}
+        except binascii.Error:
+            pass
+    return {piece for piece in found if len(piece) >= MIN_TOKEN_LENGTH}
 
 
 def check_headers(headers: Headers) -> dict[bytes, bytes]:
@@ -145,7 +193,9 @@ HOP_BY_HOP = frozenset(
         *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
     }
 )
-_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", TOKEN_HEADER}
+# The method was judged as it stands in the request's line.
+_METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
+_NOT_FORWARDED = HOP_BY_HOP | _METHOD_OVERRIDES | {b"host", b"content-length", b"expect", TOKEN_HEADER}
 
 
 def forwarded_headers(

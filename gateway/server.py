@@ -16,7 +16,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from gateway.app import Gateway
+from gateway.app import UPGRADE, Gateway
 from gateway.exchange import anthropic_error
 from gateway.logs import configure_logs, log
 from gateway.security import MAX_HEADER_BYTES
@@ -46,6 +46,7 @@ class StrictProtocol(HttpToolsProtocol):
     _parts = 0  # of requests that came so far: heads and pieces of bodies
     _silent_bytes = 0  # received since the last of them
     _declines = False  # just now, what a request offers
+    _wanted = b""  # the protocol that it offers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -112,8 +113,11 @@ class StrictProtocol(HttpToolsProtocol):
         self._reads, self._body_bytes = "body", 0
         self._since = self._last = self.loop.time()
         if self.parser.should_upgrade():
+            self._wanted = b",".join(value for name, value in self.headers if name == b"upgrade")
             self._head = self.parser.get_method(), self.url, self.parser.get_http_version().encode(), self.headers
             return  # see `_unsupported_upgrade_warning`
+        if self._declines and not _does_without(self._wanted):
+            self.scope[UPGRADE] = self._wanted  # type: ignore[literal-required]
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             self.cycle.send = _UntilClose(self.cycle).send  # type: ignore[method-assign]
@@ -131,7 +135,8 @@ class StrictProtocol(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """The parser has stopped at the end of a head that offers another protocol. We do not take it up, so this is a
-        request of HTTP/1.1 like others (RFC 9110, 7.8): a new parser gets it, without the offer."""
+        request of HTTP/1.1 like others (RFC 9110, 7.8): a new parser gets it, without the offer. What makes no sense
+        without the other protocol (a WebSocket) is told so with a 426 at once."""
         error = sys.exc_info()[1]
         assert isinstance(error, httptools.HttpParserUpgrade)
         method, url, version, headers = self._head
@@ -143,6 +148,14 @@ class StrictProtocol(HttpToolsProtocol):
         self._declines = True
         super().data_received(b"%b %b HTTP/%b\r\n%b\r\n" % (method, url, version, lines) + self._data[error.args[0] :])
         self._declines = False
+
+
+_OFFERS = (b"h2c", b"h2", b"http/", b"tls/")
+
+
+def _does_without(wanted: bytes) -> bool:
+    """Is it an offer only, as of another HTTP, and the request complete without it?"""
+    return all(protocol.strip().lower().startswith(_OFFERS) for protocol in wanted.split(b",") if protocol.strip())
 
 
 _TIMED_OUT_BODY = anthropic_error("timeout_error", "the request did not come in time")

@@ -15,6 +15,8 @@
 `log_requests`                one JSON line a request on stderr, without prompts and keys (true)
 `record`                      log coding conversations and decisions for learning (true)
 `record_queue_mb`             what may wait to be recorded; more is dropped and counted (64)
+`body_budget_mb`              memory of the bodies under way, decompressed and parsed; a request of more than 64 KB that
+                              does not fit is told to come back, 503 (512)
 `[gateway.coding]`            `enabled` (true), `images` (false: the coding model takes none), `threshold` (1.0) and
                               `classifier` (a JSON file of weights; see `gateway.classify`), `idle_timeout_s` (60) and
                               `tools`: how the model gets them, `native`, `text` (`gateway.turns`), or `auto`: as text
@@ -26,12 +28,21 @@
 `[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.prompts`
 `[[gateway.anthropic]]`       an upstream: `url`, `weight` (1), `api_key_env` (ANTHROPIC_API_KEY)
 `[[gateway.openai]]`          the same (OPENAI_API_KEY)
-`[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and `coding`, `decisions` (true)
+`[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and what it may do:
+                              `coding`, `decisions` (true): our models may answer for it; without `decisions` the doors
+                              `/v1/decide` and `/v1/feedback` are closed as well;
+                              `protocols`: of "anthropic", "openai", "decisions" (all);
+                              `paths`: what it may reach upstream (`gateway.paths.MODEL_PATHS`: asking models). Entries
+                              are `[METHOD ]PATH`, `*` at the end for any rest, without a method all but DELETE. "*" is
+                              all but administration, which has to be named: "/v1/organizations/*";
+                              `label` (false): feedback on others' decisions, under a name of its choice;
+                              `stats` (false): `/stats` and `/metrics`
 ============================  =======================================================================================
 
-Environment: `REASONING_GATEWAY_TOKEN` is the token of the key `default`; without it and `[gateway.keys]` a token
-is made once, in `<data>/gateway.token` (mode 0600). `REASONING_ANTHROPIC_URL` and `REASONING_OPENAI_URL` replace the
-upstreams of the file. `REASONING_GATEWAY_HOSTS` adds allowed hosts, separated by commas.
+Environment: `REASONING_GATEWAY_TOKEN` is the token of the operator's key `default`; without it and `[gateway.keys]` its
+token is made once, in `<data>/gateway.token` (mode 0600). The operator's key may do all of it but administration.
+`REASONING_ANTHROPIC_URL` and `REASONING_OPENAI_URL` replace the upstreams of the file. `REASONING_GATEWAY_HOSTS` adds
+allowed hosts, separated by commas.
 """
 
 from __future__ import annotations
@@ -48,11 +59,13 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import GatewayConfigError
+from gateway.paths import EVERYTHING, MODEL_PATHS, check_pattern
 from gateway.prices import Price
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, switch, table, text
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 MIN_TOKEN_LENGTH = 16
+PROTOCOLS = ("anthropic", "openai", "decisions")
 
 _table = partial(table, error=GatewayConfigError)
 _text = partial(text, error=GatewayConfigError)
@@ -73,12 +86,22 @@ class UpstreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Who may come in, and what is done for them."""
+    """Who may come in, and what is done for them. `operator` is the key of the one who runs the gateway: it says which
+    conversation is meant as the log has it, where the others' conversations carry their key's name."""
 
     name: str
     token_sha256: bytes = field(repr=False)
     coding: bool = True
     decisions: bool = True
+    protocols: frozenset[str] = frozenset(PROTOCOLS)
+    paths: tuple[str, ...] = MODEL_PATHS
+    label: bool = False
+    stats: bool = False
+    operator: bool = False
+
+    def episode(self, told: str) -> str:
+        """The conversation that this key calls `told`, as the log has it: no key reaches another's."""
+        return told if self.operator else f"{self.name}:{told}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +122,7 @@ class Settings:
     log_requests: bool = True
     record: bool = True
     record_queue_mb: float = 64.0
+    body_budget_mb: float = 512.0
     coding: bool = True
     coding_images: bool = False
     coding_threshold: float = 1.0
@@ -119,6 +143,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "write_timeout_s": (float, 0.001, 86_400),
     "drain_s": (float, 0, 3600),
     "record_queue_mb": (float, 0.001, 1_000_000),
+    "body_budget_mb": (float, 64, 1_000_000),
 }
 _SWITCHES = ("log_requests", "record")
 _CODING = {"enabled": "coding", "images": "coding_images"}
@@ -179,28 +204,53 @@ def hash_token(token: str) -> bytes:
 
 
 def _keys(file: Path, raw: dict[str, Any], data: Path, env: Mapping[str, str]) -> tuple[Key, ...]:
-    keys = []
-    for name, key in _table(file, "gateway.keys", raw.get("keys", {})).items():
-        place = f"{file}: [gateway.keys.{name}]"
-        key = _table(file, f"gateway.keys.{name}", key)
-        _refuse_unknown(place, key, {"token_sha256", "token_env", "coding", "decisions"})
-        if "token_sha256" in key:
-            digest = _text(f"{place} token_sha256", key["token_sha256"])
-            if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-                raise GatewayConfigError(f"{place} token_sha256: 64 hex digits are needed: printf %s TOKEN | sha256sum")
-            token = bytes.fromhex(digest)
-        else:
-            variable = _text(f"{place} token_env", key.get("token_env"))
-            token = hash_token(_token(variable, env.get(variable)))
-        switches = {k: _switch(f"{place} {k}", key[k]) for k in ("coding", "decisions") if k in key}
-        keys.append(Key(name=name, token_sha256=token, **switches))
-    if value := env.get("REASONING_GATEWAY_TOKEN"):
-        keys.append(Key(name="default", token_sha256=hash_token(_token("REASONING_GATEWAY_TOKEN", value))))
-    if not keys:
-        keys.append(Key(name="default", token_sha256=hash_token(_token_file(data / "gateway.token"))))
+    keys = [_key(file, name, key, env) for name, key in _table(file, "gateway.keys", raw.get("keys", {})).items()]
+    value = env.get("REASONING_GATEWAY_TOKEN")
+    if value or not keys:
+        token = _token("REASONING_GATEWAY_TOKEN", value) if value else _token_file(data / "gateway.token")
+        operator = Key("default", hash_token(token), paths=EVERYTHING, label=True, stats=True, operator=True)
+        if any(key.name == operator.name for key in keys):
+            raise GatewayConfigError(
+                f"{file}: [gateway.keys.default] is the name of REASONING_GATEWAY_TOKEN's key; choose another"
+            )
+        keys.append(operator)
     if len({key.token_sha256 for key in keys}) != len(keys):
         raise GatewayConfigError(f"{file}: two of [gateway.keys] have the same token; give each its own")
     return tuple(keys)
+
+
+def _key(file: Path, name: str, key: Any, env: Mapping[str, str]) -> Key:
+    place = f"{file}: [gateway.keys.{name}]"
+    key = _table(file, f"gateway.keys.{name}", key)
+    switches = ("coding", "decisions", "label", "stats")
+    _refuse_unknown(place, key, {"token_sha256", "token_env", "protocols", "paths", *switches})
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+        raise GatewayConfigError(f"{place}: a name has up to 64 of A-Z, a-z, 0-9, dot, underscore and hyphen")
+    if "token_sha256" in key:
+        digest = _text(f"{place} token_sha256", key["token_sha256"])
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+            raise GatewayConfigError(f"{place} token_sha256: 64 hex digits are needed: printf %s TOKEN | sha256sum")
+        token = bytes.fromhex(digest)
+    else:
+        variable = _text(f"{place} token_env", key.get("token_env"))
+        token = hash_token(_token(variable, env.get(variable)))
+    values: dict[str, Any] = {k: _switch(f"{place} {k}", key[k]) for k in switches if k in key}
+    protocols = _texts(f"{place} protocols", key["protocols"]) if "protocols" in key else PROTOCOLS
+    if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
+        raise GatewayConfigError(f"{place} protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
+    values["protocols"] = frozenset(protocols) - (set() if values.get("decisions", True) else {"decisions"})
+    if "paths" in key:
+        values["paths"] = tuple(_texts(f"{place} paths", key["paths"]))
+        for pattern in values["paths"]:
+            if problem := check_pattern(pattern):
+                raise GatewayConfigError(f"{place} paths: {pattern!r}: {problem}")
+    return Key(name=name, token_sha256=token, **values)
+
+
+def _texts(place: str, value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise GatewayConfigError(f"{place}: a list is needed, not {value!r}")
+    return [_text(place, item) for item in value]
 
 
 def _token(place: str, value: str | None) -> str:

@@ -11,6 +11,7 @@ from gateway.client import GatewayClient
 from gateway.coding import CodingModel
 from gateway.episodes import Episodes
 from gateway.metrics import Metrics
+from gateway.owners import Owners
 from gateway.prompts import PromptKind
 from gateway.record import Recorder
 from gateway.sessions import Sessions
@@ -38,3 +39,4 @@ class State:
     prompt_kinds: tuple[PromptKind, ...]
     client: GatewayClient
     episodes: Episodes
+    owners: Owners

@@ -272,6 +272,11 @@ class ChatStream:
         self._send("content_block_stop", index=self._index)
         self._index += 1
 
+    @property
+    def finish_reason(self) -> Any:
+        """Why the model ended, in the chat API's word; None as long as it was not told."""
+        return None if self._choice is None else self._choice.get("finish_reason")
+
     def _complete(self) -> None:
         """The end: close what is open, tell why and how much."""
         if self._choice is None:

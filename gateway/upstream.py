@@ -2,6 +2,13 @@
 
 A server is taken out only when it could not be reached or answered nothing, for a time that doubles. No status counts
 against it: a 401 or a 429 is its answer to one client, and must not turn away the others.
+
+An idle connection may be closed by the server at the moment when we use it again. That request was not processed, but
+the client cannot know for certain, so RFC 9110, 9.2.2 lets it repeat by itself only what is idempotent (aiohttp
+does). A request to a model changes nothing at the server; done twice, it costs its price twice. So a POST to one of
+`REPEATABLE` is repeated as well, once and on a new connection, where all of these hold: its connection had been used
+before, not a byte of an answer came, and the connection ended within `LOST_WITHIN_S` of the request, sooner than a
+model answers. What makes or changes something (batches, files, jobs) is never repeated.
 """
 
 from __future__ import annotations
@@ -10,9 +17,12 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
+from aiohttp.connector import Connection
 from yarl import URL
 
 from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
@@ -20,6 +30,15 @@ from gateway.settings import Settings, UpstreamSettings
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
+KEEPALIVE_S = 4.0
+"""How long an idle connection is kept: Node's servers and uvicorn close theirs after 5 seconds."""
+LOST_WITHIN_S = 1.0
+REPEATABLE = frozenset(
+    {
+        *(b"/v1/messages", b"/v1/messages/count_tokens", b"/v1/complete", b"/v1/chat/completions"),
+        *(b"/v1/completions", b"/v1/embeddings", b"/v1/moderations", b"/v1/responses", b"/v1/responses/input_tokens"),
+    }
+)
 
 
 @dataclass(slots=True)
@@ -80,11 +99,38 @@ class Pool:
         return any(upstream.retry_at <= now for upstream in self.upstreams)
 
 
+@dataclass(slots=True)
+class _Dial:
+    """What one request knows of its connection. `fresh`: no connection that was used before will do."""
+
+    fresh: bool = False
+    reused: bool = False
+
+
+_dial: ContextVar[_Dial | None] = ContextVar("gateway_dial", default=None)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Tells a request whether its connection had been used before, and gives it a new one where it wants that."""
+
+    async def connect(self, req: Any, traces: Any, timeout: Any) -> Connection:  # noqa: ASYNC109 - as in aiohttp
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            dial = _dial.get()
+            if dial is None:
+                return connection
+            protocol = connection.protocol
+            dial.reused = getattr(protocol, "gateway_used", False)
+            if not (dial.fresh and dial.reused):
+                protocol.gateway_used = True  # type: ignore[union-attr]
+                return connection
+            connection.close()
+
+
 def open_session(settings: Settings) -> aiohttp.ClientSession:
     """The one HTTP client: it follows no redirect, keeps no cookie, decompresses nothing and adds no header."""
     return aiohttp.ClientSession(
-        # Shorter than what servers allow an idle connection: a request on one that was just closed is lost.
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ttl_dns_cache=60),
+        connector=_Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=60),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         max_line_size=64 << 10,
@@ -95,6 +141,30 @@ def open_session(settings: Settings) -> aiohttp.ClientSession:
         ),
         trust_env=False,
     )
+
+
+async def send(
+    session: aiohttp.ClientSession, method: str, url: URL, *, headers: Any, body: Any, repeatable: bool
+) -> aiohttp.ClientResponse:
+    """Send a request, and once more where its connection turned out to be closed (see above). No redirect is followed.
+
+    Raises what `aiohttp` does.
+    """
+    dial = _Dial()
+    token = _dial.set(dial)
+    started = time.monotonic()
+    try:
+        return await session.request(method, url, headers=headers, data=body, allow_redirects=False)
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+        begun = getattr(error, "message", None)  # of a disconnected server: the head as far as it came
+        began = isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(begun, str | None)
+        late = time.monotonic() - started > LOST_WITHIN_S
+        if not (repeatable and dial.reused) or began or late or isinstance(error, aiohttp.ClientConnectorError):
+            raise
+        dial.fresh = True
+        return await session.request(method, url, headers=headers, data=body, allow_redirects=False)
+    finally:
+        _dial.reset(token)
 
 
 async def ask(
@@ -108,7 +178,7 @@ async def ask(
 ) -> tuple[Upstream, aiohttp.ClientResponse]:
     """Send a request and return with the response's head; `upstream.active` counts it until the caller takes it off.
 
-    Another server is tried only when there was no connection, so that nothing is ever sent twice.
+    Another server is tried only when there was no connection. Nothing is sent twice, but for what `send` repeats.
     Raises `UpstreamUnreachable`, `UpstreamTimeout` or `UpstreamError`.
     """
     tried: list[Upstream] = []
@@ -118,12 +188,13 @@ async def ask(
             raise UpstreamUnreachable(f"no server of {pool.name} can be reached")
         upstream.active += 1
         try:
-            response = await session.request(
+            response = await send(
+                session,
                 method,
                 upstream.url(path, query),
                 headers=headers_for(upstream),
-                data=body,
-                allow_redirects=False,
+                body=body,
+                repeatable=method == "POST" and path in REPEATABLE and isinstance(body, bytes),
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             upstream.active -= 1

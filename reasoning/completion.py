@@ -13,7 +13,7 @@ import orjson
 from reasoning.answers import PLAIN_LABEL
 from reasoning.decision_types import AnswerFormat, DecisionType
 from reasoning.errors import CallFailed
-from reasoning.records import Message
+from reasoning.records import FallbackReason, Message
 from reasoning.routes import Arm
 
 PATH = "/v1/chat/completions"
@@ -70,7 +70,8 @@ def failed_status(status: int, body: bytes) -> CallFailed:
     except (orjson.JSONDecodeError, AttributeError):
         message = ""
     text = f"HTTP {status} {message}".strip()
-    return CallFailed("over_budget" if status == 402 else "timeout" if status in (408, 504) else "provider_error", text)
+    reason: FallbackReason = "over_budget" if status == 402 else "timeout" if status in (408, 504) else "provider_error"
+    return CallFailed(reason, text, status)
 
 
 def read_logprobs(raw: Any) -> tuple[list[str], list[float | None]]:

@@ -20,7 +20,7 @@ from uuid import UUID
 
 import orjson
 
-from reasoning.breaker import CircuitBreaker
+from reasoning.breaker import REQUEST_ERRORS, CircuitBreaker
 from reasoning.completion import PATH, Completion, measure_confidence, read_completion, request_body
 from reasoning.config import Config, api_key_for, load_config
 from reasoning.decision_types import Context, DecisionType, get_decision_type
@@ -113,6 +113,7 @@ class ClientCore:
         self.clock = clock
         self.lease = RoutesLease(self.config.routes, clock)
         self.writer = SegmentWriter(self.config.spool, clock=clock)
+        self.make_id: Callable[[Question], UUID] = lambda question: uuid7(question.ts)
         self._headers: dict[str, tuple[tuple[bytes, bytes], ...]] = {}
         self.reset()
 
@@ -195,7 +196,12 @@ class ClientCore:
                 raise response
             completion = response if isinstance(response, Completion) else read_completion(*response)
         except CallFailed as error:
-            self._breaker(arm).fail()
+            if error.status in REQUEST_ERRORS:
+                self._breaker(arm).release()
+            elif error.reason == "unparseable":  # a whole answer, of a server that is well
+                self._breaker(arm).succeed()
+            else:
+                self._breaker(arm).fail()
             attempt.fallback_reason, attempt.error = error.reason, describe_error(error, self.config.api_key)
             return attempt
         self._breaker(arm).succeed()
@@ -352,7 +358,7 @@ class ClientCore:
         """A row of the original's, to be completed. How it was chosen is the drawn arm's, whoever answers."""
         drawn = arm is question.arm
         return Decision(
-            decision_id=uuid7(question.ts),
+            decision_id=self.make_id(question),
             request_id=question.request_id,
             ts=question.ts,
             decision_type=question.type.name,

@@ -49,11 +49,12 @@ class RecordError(ReasoningError):
 
 
 class CallFailed(ReasoningError):
-    """A model gave no completion. `reason` is the `fallback_reason` to record."""
+    """A model gave no completion. `reason` is the `fallback_reason` to record; `status` the HTTP status, 0 if none."""
 
-    def __init__(self, reason: FallbackReason, message: str) -> None:
+    def __init__(self, reason: FallbackReason, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.reason: FallbackReason = reason
+        self.status = status
 
 
 class StreamInterrupted(ReasoningError):

@@ -76,17 +76,27 @@ async def test_decisions_may_come_compressed(start: Start) -> None:
     assert (status, orjson.loads(answer)["error"]["type"]) == (400, "BadRequest")
 
 
-async def test_what_swells_or_is_damaged_passes_unread(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_swells_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "MAX_BODY_BYTES", 1 << 20)
+    running = await start()
+    bomb = b'{"a":"' + b"x" * bodies.MAX_BODY_BYTES + b'"}'
+    for name, packed in (
+        ("gzip", gzip.compress(bomb, 1)),
+        ("br", brotli.compress(bomb, quality=1)),
+        ("zstd", zstd.compress(bomb)),
+    ):
+        for path, shape in (("/v1/messages", "type"), ("/v1/chat/completions", "code")):
+            status, _, answer = await post(running, path, packed, name)
+            assert (status, orjson.loads(answer)["error"][shape]) == (413, "request_too_large")
+    assert running.anthropic.seen == running.openai.seen == []
+
+
+async def test_what_is_damaged_passes_unread(start: Start) -> None:
     running = await start()
     running.route()
     running.anthropic.script = json(ANTHROPIC_MESSAGE)
     body = orjson.dumps(coding())
-    bomb = b'{"a":"' + b"x" * bodies.MAX_BODY_BYTES + b'"}'
     unread = [
-        ("gzip", gzip.compress(bomb, 1)),
-        ("br", brotli.compress(bomb, quality=1)),
-        ("zstd", zstd.compress(bomb)),
         ("gzip", b"".join(gzip.compress(b"") for _ in range(1000)) + gzip.compress(body)),
         *((name, CODINGS[name](body)[:-5]) for name in ("gzip", "deflate", "Deflate", "br", "zstd")),
         *((name, body) for name in ("gzip", "deflate", "br", "zstd", "compress")),

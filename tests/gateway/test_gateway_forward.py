@@ -82,7 +82,7 @@ async def test_body_query_and_headers_pass_byte_for_byte(start: Start) -> None:
         ("DELETE", "/v1/responses/resp_1", "openai"),
         ("GET", "/api/hello", "anthropic"),
         ("POST", "/api/event_logging/batch", "anthropic"),
-        ("PATCH", "/v1/organizations/x", "anthropic"),
+        ("PATCH", "/v1/sessions/x", "anthropic"),
     ],
 )
 async def test_every_other_path_goes_to_its_api(start: Start, method: str, path: str, to: str) -> None:
