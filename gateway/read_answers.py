@@ -14,7 +14,7 @@ import orjson
 from gateway.errors import ModelAnswerError
 from gateway.prices import Price
 from gateway.sse import Event, EventDecoder
-from reasoning.answers import format_call
+from reasoning.turns import format_call
 
 Form = Literal["anthropic", "chat", "responses"]
 

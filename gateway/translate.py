@@ -17,8 +17,8 @@ import orjson
 
 from gateway.asked import Asked
 from gateway.errors import ModelAnswerError, Untranslatable
-from reasoning.answers import parse_turn
 from reasoning.errors import UnparseableAnswer
+from reasoning.turns import parse_turn
 
 # Ids that we mint, so that the next turn is valid at Anthropic (^[a-zA-Z0-9_-]+$) and tells who served the one before.
 TOOL_ID_PREFIX = "toolu_rsn"

@@ -21,7 +21,7 @@ from uuid import UUID
 import orjson
 
 from reasoning.breaker import CircuitBreaker
-from reasoning.completion import PATH, Completion, measure_confidence, read_completion, request_body
+from reasoning.completion import PATH, Completion, check_whole, measure_confidence, read_completion, request_body
 from reasoning.config import Config, api_key_for, load_config
 from reasoning.decision_types import Context, DecisionType, get_decision_type
 from reasoning.errors import CallFailed, RecordError, RoutesError
@@ -201,6 +201,7 @@ class ClientCore:
         self._breaker(arm).succeed()
         attempt.completion = completion
         try:
+            check_whole(completion, question.type.max_tokens)
             attempt.decision = question.type.parse(completion.text, question.context)
         except Exception as error:  # of what a model wrote, or of a context that has changed since
             attempt.fallback_reason, attempt.error = "unparseable", describe_error(error, self.config.api_key)
@@ -250,7 +251,7 @@ class ClientCore:
         row = self._row(question, arm, served=served)
         row.latency_ms = (time.perf_counter() - started) * 1000
         try:
-            row.decision = question.type.normalize(result)
+            row.decision = question.type.normalize(result, question.context)
             row.completion = question.type.format_answer(row.decision)
         except Exception as error:  # the user's own objects may do anything
             row.valid, row.error = False, describe_error(error, self.config.api_key)
