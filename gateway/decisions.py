@@ -29,7 +29,7 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
     # Beside an agent a wrong context only costs the model's answer. Over HTTP the caller is told what is wrong with it.
     kind = get_decision_type(decision_type.replace("-", "_"), state.config)
     kind.render(context)
-    kind.normalize(original)
+    kind.normalize(original, context)
     with exchange.watch():
         answer = await state.client.decide(
             kind.name,
@@ -62,12 +62,14 @@ def count_answer(state: State, decision_type: str, answer: Answer) -> None:
 
 
 async def feedback(state: State, exchange: Exchange) -> None:
-    """`POST /v1/feedback`. Body: `metric`, `value`, `decision_id` or `episode_id`, and optionally `kind`, `author`."""
+    """`POST /v1/feedback`. Body: `metric`, `value`, `decision_id` or `episode_id`, and optionally `kind`, `author`.
+
+    The value of the kind `demonstration` is the right decision, an object (JSON text of one is taken as well)."""
     exchange.route = "feedback"
     body = await read_object(exchange)
     recorded = await state.client.feedback(
         field(body, "metric", (str,)),
-        field(body, "value", (bool, int, float, str)),
+        field(body, "value", (bool, int, float, str, dict)),
         decision_id=field(body, "decision_id", (str,), optional=True),
         episode_id=field(body, "episode_id", (str,), optional=True),
         kind=field(body, "kind", (str,), optional=True) or "metric",

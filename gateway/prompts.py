@@ -74,10 +74,10 @@ _PLAIN_MESSAGE = re.compile(r"^(?P<speaker>[\w@.'-]{1,30}(?: [\w@.'-]{1,30}){0,2
 _ELIZA_STOP = re.compile(
     r"^\s*$|^#|^<|^\d\d:\d\d \([^)\n]*\) \[|^ ?\([^)\n]*'s (internal thought|actions): |^ \(Attachments: "
 )
-_ELIZA_ACTIONS = (
-    re.compile(r"^\s*- \*\*(?P<name>[A-Z][A-Z0-9_]*)\*\*:? ?(?P<description>.*)$", re.M),
-    re.compile(r"^\s*(- )?name: (?P<name>[A-Z][A-Z0-9_]*)\n\s*description: (?P<description>.*)$", re.M),
-    re.compile(r"^\s*- (?P<name>[A-Z][A-Z0-9_]*): (?P<description>.*)$", re.M),
+_ELIZA_ACTIONS = (  # blanks but no line breaks: `^\s*` looks at every run of blank lines from each of them
+    re.compile(r"^[ \t]*- \*\*(?P<name>[A-Z][A-Z0-9_]*)\*\*:? ?(?P<description>.*)$", re.M),
+    re.compile(r"^[ \t]*(?:- )?name: (?P<name>[A-Z][A-Z0-9_]*)\n[ \t]*description: (?P<description>.*)$", re.M),
+    re.compile(r"^[ \t]*- (?P<name>[A-Z][A-Z0-9_]*): (?P<description>.*)$", re.M),
     re.compile(r"^\*\*(?P<name>[A-Z][A-Z0-9_]*)\*\*:? ?(?P<description>.*)$", re.M),
 )
 _ACTION_NAMES = re.compile(
@@ -311,7 +311,7 @@ def _lines_of(pattern: re.Pattern[str], stop: re.Pattern[str], text: str) -> lis
 # elizaOS 2 checks that a model has read its prompt: codes stand in it, and are asked for in fields of the answer.
 _CODE = re.compile(r"^(?P<name>initial|middle|end) code: (?P<code>[0-9a-f-]{36})$", re.M)
 _ECHOED = re.compile(
-    r"^\s*[<\"](?P<field>(?:one|two)_(?P<name>initial|middle|end)_code|code_\w+)(?:>|\": \")"
+    r"^[ \t]*[<\"](?P<field>(?:one|two)_(?P<name>initial|middle|end)_code|code_\w+)(?:>|\": \")"
     r"(?:echo the (?P=name) UUID code|output exactly: (?P<code>[0-9a-f]{8}))",
     re.M,
 )

@@ -37,6 +37,10 @@ from reasoning.markup import (
 )
 from reasoning.thoughts import drop_leading_thoughts, drop_thoughts, drop_thoughts_around
 from reasoning.transcript import clean_text
+from reasoning.turns import format_call as format_call
+from reasoning.turns import format_turn as format_turn
+from reasoning.turns import normalize_turn as normalize_turn
+from reasoning.turns import parse_turn as parse_turn
 
 # What `format_label` and a model taught by it write, with nothing in it that needs the general parser's care.
 PLAIN_LABEL = re.compile(

@@ -240,3 +240,33 @@ def get_decision_type(name: str, config: Config | None = None) -> DecisionType:
             f"Declare it as [decision_types.{name}] in reasoning.toml"
         )
     return known[name]
+
+
+def check_demonstration(value: Any, types: Sequence[DecisionType], context: Context | None = None) -> None:
+    """Raises `UnparseableAnswer`, with the allowed values, where `value` is an answer of none of the types.
+
+    `context` is the decision's, where it is known, for the actions of a plan. Text is no demonstration.
+    """
+    if not isinstance(value, dict):
+        raise UnparseableAnswer(f"the right answer is an object, not {type(value).__name__}; {_allowed(types)}")
+    reasons = []
+    for each in types:
+        try:
+            normal = each.normalize(value, context)
+        except UnparseableAnswer as error:
+            reasons.append(str(error))
+            continue
+        required = {"label": "action", "plan": "actions", "code": "code"}[each.answer]
+        if required in value or "tool_calls" in normal:
+            return
+        reasons.append(f"{required}: is missing")
+    raise UnparseableAnswer(f"{'; '.join(dict.fromkeys(reasons))[:400]}. {_allowed(types)}")
+
+
+def _allowed(types: Sequence[DecisionType]) -> str:
+    forms = {
+        "plan": '{"actions": ["NAME", …], "thought"?, "providers"?, "text"?}',
+        "code": '{"code": "…", "explanation"?, "language"?} or {"text": "…", "tool_calls": […]}',
+    }
+    shown = [forms.get(each.answer) or f'{{"action": "{"|".join(each.labels)}"}}' for each in types]
+    return f"Allowed: {'; '.join(f'{each.name}: {form}' for each, form in zip(types, shown, strict=True))}"

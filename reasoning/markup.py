@@ -177,13 +177,17 @@ def closed_fences(text: str) -> list[tuple[int, int]]:
     opened: tuple[int, str] | None = None
     for i, (at, run, info, end) in enumerate(runs):
         if opened is None:
-            is_fence = not (run[0] == "`" and "`" in info)
-            if is_fence and i + 1 < len(runs) and longest[i + 1][run[0]] >= len(run):
+            if may_open_fence(run, info) and i + 1 < len(runs) and longest[i + 1][run[0]] >= len(run):
                 opened = at, run
         elif run[0] == opened[1][0] and len(run) >= len(opened[1]) and not info.strip():
             spans.append((opened[0], end))
             opened = None
     return spans
+
+
+def may_open_fence(run: str, info: str) -> bool:
+    """May a line with this run of backticks or tildes, and this behind it, begin a block? Not with a tag behind it."""
+    return not ((run[0] == "`" and "`" in info) or "<" in info or "[" in info)
 
 
 def _fence_lines(text: str) -> Iterator[re.Match[str]]:

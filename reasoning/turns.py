@@ -85,15 +85,21 @@ def normalize_turn(decision: dict[str, Any]) -> dict[str, Any]:
     check_no_calls(text)
     found = []
     for call in calls:
-        name, arguments = (call.get("name"), call.get("arguments")) if isinstance(call, dict) else (None, None)
-        if not isinstance(name, str) or not name.strip():
-            raise UnparseableAnswer("a tool call has a name")
-        if not isinstance(arguments, dict):
-            raise UnparseableAnswer(f"the arguments of {_short(name)} are an object")
+        name, arguments = read_function(call)
         found.append({"name": name, "arguments": arguments})
     if not text and not found:
         raise UnparseableAnswer("neither text nor a tool call")
     return {"text": text, "tool_calls": found}
+
+
+def read_function(call: Any) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a call. Raises `UnparseableAnswer`."""
+    name, arguments = (call.get("name"), call.get("arguments")) if isinstance(call, dict) else (None, None)
+    if not isinstance(name, str) or not name.strip():
+        raise UnparseableAnswer("a tool call has a name")
+    if not isinstance(arguments, dict):
+        raise UnparseableAnswer(f"the arguments of {_short(name)} are an object")
+    return name, arguments
 
 
 def check_no_calls(text: str) -> None:
