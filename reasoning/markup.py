@@ -20,6 +20,7 @@ _TAG = re.compile(r"<(?P<end>/?)(?P<name>[A-Za-z_][\w.:-]{0,127})(?:\s[^<>]*|/)?
 _RESPONSE = re.compile(r"<(?P<end>/?)response(?=[\s>/])[^<>]*>", re.IGNORECASE)
 _RESPONSE_BEGUN = re.compile(r"<response(?=[\s>/]|\Z)", re.IGNORECASE)
 _FENCE = re.compile(r"[ \t]{0,80}(?P<run>`{3,}|~{3,})(?P<info>[^\n]*)")
+_JSON_BEGIN = re.compile(r'\{\s*["}]')
 _JSON_BEGUN = re.compile(r'\{\s*"[^"\\\n]{0,200}"\s*:')
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
 
@@ -117,8 +118,8 @@ def json_objects(text: str, start: int = 0) -> Iterator[tuple[int, int, dict[str
     answer), for one with a key twice, and where looking for them takes more work than a few times the text's length.
     """
     work, most, size = 0, 8 * len(text) + 4096, len(text.rstrip())
-    at = text.find("{", start)
-    while at >= 0:
+    while (begin := _JSON_BEGIN.search(text, start)) is not None:
+        at = begin.start()
         try:
             value, end = _DECODER.raw_decode(text, at)
         except RecursionError:
@@ -127,16 +128,16 @@ def json_objects(text: str, start: int = 0) -> Iterator[tuple[int, int, dict[str
             reached = len(text) if error.msg.startswith("Unterminated string") else error.pos
             if reached >= size or _JSON_BEGUN.match(text, at):
                 raise UnparseableAnswer("a JSON object was begun and not ended, or is malformed") from None
-            work += max(reached - at, 1)
-            end = at + 1
+            work += reached - at + reached // 64  # the error counts the lines before it
+            start = at + 1
         except ValueError:  # a number of more digits than Python reads
             raise UnparseableAnswer("JSON with a number that is too long") from None
         else:
             work += end - at
+            start = end
             yield at, end, value
         if work > most:
             raise UnparseableAnswer("too many braces that are no JSON")
-        at = text.find("{", end)
 
 
 def whole_json_object(text: str) -> dict[str, Any] | None:
