@@ -17,7 +17,8 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 @dataclass(frozen=True, slots=True)
 class Asked:
     """`model` is the name that the answer carries; `names` are the tools' own ones by what `shorten_names` made of
-    them; `tools_in_text` says that the model calls tools in its text (`gateway.turns`)."""
+    them; `tools_in_text` says that the model calls tools in its text (`gateway.turns`). Where there are tools on
+    offer (`offers_tools`), a model may do so whatever it was told."""
 
     model: str = ""
     stop_sequences: tuple[str, ...] = ()
@@ -25,6 +26,7 @@ class Asked:
     names: Mapping[str, str] = field(default_factory=dict)
     must_call: bool = False
     may_call: bool = True
+    offers_tools: bool = False
 
     def check_calls(self, count: int) -> None:
         """Raises `ModelAnswerError` when an answer with so many calls is not what `tool_choice` wants."""
@@ -45,6 +47,7 @@ def asked_of(chat: dict[str, Any], *, model: str, tools_in_text: bool = False) -
         names,
         must_call=choice not in ("auto", "none"),
         may_call=choice != "none",
+        offers_tools=bool(chat.get("tools")),
     )
 
 

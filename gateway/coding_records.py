@@ -24,6 +24,7 @@ from reasoning.errors import UnparseableAnswer
 from reasoning.ids import uuid7
 from reasoning.records import Decision, FallbackReason
 from reasoning.routes import Arm
+from reasoning.turns import check_no_calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,8 @@ def _row(
     parsed = None
     if said.whole and cut is None:
         try:
+            # Its calls are known. One that its words seem to hold would be learned as one that was made.
+            check_no_calls(said.text)
             parsed = get_decision_type(DECISION_TYPE, state.config).parse_reply(said.completion, messages)
         except UnparseableAnswer:
             parsed = None

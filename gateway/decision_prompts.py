@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
+
 from gateway.answer_forms import answer_body
 from gateway.decisions import count_answer
 from gateway.episodes import told_episode, told_room, told_user
 from gateway.errors import ModelAnswerError
 from gateway.exchange import Exchange
-from gateway.prompts import DecisionPrompt, read_decision, recognise, write_answer
-from gateway.read_answers import Form, read_answer
+from gateway.prompts import STAGE_ONE_TOOL, DecisionPrompt, read_decision, recognise, write_answer
+from gateway.read_answers import Form, Said, read_answer
 from gateway.security import Headers, forwarded_headers, returned_headers
 from gateway.state import State
 from gateway.upstream import Pool, ask
-from reasoning.decision_types import get_decision_type
+from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import InvalidContext, UnparseableAnswer
 
 MAX_ANSWER_BYTES = 8 << 20
@@ -39,7 +41,20 @@ class _Upstream:
             raise ModelAnswerError("upstream_status", str(self.status))
         said = read_answer(self._form, self.answer, content_type)
         kind = get_decision_type(self._prompt.decision_type, self._state.config)
-        return read_decision(self._prompt.format, said.text, kind)
+        return self._read(said, kind)
+
+    def _read(self, said: Said, kind: DecisionType) -> dict[str, Any]:
+        """The decision in an answer that its model ended, in words. Raises `UnparseableAnswer`."""
+        if said.stop is not None and not said.whole:
+            raise UnparseableAnswer(f"the answer was cut: {said.stop[:60]}")
+        text = said.text
+        if said.tool_calls:
+            call = said.tool_calls[0]
+            if len(said.tool_calls) > 1 or call["name"] != STAGE_ONE_TOOL or text.strip():
+                raise UnparseableAnswer(f"the answer calls tools: {call['name'][:60]!r}")
+            arguments = call["arguments"]
+            text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+        return read_decision(self._prompt.format, text, kind, self._prompt.context)
 
     async def fetch(self) -> None:
         """Ask, and read the answer whole: a decision is small. Raises `UpstreamError`."""

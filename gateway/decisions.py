@@ -32,7 +32,7 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
     # Beside an agent a wrong context only costs the model's answer. Over HTTP the caller is told what is wrong with it.
     kind = get_decision_type(decision_type.replace("-", "_"), state.config)
     kind.render(context)
-    kind.normalize(original)
+    kind.normalize(original, context)
     key = exchange.admission.key
     assert key is not None
     told = field(body, "episode_id", (str,), optional=True) or _told_in(context)
@@ -77,6 +77,7 @@ def _told_in(context: dict[str, Any]) -> str | None:
 async def feedback(state: State, exchange: Exchange) -> None:
     """`POST /v1/feedback`. Body: `metric`, `value`, `decision_id` or `episode_id`, and optionally `kind`, `author`.
 
+    The value of the kind `demonstration` is the right decision, an object (JSON text of one is taken as well).
     Without `label` a key speaks of its own decisions and episodes only, and under its own name.
     """
     exchange.route = "feedback"
@@ -92,7 +93,7 @@ async def feedback(state: State, exchange: Exchange) -> None:
         author = key.name
     recorded = await state.client.feedback(
         field(body, "metric", (str,)),
-        field(body, "value", (bool, int, float, str)),
+        field(body, "value", (bool, int, float, str, dict)),
         decision_id=decision_id,
         episode_id=episode_id,
         kind=field(body, "kind", (str,), optional=True) or "metric",

@@ -173,7 +173,10 @@ def _feedback() -> dict[str, Any]:
         "required": ["metric", "value"],
         "properties": {
             "metric": _TEXT,
-            "value": {"type": ["number", "boolean", "string"]},
+            "value": {
+                "type": ["number", "boolean", "string", "object"],
+                "description": "Of a demonstration: the right decision, an object of its type's form",
+            },
             "decision_id": {"type": "string", "format": "uuid", "description": "This or episode_id"},
             "episode_id": _TEXT,
             "kind": {"enum": ["metric", "demonstration", "comment"], "default": "metric"},

@@ -19,18 +19,21 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 
 from gateway.errors import GatewayConfigError
+from gateway.toon import read_toon
+from reasoning.answers import normalize_label, parse_label
 from reasoning.decision_types import DecisionType
-from reasoning.errors import UnparseableAnswer
+from reasoning.markup import whole_json_object
 
 AnswerFormat = Literal["xml", "toon", "json"]
 
+STAGE_ONE_TOOL = "HANDLE_RESPONSE"  # by which the elizaOS of 2026 has its first decision told
 _MAX_PROMPT = 200_000
 _TELLING = 24  # characters of two messages that are unlikely to be said in another conversation
 _STOP = r"^\s*$|^#|^<"
@@ -71,10 +74,10 @@ _PLAIN_MESSAGE = re.compile(r"^(?P<speaker>[\w@.'-]{1,30}(?: [\w@.'-]{1,30}){0,2
 _ELIZA_STOP = re.compile(
     r"^\s*$|^#|^<|^\d\d:\d\d \([^)\n]*\) \[|^ ?\([^)\n]*'s (internal thought|actions): |^ \(Attachments: "
 )
-_ELIZA_ACTIONS = (
-    re.compile(r"^\s*- \*\*(?P<name>[A-Z][A-Z0-9_]*)\*\*:? ?(?P<description>.*)$", re.M),
-    re.compile(r"^\s*(- )?name: (?P<name>[A-Z][A-Z0-9_]*)\n\s*description: (?P<description>.*)$", re.M),
-    re.compile(r"^\s*- (?P<name>[A-Z][A-Z0-9_]*): (?P<description>.*)$", re.M),
+_ELIZA_ACTIONS = (  # blanks but no line breaks: `^\s*` looks at every run of blank lines from each of them
+    re.compile(r"^[ \t]*- \*\*(?P<name>[A-Z][A-Z0-9_]*)\*\*:? ?(?P<description>.*)$", re.M),
+    re.compile(r"^[ \t]*(?:- )?name: (?P<name>[A-Z][A-Z0-9_]*)\n[ \t]*description: (?P<description>.*)$", re.M),
+    re.compile(r"^[ \t]*- (?P<name>[A-Z][A-Z0-9_]*): (?P<description>.*)$", re.M),
     re.compile(r"^\*\*(?P<name>[A-Z][A-Z0-9_]*)\*\*:? ?(?P<description>.*)$", re.M),
 )
 _ACTION_NAMES = re.compile(
@@ -186,20 +189,60 @@ def write_answer(prompt: DecisionPrompt, decision: Mapping[str, Any], type: Deci
             return _xml(fields)
 
 
-def read_decision(format: AnswerFormat, text: str, type: DecisionType) -> dict[str, Any]:
-    """The decision in what an upstream answered. Raises `UnparseableAnswer`."""
-    if format == "toon" and "<response" not in text and not text.lstrip().startswith("{"):
-        decision: dict[str, Any] = _read_toon(text)
+def read_decision(
+    format: AnswerFormat, text: str, type: DecisionType, context: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The decision in what an upstream answered. Raises `UnparseableAnswer`.
+
+    With the context of a plan, its actions must be among those of the context. Of elizaOS's own words for an action,
+    NONE is IGNORE, in a plan both mean no action, and RESPOND is REPLY.
+    """
+    if type.answer == "label":
+        return _read_label(format, text, type)
+    plan = type.normalize(read_toon(text) if format == "toon" and _is_toon(text) else text)
+    if context is None:
+        return plan
+    names = {str(action.get("name")).casefold() for action in context.get("actions") or () if isinstance(action, dict)}
+    actions = [_control_action(name, names) for name in plan["actions"]]
+    if len(actions) == 1 and actions[0] == "IGNORE" and "ignore" not in names:
+        actions = []
+    return type.normalize(plan | {"actions": actions}, context)
+
+
+def _read_label(format: AnswerFormat, text: str, type: DecisionType) -> dict[str, Any]:
+    none_is_ignore = "IGNORE" in type.labels and "NONE" not in type.labels
+    labels = (*type.labels, "NONE") if none_is_ignore else type.labels
+    if (whole := read_stage_one(text)) is not None:
+        decision = normalize_label(whole, labels)
+    elif format == "toon" and _is_toon(text):
+        decision = normalize_label(read_toon(text), labels)
     else:
-        return type.parse(_none_is_ignore(text))
-    if type.answer == "label" and str(decision.get("action", "")).upper() == "NONE":
+        decision = parse_label(text, labels)
+    if none_is_ignore and decision["action"] == "NONE":
         decision["action"] = "IGNORE"
-    return type.normalize(decision)
+    return decision
 
 
-def _none_is_ignore(text: str) -> str:
-    """elizaOS reads NONE as IGNORE."""
-    return re.sub(r"(<action\s*>\s*|\"action\"\s*:\s*\")NONE\b", r"\1IGNORE", text, flags=re.I)
+def read_stage_one(arguments: str) -> dict[str, Any] | None:
+    """The label in the arguments of elizaOS's tool `HANDLE_RESPONSE`, flat or with the older `plan`, or None."""
+    found = whole_json_object(arguments)
+    if found is None or "action" in found:
+        return None
+    said = [found[name] for name in ("shouldRespond", "processMessage") if name in found]
+    if not said or said[0] != said[-1]:
+        return None
+    thought = found.get("thought")
+    return {"action": said[0], "reasoning": thought if isinstance(thought, str) else None}
+
+
+def _control_action(name: str, known: Collection[str]) -> str:
+    if name.casefold() in known:
+        return name
+    return {"NONE": "IGNORE", "IGNORE": "IGNORE", "RESPOND": "REPLY"}.get(name.upper(), name)
+
+
+def _is_toon(text: str) -> bool:
+    return "<response" not in text and not text.lstrip().startswith("{")
 
 
 def _pattern(place: str, table: Mapping[str, Any], name: str, groups: tuple[str, ...]) -> re.Pattern[str]:
@@ -268,7 +311,7 @@ def _lines_of(pattern: re.Pattern[str], stop: re.Pattern[str], text: str) -> lis
 # elizaOS 2 checks that a model has read its prompt: codes stand in it, and are asked for in fields of the answer.
 _CODE = re.compile(r"^(?P<name>initial|middle|end) code: (?P<code>[0-9a-f-]{36})$", re.M)
 _ECHOED = re.compile(
-    r"^\s*[<\"](?P<field>(?:one|two)_(?P<name>initial|middle|end)_code|code_\w+)(?:>|\": \")"
+    r"^[ \t]*[<\"](?P<field>(?:one|two)_(?P<name>initial|middle|end)_code|code_\w+)(?:>|\": \")"
     r"(?:echo the (?P=name) UUID code|output exactly: (?P<code>[0-9a-f]{8}))",
     re.M,
 )
@@ -334,37 +377,3 @@ def _toon_string(text: str) -> str:
     if not text or (_TOON_PLAIN.fullmatch(text) and text.lower() not in _TOON_WORDS):
         return text
     return orjson.dumps(text).decode()
-
-
-def _read_toon(text: str) -> dict[str, Any]:
-    """The flat fields of a TOON answer, and its list of actions in either form."""
-    fields: dict[str, Any] = {}
-    current: str | None = None
-    for line in re.sub(r"^```\w*$", "", text, flags=re.M).split("\n"):
-        if item := re.fullmatch(r"\s+- (?:name: )?(?P<value>.+)", line):
-            if current is not None:
-                fields.setdefault(current, [])
-                if isinstance(fields[current], list):
-                    fields[current].append(_toon_value(item["value"]))
-        elif pair := re.fullmatch(r"(?P<key>\w+)(?P<count>\[\d+\])?: ?(?P<value>.*)", line):
-            current = pair["key"]
-            value = _toon_value(pair["value"])
-            if pair["count"]:
-                fields[current] = [_toon_value(part) for part in value.split(",") if part.strip()]
-            else:
-                fields[current] = value
-    wanted = ("action", "reasoning", "thought", "actions", "providers", "text")
-    decision = {name: fields[name] for name in wanted if name in fields}
-    if not decision:
-        raise UnparseableAnswer("no TOON document with an action or actions")
-    return decision
-
-
-def _toon_value(text: str) -> str:
-    text = text.strip()
-    if text.startswith('"') and text.endswith('"') and len(text) > 1:
-        try:
-            return str(orjson.loads(text))
-        except orjson.JSONDecodeError:
-            return text
-    return text

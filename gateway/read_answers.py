@@ -14,7 +14,7 @@ import orjson
 from gateway.errors import ModelAnswerError
 from gateway.prices import Price
 from gateway.sse import Event, EventDecoder
-from reasoning.answers import format_call
+from reasoning.turns import format_call
 
 Form = Literal["anthropic", "chat", "responses"]
 
@@ -105,6 +105,14 @@ def _anthropic_events(events: list[Event]) -> Said:
 
 def _read_events(events: list[Event], said: Said) -> bool:
     """Add what the events tell to `said`, as they tell it. Is it all?"""
+    texts: list[str] = []  # joined once: a text that grows by pieces is copied with each of them
+    try:
+        return _read_each(events, said, texts)
+    finally:
+        said.text += "".join(texts)
+
+
+def _read_each(events: list[Event], said: Said, texts: list[str]) -> bool:
     arguments: dict[int, list[str]] = {}
     calls: dict[int, dict[str, Any]] = {}
     stopped = False
@@ -119,11 +127,11 @@ def _read_events(events: list[Event], said: Said) -> bool:
                     calls[data["index"]] = call = {"name": block["name"], "arguments": block.get("input") or {}}
                     said.tool_calls.append(call)
                 elif block["type"] == "text":
-                    said.text += block.get("text", "")
+                    texts.append(block.get("text", ""))
             case "content_block_delta":
                 delta = data["delta"]
                 if delta["type"] == "text_delta":
-                    said.text += delta["text"]
+                    texts.append(delta["text"])
                 elif delta["type"] == "input_json_delta":
                     arguments.setdefault(data["index"], []).append(delta["partial_json"])
             case "content_block_stop":
@@ -166,7 +174,7 @@ def _chat(completion: Any) -> Said:
 
 
 def _chat_events(events: list[Event]) -> Said:
-    said = Said()
+    said, texts = Said(), []
     for event in events:
         if event.data.strip() == b"[DONE]":
             break
@@ -175,10 +183,11 @@ def _chat_events(events: list[Event]) -> Said:
             raise ModelAnswerError("error_in_stream")
         _chat_usage(said, chunk.get("usage"))
         for choice in chunk.get("choices") or []:
-            said.text += (choice.get("delta") or {}).get("content") or ""
+            texts.append((choice.get("delta") or {}).get("content") or "")
             said.stop = choice.get("finish_reason") or said.stop
     if said.stop is None:
         raise ModelAnswerError("unfinished")
+    said.text = "".join(texts)
     return said
 
 

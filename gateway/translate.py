@@ -17,8 +17,10 @@ import orjson
 
 from gateway.asked import Asked
 from gateway.errors import ModelAnswerError, Untranslatable
-from reasoning.answers import parse_turn
 from reasoning.errors import UnparseableAnswer
+from reasoning.markup import closed_fences
+from reasoning.thoughts import drop_leading_thoughts, drop_thoughts_around
+from reasoning.turns import check_no_calls, read_function, split_calls
 
 # Ids that we mint, so that the next turn is valid at Anthropic (^[a-zA-Z0-9_-]+$) and tells who served the one before.
 TOOL_ID_PREFIX = "toolu_rsn"
@@ -429,15 +431,6 @@ def content_text(content: Any) -> str:
     return ""
 
 
-def strip_thinking(text: str) -> str:
-    """Without a leading `<think>…</think>`: unsigned thinking must never reach Anthropic in the next turn."""
-    start = text.lstrip()
-    if not start.startswith("<think>"):
-        return text
-    _, closed, rest = start.partition("</think>")
-    return rest.lstrip("\n") if closed else ""
-
-
 def parse_arguments(arguments: Any) -> dict[str, Any]:
     """The input of a tool call. Raises `ModelAnswerError` when the model wrote no JSON object."""
     if isinstance(arguments, str):
@@ -459,12 +452,16 @@ def to_message(completion: Any, asked: Asked) -> dict[str, Any]:
         choice = completion["choices"][0]
         answer = choice["message"]
         calls = answer.get("tool_calls") or []
-        text = strip_thinking(content_text(answer.get("content")))
+        said = content_text(answer.get("content"))
+        if (text := drop_leading_thoughts(said)) != said:
+            text = text.lstrip("\n")
         functions = [(call["function"]["name"], call["function"].get("arguments")) for call in calls]
-        if asked.tools_in_text and "<tool_call>" in text:
-            turn = parse_turn(text)
-            text = turn["text"]
-            functions += [(call["name"], call["arguments"]) for call in turn["tool_calls"]]
+        if asked.tools_in_text or asked.offers_tools:
+            text = drop_thoughts_around(text, closed_fences(text))
+            pieces = split_calls(text)
+            text = "".join(piece for piece in pieces if isinstance(piece, str))
+            check_no_calls(text)
+            functions += [read_function(piece) for piece in pieces if not isinstance(piece, str)]
     except UnparseableAnswer as error:
         raise ModelAnswerError("tool_arguments", str(error)) from None
     except (TypeError, KeyError, IndexError, AttributeError):

@@ -20,6 +20,7 @@ import orjson
 from gateway.asked import Asked
 from gateway.errors import ModelAnswerError
 from gateway.sse import Event, EventDecoder, encode_event
+from gateway.text_filters import CallFilter, ThinkingFilter
 from gateway.translate import (
     content_text,
     mint_message_id,
@@ -64,8 +65,8 @@ class ChatStream:
         self.content: list[dict[str, Any]] = []  # the blocks of the answer, for the log
         self._asked = asked
         self._decoder = EventDecoder()
-        self._thinking = _ThinkingFilter()
-        self._calls_in_text = _CallFilter() if asked.tools_in_text else None
+        self._thinking = ThinkingFilter()
+        self._calls_in_text = CallFilter() if asked.tools_in_text or asked.offers_tools else None
         self._choice: dict[str, Any] | None = None  # the one with the finish_reason
         self._raw_usage: Any = None
         self._queue: deque[_Block] = deque()  # the blocks that are not closed yet
@@ -306,100 +307,6 @@ class ChatStream:
 
     def _send(self, event: str, **fields: Any) -> None:
         self._out.append(encode_event(event, {"type": event, **fields}))
-
-
-class _ThinkingFilter:
-    """Takes a leading `<think>…</think>` out of a text that comes in pieces."""
-
-    OPEN, CLOSE = "<think>", "</think>"
-
-    def __init__(self) -> None:
-        self._held = ""
-        self._state = "start"  # start -> inside -> after -> text
-
-    def feed(self, text: str) -> str:
-        if self._state == "text" or not text:
-            return text
-        self._held += text
-        if self._state == "start":
-            start = self._held.lstrip()
-            if start.startswith(self.OPEN):
-                self._state, self._held = "inside", start[len(self.OPEN) :]
-            elif self.OPEN.startswith(start):
-                return ""  # it may yet become one
-            else:
-                return self._pass()
-        if self._state == "inside":
-            _, closed, rest = self._held.partition(self.CLOSE)
-            if not closed:
-                self._held = self._held[-len(self.CLOSE) :]
-                return ""
-            self._state, self._held = "after", rest
-        self._held = self._held.lstrip("\n")
-        return self._pass() if self._held else ""
-
-    def finish(self) -> str:
-        return self._pass() if self._state == "start" else ""
-
-    def _pass(self) -> str:
-        self._state = "text"
-        text, self._held = self._held, ""
-        return text
-
-
-class _CallFilter:
-    """Takes the `<tool_call>`s that begin a line out of a text that comes in pieces."""
-
-    OPEN, CLOSE = "<tool_call>", "</tool_call>"
-
-    def __init__(self) -> None:
-        self._held = ""
-        self._line_begins = True  # with what is held
-        self._inside = False
-        self._searched = 0  # so much of what is held has no end of the call
-
-    def feed(self, text: str) -> list[str | dict[str, Any]]:
-        """Pieces of text, and calls as a chat stream's `function`."""
-        self._held += text
-        found: list[str | dict[str, Any]] = []
-        while self._held:
-            if self._inside:
-                if (call := self._call()) is None:
-                    break
-                found.append(call)
-            elif self._line_begins:
-                line = self._held.lstrip(" \t")
-                if line.startswith(self.OPEN):
-                    self._held, self._inside, self._searched = line[len(self.OPEN) :], True, 0
-                elif self.OPEN.startswith(line):
-                    break  # it may yet become one
-                else:
-                    self._line_begins = False
-            else:
-                line, newline, self._held = self._held.partition("\n")
-                found.append(line + newline)
-                self._line_begins = bool(newline)
-        return found
-
-    def finish(self) -> list[str | dict[str, Any]]:
-        if self._inside:
-            raise ModelAnswerError("tool_arguments", "a <tool_call> without an end")
-        return [self._held] if self._held else []
-
-    def _call(self) -> dict[str, Any] | None:
-        at = self._searched
-        while (at := self._held.find(self.CLOSE, at)) >= 0:
-            try:
-                call = orjson.loads(self._held[:at])
-            except orjson.JSONDecodeError:
-                at += len(self.CLOSE)  # it stood in a string
-                continue
-            if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict) or not call.get("name"):
-                raise ModelAnswerError("tool_arguments", "a <tool_call> without a name or arguments")
-            self._held, self._inside, self._line_begins = self._held[at + len(self.CLOSE) :], False, True
-            return {"name": call["name"], "arguments": call["arguments"]}
-        self._searched = max(len(self._held) - len(self.CLOSE), 0)
-        return None
 
 
 def error_event(type: str, message: str) -> bytes:

@@ -28,9 +28,9 @@ from typing import Any
 import orjson
 
 from gateway.untranslated import picture
-from reasoning.answers import format_call
 from reasoning.records import Message
 from reasoning.routes import Arm
+from reasoning.turns import format_call
 
 OURS = "rsn-"  # how the names of all models begin that this project trained (docs/architecture.md, "Ledger")
 _HOW = (

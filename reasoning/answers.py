@@ -1,40 +1,54 @@
 """The answer formats: completion → decision and back. Never a default: what is no answer raises `UnparseableAnswer`.
 
 Three formats. `label` and `plan` are XML `<response>` elements, or a JSON object of the same keys; `code` is an
-explanation and one fenced code block (CommonMark 0.31, section 4.5), or a JSON object. Chatter around an answer, a
-`<think>` block before it, a code fence around it, entities and CDATA are accepted, since models write them.
+explanation and one fenced code block (CommonMark 0.31, section 4.5), or a JSON object. Chatter around an answer,
+thoughts before it, a code fence around it, entities and CDATA are accepted, because models write them.
 
-Coding tools ask for something else: a *turn*, which is text and calls of the tools on offer. In a completion each call
-is `<tool_call>`, JSON of its name and arguments, `</tool_call>`, the form that Hermes and Qwen models are trained on.
+What a completion holds beside its answer may be a draft, or a quotation of somebody who wants another answer. So:
+
+* nothing before the last end of a thought counts, and a thought that does not end leaves no answer
+  (`reasoning.thoughts`);
+* the last complete answer wins, an element or an object;
+* an element or object that is begun and not ended, or malformed, is an error wherever it stands, and so is an answer in
+  the middle of a sentence;
+* a field is a direct child of its element: what is quoted inside another field is not one.
+
+Coding tools ask for something else: a *turn*, which is text and calls of the tools on offer (`reasoning.turns`).
 
 For every decision d that `normalize_*` returns, parsing its formatted answer gives d again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import orjson
-
+from reasoning.action_lists import read_names, read_xml_names
 from reasoning.errors import UnparseableAnswer
+from reasoning.markup import (
+    check_length,
+    child_elements,
+    escape_cdata,
+    find_response,
+    is_quoted_in_sentence,
+    json_objects,
+    whole_json_object,
+)
+from reasoning.thoughts import drop_leading_thoughts, drop_thoughts, drop_thoughts_around
 from reasoning.transcript import clean_text
+from reasoning.turns import format_call as format_call
+from reasoning.turns import format_turn as format_turn
+from reasoning.turns import normalize_turn as normalize_turn
+from reasoning.turns import parse_turn as parse_turn
 
-_THINK = re.compile(r"\A(?:\s*<think>.*?</think>)+", re.DOTALL | re.IGNORECASE)
-_THINKING = re.compile(r"\A(?:\s*<think>(?:.*?</think>)?)+", re.DOTALL | re.IGNORECASE)  # even if it never ends
-_RESPONSE = re.compile(r"<response\b[^>]*>(.*?)</response\s*>", re.DOTALL | re.IGNORECASE)
 # What `format_label` and a model taught by it write, with nothing in it that needs the general parser's care.
 PLAIN_LABEL = re.compile(
     r"<response>(?:<reasoning>(?P<reasoning>[^<&]*)</reasoning>)?<action>(?P<action>[^<&]*)</action></response>"
 )
-_CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _FENCE_RUN = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
-_CALL = re.compile(r"^[ \t]*<tool_call>(.*?)</tool_call>[ \t]*$\n?", re.MULTILINE | re.DOTALL)
-_CALL_BEGIN = re.compile(r"^[ \t]*<tool_call>", re.MULTILINE)
+_RESPONSE_BEGIN = re.compile(r"<response\b", re.IGNORECASE)
+_XML_LISTS = ("actions", "providers")
 
 
 def parse_label(completion: str, labels: Sequence[str]) -> dict[str, Any]:
@@ -54,35 +68,21 @@ def parse_code(completion: str) -> dict[str, Any]:
 
     The block is the one with the longest fence, so that shorter fences may stand inside it and in the explanation.
     """
-    text = _THINK.sub("", completion).strip()
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(text)
-        if isinstance(found, dict):
-            return normalize_code(found)
-    lengths = [len(run) for run in _FENCE_RUN.findall(text)]
-    if not lengths:
-        raise UnparseableAnswer("no fenced code block")
-    fence = "`" * max(lengths)
-    closed = rf"^ {{0,3}}{fence}(?!`)([^`\n]*)\n(?:(.*?)\n)?? {{0,3}}{fence}[ \t\r]*$"
-    blocks = list(re.finditer(closed, text, re.MULTILINE | re.DOTALL))
+    check_length(completion)
+    text = drop_leading_thoughts(completion).strip()
+    if (found := whole_json_object(text)) is not None:
+        return normalize_code(found)
+    # Marks of thoughts inside a block are code; outside they end a thought, with whatever blocks were drafted in it.
+    blocks = _code_blocks(text)
+    rest = drop_thoughts_around(text, [(begin, end) for begin, end, _, _ in blocks])
+    if len(rest) < len(text):
+        text = rest.strip()
+        blocks = _code_blocks(text)
     if len(blocks) != 1:
         raise UnparseableAnswer(f"{len(blocks)} closed code blocks, not one")
-    block = blocks[0]
-    explanation = f"{text[: block.start()].strip()}\n\n{text[block.end() :].strip()}"
-    language = block[1].split()[0] if block[1].split() else ""
-    return normalize_code({"code": block[2] or "", "explanation": explanation, "language": language})
-
-
-def parse_turn(completion: str) -> dict[str, Any]:
-    """`{"text", "tool_calls"}` of a completion; a call is `{"name", "arguments"}`. A call that is cut is an error."""
-    text = _THINK.sub("", completion)
-    calls = []
-    for body in _CALL.findall(text):
-        try:
-            calls.append(orjson.loads(body))
-        except orjson.JSONDecodeError:
-            raise UnparseableAnswer("a <tool_call> that holds no JSON") from None
-    return normalize_turn({"text": _CALL.sub("", text), "tool_calls": calls})
+    begin, end, info, code = blocks[0]
+    explanation = f"{text[:begin].strip()}\n\n{text[end:].strip()}"
+    return normalize_code({"code": code, "explanation": explanation, "language": (info.split() or [""])[0]})
 
 
 def format_label(decision: dict[str, Any]) -> str:
@@ -110,21 +110,6 @@ def format_code(decision: dict[str, Any]) -> str:
     return f"{explanation}{fence}{decision['language']}\n{decision['code']}\n{fence}"
 
 
-def format_turn(decision: dict[str, Any]) -> str:
-    """Text, then the calls."""
-    calls = [format_call(call["name"], call["arguments"]) for call in decision["tool_calls"]]
-    return "\n".join([decision["text"], *calls] if decision["text"] else calls)
-
-
-def format_call(name: str, arguments: Any) -> str:
-    """One `<tool_call>`. No `<` is left in its JSON, so that nothing in it can be taken for a tag."""
-    try:
-        body = orjson.dumps({"name": name, "arguments": arguments}).decode().replace("<", "\\u003c")
-    except TypeError as error:  # a lone surrogate, or what is no JSON at all
-        raise UnparseableAnswer(f"the call of {_short(name)} cannot be written as JSON: {error}") from None
-    return f"<tool_call>\n{body}\n</tool_call>"
-
-
 def normalize_label(decision: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     """A label decision in its one form: the action as declared, the reasoning stripped, or absent when empty."""
     action = decision.get("action")
@@ -143,8 +128,8 @@ def normalize_plan(decision: dict[str, Any]) -> dict[str, Any]:
         raise UnparseableAnswer("no actions: a plan has a list of them, maybe an empty one")
     return {
         "thought": _text(decision, "thought"),
-        "actions": _names(decision, "actions"),
-        "providers": _names(decision, "providers"),
+        "actions": read_names(decision["actions"], "actions"),
+        "providers": read_names(decision.get("providers"), "providers"),
         "text": _text(decision, "text"),
     }
 
@@ -156,76 +141,111 @@ def normalize_code(decision: dict[str, Any]) -> dict[str, Any]:
         raise UnparseableAnswer("no code")
     if not isinstance(language, str) or "`" in language or len(language.split()) > 1:
         raise UnparseableAnswer(f"language {_short(language)} is not one word")
-    explanation = _THINKING.sub("", _text(decision, "explanation")).strip()
+    explanation = _without_thoughts(_text(decision, "explanation"), "explanation")
     return {"code": clean_text(code), "explanation": explanation, "language": clean_text(language).strip()}
 
 
-def normalize_turn(decision: dict[str, Any]) -> dict[str, Any]:
-    """A turn in its one form: both keys; one of them holds something."""
-    text, calls = _THINKING.sub("", _text(decision, "text")).strip(), decision.get("tool_calls") or []
-    if not isinstance(calls, list | tuple):
-        raise UnparseableAnswer("tool_calls is a list of calls")
-    if _CALL_BEGIN.search(text):
-        raise UnparseableAnswer("the text has a <tool_call> in it that is none")
-    found = []
-    for call in calls:
-        name, arguments = (call.get("name"), call.get("arguments")) if isinstance(call, dict) else (None, None)
-        if not isinstance(name, str) or not name.strip():
-            raise UnparseableAnswer("a tool call has a name")
-        if not isinstance(arguments, dict):
-            raise UnparseableAnswer(f"the arguments of {_short(name)} are an object")
-        found.append({"name": name, "arguments": arguments})
-    if not text and not found:
-        raise UnparseableAnswer("neither text nor a tool call")
-    return {"text": text, "tool_calls": found}
+def _without_thoughts(text: str, field: str) -> str:
+    """A text of a decision without thoughts. Raises `UnparseableAnswer` where taking them out leaves others."""
+    found = drop_thoughts_around(drop_leading_thoughts(text), ()).strip()
+    if found != text and drop_thoughts_around(drop_leading_thoughts(found), ()).strip() != found:
+        raise UnparseableAnswer(f"{field}: marks of thoughts that do not match")
+    return found
+
+
+def _code_blocks(text: str) -> list[tuple[int, int, str, str]]:
+    """Begin, end, info string and content of the blocks with the longest fence in a text.
+
+    Raises `UnparseableAnswer` for a fence of that length that is not closed, or that another begins inside.
+    """
+    longest = max(map(len, _FENCE_RUN.findall(text)), default=0)
+    if not longest:
+        raise UnparseableAnswer("no fenced code block")
+    blocks: list[tuple[int, int, str, str]] = []
+    opened: tuple[int, int, str] | None = None
+    for run in _FENCE_RUN.finditer(text):
+        if len(run[1]) < longest:
+            continue
+        newline = text.find("\n", run.end())
+        end = len(text) if newline < 0 else newline
+        info = text[run.end() : end]
+        if opened is None:
+            if "`" not in info:
+                opened = run.start(), end + 1, info
+        elif info.strip(" \t\r"):
+            raise UnparseableAnswer("a code block begins inside another: the first one was not closed")
+        else:
+            blocks.append((opened[0], end, opened[2], text[opened[1] : max(run.start() - 1, opened[1])]))
+            opened = None
+    if opened is not None:
+        raise UnparseableAnswer("a code block was begun and not closed")
+    return blocks
 
 
 def _fields(completion: str, names: tuple[str, ...], *, required: str) -> dict[str, Any]:
-    """The named fields of the answer: of its last `<response>` element, or of its first JSON object having them."""
-    text = _THINK.sub("", completion)
-    xml = text
-    if "<![CDATA[" in text:
-        import html
+    """The named fields of the answer: of the last `<response>` element or JSON object that has them."""
+    check_length(completion)
+    if (whole := whole_json_object(completion)) is not None and required in whole:
+        return {name: whole.get(name) for name in names}
+    text = escape_cdata(_drop_thoughts(completion))
+    response = find_response(text)
+    found = None
+    for begin, end, value in json_objects(text, response.end if response else 0):
+        if required in value:
+            found = begin, end, value
+    if found is not None:
+        _check_own(text, found[0], found[1])
+        return {name: found[2].get(name) for name in names}
+    if response is None:
+        raise UnparseableAnswer("neither a complete <response> element nor a JSON object")
+    _check_own(text, response.begin, response.end)
+    return _xml_fields(text[response.start : response.stop], names, required)
 
-        xml = _CDATA.sub(lambda section: html.escape(section[1], quote=False), text)
-    responses = _RESPONSE.findall(xml)
-    if responses:
-        found = {name: _tag(responses[-1], name) for name in names}
-        if found[required] is None:
-            raise UnparseableAnswer(f"the <response> has no <{required}>")
-        return found
-    for candidate in _json_objects(text):
-        if required in candidate:
-            return {name: candidate.get(name) for name in names}
-    raise UnparseableAnswer("neither a complete <response> element nor a JSON object")
+
+def _drop_thoughts(completion: str) -> str:
+    """The completion without its thoughts. In an element that is the only one and ends it, marks are data."""
+    begins = list(_RESPONSE_BEGIN.finditer(completion))
+    if len(begins) != 1 or completion.rstrip()[-11:].lower() != "</response>":
+        return drop_thoughts(completion)
+    at = begins[0].start()
+    return drop_thoughts(completion[:at]) + completion[at:]
 
 
-def _tag(xml: str, name: str) -> str | None:
+def _check_own(text: str, begin: int, end: int) -> None:
+    if is_quoted_in_sentence(text, begin, end):
+        raise UnparseableAnswer("the answer stands in the middle of a sentence, which may only mention it")
+
+
+def _xml_fields(xml: str, names: tuple[str, ...], required: str) -> dict[str, Any]:
+    """The fields of a `<response>`: those of its direct children that are named so."""
     import html  # its table of entities costs every agent's start, and plain answers do not need it
 
-    full, empty = _tag_patterns(name)
-    found = {html.unescape(value).strip() for value in full.findall(xml)}
-    if len(found) > 1:
-        raise UnparseableAnswer(f"<{name}> is there more than once, with different contents")
-    return found.pop() if found else ("" if empty.search(xml) else None)
+    children, begun, stray = child_elements(xml, 0, len(xml))
+    if broken := [name for name in (*begun, *stray) if name in names]:
+        raise UnparseableAnswer(f"<{broken[0]}> is begun and not ended, or ended and not begun")
+    found: dict[str, Any] = dict.fromkeys(names)
+    for child in children:
+        if child.name not in names:
+            continue
+        content = xml[child.start : child.stop]
+        value = read_xml_names(content, child.name) if child.name in _XML_LISTS else html.unescape(content).strip()
+        if found[child.name] not in (None, value):
+            raise UnparseableAnswer(f"<{child.name}> is there more than once, with different contents")
+        found[child.name] = value
+    if found[required] is None:
+        raise UnparseableAnswer(f"the <response> has no <{required}>")
+    if required == "actions":
+        _check_beside([xml[child.start : child.stop] for child in children if child.name == "action"], found)
+    return found
 
 
-@functools.cache
-def _tag_patterns(name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    return re.compile(rf"<{name}\s*>(.*?)</{name}\s*>", re.S | re.I), re.compile(rf"<{name}\s*/>", re.I)
-
-
-def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    decoder = json.JSONDecoder()
-    at = text.find("{")
-    while at >= 0:
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            end = at + 1
-        else:
-            yield value
-        at = text.find("{", end)
+def _check_beside(beside: list[str], plan: dict[str, Any]) -> None:
+    """`<action>` elements beside the list must say what it says: nobody knows which of two lists is meant."""
+    if (
+        beside
+        and read_xml_names("".join(f"<action>{action}</action>" for action in beside), "actions") != plan["actions"]
+    ):
+        raise UnparseableAnswer("<action> elements beside <actions> that are not the same")
 
 
 def _element(name: str, text: str) -> str:
@@ -239,21 +259,6 @@ def _text(decision: dict[str, Any], name: str) -> str:
     if value is not None and not isinstance(value, str):
         raise UnparseableAnswer(f"{name} is text, not {type(value).__name__}")
     return clean_text(value or "").strip()
-
-
-def _names(decision: dict[str, Any], name: str) -> list[str]:
-    value = decision.get(name)
-    if value is None:
-        return []
-    if isinstance(value, str):
-        value = [part for part in value.split(",") if part.strip()]
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise UnparseableAnswer(f"{name} is a list of names")
-    names = [clean_text(item).strip() for item in value]
-    for item in names:
-        if not item or "," in item or len(item.splitlines()) != 1:
-            raise UnparseableAnswer(f"{name}: {_short(item)} is no name (one line, no comma, not empty)")
-    return names
 
 
 def _short(value: Any) -> str:

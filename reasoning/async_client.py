@@ -102,7 +102,7 @@ class AsyncDecisionClient:
     async def feedback(
         self,
         metric: str,
-        value: float | bool | str,
+        value: float | bool | str | dict[str, Any],
         *,
         decision_id: UUID | str | None = None,
         episode_id: str | None = None,

@@ -128,7 +128,7 @@ class DecisionClient:
     def feedback(
         self,
         metric: str,
-        value: float | bool | str,
+        value: float | bool | str | dict[str, Any],
         *,
         decision_id: UUID | str | None = None,
         episode_id: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import orjson
 
 from reasoning.answers import PLAIN_LABEL
 from reasoning.decision_types import AnswerFormat, DecisionType
-from reasoning.errors import CallFailed
+from reasoning.errors import CallFailed, UnparseableAnswer
+from reasoning.markup import check_length
 from reasoning.records import FallbackReason, Message
 from reasoning.routes import Arm
 
@@ -21,13 +23,36 @@ PATH = "/v1/chat/completions"
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model said. `tokens` and `token_logprobs` (natural logarithms) are parallel, and empty when not sent."""
+    """What a model said. `tokens` and `token_logprobs` (natural logarithms) are parallel, and empty when not sent.
+
+    `finish_reason` is why it ended, in the server's own word; None when the server did not say.
+    """
 
     text: str
     tokens: Sequence[str] = ()
     token_logprobs: Sequence[float | None] = ()
     input_tokens: int | None = None
     output_tokens: int | None = None
+    finish_reason: str | None = None
+
+
+# The model ended its answer itself. Anything else, known or not (`length`, `content_filter`, `abort`), may have cut it.
+_ENDED = frozenset(
+    [
+        *("stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn", "end", "completed"),
+        *("tool_calls", "function_call"),
+    ]
+)
+_BYTES_PER_TOKEN = 16
+"""More than a completion has for each of the tokens that it may have."""
+
+
+def check_whole(completion: Completion, max_tokens: int) -> None:
+    """Raises `UnparseableAnswer` for a completion that was cut or filtered, or is longer than what was asked for."""
+    reason = completion.finish_reason
+    if reason and reason.lower() not in _ENDED:
+        raise UnparseableAnswer(f"the completion was cut: finish_reason {reason[:60]!r}")
+    check_length(completion.text, _BYTES_PER_TOKEN * max_tokens)
 
 
 def request_body(arm: Arm, decision_type: DecisionType, messages: list[Message], *, stream: bool = False) -> bytes:
@@ -56,9 +81,17 @@ def read_completion(status: int, body: bytes) -> Completion:
         text = choice["message"]["content"]
         tokens, logprobs = read_logprobs(choice.get("logprobs"))
         input_tokens, output_tokens = read_usage(raw.get("usage"))
+        finish_reason = read_finish_reason(choice)
     except Exception as error:  # whatever a server says, the agent goes on
         raise CallFailed("provider_error", f"not a chat completion: {type(error).__name__}: {error}") from None
-    return Completion(text if isinstance(text, str) else "", tokens, logprobs, input_tokens, output_tokens)
+    text = text if isinstance(text, str) else ""
+    return Completion(text, tokens, logprobs, input_tokens, output_tokens, finish_reason)
+
+
+def read_finish_reason(choice: dict[str, Any]) -> str | None:
+    """Why a choice ended, in the server's word. None when it does not say."""
+    reason = choice.get("finish_reason")
+    return None if reason is None else str(reason)
 
 
 def failed_status(status: int, body: bytes) -> CallFailed:
@@ -122,20 +155,32 @@ def measure_confidence(answer: AnswerFormat, completion: Completion) -> float | 
     return min(confidence, 1.0) if math.isfinite(confidence) else None
 
 
-_SPANS = {
-    "label": re.compile(r"<action\s*>(?P<xml>.*?)</action|\"action\"\s*:\s*\"(?P<json>[^\"]*)\"", re.S | re.I),
-    "plan": re.compile(
-        r"<actions\s*>(?P<xml>.*?)</actions|\"actions\"\s*:\s*(?P<json>\[.*?\]|\"[^\"]*\")", re.S | re.I
-    ),
+# Where a deciding value begins. Its end is looked for from there, so that the search is linear.
+_BEGINS = {
+    "label": re.compile(r"(?P<xml><action\s{0,8}>)|(?P<json>\"action\"\s{0,8}:\s{0,8}\")", re.I),
+    "plan": re.compile(r"(?P<xml><actions\s{0,8}>)|(?P<json>\"actions\"\s{0,8}:\s{0,8})", re.I),
 }
+_XML_ENDS = {"label": re.compile(r"</action", re.I), "plan": re.compile(r"</actions", re.I)}
+_DECODER = json.JSONDecoder()
 
 
 def _deciding_span(answer: AnswerFormat, text: str) -> tuple[int, int] | None:
     """Start and end of the value that the parser takes: the last one."""
     if answer == "label" and (plain := PLAIN_LABEL.fullmatch(text)):
         return plain.span("action")
-    found = list(_SPANS[answer].finditer(text))
-    return found[-1].span("xml" if found[-1]["xml"] is not None else "json") if found else None
+    if not (begins := list(_BEGINS[answer].finditer(text))):
+        return None
+    begin = begins[-1]
+    if begin.lastgroup == "xml":
+        end = _XML_ENDS[answer].search(text, begin.end())
+        return (begin.end(), end.start()) if end else None
+    if answer == "label":
+        closing = text.find('"', begin.end())
+        return (begin.end(), closing) if closing >= 0 else None
+    try:
+        return begin.end(), _DECODER.raw_decode(text, begin.end())[1]
+    except (ValueError, RecursionError):
+        return None
 
 
 def read_usage(raw: Any) -> tuple[int | None, int | None]:

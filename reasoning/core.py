@@ -6,6 +6,7 @@ outside world: routes, disk, contexts and models may fail.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import threading
@@ -21,10 +22,10 @@ from uuid import UUID
 import orjson
 
 from reasoning.breaker import REQUEST_ERRORS, CircuitBreaker
-from reasoning.completion import PATH, Completion, measure_confidence, read_completion, request_body
+from reasoning.completion import PATH, Completion, check_whole, measure_confidence, read_completion, request_body
 from reasoning.config import Config, api_key_for, load_config
-from reasoning.decision_types import Context, DecisionType, get_decision_type
-from reasoning.errors import CallFailed, RecordError, RoutesError
+from reasoning.decision_types import Context, DecisionType, check_demonstration, get_decision_type
+from reasoning.errors import CallFailed, RecordError, RoutesError, UnparseableAnswer
 from reasoning.ids import uuid7
 from reasoning.lease import RoutesLease
 from reasoning.records import Decision, FallbackReason, Feedback, FeedbackKind, Message, Source, encode_record
@@ -33,6 +34,9 @@ from reasoning.routes import Arm, Route, choose_arm
 from reasoning.spool import SegmentWriter
 
 _log = logging.getLogger("reasoning")
+
+_RECENT = 8192
+"""So many decisions are remembered, to check demonstrations of them; some 2 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,15 @@ class Question:
         """Is a custom model to answer?"""
         return self.arm is not None and self.arm.source == "custom" and self.fallback_reason is None
 
+    def actions(self) -> dict[str, Any] | None:
+        """What of the context says which actions a plan may have."""
+        if self.type.answer != "plan" or not self.messages:
+            return None
+        try:
+            return {"actions": [{"name": action["name"]} for action in self.context["actions"]]}
+        except Exception:  # the agent may have changed its context since
+            return None
+
     def shadow_arms(self) -> list[Arm]:
         """The arms that answer as well, without being served."""
         return [arm for arm in self.route.arms if arm.mode == "shadow"] if self.route and self.messages else []
@@ -120,6 +133,7 @@ class ClientCore:
     def reset(self) -> None:
         """As new, for a forked child: it counts from zero, and inherits no lock that a thread may have held."""
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._recent: dict[UUID, tuple[DecisionType, Context | None]] = {}
         self._lock = threading.RLock()  # reentrant: a signal handler may decide in the middle of a decision
         self._breakers: dict[tuple[str | None, str | None], CircuitBreaker] = {}
 
@@ -207,6 +221,7 @@ class ClientCore:
         self._breaker(arm).succeed()
         attempt.completion = completion
         try:
+            check_whole(completion, question.type.max_tokens)
             attempt.decision = question.type.parse(completion.text, question.context)
         except Exception as error:  # of what a model wrote, or of a context that has changed since
             attempt.fallback_reason, attempt.error = "unparseable", describe_error(error, self.config.api_key)
@@ -256,7 +271,7 @@ class ClientCore:
         row = self._row(question, arm, served=served)
         row.latency_ms = (time.perf_counter() - started) * 1000
         try:
-            row.decision = question.type.normalize(result)
+            row.decision = question.type.normalize(result, question.context)
             row.completion = question.type.format_answer(row.decision)
         except Exception as error:  # the user's own objects may do anything
             row.valid, row.error = False, describe_error(error, self.config.api_key)
@@ -285,19 +300,26 @@ class ClientCore:
     def feedback(
         self,
         metric: str,
-        value: float | bool | str,
+        value: float | bool | str | dict[str, Any],
         decision_id: UUID | str | None,
         episode_id: str | None,
         kind: FeedbackKind,
         author: str | None,
     ) -> bool:
-        """Write one feedback. False when the disk would not take it; `RecordError` when no log could hold it."""
+        """Write one feedback. False when the disk would not take it; `RecordError` when no log could hold it.
+
+        The value of a demonstration is an object, or JSON text of one.
+        """
         try:
             target = UUID(str(decision_id)) if decision_id is not None else None
         except ValueError:
             raise RecordError(f"decision_id: {decision_id!r} is not a UUID") from None
         if kind not in ("metric", "demonstration", "comment"):
             raise RecordError(f"kind: {kind!r} is none of metric, demonstration, comment")
+        if kind == "demonstration":
+            value = self._check_demonstration(target, value)
+        elif isinstance(value, dict):
+            raise RecordError("value: only a demonstration is an object; give a number, a boolean or text")
         ts = datetime.fromtimestamp(self.clock(), UTC)
         record = Feedback(uuid7(ts), ts, metric, value, kind, target, episode_id, author)
         encode_record(record)
@@ -305,11 +327,31 @@ class ClientCore:
 
     def demonstrate(self, decision_id: UUID | str, decision: dict[str, Any] | str, author: str | None) -> bool:
         """Write what the right answer was, as `feedback` does."""
-        try:
-            value = orjson.dumps({"action": decision} if isinstance(decision, str) else decision).decode()
-        except TypeError as error:
-            raise RecordError(f"decision: {error}") from None
+        value = {"action": decision} if isinstance(decision, str) else decision
         return self.feedback("demonstration", value, decision_id, None, "demonstration", author)
+
+    def _check_demonstration(self, decision_id: UUID | None, value: Any) -> str:
+        """The JSON text of a demonstration. `RecordError` where it is no answer of its decision's type.
+
+        The type of a decision that this client did not take lately is not known: then the demonstration must be an
+        answer of one of the declared types, and landing, which knows the decision, checks it again.
+        """
+        if decision_id is None:
+            raise RecordError("decision_id: a demonstration is the right answer of one decision, not of an episode")
+        if isinstance(value, str):
+            try:
+                value = orjson.loads(value)
+            except orjson.JSONDecodeError as error:
+                raise RecordError(f"value: a demonstration is an object, or JSON text of one: {error}") from None
+        known = self._recent.get(decision_id)
+        types = [known[0]] if known else list(self.config.decision_types.values())
+        try:
+            check_demonstration(value, types, known[1] if known else None)
+            return orjson.dumps(value).decode()
+        except UnparseableAnswer as error:
+            raise RecordError(f"demonstration: {error}") from None
+        except TypeError as error:
+            raise RecordError(f"demonstration: {error}") from None
 
     def shadow_question(self, question: Question) -> Question | None:
         """The question for the background, with a copy of its context, which the agent cannot change any more.
@@ -357,8 +399,13 @@ class ClientCore:
     def _row(self, question: Question, arm: Arm | None, *, served: bool) -> Decision:
         """A row of the original's, to be completed. How it was chosen is the drawn arm's, whoever answers."""
         drawn = arm is question.arm
+        decision_id = self.make_id(question)
+        self._recent[decision_id] = question.type, question.actions()
+        if len(self._recent) > _RECENT:
+            with contextlib.suppress(StopIteration, KeyError, RuntimeError):  # another thread was quicker
+                del self._recent[next(iter(self._recent))]
         return Decision(
-            decision_id=self.make_id(question),
+            decision_id=decision_id,
             request_id=question.request_id,
             ts=question.ts,
             decision_type=question.type.name,

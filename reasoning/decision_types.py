@@ -37,7 +37,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from reasoning import answers
+from reasoning import answers, turns
 from reasoning.errors import InvalidContext, UnknownDecisionType, UnparseableAnswer
 from reasoning.records import Message
 from reasoning.transcript import clean_name, clean_text, indent_lines, render_transcript
@@ -111,13 +111,7 @@ class DecisionType:
         if self.answer == "code":
             return answers.parse_code(completion)
         plan = answers.parse_plan(completion)
-        if context is not None:
-            known = {name.casefold(): name for name, _ in _actions(context)}
-            unknown = [name for name in plan["actions"] if name.casefold() not in known]
-            if unknown:
-                raise UnparseableAnswer(f"action {unknown[0]!r} is not among those of the context")
-            plan["actions"] = [known[name.casefold()] for name in plan["actions"]]
-        return plan
+        return plan if context is None else _check_actions(plan, [name for name, _ in _actions(context)])
 
     def parse_reply(self, completion: str, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The decision in an answer to `messages`, whoever wrote these. Raises `UnparseableAnswer`.
@@ -127,17 +121,28 @@ class DecisionType:
         """
         if self.answer != "code" or (messages and messages[0]["content"] == CODE_SYSTEM):
             return self.parse(completion)
-        turn = answers.parse_turn(completion)
+        turn = turns.parse_turn(completion)
         if not turn["tool_calls"]:
             with contextlib.suppress(UnparseableAnswer):
                 return answers.parse_code(completion)
         return turn
 
-    def normalize(self, decision: dict[str, Any] | str) -> dict[str, Any]:
+    def normalize(self, decision: dict[str, Any] | str, context: Context | None = None) -> dict[str, Any]:
         """A decision, as anyone may write it, in the one form that `parse` gives. Raises `UnparseableAnswer`.
 
-        Text alone is the action of a label type; any other text is read as a completion is.
+        Text alone is the action of a label type; any other text is read as a completion is. The actions of a plan
+        must be among those of the context, where it has any that can be read.
         """
+        found = self._normalize(decision)
+        if self.answer != "plan" or context is None:
+            return found
+        try:
+            known = [name for name, _ in _actions(context)]
+        except (InvalidContext, AttributeError, TypeError):  # then no model was asked, and nobody knows its actions
+            return found
+        return _check_actions(found, known)
+
+    def _normalize(self, decision: dict[str, Any] | str) -> dict[str, Any]:
         if isinstance(decision, str):
             if self.answer != "label" or {"<", "{"} & set(decision):
                 return self.parse(decision)
@@ -148,7 +153,7 @@ class DecisionType:
             return answers.normalize_label(decision, self.labels)
         if self.answer == "plan":
             return answers.normalize_plan(decision)
-        return answers.normalize_turn(decision) if "tool_calls" in decision else answers.normalize_code(decision)
+        return turns.normalize_turn(decision) if "tool_calls" in decision else answers.normalize_code(decision)
 
     def format_answer(self, decision: dict[str, Any] | str) -> str:
         """The completion that says `decision`: what a model is taught. Raises `UnparseableAnswer`."""
@@ -157,7 +162,7 @@ class DecisionType:
             return answers.format_label(decision)
         if self.answer == "plan":
             return answers.format_plan(decision)
-        return answers.format_turn(decision) if "tool_calls" in decision else answers.format_code(decision)
+        return turns.format_turn(decision) if "tool_calls" in decision else answers.format_code(decision)
 
     def sample_answers(self) -> list[str]:
         """Answers as this type writes them: what is in all of them belongs to its form."""
@@ -201,6 +206,16 @@ def _render_code(context: Context) -> tuple[str, str]:
         raise InvalidContext('context["prompt"]: is empty')
     lines.append(f"Task: {indent_lines(prompt)}")
     return CODE_SYSTEM, clean_text("\n".join(lines))
+
+
+def _check_actions(plan: dict[str, Any], actions: Sequence[str]) -> dict[str, Any]:
+    """The plan with its actions spelled as in `actions`. Raises `UnparseableAnswer` for one that is not there."""
+    exact = set(actions)
+    known = {name.casefold(): name for name in reversed(actions)}
+    if unknown := [name for name in plan["actions"] if name not in exact and name.casefold() not in known]:
+        shown = ", ".join(actions[:20]) + (", …" if len(actions) > 20 else "")
+        raise UnparseableAnswer(f"action {unknown[0]!r:.80} is not among those of the context: {shown}")
+    return plan | {"actions": [name if name in exact else known[name.casefold()] for name in plan["actions"]]}
 
 
 def _actions(context: Context) -> list[tuple[str, str]]:
@@ -263,3 +278,33 @@ def get_decision_type(name: str, config: Config | None = None) -> DecisionType:
             f"Declare it as [decision_types.{name}] in reasoning.toml"
         )
     return known[name]
+
+
+def check_demonstration(value: Any, types: Sequence[DecisionType], context: Context | None = None) -> None:
+    """Raises `UnparseableAnswer`, with the allowed values, where `value` is an answer of none of the types.
+
+    `context` is the decision's, where it is known, for the actions of a plan. Text is no demonstration.
+    """
+    if not isinstance(value, dict):
+        raise UnparseableAnswer(f"the right answer is an object, not {type(value).__name__}; {_allowed(types)}")
+    reasons = []
+    for each in types:
+        try:
+            normal = each.normalize(value, context)
+        except UnparseableAnswer as error:
+            reasons.append(str(error))
+            continue
+        required = {"label": "action", "plan": "actions", "code": "code"}[each.answer]
+        if required in value or "tool_calls" in normal:
+            return
+        reasons.append(f"{required}: is missing")
+    raise UnparseableAnswer(f"{'; '.join(dict.fromkeys(reasons))[:400]}. {_allowed(types)}")
+
+
+def _allowed(types: Sequence[DecisionType]) -> str:
+    forms = {
+        "plan": '{"actions": ["NAME", …], "thought"?, "providers"?, "text"?}',
+        "code": '{"code": "…", "explanation"?, "language"?} or {"text": "…", "tool_calls": […]}',
+    }
+    shown = [forms.get(each.answer) or f'{{"action": "{"|".join(each.labels)}"}}' for each in types]
+    return f"Allowed: {'; '.join(f'{each.name}: {form}' for each, form in zip(types, shown, strict=True))}"

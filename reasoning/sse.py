@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 
-from reasoning.completion import Completion, read_logprobs, read_usage
+from reasoning.completion import Completion, read_finish_reason, read_logprobs, read_usage
 from reasoning.errors import CallFailed
 
 
@@ -18,6 +18,7 @@ class StreamedCompletion:
         self._logprobs: list[float | None] = []
         self._usage: tuple[int | None, int | None] = None, None
         self._finished = False
+        self._finish_reason: str | None = None
 
     def feed(self, chunk: bytes) -> str:
         """The text that `chunk` completes, maybe none. Raises `CallFailed` for an error event, or what is no event."""
@@ -32,7 +33,7 @@ class StreamedCompletion:
 
     def so_far(self) -> Completion:
         """What came until now."""
-        return Completion("".join(self._texts), self._tokens, self._logprobs, *self._usage)
+        return Completion("".join(self._texts), self._tokens, self._logprobs, *self._usage, self._finish_reason)
 
     def _read(self, line: bytes) -> str:
         if not line.startswith(b"data:"):
@@ -52,12 +53,13 @@ class StreamedCompletion:
             choice = event["choices"][0]
             text = choice["delta"].get("content")
             tokens, logprobs = read_logprobs(choice.get("logprobs"))
-            finished = choice.get("finish_reason") is not None
+            reason = read_finish_reason(choice)
         except CallFailed:
             raise
         except Exception as error:  # whatever a server says, the agent goes on
             raise CallFailed("provider_error", f"not a chat chunk: {type(error).__name__}: {error}") from None
-        self._finished = self._finished or finished
+        self._finish_reason = self._finish_reason or reason
+        self._finished = self._finished or reason is not None
         text = text if isinstance(text, str) else ""
         self._texts.append(text)
         self._tokens += tokens

@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 from reasoning import hosts
 from storage.batches import Batch, Parsed, find_buried, parse_lines
 from storage.clocks import ClockLimits, clock_limits, reject_off_clock
+from storage.demonstrations import find_wrong_demonstrations, has_demonstrations
 from storage.errors import LandingError
 from storage.files import make_folder, make_private, sync
 from storage.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
@@ -446,6 +447,8 @@ class _Landing:
         }
         self._reasons: Counter[str] = Counter()
         self._starts: list[tuple[int, _Piece]] = []  # the pieces, without their lines, by their place in the group
+        self._shown: list[tuple[PartitionKey, pa.Table, set[str]]] = []  # feedback that waits for its decisions
+        self._wrong: list[_Conflict] = []
         self._lines = 0
         self._buffered = 0
         self._pending: deque[Future[None]] = deque()
@@ -455,6 +458,7 @@ class _Landing:
         for pieces, parsed, done in self._parsed():
             self._take(pieces, parsed)
             progress(report.bytes + done)
+        self._take_demonstrations()
         for output in self._outputs.values():
             self._flush(output)
         while self._pending:
@@ -541,7 +545,7 @@ class _Landing:
 
     def _reject_conflicts(self) -> None:
         paths = {segment_name(path): path for path in self._segments}
-        for place, reason in sorted(chain.from_iterable(output.conflicts for output in self._outputs.values())):
+        for place, reason in sorted(chain(self._wrong, *(output.conflicts for output in self._outputs.values()))):
             first, piece = self._starts[bisect_right(self._starts, place, key=itemgetter(0)) - 1]
             with _reading(paths[piece.segment]) as file:
                 file.seek(piece.offset)
@@ -550,15 +554,33 @@ class _Landing:
 
     def _add(self, batch: Batch, segments: set[str]) -> None:
         """The rows, which are of these segments, to their partition."""
-        output = self._outputs.get(batch.key)
-        if output is None:
-            output = self._outputs[batch.key] = _Output(self._layout, batch.key, len(self._outputs), self._limits.now)
         places = pc.add(pa.array(batch.lines, pa.int64()), self._lines)
-        output.buffer.append(batch.table.append_column(_PLACE, places))
+        table = batch.table.append_column(_PLACE, places)
+        if batch.key.table == "feedback" and has_demonstrations(table):
+            self._shown.append((batch.key, table, segments))
+        else:
+            self._buffer(batch.key, table, segments)
+
+    def _take_demonstrations(self) -> None:
+        """The feedback that waited until all decisions of the group were read, without what is no answer of them."""
+        for key, table, segments in self._shown:
+            wrong = find_wrong_demonstrations(self._layout, self._segments, table)
+            places = table[_PLACE].to_pylist() if wrong else []
+            self._wrong += [_Conflict(places[row], reason) for row, reason in wrong.items()]
+            if wrong:
+                table = table.filter(pa.array([row not in wrong for row in range(len(table))]))
+            if len(table):
+                self._buffer(key, table, segments)
+
+    def _buffer(self, key: PartitionKey, table: pa.Table, segments: set[str]) -> None:
+        output = self._outputs.get(key)
+        if output is None:
+            output = self._outputs[key] = _Output(self._layout, key, len(self._outputs), self._limits.now)
+        output.buffer.append(table)
         output.segments |= segments
-        output.rows += len(batch.table)
-        output.nbytes += batch.table.nbytes
-        self._buffered += batch.table.nbytes
+        output.rows += len(table)
+        output.nbytes += table.nbytes
+        self._buffered += table.nbytes
         if output.rows >= ROW_GROUP_ROWS or output.nbytes >= _ROW_GROUP_BYTES:
             self._flush(output)
 

@@ -574,3 +574,48 @@ async def test_streams_of_other_prompts_pass(start: Start) -> None:
     running.anthropic.script = stream(answer)
     _, _, got = await ask(running, "anthropic", "hi", True)
     assert got == answer
+
+
+async def test_a_demonstration_over_http_is_an_answer_of_its_type(start: Start) -> None:
+    running = await start()
+    body = {"context": CONTEXT, "original": "IGNORE"}
+    decided = orjson.loads((await running.ask("POST", "/v1/decide/should-respond", json=body))[2])["decision_id"]
+    given = {"metric": "demonstration", "kind": "demonstration", "decision_id": decided}
+    for wrong in ({"action": "NOPE"}, {"axtion": "STOP"}, '{"action": "NOPE"}', "STOP", 3, {"actions": ["A"]}):
+        status, _, got = await running.ask("POST", "/v1/feedback", json=given | {"value": wrong})
+        assert (status, b"RESPOND|IGNORE|STOP" in got or b"JSON text" in got) == (400, True), got
+    for right in ({"action": "STOP"}, '{"action": "STOP"}'):
+        assert (await running.ask("POST", "/v1/feedback", json=given | {"value": right}))[0] == 202
+
+
+@pytest.mark.parametrize("stop", ["max_tokens", "refusal", "pause_turn"])
+async def test_an_original_that_was_cut_is_no_label(start: Start, stop: str) -> None:
+    running = await start()
+    running.anthropic.script = json(
+        {
+            "type": "message",
+            "content": [{"type": "text", "text": "<response><action>RESPOND</action></response>"}],
+            "stop_reason": stop,
+            "usage": {"input_tokens": 1, "output_tokens": 1},
+        }
+    )
+    status, _, body = await ask(running, "anthropic", respond_xml(), False)
+    assert (status, orjson.loads(body)["stop_reason"]) == (200, stop)  # the agent gets it as it came
+    [row] = await running.records()
+    assert (row["valid"], row["decision"]) == (False, None)
+    assert "cut" in row["error"]
+
+
+async def test_an_original_plan_has_the_actions_of_its_prompt(start: Start) -> None:
+    running = await start()
+    running.anthropic.script = json(
+        {
+            "type": "message",
+            "content": [{"type": "text", "text": "<response><thought>t</thought><actions>FLY</actions></response>"}],
+            "stop_reason": "end_turn",
+            "usage": {"input_tokens": 1, "output_tokens": 1},
+        }
+    )
+    assert (await ask(running, "anthropic", plan_xml(), False))[0] == 200
+    [row] = await running.records()
+    assert (row["valid"], row["decision"]) == (False, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from gateway.asked import Asked
 from gateway.errors import GatewayConfigError, ModelAnswerError
 from gateway.prices import Price
 from gateway.settings import load_settings
-from gateway.translate import to_chat
+from gateway.translate import to_chat, to_message
 from gateway.translate_stream import ChatStream
 from gateway.turns import render_turns
-from reasoning.answers import format_turn, parse_turn
+from reasoning.errors import UnparseableAnswer
 from reasoning.routes import Arm
+from reasoning.turns import check_no_calls, format_turn, normalize_turn, parse_turn
 from tests.gateway.conftest import TOKEN, Running, Start
 from tests.gateway.legal import read_legal_stream
 from tests.gateway.scripted import (
@@ -126,7 +128,10 @@ async def test_what_a_model_that_writes_its_calls_cannot_be_made_to_goes_to_anth
 
 
 PIECES = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "\n", " ", "a", "<", CALL, f"\n{CALL}\n", '{"name":', "<tool_"]
+    [
+        *("<tool_call>", "</tool_call>", "\n", " ", "a", "<", CALL, f"\n{CALL}\n", '{"name":', "<tool_"),
+        *("```\n", "\n```", "~~~~\n", "`", "<think>", "</think>", "\\", '"', "[TOOL_CALLS]"),
+    ]
 )
 
 
@@ -154,9 +159,12 @@ def test_calls_in_a_streamed_text_are_those_of_the_whole(text: str, seed: int) -
 @settings(deadline=None)
 @given(st.text(), st.lists(st.dictionaries(st.text(), st.text(), max_size=2), max_size=2))
 def test_a_turn_that_was_written_is_streamed_as_it_was_meant(text: str, arguments: list[dict[str, str]]) -> None:
-    if not text.strip() or "<" in text:
-        text = "x"
     turn = {"text": text, "tool_calls": [{"name": "f", "arguments": a} for a in arguments]}
+    try:
+        text = normalize_turn(turn)["text"]
+    except UnparseableAnswer:
+        text = "x"
+    turn["text"] = text = text or "x"
     chat = ChatStream(Asked("m", tools_in_text=True))
     for chunk in chat_stream(format_turn(turn)):
         chat.feed(chunk)
@@ -428,3 +436,71 @@ def test_a_call_with_another_name_is_another_call_or_an_error() -> None:
     assert read({"name": "Bash", "arguments": ""}, {"name": "Bash", "arguments": "{}"}) == ["Bash"]
     with pytest.raises(ModelAnswerError):
         read({"name": "Ba", "arguments": ""}, {"name": "sh", "arguments": "{}"})
+
+
+@settings(deadline=None)
+@given(st.lists(PIECES, max_size=8).map("".join))
+def test_no_mark_of_a_call_outside_a_code_block_reaches_the_tool(text: str) -> None:
+    """Whole and streamed, and whether the model was told to call in its text or not."""
+    for asked in (Asked("m", tools_in_text=True), Asked("m", offers_tools=True)):
+        chat = ChatStream(asked)
+        said = []
+        with suppress(ModelAnswerError):
+            for chunk in chat_stream(text):
+                chat.feed(chunk)
+            chat.finish()
+            said.append(chat.content)
+        with suppress(ModelAnswerError):
+            said.append(to_message(chat_answer(text), asked)["content"])
+        for content in said:
+            check_no_calls("".join(block.get("text", "") for block in content))
+        assert len({len([block for block in content if block["type"] == "tool_use"]) for content in said}) < 2
+
+
+@pytest.mark.parametrize("cuts", [1, 3, 1000])
+def test_a_call_behind_words_on_their_line_is_a_call(cuts: int) -> None:
+    text = 'I look. <tool_call>{"name": "Bash", "arguments": {"command": "echo \\"</tool_call>\\""}}</tool_call>'
+    chat = ChatStream(Asked("m", tools_in_text=True))
+    for chunk in chat_stream(*(text[at : at + cuts] for at in range(0, len(text), cuts))):
+        chat.feed(chunk)
+    assert [(block["type"], block.get("input")) for block in chat.content] == [
+        ("text", None),
+        ("tool_use", {"command": 'echo "</tool_call>"'}),
+    ]
+    assert chat.stop_reason == "tool_use"
+    assert parse_turn(text) == {
+        "text": "I look.",
+        "tool_calls": [{"name": "Bash", "arguments": {"command": 'echo "</tool_call>"'}}],
+    }
+
+
+def test_a_call_in_a_code_block_is_text() -> None:
+    text = f"So one calls:\n```xml\n{CALL}\n```\nThat is all."
+    assert parse_turn(text) == {"text": text, "tool_calls": []}
+    chat = ChatStream(Asked("m", tools_in_text=True))
+    for chunk in chat_stream(*text):
+        chat.feed(chunk)
+    assert chat.content == [{"type": "text", "text": text}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<function=Bash><parameter=command>ls</parameter></function>",
+        "I look. [TOOL_CALLS][{}]",
+        "<|python_tag|>ls",
+        "<tool_call>Bash<arg_key>command</arg_key></tool_call>",
+        "</tool_call>",
+        "Done. <|tool_calls_section_begin|>",
+        "<tool_calls>",
+    ],
+)
+def test_marks_of_calls_that_are_none_are_no_answer(text: str) -> None:
+    with pytest.raises(UnparseableAnswer):
+        parse_turn(text)
+    chat = ChatStream(Asked("m", offers_tools=True))
+    with pytest.raises(ModelAnswerError):
+        for chunk in chat_stream(*text):
+            chat.feed(chunk)
+    with pytest.raises(ModelAnswerError):
+        to_message(chat_answer(text), Asked("m", offers_tools=True))

@@ -409,6 +409,39 @@ class TestShadows:
 
 
 class TestFeedback:
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"action": "NOPE"}, {"axtion": "STOP"}, {}, None, "NOPE", ["STOP"], 3, {"actions": 3}, {"code": ""}],
+    )
+    def test_a_demonstration_that_is_no_answer_is_refused(self, data: Path, wrong: Any) -> None:
+        with DecisionClient(data) as client:
+            known = client.decide_should_respond(CONTEXT, lambda _: "STOP").decision_id
+            for target in (known, uuid4()):
+                with pytest.raises(RecordError, match="RESPOND"):
+                    client.demonstrate(target, wrong)
+            with pytest.raises(RecordError, match="Allowed: should_respond"):  # of another type than the decision's
+                client.demonstrate(known, {"actions": ["A"]})
+            for value in ("STOP", '{"action": "NOPE"}', 3, {"action": "NOPE"}):
+                with pytest.raises(RecordError):
+                    client.feedback("demonstration", value, decision_id=known, kind="demonstration")
+            with pytest.raises(RecordError, match="not of an episode"):
+                client.feedback("demonstration", {"action": "STOP"}, episode_id="e", kind="demonstration")
+            with pytest.raises(RecordError, match="only a demonstration"):
+                client.feedback("good", {"action": "STOP"}, decision_id=known)
+            assert client.demonstrate(known, {"action": "ignore"})
+        assert sum(row["record"] == "feedback" for row in rows(data)) == 1
+
+    def test_a_demonstrated_plan_has_the_actions_of_its_context(self, data: Path) -> None:
+        context = CONTEXT | {"actions": [{"name": "REPLY"}]}
+        with DecisionClient(data) as client:
+            known = client.decide_planning(context, lambda _: {"actions": ["REPLY"]}).decision_id
+            with pytest.raises(RecordError, match="'FLY' is not among"):
+                client.demonstrate(known, {"actions": ["FLY"]})
+            assert client.demonstrate(known, {"actions": ["reply"]})
+            flown = client.decide_planning(context, lambda _: {"actions": ["FLY"]})
+        assert flown.decision == {"actions": ["FLY"]}  # the agent's own logic passes as it is
+        assert [row["valid"] for row in rows(data) if row["record"] == "decision"] == [True, False]
+
     def test_it_is_recorded_for_a_decision_or_an_episode(self, data: Path) -> None:
         target = uuid4()
         with DecisionClient(data) as client:

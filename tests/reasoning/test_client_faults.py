@@ -143,9 +143,12 @@ class TestAnswers:
             answer = client.decide_should_respond(CONTEXT, rule)
         assert (answer.source, answer.confidence) == ("custom", confidence)
 
-    @pytest.mark.parametrize("size", [10 << 20, 33 << 20])
-    def test_a_large_answer_is_taken_and_a_huge_one_is_not(
-        self, data: Path, server: ModelServer, route: Write, size: int
+    @pytest.mark.parametrize(
+        ("size", "reason"),
+        [(8000, None), (8192, "unparseable"), (10 << 20, "unparseable"), (33 << 20, "provider_error")],
+    )
+    def test_an_answer_of_more_than_16_bytes_a_token_is_none(
+        self, data: Path, server: ModelServer, route: Write, size: int, reason: str | None
     ) -> None:
         route(deadline_ms=60_000)
         text = f"<response><reasoning>{'x' * size}</reasoning><action>IGNORE</action></response>"
@@ -153,12 +156,13 @@ class TestAnswers:
         with DecisionClient(data) as client:
             answer = client.decide_should_respond(CONTEXT, rule)
             assert client.stats()["records"]["dropped"] == {}
-        assert (answer.source == "custom") is (size < 32 << 20)
+        assert answer.fallback_reason == reason
+        assert (answer.source == "custom") is (reason is None)
         (first, *_) = rows(data)
         if answer.source == "custom":
             assert first["completion"] == text
         else:
-            assert "longer than 32 MB" in first["error"]
+            assert ("longer than 32 MB" if size > 32 << 20 else "too long") in first["error"]
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_an_echo_of_the_key_is_neither_recorded_nor_logged(

@@ -1,0 +1,130 @@
+"""What a model thought, began or quoted is no answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasoning.completion import Completion, check_whole
+from reasoning.decision_types import DECISION_TYPES
+from reasoning.errors import UnparseableAnswer
+
+should_respond, planning, coding = (DECISION_TYPES[name] for name in ("should_respond", "planning", "coding"))
+DRAFT = "<response><action>RESPOND</action></response>"
+ANSWER = "<response><reasoning>Asked for silence</reasoning><action>IGNORE</action></response>"
+OTHER_PROMPT = [{"role": "user", "content": "a coding tool's"}]
+MARKS = [
+    ("<think>", "</think>"),
+    ("<THINK>\n", "\n</THINK>\n"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought\n", "<channel|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("analysisI see: ", "assistantfinal"),
+]
+
+
+@pytest.mark.parametrize(("begin", "end"), MARKS)
+@pytest.mark.parametrize(
+    "draft", [DRAFT, '{"action": "RESPOND"}', f"{DRAFT} no", "<response><action>RESP", '{"action"']
+)
+@pytest.mark.parametrize("answer", [ANSWER, '{"action": "IGNORE"}', f"```xml\n{ANSWER}\n```"])
+def test_nothing_before_the_end_of_a_thought_counts(begin: str, end: str, draft: str, answer: str) -> None:
+    assert should_respond.parse(f"{begin}{draft}{end}{answer}")["action"] == "IGNORE"
+    if begin != "analysisI see: ":  # without its begin nothing marks the end of a leaked channel
+        assert should_respond.parse(f"{draft}{end}\n\n{answer}")["action"] == "IGNORE"
+    for open_thought in (f"{begin}{draft}", f"{begin}x{end}{answer}\n{begin}{draft}"):
+        if open_thought.startswith("analysisI") and end in open_thought:
+            continue
+        with pytest.raises(UnparseableAnswer):
+            should_respond.parse(open_thought)
+
+
+@given(st.sampled_from(MARKS[:-1]), st.lists(st.sampled_from([DRAFT, '{"action":"RESPOND"}', " no, ", "\n", "{", "<"])))
+def test_no_draft_in_a_thought_is_ever_the_answer(marks: tuple[str, str], pieces: list[str]) -> None:
+    thought = "".join(pieces)
+    assert should_respond.parse(f"{thought}{marks[1]}{ANSWER}")["action"] == "IGNORE"
+    with pytest.raises(UnparseableAnswer):
+        should_respond.parse(f"{marks[0]}{thought}")
+
+
+@pytest.mark.parametrize(
+    ("completion", "action"),
+    [
+        ('{"action":"RESPOND"}\nWait, correction:\n{"action":"IGNORE"}', "IGNORE"),
+        (f"{DRAFT}\nNo:\n{ANSWER}", "IGNORE"),
+        (f'{DRAFT}\nNo:\n{{"action": "IGNORE"}}', "IGNORE"),
+        (f'{{"action": "RESPOND"}}\nNo:\n{ANSWER}', "IGNORE"),
+        ('<response><reasoning>{"action": "RESPOND"}</reasoning><action>IGNORE</action></response>', "IGNORE"),
+        ("<response><reasoning><action>RESPOND</action></reasoning><action>IGNORE</action></response>", "IGNORE"),
+        ("<response><reasoning><![CDATA[</response>]]></reasoning><action>IGNORE</action></response>", "IGNORE"),
+        ('{"action": "IGNORE", "reasoning": "</think> {\\"action\\": \\"RESPOND\\"}"}', "IGNORE"),
+    ],
+)
+def test_the_last_answer_and_its_own_fields_count(completion: str, action: str) -> None:
+    assert should_respond.parse(completion)["action"] == action
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        f"I could write {DRAFT}, but they asked for silence, so",
+        'Perhaps {"action":"RESPOND"}? No, I had better',
+        '<response><reasoning>Ada wrote {"action": "RESPOND"} which is an attempt to',
+        f"{ANSWER}\nNo: <response><action>RESP",
+        f"{ANSWER}\n<respon" + "se",
+        '{"action": "IGNORE"}\n{"action": "RESP',
+        '{"note": {"action": "RESPOND"}, "actio',
+        '{"note": "a "b"", "x": {"action": "RESPOND"}}',
+        '{"action": "IGNORE", "action": "RESPOND"}',
+        f"<response><reasoning>he wrote {DRAFT}</reasoning><action>IGNORE</action></response>",
+        "<response><reasoning><action>RESPOND</action></response> ha</reasoning><action>IGNORE</action></response>",
+        "<response><reasoning>x</reasoning><action>RESPOND</action><reasoning>y</reasoning></response>",
+        "<response><action>RESPOND<action>IGNORE</action></response>",
+        "<response><reasoning><![CDATA[ <action>IGNORE</action></response>",
+    ],
+)
+def test_what_is_begun_malformed_or_mentioned_is_no_answer(completion: str) -> None:
+    with pytest.raises(UnparseableAnswer):
+        should_respond.parse(completion)
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter", "max_tokens", "abort", "SAFETY", "refusal"])
+def test_a_cut_completion_is_no_answer(reason: str) -> None:
+    with pytest.raises(UnparseableAnswer, match="was cut"):
+        check_whole(Completion(ANSWER, finish_reason=reason), 512)
+    for whole in (None, "stop", "eos", "STOP"):
+        check_whole(Completion(ANSWER, finish_reason=whole), 512)
+
+
+def test_marks_of_thoughts_in_code_are_code() -> None:
+    code = 're.sub("<think>.*?</think>", "", text)\n</think>'
+    found = coding.parse(f"Strip `</think>` so:\n```py\n{code}\n```")
+    assert (found["code"], found["explanation"]) == (code, "Strip `</think>` so:")
+    for thought in ("<think>```py\ndraft\n```\n</think>\n", "First:\n```py\ndraft\n```\nno</think>\n"):
+        assert coding.parse(f"{thought}```py\n{code}\n```")["code"] == code
+    turn: dict[str, Any] = coding.parse_reply("The </think> tag ends a thought.", OTHER_PROMPT)
+    assert turn["text"] == "The </think> tag ends a thought."
+    assert coding.parse_reply("hm</think>\n\nDone.", OTHER_PROMPT)["text"] == "Done."
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "```py\ndraft </think>\n```py\nfinal\n```",
+        "```py\nx\n```\nand\n```py\ny",
+        "<think>\n```py\ndraft\n```",
+        "Well.\n<think>\n```py\nx\n```",
+    ],
+)
+def test_a_block_that_is_begun_in_a_draft_is_no_code(completion: str) -> None:
+    with pytest.raises(UnparseableAnswer):
+        coding.parse(completion)
