@@ -9,6 +9,7 @@
         ├── LandingError          a segment could not be landed: it stays in the spool, run again
         ├── QuarantineError       a file in the quarantine is not one that landing wrote, or was mended wrongly
         ├── TableError            a partition is not as it should be, or could not be rewritten
+        ├── QueryRefused          a query wants more than to read the log (says what, and what opens it)
         ├── DatasetError          an exported dataset cannot be read, or is not what its manifest says
         └── LedgerError           the ledger cannot do what was asked
             ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the mend)
@@ -46,6 +47,10 @@ class QuarantineError(StorageError):
 
 class TableError(StorageError):
     """A partition of the decision log is not as it should be, or could not be rewritten. The old one is untouched."""
+
+
+class QueryRefused(StorageError):
+    """A read-only query wants more than to read the log. Nothing was written."""
 
 
 class DatasetError(StorageError):
