@@ -189,6 +189,8 @@ def undeploy(
             as_json=False,
             title="Undeployed",
         )
+    if not rows:
+        print_note(f"nothing of model {model} was deployed: nothing was stopped")
 
 
 @app.command()
@@ -264,11 +266,11 @@ def status(model: Model, data: Data = None, as_json: AsJson = False) -> None:
     """Show everything about one model."""
     from provider.status import model_status
     from storage.ledger import open_ledger
-    from tasks.models import find_model
+    from tasks.selection import find_model
 
     folder = find_data(data)
     with open_ledger(folder) as ledger:
-        model_id = find_model(ledger, model)["id"]
+        model_id = find_model(folder, ledger, model, "show")["id"]
     for row in model_status(folder):
         if row["model_id"] == model_id:
             show(row, as_json=as_json, title=f"Model {model_id}")
@@ -279,10 +281,11 @@ def history(model: Model, data: Data = None, as_json: AsJson = False) -> None:
     """List what happened to a model, its fine-tune and its deployments, and why, the latest last."""
     from storage.ledger import open_ledger
     from storage.ledger_reports import model_history
-    from tasks.models import find_model
+    from tasks.selection import find_model
 
-    with open_ledger(find_data(data)) as ledger:
-        rows = model_history(ledger, find_model(ledger, model)["id"])
+    folder = find_data(data)
+    with open_ledger(folder) as ledger:
+        rows = model_history(ledger, find_model(folder, ledger, model, "show")["id"])
     show(rows, as_json=as_json, title=f"History of model {model}")
 
 

@@ -14,6 +14,7 @@ from provider.client import Now, clock_of, connect
 from provider.deployments import LIVE_STATES
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
+from provider.routes import withdraw_model
 from quality.dataset import Manifest, export_dataset
 from reasoning.config import is_loopback, load_config
 from reasoning.decision_types import get_decision_type
@@ -21,6 +22,7 @@ from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
 from tasks.errors import MissingStep
 from tasks.progress import Progress
+from tasks.selection import find_model, list_candidates
 
 if TYPE_CHECKING:
     from together import Together
@@ -49,16 +51,6 @@ def find_dataset(data: Path, dataset: str | Path) -> Path:
             "`reasoning data datasets` lists them, `reasoning export DECISION_TYPE` makes one"
         )
     return found[0].parent
-
-
-def find_model(ledger: Ledger, model: str) -> dict[str, Any]:
-    """Ledger row of a model, given its id, or the decision type whose newest model is meant. Raises `MissingStep`."""
-    models = ledger.find("models", id=model) or ledger.find("models", decision_type=model.replace("-", "_"))
-    if not models:
-        raise MissingStep(
-            f"there is no model {model!r}: `reasoning models list` shows them, `reasoning fine-tune DATASET` makes one"
-        )
-    return max(models, key=lambda row: row["created_at"])
 
 
 def find_deployment(ledger: Ledger, model_id: str, *states: str) -> dict[str, Any] | None:
@@ -114,12 +106,12 @@ def cancel(data: Path, job: str, *, now: Now = None) -> dict[str, Any]:
 def deploy(
     data: Path, model: str, *, replicas: int = 1, now: Now = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Serve a model (its id, or a type for its newest) without traffic; returns the deployment's ledger row."""
+    """Serve a model (its id, or a type; `tasks.selection`) without traffic; returns the deployment's ledger row."""
     with at_work(data) as (client, ledger):
         return provider.deployments.deploy_model(
             client,
             ledger,
-            find_model(ledger, model)["id"],
+            find_model(data, ledger, model, "deploy")["id"],
             replicas=replicas,
             now=now,
             progress=progress,
@@ -132,10 +124,31 @@ def undeploy(
 ) -> list[dict[str, Any]]:
     """Withdraw a model's route, let it drain, stop and delete what serves it; returns the deployments' ledger rows.
 
-    None run: nothing is done. A model that had traffic is `trained` again.
+    `model` is its id, or a decision type for what of it serves or costs. A model that had traffic is `trained` again.
+    Given the id of a model of which nothing runs, nothing is done. Raises `MissingStep` where something else of its
+    decision type does run (lists it), and for a type of which nothing runs.
     """
+    with open_ledger(data) as ledger:
+        row = find_model(data, ledger, model, "undeploy")
+        candidates = list_candidates(data, ledger, row["decision_type"])
+        running = [candidate for candidate in candidates if candidate.serves_or_costs]
+        if running and row["id"] not in {candidate.model["id"] for candidate in running}:
+            raise MissingStep(
+                f"nothing of model {row['id']} is deployed: nothing was stopped. "
+                f"Of {row['decision_type']} there still runs {'; '.join(map(str, running))}"
+            )
+    return take_down(data, row["id"], why=why, now=now, progress=progress)
+
+
+def take_down(
+    data: Path, model_id: str, *, why: str, now: Now = None, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """`undeploy` for whoever knows which model it is (its id): where nothing of it runs, nothing is done."""
     with at_work(data) as (client, ledger):
-        row = find_model(ledger, model)
+        row = ledger.get("models", model_id)
+        for deployment in ledger.find("deployments", model_id=model_id, state="deleted"):
+            if deployment["served_name"]:  # a route to what is gone helps nobody
+                withdraw_model(Layout(data).routes, deployment["served_name"], now=clock_of(now)())
         ended = [
             provider.deployments.undeploy_model(
                 client,
@@ -147,8 +160,8 @@ def undeploy(
                 progress=progress,
                 poll_seconds=poll_seconds(client),
             )
-            for deployment in ledger.find("deployments", model_id=row["id"], state=LIVE_STATES)
+            for deployment in ledger.find("deployments", model_id=model_id, state=LIVE_STATES)
         ]
         if row["state"] == "promoted":
-            ledger.transition("models", row["id"], "trained", why=why, now=clock_of(now)())
+            ledger.transition("models", model_id, "trained", why=why, now=clock_of(now)())
         return ended
