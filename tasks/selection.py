@@ -1,7 +1,7 @@
 """Which model a command means by `TYPE | MODEL_ID`.
 
-An id means that model. A decision type means what serves or costs money, never merely the newest model: a model that
-was trained and never deployed must not hide the one that bills. What each verb looks for is in `_TIERS`. Where that leaves
+An id means that model. A decision type means what serves or costs money, never merely the newest model: one that was
+trained and never deployed must not hide the one that bills. What each verb looks for is in `_TIERS`. Where that leaves
 several, nothing is guessed: the error lists their ids.
 """
 
