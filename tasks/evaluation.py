@@ -63,7 +63,7 @@ def evaluate_model(
         servers = {"candidate": _server_of(ledger, row)}
         if (incumbent := find_incumbent(ledger, row)) is not None:
             servers["incumbent"] = incumbent
-        traffic = _questions_per_hour(data, kind.name, clock_of(now)())
+        traffic = questions_per_hour(data, kind.name, clock_of(now)())
         answers: dict[str, Sequence[Answer | None]] = {"original": [_original_answer(row) for row in questions]}
         for number, (source, server) in enumerate(servers.items()):
             answers[source] = _ask(
@@ -185,7 +185,8 @@ def _ask(
     return answers
 
 
-def _questions_per_hour(data: Path, decision_type: str, now: datetime) -> float:
+def questions_per_hour(data: Path, decision_type: str, now: datetime) -> float:
+    """Questions of a type an hour, of the last 7 days."""
     since = now.astimezone(UTC) - timedelta(days=_TRAFFIC_DAYS)
     result = storage.sql(
         data,

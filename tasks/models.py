@@ -4,22 +4,25 @@ stopped at any point and called again, each goes on where it was and spends noth
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import provider.deployments
 from provider.client import Now, clock_of, connect
-from provider.deployments import LIVE_STATES
+from provider.deployments import LIVE_STATES, STARTING_STATES
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.routes import withdraw_model
-from quality.dataset import Manifest, export_dataset
+from provider.tiers import resolve_tier
+from quality.dataset import Manifest, export_dataset, read_manifest
 from reasoning.config import is_loopback, load_config
 from reasoning.decision_types import get_decision_type
+from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
+from tasks.cycle import Step, hold_cycle, holding, look_ahead, require_worth, serving_steps, training_step
 from tasks.errors import MissingStep
 from tasks.progress import Progress
 from tasks.selection import find_model, list_candidates
@@ -71,21 +74,37 @@ def fine_tune(
     tier: str | None = None,
     parameters: dict[str, Any] | None = None,
     again: bool = False,
+    anyway: bool = False,
     now: Now = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Upload a dataset (its id, or its folder), train a model on it and wait; returns the job's ledger row.
 
     `tier` is `small`, `medium`, `large` or a model's own name; by default the decision type's. What was trained before
-    with the same parameters is not trained again, unless `again`. Raises what `provider.fine_tunes` does.
+    with the same parameters is not trained again, unless `again`. Before anything is spent the budgets must carry the
+    whole cycle (BudgetExceeded), and a model that is certain to be refused afterwards is not trained (NotWorthIt),
+    unless `anyway`. Raises what `provider.fine_tunes` does.
     """
     folder = find_dataset(data, dataset)
-    with at_work(data) as (client, ledger):
+    manifest, clock = read_manifest(folder), clock_of(now)
+    name = manifest.decision_type
+    tier = tier or get_decision_type(name, load_config(data)).tier
+    with holding(data, name, now=now), at_work(data) as (client, ledger):
+        base = resolve_tier(client, tier)
+
+        def steps() -> list[Step]:
+            first = training_step(client, ledger, manifest.dataset_id, base, parameters, again)
+            return [first, *serving_steps(ledger, name, base)]
+
+        if (planned := steps())[0].amount_usd:
+            if not anyway:
+                require_worth(look_ahead(data, folder, ledger, name, planned, now=clock())[0])
+            hold_cycle(ledger, name, planned, now=clock())
         row = upload_dataset(client, ledger, folder, now=now, progress=progress)
-        kind = get_decision_type(row["decision_type"], load_config(data))
-        job = submit_fine_tune(
-            client, ledger, row["id"], tier=tier or kind.tier, parameters=parameters, again=again, now=now
-        )
+        # Its true price is known only now. What was paid for before is followed to its end, whatever the budgets say.
+        with suppress(BudgetExceeded) if not (planned := steps())[0].amount_usd else nullcontext():
+            hold_cycle(ledger, name, planned, now=clock())
+        job = submit_fine_tune(client, ledger, row["id"], tier=tier, parameters=parameters, again=again, now=now)
         return follow_fine_tune(
             client, ledger, job["id"], now=now, progress=progress, poll_seconds=poll_seconds(client)
         )
@@ -106,17 +125,26 @@ def cancel(data: Path, job: str, *, now: Now = None) -> dict[str, Any]:
 def deploy(
     data: Path, model: str, *, replicas: int = 1, now: Now = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Serve a model (its id, or a type; `tasks.selection`) without traffic; returns the deployment's ledger row."""
+    """Serve a model (its id, or a type; `tasks.selection`) without traffic; returns the deployment's ledger row.
+
+    The budgets must carry it, and the incumbent beside it, until the verdict (BudgetExceeded), else nothing is begun.
+    """
     with at_work(data) as (client, ledger):
-        return provider.deployments.deploy_model(
-            client,
-            ledger,
-            find_model(data, ledger, model, "deploy")["id"],
-            replicas=replicas,
-            now=now,
-            progress=progress,
-            poll_seconds=poll_seconds(client),
-        )
+        row = find_model(data, ledger, model, "deploy")
+        with holding(data, row["decision_type"], now=now):
+            if not ledger.find("deployments", model_id=row["id"], state=(*STARTING_STATES, "ready")):
+                base = resolve_tier(client, row["base_model"])
+                steps = serving_steps(ledger, row["decision_type"], base, model_id=row["id"], replicas=replicas)
+                hold_cycle(ledger, row["decision_type"], steps, now=clock_of(now)())
+            return provider.deployments.deploy_model(
+                client,
+                ledger,
+                row["id"],
+                replicas=replicas,
+                now=now,
+                progress=progress,
+                poll_seconds=poll_seconds(client),
+            )
 
 
 def undeploy(
