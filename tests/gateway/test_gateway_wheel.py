@@ -110,6 +110,7 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
     data = Layout(tmp_path / "data").create().data
     with open_ledger(data) as ledger:
         ledger.set_budget("hour", None)
+        ledger.set_budget("day", None)  # three cycles at once, of which each holds an hour of its candidate
         ledger.set_budget("total", "1000")
     env = {"REASONING_GATEWAY_TOKEN": TOKEN}
 
