@@ -154,9 +154,12 @@ def undeploy(
 
     `model` is its id, or a decision type for what of it serves or costs. A model that had traffic is `trained` again.
     Given the id of a model of which nothing runs, nothing is done. Raises `MissingStep` where something else of its
-    decision type does run (lists it), and for a type of which nothing runs.
+    decision type does run (lists it). Of a type of which nothing runs, nothing is stopped.
     """
     with open_ledger(data) as ledger:
+        known = list_candidates(data, ledger, model.replace("-", "_"))
+        if known and not any(candidate.serves_or_costs for candidate in known):
+            return []
         row = find_model(data, ledger, model, "undeploy")
         candidates = list_candidates(data, ledger, row["decision_type"])
         running = [candidate for candidate in candidates if candidate.serves_or_costs]
