@@ -99,7 +99,7 @@ def set_budget(
     from storage.ledger import open_ledger
     from storage.money import format_usd
 
-    folder = find_data(data, may_be_new=True)
+    folder = find_data(data)
     limit = None if limit_usd.lower() == "none" else limit_usd.removeprefix("$")
     name = check_decision_type(decision_type, folder) if decision_type else None
     with open_ledger(folder) as ledger:

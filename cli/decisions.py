@@ -178,15 +178,21 @@ def sql(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Rows at most", show_default="1000, with --json all of them")
     ] = None,
+    unsafe: Annotated[
+        bool,
+        typer.Option("--unsafe", help="Let the query write (`COPY (…) TO 'file.parquet'`), and read any file or host"),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the decision log and the ledger in SQL (DuckDB's). `COPY (…) TO 'file.parquet'` is for large results."""
+    """Ask the decision log and the ledger in SQL (DuckDB's). Read-only; --unsafe lets a query write files."""
     import duckdb
 
     import storage
 
     try:
-        result = storage.sql(find_data(data), query, limit=limit or (None if as_json else _TABLE_ROWS))
+        result = storage.sql(
+            find_data(data), query, limit=limit or (None if as_json else _TABLE_ROWS), read_only=not unsafe
+        )
     except (duckdb.Error, ValueError) as error:
         raise CommandError(f"the query cannot be run: {error}") from error
     if as_json:
@@ -195,7 +201,8 @@ def sql(
     else:
         print_table(result.columns, result.rows)
     if result.more:
-        print_note(f"the first {len(result.rows):,} rows; --limit shows more, COPY (…) TO 'file.parquet' writes all")
+        shown = f"the first {len(result.rows):,} rows"
+        print_note(f"{shown}; --limit shows more, `--unsafe \"COPY (…) TO 'file.parquet'\"` writes all")
 
 
 def _apart(columns: list[str]) -> list[str]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.options import AsJson, Data, DecisionType, Model, check_decision_type, find_data, parse_day
 from cli.output import print_json, print_line, print_note, progress_bar, show
+
+if TYPE_CHECKING:
+    from tasks.cycle import CyclePlan
 
 app = typer.Typer()
 models_app = typer.Typer(help="The models there are", no_args_is_help=True)
@@ -37,6 +41,8 @@ ShadowOriginal = Annotated[
     bool, typer.Option("--shadow-original", help="The original answers too, in the background, for comparison")
 ]
 
+Anyway = Annotated[bool, typer.Option("--anyway", help="Train even a model that is certain to be refused afterwards")]
+
 
 @app.command()
 def export(
@@ -50,6 +56,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Make a dataset of the decision log: selected, labelled, redacted, without duplicates, split by time."""
+    from quality.promotion import promotion_warnings
+    from reasoning.config import load_config
     from tasks.models import export as export_dataset
     from tasks.reports import hide
 
@@ -71,6 +79,8 @@ def export(
             progress=progress,
         )
     show(manifest if as_json else hide(manifest, "query", "quality"), as_json=as_json, title="Exported")
+    for warning in promotion_warnings(manifest.path, load_config(folder)):
+        print_note(warning)
 
 
 @app.command("fine-tune")
@@ -83,6 +93,7 @@ def fine_tune(
     ] = None,
     n_epochs: Annotated[int, typer.Option(min=1, max=20, help="How often the rows are gone through")] = 3,
     again: Annotated[bool, typer.Option("--again", help="Train again even if the same was trained before")] = False,
+    anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a dataset, within the budget, and wait for it."""
@@ -91,7 +102,15 @@ def fine_tune(
 
     folder, begun = find_data(data), datetime.now(UTC)
     with progress_bar("fine-tuning") as progress, interruptible(folder):
-        job = train(folder, dataset, tier=tier, parameters={"n_epochs": n_epochs}, again=again, progress=progress)
+        job = train(
+            folder,
+            dataset,
+            tier=tier,
+            parameters={"n_epochs": n_epochs},
+            again=again,
+            anyway=anyway,
+            progress=progress,
+        )
     if job["updated_at"] < begun:
         print_note("The same was trained before; nothing was spent. --again trains it anew")
     show(in_usd(job), as_json=as_json, title=f"Model {job['model_id']}")
@@ -189,10 +208,13 @@ def undeploy(
             as_json=False,
             title="Undeployed",
         )
+    if not rows:
+        print_note(f"nothing of model {model} was deployed: nothing was stopped")
 
 
-@app.command()
-def turn(
+@app.command("turn", hidden=True)  # its older name
+@app.command("cycle")
+def cycle(
     decision_type: DecisionType,
     data: Data = None,
     min_new_decisions: Annotated[int, typer.Option(min=1, help="Labelled decisions that make a turn due")] = 200,
@@ -201,9 +223,13 @@ def turn(
     canary_weight: Annotated[float, typer.Option(min=0, max=1, help="Its share at first; 0: the whole at once")] = 0.1,
     shadow_original: ShadowOriginal = False,
     force: Annotated[bool, typer.Option("--force", help="Even if none is due")] = False,
+    anyway: Anyway = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only print the steps, their prices and what blocks them; spends nothing")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn the flywheel: export, fine-tune, deploy, evaluate, then promote or drop. Goes on where it was stopped."""
+    """Run a cycle of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop. Resumes where it was."""
     from functools import partial
 
     from tasks.errors import FlowBusy
@@ -212,7 +238,7 @@ def turn(
     from tasks.models import deploy as deploy_model
     from tasks.models import export as export_dataset
     from tasks.models import fine_tune as train
-    from tasks.turn import TurnPolicy, Verbs, turn_flywheel
+    from tasks.turn import TurnPolicy, Verbs, plan_turn, turn_flywheel
 
     folder = find_data(data)
     name = check_decision_type(decision_type, folder)
@@ -222,7 +248,11 @@ def turn(
         weight=weight,
         canary_weight=canary_weight or None,
         shadow_original=shadow_original,
+        anyway=anyway,
     )
+    if plan:
+        _show_plan(plan_turn(folder, name, policy=policy, force=force), as_json=as_json)
+        return
     with (
         taking_turns(folder, f"turn_flywheel-{name}", "skip") as ours,
         progress_bar(f"turning {name}") as progress,
@@ -238,6 +268,25 @@ def turn(
         )
         found = turn_flywheel(folder, name, policy=policy, verbs=verbs, force=force)
     show(found, as_json=as_json, title="The flywheel")
+
+
+def _show_plan(plan: CyclePlan, *, as_json: bool) -> None:
+    """Print a plan: a table of steps, a table of budgets, and what blocks it. Exits with 1 where anything does."""
+    if as_json:
+        print_json(plan)
+    else:
+        total = {"step": "in all", "amount_usd": plan.amount_usd, "hourly_usd": plan.hourly_usd, "what": ""}
+        steps = [asdict(step) for step in plan.steps]
+        show([*steps, total], as_json=False, title=f"A cycle of {plan.decision_type}")
+        show([asdict(need) for need in plan.budgets], as_json=False, title="Budgets")
+        for note in plan.notes:
+            print_line(note)
+        for why in plan.blocked_by:
+            print_line(f"Blocked: {why}")
+        if not plan.blocked_by:
+            print_line("Nothing blocks it.")
+    if plan.blocked_by:
+        raise typer.Exit(1)
 
 
 @models_app.command("list")
@@ -264,11 +313,11 @@ def status(model: Model, data: Data = None, as_json: AsJson = False) -> None:
     """Show everything about one model."""
     from provider.status import model_status
     from storage.ledger import open_ledger
-    from tasks.models import find_model
+    from tasks.selection import find_model
 
     folder = find_data(data)
     with open_ledger(folder) as ledger:
-        model_id = find_model(ledger, model)["id"]
+        model_id = find_model(folder, ledger, model, "show")["id"]
     for row in model_status(folder):
         if row["model_id"] == model_id:
             show(row, as_json=as_json, title=f"Model {model_id}")
@@ -279,10 +328,11 @@ def history(model: Model, data: Data = None, as_json: AsJson = False) -> None:
     """List what happened to a model, its fine-tune and its deployments, and why, the latest last."""
     from storage.ledger import open_ledger
     from storage.ledger_reports import model_history
-    from tasks.models import find_model
+    from tasks.selection import find_model
 
-    with open_ledger(find_data(data)) as ledger:
-        rows = model_history(ledger, find_model(ledger, model)["id"])
+    folder = find_data(data)
+    with open_ledger(folder) as ledger:
+        rows = model_history(ledger, find_model(folder, ledger, model, "show")["id"])
     show(rows, as_json=as_json, title=f"History of model {model}")
 
 

@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 DecisionType = Annotated[str, typer.Argument(help="Such as should_respond, planning or coding")]
-Model = Annotated[str, typer.Argument(help="A model's id, or a decision type for its newest model")]
+Model = Annotated[str, typer.Argument(help="A model's id, or a decision type for what of it serves or costs")]
 
 
 def find_data(data: Path | None, *, may_be_new: bool = False) -> Path:

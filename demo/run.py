@@ -302,6 +302,7 @@ def _turn(demo: Demo) -> None:
                 canary_weight=None,
                 shadow_original=True,
                 force=True,
+                anyway=True,  # the demo shows every step, also on few conversations
             )
             for name in TYPES
         }

@@ -19,7 +19,7 @@ async def deploy_model(
     if it does not become ready it is taken down again.
 
     Args:
-        model: The model's id, or a decision type for its newest.
+        model: The model's id, or a decision type for the one that is meant (an error lists them if several).
         data: The data folder. Empty: REASONING_DATA, or `data` in reasoning.toml, where the worker runs.
         replicas: How many copies; each costs the same.
         now: The time it is held to be, for replays. Empty: the time of the machine.

@@ -25,7 +25,7 @@ async def evaluate_model(
     """Ask candidate and incumbent every question of the holdout, compare them and the original, and reach a verdict.
 
     Args:
-        model: The id of a deployed model, or a decision type for its newest.
+        model: The id of a deployed model, or a decision type for its candidate (an error lists them if several).
         data: The data folder. Empty: REASONING_DATA, or `data` in reasoning.toml, where the worker runs.
         dataset: Another dataset than the one it was trained on.
         limit: Only so many of the latest holdout rows.

@@ -18,6 +18,7 @@ async def fine_tune(
     tier: str | None = None,
     n_epochs: Annotated[int, Field(ge=1, le=20)] = 3,
     again: bool = False,
+    anyway: bool = False,
     now: Moment = None,
 ) -> dict[str, Any]:
     """Upload the dataset, submit one job within the budget, and follow it to its end. A run that was cut short is made
@@ -29,8 +30,15 @@ async def fine_tune(
         tier: small, medium, large, or a model's own name. Empty: the decision type's tier.
         n_epochs: How often the training rows are gone through.
         again: Train again even if the same was trained before.
+        anyway: Train even a model that is certain to be refused afterwards.
         now: The time it is held to be, for replays. Empty: the time of the machine.
     """
     return model_tasks.fine_tune(
-        data_folder(data), dataset, tier=tier, parameters={"n_epochs": n_epochs}, again=again, now=utc(now)
+        data_folder(data),
+        dataset,
+        tier=tier,
+        parameters={"n_epochs": n_epochs},
+        again=again,
+        anyway=anyway,
+        now=utc(now),
     )

@@ -28,7 +28,7 @@ async def promote_model(
     """Publish the route of a deployed model whose newest evaluation says promote, and undeploy the one it replaces.
 
     Args:
-        model: The model's id, or a decision type for its newest.
+        model: The model's id, or a decision type for the one that is meant (an error lists them if several).
         data: The data folder. Empty: REASONING_DATA, or `data` in reasoning.toml, where the worker runs.
         weight: Its share of the decisions; small at first (a canary), the rest is the original's.
         mode: shadow answers in the background and serves nothing.

@@ -40,6 +40,7 @@ async def turn_flywheel(
     canary_weight: Share | None = 0.1,
     shadow_original: bool = False,
     force: bool = False,
+    anyway: bool = False,
     now: Moment = None,
     if_busy: IfBusy = "wait",
 ) -> list[Turn]:
@@ -56,6 +57,7 @@ async def turn_flywheel(
         shadow_original: Let the original answer in the background what the model serves, to compare them. Not where it
             costs money.
         force: Begin a turn even if none is due.
+        anyway: Train even a model that is certain to be refused afterwards.
         now: The time it is held to be, for replays. Empty: the time of the machine.
         if_busy: When another run turns the same decision type: wait for it, or leave that type out.
     """
@@ -66,6 +68,7 @@ async def turn_flywheel(
         weight=weight,
         canary_weight=canary_weight,
         shadow_original=shadow_original,
+        anyway=anyway,
     )
     turns, errors = [], []
     for name in [decision_type.replace("-", "_")] if decision_type else load_config(folder).decision_types:

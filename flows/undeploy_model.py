@@ -17,7 +17,7 @@ async def undeploy_model(
     """Withdraw the model's route, let the questions under way end, stop it and delete what served it.
 
     Args:
-        model: The model's id, or a decision type for its newest.
+        model: The model's id, or a decision type for the one that is meant (an error lists them if several).
         data: The data folder. Empty: REASONING_DATA, or `data` in reasoning.toml, where the worker runs.
         why: Kept in the ledger.
         now: The time it is held to be, for replays. Empty: the time of the machine.

@@ -10,6 +10,7 @@
         ├── QuarantineError       a file in the quarantine is not one that landing wrote, or was mended wrongly
         ├── TableError            a partition is not as it should be, or could not be rewritten
         ├── BackupError           a backup cannot be taken there, is damaged, or cannot be restored
+        ├── QueryRefused          a query wants more than to read the log (says what, and what opens it)
         ├── DatasetError          an exported dataset cannot be read, or is not what its manifest says
         └── LedgerError           the ledger cannot do what was asked
             ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the mend)
@@ -51,6 +52,10 @@ class TableError(StorageError):
 
 class BackupError(StorageError):
     """A backup cannot be taken there, is damaged, or cannot be restored."""
+
+
+class QueryRefused(StorageError):
+    """A read-only query wants more than to read the log. Nothing was written."""
 
 
 class DatasetError(StorageError):

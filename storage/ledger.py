@@ -39,6 +39,9 @@ PERIODS: tuple[Period, ...] = ("hour", "day", "month", "total")
 ChargeKind = Literal["tokens", "training", "endpoint", "adjustment"]
 
 RESERVATION_TTL = timedelta(hours=1)
+HOLD_TTL = timedelta(hours=6)
+"""Longer than most fine-tunes take: what is held for a cycle must still be there when its model is to be deployed."""
+_HOLD = "cycle of "
 
 # Every budget with what is spent of it in its period (nothing for `hour`, which limits a rate).
 _LIMITS = sa.select(schema.budgets, schema.totals.c.spent_nano).outerjoin(
@@ -265,6 +268,7 @@ class Ledger(LedgerDatabase):
         if amount < 0 or hourly < 0:
             raise ValueError(f"{purpose}: a reservation cannot be negative: {amount_usd}")
         with self.transaction() as connection:
+            self._draw(connection, amount, hourly, decision_type, now)
             self._check_budgets(connection, amount, hourly, purpose, decision_type, now)
             values = {
                 "ts": now,
@@ -344,6 +348,8 @@ class Ledger(LedgerDatabase):
             amount = to_nano(amount_usd)
             hourly = row["hourly_nano"] if hourly_usd is None else to_nano(hourly_usd)
             if amount > held or hourly > rate:
+                if not row["purpose"].startswith(_HOLD):
+                    self._draw(connection, max(amount - held, 0), max(hourly - rate, 0), row["decision_type"], now)
                 self._check_budgets(
                     connection, max(amount - held, 0), max(hourly - rate, 0), row["purpose"], row["decision_type"], now
                 )
@@ -409,6 +415,67 @@ class Ledger(LedgerDatabase):
             if self._reservation(connection, reservation_id).state == "open":
                 self._update_reservation(
                     connection, reservation_id, amount_nano=0, state="released", closed_at=_utc(now)
+                )
+
+    # -- holds: the money of a whole cycle ------------------------------------------------------------------------
+
+    def hold(
+        self, amount_usd: Usd, decision_type: str, *, hourly_usd: Usd = 0, now: datetime | None = None
+    ) -> Reservation:
+        """Set the money of a whole cycle of a decision type aside before its first cent is spent, or refuse.
+
+        Whatever is reserved for the type from then on is taken from it, so that the cycle's own steps do not compete
+        with it. There is one hold a type: called again it gets these amounts, and another `HOLD_TTL` until it lapses,
+        so a cycle that was killed and goes on holds nothing twice. Raises BudgetExceeded, changing nothing.
+        """
+        now, purpose = _utc(now), f"{_HOLD}{decision_type}"
+        with self.transaction() as connection:
+            self.release_hold(decision_type, now=now)
+            amount, hourly = to_nano(amount_usd), to_nano(hourly_usd)
+            self._check_budgets(connection, amount, hourly, purpose, decision_type, now)
+            values = {
+                "ts": now,
+                "expires_at": now + HOLD_TTL,
+                "state": "open",
+                "amount_nano": amount,
+                "hourly_nano": hourly,
+                "purpose": purpose,
+                "decision_type": decision_type,
+                "model_id": None,
+            }
+            return _read_reservation(connection.execute(_RESERVE, values).mappings().one())
+
+    def release_hold(self, decision_type: str, *, now: datetime | None = None) -> None:
+        """Give back what is still held for a cycle of the type. Harmless when there is nothing."""
+        with self.transaction() as connection:
+            for row in connection.execute(self._holds(decision_type)).mappings():
+                self._update_reservation(connection, row["id"], amount_nano=0, state="released", closed_at=_utc(now))
+
+    def held(self, decision_type: str, *, now: datetime | None = None) -> tuple[Decimal, Decimal]:
+        """US dollars, and US dollars an hour, that are still held for a cycle of the type."""
+        now = _utc(now)
+        with self.read() as connection:
+            rows = [row for row in connection.execute(self._holds(decision_type)).mappings() if row["expires_at"] > now]
+        return from_nano(sum(row["amount_nano"] for row in rows)), from_nano(sum(row["hourly_nano"] for row in rows))
+
+    def _holds(self, decision_type: str) -> sa.Select[Any]:
+        return sa.select(schema.reservations).filter_by(
+            state="open", decision_type=decision_type, purpose=f"{_HOLD}{decision_type}"
+        )
+
+    def _draw(
+        self, connection: sa.Connection, amount: int, hourly: int, decision_type: str | None, now: datetime
+    ) -> None:
+        """Take what is about to be reserved from what is held for the type's cycle, as far as that goes."""
+        if decision_type is None:
+            return
+        for row in connection.execute(self._holds(decision_type)).mappings().all():
+            if row["expires_at"] > now:
+                self._update_reservation(
+                    connection,
+                    row["id"],
+                    amount_nano=max(row["amount_nano"] - amount, 0),
+                    hourly_nano=max(row["hourly_nano"] - hourly, 0),
                 )
 
     def _update_reservation(self, connection: sa.Connection, reservation_id: int, **values: Any) -> None:

@@ -27,8 +27,9 @@ from storage.layout import Layout
 from storage.money import to_nano
 from storage.volumes import check_volume
 
-# What a fresh ledger allows, so that forgetting to set a budget is not a blank cheque.
-DEFAULT_BUDGETS = {"hour": "10", "day": "25", "month": "100"}
+# What a fresh ledger allows, so that forgetting to set a budget is not a blank cheque. An hour carries a candidate
+# beside its incumbent, at $5.49 each: with less, every cycle but the first would be refused.
+DEFAULT_BUDGETS = {"hour": "12", "day": "25", "month": "100"}
 
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # no 0/o, 1/l: ids are read aloud and typed
 _LOCK_TIMEOUT_S = 60

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from storage.errors import TableError
 from storage.layout import Layout
 from storage.ledger_streams import cost_stream, model_stream
+from storage.read_only import LogFiles, check_is_query, lock_down, refusal
 from storage.schema import PARTITIONS, sql_columns
 from storage.table import Snapshot, naming_unreadable, take_snapshot
 
@@ -53,7 +54,13 @@ def connect(
     `memory_limit` ("1GB") and `threads` are DuckDB's settings. Raises `DataFolderError`, and `TableError` where a file
     is damaged.
     """
-    layout = Layout(data).check()
+    return _connect(Layout(data).check(), memory_limit, threads)
+
+
+def _connect(
+    layout: Layout, memory_limit: str | None, threads: int | None, files: LogFiles | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A connection with the views; with `files` they read through it, and the connection can do nothing else."""
     spill = Path(tempfile.gettempdir()) / f"reasoning-duckdb-{os.getpid()}-{uuid4().hex}"  # made only when needed
     config: dict[str, Any] = {"temp_directory": str(spill)}
     if memory_limit is not None:
@@ -64,8 +71,12 @@ def connect(
     # Not in the config: what these are of is loaded only after connecting.
     con.execute("SET TimeZone = 'UTC'")
     con.execute("SET parquet_metadata_cache = true")  # to read a month's footers is half of a look-up by id
+    if files is not None:
+        con.register_filesystem(files)
     _create_views(con, layout)
-    refresh(con, data)
+    _with_snapshot(con, layout, lambda con: None, files)
+    if files is not None:
+        lock_down(con)
     return con
 
 
@@ -103,19 +114,24 @@ def _interruptible(con: duckdb.DuckDBPyConnection, function: Callable[[duckdb.Du
             raise
 
 
-def _with_snapshot(con: duckdb.DuckDBPyConnection, layout: Layout, function: Callable[..., T]) -> T:
+def _with_snapshot(
+    con: duckdb.DuckDBPyConnection, layout: Layout, function: Callable[..., T], files: LogFiles | None = None
+) -> T:
     for _ in range(_ATTEMPTS):
         snapshot = take_snapshot(layout)
         try:
-            _show(con, snapshot)
+            _show(con, snapshot, files)
             return function(con)
         except duckdb.IOException:
             if take_snapshot(layout) == snapshot:
                 raise  # the files are as they were: this is another trouble
         except duckdb.Error as error:
-            if type(error) is not duckdb.Error:
+            if type(error) is not duckdb.Error or (files is not None and files.refused):
                 raise
-            # Of no kind: that is how DuckDB fails inside a damaged file, and does not say which one.
+            # Of no kind: that is how DuckDB fails where a file of `log://` is gone, and inside a damaged file, and does
+            # not say which one.
+            if files is not None and take_snapshot(layout) != snapshot:
+                continue
             with naming_unreadable([*snapshot.decisions, *snapshot.feedback]):
                 raise
     raise TableError(f"files of {layout.data} were replaced {_ATTEMPTS} times while they were being read; try later")
@@ -139,12 +155,14 @@ def sql(
     limit: int | None = None,
     memory_limit: str | None = None,
     threads: int | None = None,
+    read_only: bool = False,
 ) -> Result:
     """Run one query over the views of a data folder, and fetch all of its rows, or the first `limit`.
 
-    What the query writes is gone with the connection, unless it names a file (`COPY … TO`). Raises `ValueError` for a
-    text without a query, `DataFolderError`, `TableError` where a file is damaged, and `duckdb.Error` when the query is
-    wrong.
+    What the query writes is gone with the connection, unless it names a file (`COPY … TO`). With `read_only` it can
+    read the views and nothing else: no other file, no network, no extension, no setting, and it can write nothing
+    (`storage.read_only`). Raises `QueryRefused` where it tries, `ValueError` for a text without a query,
+    `DataFolderError`, `TableError` where a file is damaged, and `duckdb.Error` when the query is wrong.
     """
     try:
         query.encode()
@@ -154,14 +172,31 @@ def sql(
         raise ValueError("there is no query in the text")
 
     def run(con: duckdb.DuckDBPyConnection) -> Result:
-        con.execute("SET python_enable_replacements = false")  # a table is never a variable of Python's
         cursor = con.execute(query, parameters)
         description = cursor.description or []
         rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit + 1)
         more = limit is not None and len(rows) > limit
         return Result([c[0] for c in description], [str(c[1]) for c in description], rows[:limit], more)
 
-    return read(data, run, memory_limit=memory_limit, threads=threads)
+    if not read_only:
+
+        def run_openly(con: duckdb.DuckDBPyConnection) -> Result:
+            con.execute("SET python_enable_replacements = false")  # a table is never a variable of Python's
+            return run(con)
+
+        return read(data, run_openly, memory_limit=memory_limit, threads=threads)
+    check_is_query(query)
+    layout = Layout(data).check()
+    files = LogFiles(layout.data)
+    with _connect(layout, memory_limit, threads, files) as con:
+        try:
+            return _interruptible(con, lambda con: _with_snapshot(con, layout, run, files))
+        except duckdb.PermissionException as error:
+            raise refusal(str(error).splitlines()[0]) from error
+        except duckdb.Error as error:
+            if files.refused is None:
+                raise
+            raise refusal(f"the query writes to {files.refused}") from error
 
 
 def sql_text(value: str) -> str:
@@ -169,8 +204,10 @@ def sql_text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def scan(table: str, files: Sequence[Path]) -> str:
+def scan(table: str, files: Sequence[Path], name: Callable[[Path], str] | None = None) -> str:
     """SQL that reads files of one table with all the columns of today, those that a file lacks being NULL.
+
+    `name` is how DuckDB is to call a file, by default by its path.
 
     Files of the same columns are read together. `union_by_name` would do for all of them, but then DuckDB opens every
     file for every query, whatever days that asks for: 0.5 ms each.
@@ -183,19 +220,19 @@ def scan(table: str, files: Sequence[Path]) -> str:
     for path in files:
         alike.setdefault((path.parent if misleads else None, *_columns_of(path)), []).append(path)
     parts = [f"SELECT {empty} WHERE false"]
-    parts += [_read(table, paths, apart=misleads) for paths in alike.values()]
+    parts += [_read(table, paths, name or literal_path, apart=misleads) for paths in alike.values()]
     return " UNION ALL BY NAME ".join(parts)
 
 
-def _read(table: str, paths: list[Path], *, apart: bool) -> str:
+def _read(table: str, paths: list[Path], name: Callable[[Path], str], *, apart: bool) -> str:
     """SQL that reads files of the same columns; `apart`: of one partition, which is given as constants."""
-    names = ", ".join(sql_text(literal_path(path)) for path in paths)
+    names = ", ".join(sql_text(name(path)) for path in paths)
     kinds = PARTITIONS[table]
     if not apart:
-        types = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        types = ", ".join(f"{column}: {kind}" for column, kind in kinds.items())
         return f"FROM read_parquet([{names}], hive_partitioning = true, hive_types = {{{types}}})"
     values = dict(part.split("=", 1) for part in paths[0].parts[-1 - len(kinds) : -1])
-    constants = ", ".join(f"{sql_text(values[name])}::{kind} AS {name}" for name, kind in kinds.items())
+    constants = ", ".join(f"{sql_text(values[column])}::{kind} AS {column}" for column, kind in kinds.items())
     own = ", ".join(map(sql_text, kinds))  # which others' tools write into the file, too
     return (
         f"SELECT COLUMNS(lambda c: c NOT IN ({own})), {constants} "  # noqa: S608 - paths
@@ -235,9 +272,12 @@ def _create_views(con: duckdb.DuckDBPyConnection, layout: Layout) -> None:
         con.execute(f"CREATE VIEW {name} AS {query}")
 
 
-def _show(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
-    con.execute(f"CREATE OR REPLACE VIEW decisions AS {scan('decisions', snapshot.decisions)}")
-    con.execute(f"CREATE OR REPLACE VIEW feedback_log AS {scan('feedback', snapshot.feedback)}")
+def _show(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, files: LogFiles | None = None) -> None:
+    if files is not None:
+        files.show([*snapshot.decisions, *snapshot.feedback])
+    name = None if files is None else files.name
+    con.execute(f"CREATE OR REPLACE VIEW decisions AS {scan('decisions', snapshot.decisions, name)}")
+    con.execute(f"CREATE OR REPLACE VIEW feedback_log AS {scan('feedback', snapshot.feedback, name)}")
 
 
 # A decision's feedback is all in the partition of the decision's date; an episode's may be in many.

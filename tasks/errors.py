@@ -6,6 +6,8 @@
     └── FlowError
         ├── UnknownFlow      prefect.yaml has no deployment of that name
         ├── FlowBusy         another run of the flow is at work (names it)
+        ├── AmbiguousModel   a decision type leaves several models (lists them)
+        ├── NotWorthIt       what is certain to be refused later, or cannot be paid (says why, and what would mend it)
         └── MissingStep      a step was asked for before what it needs is there (says what, and how to get it)
 """
 
@@ -24,6 +26,14 @@ class UnknownFlow(FlowError):
 
 class FlowBusy(FlowError):
     """Another run of the flow is at work on the same data folder."""
+
+
+class AmbiguousModel(FlowError):
+    """A decision type stands for several models here: one has to be named by its id."""
+
+
+class NotWorthIt(FlowError):
+    """Money is about to be spent on what is certain to be refused later, or on what the budgets do not carry."""
 
 
 class MissingStep(FlowError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,8 +23,9 @@ from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from storage.layout import Layout
 from tasks.errors import MissingStep
-from tasks.models import at_work, find_dataset, find_deployment, find_model
+from tasks.models import at_work, find_dataset, find_deployment
 from tasks.progress import Progress, reading
+from tasks.selection import find_model
 
 if TYPE_CHECKING:
     from together import Together
@@ -43,7 +45,7 @@ def evaluate_model(
     now: datetime | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Ask a deployed model (its id, or a decision type for its newest) every question of the holdout, and compare.
+    """Ask a deployed model (its id, or a decision type; `tasks.selection`) every question of the holdout, and compare.
 
     The incumbent is asked the same where one serves; the original's answers are those of the log. `dataset` is by
     default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
@@ -51,7 +53,7 @@ def evaluate_model(
     `evaluations/`, the verdict (`quality.promotion`) in `about`. Raises `MissingStep` where the model is not deployed.
     """
     with at_work(data) as (client, ledger):
-        row = find_model(ledger, model)
+        row = find_model(data, ledger, model, "evaluate")
         config = load_config(data)
         kind = get_decision_type(row["decision_type"], config)
         folder = find_dataset(data, dataset or ledger.get("datasets", row["dataset_id"])["dataset"])
@@ -61,7 +63,7 @@ def evaluate_model(
         servers = {"candidate": _server_of(ledger, row)}
         if (incumbent := find_incumbent(ledger, row)) is not None:
             servers["incumbent"] = incumbent
-        traffic = _questions_per_hour(data, kind.name, clock_of(now)())
+        traffic = questions_per_hour(data, kind.name, clock_of(now)())
         answers: dict[str, Sequence[Answer | None]] = {"original": [_original_answer(row) for row in questions]}
         for number, (source, server) in enumerate(servers.items()):
             answers[source] = _ask(
@@ -107,6 +109,15 @@ def last_verdict(data: Path, model_id: str) -> Verdict | None:
         if _read_about(path).get("model_id") == model_id:
             return read_verdict(data, path.stem)
     return None
+
+
+def evaluated_models(data: Path) -> set[str]:
+    """Ids of the models of which there is an evaluation. What cannot be read counts as none."""
+    found = set()
+    for path in Layout(data).evaluations.glob("*.json"):
+        with suppress(MissingStep):
+            found.add(str(_read_about(path).get("model_id")))
+    return found
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -175,7 +186,8 @@ def _ask(
     return answers
 
 
-def _questions_per_hour(data: Path, decision_type: str, now: datetime) -> float:
+def questions_per_hour(data: Path, decision_type: str, now: datetime) -> float:
+    """Questions of a type an hour, of the last 7 days."""
     since = now.astimezone(UTC) - timedelta(days=_TRAFFIC_DAYS)
     result = storage.sql(
         data,

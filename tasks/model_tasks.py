@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.logging import get_run_logger
 
 from quality.checks import check_decisions
 from quality.dataset import Manifest
 from quality.evaluation import Evaluation
+from quality.promotion import promotion_warnings
 from quality.report import QualityReport
+from reasoning.config import load_config
 from reasoning.routes import Route
 from storage.money import in_usd
 from tasks import evaluation, models, promotion
@@ -41,6 +44,8 @@ def export(data: Path, decision_type: str, **options: Any) -> Manifest:
         ],
         title=f"Splits of dataset {manifest.dataset_id}",
     )
+    for warning in promotion_warnings(manifest.path, load_config(data)):
+        get_run_logger().warning(warning)
     return manifest
 
 

@@ -4,7 +4,7 @@ stopped at any point and called again, each goes on where it was and spends noth
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -12,17 +12,22 @@ from urllib.parse import urlsplit
 import provider.deployments
 import provider.shutdown
 from provider.client import Now, clock_of, connect
-from provider.deployments import LIVE_STATES
+from provider.deployments import LIVE_STATES, STARTING_STATES
 from provider.errors import ProviderError
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
-from quality.dataset import Manifest, export_dataset
+from provider.routes import withdraw_model
+from provider.tiers import resolve_tier
+from quality.dataset import Manifest, export_dataset, read_manifest
 from reasoning.config import is_loopback, load_config
 from reasoning.decision_types import get_decision_type
+from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
+from tasks.cycle import Step, hold_cycle, holding, look_ahead, require_worth, serving_steps, training_step
 from tasks.errors import MissingStep
 from tasks.progress import Progress
+from tasks.selection import find_model, list_candidates
 
 if TYPE_CHECKING:
     from together import Together
@@ -53,16 +58,6 @@ def find_dataset(data: Path, dataset: str | Path) -> Path:
     return found[0].parent
 
 
-def find_model(ledger: Ledger, model: str) -> dict[str, Any]:
-    """Ledger row of a model, given its id, or the decision type whose newest model is meant. Raises `MissingStep`."""
-    models = ledger.find("models", id=model) or ledger.find("models", decision_type=model.replace("-", "_"))
-    if not models:
-        raise MissingStep(
-            f"there is no model {model!r}: `reasoning models list` shows them, `reasoning fine-tune DATASET` makes one"
-        )
-    return max(models, key=lambda row: row["created_at"])
-
-
 def find_deployment(ledger: Ledger, model_id: str, *states: str) -> dict[str, Any] | None:
     """Ledger row of the newest deployment of a model in one of `states` (default: any but deleted)."""
     rows = ledger.find("deployments", model_id=model_id, state=states or LIVE_STATES)
@@ -81,27 +76,38 @@ def fine_tune(
     tier: str | None = None,
     parameters: dict[str, Any] | None = None,
     again: bool = False,
+    anyway: bool = False,
     now: Now = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Upload a dataset (its id, or its folder), train a model on it and wait; returns the job's ledger row.
 
     `tier` is `small`, `medium`, `large` or a model's own name; by default the decision type's. What was trained before
-    with the same parameters is not trained again, unless `again`. Raises what `provider.fine_tunes` does.
+    with the same parameters is not trained again, unless `again`. Before anything is spent the budgets must carry the
+    whole cycle (BudgetExceeded), and a model that is certain to be refused afterwards is not trained (NotWorthIt),
+    unless `anyway`. Raises what `provider.fine_tunes` does.
     """
     folder = find_dataset(data, dataset)
-    with at_work(data) as (client, ledger):
+    manifest, clock = read_manifest(folder), clock_of(now)
+    name = manifest.decision_type
+    tier = tier or get_decision_type(name, load_config(data)).tier
+    with holding(data, name, now=now), at_work(data) as (client, ledger):
+        base = resolve_tier(client, tier)
+
+        def steps() -> list[Step]:
+            first = training_step(client, ledger, manifest.dataset_id, base, parameters, again)
+            return [first, *serving_steps(ledger, name, base)]
+
+        if (planned := steps())[0].amount_usd:
+            if not anyway:
+                require_worth(look_ahead(data, folder, ledger, name, planned, now=clock())[0])
+            hold_cycle(ledger, name, planned, now=clock())
         row = upload_dataset(client, ledger, folder, now=now, progress=progress)
-        kind = get_decision_type(row["decision_type"], load_config(data))
+        # Its true price is known only now. What was paid for before is followed to its end, whatever the budgets say.
+        with suppress(BudgetExceeded) if not (planned := steps())[0].amount_usd else nullcontext():
+            hold_cycle(ledger, name, planned, now=clock())
         job = submit_fine_tune(
-            client,
-            ledger,
-            row["id"],
-            tier=tier or kind.tier,
-            parameters=parameters,
-            again=again,
-            progress=progress,
-            now=now,
+            client, ledger, row["id"], tier=tier, parameters=parameters, again=again, progress=progress, now=now
         )
         return follow_fine_tune(
             client, ledger, job["id"], now=now, progress=progress, poll_seconds=poll_seconds(client)
@@ -123,17 +129,26 @@ def cancel(data: Path, job: str, *, now: Now = None) -> dict[str, Any]:
 def deploy(
     data: Path, model: str, *, replicas: int = 1, now: Now = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Serve a model (its id, or a type for its newest) without traffic; returns the deployment's ledger row."""
+    """Serve a model (its id, or a type; `tasks.selection`) without traffic; returns the deployment's ledger row.
+
+    The budgets must carry it, and the incumbent beside it, until the verdict (BudgetExceeded), else nothing is begun.
+    """
     with at_work(data) as (client, ledger):
-        return provider.deployments.deploy_model(
-            client,
-            ledger,
-            find_model(ledger, model)["id"],
-            replicas=replicas,
-            now=now,
-            progress=progress,
-            poll_seconds=poll_seconds(client),
-        )
+        row = find_model(data, ledger, model, "deploy")
+        with holding(data, row["decision_type"], now=now):
+            if not ledger.find("deployments", model_id=row["id"], state=(*STARTING_STATES, "ready")):
+                base = resolve_tier(client, row["base_model"])
+                steps = serving_steps(ledger, row["decision_type"], base, model_id=row["id"], replicas=replicas)
+                hold_cycle(ledger, row["decision_type"], steps, now=clock_of(now)())
+            return provider.deployments.deploy_model(
+                client,
+                ledger,
+                row["id"],
+                replicas=replicas,
+                now=now,
+                progress=progress,
+                poll_seconds=poll_seconds(client),
+            )
 
 
 def undeploy(
@@ -141,12 +156,37 @@ def undeploy(
 ) -> list[dict[str, Any]]:
     """Withdraw a model's route, let it drain, stop and delete what serves it; returns the deployments' ledger rows.
 
-    None run: nothing is done. A model that had traffic is `trained` again. Where the provider cannot be reached, or
-    refuses the key, the routes are withdrawn all the same and the guard stops the deployments later; then raises.
+    `model` is its id, or a decision type for what of it serves or costs. A model that had traffic is `trained` again.
+    Given the id of a model of which nothing runs, nothing is done. Raises `MissingStep` where something else of its
+    decision type does run (lists it). Of a type of which nothing runs, nothing is stopped. Where the provider cannot be
+    reached, or refuses the key, the routes are withdrawn all the same and the guard stops the deployments later; then
+    raises.
     """
     with open_ledger(data) as ledger:
-        row = find_model(ledger, model)
-        deployments = ledger.find("deployments", model_id=row["id"], state=LIVE_STATES)
+        known = list_candidates(data, ledger, model.replace("-", "_"))
+        if known and not any(candidate.serves_or_costs for candidate in known):
+            return []
+        row = find_model(data, ledger, model, "undeploy")
+        candidates = list_candidates(data, ledger, row["decision_type"])
+        running = [candidate for candidate in candidates if candidate.serves_or_costs]
+        if running and row["id"] not in {candidate.model["id"] for candidate in running}:
+            raise MissingStep(
+                f"nothing of model {row['id']} is deployed: nothing was stopped. "
+                f"Of {row['decision_type']} there still runs {'; '.join(map(str, running))}"
+            )
+    return take_down(data, row["id"], why=why, now=now, progress=progress)
+
+
+def take_down(
+    data: Path, model_id: str, *, why: str, now: Now = None, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """`undeploy` for whoever knows which model it is (its id): where nothing of it runs, nothing is done."""
+    with open_ledger(data) as ledger:
+        row = ledger.get("models", model_id)
+        for deployment in ledger.find("deployments", model_id=model_id, state="deleted"):
+            if deployment["served_name"]:  # a route to what is gone helps nobody
+                withdraw_model(Layout(data).routes, deployment["served_name"], now=clock_of(now)())
+        deployments = ledger.find("deployments", model_id=model_id, state=LIVE_STATES)
 
         def end(client: Together | None, **options: Any) -> list[dict[str, Any]]:
             ended, troubles = [], []

@@ -14,7 +14,8 @@ from storage.layout import Layout
 from storage.ledger import open_ledger
 from tasks.errors import MissingStep
 from tasks.evaluation import last_verdict
-from tasks.models import find_dataset, find_deployment, find_model, undeploy
+from tasks.models import find_dataset, find_deployment, take_down
+from tasks.selection import find_model
 
 if TYPE_CHECKING:
     from storage.ledger import Ledger
@@ -37,7 +38,7 @@ def promote_model(
     force: bool = False,
     now: datetime | None = None,
 ) -> Route:
-    """Publish the route of a deployed model (its id, or a decision type for its newest); returns the route.
+    """Publish the route of a deployed model (its id, or a decision type; `tasks.selection`); returns the route.
 
     `weight` is its share of the decisions, the original's is the rest; in `shadow` mode it answers all of them in the
     background and serves none. With `shadow_original` the original answers in the background what the model serves, so
@@ -48,7 +49,7 @@ def promote_model(
     """
     when = clock_of(now)()
     with open_ledger(data) as ledger:
-        row = find_model(ledger, model)
+        row = find_model(data, ledger, model, "promote --force" if force else "promote")
         deployment = find_deployment(ledger, row["id"], "ready")
         if deployment is None:
             raise MissingStep(f"model {row['id']} is not deployed: `reasoning deploy {row['id']}` first")
@@ -71,13 +72,13 @@ def promote_model(
                 if other["id"] != row["id"]
             ]
     for other in replaced:
-        undeploy(data, other, why=f"replaced by {row['id']}", now=now)
+        take_down(data, other, why=f"replaced by {row['id']}", now=now)
     return route
 
 
 def reject_model(data: Path, model_id: str, *, why: str, now: datetime | None = None) -> None:
     """Undeploy a model that did not earn its traffic, and remember why."""
-    undeploy(data, model_id, why=why, now=now)
+    take_down(data, model_id, why=why, now=now)
     with open_ledger(data) as ledger:
         ledger.transition("models", model_id, "rejected", why=why, now=clock_of(now)())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ import orjson
 import storage
 from provider.client import clock_of
 from provider.errors import FineTuneFailed
+from provider.prices import MINIMUM_FINE_TUNE_USD
+from provider.tiers import resolve_tier
 from quality.dataset import Manifest, read_manifest
 from quality.errors import DatasetRejected, InsufficientData
 from quality.evaluation import Evaluation
@@ -25,9 +28,11 @@ from reasoning.decision_types import get_decision_type
 from reasoning.routes import Route
 from storage.files import make_folder, write_atomic
 from storage.layout import Layout
-from tasks.errors import FlowError
+from storage.money import format_usd
+from tasks.cycle import CyclePlan, Step, holding, look_ahead, make_plan, serving_steps, training_step
+from tasks.errors import FlowError, NotWorthIt
 from tasks.evaluation import evaluate_model, read_verdict
-from tasks.models import deploy, export, find_dataset, fine_tune
+from tasks.models import at_work, deploy, export, find_dataset, fine_tune
 from tasks.promotion import LIVE_WEIGHT, promote_model, reject_model
 
 Outcome = Literal["not_due", "under_way", "not_enough_data", "failed", "rejected", "canary", "promoted"]
@@ -51,6 +56,8 @@ class TurnPolicy:
     """Shall the original answer in the background what the model serves, for comparison."""
     max_failed_share: float = 0.05
     """Of the canary's answers: above, it is withdrawn."""
+    anyway: bool = False
+    """Train even a model that is certain to be refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +99,20 @@ def turn_flywheel(
 ) -> Turn:
     """Take a turn up where it stands, begin one that is due (or any, with `force`), or see to a canary.
 
-    For one process at a time (`tasks.exclusive.taking_turns`). What stops a turn for now (no capacity, a budget used
-    up, an unreachable provider) is raised and leaves it under way; the next call tries again from that step.
+    Before its first cent the budgets must carry the whole cycle, and what is left of that is held to its end
+    (`tasks.cycle`). For one process at a time (`tasks.exclusive.taking_turns`). What stops a turn for now (no capacity,
+    a budget used up, an unreachable provider) is raised and leaves it under way; the next call tries again from there.
     """
     policy, verbs = policy or TurnPolicy(), verbs or Verbs()
-    clock = clock_of(now)
     decision_type = get_decision_type(decision_type, load_config(data)).name
+    with holding(data, decision_type, now=now):
+        return _take(data, decision_type, policy, verbs, force=force, now=now)
+
+
+def _take(
+    data: Path, decision_type: str, policy: TurnPolicy, verbs: Verbs, *, force: bool, now: datetime | None
+) -> Turn:
+    clock = clock_of(now)
     turn = read_turn(data, decision_type)
     if turn is not None and turn.outcome == "canary":
         turn = _see_to_canary(data, turn, policy, verbs, clock())
@@ -116,7 +131,10 @@ def turn_flywheel(
     assert turn.dataset_id is not None
     if turn.model_id is None:
         try:
-            job = verbs.fine_tune(data, turn.dataset_id, now=now)
+            # Here the money of the whole cycle is held; what is left of it at the end is given back by `holding`.
+            job = verbs.fine_tune(data, turn.dataset_id, anyway=policy.anyway, now=now)
+        except NotWorthIt as error:
+            return _end(data, turn, "not_enough_data", str(error), clock())
         except FineTuneFailed as error:
             return _end(data, turn, "failed", str(error), clock())
         turn = _save(data, replace(turn, job_id=job["id"], model_id=job["model_id"]))
@@ -136,6 +154,54 @@ def turn_flywheel(
     weight = policy.canary_weight if canary else policy.weight
     verbs.promote(data, turn.model_id, weight=weight, shadow_original=policy.shadow_original, now=now)
     return _end(data, turn, "canary" if canary else "promoted", verdict.why, clock())
+
+
+def plan_turn(
+    data: Path,
+    decision_type: str,
+    *,
+    policy: TurnPolicy | None = None,
+    force: bool = False,
+    tier: str | None = None,
+    now: datetime | None = None,
+) -> CyclePlan:
+    """What `turn_flywheel` would do and cost, and all that stands in the way; spends nothing and uploads nothing.
+
+    The dataset is exported (which is local, and the same again) to tell what its holdout can prove.
+    """
+    policy, clock = policy or TurnPolicy(), clock_of(now)
+    config = load_config(data)
+    kind = get_decision_type(decision_type, config)
+    turn = read_turn(data, kind.name)
+    under_way = turn is not None and turn.outcome == "under_way"
+    blocked: list[str] = []
+    notes: list[str] = []
+    folder: Path | None = None
+    if turn is not None and turn.outcome == "canary" and not force:
+        blocked.append("a canary has the traffic: its verdict comes first (--force begins a cycle beside it)")
+    elif not under_way and not force and (why := _why_not_due(data, kind.name, turn, policy, clock())):
+        blocked.append(f"not due: {why} (--force)")
+    if turn is not None and under_way and turn.dataset_id:
+        folder = find_dataset(data, turn.dataset_id)
+    else:
+        try:
+            folder = export(data, kind.name, now=now).path
+        except (InsufficientData, DatasetRejected) as error:
+            blocked.append(str(error))
+    with at_work(data) as (client, ledger):
+        base = resolve_tier(client, tier or kind.tier)
+        model_id = turn.model_id if turn is not None and under_way else None
+        steps = serving_steps(ledger, kind.name, base, model_id=model_id)
+        if folder is not None:
+            name = read_manifest(folder).dataset_id
+            steps.insert(0, training_step(client, ledger, name, base, None, again=False))
+            refusals, notes = look_ahead(data, folder, ledger, kind.name, steps, now=clock())
+            blocked += [f"{each} (--anyway)" for each in refusals if not policy.anyway]
+            notes.append(f"dataset {name}")
+        else:
+            steps.insert(0, Step("training", MINIMUM_FINE_TUNE_USD, Decimal(0), f"{base.name}, at least"))
+        notes.append(f"once promoted, a model on {base.hardware} costs {format_usd(base.hourly_usd * 24)} a day")
+        return make_plan(ledger, kind.name, steps, blocked, notes, now=clock())
 
 
 def read_turn(data: Path, decision_type: str) -> Turn | None:

@@ -136,6 +136,9 @@ def test_what_was_quarantined_is_landed_again_and_the_rest_explained(tmp_path: P
 
 
 def test_budgets_are_set_and_reported(tmp_path: Path):
+    typo = failure(reasoning("costs", "set-budget", "0.50", "--data", tmp_path / "data"))
+    assert "there is no data folder" in typo and not (tmp_path / "data").exists()
+    write_log(tmp_path / "data", episodes=1, turns=1)
     assert reasoning("costs", "set-budget", "0.50", "--period", "total", "--data", tmp_path / "data").returncode == 0
     report = json.loads(reasoning("costs", "report", "--data", tmp_path / "data", "--json").stdout)
     assert {budget["period"]: budget["limit_usd"] for budget in report["budgets"]}["total"] == "0.50"
