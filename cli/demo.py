@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from cli.output import new_console
-from cli.serve import HOST, environment
+from cli.serve import HOST, PREFECT_SERVER, environment
 from cli.supervisor import Supervisor, answers, free_port
 from demo.folder import demo_folder
 
@@ -70,7 +70,7 @@ def run(
                 port = emulator.rpartition(":")[2]
                 command = [sys.executable, "-m", "emulator", "--data", str(folder / "emulator"), "--port", port]
                 children.start("emulator", [*command, "--clock", "2018-04-01T00:00:00Z"])
-            children.start("prefect-server", [sys.executable, "-m", "prefect", "server", "start"])
+            children.start("prefect-server", PREFECT_SERVER)
 
             def wait() -> None:
                 if emulator:

@@ -71,12 +71,13 @@ class Supervisor:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def start(self, name: str, command: Sequence[str]) -> Child:
-        """Start `command`, its output going to `<logs>/<name>.log`."""
+    def start(self, name: str, command: Sequence[str], *, cwd: Path | None = None) -> Child:
+        """Start `command` in the current folder or in `cwd`, its output going to `<logs>/<name>.log`."""
         log = self.logs / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
+                cwd=cwd,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
