@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Provider(StrEnum):
+    LOCAL = "local"
+    TOGETHER = "together"
+
 
 Data = Annotated[
     Path | None,

@@ -73,7 +73,9 @@ def main() -> None:
 
     settings: Any = get_current_settings().server
     if not settings.api.auth_string:
-        raise SystemExit("PREFECT_SERVER_API_AUTH_STRING is not set: without a password anybody here could run commands")
+        raise SystemExit(
+            "PREFECT_SERVER_API_AUTH_STRING is not set: without a password anybody here could run commands"
+        )
     uvicorn.run(
         SameOriginOnly(create_app(final=True), origins=own_origins(settings.api.port)),
         host=settings.api.host,

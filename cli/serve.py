@@ -35,7 +35,12 @@ PASSWORD = "prefect.password"  # noqa: S105 - the file's name
 # Where the user's Prefect would otherwise go, and what would weaken the one that is served here.
 _NOT_INHERITED = (
     *("PREFECT_PROFILE", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLOUD_API_URL"),
-    *("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_API_BASE_PATH", "PREFECT_UI_API_URL", "PREFECT_SERVER_UI_API_URL"),
+    *(
+        "PREFECT_SERVER_API_AUTH_STRING",
+        "PREFECT_SERVER_API_BASE_PATH",
+        "PREFECT_UI_API_URL",
+        "PREFECT_SERVER_UI_API_URL",
+    ),
     *("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"),
     *("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"),
 )
@@ -79,7 +84,7 @@ def serve(
             try:
                 with Supervisor(data / "logs", env) as children:
                     services = _start(children, data, prefect=prefect, gateway=gateway, emulator=emulator, say=on_step)
-                    _announce(lock, prefect=prefect, gateway=gateway, emulator=emulator)
+                    _announce(lock, provider=provider, prefect=prefect, gateway=gateway, emulator=emulator)
                     on_ready(services)
                     children.watch()
             except Stopped as signal_name:
@@ -168,7 +173,7 @@ def _python_on_path(scratch: Path) -> Path:
 
 
 def prefect_password(data: Path) -> str:
-    """The password of the Prefect server of a data folder, `NAME:SECRET`: made once, in a file that is its owner's alone.
+    """The password of a data folder's Prefect server, `NAME:SECRET`: made once, in a file that is its owner's alone.
 
     One that others could read or write is replaced. Raises `ServeError` where the file cannot be read or written.
     """
@@ -235,8 +240,8 @@ def only_one(data: Path) -> Iterator[TextIO]:
         yield lock
 
 
-def _announce(lock: TextIO, **urls: str | None) -> None:
-    lock.write(json.dumps({"pid": os.getpid(), **urls}))
+def _announce(lock: TextIO, **told: str | None) -> None:
+    lock.write(json.dumps({"pid": os.getpid(), **told}))
     lock.flush()
 
 

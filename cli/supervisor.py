@@ -65,7 +65,8 @@ class Supervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number in self._handlers:
-            signal.signal(number, signal.SIG_IGN)  # impatience must not leave half of them running
+            # Impatience must not leave half of them running: a second signal kills what is still there.
+            signal.signal(number, self._hurry)
         for child in reversed(self.children):
             self._stop(child)
         for number, handler in self._handlers.items():
@@ -128,11 +129,15 @@ class Supervisor:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
 
+    def _hurry(self, number: int, frame: FrameType | None) -> None:
+        self._stop_timeout = 0.0
+
     def _stop(self, child: Child) -> None:
         if child.process.poll() is None:
             child.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                child.process.wait(self._stop_timeout)
+            begun = time.monotonic()
+            while child.process.poll() is None and time.monotonic() - begun < self._stop_timeout:
+                time.sleep(_POLL / 2)
         with suppress(ProcessLookupError):  # whatever it left behind in its session
             os.killpg(child.process.pid, signal.SIGKILL)
         child.process.wait()

@@ -45,7 +45,7 @@ def load_flow(name: str) -> Flow[..., Any]:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     from prefect.flows import load_flow_from_entrypoint
 
-    # First, as Prefect looks for the module in the current folder, which may hold a `flows/` or `tasks.py` of the user's.
+    # First, because Prefect looks for the module in the current folder, which may hold a `flows/` of the user's own.
     importlib.import_module(known[wanted].rpartition(".")[0])
     # Without the placeholder that Prefect makes of a module that does not import: the import error is the news.
     return load_flow_from_entrypoint(known[wanted], use_placeholder_flow=False)
