@@ -43,6 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="stop idle deployments as inactiveTimeout says; the real service was seen not to",
     )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="serve this name in the header Host besides 127.0.0.1, localhost, ::1 and --host; *: any. Repeatable",
+    )
     options = parser.parse_args(arguments)
     settings = Settings(
         trainer=options.trainer,
@@ -50,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         cold_start_seconds=options.cold_start,
         stop_seconds=options.stop_delay,
         honour_inactive_timeout=options.honour_inactive_timeout,
+        allowed_hosts=(*defaults.allowed_hosts, *options.allow_host),
     )
     from emulator.clock import parse_time
     from emulator.server import run

@@ -13,6 +13,7 @@ from emulator.catalog import Catalog
 from emulator.clock import Clock
 from emulator.errors import ApiError
 from emulator.faults import Faults
+from emulator.origins import LOOPBACK
 from emulator.state import State
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Settings:
     cold_start_seconds: float = 1.0
     stop_seconds: float = 0.0
     honour_inactive_timeout: bool = False
+    allowed_hosts: tuple[str, ...] = LOOPBACK
+    """Names in the header `Host` that are served; `*`: any."""
 
 
 @dataclass
