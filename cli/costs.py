@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from cli.options import AsJson, Data, check_decision_type, find_data
+from cli.options import AsJson, Data, DryRun, Provider, check_decision_type, find_data
 from cli.output import print_json, print_line, show
+from tasks.reports import plain
 
 app = typer.Typer()
 costs_app = typer.Typer(help="What was spent, and what may be", no_args_is_help=True)
@@ -22,6 +23,43 @@ class Period(StrEnum):
     DAY = "day"
     MONTH = "month"
     TOTAL = "total"
+
+
+@app.command()
+def stop(
+    data: Data = None,
+    dry_run: DryRun = False,
+    provider: Annotated[
+        Provider | None,
+        typer.Option(help="The provider to stop at", show_default="REASONING_PROVIDER, else the one served last"),
+    ] = None,
+    installation: Annotated[
+        list[str] | None, typer.Option(help="Another id in the names rsn-ID-..., where the data folder has lost it")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop everything of this installation that costs money now: deployments and fine-tunes.
+
+    Works without a ledger, from the provider's lists alone. Exit code 1: something runs on, or is not known.
+    """
+    from cli.stopping import chosen_provider, describe_running, folder_to_stop, report_lines, stop_command, stop_running
+
+    folder = folder_to_stop(data)
+    at = chosen_provider(provider, folder)
+    report = stop_running(folder, at, dry_run=dry_run, installations=list(installation or ()))
+    if as_json:
+        print_json({"dry_run": dry_run, "provider": at, "is_clear": report.is_clear, **plain(report)})
+    else:
+        left = {each.remote_id for each in report.remaining}
+        for each in report.found:
+            if each.remote_id not in left:
+                print_line(f"stopped: {describe_running(each)}")
+        for line in report_lines(report, stop_command(folder, at)):
+            print_line(line)
+        if report.is_clear:
+            print_line("Nothing of this installation runs at the provider" + (" any more." if report.found else "."))
+    if not report.is_clear and not (dry_run and not report.errors):
+        raise typer.Exit(1)
 
 
 @app.command()

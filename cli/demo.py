@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,7 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from cli.output import new_console
-from cli.serve import HOST, environment
+from cli.serve import HOST, PREFECT_SERVER, environment
+from cli.stopping import OnExit, settle_at_exit
 from cli.supervisor import Supervisor, answers, free_port
 from demo.folder import demo_folder
 
@@ -70,14 +72,14 @@ def run(
                 port = emulator.rpartition(":")[2]
                 command = [sys.executable, "-m", "emulator", "--data", str(folder / "emulator"), "--port", port]
                 children.start("emulator", [*command, "--clock", "2018-04-01T00:00:00Z"])
-            children.start("prefect-server", [sys.executable, "-m", "prefect", "server", "start"])
+            children.start("prefect-server", PREFECT_SERVER)
 
             def wait() -> None:
                 if emulator:
                     children.wait_until("the local provider", lambda: answers(f"{emulator}/emulator/healthz"))
                 children.wait_until("Prefect's server", lambda: answers(f"{prefect}/api/health"))
 
-            from demo.run import run_demo, stop_spending
+            from demo.run import run_demo
 
             try:
                 return run_demo(
@@ -91,11 +93,10 @@ def run(
                     check_servers=check,
                 )
             except BaseException:
-                if provider != "local":
-                    print("stopping what runs at the provider ...", file=sys.stderr, flush=True)
                 _silence()
                 if provider != "local":
-                    stop_spending(folder)
+                    with contextlib.redirect_stderr(sys.__stderr__):
+                        settle_at_exit(folder, provider, OnExit.STOP, may_ask=False)
                 # What a dead server did to the demo is not the news; that it died is.
                 children.check()
                 raise

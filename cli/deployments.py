@@ -6,13 +6,15 @@ Run as a program of its own (`python -m cli.deployments`), so that `reasoning se
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
@@ -28,11 +30,22 @@ from cli.serve import WORK_POOL
 from tasks.entrypoints import PROJECT
 
 
+def job_template() -> dict[str, Any]:
+    """What the pool's worker runs: a fixed command without variables.
+
+    Prefect's own template takes `command`, `env` and `working_dir` from whoever starts a run.
+    """
+    template: dict[str, Any] = json.loads((PROJECT / "prefect-work-pool.json").read_text())
+    return template
+
+
 async def make_work_pool(client: PrefectClient) -> None:
+    """Make the pool, or bring the one of an earlier version to the template of today."""
+    template = job_template()
     try:
-        await client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
+        await client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process", base_job_template=template))
     except ObjectAlreadyExists:
-        return
+        await client.update_work_pool(WORK_POOL, WorkPoolUpdate(base_job_template=template))
 
 
 async def settle_leftovers(client: PrefectClient, now: datetime) -> tuple[int, int]:

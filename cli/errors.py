@@ -34,10 +34,25 @@ class ChildDied(ServeError):
     """A process of `reasoning serve` ended, or never became ready."""
 
 
+STOP_HINT = "`reasoning stop` ends everything of this installation that costs money; with --dry-run it lists it"
+
+
+def is_about_money(error: BaseException) -> bool:
+    """Whether after this error something at the provider may cost money: errors of provider, ledger and budgets.
+
+    Not where nothing was spent: settings that are wrong, and data that was refused before anything was bought.
+    """
+    from provider import errors as provider
+    from storage import errors as storage
+
+    before = (provider.ProviderSettingsError, provider.NotServable, provider.InvalidDataset, storage.NoSuchObject)
+    return isinstance(error, (provider.ProviderError, storage.LedgerError)) and not isinstance(error, before)
+
+
 def describe(error: ReasoningError | OSError) -> str:
-    """An error of ours or of the system for people, in one line where it is one of the system."""
+    """An error of ours or of the system for people. The last line of one about money is `STOP_HINT`."""
     if isinstance(error, ReasoningError):
-        return str(error)
+        return f"{error}\n{STOP_HINT}" if is_about_money(error) else str(error)
     where = f": {error.filename}" if error.filename else ""
     mend = ". Free some space, then run the same again: nothing is half done" if error.errno in _DISK_FULL else ""
     return f"{error.strerror or error}{where}{mend}"

@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.output import print_note
+
+
+class Provider(StrEnum):
+    LOCAL = "local"
+    TOGETHER = "together"
+
 
 Data = Annotated[
     Path | None,
@@ -28,7 +35,7 @@ def find_data(data: Path | None, *, may_be_new: bool = False) -> Path:
 
     The provider and the Prefect server of the `reasoning serve` that is up for it, if any, are taken too.
     """
-    from cli.serve import served
+    from cli.serve import prefect_password, served
     from reasoning.config import load_config
     from storage.layout import Layout
 
@@ -40,6 +47,8 @@ def find_data(data: Path | None, *, may_be_new: bool = False) -> Path:
     for name, url in (("REASONING_PROVIDER_URL", urls.get("emulator")), ("PREFECT_API_URL", _api(urls.get("prefect")))):
         if url:
             os.environ.setdefault(name, url)
+    if "prefect" in urls and os.environ["PREFECT_API_URL"] == _api(urls["prefect"]):  # never sent to another server
+        os.environ["PREFECT_API_AUTH_STRING"] = prefect_password(folder)
     return folder
 
 

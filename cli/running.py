@@ -8,24 +8,19 @@ import os
 import sys
 import traceback
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from signal import Signals
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cli.options import AsJson, Data, Yes, find_data
+from cli.options import AsJson, Data, Provider, Yes, find_data
 from cli.output import print_json, print_line, print_note, print_table, show
+from cli.stopping import OnExit
 from reasoning.errors import ReasoningError
 
 app = typer.Typer()
 flow_app = typer.Typer(help="The same verbs, observed by Prefect", no_args_is_help=True)
-
-
-class Provider(StrEnum):
-    LOCAL = "local"
-    TOGETHER = "together"
 
 
 ProviderOption = Annotated[
@@ -40,10 +35,18 @@ def serve(
     prefect_port: Annotated[int, typer.Option(min=0, max=65535, help="Of Prefect's server; 0: any free one")] = 4200,
     gateway_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the gateway; 0: any free one")] = 8001,
     emulator_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the local provider; 0: any")] = 8002,
+    on_exit: Annotated[
+        OnExit | None,
+        typer.Option(
+            help="What costs money at the provider when this ends", show_default="ask in a terminal, else stop"
+        ),
+    ] = None,
 ) -> None:
     """Run everything: Prefect with every flow on its schedule, the local provider, the gateway. Ctrl-C stops it all."""
+    from cli.errors import ChildDied
     from cli.serve import Service
     from cli.serve import serve as run
+    from cli.stopping import in_terminal, settle_at_exit
     from provider.client import provider_url
     from reasoning.config import load_config
 
@@ -53,18 +56,34 @@ def serve(
 
     def on_ready(services: list[Service]) -> None:
         print_table(["", "", ""], [[each.name, each.url, each.what] for each in services], header=False)
-        print_line("Ctrl-C stops it all.")
+        print_line(
+            "Ctrl-C stops it all." if not costs else "Ctrl-C stops it all; what costs money at the provider, too."
+        )
 
-    signal_name = run(
-        load_config(data).data,
-        provider=provider.value,
-        prefect_port=prefect_port,
-        gateway_port=gateway_port,
-        emulator_port=emulator_port,
-        on_step=lambda step: print_note(f"starting {step} ..."),
-        on_ready=on_ready,
-    )
-    print_note(f"{signal_name}: everything is stopped")
+    folder = load_config(data).data
+    # The emulator ends with `serve`, and its bill with it. What another provider runs goes on.
+    costs = provider is Provider.TOGETHER or bool(os.environ.get("REASONING_PROVIDER_URL"))
+    try:
+        signal_name = run(
+            folder,
+            provider=provider.value,
+            prefect_port=prefect_port,
+            gateway_port=gateway_port,
+            emulator_port=emulator_port,
+            on_step=lambda step: print_note(f"starting {step} ..."),
+            on_ready=on_ready,
+        )
+    except ChildDied:
+        if costs:  # the guard died too; nobody may be at the terminal
+            settle_at_exit(folder.absolute(), provider.value, on_exit, may_ask=False)
+        raise
+    if not costs:
+        print_note(f"{signal_name}: everything is stopped")
+        return
+    print_note(f"{signal_name}: the processes on this machine are stopped")
+    may_ask = signal_name == "SIGINT" and in_terminal()
+    if code := settle_at_exit(folder.absolute(), provider.value, on_exit, may_ask=may_ask):
+        raise typer.Exit(code)
 
 
 def _require_key() -> None:

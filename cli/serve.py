@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
+import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import urllib.request
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cli.errors import ServeError
+from cli.prefect_server import own_origins
 from cli.supervisor import Stopped, Supervisor, answers, free_port
 
 HOST = "127.0.0.1"
@@ -24,6 +28,22 @@ GATEWAY_PORT = 8001
 EMULATOR_PORT = 8002
 WORK_POOL = "reasoning"
 LOCK = ".serve.lock"
+PROJECT = Path(__file__).resolve().parents[1]
+PREFECT_SERVER = [sys.executable, "-m", "cli.prefect_server"]
+PASSWORD = "prefect.password"  # noqa: S105 - the file's name
+
+# Where the user's Prefect would otherwise go, and what would weaken the one that is served here.
+_NOT_INHERITED = (
+    *("PREFECT_PROFILE", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLOUD_API_URL"),
+    *(
+        "PREFECT_SERVER_API_AUTH_STRING",
+        "PREFECT_SERVER_API_BASE_PATH",
+        "PREFECT_UI_API_URL",
+        "PREFECT_SERVER_UI_API_URL",
+    ),
+    *("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"),
+    *("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,7 @@ def serve(
             try:
                 with Supervisor(data / "logs", env) as children:
                     services = _start(children, data, prefect=prefect, gateway=gateway, emulator=emulator, say=on_step)
-                    _announce(lock, prefect=prefect, gateway=gateway, emulator=emulator)
+                    _announce(lock, provider=provider, prefect=prefect, gateway=gateway, emulator=emulator)
                     on_ready(services)
                     children.watch()
             except Stopped as signal_name:
@@ -86,19 +106,21 @@ def _start(
     port = gateway.rpartition(":")[2]
     children.start("gateway", [sys.executable, "-m", "gateway", "--data", str(data), "--host", HOST, "--port", port])
     say("Prefect's server (some 20 s the first time)")
-    children.start("prefect-server", [sys.executable, "-m", "prefect", "server", "start"])
+    children.start("prefect-server", PREFECT_SERVER)
     if emulator:
         children.wait_until("the local provider", lambda: answers(f"{emulator}/emulator/healthz"))
     children.wait_until("Prefect's server", lambda: answers(f"{prefect}/api/health"))
     say("every flow of prefect.yaml")
     children.run("prefect-deploy", [sys.executable, "-m", "cli.deployments"])
     say("the worker")
-    children.start("prefect-worker", [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL])
-    children.wait_until("the worker", lambda: _pool_is_ready(prefect))
+    # Prefect puts the worker's current folder on `sys.path` where it looks for a flow: one without modules.
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL]
+    children.start("prefect-worker", worker, cwd=data / "logs")
+    children.wait_until("the worker", lambda: _pool_is_ready(prefect, children.env["PREFECT_API_AUTH_STRING"]))
     children.wait_until("the gateway", lambda: answers(f"{gateway}/healthz"))
     return [
         Service("gateway", gateway, f"for agents; for people {gateway}/dashboard; the token: {data / 'gateway.token'}"),
-        Service("Prefect", prefect, f"every flow, its runs and artifacts; API at {prefect}/api"),
+        Service("Prefect", prefect, f"every flow, its runs and artifacts; the password: {data / PASSWORD}"),
         *services,
         Service("logs", str(data / "logs"), "one file a process"),
     ]
@@ -107,10 +129,12 @@ def _start(
 def environment(data: Path, *, provider: str, prefect: str, emulator: str | None, scratch: Path) -> Mapping[str, str]:
     """What the children see: our own, with the data folder, the provider and Prefect's server settled.
 
-    Which server the user's Prefect talks to otherwise, perhaps one elsewhere with a key, has no say.
+    Which server the user's Prefect talks to otherwise, perhaps one elsewhere with a key, has no say. Prefect's server
+    runs commands for whoever may ask it, so it gets a password (`prefect_password`), as do its clients.
     """
-    elsewhere = {"PREFECT_PROFILE", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLOUD_API_URL"}
-    env = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    password = prefect_password(data)
+    port = prefect.rpartition(":")[2]
+    env = {name: value for name, value in os.environ.items() if name.upper() not in _NOT_INHERITED}
     env.setdefault("PREFECT_HOME", str(data / "prefect"))
     env |= {
         "REASONING_DATA": str(data),
@@ -118,13 +142,19 @@ def environment(data: Path, *, provider: str, prefect: str, emulator: str | None
         "PREFECT_API_URL": f"{prefect}/api",
         "PREFECT_SERVER_API_HOST": HOST,
         # Not `server start --port`: with that the UI goes on calling port 4200.
-        "PREFECT_SERVER_API_PORT": prefect.rpartition(":")[2],
+        "PREFECT_SERVER_API_PORT": port,
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_API_AUTH_STRING": password,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(own_origins(int(port))),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "GX_ANALYTICS_ENABLED": "false",
         # On SQLite the server answers 503 while another writes. What asks five times, as is the default, may give up.
         "PREFECT_CLIENT_MAX_RETRIES": "20",
         "PYTHONUNBUFFERED": "1",
+        # `python -m` would import a `tasks.py` or `storage/` of the current folder, or of the user's PYTHONPATH.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         # Runs start as `python -m prefect.engine`: that must be this Python, in a virtual environment or not.
         "PATH": os.pathsep.join([str(_python_on_path(scratch)), os.environ.get("PATH", os.defpath)]),
     }
@@ -142,9 +172,45 @@ def _python_on_path(scratch: Path) -> Path:
     return scratch
 
 
-def _pool_is_ready(prefect: str) -> bool:
+def prefect_password(data: Path) -> str:
+    """The password of a data folder's Prefect server, `NAME:SECRET`: made once, in a file that is its owner's alone.
+
+    One that others could read or write is replaced. Raises `ServeError` where the file cannot be read or written.
+    """
+    path = data / PASSWORD
     try:
-        with urllib.request.urlopen(f"{prefect}/api/work_pools/{WORK_POOL}", timeout=5) as response:  # noqa: S310
+        data.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:  # noqa: PTH123 - of a descriptor
+                status = os.fstat(file.fileno())
+                password = file.read().strip()
+            private = status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077
+            if private and len(password) >= 24 and password.isascii() and password.isprintable():
+                return password
+            path.unlink()
+        except FileNotFoundError:
+            pass
+        password = f"reasoning:{secrets.token_urlsafe(32)}"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+            file.write(password + "\n")
+    except FileExistsError:  # two commands at once: the other one made it
+        return prefect_password(data)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ServeError(f"cannot use {path} for Prefect's password ({reason}); delete it and start again") from error
+    return password
+
+
+def basic_authorization(password: str) -> str:
+    """The header `Authorization` that Prefect's server takes."""
+    return f"Basic {base64.b64encode(password.encode()).decode()}"
+
+
+def _pool_is_ready(prefect: str, password: str) -> bool:
+    url = f"{prefect}/api/work_pools/{WORK_POOL}"
+    request = urllib.request.Request(url, headers={"Authorization": basic_authorization(password)})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
             return bool(json.load(response)["status"] == "READY")
     except (OSError, ValueError, KeyError):
         return False
@@ -174,8 +240,8 @@ def only_one(data: Path) -> Iterator[TextIO]:
         yield lock
 
 
-def _announce(lock: TextIO, **urls: str | None) -> None:
-    lock.write(json.dumps({"pid": os.getpid(), **urls}))
+def _announce(lock: TextIO, **told: str | None) -> None:
+    lock.write(json.dumps({"pid": os.getpid(), **told}))
     lock.flush()
 
 

@@ -65,18 +65,20 @@ class Supervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number in self._handlers:
-            signal.signal(number, signal.SIG_IGN)  # impatience must not leave half of them running
+            # Impatience must not leave half of them running: a second signal kills what is still there.
+            signal.signal(number, self._hurry)
         for child in reversed(self.children):
             self._stop(child)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def start(self, name: str, command: Sequence[str]) -> Child:
-        """Start `command`, its output going to `<logs>/<name>.log`."""
+    def start(self, name: str, command: Sequence[str], *, cwd: Path | None = None) -> Child:
+        """Start `command` in the current folder or in `cwd`, its output going to `<logs>/<name>.log`."""
         log = self.logs / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
+                cwd=cwd,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -127,11 +129,15 @@ class Supervisor:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
 
+    def _hurry(self, number: int, frame: FrameType | None) -> None:
+        self._stop_timeout = 0.0
+
     def _stop(self, child: Child) -> None:
         if child.process.poll() is None:
             child.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                child.process.wait(self._stop_timeout)
+            begun = time.monotonic()
+            while child.process.poll() is None and time.monotonic() - begun < self._stop_timeout:
+                time.sleep(_POLL / 2)
         with suppress(ProcessLookupError):  # whatever it left behind in its session
             os.killpg(child.process.pid, signal.SIGKILL)
         child.process.wait()

@@ -420,16 +420,6 @@ def _shut_down(demo: Demo) -> None:
         say(f"the guard acted {acted} times; {bill}, {len(report.orphans)} orphans")
 
 
-def stop_spending(data: Path) -> None:
-    """Undeploy what a demo that ends early has running at its provider."""
-    from tasks.models import undeploy
-
-    with open_ledger(data) as ledger:
-        models = {row["model_id"] for row in ledger.find("deployments") if row["state"] != "deleted"}
-    for model in sorted(models):
-        undeploy(data, model, why="the demo ended early")
-
-
 def _gather(demo: Demo, turned_at: datetime, seconds: float) -> DemoResult:
     turns = [turn for name in TYPES if (turn := read_turn(demo.data, name)) is not None]
     with open_ledger(demo.data) as ledger:

@@ -51,6 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME=VALUE",
         help="answer in another documented form; docs/emulator.md lists them",
     )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="serve this name in the header Host besides 127.0.0.1, localhost, ::1 and --host; *: any. Repeatable",
+    )
     options = parser.parse_args(arguments)
     os.umask(0o077)  # its files hold what was uploaded: for their owner alone
     settings = Settings(
@@ -60,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         stop_seconds=options.stop_delay,
         honour_inactive_timeout=options.honour_inactive_timeout,
         forms=tuple((name, value) for name, _, value in (entry.partition("=") for entry in options.form)),
+        allowed_hosts=(*defaults.allowed_hosts, *options.allow_host),
     )
     from emulator.clock import parse_time
     from emulator.server import run

@@ -13,6 +13,7 @@ from emulator.catalog import Catalog
 from emulator.clock import Clock
 from emulator.errors import ApiError
 from emulator.faults import Faults
+from emulator.origins import LOOPBACK
 from emulator.state import State
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Settings:
     honour_inactive_timeout: bool = False
     forms: tuple[tuple[str, str], ...] = ()
     """Forms to set at the start; see `emulator.forms`."""
+    allowed_hosts: tuple[str, ...] = LOOPBACK
+    """Names in the header `Host` that are served; `*`: any."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from emulator.context import Emulator, Settings
 from emulator.errors import ApiError, StartError
 from emulator.faults import FaultMiddleware, Faults
 from emulator.forms import set_forms
+from emulator.origins import SameOriginMiddleware
 from emulator.scheduler import Scheduler
 from emulator.serving import TRAINERS, ModelCache
 from emulator.state import State
@@ -156,6 +158,7 @@ def create_app(data: Path, *, settings: Settings | None = None, now: datetime | 
         lifespan=_lifespan,
         middleware=[
             Middleware(DateMiddleware, clock=emulator.clock),
+            Middleware(SameOriginMiddleware, hosts=settings.allowed_hosts),
             Middleware(AuthorizationMiddleware),
             Middleware(FaultMiddleware, faults=emulator.faults),
         ],
@@ -268,6 +271,8 @@ def run(
 
     Raises `StartError` when the port or the data folder is in use.
     """
+    settings = settings or Settings()
+    settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
     with _bind(host, port) as listener, _lock(data):
         app = create_app(data, settings=settings, now=now)
         config = uvicorn.Config(

@@ -31,6 +31,7 @@ from storage.errors import (
     NoSuchObject,
     PriceUnknown,
 )
+from storage.installation import remember_installation
 from storage.ledger_database import LedgerDatabase, new_id, open_database
 from storage.money import Usd, format_usd, from_nano, to_nano
 
@@ -161,7 +162,10 @@ def open_ledger(data_or_url: str | Path, *, now: datetime | None = None) -> Ledg
 
     Raises LedgerError when the database cannot be opened, or was written by a newer version of this project.
     """
-    return Ledger(*open_database(data_or_url, _utc(now)))
+    engine, installation_id = open_database(data_or_url, _utc(now))
+    if "://" not in str(data_or_url):
+        remember_installation(data_or_url, installation_id)
+    return Ledger(engine, installation_id)
 
 
 class Ledger(LedgerDatabase):

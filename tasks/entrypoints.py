@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import importlib
 import inspect
 import os
 from pathlib import Path
@@ -44,6 +45,8 @@ def load_flow(name: str) -> Flow[..., Any]:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     from prefect.flows import load_flow_from_entrypoint
 
+    # First, because Prefect looks for the module in the current folder, which may hold a `flows/` of the user's own.
+    importlib.import_module(known[wanted].rpartition(".")[0])
     # Without the placeholder that Prefect makes of a module that does not import: the import error is the news.
     return load_flow_from_entrypoint(known[wanted], use_placeholder_flow=False)
 

@@ -14,9 +14,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from cli.serve import basic_authorization, prefect_password, served
 
 COMMAND = [
     sys.executable,
+    "-P",  # it is started in a folder with modules of the same names; its children must do without this
     "-m",
     "cli.main",
     "serve",
@@ -28,17 +32,23 @@ COMMAND = [
     "0",
 ]
 
+_LOGINS: dict[str, str] = {}
+"""`Authorization` by the address of a Prefect server that is up."""
+
 
 @contextmanager
-def serving(data: Path) -> Iterator[subprocess.Popen[str]]:
-    env = os.environ | {
-        "PREFECT_WORKER_QUERY_SECONDS": "2",  # less waiting
-    }
-    command = [*COMMAND, "--data", str(data)]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+def serving(
+    data: Path, *options: str, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    env = os.environ | (env or {}) | {"PREFECT_WORKER_QUERY_SECONDS": "2"}  # less waiting
+    command = [*COMMAND, "--data", str(data), *options]
+    with subprocess.Popen(
+        command, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         try:
             assert any("Ctrl-C" in line for line in process.stdout), process.stderr.read()
+            _LOGINS[urlsplit(served(data)["prefect"]).netloc] = basic_authorization(prefect_password(data))
             yield process
         finally:
             if process.poll() is None:
@@ -89,7 +99,10 @@ def post(url: str, body: Any) -> Any:
 
 def _request(url: str, body: Any, method: str) -> Any:
     content = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, content, {"Content-Type": "application/json"}, method=method)
+    headers = {"Content-Type": "application/json"}
+    if login := _LOGINS.get(urlsplit(url).netloc):
+        headers["Authorization"] = login
+    request = urllib.request.Request(url, content, headers, method=method)
 
     def answer() -> Any:
         try:

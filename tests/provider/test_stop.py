@@ -1,0 +1,80 @@
+"""`reasoning stop` against a real emulator: the money ends whatever state the ledger is in."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from provider.client import connect
+from provider.stop import _is_ours, stop_everything
+from storage.installation import FILE, remembered_installations
+from tests.provider.world import World
+
+
+def _no_wait(seconds: float) -> None:
+    pass
+
+
+def _lose_ledger(world: World) -> None:
+    (world.data / "ledger.sqlite").write_bytes(b"not a database" * 100)
+    for name in ("ledger.sqlite-wal", "ledger.sqlite-shm"):
+        (world.data / name).unlink(missing_ok=True)
+
+
+def test_a_dry_run_lists_and_changes_nothing(world: World) -> None:
+    row = world.deploy()
+    report = stop_everything(world.client, world.data, dry_run=True)
+    assert [(each.name, each.remote_id) for each in report.remaining] == [(row["name"], row["remote_id"])]
+    assert report.remaining[0].daily_usd == report.remaining[0].hourly_usd * 24  # type: ignore[operator]
+    assert not report.is_clear
+    assert world.observer.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"]).autoscaling
+
+
+def test_a_dead_ledger_does_not_keep_it_from_stopping(world: World) -> None:
+    row = world.deploy()
+    double = world.double(row)
+    assert (world.data / FILE).stat().st_mode & 0o777 == 0o600
+    _lose_ledger(world)
+    report = stop_everything(world.client, world.data, wait=_no_wait)
+    assert report.is_clear, report
+    assert {each.remote_id for each in report.found} == {row["remote_id"], double.id}
+    states = world.observer.endpoints.deployments.list(row["endpoint_id"]).data or []
+    assert {each.status.state for each in states if each.status} == {"DEPLOYMENT_STATE_STOPPED"}
+    assert report.notes, "it says that the ledger is dead"
+
+
+def test_what_the_provider_does_not_answer_is_unknown_and_never_called_stopped(world: World) -> None:
+    world.deploy()
+    world.emulator.fault("500", match="GET /v2/projects/*", times=1000)
+    report = stop_everything(world.client, world.data, wait_seconds=0, wait=_no_wait)
+    assert not report.is_clear
+    assert any("500" in error for error in report.errors)
+    world.emulator.clear_faults()
+    assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
+
+
+def test_without_any_id_nothing_is_touched_and_the_names_are_told(world: World) -> None:
+    row = world.deploy()
+    _lose_ledger(world)
+    (world.data / FILE).unlink()
+    report = stop_everything(world.client, world.data, wait_seconds=0, wait=_no_wait)
+    assert not report.is_clear and f"endpoint {row['name']}" in report.others
+    lost = world.ledger.installation_id
+    assert stop_everything(world.client, world.data, installations=[lost], wait=_no_wait).is_clear
+
+
+def test_the_ledger_learns_of_the_stop(world: World) -> None:
+    row = world.deploy()
+    assert stop_everything(connect(base_url=world.emulator.url), world.data, wait=_no_wait).is_clear
+    assert world.ledger.get("deployments", row["id"])["state"] in ("stopping", "stopped", "deleted")
+
+
+@given(st.text(alphabet="abrsn-01", max_size=20))
+def test_only_whole_ids_are_ours(name: str) -> None:
+    assert _is_ours(name, ["ab01"]) == (name[:9] == "rsn-ab01-")
+
+
+def test_an_id_is_remembered_with_those_before_it(world: World) -> None:
+    file = world.data / FILE
+    file.write_text("old111\n" + file.read_text())
+    assert remembered_installations(world.data) == ["old111", world.ledger.installation_id]
