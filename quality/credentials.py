@@ -52,7 +52,7 @@ _ASSIGNED = re.compile(
     r"(?P<gap>[ \t\n]{0,40}+)"
 )
 _SCHEME = re.compile(r"(?i)(?:bearer|basic|token|apikey|digest|ssws|bot|negotiate)[ ]{1,4}+(?=\S)")
-_VALUE_ENV = re.compile(r"[^\s]+")
+_VALUE_ENV = re.compile(rf"[^\s{re.escape(QUOTES)}]+")
 _VALUE = re.compile(rf"[^\s{_QUOTE_CLASS},;&<>()\[\]{{}}|]+")
 _VALUE_QUERY = re.compile(rf"[^\s{_QUOTE_CLASS}&#<>]+")
 _LIMIT = 100_000  # of one quoted value: longer ones end with their line
@@ -64,14 +64,133 @@ _AFTER = frozenset(
     ["prod", "production", "dev", "development", "staging", "stage", "test", "live", "sandbox", "old", "new", "current", "value", "plain", "plaintext", "text", "raw", "b64", "base64", "hash", "hashed", "main", "primary", "secondary", "backup", "default", "root", "admin", "confirm", "confirmation", "repeat", "v1", "v2", "v3", "str", "string"]
 )  # fmt: skip
 _ALONE = frozenset(
-    ["password", "passwd", "passwort", "passwords", "passphrase", "passcode", "passkey", "pass", "pwd", "pw", "secret", "token", "apikey", "accesskey", "secretkey", "privatekey", "credential", "credentials", "mnemonic", "authtoken", "accesstoken", "refreshtoken", "jwt", "pgpassword", "mysqlpwd", "keypass", "storepass", "sshpass", "clientsecret", "authkey", "sessionid", "sessionkey", "signingkey", "encryptionkey", "masterkey", "accountkey", "sharedaccesskey", "sharedkey", "sharedaccesssignature", "idtoken", "cookie", "cvv", "cvc", "cvc2", "cvv2", "authorization", "kennwort", "parole", "contraseña", "senha", "ssn", "auth", "seedphrase", "secrets", "webhooksecret", "bearertoken", "dbpassword", "userpassword", "sig", "licensekey"]
+    [
+        "password",
+        "passwd",
+        "passwort",
+        "passwords",
+        "passphrase",
+        "passcode",
+        "passkey",
+        "pass",
+        "pwd",
+        "pw",
+        "secret",
+        "token",
+        "apikey",
+        "accesskey",
+        "secretkey",
+        "privatekey",
+        "credential",
+        "credentials",
+        "mnemonic",
+        "authtoken",
+        "accesstoken",
+        "refreshtoken",
+        "jwt",
+        "pgpassword",
+        "mysqlpwd",
+        "keypass",
+        "storepass",
+        "sshpass",
+        "clientsecret",
+        "authkey",
+        "sessionid",
+        "sessionkey",
+        "signingkey",
+        "encryptionkey",
+        "masterkey",
+        "accountkey",
+        "sharedaccesskey",
+        "sharedkey",
+        "sharedaccesssignature",
+        "idtoken",
+        "cookie",
+        "cvv",
+        "cvc",
+        "cvc2",
+        "cvv2",
+        "authorization",
+        "kennwort",
+        "parole",
+        "contraseña",
+        "senha",
+        "ssn",
+        "auth",
+        "seedphrase",
+        "secrets",
+        "webhooksecret",
+        "bearertoken",
+        "dbpassword",
+        "userpassword",
+        "sig",
+        "licensekey",
+    ]
 )
 _KEYS_OF = frozenset(
-    ["api", "access", "private", "secret", "signing", "encryption", "encrypt", "master", "account", "shared", "auth", "session", "ssh", "deploy", "service", "storage", "admin", "root", "wallet", "client", "license", "subscription", "primary", "secondary", "app", "application", "consumer", "write", "read", "server", "bot", "publishable", "hmac", "jwt", "webhook", "rsa", "aes", "host", "recovery", "functions"]
+    [
+        "api",
+        "access",
+        "private",
+        "secret",
+        "signing",
+        "encryption",
+        "encrypt",
+        "master",
+        "account",
+        "shared",
+        "auth",
+        "session",
+        "ssh",
+        "deploy",
+        "service",
+        "storage",
+        "admin",
+        "root",
+        "wallet",
+        "client",
+        "license",
+        "subscription",
+        "primary",
+        "secondary",
+        "app",
+        "application",
+        "consumer",
+        "write",
+        "read",
+        "server",
+        "bot",
+        "publishable",
+        "hmac",
+        "jwt",
+        "webhook",
+        "rsa",
+        "aes",
+        "host",
+        "recovery",
+        "functions",
+    ]
 )
 _PHRASES_OF = frozenset(["seed", "recovery", "backup", "secret", "mnemonic", "pass", "wallet"])
 _NOT_SECRETS = frozenset(
-    ["next", "page", "continuation", "max", "min", "num", "pad", "eos", "bos", "unk", "sep", "cls", "mask", "stop", "special", "csrfless"]
+    [
+        "next",
+        "page",
+        "continuation",
+        "max",
+        "min",
+        "num",
+        "pad",
+        "eos",
+        "bos",
+        "unk",
+        "sep",
+        "cls",
+        "mask",
+        "stop",
+        "special",
+        "csrfless",
+    ]
 )
 
 
@@ -106,7 +225,151 @@ def is_secret_name(name: str) -> bool:
 
 
 _WORDS_NOT_VALUES = frozenset(
-    ["none", "null", "nil", "true", "false", "undefined", "str", "string", "bytes", "int", "bool", "boolean", "object", "array", "any", "unknown", "optional", "required", "nullable", "number", "text", "void", "yes", "no", "required.", "on", "off", "the", "a", "an", "not", "your", "my", "our", "that", "this", "it", "and", "or", "to", "of", "for", "is", "in", "was", "invalid", "expired", "missing", "incorrect", "wrong", "correct", "empty", "set", "unset", "needed", "valid", "wrong.", "reset", "generated", "stored", "changed", "hidden", "removed", "redacted", "masked", "omitted", "example", "placeholder", "secret", "password", "token", "key", "function", "const", "let", "var", "return", "await", "async", "new", "if", "else", "self", "here", "there", "only", "never", "always", "also", "then", "must", "should", "can", "will", "may", "from", "with", "by", "at", "as", "auth", "basic", "bearer", "header", "input", "output", "type", "default", "field", "env", "environment", "variable", "file", "protected", "encrypted", "hashed", "short", "long", "strong", "weak", "too", "very", "strings", "numbers", "letters", "authentication", "authorization", "manager", "reset?", "hmac", "sha256", "plain", "plaintext", "passwd", "pwd", "pw", "passphrase", "apikey", "created", "required,", "optional,", "disabled", "enabled"]
+    [
+        "none",
+        "null",
+        "nil",
+        "true",
+        "false",
+        "undefined",
+        "str",
+        "string",
+        "bytes",
+        "int",
+        "bool",
+        "boolean",
+        "object",
+        "array",
+        "any",
+        "unknown",
+        "optional",
+        "required",
+        "nullable",
+        "number",
+        "text",
+        "void",
+        "yes",
+        "no",
+        "required.",
+        "on",
+        "off",
+        "the",
+        "a",
+        "an",
+        "not",
+        "your",
+        "my",
+        "our",
+        "that",
+        "this",
+        "it",
+        "and",
+        "or",
+        "to",
+        "of",
+        "for",
+        "is",
+        "in",
+        "was",
+        "invalid",
+        "expired",
+        "missing",
+        "incorrect",
+        "wrong",
+        "correct",
+        "empty",
+        "set",
+        "unset",
+        "needed",
+        "valid",
+        "wrong.",
+        "reset",
+        "generated",
+        "stored",
+        "changed",
+        "hidden",
+        "removed",
+        "redacted",
+        "masked",
+        "omitted",
+        "example",
+        "placeholder",
+        "secret",
+        "password",
+        "token",
+        "key",
+        "function",
+        "const",
+        "let",
+        "var",
+        "return",
+        "await",
+        "async",
+        "new",
+        "if",
+        "else",
+        "self",
+        "here",
+        "there",
+        "only",
+        "never",
+        "always",
+        "also",
+        "then",
+        "must",
+        "should",
+        "can",
+        "will",
+        "may",
+        "from",
+        "with",
+        "by",
+        "at",
+        "as",
+        "auth",
+        "basic",
+        "bearer",
+        "header",
+        "input",
+        "output",
+        "type",
+        "default",
+        "field",
+        "env",
+        "environment",
+        "variable",
+        "file",
+        "protected",
+        "encrypted",
+        "hashed",
+        "short",
+        "long",
+        "strong",
+        "weak",
+        "too",
+        "very",
+        "strings",
+        "numbers",
+        "letters",
+        "authentication",
+        "authorization",
+        "manager",
+        "reset?",
+        "hmac",
+        "sha256",
+        "plain",
+        "plaintext",
+        "passwd",
+        "pwd",
+        "pw",
+        "passphrase",
+        "apikey",
+        "created",
+        "required,",
+        "optional,",
+        "disabled",
+        "enabled",
+    ]
 )
 _PLACEHOLDER = re.compile(
     r"(?i)\[(?:secret|email|phone|card|iban|ip|ssn)\]|\$[({]?[A-Za-z_]|\{\{|\{[A-Za-z_.]*\}?$|<[^<>]{0,60}>?$|%[A-Za-z_(]|"
@@ -209,11 +472,11 @@ _COMMANDS = tuple(
         ("earer ", r"(?i)\bbearer[ ]+([\w.~+/=|-]{16,})"),
         ("ookie", r"(?i)\b(?:set-)?cookie[\"']?\s*[:=,]\s*[\"']?((?:[\w.!%-]+=[^\s;\"',]{4,}(?:; ?)?)+)"),
         # Files and languages that name the password without a sign between.
-        ("password ", r"(?i)\b(?:machine\s+\S+|default)\s+login\s+\S+\s+password\s+(\S+)"),
-        ("password ", r"(?:^|\n)\s*password[ \t]+([^\s:=]+)[ \t]*(?:\n|$)"),
+        ("password ", r"(?i)\b(?:machine\s+\S+|default)\s+login\s+\S+\s+password\s+([^\s\"]+)"),
+        ("password ", r"(?:^|\n)\s*password[ \t]+([^\s:=\"]+)[ \t]*(?:[\n\"]|$)"),
         ("'", r"(?i)\b(?:identified\s+(?:with\s+\w+\s+)?by|password)\s+'([^'\n]+)'"),
-        (":", r"(?:^|\n)[\w.*-]+:(?:[0-9]{2,5}|\*):[\w*-]+:[\w*@.-]+:([^\s:]+)(?:\n|$)"),
-        ("ENV ", r"(?:^|\n)\s*(?:ENV|ARG)\s+(?i:\w*(?:password|passwd|secret|token|api_?key|private_key|access_key))[ \t]+([^\s=]+)"),
+        (":", r"(?:^|\n)[\w.*-]+:(?:[0-9]{2,5}|\*):[\w*-]+:[\w*@.-]+:([^\s:\"]+)(?:[\n\"]|$)"),
+        ("ENV ", r"(?:^|\n)\s*(?:ENV|ARG)\s+(?i:\w*(?:password|passwd|secret|token|api_?key|private_key|access_key))[ \t]+([^\s=\"]+)"),
         ("setx ", r"(?i)setx\s+\w*(?:password|passwd|secret|token|api_?key|private_key|access_key)\s+[\"']?([^\s\"']+)"),
         ("config set ", r"(?i)config set\s+[^\s=]*(?:password|token|secret|apikey|api_key|authtoken)\s+[\"']?([^\s\"'=]+)"),
         ("_KEY ", r"(?:^|\n)\s*(?:export |set )?[A-Z_]*(?:API|SECRET|ACCESS|PRIVATE)_KEY[ \t]+([A-Za-z0-9_/+=.-]*[0-9][A-Za-z0-9_/+=.-]*)"),
@@ -320,22 +583,34 @@ def _bare_value(
         value = value.rstrip(".,:;!?)") if not is_word or len(value) < 8 else value.rstrip(".,:;?)")
     end = found.start() + len(value)
     following = text[end : end + 1]
-    if not value or _is_harmless(value, name, quoted=False):
+    if not value or _is_harmless(value, name, quoted=False) or (value == "$" and following in ("{", "(")):
         return None
-    telling = any(not character.isalpha() and character not in "_.-'" for character in value)
+    if sep == ">":
+        return Span(found.start(), end, kind)
+    telling = any(not c.isalpha() and c not in "_.-'" for c in value) or _is_mixed(value)
     if is_word and not (telling and len(value) >= 5):
         return None
     if assigned["close"] and value.isdigit() and name.lower().endswith("token") and len(value) < 6:
         return None
-    if telling and not _CODE_NAME.fullmatch(value):
+    if telling and (_is_mixed(value) or not _CODE_NAME.fullmatch(value)):
         return Span(found.start(), end, kind) if following not in ("(", "[") or in_file else None
     if not value.isalpha() and telling and following not in ("(", "[", ")", ",", "."):
         return Span(found.start(), end, kind)
     # A word, which in code is a variable.
     query = start > 0 and text[start - 1] in "?&;"
-    env = sep == "=" and not assigned["gap"] and (name.isupper() or following in (";", "&"))
+    option = text[max(0, start - 2) : start].endswith("-") and not in_file
+    env = option or sep == "=" and not assigned["gap"] and (name.isupper() or following in (";", "&"))
     line = in_file and sep in (":", "=") and text[end : end + 40].split("\n")[0].strip() in ("", "\r")
     return Span(found.start(), end, kind) if query or env or line else None
+
+
+def _is_mixed(value: str) -> bool:
+    """Do upper and lower case alternate as in no word and hardly in a name?"""
+    if len(value) < 8 or not value.isalpha():
+        return False
+    changes = sum(a.islower() and b.isupper() for a, b in zip(value, value[1:], strict=False))
+    capitals = sum(a.isupper() and b.isupper() for a, b in zip(value, value[1:], strict=False))
+    return changes >= 2 and (capitals >= 1 or changes > len(value) / 5)
 
 
 def _begins_line(text: str, start: int) -> bool:

@@ -24,7 +24,32 @@ _DOMAIN = re.compile(
 )
 _TOP = re.compile(r"xn--[A-Za-z0-9-]+|[A-Za-z]{2,24}(?![A-Za-z0-9_-])|[^\x00-\x7f]{1,24}")
 # Names of files (`icon@2x.png`), and a login that is no one's (`git@github.com:owner/project`).
-_FILES = frozenset(["png", "jpg", "jpeg", "gif", "svg", "webp", "js", "ts", "py", "css", "json", "yaml", "yml", "txt", "lock", "toml", "tgz", "gz", "html", "htm", "tsx", "jsx"])
+_FILES = frozenset(
+    [
+        "png",
+        "jpg",
+        "jpeg",
+        "gif",
+        "svg",
+        "webp",
+        "js",
+        "ts",
+        "py",
+        "css",
+        "json",
+        "yaml",
+        "yml",
+        "txt",
+        "lock",
+        "toml",
+        "tgz",
+        "gz",
+        "html",
+        "htm",
+        "tsx",
+        "jsx",
+    ]
+)
 _GIT = re.compile(r":(?!//)[\w~/.-]")
 _CARD = re.compile(r"(?<![\w.+$€£#@=/-])(?<!\d[ ,:])[0-9](?:[ .-]{0,2}[0-9]){12,18}(?![\w/@]|[.,:-][0-9]|-[A-Za-z])")
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?=[ -]?[A-Za-z0-9])")
@@ -84,7 +109,7 @@ def _begin_of_local(text: str, lowest: int, at: int) -> int:
         return at
     local = taken[0][::-1]
     # Of `?email=bob@x.org` and `https://x/bob@y.org` only what follows the last sign that few addresses have.
-    local = local[max(local.rfind(sign) for sign in "=/?&|{}") + 1 :].lstrip("-'.!*^~$#")
+    local = local[max(local.rfind(sign) for sign in "=/?&|{}") + 1 :].lstrip("'.!*^~$#")
     return at - len(local)
 
 
@@ -139,14 +164,31 @@ def find_cards(text: str) -> Iterator[Span]:
         if not _is_card(digits) or len(set(digits)) < 2:
             continue
         separators = set(written) - set("0123456789")
-        if len(separators) > 1:
-            continue
-        groups = re.split(r"[ .-]+", written)
-        if separators and (any(len(group) > 6 or len(group) < 2 for group in groups) or len(groups) > 6):
+        if len(separators) > 1 or (separators and not _is_in_blocks(written, text[match.end() : match.end() + 7])):
             continue
         if not separators and _IDENTIFIER_BEFORE.search(text, max(0, match.start() - 40), match.start()):
             continue
         yield Span(match.start(), match.end(), "card")
+
+
+def _is_in_blocks(written: str, following: str) -> bool:
+    blocks = [len(block) for block in re.split(r"[ .-]+", written)]
+    # Five blocks and more are a table of numbers, not a card.
+    return blocks in _BLOCKS and not re.match(r"[ -][0-9]{4,6}(?![0-9/])", following)
+
+
+_BLOCKS = (
+    [4, 4, 4, 4],
+    [4, 6, 5],
+    [4, 6, 4],
+    [4, 4, 4, 4, 3],
+    [4, 3, 3, 3],
+    [4, 4, 4, 1],
+    [4, 4, 4, 4, 2],
+    [6, 13],
+    [4, 4, 5],
+    [4, 4, 4, 3],
+)
 
 
 def _is_card(digits: str) -> bool:
@@ -228,7 +270,7 @@ _AFTER_PHONE = re.compile(r"[\w/@%]|[-:,.][0-9]|-[A-Za-z]|[ ]?(?:USD|EUR|GBP|JPY
 _PHONE_WORD = re.compile(
     r"(?i)(?:phone|mobile|cell|call|tel|telefon|tél|téléphone|teléfono|telefono|telefone|handy|móvil|movil|celular|whatsapp|"
     r"sms|text|ring|fax|dial|reach|contact|number is|rufnummer|portable|numéro|cellulare|kontakt|signal|viber|msisdn|"
-    r"hotline|電話|电话|携帯|手机|тел|телефон|nummer|no)[\w.]{0,10}[\"'\uE001-\uE009)\]]?[ ]?(?:(?:me|us|him|her|them|number|num|no|nr|"
+    r"hotline|電話|电话|携帯|手机|тел|телефон)[\w.]{0,10}[\"'\uE001-\uE009)\]]?[ ]?(?:(?:me|us|him|her|them|number|num|no|nr|"
     r"back|on|at|is|under|auf|unter|au|al|to|the|my|our|office|home|work|line|anytime|today|now|:|=|\||->|→|\.|-|#|\")[ \t]*){0,6}[ \"'\uE001-\uE009:=|(\[]{0,5}$"
 )
 _DATE = re.compile(
@@ -250,6 +292,8 @@ def find_phones(text: str, region: str) -> Iterator[Span]:
         if written.count(")") > written.count("(") and written.endswith(")"):
             written = written[:-1].rstrip(" ./(-")
         start, end = match.start(), match.start() + len(written)
+        start += len(written) - len(written.lstrip())
+        written = written.lstrip()
         digits = sum(character in "0123456789" for character in written)
         if not 7 <= digits <= 21 or _AFTER_PHONE.match(text, end):
             continue
@@ -291,6 +335,8 @@ def _is_telling(written: str) -> bool:
     """Is a number without words around written as only phone numbers are: with a trunk zero or an area in brackets?"""
     digits = re.sub(r"[^0-9]", "", written)
     groups = _groups(written)
+    if [len(group) for group in groups] == [5, 4] and "-" in written:  # a postal code
+        return False
     return len(digits) >= 9 and (
         (digits.startswith("0") and 2 <= len(groups) <= 5 and not digits.startswith("00"))
         or "(" in written

@@ -35,7 +35,7 @@ _BLOCK_SCALAR = re.compile(
 # Nearly all lines of a chat have nothing that could be anything, and are done with one search.
 _WORTH_A_LOOK = re2.compile(
     r"[0-9][^\n]?[0-9]|[@\x{ff20}]|::|[\p{Nd}][\p{Nd}]|[A-Za-z0-9_.:~+/=-]{16}|(?i:pass|pwd|\bpw\b|secret|token|key|credential|mnemonic|phrase|"
-    r"auth|cookie|\bpin\b|\bcv[vc]|parole|contrase|senha|kennwort|clave|://)|\\[ux]"
+    r"auth|cookie|mysql|maria|identified|sshpass|redis-cli|ldap|\bpin\b|\bcv[vc]|parole|contrase|senha|kennwort|clave|://)|\\[ux]"
 )
 _NUMBER = re.compile(r"-?[0-9][0-9.eE+-]*")
 _CACHED = 2_000  # characters: a longer line is seldom met again, and takes memory
