@@ -1,161 +1,177 @@
 """Personal data and secrets are replaced by their kind before anything is learned from them.
 
-Phone numbers are found by Google's libphonenumber (`phonenumberslite`), card numbers and IBANs are confirmed by their
-check digits (`python-stdnum`), so that an order number stays an order number. Secrets are found by the issuers'
-published prefixes and by assignments to names such as `password`. Names of people stay: they carry the turn-taking
-that is learned.
+Rules read the text with its escapes resolved (`quality.escapes`), so that what stands in JSON, or in JSON in JSON, is seen
+as it was meant; the replacement goes between the escapes, so that JSON stays JSON. Names of people stay: they carry the
+turn-taking that is learned.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 
 import phonenumbers
-from stdnum import iban, luhn
+import re2
 
-# Part of a dataset's configuration hash: change it with any rule below.
-REDACTION_VERSION = f"1+phonenumbers-{phonenumbers.__version__}"
+from quality.credentials import Span, find_credentials
+from quality.escapes import QUOTES, Segments, locate, resolve_escapes, written
+from quality.personal import find_personal
+from quality.wallets import find_seed_phrases, find_wallet_keys
 
-_PRIVATE_KEY = re.compile(
-    r"-----BEGIN (?P<label>[A-Z ]*PRIVATE KEY(?: BLOCK)?)-----.*?(?:-----END (?P=label)-----|\Z)", re.DOTALL
-)
-_URL_PASSWORD = re.compile(r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)")
-_EMAIL = re.compile(r"[A-Za-z0-9._%+'-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}\b")
-_SECRET = re.compile(
-    r"""(?<![A-Za-z0-9])(?:
-        sk-(?:proj-|ant-|or-|svcacct-|admin-)?[A-Za-z0-9_-]{20,}         # OpenAI, Anthropic, OpenRouter
-      | tgp_v1_[A-Za-z0-9_-]{20,}                                        # Together
-      | (?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}                              # AWS
-      | gh[pousr]_[A-Za-z0-9]{36,} | github_pat_[A-Za-z0-9_]{22,}        # GitHub
-      | glpat-[A-Za-z0-9_-]{20,}                                         # GitLab
-      | xox[abeoprs]-[A-Za-z0-9-]{10,} | xapp-[0-9]-[A-Za-z0-9-]{10,}    # Slack
-      | (?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,} | whsec_[A-Za-z0-9]{16,}  # Stripe
-      | AIza[A-Za-z0-9_-]{35} | ya29\.[A-Za-z0-9_-]{20,}                 # Google
-      | hf_[A-Za-z0-9]{30,} | npm_[A-Za-z0-9]{36} | pypi-[A-Za-z0-9_-]{50,}
-      | SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}                       # SendGrid
-      | [MNO][A-Za-z0-9_-]{23,27}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,}  # Discord
-      | [0-9]{8,10}:AA[A-Za-z0-9_-]{33}                                  # Telegram
-      | eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}    # JSON Web Token
-    )(?![A-Za-z0-9])""",
-    re.VERBOSE,
-)
-_ASSIGNED_SECRET = re.compile(
-    r"""(?ix) (?P<name>\b[\w-]*
-        (?:passwor[dt]|passwd|passphrase|secret|(?:api|access|private)[_-]?key|(?:auth|access)[_-]?token)
-        ["']? \s* (?: [:=] | \s is \s ) \s* (?:bearer\s+)? ["']? )
-        (?P<value> (?=[^\s"',;]*[0-9!@#$%^&*+/=~-]) [^\s"',;<>\[\]()]{6,} )"""
-)
-_BEARER = re.compile(
-    r"(?i)(?P<name>\bauthorization:\s*(?:bearer|basic)\s+|\bbearer\s+(?=[^\s]*[0-9]))(?P<value>[A-Za-z0-9._~+/=-]{16,})"
-)
-_DIGITS = re.compile(r"(?<![\w.+-])(?:\d[ -]?){12,18}\d(?![\w-])")
-_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")
-_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
-# With a group of three digits or more, among them a decimal one: `a::b` is a name in C++.
-_IPV6 = re.compile(
-    r"(?<![\w:.])(?=[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:)(?=[A-Fa-f:.]*[0-9])(?=[0-9A-Fa-f:.]*[0-9A-Fa-f]{3})"
-    r"[0-9A-Fa-f:.]{3,45}(?![\w:])"
-)
-_SEVEN_DIGITS = re.compile(r"(?:\d\D{0,3}){6}\d")
+# Part of a dataset's configuration hash: change it with any rule.
+REDACTION_VERSION = f"2+phonenumbers-{phonenumbers.__version__}"
+KINDS = ("secret", "email", "iban", "card", "ssn", "ip", "phone")
 
-# Nearly all lines have neither, and are done with one quick search each.
-_LONG_WORD = re.compile(r"[A-Za-z0-9_.:~+/=-]{16}")
-_SECRET_NAME = re.compile(r"(?i)pass|secret|key|token")
+_KEY_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_BODY = re.compile(r"(?:[A-Za-z0-9+/=\s:,.]|\\+[nr])*+")
+_SEED_WORD = re.compile(r"(?i)seed|mnemonic|recover|wallet|phrase|backup")
+_BLOCK_SCALAR = re.compile(
+    r"(?i)(?:password|passwd|secret|token|api_?key|private_?key|passphrase|mnemonic)[\"']?: ?[|>][+-]?\s*$"
+)
+
+# Nearly all lines of a chat have nothing that could be anything, and are done with one search.
+_WORTH_A_LOOK = re2.compile(
+    r"[0-9][^\n]?[0-9]|[@\x{ff20}]|::|[\p{Nd}][\p{Nd}]|[A-Za-z0-9_.:~+/=-]{16}|(?i:pass|pwd|\bpw\b|secret|token|key|credential|mnemonic|phrase|"
+    r"auth|cookie|mysql|maria|identified|sshpass|redis-cli|ldap|\bpin\b|\bcv[vc]|parole|contrase|senha|kennwort|clave|://)|\\[ux]"
+)
+_NUMBER = re.compile(r"-?[0-9][0-9.eE+-]*")
+_CACHED = 2_000  # characters: a longer line is seldom met again, and takes memory
 
 Found = tuple[tuple[str, int], ...]
 
 
 def redact(text: str, *, region: str = "US") -> tuple[str, Counter[str]]:
-    """`text` with each finding replaced by its kind (`[EMAIL]`, `[PHONE]`, `[SECRET]`, `[CARD]`, `[IBAN]`, `[IP]`).
+    """`text` with each finding replaced by its kind (`[EMAIL]`, `[PHONE]`, `[SECRET]`, `[CARD]`, `[IBAN]`, `[SSN]`, `[IP]`).
 
-    Also returns counts by kind. `region` (ISO 3166) is how a phone number without a country code is read. Loopback,
-    unspecified and multicast addresses stay, since they name no one. Redacting twice changes nothing more.
+    Also returns counts by kind. `region` (ISO 3166) is how a phone number without a country code is read. A number in JSON
+    is replaced by a string. Loopback, unspecified and multicast addresses stay, since they name no one. Redacting twice
+    changes nothing more. Takes time in proportion to the length, whatever the text.
     """
     counts: Counter[str] = Counter()
-    text = _replace(_PRIVATE_KEY, lambda _: "[SECRET]", "secret", text, counts)
-    lines = []
-    for line in text.split("\n"):
-        clean, found = _redact_line(line, region)
-        lines.append(clean)
-        for kind, count in found:
-            counts[kind] += count
+    if "-----BEGIN" in text:
+        text = _redact_private_keys(text, counts)
+    if "\n" in text and _SEED_WORD.search(text):
+        text = _replace_until_stable(text, lambda view: list(find_seed_phrases(view)), counts)
+    lines = text.split("\n")
+    if len(lines) > 1 and ("|" in text or ">" in text):
+        _redact_block_scalars(lines, counts)
+    for number, line in enumerate(lines):
+        if len(line) < 4:
+            continue
+        clean, found = (_redact_line if len(line) <= _CACHED else _redact_line.__wrapped__)(line, region)
+        if found:
+            lines[number] = clean
+            for kind, count in found:
+                counts[kind] += count
     return "\n".join(lines), counts
 
 
 # A transcript is logged again with every turn, so most lines have been seen a moment ago.
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=32_768)
 def _redact_line(line: str, region: str) -> tuple[str, Found]:
     counts: Counter[str] = Counter()
-    if "://" in line and "@" in line:
-        line = _replace(_URL_PASSWORD, lambda _: "[SECRET]", "secret", line, counts)
-    if _LONG_WORD.search(line):
-        line = _replace(_SECRET, lambda _: "[SECRET]", "secret", line, counts)
-        line = _replace(_BEARER, lambda match: match["name"] + "[SECRET]", "secret", line, counts)
-    if _SECRET_NAME.search(line):
-        line = _replace(_ASSIGNED_SECRET, _hide_value, "secret", line, counts)
-    if "@" in line:
-        line = _replace(_EMAIL, lambda _: "[EMAIL]", "email", line, counts)
-    if _SEVEN_DIGITS.search(line):
-        line = _replace(_IBAN, lambda match: "[IBAN]" if iban.is_valid(match[0]) else match[0], "iban", line, counts)
-        line = _replace(_DIGITS, _hide_card, "card", line, counts)
-    if line.count(".") >= 3:
-        line = _replace(_IPV4, _hide_address, "ip", line, counts)
-    if line.count(":") >= 2:
-        line = _replace(_IPV6, _hide_address, "ip", line, counts)
-    if _SEVEN_DIGITS.search(line):
-        line = _redact_phones(line, region, counts)
+    if _is_worth_a_look(line):
+
+        def find(view: str) -> list[Span]:
+            return [*find_credentials(view), *find_wallet_keys(view), *find_personal(view, region)]
+
+        return _replace_until_stable(line, find, counts), tuple(counts.items())
+    if len(line) >= 50:
+        line = _replace_until_stable(line, lambda view: list(find_seed_phrases(view)), counts)
     return line, tuple(counts.items())
 
 
-def _replace(
-    pattern: re.Pattern[str], substitute: Callable[[re.Match[str]], str], kind: str, text: str, counts: Counter[str]
-) -> str:
-    def count(match: re.Match[str]) -> str:
-        replacement = substitute(match)
-        if replacement != match[0]:
-            counts[kind] += 1
-        return replacement
-
-    return pattern.sub(count, text)
-
-
-def _hide_value(match: re.Match[str]) -> str:
-    if match["value"].startswith(("http://", "https://")):
-        return match[0]
-    return match["name"] + "[SECRET]"
-
-
-def _hide_card(match: re.Match[str]) -> str:
-    digits = re.sub(r"[ -]", "", match[0])
-    # First digits of the card schemes (ISO/IEC 7812): Mastercard 2 and 5, Amex 3, Visa 4, Discover and others 6.
-    return "[CARD]" if digits[0] in "23456" and luhn.is_valid(digits) and len(set(digits)) > 1 else match[0]
-
-
-def _hide_address(match: re.Match[str]) -> str:
-    tail = match[0][len(match[0].rstrip(".:")) :] if not match[0].endswith("::") else ""
-    candidate = match[0][: len(match[0]) - len(tail)]
+def _is_worth_a_look(line: str) -> bool:
     try:
-        address = ipaddress.ip_address(candidate)
-    except ValueError:
-        return match[0]
-    if address.is_loopback or address.is_unspecified or address.is_multicast:
-        return match[0]
-    return "[IP]" + tail
+        return _WORTH_A_LOOK.search(line) is not None
+    except UnicodeEncodeError:  # half of a pair of UTF-16
+        return True
 
 
-def _redact_phones(line: str, region: str, counts: Counter[str]) -> str:
-    pieces, end = [], 0
-    for match in phonenumbers.PhoneNumberMatcher(line, region, leniency=phonenumbers.Leniency.POSSIBLE):
-        written_as_phone = any(mark in match.raw_string.strip() for mark in " -().+")
-        if _IPV4.search(match.raw_string):
+def _replace_until_stable(text: str, find: Callable[[str], list[Span]], counts: Counter[str]) -> str:
+    # A replacement changes what stands beside it, so that a second look may find more. Each takes something away.
+    for _ in range(8):
+        view, segments = resolve_escapes(text)
+        spans = _without_overlaps(find(view))
+        if not spans:
+            break
+        text = _replace(text, view, segments, spans, counts)
+    return text
+
+
+def _without_overlaps(spans: list[Span]) -> list[Span]:
+    """Of spans that overlap the first found stays; in the order of the text."""
+    if len(spans) < 2:
+        return spans
+    ranked = sorted(enumerate(spans), key=lambda item: (item[1].start, item[0]))
+    kept: list[tuple[int, Span]] = []
+    for rank, span in ranked:
+        while kept and kept[-1][1].end > span.start and kept[-1][0] > rank:
+            kept.pop()
+        if not kept or kept[-1][1].end <= span.start:
+            kept.append((rank, span))
+    return [span for _, span in kept]
+
+
+def _replace(text: str, view: str, segments: Segments | None, spans: list[Span], counts: Counter[str]) -> str:
+    pieces, done = [], 0
+    for span in spans:
+        start, end = locate(span.start, segments), locate(span.end, segments)
+        quote = _quote_of_number(view, span)
+        pieces += [text[done:start], quote, f"[{span.kind.upper()}]", quote]
+        done = end
+        counts[span.kind] += 1
+    return "".join([*pieces, text[done:]])
+
+
+def _quote_of_number(view: str, span: Span) -> str:
+    """What a bare number of JSON must stand in when it becomes text: the quotation marks of its depth, else nothing."""
+    if not _NUMBER.fullmatch(view, span.start, span.end):
+        return ""
+    after = view[span.end : span.end + 40].lstrip()[:1]
+    if after and after not in ",}]":
+        return ""
+    before = view[max(0, span.start - 400) : span.start].rstrip()
+    if before.endswith(":"):
+        key = before[:-1].rstrip()[-1:]
+        return written(key) if key and key in QUOTES else ""
+    if not before.endswith(("[", ",")) or not after:
+        return ""
+    inner = before.rstrip("0123456789.,eE+- \n")[-1:]
+    if inner == "[" or inner in QUOTES or inner in "}]":
+        marks = [mark for mark in (*before, *view[span.end : span.end + 400]) if mark in QUOTES]
+        return written(marks[-1] if before.count(marks[-1] if marks else '"') else marks[0]) if marks else '"'
+    return ""
+
+
+def _redact_private_keys(text: str, counts: Counter[str]) -> str:
+    """Keys in PEM, also with escaped line ends; one that does not end goes as far as it looks like one."""
+    pieces, done, last_end = [], 0, text.rfind("-----END")
+    begin = _KEY_BEGIN.search(text)
+    while begin is not None:
+        end = _KEY_END.search(text, begin.end()) if begin.end() <= last_end else None
+        if end is None:
+            last_end = -1
+        after = end.end() if end is not None else _KEY_BODY.match(text, begin.end()).end()  # type: ignore[union-attr]
+        pieces += [text[done : begin.start()], "[SECRET]"]
+        counts["secret"] += 1
+        done = after
+        begin = _KEY_BEGIN.search(text, done)
+    return "".join([*pieces, text[done:]])
+
+
+def _redact_block_scalars(lines: list[str], counts: Counter[str]) -> None:
+    """What stands under `password: |` in YAML, as far as it is indented."""
+    for number, line in enumerate(lines[:-1]):
+        if not line.endswith(("|", ">", "-", "+")) or not _BLOCK_SCALAR.search(line[-60:]):
             continue
-        if not written_as_phone and not phonenumbers.is_valid_number(match.number):
-            continue
-        pieces += [line[end : match.start], "[PHONE]"]
-        end = match.end
-        counts["phone"] += 1
-    return "".join([*pieces, line[end:]])
+        indent = len(line) - len(line.lstrip())
+        following = number + 1
+        while following < len(lines) and (len(lines[following]) - len(lines[following].lstrip()) > indent):
+            if "[SECRET]" not in lines[following]:
+                lines[following] = lines[following][: indent + 2] + "[SECRET]"
+                counts["secret"] += 1
+            following += 1

@@ -1,0 +1,92 @@
+"""Keys of wallets: seed phrases (BIP-39), extended keys, WIF and Solana's. Check sums tell them from words and ids."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import cache
+
+from mnemonic import Mnemonic
+
+from quality.credentials import Span
+
+_LENGTHS = (24, 21, 18, 15, 12)
+# The lists that are written with Latin letters; those of Chinese characters are found in any text.
+_LANGUAGES = ("english", "spanish", "french", "italian", "portuguese", "czech")
+_WORD = re.compile(r"[^\W\d_]+")
+_GAP = 12  # characters between two words of a phrase: `", "`, `\n 12. `
+_BASE58 = re.compile(
+    r"(?<![0-9A-Za-z+/_=-])(?:[5KLc9][1-9A-HJ-NP-Za-km-z]{50,51}|[xyzuvt]prv[1-9A-HJ-NP-Za-km-z]{107,108})(?![0-9A-Za-z+/_=-])"
+)
+_ALPHABET = {c: i for i, c in enumerate("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz")}
+_BYTES = re.compile(r"\[ ?(?:[0-9]{1,3}, ?){63}[0-9]{1,3} ?\]")
+
+
+@cache
+def _languages() -> dict[str, tuple[Mnemonic, ...]]:
+    words: dict[str, tuple[Mnemonic, ...]] = {}
+    for language in _LANGUAGES:
+        mnemonic = Mnemonic(language)
+        for word in mnemonic.wordlist:
+            words[word] = (*words.get(word, ()), mnemonic)
+    return words
+
+
+def find_wallet_keys(text: str) -> Iterator[Span]:
+    """Where private keys of wallets stand. Addresses and hashes of transactions are public, and stay."""
+    if len(text) >= 50:
+        yield from find_seed_phrases(text)
+        for match in _BASE58.finditer(text):
+            if _has_checksum(match[0]):
+                yield Span(match.start(), match.end(), "secret")
+    if "[" in text and len(text) > 128:  # a key pair of Solana's command line: 64 bytes
+        for match in _BYTES.finditer(text):
+            if all(int(number) < 256 for number in match[0].strip("[] ").split(",")):
+                yield Span(match.start() + 1, match.end() - 1, "secret")
+
+
+def find_seed_phrases(text: str) -> Iterator[Span]:
+    """Runs of 12 to 24 words of one list whose last bits are their check sum."""
+    lists = _languages()
+    # Every run of twelve has one of each twelfth word, so most texts are done with a twelfth of the look-ups.
+    quick = text.split()
+    if len(quick) >= 12 and not any(word.strip("\"',.;:|[]()`").lower() in lists for word in quick[11::12]):
+        return
+    matches = list(_WORD.finditer(text))
+    if len(matches) < 12:
+        return
+    run: list[re.Match[str]] = []
+    for match in matches:
+        known = match[0].lower() in lists
+        if run and (not known or match.start() - run[-1].end() > _GAP):
+            yield from _find_in_run(run, lists)
+            run = []
+        if known:
+            run.append(match)
+    yield from _find_in_run(run, lists)
+
+
+def _find_in_run(run: list[re.Match[str]], lists: dict[str, tuple[Mnemonic, ...]]) -> Iterator[Span]:
+    words = [match[0].lower() for match in run]
+    at = 0
+    while at + 12 <= len(words):
+        for length in _LENGTHS:
+            phrase = words[at : at + length]
+            # Prose has runs of the list's words as well, but repeats `the same words` sooner than keys do.
+            if len(phrase) == length and any(
+                all(mnemonic in lists[word] for word in phrase) and mnemonic.check(" ".join(phrase))
+                for mnemonic in lists[phrase[0]]
+            ):
+                yield Span(run[at].start(), run[at + length - 1].end(), "secret")
+                at += length - 1
+                break
+        at += 1
+
+
+def _has_checksum(text: str) -> bool:
+    number = 0
+    for character in text:
+        number = number * 58 + _ALPHABET[character]
+    data = number.to_bytes((number.bit_length() + 7) // 8, "big")
+    return hashlib.sha256(hashlib.sha256(data[:-4]).digest()).digest()[:4] == data[-4:]
