@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 
+from cli.errors import STOP_HINT
 from cli.main import main
 from cli.output import print_table
 from reasoning.routes import Routes, write_routes
@@ -48,10 +49,11 @@ def reasoning(*arguments: str | Path, env: dict[str, str] | None = None) -> subp
 
 
 def failure(finished: subprocess.CompletedProcess[str], code: int = 1) -> str:
-    """The one line on stderr of a command that failed."""
+    """The one line on stderr of a command that failed; one about money has the way to stop it as a second."""
     assert finished.returncode == code, finished.stderr
     assert "Traceback" not in finished.stderr
-    assert finished.stderr.startswith("error: ") and finished.stderr.count("\n") == 1, finished.stderr
+    assert finished.stderr.startswith("error: "), finished.stderr
+    assert finished.stderr.removesuffix(f"{STOP_HINT}\n").count("\n") == 1, finished.stderr
     return finished.stderr
 
 
@@ -229,6 +231,7 @@ def begin(con, function):
     threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
     return run(con, function)
 views._interruptible = begin
+from cli.errors import STOP_HINT
 from cli.main import main
 main()
 """
