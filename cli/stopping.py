@@ -191,6 +191,7 @@ def folder_to_stop(data: Path | None) -> Path:
     """The data folder that is meant, whatever state it is in. The emulator of a running `serve` is taken too."""
     from cli.serve import served
     from reasoning.config import load_config
+    from storage.layout import Layout
 
     try:
         folder = load_config(data).data
@@ -198,6 +199,7 @@ def folder_to_stop(data: Path | None) -> Path:
         if data is None:
             raise
         folder = data.absolute()
+    Layout(folder).check()
     if emulator := served(folder).get("emulator"):
         os.environ.setdefault("REASONING_PROVIDER_URL", emulator)
     return folder

@@ -39,7 +39,7 @@ _PARTIAL = ".partial-"
 _STAGED = ".backup-"
 # Besides the tables and the spool. Tokens, logs, Prefect's home and locks stay out: see docs/storage.md.
 _FOLDERS = ("quarantine", "datasets", "evaluations", "erasures", "emulator")
-_FILES = ("routes.json", "routes.paused.json")
+_FILES = ("routes.json", "routes.paused.json", "installation.ids")
 _DATABASES = ("gateway.sqlite", "emulator/emulator.sqlite")
 _LEDGER = "ledger.sqlite"
 _NOT_COPIED = (".tmp", ".lock", "-wal", "-shm", "-journal")

@@ -12,7 +12,17 @@ from storage.errors import DataFolderError
 from storage.files import make_folder
 
 # Any of these makes a folder one of ours.
-_MARKS = ("spool", "decisions", "feedback", "datasets", "quarantine", "emulator", "ledger.sqlite", "routes.json")
+_MARKS = (
+    "spool",
+    "decisions",
+    "feedback",
+    "datasets",
+    "quarantine",
+    "emulator",
+    "ledger.sqlite",
+    "routes.json",
+    "installation.ids",
+)
 _RIGHTS_TOLD = ".rights-told"  # of `cli.options`: a folder that it was told of is one of ours, or empty
 
 

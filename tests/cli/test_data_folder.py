@@ -12,9 +12,9 @@ from typer.main import get_command
 from cli.main import app
 from tests.cli.test_commands import failure, reasoning
 
-MAY_BE_NEW = {"serve", "demo", "config"}
+MAY_BE_NEW = {"serve", "demo", "config", "restore"}
 """Commands that may start a new data folder, or only show settings. All others refuse a missing one."""
-WITHOUT_DATA = {"flow list"}
+WITHOUT_DATA = {"flow list", "verify"}
 ARGUMENTS = {"costs set-budget": ["25"], "flow run": ["land_decisions"], "sql": ["SELECT 1"]}
 """Where an argument must be more than any text."""
 

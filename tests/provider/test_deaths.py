@@ -155,14 +155,14 @@ def test_ctrl_c_leaves_alone_what_another_process_deploys(world: World) -> None:
 def test_ctrl_c_at_the_command_line_names_what_goes_on(world: World) -> None:
     world.upload()
     world.emulator.fault("training_slow", seconds=30)
-    command = [sys.executable, "-m", "cli.main", "fine-tune", "dataset-1", "--data", str(world.data)]
+    command = [sys.executable, "-m", "cli.main", "fine-tune", "dataset-1", "--anyway", "--data", str(world.data)]
     process = subprocess.Popen(
         command, env=os.environ | {"REASONING_PROVIDER_URL": world.emulator.url}, stderr=subprocess.PIPE, text=True
     )
     # Not before it was followed once: pydantic, while it builds what the SDK parses answers with, takes a
     # KeyboardInterrupt for an error of the schema.
     while not (jobs := world.ledger.find("fine_tune_jobs", state="running")):
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from provider.client import connect
 from provider.deployments import deploy_model
 from provider.files import upload_dataset
 from provider.fine_tunes import follow_fine_tune, submit_fine_tune
+from quality.dataset import Manifest, SplitSummary
+from quality.funnel import Leaks
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
 
@@ -133,10 +136,30 @@ class World:
     def write_dataset(self, name: str = "dataset-1", rows: int = 40, decision_type: str = "should_respond") -> Path:
         folder = self.data / "datasets" / decision_type / name
         folder.mkdir(parents=True)
+        splits = {}
         for split, count in (("train", rows), ("validation", 10)):
             lines = [json.dumps({"messages": conversation(f"{self.data} {name} {split} {i}")}) for i in range(count)]
-            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-        (folder / "manifest.json").write_text(json.dumps({"decision_type": decision_type}))
+            content = ("\n".join(lines) + "\n").encode()
+            (folder / f"{split}.jsonl").write_bytes(content)
+            splits[split] = SplitSummary(count, count, None, None, {}, hashlib.sha256(content).hexdigest())
+        (folder / "rows.parquet").touch()
+        manifest = Manifest(
+            decision_type,
+            query={},
+            config_hash="",
+            selected=rows + 10,
+            dropped={},
+            faults={},
+            redactions={},
+            label_sources={},
+            splits=splits,
+            validation_from="",
+            holdout_from="",
+            leaks=Leaks(0, 0, 0, 0, 0.0),
+            rows_sha256=hashlib.sha256().hexdigest(),
+            quality={},
+        )
+        (folder / "manifest.json").write_text(json.dumps(manifest.as_dict()))
         return folder
 
     def upload(self, name: str = "dataset-1", decision_type: str = "should_respond") -> dict[str, Any]:
