@@ -13,7 +13,9 @@ from bisect import bisect_right
 # A quotation mark inside a string inside a string is not the one that ends the outer string: each depth has its own.
 QUOTES = '"' + "".join(chr(0xE001 + depth) for depth in range(12))
 
-_ESCAPE = re.compile(r"\\++(?:u[0-9a-fA-F]{4}(?:\\++u[dD][c-fC-F][0-9a-fA-F]{2})?|x[0-9a-fA-F]{2}|[\"'nrtbf/\n])?")
+_ESCAPE = re.compile(
+    r"\\++(?:u[0-9a-fA-F]{4}(?:\\++u[dD][c-fC-F][0-9a-fA-F]{2})?|x[0-9a-fA-F]{2}|[\"'nrtbf/\n])?|%(?:40|3[ADad]|2[026BFbf])"
+)
 _PLAIN = {"n": "\n", "r": "\n", "t": "\t", "b": " ", "f": " ", "\n": " "}
 # One character for one, so that offsets stay: other blanks, dashes and digits, and what is not valid Unicode.
 _SAME = (
@@ -31,7 +33,7 @@ Segments = tuple[list[int], list[int]]
 
 def resolve_escapes(text: str) -> tuple[str, Segments | None]:
     """`text` as rules read it, and where its pieces begin there and in `text` (None: every character where it was)."""
-    if "\\" not in text:
+    if "\\" not in text and "%" not in text:
         return (text if text.isascii() else text.translate(_SAME)), None
     # An escape of UTF-16 may leave half a pair, so what is put together is translated at the end.
     pieces: list[str] = []
@@ -71,6 +73,8 @@ def written(quote: str) -> str:
 
 
 def _meaning(escape: str) -> str:
+    if escape[0] == "%":  # of URLs
+        return chr(int(escape[1:], 16))
     letters = escape.lstrip("\\")
     if not letters:
         return "\\"

@@ -17,38 +17,19 @@ from stdnum import iban, luhn
 from quality.credentials import Span
 
 # Each address is read from its `@`: back over 64 characters at most, and on over its domain.
-_LOCAL = re.compile(r"(?:[A-Za-z0-9._%+&'*=!?^{|}~$#/-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»])++")
+_LOCAL = re.compile(
+    r"(?:[A-Za-z0-9._%+&'*=!?^{|}~$#/-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»\ue000-\uf8ff])++"
+)
 _DOMAIN = re.compile(
-    r"(?:[A-Za-z0-9-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»])++"
-    r"(?:\.(?:[A-Za-z0-9-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»])++){1,10}+"
+    r"(?:[A-Za-z0-9-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»\ue000-\uf8ff])++"
+    r"(?:\.(?:[A-Za-z0-9-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»\ue000-\uf8ff])++){1,10}+"
 )
 _TOP = re.compile(r"xn--[A-Za-z0-9-]+|[A-Za-z]{2,24}(?![A-Za-z0-9_-])|[^\x00-\x7f]{1,24}")
 # Names of files (`icon@2x.png`), and a login that is no one's (`git@github.com:owner/project`).
 _FILES = frozenset(
-    [
-        "png",
-        "jpg",
-        "jpeg",
-        "gif",
-        "svg",
-        "webp",
-        "js",
-        "ts",
-        "py",
-        "css",
-        "json",
-        "yaml",
-        "yml",
-        "txt",
-        "lock",
-        "toml",
-        "tgz",
-        "gz",
-        "html",
-        "htm",
-        "tsx",
-        "jsx",
-    ]
+    """
+    png jpg jpeg gif svg webp js ts py css json yaml yml txt lock toml tgz gz html htm tsx jsx
+    """.split()  # noqa: SIM905
 )
 _GIT = re.compile(r":(?!//)[\w~/.-]")
 _CARD = re.compile(r"(?<![\w.+$€£#@=/-])(?<!\d[ ,:])[0-9](?:[ .-]{0,2}[0-9]){12,18}(?![\w/@]|[.,:-][0-9]|-[A-Za-z])")
@@ -264,14 +245,18 @@ def _address(text: str, match: re.Match[str]) -> Iterator[Span]:
 
 # Digits with what phone numbers are written with; each run is taken once, and never gone back over.
 _PHONE = re.compile(
-    r"(?<![\w.+/:#$€£%@=&*-])(?<!\d[ ,])(?:\+|00(?=[1-9])|\((?=\+?[0-9]))?[ ]?\(?[0-9](?:[0-9]|[ ./()-]{1,3}(?=[0-9(]))*+(?:[ ]?(?:ext\.?|x|extension|#)[ ]?[0-9]{1,6})?"
+    r"(?:(?<![\w.+$€£%@&*-])(?<!\d[ ,])(?:00[ ]?(?=[1-9])|\((?=\+?[0-9]))?|(?<![\w+])(?:\+|\(\+))[ ]?\(?[0-9]"
+    r"(?:[0-9]|[ ./()-]{1,3}(?=[0-9(]))*+(?:[ ]?(?:ext\.?|x|extension|#)[ ]?[0-9]{1,6})?"
 )
 _AFTER_PHONE = re.compile(r"[\w/@%]|[-:,.][0-9]|-[A-Za-z]|[ ]?(?:USD|EUR|GBP|JPY|€|\$|£|bytes|ms|kB|MB|GB|km|kg|%)")
 _PHONE_WORD = re.compile(
-    r"(?i)(?:phone|mobile|cell|call|tel|telefon|tél|téléphone|teléfono|telefono|telefone|handy|móvil|movil|celular|whatsapp|"
-    r"sms|text|ring|fax|dial|reach|contact|number is|rufnummer|portable|numéro|cellulare|kontakt|signal|viber|msisdn|"
-    r"hotline|電話|电话|携帯|手机|тел|телефон)[\w.]{0,10}[\"'\uE001-\uE009)\]]?[ ]?(?:(?:me|us|him|her|them|number|num|no|nr|"
-    r"back|on|at|is|under|auf|unter|au|al|to|the|my|our|office|home|work|line|anytime|today|now|:|=|\||->|→|\.|-|#|\")[ \t]*){0,6}[ \"'\uE001-\uE009:=|(\[]{0,5}$"
+    r"(?:(?:(?<![A-Za-z])(?i:phone|telephone|cellphone|mobile|cell|call|tel|telefon|tél|téléphone|teléfono|telefono|telefone|"
+    r"handy|móvil|movil|celular|whatsapp|sms|text|ring|fax|dial|reach|contact|number is|rufnummer|portable|numéro|cellulare|"
+    r"kontakt|signal|viber|msisdn|hotline|тел|телефон|handynummer|telefonnummer)|(?<=[a-z_])(?<!\bi)(?:Phone|phone|Mobile|mobile|Tel|Fax|fax|_tel)|"
+    r"電話|电话|携帯|手机)(?i:s|ing|\.|[ _-]?(?:number|num|no|nr|home|work|mobile|cell|e)){0,3}"
+    r"[\"'\uE001-\uE009)\]]?[ ]?(?i:(?:me|us|him|her|them|number|num|no|nr|"
+    r"back|on|at|is|under|auf|unter|au|al|to|the|my|our|office|home|work|line|anytime|today|now|mobile|cell|phone|:|=|\||->|→|\.|-|#|\")[ \t]{0,2})"
+    r"{0,6}[ \"'\uE001-\uE009:=|(\[]{0,5}|wa\.me/|whatsapp\.com/send\?phone=)$"
 )
 _DATE = re.compile(
     r"(?<![0-9])(?:(?:19|20)[0-9]{2}[-./ ](?:0?[1-9]|1[0-2])[-./ ](?:0?[1-9]|[12][0-9]|3[01])|(?:0?[1-9]|[12][0-9]|3[01])[-./ ](?:0?[1-9]|[12][0-9]|3[01])[-./ ](?:19|20)[0-9]{2})(?![0-9])"
@@ -300,6 +285,8 @@ def find_phones(text: str, region: str) -> Iterator[Span]:
         if written.startswith("(") and ")" not in written:
             start, written = start + 1, written[1:]
         named = bool(_PHONE_WORD.search(text, max(0, start - 60), start))
+        if start and text[start - 1] in "/:=#" and not named and not written.startswith("+"):
+            continue
         if not named and _IDENTIFIER_BEFORE.search(text, max(0, start - 40), start):
             continue
         if (_DATE.search(written) or _IPV4.fullmatch(written)) and not written.startswith("+"):
@@ -311,8 +298,9 @@ def find_phones(text: str, region: str) -> Iterator[Span]:
 @lru_cache(maxsize=8_192)
 def _is_phone(written: str, region: str, named: bool) -> bool:
     separated = any(mark in written.strip() for mark in " -.()/")
-    if written.startswith(("+", "(+")) or (written.startswith("00") and named):
-        number = _parse(written if "+" in written else f"+{written[2:]}", None)
+    digits = sum(character in "0123456789" for character in written)
+    if written.startswith(("+", "(+")) or (written.startswith("00") and (named or separated)):
+        number = _parse(written if "+" in written else f"+{written[2:].lstrip()}", None)
         return number is not None and (
             phonenumbers.is_valid_number(number) or ((separated or named) and phonenumbers.is_possible_number(number))
         )
@@ -326,7 +314,7 @@ def _is_phone(written: str, region: str, named: bool) -> bool:
         number = _parse(written, other)
         if number is None or not phonenumbers.is_valid_number_for_region(number, other):
             continue
-        if named or (_is_telling(written) and _groups(written) == _national_groups(number)):
+        if (named and digits >= 9) or (_is_telling(written) and _groups(written) == _national_groups(number)):
             return True
     return False
 

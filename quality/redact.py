@@ -35,7 +35,7 @@ _BLOCK_SCALAR = re.compile(
 # Nearly all lines of a chat have nothing that could be anything, and are done with one search.
 _WORTH_A_LOOK = re2.compile(
     r"[0-9][^\n]?[0-9]|[@\x{ff20}]|::|[\p{Nd}][\p{Nd}]|[A-Za-z0-9_.:~+/=-]{16}|(?i:pass|pwd|\bpw\b|secret|token|key|credential|mnemonic|phrase|"
-    r"auth|cookie|mysql|maria|identified|sshpass|redis-cli|ldap|\bpin\b|\bcv[vc]|parole|contrase|senha|kennwort|clave|://)|\\[ux]"
+    r"auth|cookie|mysql|maria|identified|sshpass|\blogin\b|redis-cli|ldap|\bpin\b|\bcv[vc]|parole|contrase|senha|kennwort|clave|://)|\\[ux]"
 )
 _NUMBER = re.compile(r"-?[0-9][0-9.eE+-]*")
 _CACHED = 2_000  # characters: a longer line is seldom met again, and takes memory
@@ -142,8 +142,10 @@ def _quote_of_number(view: str, span: Span) -> str:
         return ""
     inner = before.rstrip("0123456789.,eE+- \n")[-1:]
     if inner == "[" or inner in QUOTES or inner in "}]":
-        marks = [mark for mark in (*before, *view[span.end : span.end + 400]) if mark in QUOTES]
-        return written(marks[-1] if before.count(marks[-1] if marks else '"') else marks[0]) if marks else '"'
+        marks = [mark for mark in before if mark in QUOTES][-1:] or [
+            mark for mark in view[span.end : span.end + 400] if mark in QUOTES
+        ]
+        return written(marks[0]) if marks else '"'
     return ""
 
 

@@ -50,12 +50,10 @@ def find_seed_phrases(text: str) -> Iterator[Span]:
     """Runs of 12 to 24 words of one list whose last bits are their check sum."""
     lists = _languages()
     # Every run of twelve has one of each twelfth word, so most texts are done with a twelfth of the look-ups.
-    quick = text.split()
-    if len(quick) >= 12 and not any(word.strip("\"',.;:|[]()`").lower() in lists for word in quick[11::12]):
+    quick = _WORD.findall(text)
+    if len(quick) < 12 or not any(word.lower() in lists for word in quick[11::12]):
         return
     matches = list(_WORD.finditer(text))
-    if len(matches) < 12:
-        return
     run: list[re.Match[str]] = []
     for match in matches:
         known = match[0].lower() in lists

@@ -88,13 +88,39 @@ def _phone(rng: random.Random, form: int, regions: tuple[str, ...]) -> str:
     return phonenumbers.format_number(number, form)
 
 
-_WIDE = ("GB", "DE", "FR", "IT", "ES", "AU", "JP", "IN", "BR", "NL", "PL", "CH", "SE", "ZA", "TR", "KR", "NG", "MX", "CN")
+_WIDE = (
+    "GB",
+    "DE",
+    "FR",
+    "IT",
+    "ES",
+    "AU",
+    "JP",
+    "IN",
+    "BR",
+    "NL",
+    "PL",
+    "CH",
+    "SE",
+    "ZA",
+    "TR",
+    "KR",
+    "NG",
+    "MX",
+    "CN",
+)
 _TRUNK = ("GB", "FR", "AU", "JP", "NL", "CH", "SE", "ZA", "KR", "DE", "BE", "AT")
 
 
 def _nanp(rng: random.Random) -> str:
-    a, b, c = f"{rng.randrange(2, 10)}{rng.randrange(0, 9)}{rng.randrange(10)}", rng.randrange(200, 999), _digits(rng, 4)
-    return rng.choice([f"({a}) {b}-{c}", f"{a}-{b}-{c}", f"{a}.{b}.{c}", f"1-{a}-{b}-{c}", f"{a} {b} {c}", f"({a}){b}-{c}"])
+    a, b, c = (
+        f"{rng.randrange(2, 10)}{rng.randrange(0, 9)}{rng.randrange(10)}",
+        rng.randrange(200, 999),
+        _digits(rng, 4),
+    )
+    return rng.choice(
+        [f"({a}) {b}-{c}", f"{a}-{b}-{c}", f"{a}.{b}.{c}", f"1-{a}-{b}-{c}", f"{a} {b} {c}", f"({a}){b}-{c}"]
+    )
 
 
 def _email(rng: random.Random) -> str:
@@ -141,9 +167,7 @@ def _rule_example(name: str) -> Make:
 
         alphabets = {"A": ALNUM, "H": "0123456789abcdef", "D": "0123456789", "U": "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567",
                      "L": "abcdefghijklmnopqrstuvwxyz0123456789"}  # fmt: skip
-        return re.sub(
-            r"\{([AHDUL])([0-9]+)\}", lambda m: "7" + _chars(rng, int(m[2]) - 1, alphabets[m[1]]), template
-        )
+        return re.sub(r"\{([AHDUL])([0-9]+)\}", lambda m: "7" + _chars(rng, int(m[2]) - 1, alphabets[m[1]]), template)
 
     return make
 
@@ -236,7 +260,9 @@ _FRAMES: tuple[Callable[[random.Random, str], str], ...] = (
     lambda rng, it: json.dumps({"arguments": json.dumps({"text": f"a\n{it}\tb"})}),
     lambda rng, it: json.dumps({"a": json.dumps({"b": json.dumps({"c": f"x {it}"})})}),
     lambda rng, it: f"<tool_response>\n{json.dumps({'stdout': it, 'code': 0})}\n</tool_response>",
-    lambda rng, it: f"<tool_call>\n{json.dumps({'name': 'Bash', 'arguments': {'command': f'echo {it}'}})}\n</tool_call>",
+    lambda rng, it: (
+        f"<tool_call>\n{json.dumps({'name': 'Bash', 'arguments': {'command': f'echo {it}'}})}\n</tool_call>"
+    ),
     lambda rng, it: f"| user | {it} | yes |",
     lambda rng, it: f"value: {it}",
     lambda rng, it: f"x = '{it}'",
