@@ -1,13 +1,15 @@
-"""Where credentials stand in a text: by their shape, by the name that they are given to, in URLs, headers and commands.
+"""Where credentials stand in a text: by their shape, by the name that they are given to, in URLs, headers and
+commands.
 
-Texts come with their escapes resolved (`quality.escapes`). Patterns that may begin anywhere are RE2's, which is linear by
-construction; those of `re` are tried at one place only, and cannot go back over what they have taken.
+Texts come with their escapes resolved (`quality.escapes`). Patterns that may begin anywhere are RE2's, which is
+linear by construction; those of `re` are tried at one place only, and cannot go back over what they have taken.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import re2
@@ -40,7 +42,8 @@ _NOT_TOKEN = re.compile(r"[A-Za-z0-9]")
 
 # The names that credentials are given to. Which part of a name says what, `is_secret_name` decides.
 _NAME = _compile(
-    r"(?i)[a-z0-9_.\-]*(?:pass|(?:api|access|private|secret|signing|encryption|wallet) key|pwd|\bpw\b|secret|token|key|credential|mnemonic|phrase|auth|cookie|signature|\bsig\b|jwt|"
+    r"(?i)[a-z0-9_.\-]*(?:pass|(?:api|access|private|secret|signing|encryption|wallet) key|pwd|\bpw\b|secret|"
+    r"token|key|credential|mnemonic|phrase|auth|cookie|signature|\bsig\b|jwt|"
     r"session[_-]?id|\bpin\b|\bcv[vc]2?\b|parole|contrase|senha|kennwort|mot de passe|clave|\bssn\b|social security)"
     r"[a-z0-9_\-\x{f1}]*(?: (?:key|token|phrase|words|password|code|number|secret))?"
 )
@@ -97,7 +100,7 @@ _NOT_SECRETS = frozenset(
 
 
 def is_secret_name(name: str) -> bool:
-    """Is what is given to this name a secret? `DB_PASSWORD`, `apiKey`, `refresh_token`, but not `max_tokens`, `key_id`."""
+    """Is what is given to this name a secret? `DB_PASSWORD`, `apiKey`, `refresh_token`; not `max_tokens`, `key_id`."""
     parts = [part.lower() for part in _CAMEL.split(name) if part]
     while len(parts) > 1 and (parts[-1].isdigit() or parts[-1] in _AFTER):
         parts.pop()
@@ -140,9 +143,11 @@ _WORDS_NOT_VALUES = frozenset(
     """.split()  # noqa: SIM905
 )
 _PLACEHOLDER = re.compile(
-    r"(?i)\[(?:secret|email|phone|card|iban|ip|ssn)\]|\$[({]?[A-Za-z_]|\{\{|\{[A-Za-z_.]*\}?$|<[^<>]{0,60}>?$|%\(|%[A-Z_]+%$|%s$|"
+    r"(?i)\[(?:secret|email|phone|card|iban|ip|ssn)\]|\$[({]?[A-Za-z_]|\{\{|\{[A-Za-z_.]*\}?$|<[^<>]{0,60}>?$|"
+    r"%\(|%[A-Z_]+%$|%s$|"
     r"(?:\*|x|\.|•|-|_|#|\?|…){3,}\W*$|your[_ -]|my[_-](?:api|secret|token|pass)|"
-    r"(?:os|process|settings|config|self|args|env|secrets|ctx|this|request|req|params|props|opts|options|st|app|cfg|conf|"
+    r"(?:os|process|settings|config|self|args|env|secrets|ctx|this|request|req|params|props|opts|options|st|app|"
+    r"cfg|conf|"
     r"credentials|user|data|event|body|vault|var|local|module|each|input|kwargs|creds|cls|options)(?:\.|\[|->)|"
     r"(?:get|fetch|load|read|make|create|generate|random|decrypt|encrypt|hash)[_A-Za-z]*\("
 )
@@ -205,7 +210,7 @@ def find_url_passwords(text: str) -> Iterator[Span]:
                 yield Span(start, done, "secret")
     for match in _USERINFO.finditer(text):
         if any(map(str.isdigit, match[1])):
-            yield Span(*match.span(1), "secret")
+            yield Span(match.start(1), match.end(1), "secret")
 
 
 def _end_of_password(rest: str) -> int | None:
@@ -228,11 +233,14 @@ _COMMANDS = tuple(
         # Options of commands: `--password hunter2`; with `=` they are assignments.
         (
             "-",
-            r"(?:^|[\s\"'`])--?(?i:[a-z0-9-]*(?:password|passwd|passphrase|secret|token|api-?key|private-key|access-key|"
+            r"(?:^|[\s\"'`])--?(?i:[a-z0-9-]*(?:password|passwd|passphrase|secret|token|api-?key|private-key|"
+            r"access-key|"
             r"mnemonic|credential|auth-key|secret-key))[ \t]+[\"']?([^\s\"'<>$\-{(\[][^\s\"'<>]*)",
         ),
-        ("-p", r"\b(?i:mysql(?:dump|admin)?|mariadb|sshpass|mongo(?:sh)?)\b[^\n|;]*?\s-p[ ]?[\"']?([^\s\"'$<\-{(\[][^\s\"'<>]*)"),
-        ("-p", r"\b(?i:docker|podman|oc|az|helm registry)\s+login\b[^\n|;]*?\s-p[ ]+[\"']?([^\s\"'$<\-{(\[][^\s\"'<>]*)"),
+        ("-p", r"\b(?i:mysql(?:dump|admin)?|mariadb|sshpass|"
+            r"mongo(?:sh)?)\b[^\n|;]*?\s-p[ ]?[\"']?([^\s\"'$<\-{(\[][^\s\"'<>]*)"),
+        ("-p", r"\b(?i:docker|podman|oc|az|"
+            r"helm registry)\s+login\b[^\n|;]*?\s-p[ ]+[\"']?([^\s\"'$<\-{(\[][^\s\"'<>]*)"),
         ("-P", r"\b(?i:sqlcmd|bcp|isql)\b[^\n|;]*?\s-P[ ]?[\"']?([^\s\"'$<\-{(\[][^\s\"'<>]*)"),
         ("-a", r"\bredis-cli\b[^\n|;]*?\s-a[ ]+[\"']?([^\s\"'$<{(\[][^\s\"'<>]*)"),
         ("-u", r"\b(?:curl|http|wget)\b[^\n|;]*?\s(?:-u|--user)[ =]?[\"']?[^\s\"':$<]+:([^\s\"'$<{(\[][^\s\"'<>]*)"),
@@ -246,21 +254,32 @@ _COMMANDS = tuple(
         ("password ", r"(?i)(?:^|\n)\s*password[ \t]+([^\s:=\"]*[0-9!@#$%^&*][^\s:=\"]*)[ \t]*(?:[\n\"]|$)"),
         ("'", r"(?i)\b(?:identified\s+(?:with\s+\w+\s+)?by|password)\s+'([^'\n]+)'"),
         (":", r"(?:^|[\n\"'])[\w.*-]+:(?:[0-9]{2,5}|\*):[\w*-]+:[\w*@.-]+:([^\s:\"]+)(?:[\n\"]|$)"),
-        ("ENV ", r"(?:^|\n)\s*(?:ENV|ARG)\s+(?i:\w*(?:password|passwd|secret|token|api_?key|private_key|access_key))[ \t]+([^\s=\"]+)"),
-        ("setx ", r"(?i)setx\s+\w*(?:password|passwd|secret|token|api_?key|private_key|access_key)\s+[\"']?([^\s\"']+)"),
-        ("config set ", r"(?i)config set\s+[^\s=]*(?:password|token|secret|apikey|api_key|authtoken)\s+[\"']?([^\s\"'=]+)"),
-        ("_KEY ", r"(?:^|\n)\s*(?:export |set )?[A-Z_]*(?:API|SECRET|ACCESS|PRIVATE)_KEY[ \t]+([A-Za-z0-9_/+=.-]*[0-9][A-Za-z0-9_/+=.-]*)"),
-        ("value=", r"(?i)(?:key|name)=[\"'][\w.:-]*(?:password|passwd|secret|token|api_?key)[\"']\s+value=[\"']([^\"'\n]+)"),
+        ("ENV ", r"(?:^|\n)\s*(?:ENV|ARG)\s+(?i:\w*(?:password|passwd|secret|token|api_?key|private_key|"
+            r"access_key))[ \t]+([^\s=\"]+)"),
+        ("setx ", r"(?i)setx\s+\w*(?:password|passwd|secret|token|api_?key|private_key|"
+            r"access_key)\s+[\"']?([^\s\"']+)"),
+        ("config set ", r"(?i)config set\s+[^\s=]*(?:password|token|secret|apikey|api_key|"
+            r"authtoken)\s+[\"']?([^\s\"'=]+)"),
+        ("_KEY ", r"(?:^|\n)\s*(?:export |set )?[A-Z_]*(?:API|SECRET|ACCESS|"
+            r"PRIVATE)_KEY[ \t]+([A-Za-z0-9_/+=.-]*[0-9][A-Za-z0-9_/+=.-]*)"),
+        ("value=", r"(?i)(?:key|name)=[\"'][\w.:-]*(?:password|passwd|secret|token|"
+            r"api_?key)[\"']\s+value=[\"']([^\"'\n]+)"),
         # `{"name": "DB_PASSWORD", "value": "..."}`, as Kubernetes has it.
         (
             "value",
-            r"(?i)name[\"']?\s*[:=]\s*[\"']?[\w.-]*(?:password|passwd|secret|token|api_?key|private_?key|mnemonic)[\"']?"
+            r"(?i)name[\"']?\s*[:=]\s*[\"']?[\w.-]*(?:password|passwd|secret|token|api_?key|private_?key|"
+            r"mnemonic)[\"']?"
             r"\s*,?\s+[\"']?value[\"']?\s*[:=]\s*[\"']?([^\s\"',}<>]+)",
         ),
-        ("0x", r"(?i)(?:private|secret|wallet|signer|deployer|owner|\bpk\b|_pk\b|priv_?key)[ _-]?(?:key|pk)?[^\n0]{0,40}?\b(0x[0-9a-f]{64})\b"),
+        (
+            "0x",
+            r"(?i)(?:private|secret|wallet|signer|deployer|owner|\bpk\b|_pk\b|priv_?key)[ _-]?(?:key|pk)?[^\n0]{0,40}?"
+            r"\b(0x[0-9a-f]{64})\b",
+        ),
         (
             "key",
-            r"(?i)(?:private|secret|signing|wallet|api|access|eth|ethereum|solana|bitcoin|btc)[ _-]?key\b[^\n]{0,40}?[^\w/+=-]"
+            r"(?i)(?:private|secret|signing|wallet|api|access|eth|ethereum|solana|bitcoin|"
+            r"btc)[ _-]?key\b[^\n]{0,40}?[^\w/+=-]"
             r"((?:[0-9a-f]{64}|[1-9A-HJ-NP-Za-km-z]{86,88}|[A-Za-z0-9+/]{40}|[A-Za-z0-9_-]{32,48}))(?:[^\w/+=-]|$)",
         ),
     )
@@ -379,7 +398,7 @@ def _bare_value(
     # A word, which in code is a variable.
     query = start > 0 and text[start - 1] in "?&;:/"
     option = name.startswith("-")
-    env = option or sep == "=" and not assigned["gap"] and (name.isupper() or following in (";", "&"))
+    env = option or (sep == "=" and not assigned["gap"] and (name.isupper() or following in (";", "&")))
     line = in_file and sep in (":", "=") and text[end : end + 40].split("\n")[0].strip()[:1] in ("", *QUOTES)
     return Span(found.start(), end, kind) if query or env or line else None
 
@@ -388,8 +407,8 @@ def _is_mixed(value: str) -> bool:
     """Do upper and lower case alternate as in no word and hardly in a name?"""
     if len(value) < 8 or not value.isalpha():
         return False
-    changes = sum(a.islower() and b.isupper() for a, b in zip(value, value[1:], strict=False))
-    capitals = sum(a.isupper() and b.isupper() for a, b in zip(value, value[1:], strict=False))
+    changes = sum(a.islower() and b.isupper() for a, b in pairwise(value))
+    capitals = sum(a.isupper() and b.isupper() for a, b in pairwise(value))
     return changes >= 2 and (capitals >= 1 or changes > len(value) / 5)
 
 

@@ -1,8 +1,9 @@
 """Text with its escapes resolved, and the way back to where each character stood.
 
-A secret in a tool call is written `DB_PASSWORD=\\"hunter2\\"\\n`, or with three backslashes where JSON stands in JSON. Here
-every escape becomes the one character that it means, whatever the depth, so that rules see `DB_PASSWORD="hunter2"`. What is
-found is then replaced where it stands in the original, between the escapes: JSON stays JSON.
+A secret in a tool call is written `DB_PASSWORD=\\"hunter2\\"\\n`, or with three backslashes where JSON stands in
+JSON. Here every escape becomes the one character that it means, whatever the depth, so that rules see
+`DB_PASSWORD="hunter2"`. What is found is then replaced where it stands in the original, between the escapes: JSON
+stays JSON.
 """
 
 from __future__ import annotations
