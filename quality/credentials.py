@@ -1,13 +1,15 @@
-"""Where credentials stand in a text: by their shape, by the name that they are given to, in URLs, headers and commands.
+"""Where credentials stand in a text: by their shape, by the name that they are given to, in URLs, headers and
+commands.
 
-Texts come with their escapes resolved (`quality.escapes`). Patterns that may begin anywhere are RE2's, which is linear by
-construction; those of `re` are tried at one place only, and cannot go back over what they have taken.
+Texts come with their escapes resolved (`quality.escapes`). Patterns that may begin anywhere are RE2's, which is
+linear by construction; those of `re` are tried at one place only, and cannot go back over what they have taken.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import re2
@@ -40,14 +42,15 @@ _NOT_TOKEN = re.compile(r"[A-Za-z0-9]")
 
 # The names that credentials are given to. Which part of a name says what, `is_secret_name` decides.
 _NAME = _compile(
-    r"(?i)[a-z0-9_.\-]*(?:pass|pwd|\bpw\b|secret|token|key|credential|mnemonic|phrase|auth|cookie|signature|\bsig\b|jwt|"
+    r"(?i)[a-z0-9_.\-]*(?:pass|(?:api|access|private|secret|signing|encryption|wallet) key|pwd|\bpw\b|secret|"
+    r"token|key|credential|mnemonic|phrase|auth|cookie|signature|\bsig\b|jwt|"
     r"session[_-]?id|\bpin\b|\bcv[vc]2?\b|parole|contrase|senha|kennwort|mot de passe|clave|\bssn\b|social security)"
     r"[a-z0-9_\-\x{f1}]*(?: (?:key|token|phrase|words|password|code|number|secret))?"
 )
 _QUOTE_CLASS = re.escape(QUOTES) + "'`"
 _ASSIGNED = re.compile(
-    rf"(?P<close>[{_QUOTE_CLASS}]?[\])]?)[ \t]{{0,20}}+"
-    r"(?P<sep>:=|=>|={1,3}|:{1,2}|\||,(?=[ ]?[\"'])|>(?=[^<>\s]{1,200}</)"
+    rf"(?P<close>[{_QUOTE_CLASS}]?[\])]?)(?:(?::[ ]?|[ ])[A-Za-z_][\w.\[\]?]{{0,40}}+(?=[ ]?:?=[^=]))?[ \t]{{0,20}}+"
+    rf"(?P<sep>:=|=>|={{1,3}}|:{{1,2}}|\||,(?=[ ]?[{_QUOTE_CLASS}])|>(?=[^<>\s]{{1,200}}</)"
     r"|(?i:(?:is(?: now| still)?|was|are|lautet|ist|est|es|to|será|es la)(?=[ :]):?))"
     r"(?P<gap>[ \t\n]{0,40}+)"
 )
@@ -61,141 +64,43 @@ _LIMIT = 100_000  # of one quoted value: longer ones end with their line
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9ñ]+")
 # What may follow the telling word: `DB_PASSWORD_PROD`, `API_KEY_2`.
 _AFTER = frozenset(
-    ["prod", "production", "dev", "development", "staging", "stage", "test", "live", "sandbox", "old", "new", "current", "value", "plain", "plaintext", "text", "raw", "b64", "base64", "hash", "hashed", "main", "primary", "secondary", "backup", "default", "root", "admin", "confirm", "confirmation", "repeat", "v1", "v2", "v3", "str", "string"]
-)  # fmt: skip
+    """
+    prod production dev development staging stage test live sandbox old new current value plain plaintext
+    text raw b64 base64 hash hashed main primary secondary backup default root admin confirm confirmation
+    repeat v1 v2 v3 str string
+    """.split()  # noqa: SIM905
+)
 _ALONE = frozenset(
-    [
-        "password",
-        "passwd",
-        "passwort",
-        "passwords",
-        "passphrase",
-        "passcode",
-        "passkey",
-        "pass",
-        "pwd",
-        "pw",
-        "secret",
-        "token",
-        "apikey",
-        "accesskey",
-        "secretkey",
-        "privatekey",
-        "credential",
-        "credentials",
-        "mnemonic",
-        "authtoken",
-        "accesstoken",
-        "refreshtoken",
-        "jwt",
-        "pgpassword",
-        "mysqlpwd",
-        "keypass",
-        "storepass",
-        "sshpass",
-        "clientsecret",
-        "authkey",
-        "sessionid",
-        "sessionkey",
-        "signingkey",
-        "encryptionkey",
-        "masterkey",
-        "accountkey",
-        "sharedaccesskey",
-        "sharedkey",
-        "sharedaccesssignature",
-        "idtoken",
-        "cookie",
-        "cvv",
-        "cvc",
-        "cvc2",
-        "cvv2",
-        "authorization",
-        "kennwort",
-        "parole",
-        "contraseña",
-        "senha",
-        "ssn",
-        "auth",
-        "seedphrase",
-        "secrets",
-        "webhooksecret",
-        "bearertoken",
-        "dbpassword",
-        "userpassword",
-        "sig",
-        "licensekey",
-    ]
+    """
+    password passwd passe passwort passwords passphrase passcode passkey pass pwd pw secret token apikey accesskey
+    secretkey privatekey credential credentials mnemonic authtoken accesstoken refreshtoken jwt pgpassword
+    mysqlpwd keypass storepass sshpass clientsecret authkey sessionid sessionkey signingkey encryptionkey
+    masterkey accountkey sharedaccesskey sharedkey sharedaccesssignature idtoken cookie cvv cvc cvc2 cvv2
+    authorization kennwort parole contraseña senha ssn auth seedphrase secrets webhooksecret bearertoken
+    dbpassword userpassword sig licensekey
+    """.split()  # noqa: SIM905
 )
 _KEYS_OF = frozenset(
-    [
-        "api",
-        "access",
-        "private",
-        "secret",
-        "signing",
-        "encryption",
-        "encrypt",
-        "master",
-        "account",
-        "shared",
-        "auth",
-        "session",
-        "ssh",
-        "deploy",
-        "service",
-        "storage",
-        "admin",
-        "root",
-        "wallet",
-        "client",
-        "license",
-        "subscription",
-        "primary",
-        "secondary",
-        "app",
-        "application",
-        "consumer",
-        "write",
-        "read",
-        "server",
-        "bot",
-        "publishable",
-        "hmac",
-        "jwt",
-        "webhook",
-        "rsa",
-        "aes",
-        "host",
-        "recovery",
-        "functions",
-    ]
+    """
+    api access private secret signing encryption encrypt master account shared auth session ssh deploy
+    service storage admin root wallet client license subscription primary secondary app application consumer
+    write read server bot publishable hmac jwt webhook rsa aes host recovery functions
+    """.split()  # noqa: SIM905
 )
-_PHRASES_OF = frozenset(["seed", "recovery", "backup", "secret", "mnemonic", "pass", "wallet"])
+_PHRASES_OF = frozenset(
+    """
+    seed recovery backup secret mnemonic pass wallet
+    """.split()  # noqa: SIM905
+)
 _NOT_SECRETS = frozenset(
-    [
-        "next",
-        "page",
-        "continuation",
-        "max",
-        "min",
-        "num",
-        "pad",
-        "eos",
-        "bos",
-        "unk",
-        "sep",
-        "cls",
-        "mask",
-        "stop",
-        "special",
-        "csrfless",
-    ]
+    """
+    next page continuation max min num pad eos bos unk sep cls mask stop special csrfless
+    """.split()  # noqa: SIM905
 )
 
 
 def is_secret_name(name: str) -> bool:
-    """Is what is given to this name a secret? `DB_PASSWORD`, `apiKey`, `refresh_token`, but not `max_tokens`, `key_id`."""
+    """Is what is given to this name a secret? `DB_PASSWORD`, `apiKey`, `refresh_token`; not `max_tokens`, `key_id`."""
     parts = [part.lower() for part in _CAMEL.split(name) if part]
     while len(parts) > 1 and (parts[-1].isdigit() or parts[-1] in _AFTER):
         parts.pop()
@@ -225,156 +130,24 @@ def is_secret_name(name: str) -> bool:
 
 
 _WORDS_NOT_VALUES = frozenset(
-    [
-        "none",
-        "null",
-        "nil",
-        "true",
-        "false",
-        "undefined",
-        "str",
-        "string",
-        "bytes",
-        "int",
-        "bool",
-        "boolean",
-        "object",
-        "array",
-        "any",
-        "unknown",
-        "optional",
-        "required",
-        "nullable",
-        "number",
-        "text",
-        "void",
-        "yes",
-        "no",
-        "required.",
-        "on",
-        "off",
-        "the",
-        "a",
-        "an",
-        "not",
-        "your",
-        "my",
-        "our",
-        "that",
-        "this",
-        "it",
-        "and",
-        "or",
-        "to",
-        "of",
-        "for",
-        "is",
-        "in",
-        "was",
-        "invalid",
-        "expired",
-        "missing",
-        "incorrect",
-        "wrong",
-        "correct",
-        "empty",
-        "set",
-        "unset",
-        "needed",
-        "valid",
-        "wrong.",
-        "reset",
-        "generated",
-        "stored",
-        "changed",
-        "hidden",
-        "removed",
-        "redacted",
-        "masked",
-        "omitted",
-        "example",
-        "placeholder",
-        "secret",
-        "password",
-        "token",
-        "key",
-        "function",
-        "const",
-        "let",
-        "var",
-        "return",
-        "await",
-        "async",
-        "new",
-        "if",
-        "else",
-        "self",
-        "here",
-        "there",
-        "only",
-        "never",
-        "always",
-        "also",
-        "then",
-        "must",
-        "should",
-        "can",
-        "will",
-        "may",
-        "from",
-        "with",
-        "by",
-        "at",
-        "as",
-        "auth",
-        "basic",
-        "bearer",
-        "header",
-        "input",
-        "output",
-        "type",
-        "default",
-        "field",
-        "env",
-        "environment",
-        "variable",
-        "file",
-        "protected",
-        "encrypted",
-        "hashed",
-        "short",
-        "long",
-        "strong",
-        "weak",
-        "too",
-        "very",
-        "strings",
-        "numbers",
-        "letters",
-        "authentication",
-        "authorization",
-        "manager",
-        "reset?",
-        "hmac",
-        "sha256",
-        "plain",
-        "plaintext",
-        "passwd",
-        "pwd",
-        "pw",
-        "passphrase",
-        "apikey",
-        "created",
-        "required,",
-        "optional,",
-        "disabled",
-        "enabled",
-    ]
+    """
+    none null nil true false undefined str string bytes int bool boolean object array any unknown optional
+    required nullable number text void yes no required. on off the a an not your my our that this it and or
+    to of for is in was invalid expired missing incorrect wrong correct empty set unset needed valid wrong.
+    reset generated stored changed hidden removed redacted masked omitted example placeholder secret password
+    token key function const let var return await async new if else self here there only never always also
+    then must should can will may from with by at as auth basic bearer header input output type default field
+    env environment variable file protected encrypted hashed short long strong weak too very strings numbers
+    letters authentication authorization manager reset? hmac sha256 plain plaintext passwd pwd pw passphrase
+    apikey created required, optional, disabled enabled
+    """.split()  # noqa: SIM905
 )
 _PLACEHOLDER = re.compile(
-    r"(?i)\[(?:secret|email|phone|card|iban|ip|ssn)\]|\$[({]?[A-Za-z_]|\{\{|\{[A-Za-z_.]*\}?$|<[^<>]{0,60}>?$|%[A-Za-z_(]|"
+    r"(?i)\[(?:secret|email|phone|card|iban|ip|ssn)\]|\$[({]?[A-Za-z_]|\{\{|\{[A-Za-z_.]*\}?$|<[^<>]{0,60}>?$|"
+    r"%\(|%[A-Z_]+%$|%s$|"
     r"(?:\*|x|\.|•|-|_|#|\?|…){3,}\W*$|your[_ -]|my[_-](?:api|secret|token|pass)|"
-    r"(?:os|process|settings|config|self|args|env|secrets|ctx|this|request|req|params|props|opts|options|st|app|cfg|conf|"
+    r"(?:os|process|settings|config|self|args|env|secrets|ctx|this|request|req|params|props|opts|options|st|app|"
+    r"cfg|conf|"
     r"credentials|user|data|event|body|vault|var|local|module|each|input|kwargs|creds|cls|options)(?:\.|\[|->)|"
     r"(?:get|fetch|load|read|make|create|generate|random|decrypt|encrypt|hash)[_A-Za-z]*\("
 )
@@ -437,7 +210,7 @@ def find_url_passwords(text: str) -> Iterator[Span]:
                 yield Span(start, done, "secret")
     for match in _USERINFO.finditer(text):
         if any(map(str.isdigit, match[1])):
-            yield Span(*match.span(1), "secret")
+            yield Span(match.start(1), match.end(1), "secret")
 
 
 def _end_of_password(rest: str) -> int | None:
@@ -459,11 +232,16 @@ _COMMANDS = tuple(
     for needs, pattern in (
         # Options of commands: `--password hunter2`; with `=` they are assignments.
         (
-            "--",
-            r"(?:^|[\s\"'`])--?(?i:[a-z0-9-]*(?:password|passwd|passphrase|secret|token|api-?key|private-key|access-key|"
+            "-",
+            r"(?:^|[\s\"'`])--?(?i:[a-z0-9-]*(?:password|passwd|passphrase|secret|token|api-?key|private-key|"
+            r"access-key|"
             r"mnemonic|credential|auth-key|secret-key))[ \t]+[\"']?([^\s\"'<>$\-{(\[][^\s\"'<>]*)",
         ),
-        ("-p", r"\b(?i:mysql(?:dump|admin)?|mariadb|sshpass|mongo(?:sh)?)\b[^\n|;]*?\s-p[ ]?[\"']?([^\s\"'$<\-{(\[][^\s\"'<>]*)"),
+        ("-p", r"\b(?i:mysql(?:dump|admin)?|mariadb|sshpass|"
+            r"mongo(?:sh)?)\b[^\n|;]*?\s-p[ ]?[\"']?([^\s\"'$<\-{(\[][^\s\"'<>]*)"),
+        ("-p", r"\b(?i:docker|podman|oc|az|"
+            r"helm registry)\s+login\b[^\n|;]*?\s-p[ ]+[\"']?([^\s\"'$<\-{(\[][^\s\"'<>]*)"),
+        ("-P", r"\b(?i:sqlcmd|bcp|isql)\b[^\n|;]*?\s-P[ ]?[\"']?([^\s\"'$<\-{(\[][^\s\"'<>]*)"),
         ("-a", r"\bredis-cli\b[^\n|;]*?\s-a[ ]+[\"']?([^\s\"'$<{(\[][^\s\"'<>]*)"),
         ("-u", r"\b(?:curl|http|wget)\b[^\n|;]*?\s(?:-u|--user)[ =]?[\"']?[^\s\"':$<]+:([^\s\"'$<{(\[][^\s\"'<>]*)"),
         ("-w", r"\bldap\w+\b[^\n|;]*?\s-w[ ]+[\"']?([^\s\"'$<{(\[][^\s\"'<>]*)"),
@@ -472,25 +250,36 @@ _COMMANDS = tuple(
         ("earer ", r"(?i)\bbearer[ ]+([\w.~+/=|-]{16,})"),
         ("ookie", r"(?i)\b(?:set-)?cookie[\"']?\s*[:=,]\s*[\"']?((?:[\w.!%-]+=[^\s;\"',]{4,}(?:; ?)?)+)"),
         # Files and languages that name the password without a sign between.
-        ("password ", r"(?i)\b(?:machine\s+\S+|default)\s+login\s+\S+\s+password\s+([^\s\"]+)"),
-        ("password ", r"(?:^|\n)\s*password[ \t]+([^\s:=\"]+)[ \t]*(?:[\n\"]|$)"),
+        ("password ", r"(?i)\blogin\s+\S+\s+password\s+([^\s\"]+)"),
+        ("password ", r"(?i)(?:^|\n)\s*password[ \t]+([^\s:=\"]*[0-9!@#$%^&*][^\s:=\"]*)[ \t]*(?:[\n\"]|$)"),
         ("'", r"(?i)\b(?:identified\s+(?:with\s+\w+\s+)?by|password)\s+'([^'\n]+)'"),
-        (":", r"(?:^|\n)[\w.*-]+:(?:[0-9]{2,5}|\*):[\w*-]+:[\w*@.-]+:([^\s:\"]+)(?:[\n\"]|$)"),
-        ("ENV ", r"(?:^|\n)\s*(?:ENV|ARG)\s+(?i:\w*(?:password|passwd|secret|token|api_?key|private_key|access_key))[ \t]+([^\s=\"]+)"),
-        ("setx ", r"(?i)setx\s+\w*(?:password|passwd|secret|token|api_?key|private_key|access_key)\s+[\"']?([^\s\"']+)"),
-        ("config set ", r"(?i)config set\s+[^\s=]*(?:password|token|secret|apikey|api_key|authtoken)\s+[\"']?([^\s\"'=]+)"),
-        ("_KEY ", r"(?:^|\n)\s*(?:export |set )?[A-Z_]*(?:API|SECRET|ACCESS|PRIVATE)_KEY[ \t]+([A-Za-z0-9_/+=.-]*[0-9][A-Za-z0-9_/+=.-]*)"),
-        ("value=", r"(?i)(?:key|name)=[\"'][\w.:-]*(?:password|passwd|secret|token|api_?key)[\"']\s+value=[\"']([^\"'\n]+)"),
+        (":", r"(?:^|[\n\"'])[\w.*-]+:(?:[0-9]{2,5}|\*):[\w*-]+:[\w*@.-]+:([^\s:\"]+)(?:[\n\"]|$)"),
+        ("ENV ", r"(?:^|\n)\s*(?:ENV|ARG)\s+(?i:\w*(?:password|passwd|secret|token|api_?key|private_key|"
+            r"access_key))[ \t]+([^\s=\"]+)"),
+        ("setx ", r"(?i)setx\s+\w*(?:password|passwd|secret|token|api_?key|private_key|"
+            r"access_key)\s+[\"']?([^\s\"']+)"),
+        ("config set ", r"(?i)config set\s+[^\s=]*(?:password|token|secret|apikey|api_key|"
+            r"authtoken)\s+[\"']?([^\s\"'=]+)"),
+        ("_KEY ", r"(?:^|\n)\s*(?:export |set )?[A-Z_]*(?:API|SECRET|ACCESS|"
+            r"PRIVATE)_KEY[ \t]+([A-Za-z0-9_/+=.-]*[0-9][A-Za-z0-9_/+=.-]*)"),
+        ("value=", r"(?i)(?:key|name)=[\"'][\w.:-]*(?:password|passwd|secret|token|"
+            r"api_?key)[\"']\s+value=[\"']([^\"'\n]+)"),
         # `{"name": "DB_PASSWORD", "value": "..."}`, as Kubernetes has it.
         (
             "value",
-            r"(?i)name[\"']?\s*[:=]\s*[\"']?[\w.-]*(?:password|passwd|secret|token|api_?key|private_?key|mnemonic)[\"']?"
+            r"(?i)name[\"']?\s*[:=]\s*[\"']?[\w.-]*(?:password|passwd|secret|token|api_?key|private_?key|"
+            r"mnemonic)[\"']?"
             r"\s*,?\s+[\"']?value[\"']?\s*[:=]\s*[\"']?([^\s\"',}<>]+)",
         ),
-        ("0x", r"(?i)(?:private|secret|wallet|signer|deployer|owner)[ _-]?(?:key|pk)?[^\n0]{0,40}?\b(0x[0-9a-f]{64})\b"),
+        (
+            "0x",
+            r"(?i)(?:private|secret|wallet|signer|deployer|owner|\bpk\b|_pk\b|priv_?key)[ _-]?(?:key|pk)?[^\n0]{0,40}?"
+            r"\b(0x[0-9a-f]{64})\b",
+        ),
         (
             "key",
-            r"(?i)(?:private|secret|signing|wallet|api|access)[ _-]?key\b[^\n]{0,40}?[^\w/+=-]"
+            r"(?i)(?:private|secret|signing|wallet|api|access|eth|ethereum|solana|bitcoin|"
+            r"btc)[ _-]?key\b[^\n]{0,40}?[^\w/+=-]"
             r"((?:[0-9a-f]{64}|[1-9A-HJ-NP-Za-km-z]{86,88}|[A-Za-z0-9+/]{40}|[A-Za-z0-9_-]{32,48}))(?:[^\w/+=-]|$)",
         ),
     )
@@ -544,6 +333,8 @@ def _assigned_value(text: str, start: int, end: int, name: str) -> Span | None:
     sep, gap, at = assigned["sep"], assigned["gap"], assigned.end()
     if sep == "===" or text[at : at + 1] == "":
         return None
+    if sep == "," and not text[max(0, start - 2) : start].startswith("("):  # a list, not `set("API_KEY", "...")`
+        return None
     kind = "ssn" if name.lower() in ("ssn", "social security number") or name.lower().endswith("_ssn") else "secret"
     quote = text[at]
     if quote in QUOTES or quote in "'`":
@@ -585,22 +376,30 @@ def _bare_value(
     following = text[end : end + 1]
     if not value or _is_harmless(value, name, quoted=False) or (value == "$" and following in ("{", "(")):
         return None
+    telling = any(not c.isalpha() and c not in "_.-'" for c in value) or _is_mixed(value)
+    if name.lower() == "pass" and (not value[0].isalpha() or not telling or "_" in value or len(value) < 6):
+        return None  # `pass: 12 fail: 3`
+    if name.lower() == "cookie" and len(value) < 12:
+        return None
     if sep == ">":
         return Span(found.start(), end, kind)
-    telling = any(not c.isalpha() and c not in "_.-'" for c in value) or _is_mixed(value)
     if is_word and not (telling and len(value) >= 5):
         return None
     if assigned["close"] and value.isdigit() and name.lower().endswith("token") and len(value) < 6:
         return None
     if telling and (_is_mixed(value) or not _CODE_NAME.fullmatch(value)):
         return Span(found.start(), end, kind) if following not in ("(", "[") or in_file else None
-    if not value.isalpha() and telling and following not in ("(", "[", ")", ",", "."):
+    if (
+        not value.isalpha()
+        and telling
+        and (following not in ("(", "[", ")", ",", ".") or (sep == ":" and following in (",", ".")))
+    ):
         return Span(found.start(), end, kind)
     # A word, which in code is a variable.
-    query = start > 0 and text[start - 1] in "?&;"
-    option = text[max(0, start - 2) : start].endswith("-") and not in_file
-    env = option or sep == "=" and not assigned["gap"] and (name.isupper() or following in (";", "&"))
-    line = in_file and sep in (":", "=") and text[end : end + 40].split("\n")[0].strip() in ("", "\r")
+    query = start > 0 and text[start - 1] in "?&;:/"
+    option = name.startswith("-")
+    env = option or (sep == "=" and not assigned["gap"] and (name.isupper() or following in (";", "&")))
+    line = in_file and sep in (":", "=") and text[end : end + 40].split("\n")[0].strip()[:1] in ("", *QUOTES)
     return Span(found.start(), end, kind) if query or env or line else None
 
 
@@ -608,8 +407,8 @@ def _is_mixed(value: str) -> bool:
     """Do upper and lower case alternate as in no word and hardly in a name?"""
     if len(value) < 8 or not value.isalpha():
         return False
-    changes = sum(a.islower() and b.isupper() for a, b in zip(value, value[1:], strict=False))
-    capitals = sum(a.isupper() and b.isupper() for a, b in zip(value, value[1:], strict=False))
+    changes = sum(a.islower() and b.isupper() for a, b in pairwise(value))
+    capitals = sum(a.isupper() and b.isupper() for a, b in pairwise(value))
     return changes >= 2 and (capitals >= 1 or changes > len(value) / 5)
 
 
@@ -629,6 +428,8 @@ def _begins_line(text: str, start: int) -> bool:
 
 def _is_harmless(value: str, name: str, *, quoted: bool) -> bool:
     bare = value.strip()
+    if name.lower() in ("pwd", "oldpwd") and bare[:1] in "/~$":  # the folder where a shell is
+        return True
     lower = bare.lower()
     if not bare or _PLACEHOLDER.match(bare):
         return True

@@ -1,8 +1,9 @@
 """Text with its escapes resolved, and the way back to where each character stood.
 
-A secret in a tool call is written `DB_PASSWORD=\\"hunter2\\"\\n`, or with three backslashes where JSON stands in JSON. Here
-every escape becomes the one character that it means, whatever the depth, so that rules see `DB_PASSWORD="hunter2"`. What is
-found is then replaced where it stands in the original, between the escapes: JSON stays JSON.
+A secret in a tool call is written `DB_PASSWORD=\\"hunter2\\"\\n`, or with three backslashes where JSON stands in
+JSON. Here every escape becomes the one character that it means, whatever the depth, so that rules see
+`DB_PASSWORD="hunter2"`. What is found is then replaced where it stands in the original, between the escapes: JSON
+stays JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from bisect import bisect_right
 # A quotation mark inside a string inside a string is not the one that ends the outer string: each depth has its own.
 QUOTES = '"' + "".join(chr(0xE001 + depth) for depth in range(12))
 
-_ESCAPE = re.compile(r"\\++(?:u[0-9a-fA-F]{4}(?:\\++u[dD][c-fC-F][0-9a-fA-F]{2})?|x[0-9a-fA-F]{2}|[\"'nrtbf/\n])?")
+_ESCAPE = re.compile(
+    r"\\++(?:u[0-9a-fA-F]{4}(?:\\++u[dD][c-fC-F][0-9a-fA-F]{2})?|x[0-9a-fA-F]{2}|[\"'nrtbf/\n])?|%(?:40|3[ADad]|2[026BFbf])"
+)
 _PLAIN = {"n": "\n", "r": "\n", "t": "\t", "b": " ", "f": " ", "\n": " "}
 # One character for one, so that offsets stay: other blanks, dashes and digits, and what is not valid Unicode.
 _SAME = (
@@ -31,7 +34,7 @@ Segments = tuple[list[int], list[int]]
 
 def resolve_escapes(text: str) -> tuple[str, Segments | None]:
     """`text` as rules read it, and where its pieces begin there and in `text` (None: every character where it was)."""
-    if "\\" not in text:
+    if "\\" not in text and "%" not in text:
         return (text if text.isascii() else text.translate(_SAME)), None
     # An escape of UTF-16 may leave half a pair, so what is put together is translated at the end.
     pieces: list[str] = []
@@ -71,6 +74,8 @@ def written(quote: str) -> str:
 
 
 def _meaning(escape: str) -> str:
+    if escape[0] == "%":  # of URLs
+        return chr(int(escape[1:], 16))
     letters = escape.lstrip("\\")
     if not letters:
         return "\\"

@@ -37,6 +37,7 @@ REASONS = (
     "tools",
     "untranslated",
     "invalid",
+    "unredactable",
     "too_long",
     "duplicate",
     "contradictory",
@@ -230,13 +231,23 @@ def _prepare(
         found.update(kinds)
         return text
 
-    prompt = [{"role": message["role"], "content": clean(message["content"])} for message in messages]
     try:
-        answer = clean(format_label(decision_type, label))
-        decision = decision_type.parse_reply(answer, prompt)
+        raw = format_label(decision_type, label)
+        decision_type.parse_reply(raw, messages)
     except UnparseableAnswer as error:
         faults[f"label: {error}"] += 1
         return {"dropped": "invalid"}
+    prompt = [{"role": message["role"], "content": clean(message["content"])} for message in messages]
+    answer = clean(raw)
+    try:
+        decision = decision_type.parse_reply(answer, prompt)
+    except UnparseableAnswer as error:
+        # It was an answer before, so what was found in it is a part of its form.
+        faults[f"redacted label: {error}"] += 1
+        return {"dropped": "unredactable"}
+    if any(redact(text, region=region)[1] for text in (answer, *(message["content"] for message in prompt))):
+        faults["redaction finds something again in what it has cleaned"] += 1
+        return {"dropped": "unredactable"}
     row = {"messages": [*prompt, {"role": "assistant", "content": answer}]}
     if fault := find_format_fault(row):
         faults[fault] += 1

@@ -1,7 +1,9 @@
-"""Where personal data stand in a text: e-mail addresses, phone numbers, cards, IBANs, social security numbers, IP addresses.
+"""Where personal data stand in a text: e-mail addresses, phone numbers, cards, IBANs, social security numbers, IP
+addresses.
 
-Check digits and numbering plans decide, and where these leave a doubt, the words around: ten digits are a phone number after
-`call`, and an order number after `order`. Texts come with their escapes resolved, other blanks and dashes made plain.
+Check digits and numbering plans decide, and where these leave a doubt, the words around: ten digits are a phone
+number after `call`, and an order number after `order`. Texts come with their escapes resolved, other blanks and
+dashes made plain.
 """
 
 from __future__ import annotations
@@ -17,38 +19,19 @@ from stdnum import iban, luhn
 from quality.credentials import Span
 
 # Each address is read from its `@`: back over 64 characters at most, and on over its domain.
-_LOCAL = re.compile(r"(?:[A-Za-z0-9._%+&'*=!?^{|}~$#/-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»])++")
+_LOCAL = re.compile(
+    r"(?:[A-Za-z0-9._%+&'*=!?^{|}~$#/-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»\ue000-\uf8ff])++"
+)
 _DOMAIN = re.compile(
-    r"(?:[A-Za-z0-9-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»])++"
-    r"(?:\.(?:[A-Za-z0-9-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»])++){1,10}+"
+    r"(?:[A-Za-z0-9-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»\ue000-\uf8ff])++"
+    r"(?:\.(?:[A-Za-z0-9-]|[^\x00-\x7f\s\u2000-\u206f\u3000-\u303f\uff00-\uffef«»\ue000-\uf8ff])++){1,10}+"
 )
 _TOP = re.compile(r"xn--[A-Za-z0-9-]+|[A-Za-z]{2,24}(?![A-Za-z0-9_-])|[^\x00-\x7f]{1,24}")
 # Names of files (`icon@2x.png`), and a login that is no one's (`git@github.com:owner/project`).
 _FILES = frozenset(
-    [
-        "png",
-        "jpg",
-        "jpeg",
-        "gif",
-        "svg",
-        "webp",
-        "js",
-        "ts",
-        "py",
-        "css",
-        "json",
-        "yaml",
-        "yml",
-        "txt",
-        "lock",
-        "toml",
-        "tgz",
-        "gz",
-        "html",
-        "htm",
-        "tsx",
-        "jsx",
-    ]
+    """
+    png jpg jpeg gif svg webp js ts py css json yaml yml txt lock toml tgz gz html htm tsx jsx
+    """.split()  # noqa: SIM905
 )
 _GIT = re.compile(r":(?!//)[\w~/.-]")
 _CARD = re.compile(r"(?<![\w.+$€£#@=/-])(?<!\d[ ,:])[0-9](?:[ .-]{0,2}[0-9]){12,18}(?![\w/@]|[.,:-][0-9]|-[A-Za-z])")
@@ -62,21 +45,26 @@ _IPV4 = re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9])")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f:.]{3,45}+(?![\w:])")
 _PREFIX = re.compile(r"/([0-9]{1,3})(?![0-9.])")
 _VERSION_BEFORE = re.compile(
-    r"(?i)(?:version|ver\.?|release|build|upgrade to|==|>=|<=|~=|[a-z]/|\bv|firmware|driver|python|node|chrome|@|\^|~)[\"': ]{0,3}$"
+    r"(?i)(?:version|ver\.?|release|build|upgrade to|==|>=|<=|~=|[a-z]/|\bv|firmware|driver|python|node|chrome|@|"
+    r"\^|~)[\"': ]{0,3}$"
 )
 
 _IDENTIFIER_BEFORE = re.compile(
-    r"(?i)(?:order|tracking|invoice|ticket|shipment|parcel|confirmation|reference|booking|transaction|case|request|trace|"
-    r"span|build|run|job|batch|item|product|sku|part|model|serial|account|customer|message|tweet|status|post|thread|channel|"
+    r"(?i)(?:order|tracking|invoice|ticket|shipment|parcel|confirmation|reference|booking|transaction|case|"
+    r"request|trace|"
+    r"span|build|run|job|batch|item|product|sku|part|model|serial|account|customer|message|tweet|status|post|"
+    r"thread|channel|"
     r"guild|snowflake|isbn|ean|upc|gtin|imei|issn|doi|pmid|arxiv|epoch|timestamp|time|ts|unix|nonce|block|hash|commit|"
-    r"revision|port|size|bytes|count|total|id|ids|seed|offset|amount|balance|price|version|ref|pid|uid|gid|sequence|seq|"
+    r"revision|port|size|bytes|count|total|id|ids|seed|offset|amount|balance|price|version|ref|pid|uid|gid|"
+    r"sequence|seq|"
     r"lot|coordinates|lat|lon|lng|latitude|longitude|checksum|duration|ns|ms|us|created|updated|date|expires|exp|iat|"
-    r"created_at|updated_at)(?:[ _-]?(?:number|num|no|nr|id|ids|code|key|at|time|ms|ns|us))?\.?[\"'\uE001-\uE009]?[ ]?[:=#(\[]{0,2}[ #\"'\uE001-\uE009]{0,3}$"
+    r"created_at|updated_at)(?:[ _-]?(?:number|num|no|nr|id|ids|code|key|at|time|ms|ns|"
+    r"us))?\.?[\"'\uE001-\uE009]?[ ]?[:=#(\[]{0,2}[ #\"'\uE001-\uE009]{0,3}$"
 )
 
 
 def find_personal(text: str, region: str) -> Iterator[Span]:
-    """Where personal data stand, in the order of trust. `region` (ISO 3166) reads phone numbers without a country code."""
+    """Where personal data stand, in the order of trust. `region` (ISO 3166) reads numbers without a country code."""
     if "@" in text:
         yield from find_emails(text)
     if not _ANY_DIGITS.search(text):
@@ -210,7 +198,7 @@ def _is_card(digits: str) -> bool:
 
 
 def find_ssns(text: str) -> Iterator[Span]:
-    """Social security numbers of the United States: in their blocks, or as nine digits where the text says what they are."""
+    """Social security numbers of the United States: in their blocks, or nine digits where the text names them."""
     named: bool | None = None
     for match in _SSN.finditer(text):
         if match[2] == " ":
@@ -226,7 +214,7 @@ def find_ssns(text: str) -> Iterator[Span]:
 
 
 def find_addresses(text: str) -> Iterator[Span]:
-    """IP addresses. Loopback, unspecified and multicast ones name no one, nor do networks (`10.0.0.0/8`) and versions."""
+    """IP addresses. Loopback, unspecified and multicast ones name no one, nor do networks (`10.0.0.0/8`)."""
     if text.count(".") >= 3:
         for match in _IPV4.finditer(text):
             if (
@@ -264,29 +252,39 @@ def _address(text: str, match: re.Match[str]) -> Iterator[Span]:
 
 # Digits with what phone numbers are written with; each run is taken once, and never gone back over.
 _PHONE = re.compile(
-    r"(?<![\w.+/:#$€£%@=&*-])(?<!\d[ ,])(?:\+|00(?=[1-9])|\((?=\+?[0-9]))?[ ]?\(?[0-9](?:[0-9]|[ ./()-]{1,3}(?=[0-9(]))*+(?:[ ]?(?:ext\.?|x|extension|#)[ ]?[0-9]{1,6})?"
+    r"(?:(?<![\w.+$€£%@&*-])(?<!\d[ ,])(?:00[ ]?(?=[1-9])|\((?=\+?[0-9]))?|(?<![\w+])(?:\+|\(\+))[ ]?\(?[0-9]"
+    r"(?:[0-9]|[ ./()-]{1,3}(?=[0-9(]))*+(?:[ ]?(?:ext\.?|x|extension|#)[ ]?[0-9]{1,6})?"
 )
 _AFTER_PHONE = re.compile(r"[\w/@%]|[-:,.][0-9]|-[A-Za-z]|[ ]?(?:USD|EUR|GBP|JPY|€|\$|£|bytes|ms|kB|MB|GB|km|kg|%)")
 _PHONE_WORD = re.compile(
-    r"(?i)(?:phone|mobile|cell|call|tel|telefon|tél|téléphone|teléfono|telefono|telefone|handy|móvil|movil|celular|whatsapp|"
-    r"sms|text|ring|fax|dial|reach|contact|number is|rufnummer|portable|numéro|cellulare|kontakt|signal|viber|msisdn|"
-    r"hotline|電話|电话|携帯|手机|тел|телефон)[\w.]{0,10}[\"'\uE001-\uE009)\]]?[ ]?(?:(?:me|us|him|her|them|number|num|no|nr|"
-    r"back|on|at|is|under|auf|unter|au|al|to|the|my|our|office|home|work|line|anytime|today|now|:|=|\||->|→|\.|-|#|\")[ \t]*){0,6}[ \"'\uE001-\uE009:=|(\[]{0,5}$"
+    r"(?:(?:(?<![A-Za-z])(?i:phone|telephone|cellphone|mobile|cell|call|tel|telefon|tél|téléphone|teléfono|"
+    r"telefono|telefone|"
+    r"handy|móvil|movil|celular|whatsapp|sms|text|ring|fax|dial|reach|contact|number is|rufnummer|portable|"
+    r"numéro|cellulare|"
+    r"kontakt|signal|viber|msisdn|hotline|тел|телефон|handynummer|telefonnummer)|(?<=[a-z_])(?<!\bi)(?:Phone|"
+    r"phone|Mobile|mobile|Tel|Fax|fax|_tel)|"
+    r"電話|电话|携帯|手机)(?i:s|ing|\.|[ _-]?(?:number|num|no|nr|home|work|mobile|cell|e)){0,3}"
+    r"[\"'\uE001-\uE009)\]]?[ ]?(?i:(?:me|us|him|her|them|number|num|no|nr|"
+    r"back|on|at|is|under|auf|unter|au|al|to|the|my|our|office|home|work|line|anytime|today|now|mobile|cell|"
+    r"phone|:|=|\||->|→|\.|-|#|\")[ \t]{0,2})"
+    r"{0,6}[ \"'\uE001-\uE009:=|(\[]{0,5}|wa\.me/|whatsapp\.com/send\?phone=)$"
 )
 _DATE = re.compile(
-    r"(?<![0-9])(?:(?:19|20)[0-9]{2}[-./ ](?:0?[1-9]|1[0-2])[-./ ](?:0?[1-9]|[12][0-9]|3[01])|(?:0?[1-9]|[12][0-9]|3[01])[-./ ](?:0?[1-9]|[12][0-9]|3[01])[-./ ](?:19|20)[0-9]{2})(?![0-9])"
+    r"(?<![0-9])(?:(?:19|20)[0-9]{2}[-./ ](?:0?[1-9]|1[0-2])[-./ ](?:0?[1-9]|[12][0-9]|3[01])|(?:0?[1-9]|"
+    r"[12][0-9]|3[01])[-./ ](?:0?[1-9]|[12][0-9]|3[01])[-./ ](?:19|20)[0-9]{2})(?![0-9])"
 )
 _NANP = re.compile(r"(?:1[-. ]?)?(?:\([2-9][0-9]{2}\)[-. ]{0,2}|[2-9][0-9]{2}[-. /]{1,2})[0-9]{3}[-. ]{1,2}[0-9]{4}")
 _NANP_REGIONS = frozenset(phonenumbers.region_codes_for_country_code(1))
-_REGIONS = (
-    "GB", "DE", "FR", "IT", "ES", "AU", "JP", "IN", "BR", "NL", "BE", "CH", "AT", "SE", "NO", "DK", "FI", "PL", "PT", "IE",
-    "CN", "KR", "MX", "AR", "CL", "CO", "ZA", "NG", "KE", "EG", "TR", "IL", "AE", "SA", "RU", "UA", "CZ", "RO", "GR", "HU",
-    "ID", "MY", "PH", "TH", "VN", "SG", "NZ", "PK", "BD", "HK", "TW",
-)  # fmt: skip
+_REGIONS = tuple(
+    """
+    GB DE FR IT ES AU JP IN BR NL BE CH AT SE NO DK FI PL PT IE CN KR MX AR CL CO ZA NG KE EG TR IL AE SA RU UA CZ RO GR
+    HU ID MY PH TH VN SG NZ PK BD HK TW
+    """.split()  # noqa: SIM905
+)
 
 
 def find_phones(text: str, region: str) -> Iterator[Span]:
-    """Phone numbers: international ones, those of `region`, and others that are written as their country writes them."""
+    """Phone numbers: international ones, those of `region`, and others written as their country writes them."""
     for match in _PHONE.finditer(text):
         written = match[0].rstrip(" ./(-")
         if written.count(")") > written.count("(") and written.endswith(")"):
@@ -300,6 +298,8 @@ def find_phones(text: str, region: str) -> Iterator[Span]:
         if written.startswith("(") and ")" not in written:
             start, written = start + 1, written[1:]
         named = bool(_PHONE_WORD.search(text, max(0, start - 60), start))
+        if start and text[start - 1] in "/:=#" and not named and not written.startswith("+"):
+            continue
         if not named and _IDENTIFIER_BEFORE.search(text, max(0, start - 40), start):
             continue
         if (_DATE.search(written) or _IPV4.fullmatch(written)) and not written.startswith("+"):
@@ -311,22 +311,23 @@ def find_phones(text: str, region: str) -> Iterator[Span]:
 @lru_cache(maxsize=8_192)
 def _is_phone(written: str, region: str, named: bool) -> bool:
     separated = any(mark in written.strip() for mark in " -.()/")
-    if written.startswith(("+", "(+")) or (written.startswith("00") and named):
-        number = _parse(written if "+" in written else f"+{written[2:]}", None)
+    digits = sum(character in "0123456789" for character in written)
+    if written.startswith(("+", "(+")) or (written.startswith("00") and (named or separated)):
+        number = _parse(written if "+" in written else f"+{written[2:].lstrip()}", None)
         return number is not None and (
             phonenumbers.is_valid_number(number) or ((separated or named) and phonenumbers.is_possible_number(number))
         )
     if separated and (region in _NANP_REGIONS or "(" in written) and _NANP.fullmatch(_without_extension(written)):
         return True
     own = _parse(written, region)
-    if own is not None and phonenumbers.is_valid_number(own) and (named or _groups(written) == _national_groups(own)):
-        if named or _is_telling(written):
-            return True
+    is_valid = own is not None and phonenumbers.is_valid_number(own)
+    if is_valid and (named or (_is_telling(written) and _groups(written) == _national_groups(own))):
+        return True
     for other in _REGIONS:
         number = _parse(written, other)
         if number is None or not phonenumbers.is_valid_number_for_region(number, other):
             continue
-        if named or (_is_telling(written) and _groups(written) == _national_groups(number)):
+        if (named and digits >= 9) or (_is_telling(written) and _groups(written) == _national_groups(number)):
             return True
     return False
 

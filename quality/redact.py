@@ -1,8 +1,8 @@
 """Personal data and secrets are replaced by their kind before anything is learned from them.
 
-Rules read the text with its escapes resolved (`quality.escapes`), so that what stands in JSON, or in JSON in JSON, is seen
-as it was meant; the replacement goes between the escapes, so that JSON stays JSON. Names of people stay: they carry the
-turn-taking that is learned.
+Rules read the text with its escapes resolved (`quality.escapes`), so that what stands in JSON, or in JSON in JSON, is
+seen as it was meant; the replacement goes between the escapes, so that JSON stays JSON. Names of people stay: they
+carry the turn-taking that is learned.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re2
 from quality.credentials import Span, find_credentials
 from quality.escapes import QUOTES, Segments, locate, resolve_escapes, written
 from quality.personal import find_personal
-from quality.wallets import find_seed_phrases, find_wallet_keys
+from quality.wallets import SEED_HINT, find_seed_phrases, find_wallet_keys
 
 # Part of a dataset's configuration hash: change it with any rule.
 REDACTION_VERSION = f"2+phonenumbers-{phonenumbers.__version__}"
@@ -27,15 +27,16 @@ KINDS = ("secret", "email", "iban", "card", "ssn", "ip", "phone")
 _KEY_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_BODY = re.compile(r"(?:[A-Za-z0-9+/=\s:,.]|\\+[nr])*+")
-_SEED_WORD = re.compile(r"(?i)seed|mnemonic|recover|wallet|phrase|backup")
 _BLOCK_SCALAR = re.compile(
     r"(?i)(?:password|passwd|secret|token|api_?key|private_?key|passphrase|mnemonic)[\"']?: ?[|>][+-]?\s*$"
 )
 
 # Nearly all lines of a chat have nothing that could be anything, and are done with one search.
 _WORTH_A_LOOK = re2.compile(
-    r"[0-9][^\n]?[0-9]|[@\x{ff20}]|::|[\p{Nd}][\p{Nd}]|[A-Za-z0-9_.:~+/=-]{16}|(?i:pass|pwd|\bpw\b|secret|token|key|credential|mnemonic|phrase|"
-    r"auth|cookie|mysql|maria|identified|sshpass|redis-cli|ldap|\bpin\b|\bcv[vc]|parole|contrase|senha|kennwort|clave|://)|\\[ux]"
+    r"[0-9][^\n]?[0-9]|[@\x{ff20}]|::|[\p{Nd}][\p{Nd}]|[A-Za-z0-9_.:~+/=-]{16}|(?i:pass|pwd|\bpw\b|secret|token|"
+    r"key|credential|mnemonic|phrase|"
+    r"auth|cookie|mysql|maria|identified|sshpass|\blogin\b|redis-cli|ldap|\bpin\b|\bcv[vc]|parole|contrase|senha|"
+    r"kennwort|clave|://)|\\[ux]"
 )
 _NUMBER = re.compile(r"-?[0-9][0-9.eE+-]*")
 _CACHED = 2_000  # characters: a longer line is seldom met again, and takes memory
@@ -44,16 +45,16 @@ Found = tuple[tuple[str, int], ...]
 
 
 def redact(text: str, *, region: str = "US") -> tuple[str, Counter[str]]:
-    """`text` with each finding replaced by its kind (`[EMAIL]`, `[PHONE]`, `[SECRET]`, `[CARD]`, `[IBAN]`, `[SSN]`, `[IP]`).
+    """`text` with each finding replaced by its kind, as `[EMAIL]` (see `KINDS`), and counts by kind.
 
-    Also returns counts by kind. `region` (ISO 3166) is how a phone number without a country code is read. A number in JSON
-    is replaced by a string. Loopback, unspecified and multicast addresses stay, since they name no one. Redacting twice
-    changes nothing more. Takes time in proportion to the length, whatever the text.
+    `region` (ISO 3166) is how a phone number without a country code is read. A number in JSON is replaced by a string.
+    Loopback, unspecified and multicast addresses stay, since they name no one. Redacting twice changes nothing more.
+    Takes time in proportion to the length, whatever the text.
     """
     counts: Counter[str] = Counter()
     if "-----BEGIN" in text:
         text = _redact_private_keys(text, counts)
-    if "\n" in text and _SEED_WORD.search(text):
+    if SEED_HINT.search(text):
         text = _replace_until_stable(text, lambda view: list(find_seed_phrases(view)), counts)
     lines = text.split("\n")
     if len(lines) > 1 and ("|" in text or ">" in text):
@@ -142,8 +143,10 @@ def _quote_of_number(view: str, span: Span) -> str:
         return ""
     inner = before.rstrip("0123456789.,eE+- \n")[-1:]
     if inner == "[" or inner in QUOTES or inner in "}]":
-        marks = [mark for mark in (*before, *view[span.end : span.end + 400]) if mark in QUOTES]
-        return written(marks[-1] if before.count(marks[-1] if marks else '"') else marks[0]) if marks else '"'
+        marks = [mark for mark in before if mark in QUOTES][-1:] or [
+            mark for mark in view[span.end : span.end + 400] if mark in QUOTES
+        ]
+        return written(marks[0]) if marks else '"'
     return ""
 
 

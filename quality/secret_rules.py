@@ -165,7 +165,7 @@ SECRET_RULES: tuple[SecretRule, ...] = tuple(
          "amzn1.oa2-cs.v1.{H64}", "amzn1.oa2-cs.v1.{H4}"),
         ("adobe", r"p8e-[A-Za-z0-9]{32}", "p8e-{L32}", "p8e-{L6}"),
         ("dropbox", r"sl\.(?:u\.)?[\w=-]{100,}", "sl.{A135}", "sl.{A9}"),
-        ("twitter bearer", r"A{21,22}[A-Za-z0-9]{8,}%[23][A-F0-9][A-Za-z0-9%]{30,}", "AAAAAAAAAAAAAAAAAAAAAA{A25}%3D{A60}", "AAAAAAAAAAAAAAAAAAAAAA{A30}"),
+        ("twitter bearer", r"A{21,22}[A-Za-z0-9]{8,}(?:%3D|%2F|%2B|[=/+])[A-Za-z0-9%=/+]{30,}", "AAAAAAAAAAAAAAAAAAAAAA{A25}%3D{A60}", "AAAAAAAAAAAAAAAAAAAAAA{A30}"),
         ("nostr", r"nsec1[a-z0-9]{58}", "nsec1{L58}", "nsec1{L9}"),
         ("hashes of passwords (crypt)", r"\$(?:1|2[abxy]|5|6|7|y|apr1|argon2(?:id|i|d))\$[A-Za-z0-9./+=,$-]{20,}",
          "$2b$12${A53}", "$2b$12${A3}"),

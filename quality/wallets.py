@@ -10,11 +10,16 @@ from functools import cache
 from mnemonic import Mnemonic
 
 from quality.credentials import Span
+from quality.escapes import QUOTES
 
 _LENGTHS = (24, 21, 18, 15, 12)
 # The lists that are written with Latin letters; those of Chinese characters are found in any text.
 _LANGUAGES = ("english", "spanish", "french", "italian", "portuguese", "czech")
 _WORD = re.compile(r"[^\W\d_]+")
+_BORDERS = ("", "\n", *QUOTES, "'", "`", "<", ">")
+SEED_HINT = re.compile(
+    r"(?i)seed|mnemonic|recover|wallet|phrase|backup|secret words|metamask|ledger|bip-?39|12 words|24 words"
+)
 _GAP = 12  # characters between two words of a phrase: `", "`, `\n 12. `
 _BASE58 = re.compile(
     r"(?<![0-9A-Za-z+/_=-])(?:[5KLc9][1-9A-HJ-NP-Za-km-z]{50,51}|[xyzuvt]prv[1-9A-HJ-NP-Za-km-z]{107,108})(?![0-9A-Za-z+/_=-])"
@@ -47,33 +52,38 @@ def find_wallet_keys(text: str) -> Iterator[Span]:
 
 
 def find_seed_phrases(text: str) -> Iterator[Span]:
-    """Runs of 12 to 24 words of one list whose last bits are their check sum."""
+    """Runs of 12 to 24 words of one list whose last bits are their check sum.
+
+    One run of twelve nouns in sixteen has a right check sum by chance. So the text must name such a thing, or the
+    phrase must stand by itself: as a line, or as a string.
+    """
     lists = _languages()
     # Every run of twelve has one of each twelfth word, so most texts are done with a twelfth of the look-ups.
-    quick = text.split()
-    if len(quick) >= 12 and not any(word.strip("\"',.;:|[]()`").lower() in lists for word in quick[11::12]):
+    quick = _WORD.findall(text)
+    if len(quick) < 12 or not any(word.lower() in lists for word in quick[11::12]):
         return
-    matches = list(_WORD.finditer(text))
-    if len(matches) < 12:
-        return
+    named = SEED_HINT.search(text) is not None
     run: list[re.Match[str]] = []
-    for match in matches:
+    for match in _WORD.finditer(text):
         known = match[0].lower() in lists
-        if run and (not known or match.start() - run[-1].end() > _GAP):
-            yield from _find_in_run(run, lists)
+        if run and (not known or match.start() - run[-1].end() > (_GAP if named else 1)):
+            yield from _find_in_run(text, run, lists, named)
             run = []
         if known:
             run.append(match)
-    yield from _find_in_run(run, lists)
+    yield from _find_in_run(text, run, lists, named)
 
 
-def _find_in_run(run: list[re.Match[str]], lists: dict[str, tuple[Mnemonic, ...]]) -> Iterator[Span]:
+def _find_in_run(
+    text: str, run: list[re.Match[str]], lists: dict[str, tuple[Mnemonic, ...]], named: bool
+) -> Iterator[Span]:
+    if len(run) < 12 or not (named or (len(run) in _LENGTHS and _stands_alone(text, run))):
+        return
     words = [match[0].lower() for match in run]
     at = 0
     while at + 12 <= len(words):
         for length in _LENGTHS:
             phrase = words[at : at + length]
-            # Prose has runs of the list's words as well, but repeats `the same words` sooner than keys do.
             if len(phrase) == length and any(
                 all(mnemonic in lists[word] for word in phrase) and mnemonic.check(" ".join(phrase))
                 for mnemonic in lists[phrase[0]]
@@ -82,6 +92,12 @@ def _find_in_run(run: list[re.Match[str]], lists: dict[str, tuple[Mnemonic, ...]
                 at += length - 1
                 break
         at += 1
+
+
+def _stands_alone(text: str, run: list[re.Match[str]]) -> bool:
+    before = text[max(0, run[0].start() - 3) : run[0].start()].strip(" \t")[-1:]
+    after = text[run[-1].end() : run[-1].end() + 3].strip(" \t")[:1]
+    return before in _BORDERS and after in _BORDERS
 
 
 def _has_checksum(text: str) -> bool:

@@ -195,7 +195,6 @@ TELLING: dict[str, Make] = {
     "email: international": _email_international,
     "ip: 4": lambda rng: f"{rng.randrange(11, 126)}.{rng.randrange(256)}.{rng.randrange(256)}.{rng.randrange(1, 255)}",
     "ip: 6": lambda rng: f"2001:db8:{_hex(rng, 4)}::{_hex(rng, 3)}{rng.randrange(10)}:7334",
-    "wallet: seed phrase": _seed_phrase,
     "wallet: WIF": _wif,
     "wallet: extended key": lambda rng: _base58(b"\x04\x88\xad\xe4" + rng.randbytes(74)),
 }  # fmt: skip
@@ -241,6 +240,9 @@ PLACED: dict[str, Make] = {
     "ethereum: json": lambda r: f'{{"privateKey": "«{_hex(r, 64)}»"}}',
     "ethereum: prose": lambda r: f"my wallet's private key is «0x{_hex(r, 64)}»",
     "ethereum: command": lambda r: f"cast send --private-key «0x{_hex(r, 64)}» x",
+    "wallet: seed phrase in prose": lambda r: f"{r.choice(['my seed phrase is', 'recovery phrase:', 'wallet backup ->'])} «{_seed_phrase(r)}»",
+    "wallet: seed phrase alone": lambda r: f"«{_seed_phrase(r)}»",
+    "wallet: seed phrase in a list": lambda r: "wallet: «" + json.dumps(_seed_phrase(r).split())[1:-1] + "»",
     "mnemonic: name": lambda r: f'{{"mnemonic": "«{_seed_phrase(r)}»"}}',
     "ssn: named": lambda r: f"SSN: «{r.randrange(100, 665):03}{r.randrange(1, 99):02}{r.randrange(1, 9999):04}»",
     "phone: named": lambda r: f"{r.choice(['call me at', 'Phone:', 'tel.', 'my mobile is'])} «{r.choice('23456789')}15{r.randrange(2, 9)}5{_digits(r, 5)}»",
@@ -258,7 +260,7 @@ _FRAMES: tuple[Callable[[random.Random, str], str], ...] = (
     lambda rng, it: json.dumps({"tool": "write", "content": f"# config\n{it}\nend"}),
     lambda rng, it: json.dumps({"role": "user", "content": it}, ensure_ascii=False),
     lambda rng, it: json.dumps({"arguments": json.dumps({"text": f"a\n{it}\tb"})}),
-    lambda rng, it: json.dumps({"a": json.dumps({"b": json.dumps({"c": f"x {it}"})})}),
+    lambda rng, it: json.dumps({"a": json.dumps({"b": json.dumps({"c": f"{it}\n"})})}),
     lambda rng, it: f"<tool_response>\n{json.dumps({'stdout': it, 'code': 0})}\n</tool_response>",
     lambda rng, it: (
         f"<tool_call>\n{json.dumps({'name': 'Bash', 'arguments': {'command': f'echo {it}'}})}\n</tool_call>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -187,6 +188,19 @@ class TestRedaction:
         text = describe_error(ValueError(f"failed: {secret} !"), "plain abc.def-ghi")
         assert "def-ghi" not in text and text.startswith("ValueError: failed: ") and text.endswith(" !")
 
+    @pytest.mark.parametrize("text", ["redis://:def-ghi@h", "amqp://u:a/def-ghi@b@h/v", '{"password": "def-ghi"}'])
+    def test_passwords_do_not_stay(self, text: str) -> None:
+        for said in (text, repr(text)):
+            assert "def-ghi" not in describe_error(ValueError(said))
+
+    @pytest.mark.parametrize(
+        "piece", [" ", "\n", "token ", "token=", "//a:", "//", "a-", "eyJ", "sk-", "@", '\\"', "password"]
+    )
+    def test_a_long_error_takes_no_longer_than_its_length(self, piece: str) -> None:
+        begun = time.perf_counter()
+        describe_error(ValueError("password" + piece * (1_000_000 // len(piece))))
+        assert time.perf_counter() - begun < 0.2
+
     def test_ordinary_words_stay(self) -> None:
         assert describe_error(ValueError("no messages for agent 7")) == "ValueError: no messages for agent 7"
 
@@ -195,6 +209,7 @@ class TestRedaction:
             def __str__(self) -> str:
                 raise RuntimeError
 
+        assert "a1" not in describe_error(ValueError("token: " + " " * 3990 + "sk-" + "a1" * 20))  # cut in its middle
         assert describe_error(Bad()) == "Bad" and len(describe_error(ValueError("x" * 9999))) == 500
 
 
