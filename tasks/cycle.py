@@ -30,6 +30,7 @@ from storage.ledger import Budget, open_ledger
 from storage.ledger_reports import ACTIVE_STATES
 from storage.money import format_usd
 from tasks.errors import NotWorthIt
+from tasks.traffic import questions_per_hour
 
 if TYPE_CHECKING:
     from together import Together
@@ -234,8 +235,6 @@ def look_ahead(
     data: Path, folder: Path, ledger: Ledger, decision_type: str, steps: Sequence[Step], *, now: datetime
 ) -> tuple[list[str], list[str]]:
     """Why no model of a dataset can be promoted however good it is, and what makes it harder."""
-    from tasks.evaluation import questions_per_hour
-
     prospect = foresee(read_rows(folder, "holdout", config=load_config(data)))
     traffic = questions_per_hour(data, decision_type, now)
 

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-import storage
 from provider.client import clock_of
 from provider.completions import complete_many
 from provider.metering import hourly_usd
 from quality.dataset import DatasetRow, read_manifest, read_rows
 from quality.evaluation import Answer, Evaluation, Label, evaluate, write_evaluation
-from quality.promotion import DEFAULT_MARGIN, Verdict, judge
+from quality.promotion import DEFAULT_MARGIN, judge
 from reasoning.config import load_config
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
-from storage.layout import Layout
 from tasks.errors import MissingStep
 from tasks.models import at_work, find_dataset, find_deployment
 from tasks.progress import Progress, reading
 from tasks.selection import find_model
+from tasks.traffic import questions_per_hour
 
 if TYPE_CHECKING:
     from together import Together
 
     from storage.ledger import Ledger
-
-_TRAFFIC_DAYS = 7
 
 
 def evaluate_model(
@@ -94,41 +88,6 @@ def evaluate_model(
     return evaluation
 
 
-def read_verdict(data: Path, evaluation_id: str) -> Verdict:
-    """The verdict that `evaluate_model` reached in an evaluation. Raises `MissingStep` where that is gone."""
-    path = Layout(data).evaluations / f"{evaluation_id}.json"
-    try:
-        return Verdict(**_read_about(path)["verdict"])
-    except (KeyError, TypeError) as error:
-        raise MissingStep(f"there is no verdict in {path} ({error!r}): `reasoning evaluate MODEL` again") from error
-
-
-def last_verdict(data: Path, model_id: str) -> Verdict | None:
-    """Verdict of the newest evaluation of a model, None without one."""
-    for path in sorted(Layout(data).evaluations.glob("*.json"), reverse=True):  # named by UUIDv7: in order of time
-        if _read_about(path).get("model_id") == model_id:
-            return read_verdict(data, path.stem)
-    return None
-
-
-def evaluated_models(data: Path) -> set[str]:
-    """Ids of the models of which there is an evaluation. What cannot be read counts as none."""
-    found = set()
-    for path in Layout(data).evaluations.glob("*.json"):
-        with suppress(MissingStep):
-            found.add(str(_read_about(path).get("model_id")))
-    return found
-
-
-def _read_about(path: Path) -> dict[str, Any]:
-    try:
-        return dict(orjson.loads(path.read_bytes())["about"])
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise MissingStep(
-            f"{path} is no evaluation ({error!r}): remove it, then `reasoning evaluate MODEL` again"
-        ) from error
-
-
 def find_incumbent(ledger: Ledger, model: dict[str, Any]) -> dict[str, Any] | None:
     """The ready deployment of the model of the same decision type, other than `model`, that is promoted."""
     for row in reversed(ledger.find("models", decision_type=model["decision_type"], state="promoted")):
@@ -184,17 +143,6 @@ def _ask(
                 decision = None
         answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))
     return answers
-
-
-def questions_per_hour(data: Path, decision_type: str, now: datetime) -> float:
-    """Questions of a type an hour, of the last 7 days."""
-    since = now.astimezone(UTC) - timedelta(days=_TRAFFIC_DAYS)
-    result = storage.sql(
-        data,
-        "SELECT count(DISTINCT request_id) FROM decisions WHERE decision_type = ? AND date >= ? AND ts > ? AND ts <= ?",
-        [decision_type, since.date(), since, now],
-    )
-    return float(result.rows[0][0]) / (24 * _TRAFFIC_DAYS)
 
 
 def _part(progress: Progress | None, number: int, of: int, what: str) -> Progress | None:

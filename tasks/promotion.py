@@ -13,7 +13,7 @@ from reasoning.routes import Arm, Route
 from storage.layout import Layout
 from storage.ledger import open_ledger
 from tasks.errors import MissingStep
-from tasks.evaluation import last_verdict
+from tasks.evaluation_files import last_verdict
 from tasks.models import find_dataset, find_deployment, take_down
 from tasks.selection import find_model
 

@@ -21,6 +21,7 @@ from storage.layout import Layout
 from storage.ledger import Ledger
 from storage.money import format_usd
 from tasks.errors import AmbiguousModel, MissingStep
+from tasks.evaluation_files import evaluated_models
 
 Verb = Literal["show", "deploy", "evaluate", "promote", "promote --force", "undeploy"]
 
@@ -114,8 +115,6 @@ def find_model(data: Path, ledger: Ledger, model: str, verb: Verb) -> dict[str, 
 
 def list_candidates(data: Path, ledger: Ledger, decision_type: str) -> list[Candidate]:
     """Every model of a decision type, oldest first, with its deployments and whether it has a route."""
-    from tasks.evaluation import evaluated_models
-
     routed, evaluated = routed_names(data), evaluated_models(data)
     found = []
     for model in ledger.find("models", decision_type=decision_type):

@@ -31,7 +31,8 @@ from storage.layout import Layout
 from storage.money import format_usd
 from tasks.cycle import CyclePlan, Step, holding, look_ahead, make_plan, serving_steps, training_step
 from tasks.errors import FlowError, NotWorthIt
-from tasks.evaluation import evaluate_model, read_verdict
+from tasks.evaluation import evaluate_model
+from tasks.evaluation_files import read_verdict
 from tasks.models import at_work, deploy, export, find_dataset, fine_tune
 from tasks.promotion import LIVE_WEIGHT, promote_model, reject_model
 

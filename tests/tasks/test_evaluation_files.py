@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import MissingStep
-from tasks.evaluation import last_verdict
+from tasks.evaluation_files import last_verdict
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"about": {"model_id": "m1"}}'])
