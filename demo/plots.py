@@ -99,7 +99,7 @@ def _svg(figure: Figure, name: str) -> str:
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>(?:(?!<metadata>|</metadata>).)*+</metadata>", "", svg, flags=re.DOTALL)
     # The size is the page's to choose; the viewBox keeps the proportions.
     width = re.search(r'width="([\d.]+)pt"', svg)
     style = f'style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""

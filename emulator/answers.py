@@ -10,9 +10,11 @@ from typing import Literal
 
 Kind = Literal["choice", "plan", "text"]
 
-_CHOICE_XML = re.compile(r"<action>\s*(?P<value>[^<>]*?)\s*</action>", re.IGNORECASE)
-_PLAN_XML = re.compile(r"<actions>\s*(?P<value>.*?)\s*</actions>", re.IGNORECASE | re.DOTALL)
-_NESTED = re.compile(r"<(?:name|action)>\s*([^<>]*?)\s*</(?:name|action)>", re.IGNORECASE)
+_CHOICE_XML = re.compile(r"<action>\s*+(?P<value>(?:[^<>\s]++|\s++(?!<))*+)\s*</action>", re.IGNORECASE)
+_PLAN_XML = re.compile(
+    r"<actions>\s*+(?P<value>(?:(?!\s*</actions>|<actions>).)*+)\s*</actions>", re.IGNORECASE | re.DOTALL
+)
+_NESTED = re.compile(r"<(?:name|action)>\s*+((?:[^<>\s]++|\s++(?!<))*+)\s*</(?:name|action)>", re.IGNORECASE)
 _CHOICE_JSON = re.compile(r'"action"\s*:\s*"(?P<value>[^"\\]*)"')
 _PLAN_JSON = re.compile(r'"actions"\s*:\s*(?P<value>\[[^\[\]]*\])')
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])|\s+")

@@ -87,7 +87,7 @@ _TASK = re.compile(
 _PROSE = re.compile(r"\b(poem|song|lyrics|story|novel|essay|letter|e-?mail|film|movie|speech|dress code|haiku)\b")
 _CODE = re.compile(
     r"^```[\w+#.-]*\n(?!```)|^diff --git |^@@ -\d+(,\d+)? \+\d+|^Traceback \(most recent call last\):|"
-    r"^\s+at [\w$.<>]+ ?\(.*:\d+(:\d+)?\)|^\s*(def \w+\(.*\).*:|class \w+.*[:{]|(pub )?fn \w+|func \w+\(|"
+    r"^[ \t]++at [\w$.<>]++ ?\(.*:\d+(:\d+)?\)|^[ \t]*+(def \w+\((?=.*\)).*:|class \w+.*[:{]|(pub )?fn \w+|func \w+\(|"
     r"#include <|import [\w.{} ,*]+( from |;|$)|from [\w.]+ import )",
     re.M,
 )

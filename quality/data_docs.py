@@ -15,15 +15,21 @@ from storage.files import make_tree_private, replace_folder, scratch_folder
 _STYLE = (Path(__file__).parent / "data_docs.css").read_text(encoding="utf-8")
 # What a browser would fetch: stylesheets, icons, scripts and images, wherever they come from.
 _FETCHED = re.compile(
-    r"<link\b[^>]*>|<script\b[^>]*\bsrc=[^>]*>\s*</script>|<img\b[^>]*>|<iframe\b.*?</iframe>",
+    r"<link\b[^<>]*+>|<script\b[^<>]*?\bsrc=[^<>]*+>\s*</script>|<img\b[^<>]*+>|"
+    r"<iframe\b(?:(?!<iframe\b|</iframe>).)*+</iframe>",
     re.DOTALL | re.IGNORECASE,
 )
 # What is left of their scripts needs jQuery, and their inline styles import web fonts.
-_INLINE = re.compile(r"<script\b.*?</script>|<style\b.*?</style>", re.DOTALL | re.IGNORECASE)
+_INLINE = re.compile(
+    r"<script\b(?:(?!<script\b|</script>).)*+</script>|<style\b(?:(?!<style\b|</style>).)*+</style>",
+    re.DOTALL | re.IGNORECASE,
+)
 # The way to the index, from the depth of their folders; what else their pages link to (their suites, their newsletter)
 # is not there.
 _INDEX = re.compile(r'href="(?:\.\./)*index\.html"', re.IGNORECASE)
-_ELSEWHERE = re.compile(r'<a\b[^>]*href="(?!#|index\.html")[^"]*"[^>]*>(.*?)</a>', re.DOTALL | re.IGNORECASE)
+_ELSEWHERE = re.compile(
+    r'<a\b[^<>]*?href="(?!#|index\.html")[^"<>]*+"[^<>]*+>((?:(?!</?a\b).)*+)</a>', re.DOTALL | re.IGNORECASE
+)
 
 
 def render_page(result: Any) -> str:

@@ -87,7 +87,7 @@ def _meaning(escape: str) -> str:
             depth += 1
         return QUOTES[min(depth, len(QUOTES) - 1)]
     if first in "ux":
-        codes = [int(code, 16) for code in re.split(r"\\+u", letters[1:])]
+        codes = [int(code, 16) for code in letters[1:].replace("\\", "").split("u")]
         code = codes[0]
         if len(codes) == 2 and 0xD800 <= code < 0xDC00:
             code = 0x10000 + ((code - 0xD800) << 10) + (codes[1] - 0xDC00)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import phonenumbers
+import re2
 from stdnum import iban, luhn
 
 from quality.credentials import Span
@@ -40,7 +41,7 @@ _SSN = re.compile(
     r"(?<![\w.+/-])(?!000|666|9)([0-9]{3})([- ])(?!00)[0-9]{2}\2(?!0000)[0-9]{4}(?![\w/]|[.,:-][0-9]|-[A-Za-z])"
 )
 _SSN_BARE = re.compile(r"(?<![\w.+/-])[0-9]{9}(?![\w/]|[.,:-][0-9])")
-_SSN_WORD = re.compile(r"(?i)\bssn\b|social[ _-]?security|\bitin\b|\bsoc\.? sec")
+_SSN_WORD = re2.compile(r"(?i)\bssn\b|social[ _-]?security|\bitin\b|\bsoc\.? sec")
 _IPV4 = re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9])")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f:.]{3,45}+(?![\w:])")
 _PREFIX = re.compile(r"/([0-9]{1,3})(?![0-9.])")
@@ -50,7 +51,8 @@ _VERSION_BEFORE = re.compile(
 )
 
 _IDENTIFIER_BEFORE = re.compile(
-    r"(?i)(?:order|tracking|invoice|ticket|shipment|parcel|confirmation|reference|booking|transaction|case|"
+    r"(?i)(?:(?<![a-z])(?:order|tracking|invoice|ticket|shipment|parcel|confirmation|reference|booking|"
+    r"transaction|case|"
     r"request|trace|"
     r"span|build|run|job|batch|item|product|sku|part|model|serial|account|customer|message|tweet|status|post|"
     r"thread|channel|"
@@ -58,7 +60,7 @@ _IDENTIFIER_BEFORE = re.compile(
     r"revision|port|size|bytes|count|total|id|ids|seed|offset|amount|balance|price|version|ref|pid|uid|gid|"
     r"sequence|seq|"
     r"lot|coordinates|lat|lon|lng|latitude|longitude|checksum|duration|ns|ms|us|created|updated|date|expires|exp|iat|"
-    r"created_at|updated_at)(?:[ _-]?(?:number|num|no|nr|id|ids|code|key|at|time|ms|ns|"
+    r"created_at|updated_at)|(?<=[a-z])(?-i:Id|ID|Number))(?:[ _-]?(?:number|num|no|nr|id|ids|code|key|at|time|ms|ns|"
     r"us))?\.?[\"'\uE001-\uE009]?[ ]?[:=#(\[]{0,2}[ #\"'\uE001-\uE009]{0,3}$"
 )
 
@@ -209,7 +211,7 @@ def find_ssns(text: str) -> Iterator[Span]:
             yield Span(match.start(), match.end(), "ssn")
     if named or (named is None and ("s" in text or "S" in text) and _SSN_WORD.search(text)):
         for match in _SSN_BARE.finditer(text):
-            if _SSN_WORD.search(text, max(0, match.start() - 40), match.start()):
+            if _SSN_WORD.search(text[max(0, match.start() - 40) : match.start()]):
                 yield Span(match.start(), match.end(), "ssn")
 
 
@@ -321,7 +323,7 @@ def _is_phone(written: str, region: str, named: bool) -> bool:
         return True
     own = _parse(written, region)
     is_valid = own is not None and phonenumbers.is_valid_number(own)
-    if is_valid and (named or (_is_telling(written) and _groups(written) == _national_groups(own))):
+    if own is not None and is_valid and (named or (_is_telling(written) and _groups(written) == _national_groups(own))):
         return True
     for other in _REGIONS:
         number = _parse(written, other)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
+import re2
 from mnemonic import Mnemonic
 
 from quality.credentials import Span
@@ -16,8 +17,8 @@ _LENGTHS = (24, 21, 18, 15, 12)
 # The lists that are written with Latin letters; those of Chinese characters are found in any text.
 _LANGUAGES = ("english", "spanish", "french", "italian", "portuguese", "czech")
 _WORD = re.compile(r"[^\W\d_]+")
-_BORDERS = ("", "\n", *QUOTES, "'", "`", "<", ">")
-SEED_HINT = re.compile(
+_BORDERS = ("", "\n", "\t", *QUOTES, "'", "`", "<", ">")
+SEED_HINT = re2.compile(
     r"(?i)seed|mnemonic|recover|wallet|phrase|backup|secret words|metamask|ledger|bip-?39|12 words|24 words"
 )
 _GAP = 12  # characters between two words of a phrase: `", "`, `\n 12. `
@@ -57,6 +58,8 @@ def find_seed_phrases(text: str) -> Iterator[Span]:
     One run of twelve nouns in sixteen has a right check sum by chance. So the text must name such a thing, or the
     phrase must stand by itself: as a line, or as a string.
     """
+    if sum(map(text.count, " \n,")) < 11:
+        return
     lists = _languages()
     # Every run of twelve has one of each twelfth word, so most texts are done with a twelfth of the look-ups.
     quick = _WORD.findall(text)
@@ -66,12 +69,16 @@ def find_seed_phrases(text: str) -> Iterator[Span]:
     run: list[re.Match[str]] = []
     for match in _WORD.finditer(text):
         known = match[0].lower() in lists
-        if run and (not known or match.start() - run[-1].end() > (_GAP if named else 1)):
+        if run and (not known or _is_apart(text[run[-1].end() : match.start()], named)):
             yield from _find_in_run(text, run, lists, named)
             run = []
         if known:
             run.append(match)
     yield from _find_in_run(text, run, lists, named)
+
+
+def _is_apart(between: str, named: bool) -> bool:
+    return len(between) > _GAP if named else between != " "
 
 
 def _find_in_run(
@@ -95,8 +102,8 @@ def _find_in_run(
 
 
 def _stands_alone(text: str, run: list[re.Match[str]]) -> bool:
-    before = text[max(0, run[0].start() - 3) : run[0].start()].strip(" \t")[-1:]
-    after = text[run[-1].end() : run[-1].end() + 3].strip(" \t")[:1]
+    before = text[max(0, run[0].start() - 3) : run[0].start()].strip(" ")[-1:]
+    after = text[run[-1].end() : run[-1].end() + 3].strip(" ")[:1]
     return before in _BORDERS and after in _BORDERS
 
 

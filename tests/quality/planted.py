@@ -398,3 +398,24 @@ def examples() -> Iterator[tuple[str, str, str]]:
     """(name, an example that must go, a near miss that must stay) of every rule for an issuer's credentials."""
     for rule in SECRET_RULES:
         yield rule.name, fill(rule.example), fill(rule.near_miss)
+
+
+def is_gone(text: str, clean: str, value: str) -> bool:
+    """Is a planted value gone in every form, and is JSON still JSON?"""
+    forms, escaped = {value, json.dumps(value, ensure_ascii=False)[1:-1]}, value
+    for _ in range(4):
+        escaped = json.dumps(escaped)[1:-1]
+        forms.add(escaped)
+    if any(form in clean for form in forms):
+        return False
+    if not text.startswith(("{", "[")):
+        return True
+    try:
+        json.loads(text)
+    except ValueError:
+        return True
+    try:
+        json.loads(clean)
+    except ValueError:
+        return False
+    return True
