@@ -177,7 +177,7 @@ def _find_shaped(pattern: re2._Regexp, text: str) -> Iterator[Span]:
         if end < len(text) and _NOT_TOKEN.match(text, end):
             continue
         # `sk-learn-from-all-of-these-examples` is a slug, and what stands inside an encoded picture is chance.
-        if not any(map(str.isdigit, token)) and (token.islower() or token.isupper()):
+        if not any(map(str.isdigit, token)) and (token.islower() or (token.isupper() and not token.isalpha())):
             continue
         if start >= 61 and _BASE64_BEFORE.fullmatch(text, start - 60, start):
             continue
@@ -395,12 +395,17 @@ def _bare_value(
         and (following not in ("(", "[", ")", ",", ".") or (sep == ":" and following in (",", ".")))
     ):
         return Span(found.start(), end, kind)
+    if len(value) >= 12 and value.isalnum() and len(_RUNS.findall(value)) >= 6:
+        return Span(found.start(), end, kind)  # letters and digits by turns, as in no name of a variable
     # A word, which in code is a variable.
     query = start > 0 and text[start - 1] in "?&;:/"
     option = name.startswith("-")
     env = option or (sep == "=" and not assigned["gap"] and (name.isupper() or following in (";", "&")))
     line = in_file and sep in (":", "=") and text[end : end + 40].split("\n")[0].strip()[:1] in ("", *QUOTES)
     return Span(found.start(), end, kind) if query or env or line else None
+
+
+_RUNS = re.compile(r"[0-9]+|[^0-9]+")
 
 
 def _is_mixed(value: str) -> bool:

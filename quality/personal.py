@@ -285,6 +285,10 @@ _REGIONS = tuple(
 )
 
 
+_SUMMAND = re.compile(r"\+ +[0-9]+")
+_OPERAND = re.compile(r"[\w)\]] ?$")
+
+
 def find_phones(text: str, region: str) -> Iterator[Span]:
     """Phone numbers: international ones, those of `region`, and others written as their country writes them."""
     for match in _PHONE.finditer(text):
@@ -300,6 +304,8 @@ def find_phones(text: str, region: str) -> Iterator[Span]:
         if written.startswith("(") and ")" not in written:
             start, written = start + 1, written[1:]
         named = bool(_PHONE_WORD.search(text, max(0, start - 60), start))
+        if not named and _SUMMAND.fullmatch(written) and _OPERAND.search(text, max(0, start - 3), start):
+            continue
         if start and text[start - 1] in "/:=#" and not named and not written.startswith("+"):
             continue
         if not named and _IDENTIFIER_BEFORE.search(text, max(0, start - 40), start):

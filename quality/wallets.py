@@ -11,13 +11,11 @@ import re2
 from mnemonic import Mnemonic
 
 from quality.credentials import Span
-from quality.escapes import QUOTES
 
 _LENGTHS = (24, 21, 18, 15, 12)
 # The lists that are written with Latin letters; those of Chinese characters are found in any text.
 _LANGUAGES = ("english", "spanish", "french", "italian", "portuguese", "czech")
 _WORD = re.compile(r"[^\W\d_]+")
-_BORDERS = ("", "\n", "\t", *QUOTES, "'", "`", "<", ">")
 SEED_HINT = re2.compile(
     r"(?i)seed|mnemonic|recover|wallet|phrase|backup|secret words|metamask|ledger|bip-?39|12 words|24 words"
 )
@@ -56,7 +54,7 @@ def find_seed_phrases(text: str) -> Iterator[Span]:
     """Runs of 12 to 24 words of one list whose last bits are their check sum.
 
     One run of twelve nouns in sixteen has a right check sum by chance. So the text must name such a thing, or the
-    phrase must stand by itself: as a line, or as a string.
+    phrase must begin or end at something other than a word. Prose hardly has such runs: the lists lack its small words.
     """
     if sum(map(text.count, " \n,")) < 11:
         return
@@ -84,14 +82,17 @@ def _is_apart(between: str, named: bool) -> bool:
 def _find_in_run(
     text: str, run: list[re.Match[str]], lists: dict[str, tuple[Mnemonic, ...]], named: bool
 ) -> Iterator[Span]:
-    if len(run) < 12 or not (named or (len(run) in _LENGTHS and _stands_alone(text, run))):
+    if len(run) < 12:
         return
+    opens, closes = _has_borders(text, run)
     words = [match[0].lower() for match in run]
     at = 0
     while at + 12 <= len(words):
         for length in _LENGTHS:
             phrase = words[at : at + length]
-            if len(phrase) == length and any(
+            if len(phrase) < length or not (named or (opens and at == 0) or (closes and at + length == len(words))):
+                continue
+            if any(
                 all(mnemonic in lists[word] for word in phrase) and mnemonic.check(" ".join(phrase))
                 for mnemonic in lists[phrase[0]]
             ):
@@ -101,10 +102,11 @@ def _find_in_run(
         at += 1
 
 
-def _stands_alone(text: str, run: list[re.Match[str]]) -> bool:
+def _has_borders(text: str, run: list[re.Match[str]]) -> tuple[bool, bool]:
+    """Whether something other than a word stands before the run, and behind it: `echo PHRASE"` has one border."""
     before = text[max(0, run[0].start() - 3) : run[0].start()].strip(" ")[-1:]
     after = text[run[-1].end() : run[-1].end() + 3].strip(" ")[:1]
-    return before in _BORDERS and after in _BORDERS
+    return not before.isalnum(), not after.isalnum()
 
 
 def _has_checksum(text: str) -> bool:
