@@ -197,8 +197,10 @@ def _mount_without_proc(path: Path) -> Mount:
     except (OSError, subprocess.SubprocessError):
         return Mount("/", "unknown", frozenset())
     best = Mount("/", "unknown", frozenset())
-    for match in re.finditer(r" on (.+) \(([^)]*)\)$", listing, re.MULTILINE):
-        point, names = match[1], [name.strip() for name in match[2].split(",")]
+    for line in listing.splitlines():
+        place, _, options = line.rpartition(" (")
+        point = place.partition(" on ")[2]
+        names = [name.strip() for name in options.rstrip(")").split(",")]
         if len(point) >= len(best.point) and (point == "/" or path == Path(point) or Path(point) in path.parents):
             best = Mount(point, names[0], frozenset(names))
     return best

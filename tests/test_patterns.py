@@ -236,6 +236,7 @@ def test_no_pattern_grows_faster_than_its_text(name: str) -> None:
 PUT_TOGETHER = {
     "reasoning/redact.py": "its module's text, tested with it",
     "reasoning/answers.py": "quoted names",
+    "reasoning/action_lists.py": "the name of a field",
     "gateway/prompts.py": "a person's own settings, and quoted names",
     "gateway/pages.py": "names of our own tags",
     "gateway/classify.py": "its module's own texts",
