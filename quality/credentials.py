@@ -200,7 +200,7 @@ def find_url_passwords(text: str) -> Iterator[Span]:
     done = 0
     for match in _URL.finditer(text):
         start, colon = match.start(1), match.end(2)
-        rest = _AUTHORITY.match(text, colon, colon + 2_000)
+        rest = _AUTHORITY.match(text, colon, colon + 400)
         if start < done or rest is None or _PORT.match(rest[0]):
             continue
         end = _end_of_password(rest[0])

@@ -225,11 +225,14 @@ def _prepare(
     faults: Counter[str],
 ) -> dict[str, Any]:
     found: Counter[str] = Counter()
+    changed: list[str] = []
 
     def clean(text: str) -> str:
-        text, kinds = redact(text, region=region)
-        found.update(kinds)
-        return text
+        cleaned, kinds = redact(text, region=region)
+        if kinds:
+            found.update(kinds)
+            changed.append(cleaned)
+        return cleaned
 
     try:
         raw = format_label(decision_type, label)
@@ -245,7 +248,7 @@ def _prepare(
         # It was an answer before, so what was found in it is a part of its form.
         faults[f"redacted label: {error}"] += 1
         return {"dropped": "unredactable"}
-    if any(redact(text, region=region)[1] for text in (answer, *(message["content"] for message in prompt))):
+    if any(redact(text, region=region)[1] for text in changed):
         faults["redaction finds something again in what it has cleaned"] += 1
         return {"dropped": "unredactable"}
     row = {"messages": [*prompt, {"role": "assistant", "content": answer}]}

@@ -28,7 +28,9 @@ def describe_error(error: BaseException, *secrets: str | None) -> str:
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
-    if len(text) > _LOOKED_AT:  # without the word that is cut, which might be half of a secret
-        text = text[:_LOOKED_AT].rsplit(None, 1)[0]
+    if len(text) > _LOOKED_AT:
+        # Without what is cut, which might be the beginning of a secret: the last word, or the end of a very long one.
+        words = text[:_LOOKED_AT].rsplit(None, 1)[0]
+        text = words if words and len(words) > _LIMIT else text[: _LOOKED_AT - 40]
     # Not compiled at import, which would be a fiftieth of the package's: `re` keeps it from the first use on.
     return re.sub(_SECRETS, lambda found: f"{found['name'] or ''}***", text, flags=re.IGNORECASE)[:_LIMIT]

@@ -242,7 +242,6 @@ PUT_TOGETHER = {
     "gateway/classify.py": "its module's own texts",
     "provider/reconcile.py": "a quoted prefix",
     "storage/erase_datasets.py": "a quoted id",
-    "storage/land.py": "",
     "emulator/transcript.py": "quoted names, and its module's own texts",
     "demo/originals.py": "a quoted name",
     "quality/credentials.py": "its module's own texts",

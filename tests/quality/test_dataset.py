@@ -171,6 +171,28 @@ def test_duplicates_keep_the_demonstrated_answer(data):
     assert manifest.dropped == {"duplicate": 1, "contradictory": 1}
 
 
+def test_what_cannot_be_redacted_is_dropped_with_its_reason(data, monkeypatch):
+    import quality.funnel
+
+    # A cleaner that always leaves something to find, as a rule would that is at odds with its own placeholder.
+    def never_done(text, *, region):
+        return text, Counter({"phone": 1} if "never clean" in text else {})
+
+    monkeypatch.setattr(quality.funnel, "redact", never_done)
+    land(data, [records(_special(0, "this is never clean"))])
+    manifest = _export(data)
+    assert manifest.dropped == {"unredactable": 1}
+    assert manifest.faults == {"redaction finds something again in what it has cleaned": 1}
+
+
+def test_a_number_in_a_call_is_replaced_and_its_row_is_kept(data):
+    land(data, [records(_special(0, 'the tool said {"card": 4111111111111111, "n": 1}'))])
+    manifest = _export(data)
+    assert manifest.dropped == {} and manifest.redactions == {"card": 1}
+    written = b"".join(path.read_bytes() for path in manifest.path.glob("*.jsonl"))
+    assert b'{\\"card\\": \\"[CARD]\\", \\"n\\": 1}' in written and b"4111111111111111" not in written
+
+
 def test_personal_data_and_secrets_do_not_reach_any_file(data):
     text = f"I am eve@example.org, +44 20 7946 0958, my key is {KEY}"
     turn = _special(0, text)
