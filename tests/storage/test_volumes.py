@@ -257,6 +257,57 @@ class TestSuspendedWriter:
         assert len(list((tmp_path / "spool").glob("*.seal"))) == 2
         assert writer.dropped == {} and writer.written == 2
 
+    def test_one_that_slept_between_its_look_and_its_write_writes_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SIGSTOP inside `write`, on a mount that hangs: meanwhile another host landed the segment and removed it."""
+        data, now = tmp_path / "data", [0.0]
+        monkeypatch.setattr(spool, "steady", lambda: now[0])
+        writer = SegmentWriter(data / "spool", sync_interval=3600)
+        first, second = make_decision(), make_decision()
+        assert writer.write(first)
+        write = os.write
+
+        def suspended(fd: int, content: bytes) -> int:
+            if now[0] == 0:
+                now[0] = hosts.GRACE + 1
+                (segment,) = (data / "spool").glob("*.open")
+                segment.rename(segment.with_suffix(".seal"))
+                assert land_decisions(data).decisions == 1
+            return write(fd, content)
+
+        monkeypatch.setattr(os, "write", suspended)
+        assert writer.write(second)
+        writer.close()
+        land_decisions(data)
+        assert sorted(landed_ids(data)) == sorted([first.decision_id, second.decision_id])
+        assert (writer.written, dict(writer.dropped)) == (2, {})
+
+    def test_one_that_slept_between_its_look_and_its_sign_of_life_goes_on_in_a_new_segment(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data, now = tmp_path / "data", [0.0]
+        monkeypatch.setattr(spool, "steady", lambda: now[0])
+        writer = SegmentWriter(data / "spool", sync_interval=3600)
+        assert writer.write(make_decision())
+        utime = os.utime
+
+        def suspended(*values: Any) -> None:
+            now[0] += hosts.GRACE + 1
+            (segment,) = (data / "spool").glob("*.open")
+            segment.rename(segment.with_suffix(".seal"))
+            assert land_decisions(data).decisions == 1
+            utime(*values)
+
+        monkeypatch.setattr(os, "utime", suspended)
+        writer._sync()
+        monkeypatch.undo()
+        monkeypatch.setattr(spool, "steady", lambda: now[0])
+        assert writer.write(make_decision())
+        writer.close()
+        land_decisions(data)
+        assert len(landed_ids(data)) == 2
+
     def test_an_idle_writer_gives_signs_of_life(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(spool, "HEARTBEAT", 0.05)
         writer = SegmentWriter(tmp_path / "spool", sync_interval=0.02)
