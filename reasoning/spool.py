@@ -377,9 +377,7 @@ class SegmentWriter:
 
     def _tick(self) -> None:
         with self._lock:
-            old = self._fd is not None and (
-                time.monotonic() - self._opened >= self._max_age or self._is_overdue()
-            )
+            old = self._fd is not None and (time.monotonic() - self._opened >= self._max_age or self._is_overdue())
             gone = self._is_gone()
         if old or gone:
             self._seal_unless_busy()

@@ -27,7 +27,7 @@ from storage.errors import BackupError
 from storage.files import make_folder, make_private, open_private, remove_tree, scratch_folder, sync, write_atomic
 from storage.land import list_segments
 from storage.layout import Layout
-from storage.locks import LOCK_TIMEOUT, data_lock
+from storage.locks import LOCK_TIMEOUT, check_held, data_lock
 from storage.schema import PARTITIONS
 from storage.table import list_files
 
@@ -116,6 +116,7 @@ def back_up(
             linked = _link_all(layout, staged)
             if linked is None:  # no hard links here: the others wait until all is copied
                 copy.run(_find_files(layout))
+            check_held(layout)  # else a verb of another host may have moved files meanwhile
         copy.run((linked or {}) | _find_settings())
         content = _dump_manifest(copy.entries, layout, report, now or datetime.now(UTC))
         write_atomic(partial / MANIFEST, content)

@@ -22,16 +22,16 @@ import pytest
 from reasoning import hosts, spool
 from reasoning.ids import uuid7
 from reasoning.spool import SegmentWriter
-from storage import locks, volumes
+from storage import expire, land, locks, reland, rewrite, volumes
 from storage.backup import back_up
 from storage.compact import compact_decisions
 from storage.erase import erase_subject
-from storage.errors import DataFolderBusy, DataFolderError, LedgerError, StorageError
+from storage.errors import DataFolderBusy, DataFolderError, LedgerError, LockLost, StorageError
 from storage.expire import expire_decisions
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.ledger import open_ledger
-from storage.locks import data_lock
+from storage.locks import check_held, data_lock
 from storage.reland import reland_quarantine
 from storage.volumes import Mount, classify, find_mount, quiet_for
 from tests.postgres import fresh_database, run_postgres
@@ -123,6 +123,24 @@ def of_host(tag: str) -> str:
 OTHER_HOST = "f" * 16
 
 
+def after_call(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, then: Callable[..., None]) -> None:
+    real = getattr(module, name)
+
+    def call(*values: Any, **options: Any) -> Any:
+        result = real(*values, **options)
+        then()
+        return result
+
+    monkeypatch.setattr(module, name, call)
+
+
+def on_unknown_volume(monkeypatch: pytest.MonkeyPatch, setting: str = "shared-locks") -> None:
+    """Let the data folder be on a file system of which nobody knows whether its locks hold between hosts."""
+    monkeypatch.setattr(volumes, "_find_mount", lambda *_: Mount("/mnt/bucket", "fuse.s3fs", frozenset()))
+    monkeypatch.setattr(locks, "SETTLE", 0.0)
+    monkeypatch.setenv("REASONING_VOLUME", setting)
+
+
 class TestTakingOver:
     @pytest.fixture
     def data(self, tmp_path: Path) -> Path:
@@ -187,6 +205,16 @@ class TestTakingOver:
         monkeypatch.undo()
         assert land_decisions(data).taken_over == 1
 
+    def test_where_nobody_knows_the_locks_our_own_tag_proves_nothing(
+        self, data: Path, short_grace: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Copied machines have equal tags and process ids, and each a clock and locks of its own."""
+        on_unknown_volume(monkeypatch)
+        write_lines(data, [to_line(make_decision())], of_host(hosts.host_tag(data)), ".open")
+        assert land_decisions(data).waiting == 1
+        short_grace[0] += hosts.GRACE + 1
+        assert land_decisions(data).taken_over == 1
+
     def test_processes_of_one_host_go_by_flock(self, data: Path) -> None:
         """Containers of one host as well: whatever their names, process ids and machine ids."""
         code = (
@@ -212,7 +240,7 @@ class TestTakingOver:
         code = (
             "import fcntl, os, sys, time; from pathlib import Path; fcntl.flock = lambda fd, how: None\n"
             "from tests.storage.logs import make_decision; from reasoning.spool import SegmentWriter\n"
-            "from storage.layout import Layout; from storage.locks import data_lock\n"
+            "from storage.layout import Layout; from storage.locks import check_held, data_lock\n"
             "writer = SegmentWriter(Path(sys.argv[1], 'spool')); assert writer.write(make_decision())\n"
             "with data_lock(Layout(sys.argv[1]), 'compaction'): print('ready', flush=True); sys.stdin.readline()\n"
             "print('released', flush=True); time.sleep(60)"
@@ -383,6 +411,94 @@ class TestLock:
                 assert time.monotonic() < end
                 time.sleep(0.01)
 
+    @pytest.mark.parametrize("verb", ["land", "compact", "expire", "erase", "reland"])
+    def test_a_verb_that_was_suspended_changes_nothing_once_another_host_is_at_work(
+        self, layout: Layout, short_grace: list[float], verb: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before: it went on, with the files of the other host's landing as its own."""
+        monkeypatch.setenv("REASONING_MAX_DAYS_BEHIND", "366")
+        for _ in range(2):
+            write_segment(
+                layout.data, [*make_days(2, 3, subject_ids=["ann"]), make_decision(NOON - timedelta(days=400))]
+            )
+            land_decisions(layout.data, now=NOON)
+        if verb == "land":
+            write_segment(layout.data, make_days(1, 3))
+        monkeypatch.setenv("REASONING_MAX_DAYS_BEHIND", "1000")  # so that there is something to reland
+        on_unknown_volume(monkeypatch)
+        verbs: dict[str, Callable[[], object]] = {
+            "land": lambda: land_decisions(layout.data, now=NOON),
+            "compact": lambda: compact_decisions(layout.data),
+            "expire": lambda: expire_decisions(layout.data, retention_days=1, now=NOON + timedelta(days=30)),
+            "erase": lambda: erase_subject(layout.data, "ann"),
+            "reland": lambda: reland_quarantine(layout.data, now=NOON),
+        }
+
+        def suspended(*_: Any) -> None:
+            short_grace[0] += hosts.GRACE + 1
+            if verb == "land":  # either sign is enough
+                self.claim(layout)
+
+        rejecting = [(module, "reject_off_clock") for module in (land, reland)]
+        for module, name in (*rejecting, (rewrite, "live_files"), (expire, "live_files")):
+            after_call(monkeypatch, module, name, suspended)
+        before = {path: path.read_bytes() for path in layout.data.rglob("*") if path.suffix in (".parquet", ".jsonl")}
+        with pytest.raises(LockLost, match="run it again"):
+            verbs[verb]()
+        after = {path: path.read_bytes() for path in before if path.exists()}
+        assert after == before
+        monkeypatch.undo()
+        monkeypatch.setenv("REASONING_MAX_DAYS_BEHIND", "1000")
+        layout.lock.unlink(missing_ok=True)
+        verbs[verb]()
+
+    def test_whose_lock_file_was_deleted_stops_before_its_next_step(self, layout: Layout) -> None:
+        """By somebody who took it for a stale one."""
+        with data_lock(layout, "landing"):
+            layout.lock.unlink()
+            with pytest.raises(LockLost, match="its file was deleted"):
+                check_held(Layout(layout.data))
+        with data_lock(layout, "landing"):
+            layout.lock.unlink()
+            code = (
+                "import sys; from storage.layout import Layout; from storage.locks import data_lock\n"
+                "with data_lock(Layout(sys.argv[1]), 'compaction'): print('held', flush=True); sys.stdin.read()"
+            )
+            argv = [sys.executable, "-c", code, str(layout.data)]
+            with subprocess.Popen(argv, stdin=-1, stdout=-1, text=True, cwd=ROOT) as child:
+                assert child.stdout is not None and child.stdout.readline() == "held\n"
+                with pytest.raises(LockLost, match=r"compaction \(process \d+\) has it"):
+                    check_held(layout)
+        with data_lock(layout, "landing", timeout=0):
+            check_held(layout)
+
+    def test_on_a_local_disk_a_long_sleep_ends_nothing(self, layout: Layout, short_grace: list[float]) -> None:
+        with data_lock(layout, "landing"):
+            short_grace[0] += 10 * hosts.GRACE
+            check_held(layout)
+
+    @pytest.mark.parametrize("alive", [True, False])
+    def test_a_claim_under_our_own_tag_is_not_held_to_be_ours_where_nobody_knows_the_locks(
+        self, layout: Layout, short_grace: list[float], alive: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Copied machines have one identity, and a `flock` that the other does not see."""
+        on_unknown_volume(monkeypatch)
+        child = subprocess.Popen(["sleep", "60"])
+        try:
+            space = "pid:[elsewhere]" if alive else locks._process_space()
+            self.claim(layout, tag=hosts.host_tag(layout.data), pid=child.pid, space=space)
+            with pytest.raises(DataFolderBusy), data_lock(layout, "landing", timeout=0):
+                pass
+        finally:
+            child.kill()
+            child.wait()
+        if alive:  # or nobody can tell
+            with pytest.raises(DataFolderBusy), data_lock(layout, "landing", timeout=0):
+                pass
+            short_grace[0] += hosts.GRACE
+        with data_lock(layout, "landing", timeout=0):
+            pass
+
     def test_two_hosts_that_claim_at_one_moment(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whose claim is the later one has the lock; the other sees it once it has settled."""
         monkeypatch.setattr(locks, "check_volume", lambda layout, verb: "unknown")
@@ -400,9 +516,7 @@ class TestLock:
     def test_single_host_is_not_believed_while_another_one_writes(
         self, layout: Layout, short_grace: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(locks, "check_volume", lambda layout, verb: "unknown")
-        monkeypatch.setattr(locks, "SETTLE", 0.0)
-        monkeypatch.setenv("REASONING_VOLUME", "single-host")
+        on_unknown_volume(monkeypatch, "single-host")
         write_lines(layout.data, [to_line(make_decision())], of_host(OTHER_HOST), ".open")
         with pytest.raises(DataFolderBusy, match="another host, or another mount"):
             land_decisions(layout.data)
@@ -415,7 +529,7 @@ class TestLock:
         """Though neither the flock nor the claim does."""
         with run_postgres() as server, fresh_database(server) as url:
             monkeypatch.setenv("REASONING_LEDGER_URL", url)
-            monkeypatch.setattr(locks, "_flock", lambda fd, wait: None)
+            monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
             monkeypatch.setattr(locks, "_read_path", lambda path: None)
             with data_lock(layout, "landing"):
                 with (

@@ -2,7 +2,8 @@
 
     python -m tests.storage.two_hosts agent|land|compact DATA HOST [SECONDS]
 
-HOST is what makes the host tag. With FLOCKS=FOLDER a `flock` is seen by processes of the same host alone, as on a file
+HOST is what makes the host tag, unless IDENTITY does (copied machines).
+With FLOCKS=FOLDER a `flock` is seen by processes of the same host alone, as on a file
 system of which each host keeps its own locks; GRACE, HEARTBEAT and KIND (of volume) are set from the environment.
 """
 
@@ -20,11 +21,11 @@ from storage import locks, volumes
 
 
 def become(host: str) -> None:
-    os.environ["REASONING_HOST_ID"] = host
     settings: Any = os.environ
+    os.environ["REASONING_HOST_ID"] = settings.get("IDENTITY", host)
     hosts.GRACE = float(settings.get("GRACE", "300"))
     hosts.HEARTBEAT = spool.HEARTBEAT = float(settings.get("HEARTBEAT", "5"))
-    spool.FENCE = hosts.GRACE / 2.5
+    hosts.FENCE = spool.FENCE = hosts.GRACE / 2.5
     locks.SETTLE = 0.2
     if kind := settings.get("KIND"):
         volumes.volume_kind = lambda layout: kind
