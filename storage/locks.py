@@ -26,7 +26,7 @@ import orjson
 
 from reasoning import hosts
 from storage.errors import DataFolderBusy, DataFolderError, LockLost
-from storage.files import open_private
+from storage.files import open_private, write_once
 from storage.layout import Layout
 from storage.volumes import Kind, check_alone, check_volume, is_foreign, quiet_for
 
@@ -308,16 +308,7 @@ def _folder_id(layout: Layout) -> str:
     path = layout.data / ".folder"
     with suppress(FileNotFoundError):
         return path.read_text().strip()
-    temporary = layout.data / f".folder.{secrets.token_hex(8)}"
-    os.close(open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-    try:
-        temporary.write_text(secrets.token_hex(8))
-        with suppress(FileExistsError):
-            os.link(temporary, path)  # it fails where there is one, and nobody sees it half
-    except OSError:  # no hard links here
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_once(path, secrets.token_hex(8).encode())
     return path.read_text().strip()
 
 
