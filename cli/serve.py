@@ -77,6 +77,7 @@ def serve(
     """
     data = data.absolute()
     with only_one(data) as lock:
+        lock.tell(provider=provider)
         prefect = f"http://{HOST}:{free_port(HOST, prefect_port, what='Prefect', option='--prefect-port')}"
         gateway = f"http://{HOST}:{free_port(HOST, gateway_port, what='the gateway', option='--gateway-port')}"
         emulator = None
@@ -89,7 +90,7 @@ def serve(
                 with Supervisor(data / "logs", env) as children:
                     services = _start(children, data, prefect=prefect, gateway=gateway, emulator=emulator, say=on_step)
                     urls = {"prefect": prefect, "gateway": gateway, "emulator": emulator}
-                    lock.tell(provider=provider, network=_network(data), **urls)
+                    lock.tell(network=_network(data), **urls)
                     on_ready(services)
                     children.watch(lambda: check_served(lock))
             except Stopped as signal_name:
@@ -244,7 +245,7 @@ def only_one(data: Path) -> Iterator[Held]:
         except DataFolderBusy as error:
             raise ServeError(
                 f"{data} is served already (`reasoning status` shows where). Stop that one, or serve another folder: "
-                f"--data FOLDER. {error}"
+                f"--data FOLDER ({error})"
             ) from None
         yield held
 

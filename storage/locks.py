@@ -43,12 +43,14 @@ class Held:
 
     def __init__(self, fd: int, path: Path, kind: Kind, claim: dict[str, Any]) -> None:
         self._fd, self._path, self._kind, self._claim = fd, path, kind, claim
+        self._values: dict[str, Any] = {}
         self._beat = hosts.steady()
         self._told = False  # whether the claim was ever in the file: on a full disk it may not be
         self.lost = ""  # why it is another's by now
 
     def tell(self, **values: Any) -> None:
-        """Add to what the file says."""
+        """Add to what the file says, also after this process has ended."""
+        self._values |= values
         self._claim |= values
         self.beat()
 
@@ -79,6 +81,8 @@ class Held:
         if (_read(self._fd) or {}).get("nonce") == self._claim["nonce"]:
             with suppress(OSError):
                 os.ftruncate(self._fd, 0)
+                if self._values:
+                    _write(self._fd, self._values)
 
     def _look(self) -> None:
         if (

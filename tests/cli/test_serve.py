@@ -12,6 +12,7 @@ import pytest
 from cli import serve
 from cli.errors import ServeError
 from cli.serve import check_served, only_one, served
+from cli.stopping import last_provider
 from reasoning import hosts
 from storage import locks, volumes
 from storage.errors import DataFolderBusy, DataFolderError
@@ -89,7 +90,11 @@ class TestHostsThatShareAFolder:
         with only_one(tmp_path) as lock:
             lock.tell(prefect="http://127.0.0.1:4200", network=serve._network(tmp_path))
             assert served(tmp_path)["prefect"] == "http://127.0.0.1:4200"
+            lock.tell(provider="together")
             monkeypatch.setattr(serve, "_network", lambda data: "another")
             assert served(tmp_path) == {}
         monkeypatch.undo()
         assert served(tmp_path) == {}
+        assert last_provider(tmp_path) == "together"  # what `reasoning stop` goes by when it has ended
+        with only_one(tmp_path):
+            pass
