@@ -214,8 +214,14 @@ class SegmentWriter:
         if fd is None or self._size + len(line) > self._max_bytes or self._is_overdue():
             self._seal()
             fd = self._open()
-        self._write_line(fd, line)
-        if self._is_overdue():  # suspended between the look and the write: landing passes over what comes twice
+        try:
+            self._write_line(fd, line)
+            again = self._is_overdue()  # suspended between the look and the write: what comes twice lands once
+        except OSError as error:
+            again = error.errno in _GONE  # a stale handle of a network file system
+            if not again:
+                raise
+        if again:
             self._seal()
             self._write_line(self._open(), line)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from reasoning import hosts, spool
 from reasoning.ids import uuid7
 from reasoning.spool import SegmentWriter
 from storage import expire, land, locks, reland, rewrite, volumes
-from storage.backup import back_up
+from storage.backup import back_up, restore_backup, verify_backup
 from storage.compact import compact_decisions
 from storage.erase import erase_subject
 from storage.errors import DataFolderBusy, DataFolderError, LedgerError, LockLost, StorageError
@@ -96,6 +98,72 @@ class TestTwoHosts:
         assert dropped == 0 and len(acknowledged) > 1000
         assert len(landed) == len(set(landed)) and set(landed) == acknowledged
         print(f"{setting}: {len(acknowledged)} acknowledged, 0 lost, 0 doubled; {said}")
+
+
+class TestRandomInterleavings:
+    @pytest.mark.torture
+    @pytest.mark.parametrize("seed", range(4))
+    def test_what_was_acknowledged_is_there_exactly_once(self, tmp_path: Path, seed: int) -> None:
+        """Agents, landing, compaction and backup on two hosts that see no lock of each other; stopped and killed.
+
+        Every other seed: the hosts have one identity, as copied machines have.
+        """
+        data, choose = tmp_path / "data", random.Random(seed)
+        Layout(data).create()
+        env = {"FLOCKS": str(tmp_path / "flocks"), "KIND": "unknown", "GRACE": "2.5", "HEARTBEAT": "0.25"}
+        env |= {"REASONING_VOLUME": "shared-locks", "TARGET": str(tmp_path / "target")}
+        env |= {"IDENTITY": "one image"} if seed % 2 else {}
+        outputs: list[Path] = []
+
+        def begin(role: str, host: str) -> subprocess.Popen[str]:
+            outputs.append(tmp_path / f"{len(outputs)}-{role}")
+            argv = [sys.executable, "-m", "tests.storage.two_hosts", role, str(data), host, "3600"]
+            with outputs[-1].open("w") as file, outputs[-1].with_suffix(".err").open("w") as errors:
+                return subprocess.Popen(
+                    argv, stdout=file, stderr=errors, cwd=ROOT, env={**os.environ, **env}, text=True
+                )
+
+        who = [(role, host) for host in "ab" for role in ("agent", "land", "compact")] + [("backup", "a")]
+        running = [begin(role, host) for role, host in who]
+        stopped: dict[int, float] = {}
+        end = time.monotonic() + 25
+        while time.monotonic() < end:
+            time.sleep(choose.uniform(0.05, 0.5))
+            for number in [number for number, until in stopped.items() if until < time.monotonic()]:
+                running[number].send_signal(signal.SIGCONT)
+                del stopped[number]
+            number = choose.randrange(len(running))
+            if number not in stopped and choose.random() < 0.5:
+                running[number].send_signal(signal.SIGSTOP)
+                stopped[number] = time.monotonic() + choose.uniform(0.5, 6)
+            elif number not in stopped:
+                running[number].kill()
+                running[number].wait()
+                running[number] = begin(*who[number])
+        for process in running:
+            process.send_signal(signal.SIGCONT)
+        time.sleep(1)
+        for process in running:
+            process.kill()
+            process.wait()
+        errors = [text for path in outputs if (text := path.with_suffix(".err").read_text())]
+        assert errors == []
+        acknowledged: set[UUID] = set()
+        for path in outputs:
+            whole = path.read_text().rpartition("\n")[0].splitlines()
+            acknowledged |= {UUID(line) for line in whole if path.name.endswith("agent")}
+        for path in (data / "spool").glob("*.open"):
+            path.rename(path.with_suffix(".seal"))
+        (data / ".lock").unlink()
+        land_decisions(data)
+        landed = landed_ids(data)
+        assert len(acknowledged) > 50
+        assert len(landed) == len(set(landed)) and acknowledged <= set(landed)
+        assert verify_backup(tmp_path / "target").problems == []
+        restore_backup(tmp_path / "target", tmp_path / "new")
+        land_decisions(tmp_path / "new")
+        restored = landed_ids(tmp_path / "new")
+        assert len(restored) == len(set(restored)) and set(restored) <= set(landed)
 
 
 @contextmanager
@@ -335,6 +403,24 @@ class TestSuspendedWriter:
         writer.close()
         land_decisions(data)
         assert len(landed_ids(data)) == 2
+
+    def test_a_stale_handle_loses_nothing_that_is_written_after_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """NFS, when the server no longer knows the file. Before: all was dropped until the thread looked."""
+        writer = SegmentWriter(tmp_path / "spool", sync_interval=3600)
+        assert writer.write(make_decision())
+        stale, write = writer._fd, os.write
+
+        def stale_write(fd: int, content: bytes) -> int:
+            if fd == stale:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return write(fd, content)
+
+        monkeypatch.setattr(os, "write", stale_write)
+        assert writer.write(make_decision()) and writer.write(make_decision())
+        writer.close()
+        assert land_decisions(tmp_path).decisions == 3 == writer.written
 
     def test_an_idle_writer_gives_signs_of_life(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(spool, "HEARTBEAT", 0.05)
