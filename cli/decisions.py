@@ -11,6 +11,7 @@ import typer
 from cli.errors import CommandError
 from cli.options import AsJson, Data, DryRun, Yes, find_data
 from cli.output import print_json, print_note, print_table, progress_bar, show
+from tasks.reports import hide
 
 app = typer.Typer()
 data_app = typer.Typer(help="What is in the data folder", no_args_is_help=True)
@@ -93,6 +94,8 @@ def erase(
     with progress_bar("erasing") as progress:
         report = erase_subject(folder, subject_id, progress=progress)
     show(report, as_json=as_json, title="Erased")
+    if not as_json:
+        print_note("backups of before still have what was erased: delete them, or erase again after a restore")
 
 
 @app.command()
@@ -139,12 +142,9 @@ def restore(
 
     with progress_bar("restoring") as progress:
         report = restore_backup(source, data, progress=progress)
-    show(report, as_json=as_json, title="Restored")
-    if not as_json:
-        print_note(
-            "what was spent, deployed or erased since the backup is not in it: run `reasoning reconcile` before "
-            "anything that costs money, and erase again whoever was erased since"
-        )
+    show(report if as_json else hide(report, "warnings"), as_json=as_json, title="Restored")
+    for warning in () if as_json else report.warnings:
+        print_note(warning)
 
 
 @app.command()

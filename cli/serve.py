@@ -13,21 +13,25 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from cli.errors import ServeError
 from cli.prefect_server import own_origins
 from cli.supervisor import Stopped, Supervisor, answers, free_port
+from reasoning.hosts import host_tag
+from storage.errors import DataFolderBusy
+from storage.files import make_folder, open_private
+from storage.layout import Layout
+from storage.locks import Held, file_lock
 
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200
 GATEWAY_PORT = 8001
 EMULATOR_PORT = 8002
 WORK_POOL = "reasoning"
-LOCK = ".serve.lock"
 PROJECT = Path(__file__).resolve().parents[1]
 PREFECT_SERVER = [sys.executable, "-m", "cli.prefect_server"]
 PASSWORD = "prefect.password"  # noqa: S105 - the file's name
@@ -73,6 +77,7 @@ def serve(
     """
     data = data.absolute()
     with only_one(data) as lock:
+        lock.tell(provider=provider)
         prefect = f"http://{HOST}:{free_port(HOST, prefect_port, what='Prefect', option='--prefect-port')}"
         gateway = f"http://{HOST}:{free_port(HOST, gateway_port, what='the gateway', option='--gateway-port')}"
         emulator = None
@@ -84,9 +89,10 @@ def serve(
             try:
                 with Supervisor(data / "logs", env) as children:
                     services = _start(children, data, prefect=prefect, gateway=gateway, emulator=emulator, say=on_step)
-                    _announce(lock, provider=provider, prefect=prefect, gateway=gateway, emulator=emulator)
+                    urls = {"prefect": prefect, "gateway": gateway, "emulator": emulator}
+                    lock.tell(network=_network(data), **urls)
                     on_ready(services)
-                    children.watch()
+                    children.watch(lambda: check_served(lock))
             except Stopped as signal_name:
                 return str(signal_name)
     raise AssertionError("watch() returned")
@@ -217,45 +223,65 @@ def _pool_is_ready(prefect: str, password: str) -> bool:
 
 
 @contextmanager
-def only_one(data: Path) -> Iterator[TextIO]:
-    """Hold the data folder's serve lock. Raises `ServeError` where it is none, or another one holds it."""
+def only_one(data: Path) -> Iterator[Held]:
+    """Hold the data folder's serve lock, among all hosts that share the folder.
+
+    Raises `ServeError` where it is no folder, or another one holds it, and `DataFolderError` on a volume whose locks
+    are not to be trusted.
+    """
     if data.exists() and not data.is_dir():
         raise ServeError(f"{data} is not a folder. Choose another: --data FOLDER")
+    layout = Layout(data)
     try:
-        data.mkdir(0o700, parents=True, exist_ok=True)
-        lock = (data / LOCK).open("a+")
+        make_folder(data)
+        os.close(open_private(layout.serve_lock, os.O_RDWR | os.O_CREAT))
     except OSError as error:
         raise ServeError(
             f"cannot write to the data folder {data} ({error.strerror}). Choose another: --data FOLDER"
         ) from error
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held = stack.enter_context(file_lock(layout, layout.serve_lock, "serve", timeout=0))
+        except DataFolderBusy as error:
             raise ServeError(
                 f"{data} is served already (`reasoning status` shows where). Stop that one, or serve another folder: "
-                "--data FOLDER"
+                f"--data FOLDER ({error})"
             ) from None
-        lock.truncate(0)
-        yield lock
-
-
-def _announce(lock: TextIO, **told: str | None) -> None:
-    lock.write(json.dumps({"pid": os.getpid(), **told}))
-    lock.flush()
+        yield held
 
 
 def served(data: Path) -> dict[str, Any]:
     """URLs (`prefect`, `gateway`, `emulator`) and `pid` of the `reasoning serve` that is up for this folder, else {}.
 
-    What a dead one left behind does not count: its lock went with it.
+    What a dead one left behind does not count: its lock went with it. Nor does one of another host or container, whose
+    127.0.0.1 is not ours.
     """
+    path = Layout(data).serve_lock
     try:
-        with (data / LOCK).open() as lock:
+        with path.open() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return dict(json.loads(lock.read() or "{}"))
+                told = dict(json.loads(lock.read() or "{}"))
+                return told if told.get("network") == _network(data) else {}
     except (OSError, ValueError):
         pass
     return {}
+
+
+def _network(data: Path) -> str:
+    """Whose 127.0.0.1 it is: that of this host, and of this container."""
+    try:
+        space = os.readlink("/proc/self/ns/net")  # noqa: PTH115 - no file that there is
+    except OSError:
+        space = ""
+    return f"{host_tag(data)} {space}"
+
+
+def check_served(lock: Held) -> None:
+    """Raise `ServeError` where another host serves the folder by now: it took this one for dead."""
+    if lock.lost:
+        raise ServeError(
+            f"this `reasoning serve` was suspended, or its lock file was deleted ({lock.lost}): it ends, because two "
+            "of one folder would both spend. `reasoning status` shows what runs"
+        )

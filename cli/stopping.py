@@ -32,10 +32,10 @@ class OnExit(StrEnum):
 
 def last_provider(data: Path) -> str | None:
     """The provider that this data folder was served with last, also by a `serve` that is dead."""
-    from cli.serve import LOCK
+    from storage.layout import Layout
 
     try:
-        found = json.loads((data / LOCK).read_text() or "{}").get("provider")
+        found = json.loads(Layout(data).serve_lock.read_text() or "{}").get("provider")
     except (OSError, ValueError, AttributeError):
         return None
     return found if found in ("local", "together") else None

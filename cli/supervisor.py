@@ -120,10 +120,11 @@ class Supervisor:
             if child is not but and child.process.poll() is not None:
                 raise ChildDied(_epitaph(child))
 
-    def watch(self) -> None:
-        """Until a signal comes (`Stopped`) or a child ends (`ChildDied`)."""
+    def watch(self, also: Callable[[], None] = lambda: None) -> None:
+        """Until a signal comes (`Stopped`), a child ends (`ChildDied`), or `also` raises."""
         while True:
             self.check()
+            also()
             time.sleep(_POLL)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,6 @@ random bits within a microsecond remain, which is enough for ids to differ.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from uuid import UUID
 
 from gateway.errors import GatewayConfigError
 from reasoning.ids import uuid7
+from storage.files import make_folder, write_once
 
 _BITS = 24
 _MASK = (1 << _BITS) - 1
@@ -50,17 +50,8 @@ def open_owners(path: Path) -> Owners:
     """
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(secrets.token_bytes(32))
-                os.link(draft, path)  # whole or not at all, and only the first of two
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
+            make_folder(path.parent)
+            write_once(path, secrets.token_bytes(32))
         secret = path.read_bytes()
     except OSError as error:
         raise GatewayConfigError(f"{path}: {error.strerror}; make the data folder writable") from None

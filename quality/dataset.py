@@ -32,7 +32,7 @@ from reasoning.decision_types import get_decision_type
 from storage.errors import DatasetError
 from storage.files import make_tree_private, scratch_folder, sync, write_atomic
 from storage.layout import Layout
-from storage.locks import data_lock
+from storage.locks import check_held, data_lock
 
 if TYPE_CHECKING:
     from reasoning.config import Config
@@ -459,6 +459,7 @@ def _publish(layout: Layout, con: duckdb.DuckDBPyConnection, folder: Path, targe
             raise DatasetError(f"{gone} of the rows were erased from the log during the export. Export again")
         for path in (*folder.rglob("*"), folder):
             sync(path)
+        check_held(layout)
         try:
             folder.rename(target)
         except OSError:

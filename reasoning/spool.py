@@ -211,10 +211,25 @@ class SegmentWriter:
 
     def _append(self, line: bytes) -> None:
         fd = self._fd
-        # Suspended for long, it may have been landed as a dead host's segment: nothing goes into it any more.
-        if fd is None or self._size + len(line) > self._max_bytes or steady() - self._beat > FENCE:
+        if fd is None or self._size + len(line) > self._max_bytes or self._is_overdue():
             self._seal()
             fd = self._open()
+        try:
+            self._write_line(fd, line)
+            again = self._is_overdue()  # suspended between the look and the write: what comes twice lands once
+        except OSError as error:
+            again = error.errno in _GONE  # a stale handle of a network file system
+            if not again:
+                raise
+        if again:
+            self._seal()
+            self._write_line(self._open(), line)
+
+    def _is_overdue(self) -> bool:
+        """Whether the segment may have been landed as a dead host's: then nothing in it counts as written any more."""
+        return steady() - self._beat > FENCE
+
+    def _write_line(self, fd: int, line: bytes) -> None:
         done = 0
         try:
             done = os.write(fd, line)
@@ -246,6 +261,7 @@ class SegmentWriter:
         for _ in range(_OPEN_ATTEMPTS):
             tag = self._unlockable or host_tag(self.directory)
             path = self.directory / f"{uuid7(self._clock())}-{tag}-{os.getpid()}.open"
+            beat = steady()  # before each sign of life, not after it: we may be suspended in between
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 if not self._unlockable:
@@ -267,7 +283,7 @@ class SegmentWriter:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
         self._fd, self._path, self._size, self._opened = fd, path, 0, time.monotonic()
         self._written_before = self.written
-        self._beat = steady()
+        self._beat = beat
         self._start_thread()
         return fd
 
@@ -327,8 +343,9 @@ class SegmentWriter:
             try:
                 _datasync(fd)
                 if fd == live:
+                    beat = steady()
                     os.utime(fd)  # by the clock of the file system: nobody compares it with one of ours
-                    self._beat = steady()
+                    self._count_beat(fd, beat)
             except OSError as error:
                 with self._lock:
                     self._count_sync_error(error)
@@ -353,13 +370,20 @@ class SegmentWriter:
         self._extra_fds.add(live)
         return [*fds, live], live
 
+    def _count_beat(self, fd: int, beat: float) -> None:
+        """A sign of life was given at `beat`. It is the open segment's only, not of one that was begun meanwhile."""
+        with self._lock:
+            ours = self._fd is not None and os.path.samestat(os.fstat(fd), os.fstat(self._fd))
+            if ours and beat - self._beat <= FENCE:  # one that came too late brings nothing back
+                self._beat = max(self._beat, beat)
+
     def _count_sync_error(self, error: OSError) -> None:
         self.sync_errors += 1
         self.last_error = str(error)
 
     def _tick(self) -> None:
         with self._lock:
-            old = self._fd is not None and time.monotonic() - self._opened >= self._max_age
+            old = self._fd is not None and (time.monotonic() - self._opened >= self._max_age or self._is_overdue())
             gone = self._is_gone()
         if old or gone:
             self._seal_unless_busy()
@@ -381,6 +405,8 @@ class SegmentWriter:
     def _count_lost(self, fd: int) -> None:
         """The records of a segment that vanished before it was sealed count as dropped. For one who holds the lock."""
         count = self.written - self._written_before
+        if self._is_overdue():
+            return  # after a suspension: another host landed it
         reason = "deleted"
         try:
             status = os.fstat(fd)

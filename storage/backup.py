@@ -24,10 +24,10 @@ import orjson
 import sqlalchemy as sa
 
 from storage.errors import BackupError
-from storage.files import make_folder, make_private, open_private, remove_tree, scratch_folder, sync, write_atomic
+from storage.files import make_folder, open_private, remove_tree, scratch_folder, sync, write_atomic
 from storage.land import list_segments
 from storage.layout import Layout
-from storage.locks import LOCK_TIMEOUT, data_lock
+from storage.locks import LOCK_TIMEOUT, check_held, data_lock
 from storage.schema import PARTITIONS
 from storage.table import list_files
 
@@ -37,14 +37,20 @@ MANIFEST = "manifest.json"
 _VERSION = 1
 _PARTIAL = ".partial-"
 _STAGED = ".backup-"
-# Besides the tables and the spool. Tokens, logs, Prefect's home and locks stay out: see docs/storage.md.
+# Besides the tables and the spool. Tokens, passwords, logs, Prefect's home and locks stay out: see docs/storage.md.
 _FOLDERS = ("quarantine", "datasets", "evaluations", "erasures", "emulator")
-_FILES = ("routes.json", "routes.paused.json", "installation.ids")
+_FILES = ("routes.json", "routes.paused.json", "installation.ids", "gateway.secret")
 _DATABASES = ("gateway.sqlite", "emulator/emulator.sqlite")
 _LEDGER = "ledger.sqlite"
 _NOT_COPIED = (".tmp", ".lock", "-wal", "-shm", "-journal")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EINVAL)
 _CHUNK = 1 << 20
+_WARNINGS = (
+    "people who were erased since {taken_at} are in it again: erase them again (`reasoning erase`) before anything "
+    "reads it; what has expired since then expires again",
+    "what was spent and deployed since {taken_at} is not in its ledger: run `reasoning reconcile` before anything "
+    "that costs money, and do not use this folder beside the one that was backed up: they are one installation",
+)
 
 
 @dataclass
@@ -75,13 +81,15 @@ class VerifyReport:
 
 @dataclass
 class RestoreReport:
-    """What was restored."""
+    """What was restored: the state of `taken_at`. `warnings` are what that may bring back, or does not bring back."""
 
     backup: str
     data: str
+    taken_at: str
     files: int = 0
     bytes: int = 0
     ledger: str = "included"
+    warnings: list[str] = field(default_factory=list)
 
 
 def back_up(
@@ -112,16 +120,17 @@ def back_up(
         copy = _Copy(partial, previous[-1:], progress)
         report = BackupReport("", left_out=_left_out(layout))
         with data_lock(layout, "backup", timeout=lock_timeout):
-            report.ledger = _copy_databases(layout, copy)
+            report.ledger, databases = _copy_databases(layout, staged)
             linked = _link_all(layout, staged)
             if linked is None:  # no hard links here: the others wait until all is copied
                 copy.run(_find_files(layout))
-        copy.run((linked or {}) | _find_settings())
+            check_held(layout)  # else a verb of another host may have moved files meanwhile
+        copy.run(databases | (linked or {}) | _find_settings())
         content = _dump_manifest(copy.entries, layout, report, now or datetime.now(UTC))
         write_atomic(partial / MANIFEST, content)
         for folder in sorted({path.parent for path in partial.rglob("*")} | {partial}, reverse=True):
             sync(folder)
-        final = _rename(partial, home, now or datetime.now(UTC))
+        final = _rename(partial, home, now or datetime.now(UTC), previous)
     report.path = str(final)
     report.files, report.reused = len(copy.entries), copy.reused
     report.bytes = sum(entry["size"] for entry in copy.entries.values())
@@ -173,7 +182,9 @@ def restore_backup(source: Path | str, data: Path | str, *, progress: Progress |
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise BackupError(f"{home} is not empty: restore into a new folder, and change over to it when you are content")
     manifest = _read_manifest(backup)
-    report = RestoreReport(str(backup), str(home), ledger=manifest["ledger"])
+    taken_at = str(manifest.get("created_at", backup.name))
+    report = RestoreReport(str(backup), str(home), taken_at, ledger=manifest["ledger"])
+    report.warnings = [warning.format(taken_at=taken_at) for warning in _WARNINGS]
     total = sum(entry["size"] for entry in manifest["files"].values())
     with scratch_folder(home.parent, f".{home.name}-restore-") as scratch:
         for name, entry in manifest["files"].items():
@@ -247,45 +258,48 @@ class _Copy:
         self.entries[name] = {"size": size, "sha256": digest, **stamp}
 
     def _link(self, name: str) -> bool:
-        target = self.folder / name
+        before, target = self._previous[0] / name, self.folder / name
         make_folder(target.parent)
         try:
-            os.link(self._previous[0] / name, target)
+            if before.stat().st_size != self._before[name]["size"]:
+                return False
+            os.link(before, target)
         except OSError:
             return False
         return True
 
-    def add_database(self, name: str, source: Path) -> None:
-        target = self.folder / name
-        make_folder(target.parent)
-        os.close(open_private(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        try:
-            with closing(sqlite3.connect(source, timeout=60)) as live, closing(sqlite3.connect(target)) as copy:
-                live.backup(copy)
-                copy.execute("PRAGMA journal_mode = DELETE")
-                if (found := copy.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
-                    raise BackupError(f"{source} is damaged ({found}); put a sound copy in its place, then back up")
-        except sqlite3.Error as error:
-            raise BackupError(f"{source} cannot be backed up: {error}") from error
-        make_private(target)
-        sync(target)
-        size, digest = _hash_file(target)
-        self.entries[name] = {"size": size, "sha256": digest}
 
+def _copy_databases(layout: Layout, staged: Path) -> tuple[str, dict[str, Path]]:
+    """Copy the SQLite databases: what became of the ledger, and the copies by their names in a backup.
 
-def _copy_databases(layout: Layout, copy: _Copy) -> str:
-    """Copy the SQLite databases; what became of the ledger."""
-    for name in _DATABASES:
-        if (layout.data / name).exists():
-            copy.add_database(name, layout.data / name)
+    Beside the data folder's other files, where SQLite's locks work: the target may be a share without any.
+    """
+    sources = {name: layout.data / name for name in _DATABASES if (layout.data / name).exists()}
     url = sa.make_url(layout.ledger_url)
     if url.get_backend_name() != "sqlite":
-        return f"not included: it is on {url.get_backend_name()}; dump it with the tools of that database (pg_dump)"
-    source = Path(str(url.database))
-    if not source.exists():
-        return "there is none yet"
-    copy.add_database(_LEDGER, source)
-    return "included"
+        told = f"not included: it is on {url.get_backend_name()}; dump it with the tools of that database (pg_dump)"
+    elif not Path(str(url.database)).exists():
+        told = "there is none yet"
+    else:
+        told = "included"
+        sources[_LEDGER] = Path(str(url.database))
+    copies = {}
+    for name, source in sources.items():
+        copies[name] = staged / Path(name).name
+        _copy_database(source, copies[name])
+    return told, copies
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    os.close(open_private(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    try:
+        with closing(sqlite3.connect(source, timeout=60)) as live, closing(sqlite3.connect(target)) as copy:
+            live.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+            if (found := copy.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
+                raise BackupError(f"{source} is damaged ({found}); put a sound copy in its place, then back up")
+    except sqlite3.Error as error:
+        raise BackupError(f"{source} cannot be backed up: {error}") from error
 
 
 def _find_files(layout: Layout) -> dict[str, Path]:
@@ -419,7 +433,9 @@ def _check_file(path: Path, entry: dict[str, Any], known: dict[tuple[int, int], 
     size, digest = known[place]
     if size != entry["size"]:
         return f"its size is {size}, not {entry['size']}"
-    return None if digest == entry["sha256"] else "its content is not what was backed up (sha256)"
+    if digest == entry["sha256"]:
+        return None
+    return "its content is not what was backed up (sha256); delete this file, and the next backup copies it anew"
 
 
 def _list_backups(home: Path) -> list[Path]:
@@ -435,8 +451,8 @@ def _find_backups(source: Path) -> list[Path]:
     raise BackupError(f"there is no finished backup in {source}: name the folder that `reasoning backup` wrote to")
 
 
-def _rename(partial: Path, home: Path, now: datetime) -> Path:
-    for name in _names(now):
+def _rename(partial: Path, home: Path, now: datetime, previous: list[Path]) -> Path:
+    for name in _names(now, previous[-1].name if previous else ""):
         if not (home / name).exists():
             with suppress(FileExistsError):  # another backup of this second
                 partial.rename(home / name)
@@ -445,11 +461,14 @@ def _rename(partial: Path, home: Path, now: datetime) -> Path:
     raise AssertionError("names do not end")
 
 
-def _names(now: datetime) -> Iterator[str]:
-    stem = now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-    yield stem
+def _names(now: datetime, last: str) -> Iterator[str]:
+    """Names in the order of the backups, which a clock that was set back does not change."""
+    stem = max(now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ"), last.partition(".")[0])
+    if stem > last:
+        yield stem
     for number in range(1, 10_000):
-        yield f"{stem}.{number:04}"
+        if (name := f"{stem}.{number:04}") > last:
+            yield name
 
 
 def _remove_backup(backup: Path) -> None:

@@ -29,7 +29,7 @@ from storage.files import make_folder, sync, write_atomic
 from storage.land import finish_landing, list_segments
 from storage.layout import Layout
 from storage.ledger_streams import files_uploaded_of, models_trained_on
-from storage.locks import LOCK_TIMEOUT, data_lock
+from storage.locks import LOCK_TIMEOUT, check_held, data_lock
 from storage.quarantine import QuarantineWriter, read_quarantine
 from storage.rewrite import rewrite_partition
 from storage.schema import PARTITIONS, PartitionKey
@@ -97,10 +97,12 @@ def erase_subject(
         with naming_unreadable(files), connect(data, memory_limit=memory_limit, threads=threads) as con:
             about = _find(con, layout, subject_id)
             note = layout.erasures / f"{hashlib.sha256(subject_id.encode()).hexdigest()[:16]}.json"
+            check_held(layout)
             _erase_datasets(con, layout, note, report)
             partitions = _partitions_about(con)
             done, total = 0, sum(map(len, partitions.values()))
             for kind, keys in partitions.items():
+                check_held(layout)
                 _erase_quarantine(layout, about, kind, report, now)
                 _erase_spool(layout, about, kind, report)
                 for key in keys:

@@ -6,6 +6,7 @@
     └── StorageError
         ├── DataFolderError       there is no data folder there, or it is not one of ours
         ├── DataFolderBusy        another process is landing, compacting, expiring or erasing (names it)
+        ├── LockLost              another host may have taken the lock of a process that was suspended: run it again
         ├── LandingError          a segment could not be landed: it stays in the spool, run again
         ├── QuarantineError       a file in the quarantine is not one that landing wrote, or was mended wrongly
         ├── TableError            a partition is not as it should be, or could not be rewritten
@@ -36,6 +37,10 @@ class DataFolderError(StorageError):
 
 class DataFolderBusy(StorageError):
     """Another process holds the data folder's lock."""
+
+
+class LockLost(StorageError):
+    """This process had the data folder's lock and was suspended, or its lock file was deleted. Nothing is half done."""
 
 
 class LandingError(StorageError):

@@ -8,7 +8,9 @@ import fcntl
 import os
 import platform
 import re
+import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -24,6 +26,7 @@ _SCRATCH_TAG = re.compile(r"([0-9a-f]{16})-[^-]+$")  # of `scratch_folder`
 _FOREIGN_SCRATCH_AGE = 86_400.0  # seconds
 # What `exchange` fails with where the system or the filesystem has none.
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+_CANNOT = (*CANNOT_EXCHANGE, errno.ENOLCK)  # and `flock`, `chmod` and the sync of a folder
 
 
 def sync(path: Path) -> None:
@@ -31,6 +34,9 @@ def sync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _CANNOT or not stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise  # some network file systems sync no folders
     finally:
         os.close(fd)
 
@@ -44,7 +50,7 @@ def make_tree_private(folder: Path) -> None:
     """Take a new folder and all in it from everybody but the owner, whatever the umask of who made it."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
-            path.chmod(0o700 if path.is_dir() else 0o600)
+            make_private(path, 0o700 if path.is_dir() else 0o600)
 
 
 def open_private(path: Path | str, flags: int) -> int:
@@ -52,9 +58,16 @@ def open_private(path: Path | str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def make_private(path: Path) -> None:
-    """Take a file that a library has just made from everybody but its owner, whatever the umask."""
-    path.chmod(0o600)
+def make_private(path: Path, mode: int = 0o600) -> None:
+    """Take a file that a library has just made from everybody but its owner, whatever the umask.
+
+    On a file system without rights (FAT) it stays as its mount has it.
+    """
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, *_CANNOT):
+            raise
 
 
 def make_folder(path: Path) -> None:
@@ -83,6 +96,27 @@ def write_atomic(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def write_once(path: Path, content: bytes) -> None:
+    """Put `content` at `path` unless there is a file: whole, and only the first of two that come at once."""
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(draft, "xb", opener=open_private) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EPERM, *_CANNOT) or path.exists():
+                raise
+            draft.rename(path)  # no hard links here: the later of two that come at one moment wins
+    finally:
+        draft.unlink(missing_ok=True)
+    sync(path.parent)
+
+
 def remove_tree(path: Path) -> None:
     """Delete a folder and all in it; nothing to do when it is not there."""
     try:
@@ -94,25 +128,37 @@ def remove_tree(path: Path) -> None:
 def remove_abandoned(folders: Iterable[Path]) -> None:
     """Delete those of the folders that nobody holds a flock on: their owners died.
 
-    One of another host, whose flock may not be seen here, must be a day old as well.
+    One of another host, whose flock may not be seen here, or on a file system without locks must be a day old as well.
     """
     for folder in folders:
         match = _SCRATCH_TAG.search(folder.name)
-        with suppress(FileNotFoundError):
-            foreign = match is not None and not same_machine(match[1], host_tag(folder.parent))
-            if foreign and time.time() - folder.stat().st_mtime < _FOREIGN_SCRATCH_AGE:
-                continue
         try:
+            recent = time.time() - folder.stat().st_mtime < _FOREIGN_SCRATCH_AGE
+            if recent and match is not None and not same_machine(match[1], host_tag(folder.parent)):
+                continue
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_tree(folder)
+            if _lock(fd, fcntl.LOCK_NB) or not recent:
+                remove_tree(folder)
         except BlockingIOError:
             continue
         finally:
             os.close(fd)
+
+
+def _lock(fd: int, how: int = 0) -> bool:
+    """Lock a folder for this process alone; False where the file system has no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return False
+    return True
 
 
 @contextmanager
@@ -127,7 +173,7 @@ def scratch_folder(home: Path, prefix: str) -> Iterator[Path]:
         scratch = Path(tempfile.mkdtemp(dir=home, prefix=f"{prefix}{host_tag(home)}-"))
         with suppress(FileNotFoundError):  # another one may take it for abandoned before it is locked
             fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            _lock(fd)
             if scratch.exists():
                 break
             os.close(fd)

@@ -44,7 +44,7 @@ from storage.errors import LandingError
 from storage.files import make_folder, make_private, sync
 from storage.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
 from storage.layout import Layout
-from storage.locks import LOCK_TIMEOUT, data_lock
+from storage.locks import LOCK_TIMEOUT, check_held, data_lock
 from storage.quarantine import QuarantineWriter, reason_class
 from storage.rewrite import recover, use_one_disk
 from storage.schema import SCHEMAS, PartitionKey
@@ -331,7 +331,8 @@ class _Output:
         self.duplicates = 0
         self.conflicts: list[_Conflict] = []
         self.writing: Future[None] | None = None
-        self._stem = layout.staging(key.table) / f"land-{number}"
+        # A name that no other landing has: one that lost its lock must not move another's unfinished file.
+        self._stem = layout.staging(key.table) / f"land-{uuid4().hex[:12]}-{number}"
         self._landed: LandedRows | None = None
         self._writer: pq.ParquetWriter | None = None
         self._path = Path()  # of the open file
@@ -598,6 +599,7 @@ class _Landing:
         output.buffer, output.segments, output.rows, output.nbytes = [], set(), 0, 0
 
     def _commit(self) -> None:
+        check_held(self._layout)
         for output in self._outputs.values():
             if output.staged:
                 output.commit()

@@ -88,6 +88,10 @@ class Layout:
         return self.data / ".lock"
 
     @property
+    def serve_lock(self) -> Path:
+        return self.data / ".serve.lock"
+
+    @property
     def ledger_url(self) -> str:
         """SQLAlchemy URL of the ledger: `REASONING_LEDGER_URL`, else the SQLite file in the data folder."""
         return os.environ.get("REASONING_LEDGER_URL") or f"sqlite:///{self.data.absolute() / 'ledger.sqlite'}"

@@ -25,7 +25,7 @@ from storage.errors import LedgerError, LedgerUnavailable
 from storage.files import make_folder, open_private
 from storage.layout import Layout
 from storage.money import to_nano
-from storage.volumes import check_volume
+from storage.volumes import check_alone, check_volume
 
 # What a fresh ledger allows, so that forgetting to set a budget is not a blank cheque. An hour carries a candidate
 # beside its incumbent, at $5.49 each: with less, every cycle but the first would be refused.
@@ -73,7 +73,7 @@ def open_database(data_or_url: str | Path, now: datetime) -> tuple[sa.Engine, st
     """Reach the database of a ledger, creating and migrating it where needed; with the id of the installation.
 
     Raises LedgerError when the database cannot be opened, or was written by a newer version of this project, and
-    DataFolderError where an SQLite file is on a volume whose locks are not to be trusted.
+    DataFolderError or DataFolderBusy where an SQLite file is on a volume whose locks are not to be trusted.
     """
     url, local = ledger_url(data_or_url), True
     try:
@@ -81,6 +81,7 @@ def open_database(data_or_url: str | Path, now: datetime) -> tuple[sa.Engine, st
             path = Path(str(url.database))
             make_folder(path.parent)
             local = check_volume(Layout(path.parent), "opening the ledger") == "local"
+            check_alone(Layout(path.parent), "opening the ledger")
             # SQLite gives its other files the rights of this one.
             os.close(open_private(path, os.O_RDWR | os.O_CREAT))
         # The memory that WAL shares between processes is of one host.

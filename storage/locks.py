@@ -2,8 +2,9 @@
 
 It is `flock` on `.lock`, which the kernel frees when its holder dies, and as far as `flock` holds that is all. Its
 content says who holds it and is renewed every few seconds, for hosts that do not see the `flock` of each other: whoever
-finds a claim of another host waits until the claim is withdrawn, or was seen unchanged for `GRACE` seconds. With a
-ledger on PostgreSQL the holder has its advisory lock as well.
+finds a claim of another host waits until the claim is withdrawn, or was seen unchanged for `GRACE` seconds. Whoever was
+suspended for so long finds that out before its next step (`check_held`). With a ledger on PostgreSQL the holder has its
+advisory lock as well. `reasoning serve` has a lock of the same kind.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,17 +25,86 @@ from typing import Any
 import orjson
 
 from reasoning import hosts
-from storage.errors import DataFolderBusy, DataFolderError
-from storage.files import open_private
+from storage.errors import DataFolderBusy, DataFolderError, LockLost
+from storage.files import open_private, write_once
 from storage.layout import Layout
-from storage.volumes import Kind, check_volume, file_mark, is_foreign, quiet_for, volume_setting
+from storage.volumes import Kind, check_alone, check_volume, is_foreign, quiet_for
 
 LOCK_TIMEOUT = 60.0  # seconds
 _POLL = 0.02
 _FOREIGN_POLL = 1.0
-_CLAIM_BYTES = 512
+_CLAIM_BYTES = 1024
 # Where `flock` may not hold: seconds after which a claim of another host, made at the same moment, is visible here.
 SETTLE = 1.5
+
+
+class Held:
+    """A claim that this process has on a file: who holds it, and the signs of life that it gives other hosts."""
+
+    def __init__(self, fd: int, path: Path, kind: Kind, claim: dict[str, Any]) -> None:
+        self._fd, self._path, self._kind, self._claim = fd, path, kind, claim
+        self._values: dict[str, Any] = {}
+        self._beat = hosts.steady()
+        self._told = False  # whether the claim was ever in the file: on a full disk it may not be
+        self.lost = ""  # why it is another's by now
+
+    def tell(self, **values: Any) -> None:
+        """Add to what the file says, also after this process has ended."""
+        self._values |= values
+        self._claim |= values
+        self.beat()
+
+    def beat(self) -> None:
+        """Give a sign of life, unless another process has the file by now."""
+        begun = hosts.steady()  # before it is given: we may be suspended in between
+        self._look()
+        if not self.lost:
+            self._claim["beat"] += 1
+            if _write(self._fd, self._claim):
+                self._told = True
+                if begun - self._beat <= hosts.FENCE:  # one that came too late brings nothing back
+                    self._beat = begun
+
+    def check(self) -> None:
+        """Raise `LockLost` where another process may be at work by now. Before every step that cannot be undone."""
+        self._look()
+        lost, quiet = self.lost, hosts.steady() - self._beat
+        if not lost and self._kind != "local" and quiet > hosts.FENCE:  # on a local disk the flock held all the while
+            lost = f"it was suspended, or could not write to {self._path.name}, for more than {hosts.FENCE:g} s"
+        if lost:
+            raise LockLost(
+                f"{self._claim['verb']} lost the lock {self._path}: {lost}. It was stopped before its next step, as "
+                "another process may be at work; nothing is lost, run it again"
+            )
+
+    def withdraw(self) -> None:
+        if (_read(self._fd) or {}).get("nonce") == self._claim["nonce"]:
+            with suppress(OSError):
+                os.ftruncate(self._fd, 0)
+                if self._values:
+                    _write(self._fd, self._values)
+
+    def _look(self) -> None:
+        if (
+            self._told
+            and not self.lost
+            and (found := _read_path(self._path) or {}).get("nonce") != self._claim["nonce"]
+        ):
+            holder = f"{_name_holder(found, self._claim['tag'])} has it" if found else "its file was deleted or emptied"
+            self.lost = holder
+
+
+# By the lock file. Of each thread: one that lost the lock may run beside the one that has it.
+_held: ContextVar[dict[Path, Held]] = ContextVar("held", default={})  # noqa: B039 - it is never changed in place
+
+
+def check_held(layout: Layout) -> None:
+    """Raise `LockLost` where this process had the data folder's lock and another one may have it by now.
+
+    For whoever is about to rename, delete or overwrite what others see. Does nothing where it never had the lock.
+    """
+    if held := _held.get().get(layout.lock.absolute()):
+        held.check()
 
 
 @contextmanager
@@ -43,30 +114,45 @@ def data_lock(layout: Layout, verb: str, *, timeout: float = LOCK_TIMEOUT) -> It
     Raises `DataFolderBusy` naming the holder, `DataFolderError` where the folder cannot be written or is on a volume
     whose locks are not to be trusted, and `LedgerError` where the ledger's PostgreSQL cannot be reached.
     """
-    kind = check_volume(layout, verb)
-    try:
-        fd = open_private(layout.lock, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise DataFolderError(
-            f"{layout.data} cannot be locked for {verb} ({layout.lock.name}: {error.strerror}): "
-            "it must be writable for whoever lands, compacts, expires or erases"
-        ) from error
-    wait = _Wait(layout, verb, kind, hosts.host_tag(layout.data), timeout, time.monotonic() + timeout)
-    claim = None
-    try:
-        _flock(fd, wait)
-        claim = _claim(fd, wait)
-        with _advisory_lock(wait), _renewing(fd, claim):
+    wait = _begin(layout, layout.lock, verb, timeout)
+    with _locked(wait) as held, _advisory_lock(wait):
+        token = _held.set({**_held.get(), wait.path: held})
+        try:
             yield
+        finally:
+            _held.reset(token)
+
+
+@contextmanager
+def file_lock(layout: Layout, path: Path, verb: str, *, timeout: float) -> Iterator[Held]:
+    """Hold another lock file of a data folder among the processes of all hosts. Raises as `data_lock` does."""
+    with _locked(_begin(layout, path, verb, timeout)) as held:
+        yield held
+
+
+@contextmanager
+def _locked(wait: _Wait) -> Iterator[Held]:
+    fd = _flock(wait)
+    held = None
+    try:
+        held = _claim(fd, wait)
+        with _renewing(held):
+            yield held
     finally:
-        if claim is not None:
-            _withdraw(fd, claim)
+        if held is not None:
+            held.withdraw()
         os.close(fd)
+
+
+def _begin(layout: Layout, path: Path, verb: str, timeout: float) -> _Wait:
+    kind = check_volume(layout, verb)
+    return _Wait(layout, path.absolute(), verb, kind, hosts.host_tag(layout.data), timeout, time.monotonic() + timeout)
 
 
 @dataclass(frozen=True)
 class _Wait:
     layout: Layout
+    path: Path
     verb: str
     kind: Kind
     tag: str
@@ -82,56 +168,74 @@ class _Wait:
         time.sleep(max(0.0, min(pause, self.deadline - time.monotonic())))
 
 
-def _flock(fd: int, wait: _Wait) -> None:
+def _flock(wait: _Wait) -> int:
+    """A descriptor of the lock file, locked."""
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            wait.or_busy(_name_holder(_read(fd), wait.tag), _POLL)
+            fd = open_private(wait.path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
+            raise DataFolderError(
+                f"{wait.layout.data} cannot be locked for {wait.verb} ({wait.path.name}: {error.strerror}): "
+                "it must be writable for whoever lands, compacts, expires or erases"
+            ) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), wait.path.stat()):
+                    return fd
+            os.close(fd)  # somebody deleted the file: whoever comes next locks another one
+        except BlockingIOError:
+            try:
+                wait.or_busy(_name_holder(_read(fd), wait.tag), _POLL)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            os.close(fd)
             raise DataFolderError(
                 f"{wait.layout.data} is on a file system without locks ({error.strerror}): {wait.verb} was not begun; "
                 "put the data folder on a local disk (docs/storage.md)"
             ) from error
 
 
-def _claim(fd: int, wait: _Wait) -> dict[str, Any]:
+def _claim(fd: int, wait: _Wait) -> Held:
     """Write who holds the lock, once no other host does. Raises `DataFolderBusy`."""
     claim = {
         "verb": wait.verb[:64],
         "pid": os.getpid(),
         "host": hosts.host_name()[:64],
         "tag": wait.tag,
+        "space": _process_space(),
         "nonce": secrets.token_hex(8),
         "beat": 0,
     }
     while True:
         _wait_for_claim(wait)
-        _wait_for_writers(wait)
-        _write(fd, claim)
+        check_alone(wait.layout, wait.verb)
+        held = Held(fd, wait.path, wait.kind, claim)
+        held.beat()
         if wait.kind != "unknown":
-            return claim
+            return held
         # Two hosts that claim at one moment: the later one's content stays, and both read it once it has settled.
         time.sleep(SETTLE)
-        found = _read_path(wait.layout.lock) or {}
+        found = _read_path(wait.path) or {}
         if found.get("nonce") == claim["nonce"]:
-            return claim
+            return held
         wait.or_busy(_name_holder(found, wait.tag), secrets.randbelow(1000) / 1000)
 
 
 def _wait_for_claim(wait: _Wait) -> None:
+    group = wait.path.name.strip(".")
     while True:
-        held = _read_path(wait.layout.lock) or {}
+        held = _read_path(wait.path) or {}
         tag = held.get("tag")
-        if not isinstance(tag, str) or not is_foreign(tag, wait.tag, wait.kind):
-            if _is_at_work(held, wait.layout.lock):  # though its flock was granted to us as well
+        if not isinstance(tag, str) or not is_foreign(tag, wait.tag, wait.kind) or _has_died(held, wait.tag):
+            if _is_at_work(held, wait.path):  # though its flock was granted to us as well
                 wait.or_busy(_name_holder(held, wait.tag), _POLL)
                 continue
-            quiet_for(wait.layout, "lock", {})
+            quiet_for(wait.layout, group, {})
             return
         mark = f"{held.get('nonce')} {held.get('beat')}"
-        if quiet_for(wait.layout, "lock", {"lock": mark})["lock"] >= hosts.GRACE:
+        if quiet_for(wait.layout, group, {"lock": mark})["lock"] >= hosts.GRACE:
             return
         hint = f"If that host is dead, its claim ends {hosts.GRACE:g} s after its last sign of life: run it again then"
         wait.or_busy(_name_holder(held, wait.tag), _FOREIGN_POLL, hint=hint)
@@ -143,35 +247,36 @@ def _is_at_work(held: dict[str, Any], lock: Path) -> bool:
     return isinstance(pid, int) and pid != os.getpid() and hosts.has_open(pid, lock.stat())
 
 
-def _wait_for_writers(wait: _Wait) -> None:
-    """Told that this host alone uses the volume: no other one may be seen writing to it. Raises `DataFolderError`."""
-    if wait.kind != "unknown" or volume_setting() != "single-host":
-        return
-    marks = {}
-    for path in wait.layout.spool.glob("*.open"):
-        tag = hosts.segment_tag(path.stem)
-        if tag is not None and is_foreign(tag, wait.tag, wait.kind):
-            with suppress(OSError):  # sealed this moment
-                marks[path.stem] = file_mark(path)
-    quiet = quiet_for(wait.layout, "writers", marks)
-    for name, seconds in quiet.items():
-        if seconds < hosts.GRACE:
-            raise DataFolderBusy(
-                f"{wait.layout.data}: another host, or another mount of it, writes there too (segment {name}, "
-                f"unchanged for {seconds:.0f} of {hosts.GRACE:g} s), yet `volume` is single-host: {wait.verb} was not "
-                "begun. Stop the agents there, or give each host a data folder of its own (docs/storage.md)"
-            )
+def _has_died(held: dict[str, Any], tag: str) -> bool:
+    """Whether the process of a claim was one that would be seen here, and is none any more."""
+    pid, space = held.get("pid"), _process_space()
+    if held.get("tag") != tag or not space or held.get("space") != space or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return pid == os.getpid()
+
+
+def _process_space() -> str:
+    """In which a process id is this process's: containers of one kernel have one each. Empty where nobody tells."""
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - no file that there is
+    except OSError:
+        return ""
 
 
 @contextmanager
-def _renewing(fd: int, claim: dict[str, Any]) -> Iterator[None]:
+def _renewing(held: Held) -> Iterator[None]:
     """Give signs of life for other hosts while the block runs."""
     done = threading.Event()
 
     def renew() -> None:
         while not done.wait(hosts.HEARTBEAT):
-            claim["beat"] += 1
-            _write(fd, claim)
+            held.beat()
 
     thread = threading.Thread(target=renew, name="data-lock", daemon=True)
     thread.start()
@@ -207,16 +312,7 @@ def _folder_id(layout: Layout) -> str:
     path = layout.data / ".folder"
     with suppress(FileNotFoundError):
         return path.read_text().strip()
-    temporary = layout.data / f".folder.{secrets.token_hex(8)}"
-    os.close(open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-    try:
-        temporary.write_text(secrets.token_hex(8))
-        with suppress(FileExistsError):
-            os.link(temporary, path)  # it fails where there is one, and nobody sees it half
-    except OSError:  # no hard links here
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_once(path, secrets.token_hex(8).encode())
     return path.read_text().strip()
 
 
@@ -246,13 +342,9 @@ def _read_path(path: Path) -> dict[str, Any] | None:
         os.close(fd)
 
 
-def _write(fd: int, claim: dict[str, Any]) -> None:
+def _write(fd: int, claim: dict[str, Any]) -> bool:
     with suppress(OSError):  # on a full disk the lock must work all the same
         # One write of one length: what others read of it is whole, and never two of them mixed.
         os.pwrite(fd, orjson.dumps(claim).ljust(_CLAIM_BYTES), 0)
-
-
-def _withdraw(fd: int, claim: dict[str, Any]) -> None:
-    if (_read(fd) or {}).get("nonce") == claim["nonce"]:
-        with suppress(OSError):
-            os.ftruncate(fd, 0)
+        return True
+    return False

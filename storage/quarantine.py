@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +34,7 @@ class QuarantineWriter:
 
     def __init__(self, path: Path, *, now: datetime | None = None) -> None:
         self.path = path
-        self._temporary = path.with_name(path.name + ".tmp")
+        self._temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
         self._now = (now or datetime.now(UTC)).isoformat()
         self._file: IO[bytes] | None = None
 

@@ -25,7 +25,7 @@ from storage.files import sync, write_atomic
 from storage.land import finish_landing
 from storage.landed import ID_COLUMNS, LandedRows, find_repeated
 from storage.layout import Layout
-from storage.locks import LOCK_TIMEOUT, data_lock
+from storage.locks import LOCK_TIMEOUT, check_held, data_lock
 from storage.quarantine import read_quarantine, reason_class
 from storage.schema import PartitionKey
 from storage.table import live_files
@@ -78,6 +78,7 @@ def reland_quarantine(
             report.relanded += len(fits)
             report.duplicates += duplicates
             if fits or duplicates:
+                check_held(layout)
                 write_atomic(after, b"".join(orjson.dumps(entry) + b"\n" for entry in stays))
                 if fits:
                     write_atomic(layout.spool / f"{segment}-r{attempt + 1}.seal", b"".join(fits))

@@ -26,6 +26,7 @@ from storage.errors import TableError
 from storage.files import CANNOT_EXCHANGE, exchange, make_folder, make_private, remove_tree, sync, write_atomic
 from storage.landed import ID_COLUMNS, row_ids
 from storage.layout import Layout
+from storage.locks import check_held
 from storage.schema import PARTITIONS, SCHEMAS, PartitionKey
 from storage.table import (
     HIDDEN,
@@ -94,6 +95,7 @@ def rewrite_partition(
         make_private(new)
         sync(new)
         sync(staged)
+        check_held(layout)
         with _on_one_disk(layout, folder):
             _commit(folder, new, sources, "manifest" if method == "auto" and foreign_files(folder) else method)
     finally:
@@ -210,6 +212,7 @@ def _delete_hidden(folder: Path) -> None:
 def remove_partition(layout: Layout, key: PartitionKey) -> None:
     """Take a partition out of its table in one step, then delete its files. For one who holds the lock."""
     folder = _own_folder(layout, key)
+    check_held(layout)
     if foreign_files(folder):
         write_atomic(folder / HIDDEN, orjson.dumps([path.name for path in live_files(folder)]))
         _delete_hidden(folder)
@@ -229,6 +232,7 @@ def remove_files(layout: Layout, key: PartitionKey, files: list[Path]) -> None:
     if len(files) == len(live_files(folder)):
         remove_partition(layout, key)
         return
+    check_held(layout)
     write_atomic(folder / HIDDEN, orjson.dumps([path.name for path in files]))
     _delete_hidden(folder)
 

@@ -22,7 +22,7 @@ from typing import Literal
 import orjson
 
 from reasoning import hosts
-from storage.errors import DataFolderError
+from storage.errors import DataFolderBusy, DataFolderError
 from storage.files import write_atomic
 from storage.layout import Layout, read_settings
 
@@ -129,14 +129,39 @@ def check_volume(layout: Layout, verb: str) -> Kind:
     return kind
 
 
-def is_foreign(tag: str | None, own: str, kind: Kind) -> bool:
-    """Whether work of this host tag is another host's, so that `flock` says nothing about it.
+def check_alone(layout: Layout, verb: str) -> None:
+    """Told that this host alone uses a volume of unknown locks: raise `DataFolderBusy` where another one is seen there.
 
-    On a local volume an earlier boot of this machine is not another host: what it held is free.
+    What is looked at are the segments of its agents, and the claims of its `serve` and of its verbs.
     """
-    if tag is None:  # of an older version
-        return kind == "unknown"
-    return tag != own and not (kind == "local" and hosts.same_machine(tag, own))
+    if volume_setting() != "single-host" or volume_kind(layout) != "unknown":
+        return
+    own, marks = hosts.host_tag(layout.data), {}
+    for path in (*layout.spool.glob("*.open"), layout.lock, layout.serve_lock):
+        with suppress(OSError, ValueError):  # sealed or withdrawn this moment
+            segment = path.suffix == ".open"
+            tag = hosts.segment_tag(path.stem) if segment else orjson.loads(path.read_bytes()).get("tag")
+            if tag not in (None, own):
+                marks[path.stem] = file_mark(path)
+    for name, seconds in quiet_for(layout, "writers", marks).items():
+        if seconds < hosts.GRACE:
+            raise DataFolderBusy(
+                f"{layout.data}: another host, or another mount of it, is at work there too ({name}, "
+                f"unchanged for {seconds:.0f} of {hosts.GRACE:g} s), yet `volume` is single-host: {verb} was not "
+                "begun. Stop the agents there, or give each host a data folder of its own (docs/storage.md)"
+            )
+
+
+def is_foreign(tag: str | None, own: str, kind: Kind) -> bool:
+    """Whether work of this host tag may be another host's, so that `flock` says nothing about it.
+
+    On a local volume an earlier boot of this machine is not another host: what it held is free. Where nobody knows
+    whether locks hold, all work is judged by its signs of life, also that under our own tag: copied machines may have
+    equal ones.
+    """
+    if kind == "unknown":
+        return True
+    return tag is not None and tag != own and not (kind == "local" and hosts.same_machine(tag, own))
 
 
 def quiet_for(layout: Layout, group: str, marks: Mapping[str, str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from reasoning.spool import SegmentWriter
 from storage import backup
 from storage.backup import MANIFEST, back_up, restore_backup, verify_backup
 from storage.compact import compact_decisions
+from storage.erase import erase_subject
 from storage.errors import BackupError
 from storage.land import land_decisions
 from storage.layout import Layout
@@ -45,6 +47,8 @@ def fill(data: Path) -> None:
     write_dataset(data, [("train", decisions[0], "bob")])
     (data / "routes.json").write_text("{}")
     (data / "gateway.token").write_text("hunter2")
+    (data / "gateway.secret").write_bytes(bytes(32))  # with it labels of decisions before the backup are still taken
+    (data / "installation.ids").write_text("abc234\n")
     with open_ledger(data) as ledger:
         ledger.set_budget("day", "7")
 
@@ -232,6 +236,102 @@ def test_without_hard_links_the_files_are_copied_under_the_lock(
     assert [back_up(data, target).reused for _ in range(2)] == [0, 0]
     restore_backup(target, tmp_path / "new")
     assert contents(tmp_path / "new") == {k: v for k, v in contents(data).items() if k != "gateway.token"}
+
+
+def test_a_target_without_rights_links_and_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FAT stick, a share of a NAS. Before: "Operation not permitted", or "No locks available"."""
+    data, target = tmp_path / "data", tmp_path / "target"
+    fill(data)
+    back_up(data, target)
+
+    def refusing(module: Any, name: str, code: int) -> None:
+        real = getattr(module, name)
+
+        def call(path: Any, *values: Any, **options: Any) -> Any:
+            place = str(Path(f"/proc/self/fd/{path}").readlink() if isinstance(path, int) else path)
+            if place.startswith((str(target), str(tmp_path / ".new"))):
+                raise OSError(code, os.strerror(code))
+            return real(path, *values, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    refusing(os, "link", errno.EPERM)
+    refusing(os, "chmod", errno.EPERM)
+    refusing(Path, "chmod", errno.EPERM)
+    refusing(fcntl, "flock", errno.ENOLCK)
+    sync_file = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync_file(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert back_up(data, target).reused == 0
+    assert verify_backup(target).problems == []
+    assert restore_backup(target, tmp_path / "new").files > 5
+
+
+def test_a_full_target_keeps_nothing_of_the_backup(tmp_path: Path) -> None:
+    data, target = tmp_path / "data", tmp_path / "target"
+    fill(data)
+    made = back_up(data, target).path
+    (data / "evaluations").mkdir()
+    (data / "evaluations" / "large.json").write_bytes(b"x" * 200_000)
+    # A limit of the size of a file is told by the same error as a full disk, and needs no mount.
+    code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nfrom storage import backup\n"
+    code += "from storage.errors import BackupError\nresource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
+    for call in (f"back_up({str(data)!r}, {str(target)!r})", f"restore_backup({made!r}, {str(tmp_path / 'new')!r})"):
+        limit = code if "back_up" in call else code.replace("150_000", "10_000")
+        run = subprocess.run([sys.executable, "-c", f"{limit}backup.{call}"], cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 1 and "File too large" in run.stderr, run.stderr
+    assert [str(path) for path in target.iterdir()] == [made] and verify_backup(target).problems == []
+    assert not list(data.glob(".backup-*")) and not list(tmp_path.glob(".new-*")) and not (tmp_path / "new").exists()
+    restore_backup(made, tmp_path / "new")
+
+
+def test_a_clock_that_jumps_does_not_change_which_backup_is_the_latest(tmp_path: Path) -> None:
+    """Before: one backup of a night in 2100 stayed the one that is restored, and `keep` deleted those after it."""
+    data, target = tmp_path / "data", tmp_path / "target"
+    fill(data)
+    back_up(data, target, now=NOON.replace(year=2100))
+    for days in range(3):
+        write_segment(data, make_days(1, 1, NOON + timedelta(days=days)))
+        made = back_up(data, target, keep=2, now=NOON + timedelta(days=days))
+        assert backup._list_backups(target)[-1] == Path(made.path) and len(backup._list_backups(target)) <= 2
+    restored = restore_backup(target, tmp_path / "new")
+    assert restored.backup == made.path and restored.taken_at == (NOON + timedelta(days=2)).isoformat()
+    land_decisions(tmp_path / "new")
+    assert len(landed_ids(tmp_path / "new")) == 10 + 3 + 3
+
+
+def test_a_rotten_file_is_not_linked_for_ever(tmp_path: Path) -> None:
+    data, target = tmp_path / "data", tmp_path / "target"
+    fill(data)
+    first = Path(back_up(data, target, now=NOON).path)
+    cut, flipped = sorted(first.rglob("*.parquet"))[:2]
+    cut.write_bytes(cut.read_bytes()[:-1])
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    second = Path(back_up(data, target, now=NOON + timedelta(days=1)).path)  # that a file is shorter is seen at once
+    (problem,) = verify_backup(second).problems
+    assert flipped.name in problem and "delete this file" in problem
+    (second / flipped.relative_to(first)).unlink()
+    third = Path(back_up(data, target, now=NOON + timedelta(days=2)).path)
+    assert verify_backup(third).problems == []
+
+
+def test_who_was_erased_does_not_come_back_without_a_word(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_segment(data, make_days(1, 2, subject_ids=["ann"]))
+    land_decisions(data)
+    back_up(data, tmp_path / "target", now=NOON)
+    erase_subject(data, "ann")
+    report = restore_backup(tmp_path / "target", tmp_path / "new")
+    assert len(landed_ids(tmp_path / "new")) == 2  # a backup is what it was
+    assert f"erased since {NOON.isoformat()}" in report.warnings[0] and "reasoning erase" in report.warnings[0]
+    assert erase_subject(tmp_path / "new", "ann").decisions == 2
 
 
 def test_targets_and_folders_that_will_not_do_are_refused(tmp_path: Path) -> None:

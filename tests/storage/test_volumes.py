@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,16 +24,16 @@ import pytest
 from reasoning import hosts, spool
 from reasoning.ids import uuid7
 from reasoning.spool import SegmentWriter
-from storage import locks, volumes
-from storage.backup import back_up
+from storage import expire, land, locks, reland, rewrite, volumes
+from storage.backup import back_up, restore_backup, verify_backup
 from storage.compact import compact_decisions
 from storage.erase import erase_subject
-from storage.errors import DataFolderBusy, DataFolderError, LedgerError, StorageError
+from storage.errors import DataFolderBusy, DataFolderError, LedgerError, LockLost, StorageError
 from storage.expire import expire_decisions
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.ledger import open_ledger
-from storage.locks import data_lock
+from storage.locks import check_held, data_lock
 from storage.reland import reland_quarantine
 from storage.volumes import Mount, classify, find_mount, quiet_for
 from tests.postgres import fresh_database, run_postgres
@@ -98,6 +100,72 @@ class TestTwoHosts:
         print(f"{setting}: {len(acknowledged)} acknowledged, 0 lost, 0 doubled; {said}")
 
 
+class TestRandomInterleavings:
+    @pytest.mark.torture
+    @pytest.mark.parametrize("seed", range(4))
+    def test_what_was_acknowledged_is_there_exactly_once(self, tmp_path: Path, seed: int) -> None:
+        """Agents, landing, compaction and backup on two hosts that see no lock of each other; stopped and killed.
+
+        Every other seed: the hosts have one identity, as copied machines have.
+        """
+        data, choose = tmp_path / "data", random.Random(seed)
+        Layout(data).create()
+        env = {"FLOCKS": str(tmp_path / "flocks"), "KIND": "unknown", "GRACE": "2.5", "HEARTBEAT": "0.25"}
+        env |= {"REASONING_VOLUME": "shared-locks", "TARGET": str(tmp_path / "target")}
+        env |= {"IDENTITY": "one image"} if seed % 2 else {}
+        outputs: list[Path] = []
+
+        def begin(role: str, host: str) -> subprocess.Popen[str]:
+            outputs.append(tmp_path / f"{len(outputs)}-{role}")
+            argv = [sys.executable, "-m", "tests.storage.two_hosts", role, str(data), host, "3600"]
+            with outputs[-1].open("w") as file, outputs[-1].with_suffix(".err").open("w") as errors:
+                return subprocess.Popen(
+                    argv, stdout=file, stderr=errors, cwd=ROOT, env={**os.environ, **env}, text=True
+                )
+
+        who = [(role, host) for host in "ab" for role in ("agent", "land", "compact")] + [("backup", "a")]
+        running = [begin(role, host) for role, host in who]
+        stopped: dict[int, float] = {}
+        end = time.monotonic() + 25
+        while time.monotonic() < end:
+            time.sleep(choose.uniform(0.05, 0.5))
+            for number in [number for number, until in stopped.items() if until < time.monotonic()]:
+                running[number].send_signal(signal.SIGCONT)
+                del stopped[number]
+            number = choose.randrange(len(running))
+            if number not in stopped and choose.random() < 0.5:
+                running[number].send_signal(signal.SIGSTOP)
+                stopped[number] = time.monotonic() + choose.uniform(0.5, 6)
+            elif number not in stopped:
+                running[number].kill()
+                running[number].wait()
+                running[number] = begin(*who[number])
+        for process in running:
+            process.send_signal(signal.SIGCONT)
+        time.sleep(1)
+        for process in running:
+            process.kill()
+            process.wait()
+        errors = [text for path in outputs if (text := path.with_suffix(".err").read_text())]
+        assert errors == []
+        acknowledged: set[UUID] = set()
+        for path in outputs:
+            whole = path.read_text().rpartition("\n")[0].splitlines()
+            acknowledged |= {UUID(line) for line in whole if path.name.endswith("agent")}
+        for path in (data / "spool").glob("*.open"):
+            path.rename(path.with_suffix(".seal"))
+        (data / ".lock").unlink()
+        land_decisions(data)
+        landed = landed_ids(data)
+        assert len(acknowledged) > 50
+        assert len(landed) == len(set(landed)) and acknowledged <= set(landed)
+        assert verify_backup(tmp_path / "target").problems == []
+        restore_backup(tmp_path / "target", tmp_path / "new")
+        land_decisions(tmp_path / "new")
+        restored = landed_ids(tmp_path / "new")
+        assert len(restored) == len(set(restored)) and set(restored) <= set(landed)
+
+
 @contextmanager
 def bound(folder: Path, mount: Path) -> Iterator[Path]:
     mount.mkdir()
@@ -121,6 +189,24 @@ def of_host(tag: str) -> str:
 
 
 OTHER_HOST = "f" * 16
+
+
+def after_call(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, then: Callable[..., None]) -> None:
+    real = getattr(module, name)
+
+    def call(*values: Any, **options: Any) -> Any:
+        result = real(*values, **options)
+        then()
+        return result
+
+    monkeypatch.setattr(module, name, call)
+
+
+def on_unknown_volume(monkeypatch: pytest.MonkeyPatch, setting: str = "shared-locks") -> None:
+    """Let the data folder be on a file system of which nobody knows whether its locks hold between hosts."""
+    monkeypatch.setattr(volumes, "_find_mount", lambda *_: Mount("/mnt/bucket", "fuse.s3fs", frozenset()))
+    monkeypatch.setattr(locks, "SETTLE", 0.0)
+    monkeypatch.setenv("REASONING_VOLUME", setting)
 
 
 class TestTakingOver:
@@ -187,6 +273,16 @@ class TestTakingOver:
         monkeypatch.undo()
         assert land_decisions(data).taken_over == 1
 
+    def test_where_nobody_knows_the_locks_our_own_tag_proves_nothing(
+        self, data: Path, short_grace: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Copied machines have equal tags and process ids, and each a clock and locks of its own."""
+        on_unknown_volume(monkeypatch)
+        write_lines(data, [to_line(make_decision())], of_host(hosts.host_tag(data)), ".open")
+        assert land_decisions(data).waiting == 1
+        short_grace[0] += hosts.GRACE + 1
+        assert land_decisions(data).taken_over == 1
+
     def test_processes_of_one_host_go_by_flock(self, data: Path) -> None:
         """Containers of one host as well: whatever their names, process ids and machine ids."""
         code = (
@@ -212,7 +308,7 @@ class TestTakingOver:
         code = (
             "import fcntl, os, sys, time; from pathlib import Path; fcntl.flock = lambda fd, how: None\n"
             "from tests.storage.logs import make_decision; from reasoning.spool import SegmentWriter\n"
-            "from storage.layout import Layout; from storage.locks import data_lock\n"
+            "from storage.layout import Layout; from storage.locks import check_held, data_lock\n"
             "writer = SegmentWriter(Path(sys.argv[1], 'spool')); assert writer.write(make_decision())\n"
             "with data_lock(Layout(sys.argv[1]), 'compaction'): print('ready', flush=True); sys.stdin.readline()\n"
             "print('released', flush=True); time.sleep(60)"
@@ -256,6 +352,75 @@ class TestSuspendedWriter:
         writer.close()
         assert len(list((tmp_path / "spool").glob("*.seal"))) == 2
         assert writer.dropped == {} and writer.written == 2
+
+    def test_one_that_slept_between_its_look_and_its_write_writes_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SIGSTOP inside `write`, on a mount that hangs: meanwhile another host landed the segment and removed it."""
+        data, now = tmp_path / "data", [0.0]
+        monkeypatch.setattr(spool, "steady", lambda: now[0])
+        writer = SegmentWriter(data / "spool", sync_interval=3600)
+        first, second = make_decision(), make_decision()
+        assert writer.write(first)
+        write = os.write
+
+        def suspended(fd: int, content: bytes) -> int:
+            if now[0] == 0:
+                now[0] = hosts.GRACE + 1
+                (segment,) = (data / "spool").glob("*.open")
+                segment.rename(segment.with_suffix(".seal"))
+                assert land_decisions(data).decisions == 1
+            return write(fd, content)
+
+        monkeypatch.setattr(os, "write", suspended)
+        assert writer.write(second)
+        writer.close()
+        land_decisions(data)
+        assert sorted(landed_ids(data)) == sorted([first.decision_id, second.decision_id])
+        assert (writer.written, dict(writer.dropped)) == (2, {})
+
+    def test_one_that_slept_between_its_look_and_its_sign_of_life_goes_on_in_a_new_segment(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data, now = tmp_path / "data", [0.0]
+        monkeypatch.setattr(spool, "steady", lambda: now[0])
+        writer = SegmentWriter(data / "spool", sync_interval=3600)
+        assert writer.write(make_decision())
+        utime = os.utime
+
+        def suspended(*values: Any) -> None:
+            now[0] += hosts.GRACE + 1
+            (segment,) = (data / "spool").glob("*.open")
+            segment.rename(segment.with_suffix(".seal"))
+            assert land_decisions(data).decisions == 1
+            utime(*values)
+
+        monkeypatch.setattr(os, "utime", suspended)
+        writer._sync()
+        monkeypatch.undo()
+        monkeypatch.setattr(spool, "steady", lambda: now[0])
+        assert writer.write(make_decision())
+        writer.close()
+        land_decisions(data)
+        assert len(landed_ids(data)) == 2
+
+    def test_a_stale_handle_loses_nothing_that_is_written_after_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """NFS, when the server no longer knows the file. Before: all was dropped until the thread looked."""
+        writer = SegmentWriter(tmp_path / "spool", sync_interval=3600)
+        assert writer.write(make_decision())
+        stale, write = writer._fd, os.write
+
+        def stale_write(fd: int, content: bytes) -> int:
+            if fd == stale:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return write(fd, content)
+
+        monkeypatch.setattr(os, "write", stale_write)
+        assert writer.write(make_decision()) and writer.write(make_decision())
+        writer.close()
+        assert land_decisions(tmp_path).decisions == 3 == writer.written
 
     def test_an_idle_writer_gives_signs_of_life(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(spool, "HEARTBEAT", 0.05)
@@ -332,6 +497,94 @@ class TestLock:
                 assert time.monotonic() < end
                 time.sleep(0.01)
 
+    @pytest.mark.parametrize("verb", ["land", "compact", "expire", "erase", "reland"])
+    def test_a_verb_that_was_suspended_changes_nothing_once_another_host_is_at_work(
+        self, layout: Layout, short_grace: list[float], verb: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before: it went on, with the files of the other host's landing as its own."""
+        monkeypatch.setenv("REASONING_MAX_DAYS_BEHIND", "366")
+        for _ in range(2):
+            write_segment(
+                layout.data, [*make_days(2, 3, subject_ids=["ann"]), make_decision(NOON - timedelta(days=400))]
+            )
+            land_decisions(layout.data, now=NOON)
+        if verb == "land":
+            write_segment(layout.data, make_days(1, 3))
+        monkeypatch.setenv("REASONING_MAX_DAYS_BEHIND", "1000")  # so that there is something to reland
+        on_unknown_volume(monkeypatch)
+        verbs: dict[str, Callable[[], object]] = {
+            "land": lambda: land_decisions(layout.data, now=NOON),
+            "compact": lambda: compact_decisions(layout.data),
+            "expire": lambda: expire_decisions(layout.data, retention_days=1, now=NOON + timedelta(days=30)),
+            "erase": lambda: erase_subject(layout.data, "ann"),
+            "reland": lambda: reland_quarantine(layout.data, now=NOON),
+        }
+
+        def suspended(*_: Any) -> None:
+            short_grace[0] += hosts.GRACE + 1
+            if verb == "land":  # either sign is enough
+                self.claim(layout)
+
+        rejecting = [(module, "reject_off_clock") for module in (land, reland)]
+        for module, name in (*rejecting, (rewrite, "live_files"), (expire, "live_files")):
+            after_call(monkeypatch, module, name, suspended)
+        before = {path: path.read_bytes() for path in layout.data.rglob("*") if path.suffix in (".parquet", ".jsonl")}
+        with pytest.raises(LockLost, match="run it again"):
+            verbs[verb]()
+        after = {path: path.read_bytes() for path in before if path.exists()}
+        assert after == before
+        monkeypatch.undo()
+        monkeypatch.setenv("REASONING_MAX_DAYS_BEHIND", "1000")
+        layout.lock.unlink(missing_ok=True)
+        verbs[verb]()
+
+    def test_whose_lock_file_was_deleted_stops_before_its_next_step(self, layout: Layout) -> None:
+        """By somebody who took it for a stale one."""
+        with data_lock(layout, "landing"):
+            layout.lock.unlink()
+            with pytest.raises(LockLost, match="its file was deleted"):
+                check_held(Layout(layout.data))
+        with data_lock(layout, "landing"):
+            layout.lock.unlink()
+            code = (
+                "import sys; from storage.layout import Layout; from storage.locks import data_lock\n"
+                "with data_lock(Layout(sys.argv[1]), 'compaction'): print('held', flush=True); sys.stdin.read()"
+            )
+            argv = [sys.executable, "-c", code, str(layout.data)]
+            with subprocess.Popen(argv, stdin=-1, stdout=-1, text=True, cwd=ROOT) as child:
+                assert child.stdout is not None and child.stdout.readline() == "held\n"
+                with pytest.raises(LockLost, match=r"compaction \(process \d+\) has it"):
+                    check_held(layout)
+        with data_lock(layout, "landing", timeout=0):
+            check_held(layout)
+
+    def test_on_a_local_disk_a_long_sleep_ends_nothing(self, layout: Layout, short_grace: list[float]) -> None:
+        with data_lock(layout, "landing"):
+            short_grace[0] += 10 * hosts.GRACE
+            check_held(layout)
+
+    @pytest.mark.parametrize("alive", [True, False])
+    def test_a_claim_under_our_own_tag_is_not_held_to_be_ours_where_nobody_knows_the_locks(
+        self, layout: Layout, short_grace: list[float], alive: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Copied machines have one identity, and a `flock` that the other does not see."""
+        on_unknown_volume(monkeypatch)
+        child = subprocess.Popen(["sleep", "60"])
+        try:
+            space = "pid:[elsewhere]" if alive else locks._process_space()
+            self.claim(layout, tag=hosts.host_tag(layout.data), pid=child.pid, space=space)
+            with pytest.raises(DataFolderBusy), data_lock(layout, "landing", timeout=0):
+                pass
+        finally:
+            child.kill()
+            child.wait()
+        if alive:  # or nobody can tell
+            with pytest.raises(DataFolderBusy), data_lock(layout, "landing", timeout=0):
+                pass
+            short_grace[0] += hosts.GRACE
+        with data_lock(layout, "landing", timeout=0):
+            pass
+
     def test_two_hosts_that_claim_at_one_moment(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whose claim is the later one has the lock; the other sees it once it has settled."""
         monkeypatch.setattr(locks, "check_volume", lambda layout, verb: "unknown")
@@ -349,9 +602,7 @@ class TestLock:
     def test_single_host_is_not_believed_while_another_one_writes(
         self, layout: Layout, short_grace: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(locks, "check_volume", lambda layout, verb: "unknown")
-        monkeypatch.setattr(locks, "SETTLE", 0.0)
-        monkeypatch.setenv("REASONING_VOLUME", "single-host")
+        on_unknown_volume(monkeypatch, "single-host")
         write_lines(layout.data, [to_line(make_decision())], of_host(OTHER_HOST), ".open")
         with pytest.raises(DataFolderBusy, match="another host, or another mount"):
             land_decisions(layout.data)
@@ -364,7 +615,7 @@ class TestLock:
         """Though neither the flock nor the claim does."""
         with run_postgres() as server, fresh_database(server) as url:
             monkeypatch.setenv("REASONING_LEDGER_URL", url)
-            monkeypatch.setattr(locks, "_flock", lambda fd, wait: None)
+            monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
             monkeypatch.setattr(locks, "_read_path", lambda path: None)
             with data_lock(layout, "landing"):
                 with (

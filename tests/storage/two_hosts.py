@@ -1,8 +1,9 @@
 """One process of a host that shares a data folder with another host whose `flock` it does not see.
 
-    python -m tests.storage.two_hosts agent|land|compact DATA HOST [SECONDS]
+    python -m tests.storage.two_hosts agent|land|compact|backup DATA HOST [SECONDS]
 
-HOST is what makes the host tag. With FLOCKS=FOLDER a `flock` is seen by processes of the same host alone, as on a file
+HOST is what makes the host tag, unless IDENTITY does (copied machines).
+With FLOCKS=FOLDER a `flock` is seen by processes of the same host alone, as on a file
 system of which each host keeps its own locks; GRACE, HEARTBEAT and KIND (of volume) are set from the environment.
 """
 
@@ -20,11 +21,11 @@ from storage import locks, volumes
 
 
 def become(host: str) -> None:
-    os.environ["REASONING_HOST_ID"] = host
     settings: Any = os.environ
+    os.environ["REASONING_HOST_ID"] = settings.get("IDENTITY", host)
     hosts.GRACE = float(settings.get("GRACE", "300"))
     hosts.HEARTBEAT = spool.HEARTBEAT = float(settings.get("HEARTBEAT", "5"))
-    spool.FENCE = hosts.GRACE / 2.5
+    hosts.FENCE = spool.FENCE = hosts.GRACE / 2.5
     locks.SETTLE = 0.2
     if kind := settings.get("KIND"):
         volumes.volume_kind = lambda layout: kind
@@ -71,7 +72,7 @@ def agent(data: Path, seconds: float) -> None:
 
 def repeat(verb: Any, data: Path, seconds: float) -> None:
     """Run a verb again and again; being refused is an answer, everything else raises."""
-    from storage.errors import DataFolderBusy, DataFolderError
+    from storage.errors import DataFolderBusy, DataFolderError, LandingError, LockLost
 
     end = time.monotonic() + seconds
     done = refused = 0
@@ -79,13 +80,14 @@ def repeat(verb: Any, data: Path, seconds: float) -> None:
         try:
             verb(data, lock_timeout=0.5)
             done += 1
-        except (DataFolderBusy, DataFolderError):
+        except (DataFolderBusy, DataFolderError, LandingError, LockLost):
             refused += 1
         time.sleep(0.05)
     print("done", done, "refused", refused, flush=True)
 
 
 def main() -> None:
+    from storage.backup import back_up
     from storage.compact import compact_decisions
     from storage.land import land_decisions
 
@@ -95,7 +97,13 @@ def main() -> None:
     if role == "agent":
         agent(data, seconds)
     else:
-        repeat({"land": land_decisions, "compact": compact_decisions}[role], data, seconds)
+        target = os.environ.get("TARGET", "")
+        verbs = {
+            "land": land_decisions,
+            "compact": compact_decisions,
+            "backup": lambda data, lock_timeout: back_up(data, target, lock_timeout=lock_timeout),
+        }
+        repeat(verbs[role], data, seconds)
 
 
 if __name__ == "__main__":
