@@ -72,7 +72,7 @@ def run(
                 port = emulator.rpartition(":")[2]
                 command = [sys.executable, "-m", "emulator", "--data", str(folder / "emulator"), "--port", port]
                 children.start("emulator", [*command, "--clock", "2018-04-01T00:00:00Z"])
-            children.start("prefect-server", PREFECT_SERVER)
+            children.start("prefect-server", PREFECT_SERVER, cwd=children.logs)
 
             def wait() -> None:
                 if emulator:

@@ -43,10 +43,10 @@ def serve(
     ] = None,
 ) -> None:
     """Run everything: Prefect with every flow on its schedule, the local provider, the gateway. Ctrl-C stops it all."""
-    from cli.errors import ChildDied
+    from cli.errors import ChildDied, ServeError
     from cli.serve import Service
     from cli.serve import serve as run
-    from cli.stopping import in_terminal, settle_at_exit
+    from cli.stopping import in_terminal, say, settle_at_exit
     from provider.client import provider_url
     from reasoning.config import load_config
 
@@ -73,14 +73,15 @@ def serve(
             on_step=lambda step: print_note(f"starting {step} ..."),
             on_ready=on_ready,
         )
-    except ChildDied:
-        if costs:  # the guard died too; nobody may be at the terminal
+    except BaseException as error:
+        # Whatever ended it ended the guard, too. (Other `ServeError`s come before anything was started.)
+        if costs and (isinstance(error, ChildDied) or not isinstance(error, ServeError)):
             settle_at_exit(folder.absolute(), provider.value, on_exit, may_ask=False)
         raise
     if not costs:
-        print_note(f"{signal_name}: everything is stopped")
+        say(f"{signal_name}: everything is stopped")
         return
-    print_note(f"{signal_name}: the processes on this machine are stopped")
+    say(f"{signal_name}: the processes on this machine are stopped")
     may_ask = signal_name == "SIGINT" and in_terminal()
     if code := settle_at_exit(folder.absolute(), provider.value, on_exit, may_ask=may_ask):
         raise typer.Exit(code)

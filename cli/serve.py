@@ -112,16 +112,17 @@ def _start(
     port = gateway.rpartition(":")[2]
     children.start("gateway", [sys.executable, "-m", "gateway", "--data", str(data), "--host", HOST, "--port", port])
     say("Prefect's server (some 20 s the first time)")
-    children.start("prefect-server", PREFECT_SERVER)
+    # Prefect reads `.env`, `prefect.toml` and `pyproject.toml` of its current folder, which may be another Prefect's.
+    children.start("prefect-server", PREFECT_SERVER, cwd=children.logs)
     if emulator:
         children.wait_until("the local provider", lambda: answers(f"{emulator}/emulator/healthz"))
     children.wait_until("Prefect's server", lambda: answers(f"{prefect}/api/health"))
     say("every flow of prefect.yaml")
-    children.run("prefect-deploy", [sys.executable, "-m", "cli.deployments"])
+    children.run("prefect-deploy", [sys.executable, "-m", "cli.deployments"], cwd=children.logs)
     say("the worker")
     # Prefect puts the worker's current folder on `sys.path` where it looks for a flow: one without modules.
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL]
-    children.start("prefect-worker", worker, cwd=data / "logs")
+    children.start("prefect-worker", worker, cwd=children.logs)
     children.wait_until("the worker", lambda: _pool_is_ready(prefect, children.env["PREFECT_API_AUTH_STRING"]))
     children.wait_until("the gateway", lambda: answers(f"{gateway}/healthz"))
     return [
@@ -140,6 +141,7 @@ def environment(data: Path, *, provider: str, prefect: str, emulator: str | None
     """
     password = prefect_password(data)
     port = prefect.rpartition(":")[2]
+    config = Path(os.environ.get("REASONING_CONFIG") or "reasoning.toml")
     env = {name: value for name, value in os.environ.items() if name.upper() not in _NOT_INHERITED}
     env.setdefault("PREFECT_HOME", str(data / "prefect"))
     env |= {
@@ -166,7 +168,20 @@ def environment(data: Path, *, provider: str, prefect: str, emulator: str | None
     }
     if emulator:
         env["REASONING_PROVIDER_URL"] = emulator
+    # Runs have a folder of their own, where a relative path names another file or none.
+    if config.exists():
+        env["REASONING_CONFIG"] = str(config.absolute())
+    if ledger := env.get("REASONING_LEDGER_URL"):
+        env["REASONING_LEDGER_URL"] = _absolute_sqlite(ledger)
     return env
+
+
+def _absolute_sqlite(url: str) -> str:
+    """The ledger's URL, a relative path of an SQLite file made absolute."""
+    scheme, separator, path = url.partition(":///")
+    if scheme.partition("+")[0] != "sqlite" or not separator or not path or path.startswith(("/", "file:", ":memory:")):
+        return url
+    return f"{scheme}:///{Path(path).absolute()}"
 
 
 def _python_on_path(scratch: Path) -> Path:

@@ -111,25 +111,25 @@ def settle_at_exit(data: Path, provider: str, on_exit: OnExit | None, *, may_ask
         try:
             listed = stop_running(data, provider, dry_run=True, installations=[])
             if listed.is_clear:
-                _say("At the provider nothing of this installation runs.", *report_lines(listed, command))
+                say("At the provider nothing of this installation runs.", *report_lines(listed, command))
                 return 0
-            _say(*report_lines(listed, command))
+            say(*report_lines(listed, command))
             choice = on_exit or (_ask() if may_ask and listed.found else OnExit.STOP)
             if choice is OnExit.KEEP:
-                _say("Kept. Nothing watches its cost until `reasoning serve` runs again.")
+                say("Kept. Nothing watches its cost until `reasoning serve` runs again.")
                 return 1 if listed.errors else 0
-            _say("Stopping it ... (Ctrl-C gives up)")
+            say("Stopping it ... (Ctrl-C gives up)")
             report = stop_running(data, provider, installations=[])
         except KeyboardInterrupt:
-            _say("Given up. What runs at the provider is unknown.", f"Look: {command} --dry-run; stop it: {command}")
+            say("Given up. What runs at the provider is unknown.", f"Look: {command} --dry-run; stop it: {command}")
             return 130
         except (ReasoningError, OSError) as error:
-            _say(*_by_ledger(data), f"What runs at the provider is unknown: {error}")
-            _say(f"Look again: {command} --dry-run; stop it: {command}")
+            say(*_by_ledger(data), f"What runs at the provider is unknown: {error}")
+            say(f"Look again: {command} --dry-run; stop it: {command}")
             return 1
-        _say(*report_lines(report, command))
+        say(*report_lines(report, command))
         if report.is_clear:
-            _say("Stopped: nothing of this installation runs at the provider any more.")
+            say("Stopped: nothing of this installation runs at the provider any more.")
         return 0 if report.is_clear else 1
 
 
@@ -144,7 +144,7 @@ def _by_ledger(data: Path) -> list[str]:
 
 
 def _ask() -> OnExit:
-    _say(
+    say(
         f"Stop it, or keep it running without anything that watches its cost? [stop/keep], stop in {ANSWER_SECONDS:g} s"
     )
     try:
@@ -163,7 +163,7 @@ def in_terminal() -> bool:
         return False
 
 
-def _say(*lines: str) -> None:
+def say(*lines: str) -> None:
     """To stderr. A terminal that is gone must not keep anything from being stopped."""
     for line in lines:
         with contextlib.suppress(OSError, ValueError):

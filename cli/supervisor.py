@@ -90,9 +90,9 @@ class Supervisor:
         self.children.append(child)
         return child
 
-    def run(self, name: str, command: Sequence[str], *, timeout: float = 120.0) -> None:
+    def run(self, name: str, command: Sequence[str], *, cwd: Path | None = None, timeout: float = 120.0) -> None:
         """Start `command` and wait until it is done. Raises `ChildDied` where it fails."""
-        child = self.start(name, command)
+        child = self.start(name, command, cwd=cwd)
         deadline = time.monotonic() + timeout
         while child.process.poll() is None:
             self.check(but=child)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from provider.client import connect
+from provider.fine_tunes import submit_fine_tune
+from provider.routes import publish_route
 from provider.stop import _is_ours, stop_everything
+from reasoning.routes import Arm, Route, read_routes
 from storage.installation import FILE, remembered_installations
+from storage.layout import Layout
 from tests.provider.world import World
 
 
@@ -78,3 +85,42 @@ def test_an_id_is_remembered_with_those_before_it(world: World) -> None:
     file = world.data / FILE
     file.write_text("old111\n" + file.read_text())
     assert remembered_installations(world.data) == ["old111", world.ledger.installation_id]
+
+
+def _submit(world: World) -> dict[str, Any]:
+    dataset = world.upload()
+    return submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_fine_tune_is_cancelled_and_a_strangers_is_not(world: World, dead: bool) -> None:
+    job = _submit(world)
+    theirs = world.client.fine_tuning.create(
+        model="Qwen/Qwen3.5-2B",
+        training_file=world.client.fine_tuning.retrieve(job["remote_id"]).training_file,
+        suffix="rsn-strang-1",
+    )
+    if dead:
+        _lose_ledger(world)
+    report = stop_everything(world.client, world.data, wait=lambda seconds: world.wait(seconds))
+    assert report.is_clear, report
+    (found,) = report.found
+    assert (found.kind, found.remote_id) == ("fine-tune", job["remote_id"]) and (found.job_usd or dead)
+    assert world.observer.fine_tuning.retrieve(job["remote_id"]).status == "cancelled"
+    assert world.observer.fine_tuning.retrieve(theirs.id or "").status not in ("cancelled", "cancel_requested")
+    if not dead:
+        assert world.ledger.get("fine_tune_jobs", job["id"])["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_routes_of_ours_are_withdrawn_and_others_stay(world: World, dead: bool) -> None:
+    row = world.deploy()
+    path = Layout(world.data).routes
+    for decision_type, model in (("should_respond", row["served_name"]), ("planning", "acme/somebody-elses")):
+        arm = Arm(name="custom", source="custom", model=model, base_url=world.emulator.url, weight=1.0)
+        publish_route(path, decision_type, Route(arms=(arm,)))
+    if dead:
+        _lose_ledger(world)
+    assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
+    assert [arm.model for arm in read_routes(path).routes["planning"].arms] == ["acme/somebody-elses"]
+    assert "should_respond" not in read_routes(path).routes
