@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from provider.errors import (
@@ -205,7 +205,40 @@ def _whole_message(error: object) -> str:
             return str(inner["message"])
         if isinstance(inner, str):
             return inner
+    elif body is None and (told := _told_by(getattr(error, "response", None))):
+        return told
     return str(getattr(error, "message", error))
+
+
+def _told_by(response: Any) -> str | None:
+    """What an answer says of an error, where the SDK has not read it: its words for uploads hold all headers."""
+    try:
+        told = response.json()["error"]["message"]
+    except Exception:  # it was not kept, or is of any other form
+        return None
+    return told if isinstance(told, str) else None
+
+
+_WANTS_A_VERSION = (400, 409, 412, 422, 428)
+
+
+def overwrite(read: Callable[[], Any], update: Callable[[dict[str, Any]], T]) -> T:
+    """Update an object whatever its version, for changes that outweigh every other wish.
+
+    `update` takes the arguments that name a version: none at first, then the `etag` of the object as `read` gets it,
+    where the provider wants one (documented as optional, together 3.1.1). Raises the first refusal.
+    """
+    try:
+        with asking("updating it"):
+            return update({})
+    except ProviderError as first:
+        if getattr(first.__cause__, "status_code", None) not in _WANTS_A_VERSION:
+            raise
+        for _ in range(2):  # it may change once more in between
+            with suppress(ProviderError), asking("updating it"):
+                if etag := getattr(read(), "etag", None):
+                    return update({"etag": etag})
+        raise
 
 
 def create_once(what: str, find: Callable[[], T | None], create: Callable[[], T], *, path: str) -> T:
