@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from provider.errors import (
     CreationInDoubt,
+    KeyRefused,
     ProviderError,
     ProviderRefused,
     ProviderSettingsError,
@@ -174,6 +175,8 @@ def asking(what: str) -> Iterator[None]:
         message = f"{what}: the provider answered {status}: {_message(error)}"
         if status == 404:
             raise RemoteNotFound(message) from error
+        if status == 401:
+            raise KeyRefused(f"{message}. Check TOGETHER_API_KEY: it may have been revoked") from error
         if status in (408, 409, 429) or status >= 500:
             raise ProviderUnavailable(message) from error
         raise ProviderRefused(message) from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from provider.answers import bare_name, created_at, listed, replicas_of, state_of, text
 from provider.client import Now, asking, clock_of, overwrite
-from provider.errors import ProviderRefused, RemoteNotFound, UnexpectedAnswer, brief
+from provider.errors import KeyRefused, ProviderRefused, RemoteNotFound, UnexpectedAnswer, brief
 from provider.hardware import compare_hardware
 from provider.metering import meter_minutes
 from provider.prices import hourly_prices, price_of
@@ -124,6 +124,8 @@ def _wrong_model(client: Together, row: dict[str, Any], remote: Any) -> str | No
     try:
         with asking(f"model {ours}"):
             base = base_of(client.models.retrieve(ours))
+    except KeyRefused:
+        raise
     except ProviderRefused:
         return reason
     return reason if base in (None, served) else None

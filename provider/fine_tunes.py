@@ -90,11 +90,16 @@ def submit_fine_tune(
     dataset = ledger.get("datasets", dataset_id)
     if dataset["state"] != "ready":
         raise LedgerError(f"dataset {dataset_id} is {dataset['state']}: upload it first")
-    base = resolve_tier(client, tier, lora=(parameters or {}).get("lora") is not False)
+    lora = (parameters or {}).get("lora") is not False
+    for attempt in retrying(wait, attempts=1, progress=progress, what="looking for a model to train"):
+        with attempt:
+            base = resolve_tier(client, tier, lora=lora)
     sent = json.dumps({**PARAMETERS, **(parameters or {})}, sort_keys=True)
     if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
         return resume_fine_tune(client, ledger, known["id"], progress=progress, now=clock, wait=wait)
-    price = _estimate(client, dataset, base.name, json.loads(sent))
+    for attempt in retrying(wait, attempts=1, progress=progress, what="pricing the fine-tune"):
+        with attempt:
+            price = _estimate(client, dataset, base.name, json.loads(sent))
     with ledger.transaction():
         # Once more under the lock: two processes may have come here together.
         if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):

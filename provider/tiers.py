@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from provider.answers import listed
 from provider.client import asking
-from provider.errors import NotServable, ProviderRefused, UnexpectedAnswer
+from provider.errors import KeyRefused, NotServable, ProviderRefused, UnexpectedAnswer
 from provider.prices import hourly_prices
 from provider.serving_configs import configs_of_supported, fittest
 
@@ -89,6 +89,8 @@ def _why_not_merged(client: Together, name: str) -> str | None:
     try:
         with asking(f"limits of {name}"):
             limits = client.fine_tuning.model_limits(model_name=name)
+    except KeyRefused:
+        raise
     except ProviderRefused as error:
         return f"cannot be fine-tuned ({error})"
     if getattr(limits, "lora_training", None) is None:

@@ -14,7 +14,15 @@ import together
 
 from provider.completions import complete_many
 from provider.deployments import begin_shutdown, deploy_model, sync_deployment, undeploy_model
-from provider.errors import DeploymentFailed, NoCapacity, NotReady, NotServable, ProviderRefused, ProviderUnavailable
+from provider.errors import (
+    DeploymentFailed,
+    KeyRefused,
+    NoCapacity,
+    NotReady,
+    NotServable,
+    ProviderRefused,
+    ProviderUnavailable,
+)
 from provider.guard import GuardReport, guard_costs
 from provider.reconcile import reconcile_provider
 from provider.routes import publish_route, routed_models
@@ -358,6 +366,16 @@ def hide(world: World, row: dict[str, Any]) -> None:
     world.emulator.fault(
         "body", f"GET */endpoints/{row['endpoint_id']}/deployments", 1000, body=empty, content_type="application/json"
     )
+
+
+@pytest.mark.parametrize(
+    "match", ["GET */models/*", "GET */configs*", "GET /v2/supported-models", "GET */models/limits"]
+)
+def test_a_revoked_key_is_not_taken_for_a_model_that_cannot_be_served(world: World, match: str) -> None:
+    model_id = world.model()
+    world.emulator.fault(401, match, times=100)
+    with pytest.raises(KeyRefused, match="TOGETHER_API_KEY"):
+        resolve_tier(world.client, "small") if "limits" in match else world.deploy(model_id)
 
 
 def test_what_a_list_leaves_out_is_stopped_waited_for_and_charged_once(world: World) -> None:
