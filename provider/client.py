@@ -225,20 +225,21 @@ def _told_by(response: Any) -> str | None:
 _WANTS_A_VERSION = (400, 409, 412, 422, 428)
 
 
-def overwrite(read: Callable[[], Any], update: Callable[[dict[str, Any]], T]) -> T:
+def overwrite(what: str, read: Callable[[], Any], update: Callable[[dict[str, Any]], T]) -> T:
     """Update an object whatever its version, for changes that outweigh every other wish.
 
-    `update` takes the arguments that name a version: none at first, then the `etag` of the object as `read` gets it,
-    where the provider wants one (documented as optional, together 3.1.1). Raises the first refusal.
+    `what` is being done, for errors. `update` takes the arguments that name a version: none at first, then the `etag`
+    of the object as `read` gets it, where the provider wants one (documented as optional, together 3.1.1). Raises the
+    first refusal.
     """
     try:
-        with asking("updating it"):
+        with asking(what):
             return update({})
     except ProviderError as first:
         if getattr(first.__cause__, "status_code", None) not in _WANTS_A_VERSION:
             raise
         for _ in range(2):  # it may change once more in between
-            with suppress(ProviderError), asking("updating it"):
+            with suppress(ProviderError), asking(what):
                 if etag := getattr(read(), "etag", None):
                     return update({"etag": etag})
         raise

@@ -190,6 +190,7 @@ def _give_traffic(client: Together, row: dict[str, Any]) -> None:
 def split_traffic(client: Together, endpoint_id: str, weights: Mapping[str, int]) -> None:
     """Give an endpoint of ours this traffic split, weights by deployment id, whatever it had before."""
     overwrite(
+        f"traffic of endpoint {endpoint_id}",
         lambda: client.endpoints.retrieve(endpoint_id),
         lambda version: client.endpoints.update(
             endpoint_id,

@@ -216,17 +216,17 @@ def _going_on(troubles: list[ProviderError]) -> Iterator[None]:
 def scale_to_zero(client: Together, endpoint_id: str, deployment_id: str) -> Any:
     """Tell one deployment to have no replicas; returns it. Whatever its version: a stop overwrites all other wishes."""
     deployments = client.endpoints.deployments
-    with asking(f"stopping deployment {deployment_id}"):
-        return overwrite(
-            lambda: deployments.retrieve(deployment_id, endpoint_id=endpoint_id),
-            lambda version: deployments.update(
-                deployment_id,
-                endpoint_id=endpoint_id,
-                autoscaling={"min_replicas": 0, "max_replicas": 0},
-                update_mask="autoscaling",
-                **version,
-            ),
-        )
+    return overwrite(
+        f"stopping deployment {deployment_id}",
+        lambda: deployments.retrieve(deployment_id, endpoint_id=endpoint_id),
+        lambda version: deployments.update(
+            deployment_id,
+            endpoint_id=endpoint_id,
+            autoscaling={"min_replicas": 0, "max_replicas": 0},
+            update_mask="autoscaling",
+            **version,
+        ),
+    )
 
 
 def withdraw_traffic(client: Together, endpoint_id: str) -> None:
