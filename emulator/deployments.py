@@ -91,7 +91,7 @@ async def update_deployment(request: Request) -> Response:
     emulator = emulator_of(request)
     body = await read_json(request)
     row = find_deployment(emulator, request)
-    check_etag(row, body.get("etag"))
+    check_etag(row, body.get("etag"), required=form(emulator, "etag") == "required")
     if read_status(emulator, row).failed and form(emulator, "failed_update") == "refused":
         raise ApiError(400, f"Deployment {row['name']} has failed; delete it", code="failed_precondition")
     changes: dict[str, Any] = {}
@@ -124,7 +124,7 @@ async def delete_deployment(request: Request) -> Response:
     read_project(request)
     emulator = emulator_of(request)
     row = find_deployment(emulator, request)
-    check_etag(row, request.query_params.get("etag"))
+    check_etag(row, request.query_params.get("etag"), required=form(emulator, "etag") == "required")
     status = read_status(emulator, row)
     if not status.stopped and not status.failed:
         raise ApiError(

@@ -55,7 +55,7 @@ async def update_endpoint(request: Request) -> Response:
     emulator = emulator_of(request)
     body = await read_json(request)
     row = find_endpoint(emulator, request.path_params["endpoint"])
-    check_etag(row, body.get("etag"))
+    check_etag(row, body.get("etag"), required=form(emulator, "etag") == "required")
     changes: dict[str, Any] = {}
     for field in masked_fields(request, body, ("name", "trafficSplit", "visibility")):
         if field == "trafficSplit":
@@ -77,7 +77,7 @@ async def delete_endpoint(request: Request) -> Response:
     read_project(request)
     emulator = emulator_of(request)
     row = find_endpoint(emulator, request.path_params["endpoint"])
-    check_etag(row, request.query_params.get("etag"))
+    check_etag(row, request.query_params.get("etag"), required=form(emulator, "etag") == "required")
     if emulator.state.row("SELECT 1 FROM deployments WHERE endpoint_id = ?", row["id"]):
         raise ApiError(
             400, f"Endpoint {row['name']} still has deployments; delete them first", code="failed_precondition"

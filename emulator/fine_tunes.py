@@ -20,6 +20,7 @@ from emulator.clock import format_time, parse_time
 from emulator.context import PROJECT, USER_ID, Emulator, emulator_of, read_int, read_json
 from emulator.errors import ApiError
 from emulator.files import find_file
+from emulator.forms import form
 from emulator.scheduler import OPEN_STATES
 
 _MAX_SUFFIX = 40
@@ -31,7 +32,8 @@ _MODEL_FAULTS = ("training_error", "training_user_error", "training_slow", "trai
 
 
 async def retrieve_limits(request: Request) -> Response:
-    model = _find_trainable(emulator_of(request), request.query_params.get("model_name"))
+    emulator = emulator_of(request)
+    model = _find_trainable(emulator, request.query_params.get("model_name"))
     batches = {"max_batch_size": _MAX_BATCH, "max_batch_size_dpo": _MAX_BATCH // 2, "min_batch_size": 1}
     limits: dict[str, Any] = {
         "model_name": model.name,
@@ -44,7 +46,7 @@ async def retrieve_limits(request: Request) -> Response:
         "max_seq_length_sft": model.context_length,
         "max_seq_length_dpo": model.context_length // 2,
         "min_max_seq_length": 256,
-        "merge_output_lora": True,
+        "merge_output_lora": form(emulator, "lora_output") == "merged",
         "supports_full_training": model.full_training,
         "supports_reasoning": True,
         "supports_tools": True,
@@ -268,7 +270,7 @@ def describe_fine_tune(emulator: Emulator, job: sqlite3.Row, *, events: bool = T
         "job_id": job["id"],
         "events": _read_events(emulator, job["id"]) if events else [],
     } | {name: resolved[name] for name in _ECHOED if name in resolved}
-    if job["output_model_id"]:
+    if job["output_model_id"] and form(emulator, "lora_output") == "merged":
         description |= {
             "model_object_id": job["output_model_id"],
             "model_object_name": job["output_name"],

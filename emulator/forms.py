@@ -25,6 +25,10 @@ FORMS: dict[str, tuple[str, ...]] = {
     "failed": ("terminal", "stops"),
     # A PATCH of a FAILED deployment is refused, or accepted.
     "failed_update": ("accepted", "refused"),
+    # An update or deletion names the version of the object (`etag`), or need not.
+    "etag": ("optional", "required"),
+    # A LoRA fine-tune yields a merged model beside its adapter, or the adapter alone (`merge_output_lora`).
+    "lora_output": ("merged", "adapter"),
     # A traffic split may be changed, or every change of it is refused.
     "traffic": ("accepted", "refused"),
     # What a deployment of a trained model serves, and says that it serves.

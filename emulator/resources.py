@@ -51,7 +51,10 @@ def filter_by_name(request: Request, rows: list[sqlite3.Row]) -> list[sqlite3.Ro
     return [row for row in rows if wanted in (row["name"], row["name"].rsplit("/", 1)[-1])]
 
 
-def check_etag(row: sqlite3.Row | dict[str, Any], etag: Any) -> None:
+def check_etag(row: sqlite3.Row | dict[str, Any], etag: Any, *, required: bool = False) -> None:
+    """Raise ApiError where a request names another version of an object than there is, or none and it is required."""
+    if required and not etag:
+        raise ApiError(400, "etag is required", param="etag")
     if etag and str(etag) != str(row["version"]):
         raise ApiError(
             409,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from provider.errors import (
     CreationInDoubt,
+    KeyRefused,
     ProviderError,
     ProviderRefused,
     ProviderSettingsError,
@@ -174,6 +175,8 @@ def asking(what: str) -> Iterator[None]:
         message = f"{what}: the provider answered {status}: {_message(error)}"
         if status == 404:
             raise RemoteNotFound(message) from error
+        if status == 401:
+            raise KeyRefused(f"{message}. Check TOGETHER_API_KEY: it may have been revoked") from error
         if status in (408, 409, 429) or status >= 500:
             raise ProviderUnavailable(message) from error
         raise ProviderRefused(message) from error
@@ -205,7 +208,41 @@ def _whole_message(error: object) -> str:
             return str(inner["message"])
         if isinstance(inner, str):
             return inner
+    elif body is None and (told := _told_by(getattr(error, "response", None))):
+        return told
     return str(getattr(error, "message", error))
+
+
+def _told_by(response: Any) -> str | None:
+    """What an answer says of an error, where the SDK has not read it: its words for uploads hold all headers."""
+    try:
+        told = response.json()["error"]["message"]
+    except Exception:  # it was not kept, or is of any other form
+        return None
+    return told if isinstance(told, str) else None
+
+
+_WANTS_A_VERSION = (400, 409, 412, 422, 428)
+
+
+def overwrite(what: str, read: Callable[[], Any], update: Callable[[dict[str, Any]], T]) -> T:
+    """Update an object whatever its version, for changes that outweigh every other wish.
+
+    `what` is being done, for errors. `update` takes the arguments that name a version: none at first, then the `etag`
+    of the object as `read` gets it, where the provider wants one (documented as optional, together 3.1.1). Raises the
+    first refusal.
+    """
+    try:
+        with asking(what):
+            return update({})
+    except ProviderError as first:
+        if getattr(first.__cause__, "status_code", None) not in _WANTS_A_VERSION:
+            raise
+        for _ in range(2):  # it may change once more in between
+            with suppress(ProviderError), asking(what):
+                if etag := getattr(read(), "etag", None):
+                    return update({"etag": etag})
+        raise
 
 
 def create_once(what: str, find: Callable[[], T | None], create: Callable[[], T], *, path: str) -> T:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from provider.answers import bare_name, created_at, etag_of, listed, replicas_of, state_of, text
-from provider.client import Now, asking, clock_of
-from provider.errors import ProviderRefused, RemoteNotFound, UnexpectedAnswer, brief
+from provider.answers import bare_name, created_at, listed, replicas_of, state_of, text
+from provider.client import Now, asking, clock_of, overwrite
+from provider.errors import KeyRefused, ProviderRefused, RemoteNotFound, UnexpectedAnswer, brief
 from provider.hardware import compare_hardware
 from provider.metering import meter_minutes
 from provider.prices import hourly_prices, price_of
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 STARTING_STATES = ("intended", "provisioning", "degraded")
 SHUTTING_STATES = ("draining", "stopping", "stopped", "failed")
+SHOWS_WITHIN = timedelta(minutes=5)
+"""What was created so lately, and is not found, is not taken for gone: the provider's reads may be behind."""
+
 LIVE_STATES = (*STARTING_STATES, "ready", *SHUTTING_STATES)
 
 
@@ -70,6 +73,8 @@ def sync_deployment(
             if state is None:
                 raise UnexpectedAnswer(f"deployment {row['name']}: the provider does not say how it is")
     except RemoteNotFound as error:
+        if row["state"] in STARTING_STATES and clock() - (row["attempted_at"] or row["created_at"]) < SHOWS_WITHIN:
+            raise UnexpectedAnswer(f"{error}; it was created just now, so it is looked at again") from error
         # Its endpoint may still be there: `advance_shutdown` sees to that.
         meter_minutes(ledger, deployment_id, 0, now=clock())
         return move_deployment(ledger, deployment_id, "stopped", why=str(error), now=clock()), str(error)
@@ -119,6 +124,8 @@ def _wrong_model(client: Together, row: dict[str, Any], remote: Any) -> str | No
     try:
         with asking(f"model {ours}"):
             base = base_of(client.models.retrieve(ours))
+    except KeyRefused:
+        raise
     except ProviderRefused:
         return reason
     return reason if base in (None, served) else None
@@ -177,9 +184,18 @@ def _give_traffic(client: Together, row: dict[str, Any]) -> None:
         endpoint = client.endpoints.retrieve(row["endpoint_id"])
         split = {entry.deployment_id: entry.weight for entry in endpoint.traffic_split or ()}
         if split != {row["remote_id"]: 1}:
-            client.endpoints.update(
-                row["endpoint_id"],
-                traffic_split=[{"deployment_id": row["remote_id"], "weight": 1}],
-                update_mask="trafficSplit",
-                **etag_of(endpoint),
-            )
+            split_traffic(client, row["endpoint_id"], {row["remote_id"]: 1})
+
+
+def split_traffic(client: Together, endpoint_id: str, weights: Mapping[str, int]) -> None:
+    """Give an endpoint of ours this traffic split, weights by deployment id, whatever it had before."""
+    overwrite(
+        f"traffic of endpoint {endpoint_id}",
+        lambda: client.endpoints.retrieve(endpoint_id),
+        lambda version: client.endpoints.update(
+            endpoint_id,
+            traffic_split=[{"deployment_id": id, "weight": weight} for id, weight in weights.items()],
+            update_mask="trafficSplit",
+            **version,
+        ),
+    )

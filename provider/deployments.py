@@ -102,7 +102,7 @@ def deploy_model(
     clock = provider_clock(client, now)
     row, ours = _intend(client, ledger, model_id, replicas, clock)
     try:
-        row = _start(client, ledger, row, clock, wait)
+        row = _start(client, ledger, row, progress, clock, wait)
         return _await_ready(client, ledger, row, progress, poll_seconds, timeout, clock, wait)
     except KeyboardInterrupt:
         if ours:
@@ -186,10 +186,15 @@ def _at_todays_price(client: Together, ledger: Ledger, row: dict[str, Any], now:
 
 
 def _start(
-    client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime], wait: Callable[[float], None]
+    client: Together,
+    ledger: Ledger,
+    row: dict[str, Any],
+    progress: Progress | None,
+    clock: Callable[[], datetime],
+    wait: Callable[[float], None],
 ) -> dict[str, Any]:
     """Bring the endpoint and the deployment into being, each once."""
-    for attempt in retrying(wait, what=f"creating {row['name']}"):
+    for attempt in retrying(wait, progress=progress, what=f"creating {row['name']}"):
         with attempt, ledger.exclusive("submit", wait=True):
             row = _create_with_some_config(client, ledger, ledger.get("deployments", row["id"]), clock)
     return row

@@ -8,7 +8,8 @@
         ├── ProviderUnavailable    no answer, or a passing refusal (429, 5xx): try again later
         │   └── UnexpectedAnswer   an answer that is not as documented (HTML, a field that lacks): as good as none
         ├── ProviderRefused        the provider said no (4xx): trying again is useless
-        │   └── RemoteNotFound     it has no such object
+        │   ├── RemoteNotFound     it has no such object
+        │   └── KeyRefused         the API key is not valid (any more): it says nothing of what was asked for
         ├── CreationInDoubt        a create was sent and not answered, and its object is not to be seen yet
         ├── NotServable            the model cannot be both fine-tuned and served: nothing was spent
         ├── InvalidDataset         a row the fine-tuning service would reject or misread (names file and line)
@@ -49,6 +50,10 @@ class ProviderRefused(ProviderError):
 
 class RemoteNotFound(ProviderRefused):
     """The provider has no such object."""
+
+
+class KeyRefused(ProviderRefused):
+    """The API key is not valid, or not any more."""
 
 
 class CreationInDoubt(ProviderError):

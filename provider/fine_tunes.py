@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from provider.answers import count, created_at, listed, text
 from provider.client import Now, Progress, asking, clock_of, create_once
 from provider.clock import provider_clock
+from provider.deployment_state import SHOWS_WITHIN
 from provider.errors import (
     FineTuneFailed,
     NotReady,
@@ -60,9 +61,6 @@ LEAST_PRICE_NANO = 10_000_000
 
 FOLLOW_TIMEOUT = timedelta(hours=24)
 
-SHOWS_WITHIN = timedelta(minutes=5)
-"""A job that was submitted so lately, and is not found, is not taken for deleted."""
-
 PENDING_LONG = timedelta(hours=24)
 """A job whose state has not changed for so long is told of: a queue of days is not what anybody waits for."""
 
@@ -92,11 +90,16 @@ def submit_fine_tune(
     dataset = ledger.get("datasets", dataset_id)
     if dataset["state"] != "ready":
         raise LedgerError(f"dataset {dataset_id} is {dataset['state']}: upload it first")
-    base = resolve_tier(client, tier)
+    lora = (parameters or {}).get("lora") is not False
+    for attempt in retrying(wait, attempts=1, progress=progress, what="looking for a model to train"):
+        with attempt:
+            base = resolve_tier(client, tier, lora=lora)
     sent = json.dumps({**PARAMETERS, **(parameters or {})}, sort_keys=True)
     if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
         return resume_fine_tune(client, ledger, known["id"], progress=progress, now=clock, wait=wait)
-    price = _estimate(client, dataset, base.name, json.loads(sent))
+    for attempt in retrying(wait, attempts=1, progress=progress, what="pricing the fine-tune"):
+        with attempt:
+            price = _estimate(client, dataset, base.name, json.loads(sent))
     with ledger.transaction():
         # Once more under the lock: two processes may have come here together.
         if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
@@ -335,7 +338,7 @@ def _settle(
             return job
         model_id = None
         if state == "completed" and not text(remote.api_model_object_id):
-            state, error = "failed", "the job completed without a model object to deploy"
+            state, error = "failed", _without_a_model(remote)
         if state == "completed":
             model_id = ledger.add(
                 "models",
@@ -371,6 +374,12 @@ def _settle(
             model_id=model_id,
             now=now,
         )
+
+
+def _without_a_model(remote: Any) -> str:
+    adapter = text(getattr(remote, "adapter_object_id", None))
+    made = f"only the adapter {adapter}, which is not deployed here" if adapter else "none"
+    return f"the job completed without a merged model to deploy: the provider names {made}"
 
 
 def follow_fine_tune(

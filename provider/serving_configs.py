@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.answers import count, listed, text
 from provider.client import asking
-from provider.errors import NotServable, ProviderRefused, UnexpectedAnswer
+from provider.errors import KeyRefused, NotServable, ProviderRefused, UnexpectedAnswer
 from provider.hardware import selected_hardware, selector
 from provider.prices import hourly_prices, price_of
 
@@ -96,14 +96,22 @@ def configs_of_trained(client: Together, model_object_id: str, base_name: str) -
     return found
 
 
+@contextlib.contextmanager
+def _perhaps_untold() -> Iterator[None]:
+    """Go on without what the provider refuses to tell. That it refuses the key says nothing of a model."""
+    try:
+        yield
+    except KeyRefused:
+        raise
+    except (ProviderRefused, UnexpectedAnswer):
+        pass
+
+
 def _references(client: Together, model_object_id: str) -> list[str]:
     """Ids of the models whose configs serve a trained model: its base, then itself."""
-    try:
-        with asking(f"model {model_object_id}"):
-            model = client.models.retrieve(model_object_id)
-            base = base_of(model)
-    except (ProviderRefused, UnexpectedAnswer):  # the catalogue may still tell
-        base = None
+    base = None  # the catalogue may still tell
+    with _perhaps_untold(), asking(f"model {model_object_id}"):
+        base = base_of(client.models.retrieve(model_object_id))
     return [id for id in (base, model_object_id) if id]
 
 
@@ -114,13 +122,10 @@ def base_of(model: Any) -> str | None:
 
 
 def _profiles_of(client: Together, base_name: str) -> dict[str, _Profile]:
-    try:
-        with asking(f"what serves {base_name}"):
-            rows = listed(client.models.list_supported())
-            row = next((row for row in rows if getattr(row, "name", None) == base_name), None)
-            return _profiles(row)
-    except (ProviderRefused, UnexpectedAnswer):  # the configs API tells the rest
-        return {}
+    with _perhaps_untold(), asking(f"what serves {base_name}"):
+        rows = listed(client.models.list_supported())
+        return _profiles(next((row for row in rows if getattr(row, "name", None) == base_name), None))
+    return {}  # the configs API tells the rest
 
 
 def _profiles(row: Any) -> dict[str, _Profile]:
@@ -153,11 +158,9 @@ def _configs_by_path(client: Together, references: Iterable[str]) -> dict[str, A
     """The configs of these models by their path, uncertified ones left out. Empty where the provider tells none."""
     found: dict[str, Any] = {}
     for reference in references:
-        try:
-            with asking(f"configs of {reference}"):
-                configs = listed(client.models.configs.list(reference_model_id=reference))
-        except (ProviderRefused, UnexpectedAnswer):
-            continue
+        configs: list[Any] = []
+        with _perhaps_untold(), asking(f"configs of {reference}"):
+            configs = listed(client.models.configs.list(reference_model_id=reference))
         for config in configs:
             id, project = text(getattr(config, "id", None)), text(getattr(config, "project_id", None))
             if id and project and _is_certified(config):
@@ -172,7 +175,7 @@ def _configs_at(client: Together, paths: Iterable[str]) -> dict[str, Any]:
     found = {}
     for path in paths:
         if parts := _CONFIG_PATH.fullmatch(path):
-            with contextlib.suppress(ProviderRefused, UnexpectedAnswer), asking(f"config {parts[2]}"):
+            with _perhaps_untold(), asking(f"config {parts[2]}"):
                 found[path] = client.models.configs.retrieve(parts[2], project_id=parts[1])
     return found
 

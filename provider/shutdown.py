@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from provider.answers import etag_of, listed, may_run, moment, replicas_of, state_of, text
-from provider.client import Now, Progress, asking, clock_of
+from provider.client import Now, Progress, asking, clock_of, overwrite
 from provider.clock import provider_clock
-from provider.deployment_state import find_endpoint, know_endpoint, move_deployment
+from provider.deployment_state import find_endpoint, know_endpoint, move_deployment, split_traffic
 from provider.errors import (
     NotReady,
     ProviderError,
@@ -92,10 +92,11 @@ def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, no
 def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime]) -> dict[str, Any]:
     # What became ready since the last look is seen a last time before it is stopped.
     at_most = max(row["max_replicas"], row["replicas"])
-    seen = _look_quickly(client, row["endpoint_id"], at_most)
+    known = [row["remote_id"]] if row["remote_id"] else []
+    seen = _look_quickly(client, row["endpoint_id"], known, at_most)
     if seen is not None:
         meter_minutes(ledger, row["id"], seen, now=clock())
-    remotes = stop_replicas(client, row["endpoint_id"], known=[row["remote_id"]] if row["remote_id"] else [])
+    remotes = stop_replicas(client, row["endpoint_id"], known=known)
     if row["remote_id"] is None and remotes and text(remotes[0].id):
         row = ledger.update("deployments", row["id"], remote_id=remotes[0].id, now=clock())
     if seen is None:
@@ -125,13 +126,14 @@ def _cost_nothing(ledger: Ledger, row: dict[str, Any], now: datetime) -> dict[st
         return move_deployment(ledger, row["id"], "stopped", stopped_at=row["stopped_at"] or now, now=now)
 
 
-def _look_quickly(client: Together, endpoint_id: str, at_most: int) -> int | None:
+def _look_quickly(client: Together, endpoint_id: str, known: Iterable[str], at_most: int) -> int | None:
     """Replicas that may run under an endpoint; None where that cannot be seen in `LOOK_SECONDS`."""
     patience = min(LOOK_SECONDS, client.timeout) if isinstance(client.timeout, int | float) else LOOK_SECONDS
     hasty = client.with_options(timeout=patience, max_retries=0)
     try:
         with asking("looking at it"):
-            return sum(replicas_of(remote, at_most) for remote in listed(hasty.endpoints.deployments.list(endpoint_id)))
+            remotes = _with_unlisted(hasty, endpoint_id, known, listed(hasty.endpoints.deployments.list(endpoint_id)))
+            return sum(replicas_of(remote, at_most) for remote in remotes)
     except ProviderError:
         return None
 
@@ -169,7 +171,7 @@ def stop_replicas(client: Together, endpoint_id: str, *, known: Iterable[str] = 
     be withdrawn is none: it has nothing to go to.
     """
     troubles: list[ProviderError] = []
-    done = set()
+    known, done = list(known), set()
     for id in known:
         with _going_on(troubles):
             scale_to_zero(client, endpoint_id, id)
@@ -184,7 +186,7 @@ def stop_replicas(client: Together, endpoint_id: str, *, known: Iterable[str] = 
         withdraw_traffic(client, endpoint_id)
     try:
         with asking(f"looking at what is under endpoint {endpoint_id}"):
-            remotes = listed(client.endpoints.deployments.list(endpoint_id))
+            remotes = _with_unlisted(client, endpoint_id, known, listed(client.endpoints.deployments.list(endpoint_id)))
     except RemoteNotFound:
         raise
     except ProviderError as error:
@@ -192,6 +194,15 @@ def stop_replicas(client: Together, endpoint_id: str, *, known: Iterable[str] = 
     if troubles and any(may_run(remote) and not has_ended(remote) for remote in remotes):
         raise troubles[0]
     return remotes
+
+
+def _with_unlisted(client: Together, endpoint_id: str, known: Iterable[str], remotes: list[Any]) -> list[Any]:
+    """What is listed, and what a list leaves out that is there all the same: it may be behind."""
+    found = list(remotes)
+    for id in set(known) - {remote.id for remote in remotes}:
+        with contextlib.suppress(RemoteNotFound), asking(f"deployment {id}"):
+            found.append(client.endpoints.deployments.retrieve(id, endpoint_id=endpoint_id))
+    return found
 
 
 @contextlib.contextmanager
@@ -204,13 +215,18 @@ def _going_on(troubles: list[ProviderError]) -> Iterator[None]:
 
 def scale_to_zero(client: Together, endpoint_id: str, deployment_id: str) -> Any:
     """Tell one deployment to have no replicas; returns it. Whatever its version: a stop overwrites all other wishes."""
-    with asking(f"stopping deployment {deployment_id}"):
-        return client.endpoints.deployments.update(
+    deployments = client.endpoints.deployments
+    return overwrite(
+        f"stopping deployment {deployment_id}",
+        lambda: deployments.retrieve(deployment_id, endpoint_id=endpoint_id),
+        lambda version: deployments.update(
             deployment_id,
             endpoint_id=endpoint_id,
             autoscaling={"min_replicas": 0, "max_replicas": 0},
             update_mask="autoscaling",
-        )
+            **version,
+        ),
+    )
 
 
 def withdraw_traffic(client: Together, endpoint_id: str) -> None:
@@ -224,11 +240,9 @@ def withdraw_traffic(client: Together, endpoint_id: str) -> None:
         if not split:
             return
         try:
-            with asking(f"withdrawing the traffic of endpoint {endpoint_id}"):
-                client.endpoints.update(endpoint_id, traffic_split=[], update_mask="trafficSplit")
+            split_traffic(client, endpoint_id, {})
         except ProviderRefused:
-            none = [{"deployment_id": id, "weight": 0} for id in split]
-            client.endpoints.update(endpoint_id, traffic_split=none, update_mask="trafficSplit")  # type: ignore[arg-type]
+            split_traffic(client, endpoint_id, dict.fromkeys(split, 0))
 
 
 def _gone(ledger: Ledger, row: dict[str, Any], now: datetime) -> dict[str, Any]:

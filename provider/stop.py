@@ -1,12 +1,13 @@
 """Stop everything of an installation that costs money now, from the provider's own lists.
 
 The last resort, so it leans on as little as possible: the names of remote objects (`rsn-<installation id>-...`), one
-request that scales a deployment to zero, one that cancels a fine-tune. Traffic, ledger and routes come after the money
-and cannot keep it from being stopped.
+request that scales a deployment to zero, one that cancels a fine-tune. A ledger that can be read adds what a list
+lacks. Traffic, ledger and routes come after the money and cannot keep it from being stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provider.answers import bare_name, etag_of, listed, may_run, replicas_of, state_of, text
+from provider.answers import bare_name, listed, may_run, replicas_of, state_of, text
 from provider.client import asking
-from provider.errors import ProviderError, UnexpectedAnswer
+from provider.errors import RemoteNotFound, UnexpectedAnswer
 from provider.prices import hourly_prices
 from provider.routes import keep_models
+from provider.shutdown import scale_to_zero
 from reasoning.errors import ReasoningError
 from storage.installation import remembered_installations
 from storage.layout import Layout
@@ -90,17 +92,8 @@ def installations_of(data: Path | str) -> tuple[list[str], str | None]:
         return known, f"{type(error).__name__}: {error}"
 
 
-def find_running(
-    client: Together, installations: Iterable[str], *, ledger_prices: Mapping[str, Decimal] | None = None
-) -> StopReport:
-    """What of these installations costs money now, by the provider's lists. Changes nothing, and never raises."""
-    report = _look(client.with_options(timeout=_REQUEST_TIMEOUT), installations)
-    report.found = _with_prices(client, report.found, ledger_prices or {})
-    report.remaining = list(report.found)
-    return report
-
-
-def _look(client: Together, installations: Iterable[str]) -> StopReport:
+def _look(client: Together, installations: Iterable[str], known: Iterable[Running]) -> StopReport:
+    """What of these installations costs money now, by the provider's lists; `known` is asked for where they lack it."""
     report = StopReport(installations=list(installations))
     if not report.installations:
         report.errors.append(
@@ -108,7 +101,23 @@ def _look(client: Together, installations: Iterable[str]) -> StopReport:
         )
     _attempt(report, "deployments", lambda: _find_deployments(client, report))
     _attempt(report, "fine-tunes", lambda: _find_jobs(client, report))
+    listed_ids = {each.remote_id for each in report.found}
+    for each in known:
+        if each.remote_id not in listed_ids:
+            _attempt(report, each.name, lambda each=each: _look_at(client, each, report))  # type: ignore[misc]
     return report
+
+
+def _look_at(client: Together, each: Running, report: StopReport) -> None:
+    """Ask for an object of the ledger by its id: a list may be behind. That it does not exist is no error."""
+    with contextlib.suppress(RemoteNotFound), asking(each.name):
+        if each.endpoint_id is None:
+            job = client.fine_tuning.retrieve(each.remote_id)
+            if text(job.status) not in _ENDED_JOBS:
+                report.found.append(replace(each, state=text(job.status) or "unknown"))
+        else:
+            remote = client.endpoints.deployments.retrieve(each.remote_id, endpoint_id=each.endpoint_id)
+            _add_if_it_costs(remote, each.name, each.endpoint_id, report)
 
 
 def stop_everything(
@@ -127,22 +136,24 @@ def stop_everything(
     """
     known, trouble = installations_of(data)
     ids = list(dict.fromkeys([*known, *installations]))
-    prices = {} if trouble else _ledger_prices(data)
-    report = find_running(client, ids, ledger_prices=prices)
+    prices, of_ledger = ({}, []) if trouble else _read_ledger(data)
+    patient = client.with_options(timeout=_REQUEST_TIMEOUT)
+    report = _look(patient, ids, of_ledger)
+    report.found = _with_prices(patient, report.found, prices)
+    report.remaining = list(report.found)
     if trouble:
         report.notes.append(
             f"the ledger cannot be used ({trouble}); what runs is taken from the provider's lists alone"
         )
     if dry_run:
         return report
-    patient = client.with_options(timeout=_REQUEST_TIMEOUT)
     asked_errors = list(report.errors)
     for each in report.found:
         _attempt(report, each.name, lambda each=each: _stop(patient, each))  # type: ignore[misc]
     if not trouble:
         _tell_ledger(client, data, report)
     _withdraw_routes(data, report)
-    _await_end(patient, report, ids, asked_errors, wait_seconds, wait)
+    _await_end(lambda: _look(patient, ids, of_ledger), report, asked_errors, wait_seconds, wait)
     return report
 
 
@@ -178,22 +189,26 @@ def _look_under(client: Together, endpoint: Any, name: str, report: StopReport) 
     with asking(f"what runs under endpoint {name}"):
         remotes = listed(client.endpoints.deployments.list(endpoint.id))
     for remote in remotes:
-        state = state_of(remote)
-        if state == "stopped" or (state == "failed" and not may_run(remote)):
-            continue
-        most = getattr(getattr(remote, "autoscaling", None), "max_replicas", None)
-        at_most = most if isinstance(most, int) and most > 0 else 1
-        report.found.append(
-            Running(
-                kind="deployment",
-                name=name,
-                remote_id=str(remote.id),
-                state=state or "unknown",
-                endpoint_id=endpoint.id,
-                replicas=max(replicas_of(remote, at_most), at_most if may_run(remote) else 1),
-                hardware=text(getattr(remote, "hardware", None)),
-            )
+        _add_if_it_costs(remote, name, endpoint.id, report)
+
+
+def _add_if_it_costs(remote: Any, name: str, endpoint_id: str, report: StopReport) -> None:
+    state = state_of(remote)
+    if state == "stopped" or (state == "failed" and not may_run(remote)):
+        return
+    most = getattr(getattr(remote, "autoscaling", None), "max_replicas", None)
+    at_most = most if isinstance(most, int) and most > 0 else 1
+    report.found.append(
+        Running(
+            kind="deployment",
+            name=name,
+            remote_id=str(remote.id),
+            state=state or "unknown",
+            endpoint_id=endpoint_id,
+            replicas=max(replicas_of(remote, at_most), at_most if may_run(remote) else 1),
+            hardware=text(getattr(remote, "hardware", None)),
         )
+    )
 
 
 def _find_jobs(client: Together, report: StopReport) -> None:
@@ -230,15 +245,23 @@ def _judge_job(client: Together, job: Any, report: StopReport) -> None:
     )
 
 
-def _ledger_prices(data: Path | str) -> dict[str, Decimal]:
-    """US dollars by name, as the ledger has them: of a replica's hour, and of a whole fine-tune."""
+def _read_ledger(data: Path | str) -> tuple[dict[str, Decimal], list[Running]]:
+    """US dollars by name (of a replica's hour, of a whole fine-tune), and what the ledger holds for running."""
     try:
         with open_ledger(data) as ledger:
-            found = {row["name"]: from_nano(row["hourly_nano"]) for row in ledger.find("deployments")}
+            prices = {row["name"]: from_nano(row["hourly_nano"]) for row in ledger.find("deployments")}
             jobs = ledger.find("fine_tune_jobs", state=ACTIVE_STATES)
-            return found | {job["suffix"]: from_nano(job["estimate_nano"]) for job in jobs}
-    except Exception:
-        return {}
+            prices |= {job["suffix"]: from_nano(job["estimate_nano"]) for job in jobs}
+            rows = ledger.find("deployments", state=BILLABLE_STATES)
+    except Exception:  # whatever ails it, the provider's lists are gone by
+        return {}, []
+    known = [
+        Running("deployment", row["name"], row["remote_id"], row["state"], endpoint_id=row["endpoint_id"])
+        for row in rows
+        if row["remote_id"] and row["endpoint_id"]
+    ]
+    known += [Running("fine-tune", job["suffix"], job["remote_id"], job["state"]) for job in jobs if job["remote_id"]]
+    return prices, known
 
 
 def _with_prices(client: Together, found: list[Running], known: Mapping[str, Decimal]) -> list[Running]:
@@ -265,28 +288,12 @@ def _stop(client: Together, each: Running) -> None:
                 client.fine_tuning.cancel(each.remote_id)
         return
     assert each.endpoint_id is not None
-    zero = {"autoscaling": {"min_replicas": 0, "max_replicas": 0}}
-    refusal: ProviderError | None = None
-    # As the SDK's own command does it; then as a stricter, and as an older service might want it.
-    for masked, with_etag in ((True, False), (True, True), (False, True)):
-        try:
-            with asking(f"scaling {each.name} to zero"):
-                extra: dict[str, Any] = {"update_mask": "autoscaling"} if masked else {}
-                if with_etag:
-                    remote = client.endpoints.deployments.retrieve(each.remote_id, endpoint_id=each.endpoint_id)
-                    extra |= etag_of(remote)
-                client.endpoints.deployments.update(each.remote_id, endpoint_id=each.endpoint_id, **zero, **extra)  # type: ignore[arg-type]
-            return
-        except ProviderError as error:
-            refusal = refusal or error
-    assert refusal is not None
-    raise refusal
+    scale_to_zero(client, each.endpoint_id, each.remote_id)
 
 
 def _await_end(
-    client: Together,
+    look: Callable[[], StopReport],
     report: StopReport,
-    ids: list[str],
     asked_errors: list[str],
     wait_seconds: float,
     wait: Callable[[float], None],
@@ -295,7 +302,7 @@ def _await_end(
     refused = [error for error in report.errors if error not in asked_errors]
     deadline = time.monotonic() + wait_seconds
     while True:
-        after = _look(client, ids)
+        after = look()
         done = not after.found and not after.errors
         if done or time.monotonic() >= deadline:
             break

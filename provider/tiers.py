@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from provider.answers import listed
 from provider.client import asking
-from provider.errors import NotServable, UnexpectedAnswer
+from provider.errors import KeyRefused, NotServable, ProviderRefused, UnexpectedAnswer
 from provider.prices import hourly_prices
 from provider.serving_configs import configs_of_supported, fittest
 
@@ -38,11 +38,12 @@ class BaseModel:
     hourly_usd: Decimal
 
 
-def resolve_tier(client: Together, tier: str) -> BaseModel:
+def resolve_tier(client: Together, tier: str, *, lora: bool = True) -> BaseModel:
     """The first usable candidate of a tier (or, given a model's own name, that model). Costs nothing.
 
     Usable: one row of `/v2/supported-models` has both PRODUCT_FINE_TUNING and PRODUCT_DEDICATED and a certified config
-    on hardware with a known price. Raises NotServable with the reason for every candidate.
+    on hardware with a known price; and a LoRA fine-tune of it yields a merged model, which is what we deploy. Raises
+    NotServable with the reason for every candidate.
     """
     candidates = TIERS.get(tier, (tier,) if "/" in tier else ())
     if not candidates:
@@ -55,6 +56,8 @@ def resolve_tier(client: Together, tier: str) -> BaseModel:
         try:
             with asking(f"what serves {name}"):
                 chosen = _judge(client, name, rows.get(name), prices)
+                if isinstance(chosen, BaseModel) and lora:
+                    chosen = _why_not_merged(client, name) or chosen
         except UnexpectedAnswer as error:
             chosen = f"cannot be judged: {error}"
         if isinstance(chosen, BaseModel):
@@ -79,3 +82,19 @@ def _judge(client: Together, name: str, row: Any, prices: Mapping[str, Decimal])
     if config is None:
         return "has no config on hardware with a known price"
     return BaseModel(id=row.id, name=name, config=config.config, hardware=config.hardware, hourly_usd=config.hourly_usd)
+
+
+def _why_not_merged(client: Together, name: str) -> str | None:
+    """Why a LoRA fine-tune of a model would be paid and could not be deployed, by its limits; None where it could."""
+    try:
+        with asking(f"limits of {name}"):
+            limits = client.fine_tuning.model_limits(model_name=name)
+    except KeyRefused:
+        raise
+    except ProviderRefused as error:
+        return f"cannot be fine-tuned ({error})"
+    if getattr(limits, "lora_training", None) is None:
+        return "cannot be fine-tuned with LoRA"
+    if getattr(limits, "merge_output_lora", None) is False:
+        return "yields an adapter alone when it is fine-tuned (merge_output_lora is false), which is not deployed here"
+    return None

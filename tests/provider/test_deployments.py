@@ -164,9 +164,10 @@ def test_undeploy_withdraws_the_route_first(world: World) -> None:
     publish_route(routes, "should_respond", Route((custom, Arm("original", "original", 0.0))), now=world.now())
     assert routed_models(routes, now=world.now()) == {row["served_name"]}
     # The provider refuses the stop: the route must be gone all the same.
-    world.emulator.fault(400, "PATCH /v2/projects/*/endpoints/*/deployments/*", times=2)  # it is asked twice
+    world.emulator.fault(400, "PATCH /v2/projects/*/endpoints/*/deployments/*", times=1000)  # whatever form it has
     with pytest.raises(ProviderRefused):
         undeploy(world, row["id"], routes_path=routes)
+    world.emulator.clear_faults()
     assert routed_models(routes, now=world.now()) == frozenset()
     assert undeploy(world, row["id"], routes_path=routes)["state"] == "deleted"
 

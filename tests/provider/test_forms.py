@@ -10,10 +10,19 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+import together
 
 from provider.completions import complete_many
 from provider.deployments import begin_shutdown, deploy_model, sync_deployment, undeploy_model
-from provider.errors import DeploymentFailed, NoCapacity, NotReady, NotServable, ProviderRefused, ProviderUnavailable
+from provider.errors import (
+    DeploymentFailed,
+    KeyRefused,
+    NoCapacity,
+    NotReady,
+    NotServable,
+    ProviderRefused,
+    ProviderUnavailable,
+)
 from provider.guard import GuardReport, guard_costs
 from provider.reconcile import reconcile_provider
 from provider.routes import publish_route, routed_models
@@ -37,6 +46,7 @@ FORMS = [
     {"profiles": "several"},
     {"profiles": "several", "profile_config": "omitted", "gpu_type": "vendor"},
     {"thinking": "by_default", "failed": "stops"},
+    {"etag": "required"},
 ]
 
 
@@ -341,12 +351,71 @@ def test_replicas_are_stopped_whatever_else_is_not_answered(world: World, match:
 def test_one_deployment_that_cannot_be_stopped_leaves_its_double_stopped(world: World) -> None:
     row = world.deploy()
     double = world.double(row)
-    world.emulator.fault(400, f"PATCH */deployments/{row['remote_id']}", times=2)
+    world.emulator.fault(400, f"PATCH */deployments/{row['remote_id']}", times=100)  # in every form that it is asked in
     with pytest.raises(Exception, match="400"):
         undeploy(world, row)
+    world.emulator.clear_faults()
     found = world.observer.endpoints.deployments.retrieve(double.id, endpoint_id=row["endpoint_id"])
     assert found.autoscaling.max_replicas == 0
     assert undeploy(world, row)["state"] == "deleted"
+
+
+def hide(world: World, row: dict[str, Any]) -> None:
+    """The list of what is under its endpoint is behind: it does not have the deployment."""
+    empty = '{"data": [], "object": "list", "next_cursor": null}'
+    world.emulator.fault(
+        "body", f"GET */endpoints/{row['endpoint_id']}/deployments", 1000, body=empty, content_type="application/json"
+    )
+
+
+@pytest.mark.parametrize(
+    "match", ["GET */models/*", "GET */configs*", "GET /v2/supported-models", "GET */models/limits"]
+)
+def test_a_revoked_key_is_not_taken_for_a_model_that_cannot_be_served(world: World, match: str) -> None:
+    model_id = world.model()
+    world.emulator.fault(401, match, times=100)
+    with pytest.raises(KeyRefused, match="TOGETHER_API_KEY"):
+        resolve_tier(world.client, "small") if "limits" in match else world.deploy(model_id)
+
+
+def test_what_a_list_leaves_out_is_stopped_waited_for_and_charged_once(world: World) -> None:
+    row = world.deploy()
+    hide(world, row)
+    assert undeploy(world, row)["state"] == "deleted"
+    with pytest.raises(together.NotFoundError):
+        remote(world, row)
+    billed = world.emulator.bill({row["remote_id"]})
+    assert billed <= world.ledger.spent() <= billed + 2 * Decimal("5.49") / 60
+
+
+def test_what_a_list_leaves_out_and_cannot_be_stopped_is_never_held_for_stopped(world: World) -> None:
+    row = world.deploy()
+    hide(world, row)
+    world.emulator.fault(500, f"PATCH */deployments/{row['remote_id']}", times=1000)
+    with pytest.raises(ProviderUnavailable):
+        undeploy(world, row, timeout=timedelta(0))
+    row = world.ledger.get("deployments", row["id"])
+    assert row["state"] == "stopping"
+    assert world.ledger.reservation(row["reservation_id"]).state == "open"
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_version_that_changes_under_a_stop_keeps_no_replica_running(world: World, times: int) -> None:
+    row = world.deploy()
+    world.emulator.fault(409, f"PATCH */deployments/{row['remote_id']}", times, should_retry=False)
+    assert undeploy(world, row)["state"] == "deleted"
+
+
+def test_a_deployment_that_reads_do_not_show_yet_is_not_given_up(world: World) -> None:
+    world.emulator.fault(404, "GET */endpoints/*/deployments/*", times=3)
+    assert world.deploy()["state"] == "ready"
+
+
+def test_a_model_of_which_only_an_adapter_would_come_is_not_trained(world: World) -> None:
+    world.emulator.forms(lora_output="adapter")
+    with pytest.raises(NotServable, match="merge_output_lora"):
+        resolve_tier(world.client, "small")
+    assert resolve_tier(world.client, "small", lora=False).hourly_usd
 
 
 def test_a_route_that_cannot_be_withdrawn_keeps_no_replica_running(world: World) -> None:

@@ -59,6 +59,24 @@ def test_four_refusals_of_25_seconds_are_waited_for(world: World, status: int) -
     assert sum("the provider asks to wait 25 s" in message for message in said) == 4
 
 
+@pytest.mark.parametrize("match", ["POST /v1/fine-tunes/estimate-price", "GET /v2/supported-models"])
+def test_what_comes_before_a_fine_tune_waits_as_long_as_it_is_asked(world: World, match: str) -> None:
+    dataset = world.upload()
+    world.emulator.fault(429, match, times=5, retry_after=25, should_retry=False)
+    said: list[str] = []
+    job = submit_fine_tune(
+        world.client,
+        world.ledger,
+        dataset["id"],
+        tier="small",
+        progress=lambda _, words: said.append(words),
+        now=world.now,
+        wait=world.wait,
+    )
+    assert job["state"] == "submitted"
+    assert sum("asks to wait 25 s" in words for words in said) == 5
+
+
 @pytest.mark.parametrize("match", [ENDPOINT, DEPLOYMENT])
 def test_a_deployment_waits_as_long_as_it_is_asked(world: World, match: str) -> None:
     model_id, wait = world.model(), Waits(world)

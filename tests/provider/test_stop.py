@@ -50,6 +50,35 @@ def test_a_dead_ledger_does_not_keep_it_from_stopping(world: World) -> None:
     assert report.notes, "it says that the ledger is dead"
 
 
+def test_what_a_list_leaves_out_is_stopped_and_until_then_never_called_clear(world: World) -> None:
+    row = world.deploy()
+    empty = {"body": '{"data": [], "object": "list", "next_cursor": null}', "content_type": "application/json"}
+    world.emulator.fault("body", f"GET */endpoints/{row['endpoint_id']}/deployments", 1000, **empty)
+    assert not stop_everything(world.client, world.data, dry_run=True).is_clear
+    assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
+    remote = world.observer.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
+    assert remote.autoscaling.max_replicas == 0
+
+
+def test_a_fine_tune_that_the_list_leaves_out_is_cancelled(world: World) -> None:
+    world.emulator.fault("training_slow", seconds=20)
+    job = submit_fine_tune(
+        world.client, world.ledger, world.upload()["id"], tier="small", now=world.now, wait=world.wait
+    )
+    empty = {"body": '{"data": []}', "content_type": "application/json"}
+    world.emulator.fault("body", "GET /v1/fine-tunes", 1000, **empty)
+    assert not stop_everything(world.client, world.data, dry_run=True).is_clear
+    stop_everything(world.client, world.data, wait_seconds=5)
+    world.emulator.clear_faults()
+    assert world.observer.fine_tuning.retrieve(job["remote_id"]).status in ("cancelled", "cancel_requested")
+
+
+def test_a_stop_names_the_version_where_the_provider_wants_it(world: World) -> None:
+    world.deploy()
+    world.emulator.forms(etag="required")
+    assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
+
+
 def test_what_the_provider_does_not_answer_is_unknown_and_never_called_stopped(world: World) -> None:
     world.deploy()
     world.emulator.fault("500", match="GET /v2/projects/*", times=1000)
