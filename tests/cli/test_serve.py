@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli.errors import ServeError
-from cli.serve import only_one
+from cli.serve import environment, only_one
 from tests.cli.serving import COMMAND, processes_of
 
 
@@ -29,3 +29,17 @@ def test_a_file_is_no_data_folder(tmp_path: Path):
     (tmp_path / "data").touch()
     with pytest.raises(ServeError, match=r"data is not a folder.*--data FOLDER"), only_one(tmp_path / "data"):
         pass
+
+
+def test_children_get_absolute_paths_as_a_run_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reasoning.toml").touch()
+    for given, expected in (
+        ("sqlite:///my/ledger.sqlite", f"sqlite:///{tmp_path}/my/ledger.sqlite"),
+        ("sqlite:////srv/ledger.sqlite", "sqlite:////srv/ledger.sqlite"),
+        ("postgresql://me@host/ledger", "postgresql://me@host/ledger"),
+    ):
+        monkeypatch.setenv("REASONING_LEDGER_URL", given)
+        env = environment(tmp_path, provider="local", prefect="http://127.0.0.1:1", emulator=None, scratch=tmp_path)
+        assert env["REASONING_LEDGER_URL"] == expected
+        assert env["REASONING_CONFIG"] == f"{tmp_path}/reasoning.toml"
