@@ -57,7 +57,10 @@ def stop(
         for line in report_lines(report, stop_command(folder, at)):
             print_line(line)
         if report.is_clear:
-            print_line("Nothing of this installation runs at the provider" + (" any more." if report.found else "."))
+            more = " any more" if report.found else ""
+            print_line(f"Nothing of this installation runs at the provider `{at}`{more}.")
+        if at == Provider.LOCAL and provider is None:
+            print_line("Only the local provider was asked; what costs real money: `reasoning stop --provider together`")
     if not report.is_clear and not (dry_run and not report.errors):
         raise typer.Exit(1)
 

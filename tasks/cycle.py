@@ -91,7 +91,7 @@ def training_step(
     """
     sent = {**PARAMETERS, **(parameters or {})}
     rows = ledger.find("datasets", dataset=dataset_name)
-    known = [] if again else known_jobs(ledger, [row["id"] for row in rows], base, sent)
+    known = [] if again else known_jobs(ledger, dataset_name, base, sent)
     if known:
         state = known[-1]["state"]
         return Step("training", Decimal(0), Decimal(0), f"job {known[-1]['id']} is {state}: paid, or reserved, already")
@@ -102,12 +102,12 @@ def training_step(
 
 
 def known_jobs(
-    ledger: Ledger, dataset_ids: Sequence[str], base: BaseModel, parameters: dict[str, Any]
+    ledger: Ledger, dataset_name: str, base: BaseModel, parameters: dict[str, Any] = PARAMETERS
 ) -> list[dict[str, Any]]:
     """Jobs that `submit_fine_tune` would return instead of paying for another."""
     return ledger.find(
         "fine_tune_jobs",
-        dataset_id=list(dataset_ids),
+        dataset_id=[row["id"] for row in ledger.find("datasets", dataset=dataset_name)],
         base_model=base.name,
         parameters=json.dumps(parameters, sort_keys=True),
         state=(*ACTIVE_STATES, "completed"),

@@ -29,7 +29,7 @@ from reasoning.routes import Route
 from storage.files import make_folder, write_atomic
 from storage.layout import Layout
 from storage.money import format_usd
-from tasks.cycle import CyclePlan, Step, holding, look_ahead, make_plan, serving_steps, training_step
+from tasks.cycle import CyclePlan, Step, holding, known_jobs, look_ahead, make_plan, serving_steps, training_step
 from tasks.errors import FlowError, NotWorthIt
 from tasks.evaluation import evaluate_model
 from tasks.evaluation_files import read_verdict
@@ -192,9 +192,11 @@ def plan_turn(
     with at_work(data) as (client, ledger):
         base = resolve_tier(client, tier or kind.tier)
         model_id = turn.model_id if turn is not None and under_way else None
+        name = None if folder is None else read_manifest(folder).dataset_id
+        if name is not None and model_id is None and (jobs := known_jobs(ledger, name, base)):
+            model_id = jobs[-1]["model_id"]  # it may run already, and then it costs nothing more
         steps = serving_steps(ledger, kind.name, base, model_id=model_id)
-        if folder is not None:
-            name = read_manifest(folder).dataset_id
+        if folder is not None and name is not None:
             steps.insert(0, training_step(client, ledger, name, base, None, again=False))
             refusals, notes = look_ahead(data, folder, ledger, kind.name, steps, now=clock())
             blocked += [f"{each} (--anyway)" for each in refusals if not policy.anyway]

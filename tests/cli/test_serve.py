@@ -11,7 +11,7 @@ import pytest
 
 from cli import serve
 from cli.errors import ServeError
-from cli.serve import check_served, only_one, served
+from cli.serve import check_served, environment, only_one, served
 from cli.stopping import last_provider
 from reasoning import hosts
 from storage import locks, volumes
@@ -98,3 +98,17 @@ class TestHostsThatShareAFolder:
         assert last_provider(tmp_path) == "together"  # what `reasoning stop` goes by when it has ended
         with only_one(tmp_path):
             pass
+
+
+def test_children_get_absolute_paths_as_a_run_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reasoning.toml").touch()
+    for given, expected in (
+        ("sqlite:///my/ledger.sqlite", f"sqlite:///{tmp_path}/my/ledger.sqlite"),
+        ("sqlite:////srv/ledger.sqlite", "sqlite:////srv/ledger.sqlite"),
+        ("postgresql://me@host/ledger", "postgresql://me@host/ledger"),
+    ):
+        monkeypatch.setenv("REASONING_LEDGER_URL", given)
+        env = environment(tmp_path, provider="local", prefect="http://127.0.0.1:1", emulator=None, scratch=tmp_path)
+        assert env["REASONING_LEDGER_URL"] == expected
+        assert env["REASONING_CONFIG"] == f"{tmp_path}/reasoning.toml"

@@ -14,6 +14,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,14 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as open_websocket
 
+import storage
 from cli.serve import PASSWORD, environment, served
 from provider.client import connect
+from storage.land import land_decisions
 from storage.ledger import open_ledger
 from tests.cli.serving import get, post, processes_of, run, run_as_scheduled, serving
 from tests.provider.world import run_emulator
+from tests.storage.logs import make_decision, write_segment
 
 pytestmark = pytest.mark.timeout(300)
 EVIL = "https://evil.example"
@@ -49,6 +53,10 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(f"raise SystemExit('the module {name} of the current folder')")
     (folder / "reasoning.py").write_text("raise SystemExit('the module reasoning of the current folder')")
+    # Settings of another Prefect, which looks for them where it is started, and ours, which hold in every run.
+    (folder / ".env").write_text("PREFECT_SERVER_API_BASE_PATH=/elsewhere\nPREFECT_API_KEY=pnu_of_the_user\n")
+    (folder / "reasoning.toml").write_text("[retention]\ndecisions = 3\n")
+    write_segment(data, [make_decision(datetime.now(UTC))])
     with run_emulator(root / "emulator") as url:
         env = {
             "REASONING_PROVIDER": "together",
@@ -169,6 +177,18 @@ def test_a_command_in_a_deployment_is_not_run_and_the_schedule_is(victim: Victim
     subprocess.run(command, env=dict(env), cwd=victim.folder, check=True, capture_output=True, timeout=120)
     done = run(f"{victim.prefect}/api", land, {"if_busy": "wait"})
     assert done["state"]["type"] == "COMPLETED", done["state"]
+
+
+def test_settings_of_the_folder_hold_in_a_served_run(victim: Victim) -> None:
+    """A run has a folder of its own, in which there is no `reasoning.toml`: its retention did not hold."""
+    land_decisions(victim.data)
+    deployments = post(f"{victim.prefect}/api/deployments/filter", {})
+    expire = next(each["id"] for each in deployments if each["name"] == "expire_decisions")
+    later = datetime.now(UTC) + timedelta(days=5)
+    assert storage.sql(victim.data, "SELECT count(*) FROM decisions").rows == [(1,)]
+    done = run(f"{victim.prefect}/api", expire, {"if_busy": "wait", "now": later.isoformat()})
+    assert done["state"]["type"] == "COMPLETED", done["state"]
+    assert storage.sql(victim.data, "SELECT count(*) FROM decisions").rows == [(0,)]
 
 
 def test_commands_of_the_user_use_the_served_prefect_with_its_password(victim: Victim) -> None:

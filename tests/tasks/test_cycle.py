@@ -17,9 +17,10 @@ from storage.layout import Layout
 from storage.ledger import HOLD_TTL, open_ledger
 from tasks.errors import NotWorthIt
 from tasks.models import export, fine_tune
-from tasks.turn import plan_turn, turn_flywheel
+from tasks.turn import TurnPolicy, plan_turn, turn_flywheel
 from tests.cli.test_commands import reasoning
 from tests.tasks.rooms import NOON, write_log
+from tests.tasks.test_selection import add_deployment
 
 TYPE = "should_respond"
 
@@ -168,6 +169,13 @@ def test_a_dataset_that_proves_nothing_is_said_at_export_and_not_trained_on(tmp_
     with open_ledger(data) as ledger:
         assert ledger.charges() == [] and ledger.held(TYPE) == (Decimal(0), Decimal(0))
         assert ledger.find("datasets") == []
-    assert fine_tune(data, export(data, TYPE).path, anyway=True)["state"] == "completed"
+    job = fine_tune(data, export(data, TYPE).path, anyway=True)
+    assert job["state"] == "completed"
     with open_ledger(data) as ledger:
         assert ledger.held(TYPE) == (Decimal(0), Decimal(0))
+        ledger.transition("models", job["model_id"], "promoted")
+    # The next plan of the same dataset is of this model, not of another one beside it.
+    add_deployment(data, job["model_id"], "provisioning", "ready")
+    plan = plan_turn(data, TYPE, policy=TurnPolicy(anyway=True), force=True)
+    assert [step.step for step in plan.steps] == ["training", "candidate", "evaluation"]
+    assert (plan.steps[0].amount_usd, plan.hourly_usd) == (0, 0) and plan.steps[1].what.endswith("runs already")
