@@ -208,7 +208,7 @@ def _whole_message(error: object) -> str:
             return str(inner["message"])
         if isinstance(inner, str):
             return inner
-    elif body is None and (told := _told_by(getattr(error, "response", None))):
+    elif told := _told_by(getattr(error, "response", None)):
         return told
     return str(getattr(error, "message", error))
 

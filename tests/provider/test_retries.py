@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from provider.client import connect
 from provider.completions import complete_many
 from provider.deployments import deploy_model, undeploy_model
-from provider.errors import CreationInDoubt, ProviderError, ProviderUnavailable, UnexpectedAnswer
+from provider.errors import CreationInDoubt, ProviderError, ProviderRefused, ProviderUnavailable, UnexpectedAnswer
 from provider.files import upload_dataset
 from provider.fine_tunes import follow_fine_tune, submit_fine_tune
 from provider.reconcile import reconcile_provider
@@ -92,6 +92,13 @@ def test_an_upload_waits_as_long_as_it_is_asked(world: World) -> None:
     world.emulator.fault(429, "POST /v1/files", times=5, retry_after=25, should_retry=False)
     assert upload_dataset(world.client, world.ledger, folder, now=world.now, wait=wait)["state"] == "ready"
     assert [seconds for seconds in wait.seconds if seconds == 25] == [25.0] * 5
+
+
+@pytest.mark.parametrize("status", [402, 413, 422])
+def test_an_upload_that_is_refused_tells_the_provider_s_words_alone(world: World, status: int) -> None:
+    world.emulator.fault(status, "POST /v1/files", message="too much of it")
+    with pytest.raises(ProviderRefused, match=rf"answered {status}: too much of it$"):
+        world.upload()
 
 
 def test_a_wait_without_end_is_given_up_with_what_to_do(world: World) -> None:

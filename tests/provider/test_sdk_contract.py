@@ -30,6 +30,7 @@ PATHS: dict[tuple[str, str], tuple[set[str], set[str]]] = {
     ("GET", "supported-models"): (set(), set()),
     ("GET", "inference-instance-types"): (set(), set()),
     ("GET", "models"): (set(), set()),
+    ("GET", "limits"): ({"model_name"}, set()),
     ("GET", "configs"): ({"referenceModelId"}, set()),
     ("GET", "endpoints"): ({"filter"}, set()),
     ("POST", "endpoints"): (set(), {"name"}),
