@@ -17,9 +17,11 @@ import brotli
 import orjson
 import pytest
 
-from gateway.bodies import MAX_PARSED_VALUES, MAX_VALUES, count_values
+from gateway.bodies import MAX_VALUES
 from gateway.budget import Budget
 from gateway.errors import RequestRefused
+from reasoning.bounded import MAX_VALUES as MAX_PARSED_VALUES
+from reasoning.bounded import count_values
 from tests.gateway.conftest import TOKEN, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, Scripted, json
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from gateway.asked import Asked
 from gateway.errors import ModelAnswerError
-from gateway.sse import EventDecoder
 from gateway.translate_stream import ChatStream, error_event
+from reasoning.errors import OversizedEvent
+from reasoning.sse import EventDecoder
 from tests.gateway.legal import read_legal_stream
 from tests.gateway.scripted import DONE, USAGE, chat_chunk, chat_stream
 
@@ -340,14 +341,29 @@ def test_decoder_does_not_care_for_cuts_and_line_ends(lines: list[str], seed: in
     body = "".join(line + end for line, end in zip(lines, ends, strict=True)).encode()
     plain = EventDecoder()
     # A CR before a line end of LF alone would be read as one CRLF: say it the plain way.
-    expected = plain.feed(body) + plain.finish()
+    expected = plain.feed(body)
     cut = EventDecoder()
-    got = [event for byte in body for event in cut.feed(bytes([byte]))] + cut.finish()
+    got = [event for byte in body for event in cut.feed(bytes([byte]))]
     assert got == expected
 
 
 def test_event_without_an_end_does_not_fill_memory() -> None:
     decoder = EventDecoder(max_bytes=1000)
-    with pytest.raises(ModelAnswerError, match="malformed_stream"):
+    with pytest.raises(OversizedEvent, match="1000 bytes"):
         for _ in range(100):
             decoder.feed(b"data: " + b"x" * 50 + b"\n")
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_chat_stream_in_every_form_that_the_specification_allows(end: bytes) -> None:
+    body = b"".join(chat_stream("a", "b")).replace(b'"choices":', b'\ndata: "choices":')
+    stream = ChatStream(Asked("m"))
+    out = b"".join(stream.feed(bytes([byte])) for byte in (b"\xef\xbb\xbf" + body).replace(b"\n", end))
+    message, error = read_legal_stream(out + stream.finish())
+    assert error is None and message is not None
+    assert message["content"] == [{"type": "text", "text": "ab"}]
+
+
+def test_an_event_that_is_too_large_is_an_error_of_the_models() -> None:
+    with pytest.raises(ModelAnswerError, match="malformed_stream"):
+        ChatStream(Asked("m")).feed(b"data: [" + b"[]," * (1 << 20) + b"0]\n\n")
