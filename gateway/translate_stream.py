@@ -76,7 +76,7 @@ class ChatStream:
         self._raw_usage: Any = None
         self._queue: deque[_Block] = deque()  # the blocks that are not closed yet
         self._calls: list[_Block] = []  # every tool call of the answer
-        self._blank = ""  # white space that may turn out to be all there is
+        self._blanks: list[str] = []  # white space that may turn out to be all there is
         self._index = 0
         self._unsent = False  # was there text since the last `_advance`
         self._out: list[bytes] = []
@@ -161,11 +161,11 @@ class ChatStream:
     def _text(self, text: str) -> None:
         tail = self._queue[-1] if self._queue else None
         if tail is None or tail.key is not None:
-            text = self._blank + text
+            self._blanks.append(text)
             if not text.strip():
-                self._blank = text  # Anthropic refuses a text of white space when the client sends it back
-                return
-            self._blank = ""
+                return  # Anthropic refuses a text of white space when the client sends it back
+            text = "".join(self._blanks)
+            self._blanks.clear()
             tail = _Block()
             self._queue.append(tail)
         tail.text.append(text)
@@ -200,7 +200,7 @@ class ChatStream:
     def _find(self, key: int, upstream_id: Any, name: Any) -> _Block:
         """The block of a tool call. A new id together with a name is a new call, even at an index that was used; so is
         another name, once the arguments of the one before are whole."""
-        self._blank = ""
+        self._blanks.clear()
         for block in reversed(self._calls):
             if block.key == key:
                 if upstream_id and name and block.upstream_id and upstream_id != block.upstream_id:

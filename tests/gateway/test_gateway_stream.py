@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -367,3 +369,21 @@ def test_a_chat_stream_in_every_form_that_the_specification_allows(end: bytes) -
 def test_an_event_that_is_too_large_is_an_error_of_the_models() -> None:
     with pytest.raises(ModelAnswerError, match="malformed_stream"):
         ChatStream(Asked("m")).feed(b"data: [" + b"[]," * (1 << 20) + b"0]\n\n")
+
+
+@pytest.mark.parametrize("begin", ["", "text <think> ", "```py\n", "```py\n<tool_call>", "``` a"])
+@pytest.mark.parametrize("unit", [" ", "\n", "<think>", "</think>", "<response>", "a ", "`", "<tool_call"])
+def test_small_pieces_of_a_long_answer_take_linear_time(begin: str, unit: str) -> None:
+    # 56 KB in pieces of 4 characters held the gateway's loop for 12 seconds.
+    def seconds(size: int) -> float:
+        text = begin + unit * (size // len(unit))
+        stream = ChatStream(Asked("m", (), True))
+        events = [chat_chunk(content=text[at : at + 8]) for at in range(0, len(text), 8)]
+        started = time.process_time()
+        with suppress(ModelAnswerError):
+            for event in events:
+                stream.feed(event)
+        return time.process_time() - started
+
+    took = seconds(48_000)
+    assert took < 0.4 or took < 18 * seconds(8_000)  # 6 times as much; 36 times where it grows with the square
