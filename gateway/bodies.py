@@ -3,7 +3,7 @@
 What is passed on is the body as it came; this is a copy to look at. What is not small is decompressed in a thread, two
 at a time. Parsing holds the interpreter, in a thread as well, so what it may cost is bounded before it begins: by bytes
 and by the number of JSON values, which is estimated from above by counting the characters that separate values. A
-request above `MAX_PARSED_BYTES` or `MAX_PARSED_VALUES` passes on unread. One above `MAX_VALUES` is refused: text that
+request above `MAX_BYTES` or `MAX_PARSED_VALUES` passes on unread. One above `MAX_VALUES` is refused: text that
 fills a model's context holds fewer such characters. One large body is parsed at a time; others get their turn between.
 """
 
@@ -23,6 +23,8 @@ import orjson
 from gateway.budget import FREE_BYTES
 from gateway.errors import RequestRefused
 from gateway.exchange import MAX_BODY_BYTES, Exchange
+from reasoning.bounded import MAX_BYTES, count_values
+from reasoning.bounded import MAX_VALUES as MAX_PARSED_VALUES
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -31,8 +33,6 @@ else:
 
 INLINE_BYTES = 256 << 10
 """So much is decompressed in the event loop: about 1 ms."""
-MAX_PARSED_BYTES = 8 << 20
-MAX_PARSED_VALUES = 200_000
 MAX_VALUES = 2_000_000
 MAX_DEPTH = 200
 """What is nested deeper cannot be written again (orjson's own limit is 254), and passes on unread."""
@@ -67,7 +67,7 @@ async def read_request(exchange: Exchange, body: bytes) -> tuple[dict[str, Any],
         raise RequestRefused(
             413, "request_too_large", f"the request holds more JSON values than any model takes ({MAX_VALUES:,})"
         )
-    if len(plain) > MAX_PARSED_BYTES or values > MAX_PARSED_VALUES:
+    if len(plain) > MAX_BYTES or values > MAX_PARSED_VALUES:
         exchange.reason = "too_large_to_read"
         return None
     if len(plain) <= FREE_BYTES:
@@ -86,11 +86,6 @@ async def read_request(exchange: Exchange, body: bytes) -> tuple[dict[str, Any],
     if request is None:
         return None
     return request, plain
-
-
-def count_values(plain: bytes, start: int = 0, end: int | None = None) -> int:
-    """An upper bound of the JSON values in a body: what separates values inside of its texts counts as well."""
-    return sum(plain.count(mark, start, end) for mark in (b",", b"[", b"{", b":"))
 
 
 async def _count_in_turns(plain: bytes) -> int:

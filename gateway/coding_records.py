@@ -80,7 +80,8 @@ async def record_custom(state: State, request: CodingRequest, attempt: Attempt, 
         row.input_tokens, row.output_tokens = attempt.input_tokens, attempt.output_tokens
         return [row]
 
-    await state.recorder.record(make, request.size)
+    answer = sum(len(block.get("text", "")) for block in attempt.content)
+    await state.recorder.record(make, request.size + answer, answer=answer)
 
 
 async def record_original(
@@ -116,7 +117,7 @@ async def record_original(
         state.metrics.upstream_spend.inc(row.cost_usd or 0.0)
         return [row]
 
-    await state.recorder.record(make, copy.size + request.size)
+    await state.recorder.record(make, copy.size + request.size, answer=copy.size)
 
 
 def _row(

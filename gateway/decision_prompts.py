@@ -9,17 +9,16 @@ import orjson
 from gateway.answer_forms import answer_body
 from gateway.decisions import count_answer
 from gateway.episodes import told_episode, told_room, told_user
-from gateway.errors import ModelAnswerError
+from gateway.errors import ModelAnswerError, UpstreamError
 from gateway.exchange import Exchange
 from gateway.prompts import STAGE_ONE_TOOL, DecisionPrompt, read_decision, recognise, write_answer
 from gateway.read_answers import Form, Said, read_answer
 from gateway.security import Headers, forwarded_headers, returned_headers
 from gateway.state import State
 from gateway.upstream import Pool, ask
+from reasoning.bounded import MAX_BYTES
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import InvalidContext, UnparseableAnswer
-
-MAX_ANSWER_BYTES = 8 << 20
 
 
 class _Upstream:
@@ -73,8 +72,8 @@ class _Upstream:
             parts, size = [], 0
             while chunk := await response.content.readany():
                 size += len(chunk)
-                if size > MAX_ANSWER_BYTES:
-                    raise ModelAnswerError("too_large")
+                if size > MAX_BYTES:  # not asked again: it would cost the same once more
+                    raise UpstreamError(f"{self._pool.name} answered a decision with more than {MAX_BYTES} bytes")
                 parts.append(chunk)
         finally:
             upstream.active -= 1

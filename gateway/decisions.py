@@ -8,16 +8,16 @@ from uuid import UUID
 
 import orjson
 
-from gateway.bodies import MAX_PARSED_VALUES, count_values, decode_body
+from gateway.bodies import decode_body
 from gateway.errors import BadRequest, RequestRefused
 from gateway.exchange import Exchange
 from gateway.settings import Key
 from gateway.state import State
+from reasoning.bounded import MAX_BYTES, TooLarge, load_bounded
 from reasoning.core import Answer
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import InvalidContext, ReasoningError, RecordError, UnknownDecisionType, UnparseableAnswer
 
-MAX_OBJECT_BYTES = 8 << 20
 # What the caller did wrong. Any other of our errors is ours.
 CALLER_ERRORS = (InvalidContext, RecordError, UnparseableAnswer)
 
@@ -123,14 +123,13 @@ def _refuse_foreign(state: State, key: Key, decision_id: str | None) -> None:
 
 async def read_object(exchange: Exchange) -> dict[str, Any]:
     """Raises `BadRequest`."""
-    body = await decode_body(exchange, await exchange.read(MAX_OBJECT_BYTES))
+    body = await decode_body(exchange, await exchange.read(MAX_BYTES))
     if body is None:
         raise BadRequest("the body cannot be decompressed: gzip, deflate, br and zstd are known")
-    if len(body) > MAX_OBJECT_BYTES or count_values(body) > MAX_PARSED_VALUES:
-        limits = f"{MAX_OBJECT_BYTES >> 20} MB, {MAX_PARSED_VALUES:,} values"
-        raise RequestRefused(413, "request_too_large", f"the body is too large; limits: {limits}")
     try:
-        value = orjson.loads(body)
+        value = load_bounded(body)
+    except TooLarge as error:
+        raise RequestRefused(413, "request_too_large", f"the body is too large: {error}") from None
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -13,7 +13,9 @@ import orjson
 
 from gateway.errors import ModelAnswerError
 from gateway.prices import Price
-from gateway.sse import Event, EventDecoder
+from reasoning.bounded import TooLarge, load_bounded
+from reasoning.errors import OversizedEvent
+from reasoning.sse import Event, EventDecoder
 from reasoning.turns import format_call
 
 Form = Literal["anthropic", "chat", "responses"]
@@ -66,10 +68,10 @@ def read_answer(form: Form, body: bytes, content_type: str) -> Said:
     """Raises `ModelAnswerError` when it is not a whole answer of that form."""
     try:
         if "text/event-stream" in content_type:
-            decoder = EventDecoder()
-            events = decoder.feed(body) + decoder.finish()
-            return _STREAMED[form](events)
-        return _WHOLE[form](orjson.loads(body))
+            return _STREAMED[form](EventDecoder().feed(body))
+        return _WHOLE[form](load_bounded(body))
+    except (TooLarge, OversizedEvent) as error:
+        raise ModelAnswerError("too_large", str(error)) from None
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ModelAnswerError("malformed", type(error).__name__) from None
 
@@ -78,7 +80,7 @@ def read_cut(body: bytes, content_type: str) -> Said:
     """What there is of an answer of Anthropic's that has no end, or none that can be read. Never raises."""
     said = Said()
     if "text/event-stream" in content_type:
-        with suppress(ModelAnswerError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        with suppress(ModelAnswerError, OversizedEvent, ValueError, KeyError, TypeError, AttributeError):
             _read_events(EventDecoder().feed(body), said)
     said.stop = None  # whatever it said of its end
     return said
@@ -117,7 +119,7 @@ def _read_each(events: list[Event], said: Said, texts: list[str]) -> bool:
     calls: dict[int, dict[str, Any]] = {}
     stopped = False
     for event in events:
-        data = orjson.loads(event.data)
+        data = load_bounded(event.data)
         match data.get("type"):
             case "message_start":
                 _anthropic_usage(said, data["message"].get("usage"))
@@ -137,9 +139,9 @@ def _read_each(events: list[Event], said: Said, texts: list[str]) -> bool:
             case "content_block_stop":
                 if data["index"] in calls and (text := "".join(arguments.get(data["index"], []))):
                     try:
-                        calls[data["index"]]["arguments"] = orjson.loads(text)
-                    except orjson.JSONDecodeError:
-                        calls[data["index"]]["arguments"] = text  # cut by max_tokens
+                        calls[data["index"]]["arguments"] = load_bounded(text.encode())
+                    except ValueError:
+                        calls[data["index"]]["arguments"] = text  # cut by max_tokens, or too large to be read
             case "message_delta":
                 _anthropic_usage(said, data.get("usage"))
                 said.stop = (data.get("delta") or {}).get("stop_reason")
@@ -178,7 +180,7 @@ def _chat_events(events: list[Event]) -> Said:
     for event in events:
         if event.data.strip() == b"[DONE]":
             break
-        chunk = orjson.loads(event.data)
+        chunk = load_bounded(event.data)
         if chunk.get("error"):
             raise ModelAnswerError("error_in_stream")
         _chat_usage(said, chunk.get("usage"))
@@ -214,7 +216,7 @@ def _responses(response: Any) -> Said:
 
 def _responses_events(events: list[Event]) -> Said:
     for event in events:
-        data = orjson.loads(event.data) if event.data.strip() != b"[DONE]" else {}
+        data = load_bounded(event.data) if event.data.strip() != b"[DONE]" else {}
         if data.get("type") == "response.completed":
             return _responses(data["response"])
     raise ModelAnswerError("unfinished")

@@ -26,6 +26,8 @@ _log = logging.getLogger("gateway")
 
 SMALL_BYTES = 256 << 10
 """Up to this size of a request and its answer the record is made in the event loop, in some 0.1 ms; else beside it."""
+SMALL_ANSWER = 16 << 10
+"""The same for the answer alone, in which markup is looked for: 56 KB of the worst take 100 ms."""
 LOOK_S = 0.125
 """How long the thread may take for what it has taken, before nobody waits for it any more."""
 
@@ -57,11 +59,12 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="gateway-recorder", daemon=True)
         self._thread.start()
 
-    async def record(self, make: Make, size: int) -> None:
+    async def record(self, make: Make, size: int, *, answer: int) -> None:
         """Have `make` called and its records written, and return when they are, or when the disk takes too long.
 
-        Never raises for a record's sake."""
-        if size <= SMALL_BYTES:
+        `size` is about how many bytes `make` holds, `answer` how many of them are an answer's. Never raises for a
+        record's sake."""
+        if size <= SMALL_BYTES and answer <= SMALL_ANSWER:
             made = self._make(make)
             await self.submit(lambda: made, size)
         else:

@@ -23,6 +23,7 @@ _THOUGHT_MARKS = (
     *("[/think]", "◁think▷", "◁/think▷", "<|start_thinking|>", "<|end_thinking|>", "<|inner_prefix|>"),
     *("<|inner_suffix|>", "<|think|>", "<unused94>", "<unused95>", "<|channel", "<channel|>"),
 )
+_HELD = 1000
 _LONGEST_MARK = 200  # of a mark with its attributes
 _MARKS = tuple({mark[:n] for mark in (*CALL_MARKS, *_THOUGHT_MARKS) for n in range(1, len(mark) + 1)})
 _BEGINNINGS = frozenset(_MARKS)
@@ -39,12 +40,17 @@ class ThinkingFilter:
 
     def __init__(self) -> None:
         self._held = ""
+        self._blanks: list[str] = []  # what follows `_held` as long as all of it is blank
         self._state = "start"  # start -> inside -> after -> text
 
     def feed(self, text: str) -> str:
         if self._state == "text" or not text:
             return text
-        self._held += text
+        self._blanks.append(text)
+        if self._state != "inside" and not self._held and not text.strip():
+            return ""  # looked at once, however many come
+        self._held += "".join(self._blanks)
+        self._blanks.clear()
         while True:
             if self._state in ("start", "after"):
                 start = self._held.lstrip()
@@ -53,7 +59,10 @@ class ThinkingFilter:
                     self._state = "inside" if mark.lastgroup == "open" else "after"
                     self._held = start[mark.end() :]
                     continue
-                if not start or (len(start) < _LONGEST_MARK and _may_become_thought(start)):
+                if not start:
+                    self._blanks, self._held = [self._held], ""
+                    return ""
+                if len(start) < _LONGEST_MARK and _may_become_thought(start):
                     return ""
                 if self._state == "after":
                     self._held = self._held.lstrip("\n")
@@ -72,7 +81,8 @@ class ThinkingFilter:
 
     def _pass(self) -> str:
         self._state = "text"
-        text, self._held = self._held, ""
+        text, self._held = self._held + "".join(self._blanks), ""
+        self._blanks.clear()
         return text
 
 
@@ -92,7 +102,9 @@ class CallFilter:
     """
 
     def __init__(self) -> None:
-        self._rest = ""  # not looked at yet, or not to its end
+        self._rest = ""  # not looked at to its end
+        self._waiting: list[str] = []  # what came behind `_rest` and is not looked at yet
+        self._patience = 0  # so many characters without a line's end have to come until `_rest` is looked at again
         self._begins_line = True  # with `_rest`
         self._line = ""  # the end of what was handed on of the line
         self._fence = ""  # the run of the block that is open
@@ -102,15 +114,26 @@ class CallFilter:
 
     def feed(self, text: str) -> list[Piece]:
         """Pieces of text, and calls as a chat stream's `function`."""
-        self._rest += text
+        self._waiting.append(text)
+        self._patience -= len(text)
+        if self._patience > 0 and "\n" not in text:
+            return []
+        self._join()
         found: list[Piece] = []
         while self._rest and self._step(found):
             pass
+        # A long line that is held back is looked at again when it has grown by half: linear in all.
+        self._patience = len(self._rest) // 2 if len(self._rest) > _HELD else 0
         return found
+
+    def _join(self) -> None:
+        self._rest += "".join(self._waiting)
+        self._waiting.clear()
 
     def finish(self) -> list[Piece]:
         if self._call is not None:
             raise ModelAnswerError("tool_arguments", "a <tool_call> without an end")
+        self._join()
         rest = "".join(self._after_mark or []) + self._rest
         self._rest, self._after_mark = "", None
         if self._fence and self._fences_after_mark:

@@ -17,6 +17,7 @@ import orjson
 
 from gateway.asked import Asked
 from gateway.errors import ModelAnswerError, Untranslatable
+from reasoning.bounded import load_bounded
 from reasoning.errors import UnparseableAnswer
 from reasoning.markup import closed_fences
 from reasoning.thoughts import drop_leading_thoughts, drop_thoughts_around
@@ -435,9 +436,9 @@ def parse_arguments(arguments: Any) -> dict[str, Any]:
     """The input of a tool call. Raises `ModelAnswerError` when the model wrote no JSON object."""
     if isinstance(arguments, str):
         try:
-            arguments = orjson.loads(arguments) if arguments.strip() else {}
-        except orjson.JSONDecodeError:
-            raise ModelAnswerError("tool_arguments", "not JSON") from None
+            arguments = load_bounded(arguments.encode()) if arguments.strip() else {}
+        except ValueError:
+            raise ModelAnswerError("tool_arguments", "not JSON, or too much of it") from None
     if arguments is None:
         return {}
     if not isinstance(arguments, dict):

@@ -19,7 +19,7 @@ import orjson
 
 from gateway.asked import Asked
 from gateway.errors import ModelAnswerError
-from gateway.sse import Event, EventDecoder, encode_event
+from gateway.sse import encode_event
 from gateway.text_filters import CallFilter, ThinkingFilter
 from gateway.translate import (
     content_text,
@@ -29,6 +29,9 @@ from gateway.translate import (
     stop_reason_of,
     usage_of,
 )
+from reasoning.bounded import TooLarge, load_bounded
+from reasoning.errors import OversizedEvent
+from reasoning.sse import Event, EventDecoder
 
 # What `encode_event` would make, for the one event that comes a thousand times in an answer.
 _DELTA = (
@@ -48,6 +51,8 @@ class _Block:
     text: list[str] = field(default_factory=list)
     sent: int = 0  # how many pieces of `text` have been sent
     opened: bool = False
+    judged: int = 0  # how many pieces `complete` is about
+    complete: bool = False
 
     @property
     def whole(self) -> str:
@@ -71,24 +76,17 @@ class ChatStream:
         self._raw_usage: Any = None
         self._queue: deque[_Block] = deque()  # the blocks that are not closed yet
         self._calls: list[_Block] = []  # every tool call of the answer
-        self._blank = ""  # white space that may turn out to be all there is
+        self._blanks: list[str] = []  # white space that may turn out to be all there is
         self._index = 0
         self._unsent = False  # was there text since the last `_advance`
         self._out: list[bytes] = []
 
     def feed(self, chunk: bytes) -> bytes:
         """Raises `ModelAnswerError`; what was returned before stays valid."""
-        return self._take(self._decoder.feed(chunk))
-
-    def finish(self) -> bytes:
-        """The end of the model's bytes. Raises `ModelAnswerError` when the answer is not whole."""
-        out = self._take(self._decoder.finish())
-        if not self.finished:
-            self._complete()
-            out += self._drain()
-        return out
-
-    def _take(self, events: list[Event]) -> bytes:
+        try:
+            events = self._decoder.feed(chunk)
+        except OversizedEvent as error:
+            raise ModelAnswerError("malformed_stream", str(error)) from None
         for event in events:
             if self.finished:
                 break  # nothing after [DONE] counts
@@ -96,6 +94,12 @@ class ChatStream:
                 self._complete()
             else:
                 self._chunk(event)
+        return self._drain()
+
+    def finish(self) -> bytes:
+        """The end of the model's bytes. Raises `ModelAnswerError` when the answer is not whole."""
+        if not self.finished:
+            self._complete()
         return self._drain()
 
     def _drain(self) -> bytes:
@@ -109,7 +113,9 @@ class ChatStream:
 
     def _chunk(self, event: Event) -> None:
         try:
-            chunk = orjson.loads(event.data)
+            chunk = load_bounded(event.data)
+        except TooLarge as error:
+            raise ModelAnswerError("malformed_stream", str(error)) from None
         except orjson.JSONDecodeError:
             raise ModelAnswerError("malformed_stream", "an event that is not JSON") from None
         if not isinstance(chunk, dict):
@@ -155,11 +161,11 @@ class ChatStream:
     def _text(self, text: str) -> None:
         tail = self._queue[-1] if self._queue else None
         if tail is None or tail.key is not None:
-            text = self._blank + text
+            self._blanks.append(text)
             if not text.strip():
-                self._blank = text  # Anthropic refuses a text of white space when the client sends it back
-                return
-            self._blank = ""
+                return  # Anthropic refuses a text of white space when the client sends it back
+            text = "".join(self._blanks)
+            self._blanks.clear()
             tail = _Block()
             self._queue.append(tail)
         tail.text.append(text)
@@ -194,7 +200,7 @@ class ChatStream:
     def _find(self, key: int, upstream_id: Any, name: Any) -> _Block:
         """The block of a tool call. A new id together with a name is a new call, even at an index that was used; so is
         another name, once the arguments of the one before are whole."""
-        self._blank = ""
+        self._blanks.clear()
         for block in reversed(self._calls):
             if block.key == key:
                 if upstream_id and name and block.upstream_id and upstream_id != block.upstream_id:
@@ -229,11 +235,13 @@ class ChatStream:
     def _is_whole(block: _Block) -> bool:
         if block.key is None:
             return True
-        try:
-            orjson.loads(block.whole)
-        except orjson.JSONDecodeError:
-            return False
-        return True
+        if block.judged != len(block.text):  # other calls come piece by piece while this one waits
+            block.judged, block.complete = len(block.text), True
+            try:
+                load_bounded(block.whole.encode())
+            except ValueError:
+                block.complete = False
+        return block.complete
 
     def _stream(self, block: _Block) -> None:
         if not self.content:

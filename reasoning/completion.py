@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from reasoning.answers import PLAIN_LABEL
+from reasoning.bounded import load_bounded
 from reasoning.decision_types import AnswerFormat, DecisionType
 from reasoning.errors import CallFailed, UnparseableAnswer
 from reasoning.markup import check_length
@@ -76,7 +77,7 @@ def read_completion(status: int, body: bytes) -> Completion:
     if status != 200:
         raise failed_status(status, body)
     try:
-        raw = orjson.loads(body)
+        raw = load_bounded(body)
         choice = raw["choices"][0]
         text = choice["message"]["content"]
         tokens, logprobs = read_logprobs(choice.get("logprobs"))
@@ -97,10 +98,10 @@ def read_finish_reason(choice: dict[str, Any]) -> str | None:
 def failed_status(status: int, body: bytes) -> CallFailed:
     """The error that an HTTP status means: 402 is `over_budget`, 408 and 504 are `timeout`, else `provider_error`."""
     try:
-        error = orjson.loads(body)
+        error = load_bounded(body)
         error = error.get("error", error)
         message = str(error.get("message", "") if isinstance(error, dict) else error)
-    except (orjson.JSONDecodeError, AttributeError):
+    except (ValueError, AttributeError):
         message = ""
     text = f"HTTP {status} {message}".strip()
     reason: FallbackReason = "over_budget" if status == 402 else "timeout" if status in (408, 504) else "provider_error"

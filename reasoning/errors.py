@@ -10,6 +10,7 @@
     ├── RecordError            a record cannot be written as it is (names the field)
     ├── CallFailed             a model gave no completion (carries the fallback reason)
     ├── StreamInterrupted      a streamed answer broke off after its first chunk
+    ├── OversizedEvent         an event of a stream is larger than one is read
     ├── SegmentError           a segment file cannot be read
     └── RoutesError            routes.json cannot be read
 
@@ -59,6 +60,10 @@ class CallFailed(ReasoningError):
 
 class StreamInterrupted(ReasoningError):
     """A streamed answer broke off, or turned out to be none, after its first chunk was handed out."""
+
+
+class OversizedEvent(ReasoningError):
+    """An event of a stream is larger than one is read."""
 
 
 class SegmentError(ReasoningError):

@@ -7,13 +7,12 @@ from typing import Any
 
 import orjson
 
-from gateway.sse import EventDecoder
+from reasoning.sse import EventDecoder
 
 
 def read_legal_stream(body: bytes) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """(message, error): exactly one of them when the stream was legal. AssertionError when a rule is broken."""
-    decoder = EventDecoder()
-    events = decoder.feed(body) + decoder.finish()
+    events = EventDecoder().feed(body)
     assert body.endswith(b"\n\n"), "an event without an end"
     message: dict[str, Any] | None = None
     open_index: int | None = None

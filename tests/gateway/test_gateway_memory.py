@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
@@ -17,11 +18,24 @@ import brotli
 import orjson
 import pytest
 
-from gateway.bodies import MAX_PARSED_VALUES, MAX_VALUES, count_values
+from gateway.bodies import MAX_VALUES
 from gateway.budget import Budget
 from gateway.errors import RequestRefused
+from reasoning.bounded import MAX_VALUES as MAX_PARSED_VALUES
+from reasoning.bounded import count_values
+from reasoning.routes import Arm, Route, Routes, write_routes
 from tests.gateway.conftest import TOKEN, Start
-from tests.gateway.scripted import ANTHROPIC_MESSAGE, Scripted, json
+from tests.gateway.scripted import (
+    ANTHROPIC_MESSAGE,
+    DONE,
+    Script,
+    Scripted,
+    chat_answer,
+    chat_chunk,
+    json,
+    stream,
+    whole,
+)
 
 MB = 1 << 20
 HEADERS = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
@@ -220,3 +234,46 @@ def test_a_budget_counts_back() -> None:
 def test_long_honest_texts_are_not_taken_for_bombs() -> None:
     code = Path(__file__).read_bytes()
     assert count_values(orjson.dumps(code.decode())) * (4 * MB // len(code)) < MAX_VALUES
+
+
+CODING = {
+    "model": "m",
+    "max_tokens": 9999,
+    "tools": [{"name": name, "input_schema": {"type": "object"}} for name in ("Bash", "Edit", "Read")],
+}
+LISTS = b'{"choices":[' + b"[]," * (2 * MB) + b"0]}"
+THINKS = "text <think> " + "<think>" * 8000
+FENCES = "```\n" * 14_000
+WORST_ANSWERS: dict[str, tuple[Script, Script]] = {  # of the model, and of Anthropic where the model's is none
+    "lists": (whole(200, LISTS), whole(200, LISTS)),
+    "code blocks": (json(chat_answer(FENCES)), json(ANTHROPIC_MESSAGE)),
+    "recorded": (whole(500, b"{}"), json(ANTHROPIC_MESSAGE | {"content": [{"type": "text", "text": FENCES}]})),
+    "thoughts in pieces": (
+        stream(*(chat_chunk(content=THINKS[at : at + 8]) for at in range(0, len(THINKS), 8)), DONE),
+        json(ANTHROPIC_MESSAGE),
+    ),
+}
+
+
+async def test_the_worst_answers_do_not_hold_the_loop(tmp_path: Path) -> None:
+    # 6 MB of lists held it for 2 s, 56 KB of an open thought in pieces of 4 characters for 12 s.
+    async with (
+        Scripted() as upstream,
+        Scripted() as model,
+        gateway(tmp_path, upstream) as (url, _),
+        aiohttp.ClientSession() as http,
+    ):
+        now = datetime.now(UTC)
+        arm = Arm("custom", "custom", weight=1.0, model="ep/coder", base_url=model.url)
+        route = Route((arm,), deadline_ms=20_000.0, experiment="e")
+        routes = Routes(now - timedelta(seconds=1), now + timedelta(hours=1), {"coding": route})
+        write_routes(tmp_path / "routes.json", routes)
+        for name, (model.script, upstream.script) in WORST_ANSWERS.items():
+            question = {"role": "user", "content": f"fix the code: {name}"}
+            body = orjson.dumps(CODING | {"messages": [question], "stream": "pieces" in name})
+            posted = http.post(url + "/v1/messages", data=body, headers=HEADERS)
+            async with Health(url) as health, posted as response:
+                assert response.status == 200
+                await response.read()
+            assert health.longest < 0.1 * _patience(), (name, health.longest)
+            assert model.seen, name

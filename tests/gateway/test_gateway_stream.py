@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 
 from gateway.asked import Asked
 from gateway.errors import ModelAnswerError
-from gateway.sse import EventDecoder
 from gateway.translate_stream import ChatStream, error_event
+from reasoning.errors import OversizedEvent
+from reasoning.sse import EventDecoder
 from tests.gateway.legal import read_legal_stream
 from tests.gateway.scripted import DONE, USAGE, chat_chunk, chat_stream
 
@@ -340,14 +343,47 @@ def test_decoder_does_not_care_for_cuts_and_line_ends(lines: list[str], seed: in
     body = "".join(line + end for line, end in zip(lines, ends, strict=True)).encode()
     plain = EventDecoder()
     # A CR before a line end of LF alone would be read as one CRLF: say it the plain way.
-    expected = plain.feed(body) + plain.finish()
+    expected = plain.feed(body)
     cut = EventDecoder()
-    got = [event for byte in body for event in cut.feed(bytes([byte]))] + cut.finish()
+    got = [event for byte in body for event in cut.feed(bytes([byte]))]
     assert got == expected
 
 
 def test_event_without_an_end_does_not_fill_memory() -> None:
     decoder = EventDecoder(max_bytes=1000)
-    with pytest.raises(ModelAnswerError, match="malformed_stream"):
+    with pytest.raises(OversizedEvent, match="1000 bytes"):
         for _ in range(100):
             decoder.feed(b"data: " + b"x" * 50 + b"\n")
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_chat_stream_in_every_form_that_the_specification_allows(end: bytes) -> None:
+    body = b"".join(chat_stream("a", "b")).replace(b'"choices":', b'\ndata: "choices":')
+    stream = ChatStream(Asked("m"))
+    out = b"".join(stream.feed(bytes([byte])) for byte in (b"\xef\xbb\xbf" + body).replace(b"\n", end))
+    message, error = read_legal_stream(out + stream.finish())
+    assert error is None and message is not None
+    assert message["content"] == [{"type": "text", "text": "ab"}]
+
+
+def test_an_event_that_is_too_large_is_an_error_of_the_models() -> None:
+    with pytest.raises(ModelAnswerError, match="malformed_stream"):
+        ChatStream(Asked("m")).feed(b"data: [" + b"[]," * (1 << 20) + b"0]\n\n")
+
+
+@pytest.mark.parametrize("begin", ["", "text <think> ", "```py\n", "```py\n<tool_call>", "``` a"])
+@pytest.mark.parametrize("unit", [" ", "\n", "<think>", "</think>", "<response>", "a ", "`", "<tool_call"])
+def test_small_pieces_of_a_long_answer_take_linear_time(begin: str, unit: str) -> None:
+    # 56 KB in pieces of 4 characters held the gateway's loop for 12 seconds.
+    def seconds(size: int) -> float:
+        text = begin + unit * (size // len(unit))
+        stream = ChatStream(Asked("m", (), True))
+        events = [chat_chunk(content=text[at : at + 8]) for at in range(0, len(text), 8)]
+        started = time.process_time()
+        with suppress(ModelAnswerError):
+            for event in events:
+                stream.feed(event)
+        return time.process_time() - started
+
+    took = seconds(48_000)
+    assert took < 0.4 or took < 18 * seconds(8_000)  # 6 times as much; 36 times where it grows with the square

@@ -24,7 +24,7 @@ from reasoning.ids import uuid7
 from reasoning.records import Decision, encode_record
 from reasoning.redact import describe_error
 from reasoning.shadow import ShadowPool
-from reasoning.sse import StreamedCompletion
+from reasoning.sse import EventDecoder, StreamedCompletion
 from tests.reasoning.conftest import at_bytecode, completion
 
 
@@ -127,6 +127,59 @@ def with_another_value(data: st.DataObject, value: Any) -> Any:
     changed = value.copy()
     changed[key] = with_another_value(data, part)
     return changed
+
+
+def _chunk(text: str, **choice: str) -> bytes:
+    return json.dumps({"choices": [{"delta": {"content": text}, **choice}]}).encode()
+
+
+class TestStreams:
+    """What the specification of server-sent events allows and servers do; the gateway has the same decoder."""
+
+    @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+    @pytest.mark.parametrize("step", [1, 2, 7, 10_000])
+    def test_line_ends_marks_and_values_of_several_lines(self, end: bytes, step: int) -> None:
+        split = _chunk("b", finish_reason="stop").replace(b", ", b",\ndata: ")
+        lines = b"\xef\xbb\xbfid: 1\ndata:" + _chunk("a") + b"\n\n: ping\n\nevent: chunk\ndata: " + split + b"\n\n"
+        body = (lines + b"data: [DONE]\n\n").replace(b"\n", end)
+        streamed = StreamedCompletion()
+        assert "".join(streamed.feed(body[at : at + step]) for at in range(0, len(body), step)) == "ab"
+        assert (streamed.completion().text, streamed.completion().finish_reason) == ("ab", "stop")
+
+    def test_a_piece_is_there_with_the_carriage_return_that_ends_it(self) -> None:
+        assert StreamedCompletion().feed(b"data: " + _chunk("a") + b"\r\r") == "a"
+
+    def test_nothing_after_the_end_counts(self) -> None:
+        streamed = StreamedCompletion()
+        streamed.feed(
+            b"data: " + _chunk("a", finish_reason="stop") + b"\n\ndata: [DONE]\n\ndata: " + _chunk("b") + b"\n\n"
+        )
+        assert streamed.completion().text == "a"
+
+    @pytest.mark.parametrize("piece", [b"x" * (1 << 20), b"\ndata: " + b"x" * (1 << 20)])
+    def test_an_event_without_an_end_fills_no_memory(self, piece: bytes) -> None:
+        streamed = StreamedCompletion()
+        with pytest.raises(CallFailed, match="an event of more than"):
+            for _ in range(20):
+                streamed.feed(b"data: " + piece)
+
+    def test_a_long_event_in_small_pieces_takes_linear_time(self) -> None:
+        def seconds(size: int) -> float:
+            decoder, started = EventDecoder(), time.process_time()
+            for _ in range(size // 256):
+                decoder.feed(b"x" * 256)
+            return time.process_time() - started
+
+        assert seconds(4 << 20) < 32 * max(seconds(1 << 19), 0.002)  # 8 times as much; copied again each time, 64 times
+
+    @pytest.mark.parametrize(
+        "body", [b'{"choices":[' + b"[]," * (1 << 20) + b"0]}", b'{"a":"' + b"x" * (9 << 20) + b'"}']
+    )
+    def test_an_answer_that_is_too_large_is_not_parsed(self, body: bytes) -> None:
+        with pytest.raises(CallFailed, match="TooLarge"):
+            read_completion(200, body)
+        with pytest.raises(CallFailed):
+            StreamedCompletion().feed(b"data: " + body + b"\n\n")
 
 
 class TestWhateverAServerSays:
