@@ -48,6 +48,7 @@ PLAIN_LABEL = re.compile(
 )
 _FENCE_RUN = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
 _RESPONSE_BEGIN = re.compile(r"<response\b", re.IGNORECASE)
+_LONGEST_LABEL = 200
 _XML_LISTS = ("actions", "providers")
 
 
@@ -115,9 +116,10 @@ def normalize_label(decision: dict[str, Any], labels: Sequence[str]) -> dict[str
     action = decision.get("action")
     if not isinstance(action, str) or action not in labels:
         spelling = {label.casefold(): label for label in labels}
-        if not isinstance(action, str) or action.strip().casefold() not in spelling:
+        bare = _bare(action).casefold() if isinstance(action, str) else None
+        if bare not in spelling:
             raise UnparseableAnswer(f"action {_short(action)} is none of {', '.join(labels)}")
-        action = spelling[action.strip().casefold()]
+        action = spelling[bare]
     reasoning = _text(decision, "reasoning")
     return {"action": action, "reasoning": reasoning} if reasoning else {"action": action}
 
@@ -246,6 +248,12 @@ def _check_beside(beside: list[str], plan: dict[str, Any]) -> None:
         and read_xml_names("".join(f"<action>{action}</action>" for action in beside), "actions") != plan["actions"]
     ):
         raise UnparseableAnswer("<action> elements beside <actions> that are not the same")
+
+
+def _bare(label: str) -> str:
+    """A label without the period, quotation marks or Markdown emphasis that models put around one word."""
+    label = label.strip()
+    return label if len(label) > _LONGEST_LABEL else label.removesuffix(".").strip("\"'`*").removesuffix(".").strip()
 
 
 def _element(name: str, text: str) -> str:

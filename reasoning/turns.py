@@ -22,6 +22,7 @@ from reasoning.transcript import clean_text
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 CALL_MARKS = (
     *("<tool_call", "</tool_call", "<|tool_call", "<function=", "<function_call", "<minimax:tool_call"),
+    *("<invoke name=", "<antml:invoke", "<antml:function_calls"),
     *("<｜tool▁call", "<|python_tag|>", "[tool_calls]", "<｜dsml｜"),
 )
 """How calls begin or end in completions of models whose server did not read them; in lower case."""
