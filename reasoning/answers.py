@@ -56,7 +56,7 @@ def parse_label(completion: str, labels: Sequence[str]) -> dict[str, Any]:
     """`{"action", "reasoning"?}` of a completion. The action is one of `labels`, in their spelling."""
     plain = PLAIN_LABEL.fullmatch(completion)
     fields = plain.groupdict() if plain else _fields(completion, ("action", "reasoning"), required="action")
-    return normalize_label(fields, labels)
+    return normalize_label(fields | {"action": _bare(fields["action"], labels)}, labels)
 
 
 def parse_plan(completion: str) -> dict[str, Any]:
@@ -116,10 +116,9 @@ def normalize_label(decision: dict[str, Any], labels: Sequence[str]) -> dict[str
     action = decision.get("action")
     if not isinstance(action, str) or action not in labels:
         spelling = {label.casefold(): label for label in labels}
-        bare = _bare(action).casefold() if isinstance(action, str) else None
-        if bare not in spelling:
+        if not isinstance(action, str) or action.strip().casefold() not in spelling:
             raise UnparseableAnswer(f"action {_short(action)} is none of {', '.join(labels)}")
-        action = spelling[bare]
+        action = spelling[action.strip().casefold()]
     reasoning = _text(decision, "reasoning")
     return {"action": action, "reasoning": reasoning} if reasoning else {"action": action}
 
@@ -250,10 +249,13 @@ def _check_beside(beside: list[str], plan: dict[str, Any]) -> None:
         raise UnparseableAnswer("<action> elements beside <actions> that are not the same")
 
 
-def _bare(label: str) -> str:
+def _bare(action: Any, labels: Sequence[str]) -> Any:
     """A label without the period, quotation marks or Markdown emphasis that models put around one word."""
-    label = label.strip()
-    return label if len(label) > _LONGEST_LABEL else label.removesuffix(".").strip("\"'`*").removesuffix(".").strip()
+    if not isinstance(action, str) or len(action) > _LONGEST_LABEL or action in labels:
+        return action
+    if action.strip().casefold() in map(str.casefold, labels):
+        return action
+    return action.strip().removesuffix(".").strip("\"'`*").removesuffix(".")
 
 
 def _element(name: str, text: str) -> str:

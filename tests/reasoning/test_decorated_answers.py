@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from reasoning.decision_types import DECISION_TYPES
+from reasoning.answers import parse_label
+from reasoning.decision_types import DECISION_TYPES, check_demonstration
 from reasoning.errors import UnparseableAnswer
 from reasoning.turns import parse_turn
 
@@ -14,6 +15,15 @@ TYPE = DECISION_TYPES["should_respond"]
 @pytest.mark.parametrize("word", ["IGNORE.", "**IGNORE**", '"IGNORE"', "`IGNORE`", "**ignore**.", "'IGNORE'."])
 def test_a_decorated_label_is_read(word):
     assert TYPE.parse(f"<response><action>{word}</action></response>") == {"action": "IGNORE"}
+
+
+def test_a_label_with_a_period_of_its_own_is_kept():
+    assert parse_label("<response><action> a. </action></response>", ["A.", "B"]) == {"action": "A."}
+
+
+def test_a_decorated_demonstration_is_refused():
+    with pytest.raises(UnparseableAnswer):
+        check_demonstration({"action": "**IGNORE**"}, [TYPE])
 
 
 @pytest.mark.parametrize("word", ["NOT IGNORE", "IGNORE or RESPOND", "IGNORE?", "", "**", ".", "IGNORE, RESPOND"])
