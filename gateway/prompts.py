@@ -4,7 +4,7 @@ A model's name says nothing about what a request is for, so the prompt itself ha
 its kind, its agent, its conversation and (for a plan) its actions are all found in it; every other prompt passes on.
 
 Built in are elizaOS's should-respond and message-handler templates (1.x: XML; 2.x: TOON; and their older JSON forms).
-More by configuration, one table a kind::
+More by configuration, one table a kind, its patterns in RE2's syntax (linear in time: any client may send a prompt)::
 
     [[gateway.prompts]]
     decision_type = "should_respond"
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
+import re2
 
 from gateway.errors import GatewayConfigError
 from gateway.toon import read_toon
@@ -245,14 +246,21 @@ def _is_toon(text: str) -> bool:
     return "<response" not in text and not text.lstrip().startswith("{")
 
 
+_QUIET = re2.Options()
+_QUIET.log_errors = False
+
+
 def _pattern(place: str, table: Mapping[str, Any], name: str, groups: tuple[str, ...]) -> re.Pattern[str]:
     value = table.get(name)
     if not isinstance(value, str):
         raise GatewayConfigError(f"{place} {name}: a regular expression is needed")
     try:
-        pattern = re.compile(value, re.M)
-    except re.error as error:
-        raise GatewayConfigError(f"{place} {name}: {error}") from None
+        pattern: re.Pattern[str] = re2.compile(f"(?m){value}", _QUIET)  # any client may send what it is tried on
+    except re2.error as error:
+        reason = error.args[0].decode() if isinstance(error.args[0], bytes) else error
+        raise GatewayConfigError(
+            f"{place} {name}: {reason}; write it in RE2's syntax, which has no look-around and no back-references"
+        ) from None
     for group in groups:
         if group not in pattern.groupindex:
             raise GatewayConfigError(f"{place} {name}: it needs a group (?P<{group}>...)")

@@ -134,6 +134,9 @@ class CallFilter:
         if self._call is not None:
             raise ModelAnswerError("tool_arguments", "a <tool_call> without an end")
         self._join()
+        found: list[Piece] = []
+        if self._fence and self._begins_line and (fence := _FENCE.fullmatch(self._rest)) and self._is_fence(fence):
+            self._take(self._rest, found)  # the text's last line closes the block
         rest = "".join(self._after_mark or []) + self._rest
         self._rest, self._after_mark = "", None
         if self._fence and self._fences_after_mark:
@@ -142,7 +145,7 @@ class CallFilter:
             _refuse_thought(self._line + rest)
         try:
             pieces = split_calls(rest)  # a block that is never closed is none
-            return [_function(piece) if not isinstance(piece, str) else piece for piece in pieces if piece]
+            return found + [_function(piece) if not isinstance(piece, str) else piece for piece in pieces if piece]
         except UnparseableAnswer as error:
             raise ModelAnswerError("tool_arguments", str(error)) from None
 
