@@ -19,9 +19,7 @@ TABLE = {
 
 def test_a_prompt_is_recognised_by_an_operators_patterns() -> None:
     kinds = read_kinds([TABLE], DECISION_TYPES)
-    found = recognise(
-        'Nova must decide.\nZoë: Héllo, Nova?\nAda: Yes\n\nAnswer in JSON: {"action": ...}', kinds, DECISION_TYPES
-    )
+    found = recognise("Nova must decide.\nZoë: Héllo, Nova?\nAda: Yes\n\nAnswer in JSON.", kinds, DECISION_TYPES)
     assert found is not None
     assert found.context["agent_name"] == "Nova"
     assert [m["speaker"] for m in found.context["messages"]] == ["Zoë", "Ada"]
