@@ -95,6 +95,10 @@ def _may_become_thought(start: str) -> bool:
     return begun and ">" not in lower.removeprefix("<|channel|>")
 
 
+_INDENT = 64
+"""Blanks at a line's beginning that are held back until it is known whether they indent a call."""
+
+
 class CallFilter:
     """Takes the `<tool_call>`s outside fenced code blocks out of a text that comes in pieces.
 
@@ -201,6 +205,8 @@ class CallFilter:
             self._after_mark = []
             return whole and self._take(line, found)
         if mark is None:
+            if not whole and not self._fence and self._begins_line and line.isspace() and len(line) <= _INDENT:
+                return False  # the blanks before a call on its line are not text
             if not whole and not self._fence and MARK.search(line):
                 return False  # what stands around a mark of a thought says whether it is one
             return self._emit(line if whole else line[: len(line) - _beginning_at_end(line)], found) and whole

@@ -304,6 +304,8 @@ def find_phones(text: str, region: str) -> Iterator[Span]:
         if written.startswith("(") and ")" not in written:
             start, written = start + 1, written[1:]
         named = bool(_PHONE_WORD.search(text, max(0, start - 60), start))
+        if not named and text[max(0, start - 1) : start] == "[" and text[end : end + 1] == "]":  # a row of numbers
+            continue
         if not named and _SUMMAND.fullmatch(written) and _OPERAND.search(text, max(0, start - 3), start):
             continue
         if start and text[start - 1] in "/:=#" and not named and not written.startswith("+"):

@@ -11,14 +11,17 @@ import re2
 from mnemonic import Mnemonic
 
 from quality.credentials import Span
+from quality.escapes import QUOTES
 
 _LENGTHS = (24, 21, 18, 15, 12)
 # The lists that are written with Latin letters; those of Chinese characters are found in any text.
 _LANGUAGES = ("english", "spanish", "french", "italian", "portuguese", "czech")
+_BORDERS = ("", "\n", "\t", *QUOTES, "'", "`", "“", "”", "<", ">", "(", ")", "|", ":")  # no sentence's end
 _WORD = re.compile(r"[^\W\d_]+")
 SEED_HINT = re2.compile(
     r"(?i)seed|mnemonic|recover|wallet|phrase|backup|secret words|metamask|ledger|bip-?39|12 words|24 words"
 )
+_SURE = 18
 _GAP = 12  # characters between two words of a phrase: `", "`, `\n 12. `
 _BASE58 = re.compile(
     r"(?<![0-9A-Za-z+/_=-])(?:[5KLc9][1-9A-HJ-NP-Za-km-z]{50,51}|[xyzuvt]prv[1-9A-HJ-NP-Za-km-z]{107,108})(?![0-9A-Za-z+/_=-])"
@@ -54,7 +57,8 @@ def find_seed_phrases(text: str) -> Iterator[Span]:
     """Runs of 12 to 24 words of one list whose last bits are their check sum.
 
     One run of twelve nouns in sixteen has a right check sum by chance. So the text must name such a thing, or the
-    phrase must begin or end at something other than a word. Prose hardly has such runs: the lists lack its small words.
+    phrase must stand by itself, as a line, a string or a cell; of a longer one, whose check sum has 6 bits or more, one
+    end must.
     """
     if sum(map(text.count, " \n,")) < 11:
         return
@@ -90,7 +94,9 @@ def _find_in_run(
     while at + 12 <= len(words):
         for length in _LENGTHS:
             phrase = words[at : at + length]
-            if len(phrase) < length or not (named or (opens and at == 0) or (closes and at + length == len(words))):
+            alone = opens and closes and len(words) == length
+            at_border = (opens and at == 0) or (closes and at + length == len(words))
+            if len(phrase) < length or not (named or alone or (length >= _SURE and at_border)):
                 continue
             if any(
                 all(mnemonic in lists[word] for word in phrase) and mnemonic.check(" ".join(phrase))
@@ -103,10 +109,10 @@ def _find_in_run(
 
 
 def _has_borders(text: str, run: list[re.Match[str]]) -> tuple[bool, bool]:
-    """Whether something other than a word stands before the run, and behind it: `echo PHRASE"` has one border."""
+    """Whether the run begins and ends as a line or a string does: `echo PHRASE"` has one border."""
     before = text[max(0, run[0].start() - 3) : run[0].start()].strip(" ")[-1:]
     after = text[run[-1].end() : run[-1].end() + 3].strip(" ")[:1]
-    return not before.isalnum(), not after.isalnum()
+    return before in _BORDERS, after in _BORDERS
 
 
 def _has_checksum(text: str) -> bool:
