@@ -41,6 +41,8 @@ PING_S = 15.0
 READ_OUT_S = 0.05
 INLINE_BYTES = 16 << 10
 """An answer up to this size is read in the event loop, in some 10 ms at worst; else beside it."""
+_SLICE = 8 << 10
+"""Of a burst of a stream, so much is looked at before others get their turn, in bytes."""
 
 Keep = Callable[[], Awaitable[None]]
 """Puts an attempt on record."""
@@ -302,7 +304,14 @@ class CodingModel:
                 if out:
                     await exchange.write(out)
                 chunk = await listener.next()
-                out = stream.feed(chunk) if chunk else stream.finish()
+                out = b"" if chunk else stream.finish()
+                for at in range(0, len(chunk), _SLICE):
+                    if out and not stream.finished:  # the end goes out when the answer is on record
+                        await exchange.write(out)
+                        out = b""
+                    if at:
+                        await asyncio.sleep(0)
+                    out += stream.feed(chunk[at : at + _SLICE])
             attempt.note(stream.content, stream.usage, stream.stop_reason)
             await keep()
             await exchange.write(out, more=False)

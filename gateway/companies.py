@@ -8,7 +8,9 @@ What is still in doubt is refused, unless the only credential is the gateway's o
 
 from __future__ import annotations
 
+import base64
 import re
+from urllib.parse import unquote_to_bytes
 
 from gateway.errors import RequestRefused
 from gateway.paths import Company, is_shared, owner_of, root_of
@@ -71,15 +73,27 @@ def looks_like(path: bytes, admission: Admission) -> Company:
 
 def _credential_marks(headers: dict[bytes, bytes], query: bytes, own: frozenset[bytes]) -> set[Company]:
     """Whose credentials are in the request, by their shape, wherever they stand."""
-    told = b"\n".join([query, *(value for name, value in headers.items() if name not in own and name != TOKEN_HEADER)])
+    values = [value for name, value in headers.items() if name not in own and name != TOKEN_HEADER]
+    told = b"\n".join([query, unquote_to_bytes(unquote_to_bytes(query)), *values, *map(_basic, values)])
     found: set[Company] = set()
-    if not any(mark in told for mark in (b"sk-", b"T3BlbkFJ", b"sess-", b"ek_")):
+    if not any(mark in told.lower() for mark in (b"sk-", b"t3blbkfj", b"sess-", b"ek_")):
         return found
-    if _ANTHROPIC_SECRET in told:
+    if _ANTHROPIC_SECRET in told.lower():
         found.add("anthropic")
     if _OPENAI_SECRET.search(told):
         found.add("openai")
     return found
+
+
+def _basic(value: bytes) -> bytes:
+    """What an `Authorization: Basic` holds; nothing for any other header."""
+    scheme, _, encoded = value.partition(b" ")
+    if scheme.lower() != b"basic":
+        return b""
+    try:
+        return base64.b64decode(encoded.strip(), validate=True)
+    except ValueError:
+        return b""
 
 
 def _header_marks(headers: dict[bytes, bytes]) -> set[Company]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,19 @@ def test_every_request_of_the_anthropic_sdk_goes_to_anthropic() -> None:
             for credential in ({"x-api-key": key}, {"authorization": f"Bearer {key}"}):
                 for marks in ({"anthropic-version": "2023-06-01"}, {}, {"user-agent": "Anthropic/Python 2.12"}):
                     assert chosen(path, {**credential, **marks}) == "anthropic", (path, credential, marks)
+
+
+def test_a_credential_in_disguise_is_known_by_its_shape() -> None:
+    def basic(text: str) -> dict[str, str]:
+        return {"authorization": f"Basic {base64.b64encode(text.encode()).decode()}"}
+
+    anthropic = {"x-api-key": "sk-ant-a", "anthropic-version": "2023-06-01"}
+    assert chosen("/v1/messages", basic("sk-proj-abc123:")) == "refused"
+    assert chosen("/v1/chat/completions", basic("user:sk-ant-abc")) == "refused"
+    assert chosen("/v1/messages", anthropic, "key=sk%2Dproj%2Dabc123") == "refused"
+    assert chosen("/v1/messages", anthropic, "key=sk%252Dproj%252Dabc123") == "refused"
+    assert chosen("/v1/chat/completions", {"authorization": "Bearer SK-ANT-API03-ABC"}) == "refused"
+    assert chosen("/v1/messages", anthropic | {"x-note": "Basic of no base64"}) == "anthropic"
 
 
 def test_what_contradicts_itself_goes_nowhere() -> None:
