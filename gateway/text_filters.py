@@ -112,6 +112,7 @@ class CallFilter:
         self._begins_line = True  # with `_rest`
         self._line = ""  # the end of what was handed on of the line
         self._fence = ""  # the run of the block that is open
+        self._in_fence = ""  # a mark of a thought in that block, which is none if the block is never closed
         self._after_mark: list[str] | None = None  # what followed a mark inside the block
         self._fences_after_mark = False
         self._call: _CallBody | None = None
@@ -145,8 +146,7 @@ class CallFilter:
         self._rest, self._after_mark = "", None
         if self._fence and self._fences_after_mark:
             raise ModelAnswerError("tool_arguments", "a mark of a call in code blocks that do not match")
-        if not self._fence:
-            _refuse_thought(self._line + rest)
+        _refuse_thought(self._in_fence + self._line + rest)  # a block that is never closed is none
         try:
             pieces = split_calls(rest)  # a block that is never closed is none
             return found + [_function(piece) if not isinstance(piece, str) else piece for piece in pieces if piece]
@@ -160,7 +160,7 @@ class CallFilter:
             if not self._call.done:
                 return False
             found.append(self._call.read())
-            self._call, self._begins_line, self._line = None, True, ""
+            self._call, self._begins_line, self._line = None, False, ""  # a fence begins a line of the whole text
             return True
         newline = self._rest.find("\n")
         line = self._rest if newline < 0 else self._rest[: newline + 1]
@@ -178,16 +178,17 @@ class CallFilter:
         if not self._fence:
             if not may_open_fence(run, info):
                 return False
-            self._fence = run
+            self._fence, self._in_fence = run, ""
             return True
         if run[0] == self._fence[0] and len(run) >= len(self._fence) and not info:
-            self._fence = ""
+            self._fence = self._in_fence = ""
             return True
         self._fences_after_mark = self._fences_after_mark or self._after_mark is not None
         return False
 
     def _take(self, line: str, found: list[Piece]) -> bool:
         """A line that is text for certain, or is held back with what follows a mark in a code block."""
+        self._note_thought(line)
         self._rest, self._begins_line, self._line = self._rest[len(line) :], True, ""
         if self._after_mark is None:
             found.append(line)
@@ -223,12 +224,17 @@ class CallFilter:
         self._call = _CallBody()
         return True
 
+    def _note_thought(self, text: str) -> None:
+        if self._fence and not self._in_fence and (mark := MARK.search(self._line + text)):
+            self._in_fence = mark.group()
+
     def _emit(self, text: str, found: list[Piece]) -> bool:
         """Hand on the beginning of `_rest`. False when it is empty."""
         if not text:
             return False
         if not self._fence:
             _refuse_thought(self._line + text)
+        self._note_thought(text)
         found.append(text)
         self._rest = self._rest[len(text) :]
         self._begins_line = text.endswith("\n")
