@@ -99,7 +99,7 @@ def submit_fine_tune(
         return resume_fine_tune(client, ledger, known["id"], progress=progress, now=clock, wait=wait)
     for attempt in retrying(wait, attempts=1, progress=progress, what="pricing the fine-tune"):
         with attempt:
-            price = _estimate(client, dataset, base.name, json.loads(sent))
+            price = estimate_job(client, dataset, base.name, json.loads(sent))
     with ledger.transaction():
         # Once more under the lock: two processes may have come here together.
         if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
@@ -130,7 +130,7 @@ def submit_fine_tune(
     return resume_fine_tune(client, ledger, job["id"], progress=progress, now=clock, wait=wait)
 
 
-def _estimate(client: Together, dataset: dict[str, Any], base_model: str, parameters: dict[str, Any]) -> Decimal:
+def estimate_job(client: Together, dataset: dict[str, Any], base_model: str, parameters: dict[str, Any]) -> Decimal:
     return estimate_fine_tune(
         client,
         base_model=base_model,
@@ -208,7 +208,7 @@ def _submit(
     dataset = ledger.get("datasets", job["dataset_id"])
     parameters = json.loads(job["parameters"])
     if clock() - job["created_at"] >= PRICE_STANDS:  # it was killed, and comes again
-        price = _estimate(client, dataset, job["base_model"], parameters)
+        price = estimate_job(client, dataset, job["base_model"], parameters)
         with ledger.transaction():
             ledger.resize(job["reservation_id"], price, now=clock())
             ledger.update("fine_tune_jobs", job["id"], estimate_nano=to_nano(price), now=clock())

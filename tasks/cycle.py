@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from provider.client import Now, clock_of
 from provider.deployments import STARTING_STATES
-from provider.fine_tunes import PARAMETERS
-from provider.fine_tunes import _estimate as estimate_job
+from provider.fine_tunes import PARAMETERS, estimate_job
 from provider.metering import hourly_usd
 from provider.prices import MINIMUM_FINE_TUNE_USD
 from provider.tiers import BaseModel

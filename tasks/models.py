@@ -177,6 +177,21 @@ def undeploy(
     return take_down(data, row["id"], why=why, now=now, progress=progress)
 
 
+def _end_each(
+    client: Together | None, ledger: Ledger, deployments: list[dict[str, Any]], **options: Any
+) -> list[dict[str, Any]]:
+    """Undeploy each, also behind one that fails, for the others cost money too; then raises its error."""
+    ended, troubles = [], []
+    for deployment in deployments:
+        try:
+            ended.append(provider.shutdown.undeploy_model(client, ledger, deployment["id"], **options))
+        except ProviderError as error:
+            troubles.append(error)
+    if troubles:
+        raise troubles[0]
+    return ended
+
+
 def take_down(
     data: Path, model_id: str, *, why: str, now: Now = None, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
@@ -189,25 +204,7 @@ def take_down(
         deployments = ledger.find("deployments", model_id=model_id, state=LIVE_STATES)
 
         def end(client: Together | None, **options: Any) -> list[dict[str, Any]]:
-            ended, troubles = [], []
-            for deployment in deployments:
-                try:
-                    ended.append(
-                        provider.shutdown.undeploy_model(
-                            client,
-                            ledger,
-                            deployment["id"],
-                            routes_path=Layout(data).routes,
-                            why=why,
-                            now=now,
-                            **options,
-                        )
-                    )
-                except ProviderError as error:  # the others cost money too
-                    troubles.append(error)
-            if troubles:
-                raise troubles[0]
-            return ended
+            return _end_each(client, ledger, deployments, routes_path=Layout(data).routes, why=why, now=now, **options)
 
         try:
             client = connect()
