@@ -12,8 +12,7 @@ from emulator.errors import ApiError, StartError
 from emulator.serving import TRAINERS
 
 
-def main(arguments: list[str] | None = None) -> int:
-    defaults = Settings()
+def _parser(defaults: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m emulator", description="A local Together, for development and tests."
     )
@@ -58,7 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME",
         help="serve this name in the header Host besides 127.0.0.1, localhost, ::1 and --host; *: any. Repeatable",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until a signal comes; the process's exit status."""
+    defaults = Settings()
+    options = _parser(defaults).parse_args(arguments)
     os.umask(0o077)  # its files hold what was uploaded: for their owner alone
     settings = Settings(
         trainer=options.trainer,

@@ -17,7 +17,6 @@ from emulator.origins import LOOPBACK
 from emulator.state import State
 
 if TYPE_CHECKING:
-    from emulator.scheduler import Scheduler
     from emulator.serving import ModelCache
 
 ORGANIZATION = {"id": "org_local", "name": "Local organization"}
@@ -44,13 +43,14 @@ class Settings:
 
 @dataclass
 class Emulator:
+    """What one emulator works with. Its running jobs are its `emulator.scheduler.Scheduler`'s."""
+
     settings: Settings
     state: State
     clock: Clock
     catalog: Catalog
     faults: Faults
     models: ModelCache
-    scheduler: Scheduler
     disk: ThreadPoolExecutor
     """For what reads or writes whole files, so that the event loop never waits for a disk."""
 

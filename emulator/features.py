@@ -12,6 +12,7 @@ import itertools
 import math
 import re
 from collections import Counter
+from dataclasses import dataclass
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
@@ -49,61 +50,92 @@ def _alternation(speakers: list[str], a: str, b: str) -> tuple[int, int]:
     return changes, max(steps, 0)
 
 
+@dataclass(frozen=True)
+class _Talk:
+    """Who spoke when, seen from the last line. Positions are indices of lines before it, oldest first."""
+
+    agent: str
+    speaker: str
+    speakers: list[str]
+    others: frozenset[str]
+    agent_at: list[int]
+    own_at: list[int]
+
+    @classmethod
+    def of(cls, transcript: Transcript) -> _Talk:
+        agent, speaker = transcript.agent or "", transcript.last.speaker
+        speakers = [line.speaker for line in transcript.lines]
+        before = speakers[:-1]
+        return cls(
+            agent,
+            speaker,
+            speakers,
+            frozenset(s for s in speakers if s not in (agent, speaker)),
+            [i for i, s in enumerate(before) if s == agent],
+            [i for i, s in enumerate(before) if s == speaker],
+        )
+
+    @property
+    def spoken_since(self) -> int:
+        """How often the speaker spoke since the agent did."""
+        return sum(i > self.agent_at[-1] for i in self.own_at) if self.agent_at else len(self.own_at)
+
+    @property
+    def agent_since_own(self) -> int:
+        """How often the agent spoke since the speaker did."""
+        return sum(i > self.own_at[-1] for i in self.agent_at) if self.own_at else len(self.agent_at)
+
+
 def transcript_features(transcript: Transcript) -> dict[str, float]:
-    """Features of the question: is the last line for the agent? Every value is finite, most lie in 0..1."""
-    lines = transcript.lines
-    agent = transcript.agent or ""
-    last = transcript.last
-    speaker = last.speaker
-    speakers = [line.speaker for line in lines]
-    before = speakers[:-1]
-    n = len(lines)
-    others = {s for s in speakers if s not in (agent, speaker)}
-    counts = Counter(speakers)
+    """Features of the question: is the last line for the agent? Every value is finite, most lie in 0..1.
 
-    agent_at = [i for i, s in enumerate(before) if s == agent]
-    since_agent = n - 1 - agent_at[-1] if agent_at else n
-    own_at = [i for i, s in enumerate(before) if s == speaker]
-    since_own = n - 1 - own_at[-1] if own_at else n
-    spoken_since = sum(i > agent_at[-1] for i in own_at) if agent_at else len(own_at)
-    agent_since_own = sum(i > own_at[-1] for i in agent_at) if own_at else len(agent_at)
-    after_agent = [speakers[i + 1] for i in agent_at if i + 1 < n]
-    before_agent = [speakers[i - 1] for i in agent_at if i > 0]
-    before_own = [speakers[i - 1] for i in own_at if i > 0]
-    after_own = [speakers[i + 1] for i in own_at if i + 1 < n]
+    Their order is part of a trained model: it is asked for the values alone.
+    """
+    talk = _Talk.of(transcript)
+    return (
+        _addressing(transcript, talk)
+        | _distances(talk)
+        | _alternations(talk)
+        | _following(talk)
+        | _shared_words(transcript, talk)
+        | _wording(transcript, talk)
+    )
 
-    with_agent, steps = _alternation(speakers, agent, speaker)
-    own_pair = _share(with_agent, steps, weight=2)
-    rival_of_agent = max((_share(*_alternation(before, agent, s), weight=2) for s in others), default=0.5)
-    rival_of_own = max((_share(*_alternation(before, speaker, s), weight=2) for s in others), default=0.5)
 
-    content = _content_words(last.text)
-    near = lines[max(0, n - 1 - NEAR) : -1]
-    shared = {"agent": 0.0, "own": 0.0, "others": 0.0}
-    for line in near:
-        who = "agent" if line.speaker == agent else "own" if line.speaker == speaker else "others"
-        shared[who] = max(shared[who], _overlap(content, _content_words(line.text)))
-
-    agent_last = lines[agent_at[-1]].text if agent_at else ""
-    previous = lines[-2].text if n > 1 else ""
-    tokens = words(last.text)
-    lower = last.text.lower()
-    named = bool(agent) and agent.lower() in lower
-    asked_by_agent = "?" in agent_last
+def _addressing(transcript: Transcript, talk: _Talk) -> dict[str, float]:
+    """Who is named, and whose turn came before."""
+    agent, speaker, speakers = talk.agent, talk.speaker, talk.speakers
+    before, n = speakers[:-1], len(speakers)
+    after_agent = [speakers[i + 1] for i in talk.agent_at if i + 1 < n]
+    last = transcript.last.text
+    previous = transcript.lines[-2].text if n > 1 else ""
+    tokens = words(last)
     return {
-        "agent_named": named,
-        "other_named": any(s.lower() in tokens for s in others),
+        "agent_named": bool(agent) and agent.lower() in last.lower(),
+        "other_named": any(s.lower() in tokens for s in talk.others),
         "agent_named_before": bool(agent) and agent.lower() in previous.lower(),
-        "agent_never_spoke": not agent_at,
-        "speaker_is_new": not own_at,
+        "agent_never_spoke": not talk.agent_at,
+        "speaker_is_new": not talk.own_at,
         "previous_is_agent": bool(before) and before[-1] == agent,
         "previous_but_one_is_agent": n > 2 and before[-2] == agent,
-        "first_after_agent": bool(agent_at) and spoken_since == 0,
-        "answered_last_by_agent": bool(agent_at) and agent_at[-1] > 0 and speakers[agent_at[-1] - 1] == speaker,
-        "answered_agent_last": bool(after_agent) and len(after_agent) > 1 and after_agent[-2] == speaker,
-        "agent_since_own": min(agent_since_own, 4) / 4,
-        "agent_spoke_once_since_own": agent_since_own == 1,
-        "spoken_since_agent": min(spoken_since, 5) / 5,
+        "first_after_agent": bool(talk.agent_at) and talk.spoken_since == 0,
+        "answered_last_by_agent": bool(talk.agent_at)
+        and talk.agent_at[-1] > 0
+        and speakers[talk.agent_at[-1] - 1] == speaker,
+        "answered_agent_last": len(after_agent) > 1 and after_agent[-2] == speaker,
+    }
+
+
+def _distances(talk: _Talk) -> dict[str, float]:
+    """How long ago agent and speaker spoke, and how much of the talk is theirs."""
+    n, counts = len(talk.speakers), Counter(talk.speakers)
+    agent, speaker = talk.agent, talk.speaker
+    since_agent = n - 1 - talk.agent_at[-1] if talk.agent_at else n
+    since_own = n - 1 - talk.own_at[-1] if talk.own_at else n
+    return {
+        "agent_since_own": min(talk.agent_since_own, 4) / 4,
+        "agent_spoke_once_since_own": talk.agent_since_own == 1,
+        "spoken_since_agent": min(talk.spoken_since, 5) / 5,
         "since_agent": math.log1p(min(since_agent, 30)),
         "since_own": math.log1p(min(since_own, 30)),
         "turns": math.log1p(n),
@@ -111,26 +143,64 @@ def transcript_features(transcript: Transcript) -> dict[str, float]:
         "agent_share": counts[agent] / max(n, 1),
         "speaker_share": counts[speaker] / max(n, 1),
         "count_difference": abs(counts[agent] - counts[speaker]) / max(counts[agent] + counts[speaker], 1),
+    }
+
+
+def _alternations(talk: _Talk) -> dict[str, float]:
+    """Do agent and speaker take turns, more than each of them with somebody else?"""
+    before = talk.speakers[:-1]
+    with_agent, steps = _alternation(talk.speakers, talk.agent, talk.speaker)
+    own_pair = _share(with_agent, steps, weight=2)
+    agents_rival = max((_share(*_alternation(before, talk.agent, s), weight=2) for s in talk.others), default=0.5)
+    own_rival = max((_share(*_alternation(before, talk.speaker, s), weight=2) for s in talk.others), default=0.5)
+    return {
         "alternation": own_pair,
         "alternation_steps": math.log1p(steps),
         "alternation_evidence": (own_pair - 0.5) * math.log1p(steps),
-        "alternation_over_agents_rival": own_pair - rival_of_agent,
-        "alternation_over_own_rival": own_pair - rival_of_own,
+        "alternation_over_agents_rival": own_pair - agents_rival,
+        "alternation_over_own_rival": own_pair - own_rival,
+    }
+
+
+def _following(talk: _Talk) -> dict[str, float]:
+    """How often one of the two spoke directly before or after the other."""
+    agent, speaker, speakers, n = talk.agent, talk.speaker, talk.speakers, len(talk.speakers)
+    after_agent = [speakers[i + 1] for i in talk.agent_at if i + 1 < n]
+    before_agent = [speakers[i - 1] for i in talk.agent_at if i > 0]
+    before_own = [speakers[i - 1] for i in talk.own_at if i > 0]
+    after_own = [speakers[i + 1] for i in talk.own_at if i + 1 < n]
+    return {
         "agent_follows_speaker": _share(sum(s == agent for s in after_own), len(after_own), 0.3),
         "speaker_follows_agent": _share(sum(s == agent for s in before_own), len(before_own), 0.3),
         "of_agents_turns_after_speaker": _share(sum(s == speaker for s in before_agent), len(before_agent), 0.3),
         "of_agents_turns_before_speaker": _share(sum(s == speaker for s in after_agent), len(after_agent), 0.3),
-        "shared_with_agent": shared["agent"],
-        "shared_with_own": shared["own"],
-        "shared_with_others": shared["others"],
+    }
+
+
+def _shared_words(transcript: Transcript, talk: _Talk) -> dict[str, float]:
+    """What the last line's words have in common with the lines of each shortly before."""
+    content = _content_words(transcript.last.text)
+    shared = {"agent": 0.0, "own": 0.0, "others": 0.0}
+    for line in transcript.lines[max(0, len(transcript.lines) - 1 - NEAR) : -1]:
+        who = "agent" if line.speaker == talk.agent else "own" if line.speaker == talk.speaker else "others"
+        shared[who] = max(shared[who], _overlap(content, _content_words(line.text)))
+    return {f"shared_with_{who}": value for who, value in shared.items()}
+
+
+def _wording(transcript: Transcript, talk: _Talk) -> dict[str, float]:
+    """How the agent's newest line and the last line are worded."""
+    last = transcript.last.text
+    agent_last = transcript.lines[talk.agent_at[-1]].text if talk.agent_at else ""
+    asked_by_agent = "?" in agent_last
+    return {
         "agent_asked": asked_by_agent,
-        "agent_asked_first_after": asked_by_agent and bool(agent_at) and spoken_since == 0,
+        "agent_asked_first_after": asked_by_agent and bool(talk.agent_at) and talk.spoken_since == 0,
         "agent_words": math.log1p(len(words(agent_last))),
-        "question": "?" in last.text,
-        "ends_as_question": last.text.rstrip().endswith("?"),
-        "asks_you": bool(_WH.search(lower)),
-        "words": math.log1p(len(tokens)),
-        "rows": math.log1p(last.text.count("\n")),
-        "ends_open": last.text.rstrip().endswith(("...", ",", "…", "-", ":")),
-        "ends_closed": last.text.rstrip().endswith((".", "!", "?")),
+        "question": "?" in last,
+        "ends_as_question": last.rstrip().endswith("?"),
+        "asks_you": bool(_WH.search(last.lower())),
+        "words": math.log1p(len(words(last))),
+        "rows": math.log1p(last.count("\n")),
+        "ends_open": last.rstrip().endswith(("...", ",", "…", "-", ":")),
+        "ends_closed": last.rstrip().endswith((".", "!", "?")),
     }

@@ -21,7 +21,7 @@ from emulator.context import PROJECT, USER_ID, Emulator, emulator_of, read_int, 
 from emulator.errors import ApiError
 from emulator.files import find_file
 from emulator.forms import form
-from emulator.scheduler import OPEN_STATES
+from emulator.scheduler import OPEN_STATES, scheduler_of
 
 _MAX_SUFFIX = 40
 _MAX_EPOCHS = 20
@@ -91,7 +91,7 @@ async def estimate_price(request: Request) -> Response:
 
 
 async def create_fine_tune(request: Request) -> Response:
-    emulator = emulator_of(request)
+    emulator, scheduler = emulator_of(request), scheduler_of(request)
     body = await read_json(request)
     model = _find_trainable(emulator, body.get("model") or _read_checkpoint_model(emulator, body))
     resolved = _resolve(emulator, body, model)
@@ -127,8 +127,8 @@ async def create_fine_tune(request: Request) -> Response:
             total_steps=resolved["n_epochs"] * math.ceil(lines / resolved["batch_size"]),
             fault=json.dumps({"kind": fault.kind} | fault.options) if fault else None,
         )
-        emulator.scheduler.add_event(id, "job_pending", "Job created")
-    emulator.scheduler.dispatch()
+        scheduler.add_event(id, "job_pending", "Job created")
+    scheduler.dispatch()
     # No events: this one answer is read by a class of the SDK that knows other event types than all the rest.
     return JSONResponse(describe_fine_tune(emulator, find_fine_tune(emulator, id), events=False))
 
@@ -206,7 +206,7 @@ async def cancel_fine_tune(request: Request) -> Response:
     job = find_fine_tune(emulator, request.path_params["fine_tune"])
     if job["status"] not in ("pending", "queued", "running"):
         raise ApiError(400, f"Fine-tune {job['id']} is {job['status']} and cannot be cancelled")
-    emulator.scheduler.cancel(job)
+    scheduler_of(request).cancel(job)
     return JSONResponse(describe_fine_tune(emulator, find_fine_tune(emulator, job["id"])))
 
 

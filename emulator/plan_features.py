@@ -93,24 +93,8 @@ class PlanLog:
         if hidden is not None:
             line, before = np.where(hidden, 0.0, line), np.where(hidden, 0.0, before)
             chosen, offered = chosen - self.chosen[hidden].sum(axis=0), offered - self.offered[hidden].sum(axis=0)
-        votes, votes_before = self._vote(line), self._vote(before)
-        likeness = line[:, None] * self.chosen
-        best_three = np.partition(likeness, -3, axis=0)[-3:] if len(likeness) > 3 else likeness
-        best = best_three.max(axis=0)
-        usual = chosen / (offered + 2)
-
+        columns, votes, best = self._history(line, self._vote(before), chosen, offered)
         at = np.array([self.index.get(action.name, -1) for action in actions])
-        columns = np.stack(
-            [
-                votes,
-                best,
-                best_three.mean(axis=0),
-                likeness.sum(axis=0) / np.maximum(chosen, 1),
-                chosen,
-                usual,
-                votes_before,
-            ]
-        )
         columns = np.append(columns, np.zeros((len(columns), 1)), axis=1)[:, at]  # -1: never chosen, all zero
         vote, nearest, nearest_three, mean, times, share, vote_before = columns
         absent = np.ones(len(self.labels), dtype=bool)
@@ -145,6 +129,19 @@ class PlanLog:
                 np.tile(same_for_all, (len(at), 1)),
             ]
         )
+
+    def _history(
+        self, line: np.ndarray, votes_before: np.ndarray, chosen: np.ndarray, offered: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How the logged lines speak for each known action: seven rows of one column an action; and of these, the
+        votes of the likest lines and the likeness of the best one."""
+        votes = self._vote(line)
+        likeness = line[:, None] * self.chosen
+        best_three = np.partition(likeness, -3, axis=0)[-3:] if len(likeness) > 3 else likeness
+        best = best_three.max(axis=0)
+        mean = likeness.sum(axis=0) / np.maximum(chosen, 1)
+        usual = chosen / (offered + 2)
+        return np.stack([votes, best, best_three.mean(axis=0), mean, chosen, usual, votes_before]), votes, best
 
     def _vote(self, likeness: np.ndarray) -> np.ndarray:
         nearest = np.argsort(-likeness, kind="stable")[:NEIGHBOURS]

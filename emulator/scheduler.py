@@ -14,6 +14,8 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import Request
+
 from emulator.bill import charge_training, training_kind
 from emulator.clock import format_time
 from emulator.context import Emulator
@@ -27,8 +29,8 @@ _STDERR_KEPT = 2000
 class Scheduler:
     """Runs at most `settings.workers` trainings at a time, oldest first."""
 
-    def __init__(self) -> None:
-        self.emulator: Emulator  # set by the server: the two know each other
+    def __init__(self, emulator: Emulator) -> None:
+        self.emulator = emulator
         self._running: dict[str, asyncio.Task[None]] = {}
         self._processes: dict[str, Process] = {}
         self._stopping = False
@@ -299,6 +301,13 @@ class Scheduler:
         row = self.emulator.state.row("SELECT * FROM fine_tunes WHERE id = ?", job_id)
         assert row is not None, "a job with a task is not deleted"
         return row
+
+
+def scheduler_of(request: Request) -> Scheduler:
+    """The scheduler of the emulator that a request came to."""
+    scheduler = request.app.state.scheduler
+    assert isinstance(scheduler, Scheduler)
+    return scheduler
 
 
 def _metric_name(name: str) -> str:

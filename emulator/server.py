@@ -137,7 +137,6 @@ def create_app(data: Path, *, settings: Settings | None = None, now: datetime | 
     if settings.trainer not in TRAINERS:
         raise StartError(f"unknown trainer {settings.trainer!r}; there are {', '.join(TRAINERS)}")
     state = State(data.absolute())  # trainings run in another working directory
-    scheduler = Scheduler()
     emulator = Emulator(
         settings=settings,
         state=state,
@@ -145,10 +144,8 @@ def create_app(data: Path, *, settings: Settings | None = None, now: datetime | 
         catalog=load_catalog(),
         faults=Faults(state),
         models=ModelCache(state.models),
-        scheduler=scheduler,
         disk=ThreadPoolExecutor(4, thread_name_prefix="disk"),
     )
-    scheduler.emulator = emulator
     if settings.forms:
         set_forms(state, dict(settings.forms))
     if now is not None:
@@ -171,19 +168,21 @@ def create_app(data: Path, *, settings: Settings | None = None, now: datetime | 
     )
     app.router.redirect_slashes = False
     app.state.emulator = emulator
+    app.state.scheduler = Scheduler(emulator)
     return app
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     emulator: Emulator = app.state.emulator
+    scheduler: Scheduler = app.state.scheduler
     files.resume_processing(emulator)
-    emulator.scheduler.resume()
+    scheduler.resume()
     deployments.warm_deployed(emulator)
     try:
         yield
     finally:
-        await emulator.scheduler.close()
+        await scheduler.close()
         emulator.models.close()
         emulator.disk.shutdown(cancel_futures=True)
         emulator.state.close()
