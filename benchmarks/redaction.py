@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from quality.redact import _redact_line, redact
+from reasoning.redaction.redact import _redact_line, redact
 from tests.quality.planted import draw_negatives, draw_positives, is_gone
 
 

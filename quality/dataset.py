@@ -25,10 +25,10 @@ from quality.errors import DatasetRejected, InsufficientData
 from quality.formats import find_format_fault
 from quality.gate import Expected, Profile, judge_profiles
 from quality.period import first_moment, moment_after
-from quality.redact import REDACTION_VERSION
 from quality.splits import SPLITS
 from quality.verdict import LIMITED_BELOW, DataVerdict, judge_data
 from reasoning.decision_types import get_decision_type
+from reasoning.redaction.redact import REDACTION_VERSION
 from storage.errors import DatasetError
 from storage.files import make_tree_private, scratch_folder, sync, write_atomic
 from storage.layout import Layout
@@ -388,7 +388,7 @@ def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path, leaks: funnel.
     """One row per split, counted from the files as they were written, with what all splits have in common."""
     import pandas as pd
 
-    from quality.redact import redact
+    from reasoning.redaction.redact import redact
 
     profile = []
     last_before = None

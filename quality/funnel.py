@@ -22,10 +22,10 @@ import storage
 from quality.duplicates import THRESHOLD, NearDuplicateIndex, strip_template
 from quality.formats import find_format_fault
 from quality.labels import answer_class, format_label
-from quality.redact import redact
 from quality.splits import SPLITS, split_rows
 from reasoning.decision_types import DecisionType
 from reasoning.errors import UnparseableAnswer
+from reasoning.redaction.redact import redact
 
 # Why a row is dropped, in the order of the steps.
 REASONS = (

@@ -238,7 +238,7 @@ PUT_TOGETHER = {
     "storage/erase_datasets.py": "a quoted id",
     "emulator/transcript.py": "quoted names, and its module's own texts",
     "demo/originals.py": "a quoted name",
-    "quality/credentials.py": "its module's own texts",
+    "reasoning/redaction/credentials.py": "its module's own texts",
 }
 
 

@@ -34,6 +34,9 @@ EXCEPTIONS = {("reasoning/__main__.py", "cli")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WHEEL_DEPENDENCIES = {re.split(r"[^\w-]", requirement)[0] for requirement in PROJECT["dependencies"]}
 
+# Modules of the extra `redact`, whose distributions have other names.
+REDACTION_DEPENDENCIES = {"phonenumbers", "re2", "mnemonic", "stdnum"}
+
 
 def imported_modules(source: str) -> Iterator[tuple[str, int]]:
     """Every module that an import (or `import_module("...")`) in `source` names, wherever it stands, with its line."""
@@ -101,13 +104,28 @@ def test_no_flow_file_is_named_like_a_room():
 
 
 def test_the_wheel_imports_its_declared_dependencies_alone():
+    """`reasoning.redaction` may import what the extra `redact` installs as well."""
     foreign = {
         f"{path.relative_to(ROOT)}:{line}: {module}"
         for path in sources("reasoning")
         for module, line in imported_modules(path.read_text())
         if module.split(".")[0] not in sys.stdlib_module_names | WHEEL_DEPENDENCIES | {"reasoning", "cli"}
+        and not (path.parent.name == "redaction" and module.split(".")[0] in REDACTION_DEPENDENCIES)
     }
     assert foreign == set()
+
+
+def test_the_wheel_imports_the_rules_of_redaction_only_when_they_are_used():
+    importers = {
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sources("reasoning")
+        if path.parent.name != "redaction"
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("reasoning.redaction")
+        and node.module != "reasoning.redaction.placeholders"
+    }
+    assert importers == set()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mnemonic import Mnemonic
 from stdnum import luhn
 from stdnum.iso7064 import mod_97_10
 
-from quality.secret_rules import SECRET_RULES, fill
+from reasoning.redaction.secret_rules import SECRET_RULES, fill
 
 ALNUM = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 Make = Callable[[random.Random], str]

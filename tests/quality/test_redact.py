@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.redact import redact
+from reasoning.redaction.redact import redact
 
 # Assembled, so that no scanner takes this file for a leak.
 KEY = "sk-" + "proj-" + "a1B2c3D4e5" * 4

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.redact import redact
+from reasoning.redaction.redact import redact
 from tests.quality.planted import STAYS, TELLING, draw_negatives, draw_positives, examples, is_gone
 
 

@@ -13,7 +13,20 @@ from reasoning.spool import read_segment
 
 CHECKOUT = Path(__file__).parents[2]
 # Of what the project uses elsewhere, nothing may come along; asyncio and httpcore2 only when they are needed.
-HEAVY = ("asyncio", "httpcore2", "prefect", "together", "pandas", "pyarrow", "duckdb", "sklearn", "numpy", "yaml")
+HEAVY = (
+    "asyncio",
+    "httpcore2",
+    "prefect",
+    "together",
+    "pandas",
+    "pyarrow",
+    "duckdb",
+    "sklearn",
+    "numpy",
+    "yaml",
+    "re2",
+    "phonenumbers",
+)
 
 
 def run(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,9 @@
 """Where credentials stand in a text: by their shape, by the name that they are given to, in URLs, headers and
 commands.
 
-Texts come with their escapes resolved (`quality.escapes`). Patterns that may begin anywhere are RE2's, which is
-linear by construction; those of `re` are tried at one place only, and cannot go back over what they have taken.
+Texts come with their escapes resolved (`reasoning.redaction.escapes`). Patterns that may begin anywhere are RE2's,
+which is linear by construction; those of `re` are tried at one place only, and cannot go back over what they have
+taken.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import NamedTuple
 
 import re2
 
-from quality.escapes import QUOTES
-from quality.secret_rules import SECRET_RULES
+from reasoning.redaction.escapes import QUOTES
+from reasoning.redaction.secret_rules import SECRET_RULES
 
 
 class Span(NamedTuple):

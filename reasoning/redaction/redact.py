@@ -1,8 +1,8 @@
 """Personal data and secrets are replaced by their kind before anything is learned from them.
 
-Rules read the text with its escapes resolved (`quality.escapes`), so that what stands in JSON, or in JSON in JSON, is
-seen as it was meant; the replacement goes between the escapes, so that JSON stays JSON. Names of people stay: they
-carry the turn-taking that is learned.
+Rules read the text with its escapes resolved (`reasoning.redaction.escapes`), so that what stands in JSON, or in JSON
+in JSON, is seen as it was meant; the replacement goes between the escapes, so that JSON stays JSON. Names of people
+stay: they carry the turn-taking that is learned.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from functools import lru_cache
 import phonenumbers
 import re2
 
-from quality.credentials import Span, find_credentials
-from quality.escapes import QUOTES, Segments, locate, resolve_escapes, written
-from quality.personal import find_personal
-from quality.wallets import SEED_HINT, find_seed_phrases, find_wallet_keys
+from reasoning.redaction.credentials import Span, find_credentials
+from reasoning.redaction.escapes import QUOTES, Segments, locate, resolve_escapes, written
+from reasoning.redaction.personal import find_personal
+from reasoning.redaction.wallets import SEED_HINT, find_seed_phrases, find_wallet_keys
 
 # Part of a dataset's configuration hash: change it with any rule.
 REDACTION_VERSION = f"2+phonenumbers-{phonenumbers.__version__}"

@@ -17,7 +17,7 @@ import phonenumbers
 import re2
 from stdnum import iban, luhn
 
-from quality.credentials import Span
+from reasoning.redaction.credentials import Span
 
 # Each address is read from its `@`: back over 64 characters at most, and on over its domain.
 _LOCAL = re.compile(

@@ -10,8 +10,8 @@ from functools import cache
 import re2
 from mnemonic import Mnemonic
 
-from quality.credentials import Span
-from quality.escapes import QUOTES
+from reasoning.redaction.credentials import Span
+from reasoning.redaction.escapes import QUOTES
 
 _LENGTHS = (24, 21, 18, 15, 12)
 # The lists that are written with Latin letters; those of Chinese characters are found in any text.
