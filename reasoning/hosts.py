@@ -29,6 +29,11 @@ def steady() -> float:
     return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
+def boot_id() -> str:
+    """This boot of this machine, as 8 hex digits: `steady` may be compared within it."""
+    return _digest(_boot())
+
+
 def host_tag(folder: Path) -> str:
     """The tag of this host for an existing folder. Processes of equal tags see each other's `flock`. Raises OSError."""
     device = os.stat(folder).st_dev  # noqa: PTH116 - the hot path of a new segment

@@ -7,6 +7,7 @@
         ├── DataFolderError       there is no data folder there, or it is not one of ours
         ├── DataFolderBusy        another process is landing, compacting, expiring or erasing (names it)
         ├── LockLost              another host may have taken the lock of a process that was suspended: run it again
+        ├── ClockJumped           this machine's clock went further ahead than is plausible: nothing was expired
         ├── LandingError          a segment could not be landed: it stays in the spool, run again
         ├── QuarantineError       a file in the quarantine is not one that landing wrote, or was mended wrongly
         ├── TableError            a partition is not as it should be, or could not be rewritten
@@ -41,6 +42,10 @@ class DataFolderBusy(StorageError):
 
 class LockLost(StorageError):
     """This process had the data folder's lock and was suspended, or its lock file was deleted. Nothing is half done."""
+
+
+class ClockJumped(StorageError):
+    """The clock of this machine went further ahead than is plausible, so nothing was deleted by it."""
 
 
 class LandingError(StorageError):

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from reasoning.config import Retention
 from reasoning.ids import uuid7_time
+from storage.clock_watch import check_clock
 from storage.clocks import ClockLimits, clock_limits, counting_day
 from storage.files import sync
 from storage.land import finish_landing
@@ -60,7 +61,8 @@ def expire_decisions(
     `retention_days` sets one age for all tables, in place of `retention`, which is that of reasoning.toml by default. A
     decision's feedback goes with it, however late it came, unless feedback has an age of its own. Datasets, models and
     the ledger stay. A dry run counts the same and changes nothing, so what is still in the spool is not counted. Raises
-    `DataFolderError`, `DataFolderBusy`, `LandingError` and `TableError`.
+    `DataFolderError`, `DataFolderBusy`, `LandingError`, `TableError`, and
+    `ClockJumped` where the time of this machine is not plausible; a `now` that is given is not questioned.
     """
     if retention_days is not None:
         if retention_days < 1:
@@ -77,6 +79,8 @@ def expire_decisions(
         layout.create()
         with data_lock(layout, "expiry", timeout=lock_timeout):
             finish_landing(layout, now=now)
+            if now is None:
+                check_clock(layout, run.limits, run.newest())
             run.expire()
     return run.report
 
@@ -100,6 +104,12 @@ class _Run:
         """The first day that is kept."""
         today = self.limits.now.date()
         return None if days is None else today - timedelta(days=min(days, (today - date.min).days))
+
+    def newest(self) -> date | None:
+        """The newest day with decisions, of those that can be."""
+        latest = self.limits.latest.date()
+        days = (date.fromisoformat(key.date) for key in list_partitions(self.layout, "decisions"))
+        return max((day for day in days if day <= latest), default=None)
 
     def expire(self) -> None:
         try:

@@ -88,6 +88,10 @@ class Layout:
         return self.data / ".lock"
 
     @property
+    def expiry_clock(self) -> Path:
+        return self.data / ".expiry-clock.json"
+
+    @property
     def serve_lock(self) -> Path:
         return self.data / ".serve.lock"
 
