@@ -66,7 +66,7 @@ def test_a_model_is_asked_the_bytes_of_its_training_row(
     """Client, async client, their streams: byte for byte."""
     route()
     chat = CONTEXT | {"messages": [{"speaker": f"p{n % 2}", "text": text} for n, text in enumerate(said)]}
-    task = {"prompt": "\n".join(said)}
+    task = {"prompt": "do:\n" + "\n".join(said)}
     server.answer, server.requests = says("<response><action>IGNORE</action></response>"), []
 
     async def ask() -> None:
