@@ -24,8 +24,8 @@ from quality.formats import find_format_fault
 from quality.labels import answer_class, format_label
 from quality.splits import SPLITS, split_rows
 from reasoning.decision_types import DecisionType
-from reasoning.errors import UnparseableAnswer
-from reasoning.redaction.redact import redact
+from reasoning.errors import UnparseableAnswer, Unredactable
+from reasoning.redaction.prompts import redact_answer, redact_prompt
 
 # Why a row is dropped, in the order of the steps.
 REASONS = (
@@ -224,39 +224,36 @@ def _prepare(
     redactions: Counter[str],
     faults: Counter[str],
 ) -> dict[str, Any]:
-    found: Counter[str] = Counter()
-    changed: list[str] = []
-
-    def clean(text: str) -> str:
-        cleaned, kinds = redact(text, region=region)
-        if kinds:
-            found.update(kinds)
-            changed.append(cleaned)
-        return cleaned
-
     try:
         raw = format_label(decision_type, label)
         decision_type.parse_reply(raw, messages)
     except UnparseableAnswer as error:
         faults[f"label: {error}"] += 1
         return {"dropped": "invalid"}
-    prompt = [{"role": message["role"], "content": clean(message["content"])} for message in messages]
-    answer = clean(raw)
+    try:
+        redacted = redact_prompt(
+            [{"role": message["role"], "content": message["content"]} for message in messages], region=region
+        )
+        answer, found = redact_answer(redacted, raw, region=region)
+        original = None if original is None else redact_answer(redacted, original, region=region)[0]
+    except Unredactable as error:
+        faults[str(error)] += 1
+        return {"dropped": "unredactable"}
+    prompt = redacted.messages
     try:
         decision = decision_type.parse_reply(answer, prompt)
+        redacted.restore_decision(decision)
     except UnparseableAnswer as error:
-        # It was an answer before, so what was found in it is a part of its form.
+        # It was an answer before, so what was found in it is a part of its form; or it acts on what the prompt lacks.
         faults[f"redacted label: {error}"] += 1
         return {"dropped": "unredactable"}
-    if any(redact(text, region=region)[1] for text in changed):
-        faults["redaction finds something again in what it has cleaned"] += 1
-        return {"dropped": "unredactable"}
-    row = {"messages": [*prompt, {"role": "assistant", "content": answer}]}
+    row: dict[str, Any] = {"messages": [*prompt, {"role": "assistant", "content": answer}]}
     if fault := find_format_fault(row):
         faults[fault] += 1
         return {"dropped": "invalid"}
     if sum(len(message["content"]) for message in row["messages"]) > max_characters:
         return {"dropped": "too_long"}
+    redactions.update(redacted.counts)
     redactions.update(found)
     text = "\n".join(message["content"] for message in prompt)
     return {
@@ -264,7 +261,7 @@ def _prepare(
         "prompt": text,
         "prompt_hash": hashlib.sha256(orjson.dumps(prompt)).hexdigest(),
         "answer": answer_class(decision),
-        "original": None if original is None else redact(original, region=region)[0],
+        "original": original,
     }
 
 

@@ -7,6 +7,7 @@
     ├── UnknownDecisionType    no such decision type is declared
     ├── InvalidContext         the context lacks what the type's renderer needs
     ├── UnparseableAnswer      a completion is not an answer of its type
+    ├── Unredactable           a text cannot be cleaned of what is private in it
     ├── RecordError            a record cannot be written as it is (names the field)
     ├── CallFailed             a model gave no completion (carries the fallback reason)
     ├── StreamInterrupted      a streamed answer broke off after its first chunk
@@ -43,6 +44,10 @@ class InvalidContext(ReasoningError):
 
 class UnparseableAnswer(ReasoningError):
     """A completion is not an answer of its decision type."""
+
+
+class Unredactable(ReasoningError):
+    """A text cannot be cleaned of what is private in it: the rules find something again in what they have replaced."""
 
 
 class RecordError(ReasoningError):

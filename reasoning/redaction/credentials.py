@@ -16,6 +16,7 @@ from typing import NamedTuple
 import re2
 
 from reasoning.redaction.escapes import QUOTES
+from reasoning.redaction.placeholders import PLACEHOLDER
 from reasoning.redaction.secret_rules import SECRET_RULES
 
 
@@ -144,7 +145,7 @@ _WORDS_NOT_VALUES = frozenset(
     """.split()  # noqa: SIM905
 )
 _PLACEHOLDER = re.compile(
-    r"(?i)\[(?:secret|email|phone|card|iban|ip|ssn)\]|\$[({]?[A-Za-z_]|\{\{|\{[A-Za-z_.]*\}?$|<[^<>]{0,60}>?$|"
+    r"(?i)\[(?:secret|email|phone|card|iban|ip|ssn)(?:_[0-9]{1,6})?\]|\$[({]?[A-Za-z_]|\{\{|\{[A-Za-z_.]*\}?$|<[^<>]{0,60}>?$|"
     r"%\(|%[A-Z_]+%$|%s$|"
     r"(?:\*|x|\.|•|-|_|#|\?|…){3,}\W*$|your[_ -]|my[_-](?:api|secret|token|pass)|"
     r"(?:os|process|settings|config|self|args|env|secrets|ctx|this|request|req|params|props|opts|options|st|app|"
@@ -187,7 +188,8 @@ def _find_shaped(pattern: re2._Regexp, text: str) -> Iterator[Span]:
 
 _URL = _compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^\s/:@\"'<>`]*)(:)")
 _HOST = re.compile(
-    r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+|\[IP\]|\$\{?\w+\}?|<[\w -]+>)(?P<port>:[0-9]{1,5})?(?=[/?#\s,;)\]]|$|[^\w@:-])"
+    r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+|\[IP(?:_[0-9]{1,6})?\]|\$\{?\w+\}?|<[\w -]+>)(?P<port>:[0-9]{1,5})?"
+    r"(?=[/?#\s,;)\]]|$|[^\w@:-])"
 )
 _PORT = re.compile(r"[0-9]{1,5}(?:[/?#]|$)")
 _USERINFO = _compile(r"://([A-Za-z0-9_.~+=-]{16,})@")
@@ -205,7 +207,7 @@ def find_url_passwords(text: str) -> Iterator[Span]:
         if start < done or rest is None or _PORT.match(rest[0]):
             continue
         end = _end_of_password(rest[0])
-        if end is not None and end > 0 and rest[0][:end] != "[SECRET]":
+        if end is not None and end > 0 and not PLACEHOLDER.fullmatch(rest[0][:end]):
             done = colon + end
             if not _PLACEHOLDER.match(rest[0][:end]):
                 yield Span(start, done, "secret")

@@ -1,4 +1,4 @@
-"""Personal data and secrets are replaced by their kind before anything is learned from them.
+"""Where personal data and secrets stand in a text, and the text with each replaced by its kind.
 
 Rules read the text with its escapes resolved (`reasoning.redaction.escapes`), so that what stands in JSON, or in JSON
 in JSON, is seen as it was meant; the replacement goes between the escapes, so that JSON stays JSON. Names of people
@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import phonenumbers
 import re2
 
 from reasoning.redaction.credentials import Span, find_credentials
-from reasoning.redaction.escapes import QUOTES, Segments, locate, resolve_escapes, written
+from reasoning.redaction.escapes import QUOTES, locate, resolve_escapes, written
 from reasoning.redaction.personal import find_personal
+from reasoning.redaction.placeholders import KINDS, PLACEHOLDER, placeholder
 from reasoning.redaction.wallets import SEED_HINT, find_seed_phrases, find_wallet_keys
 
+__all__ = ["KINDS", "REDACTION_VERSION", "Finding", "find_private", "redact", "replace_findings"]
+
 # Part of a dataset's configuration hash: change it with any rule.
-REDACTION_VERSION = f"2+phonenumbers-{phonenumbers.__version__}"
-KINDS = ("secret", "email", "iban", "card", "ssn", "ip", "phone")
+REDACTION_VERSION = f"3+phonenumbers-{phonenumbers.__version__}"
 
 _KEY_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
@@ -42,39 +45,66 @@ _NUMBER = re.compile(r"-?[0-9][0-9.eE+-]*")
 _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{300,}+")
 _CACHED = 2_000  # characters: a longer line is seldom met again, and takes memory
 
-Found = tuple[tuple[str, int], ...]
+
+class Finding(NamedTuple):
+    """What is to be replaced, from `start` to `end`, and by what: a placeholder of its kind, between two `quote`."""
+
+    start: int
+    end: int
+    kind: str
+    quote: str = ""
 
 
 def redact(text: str, *, region: str = "US") -> tuple[str, Counter[str]]:
     """`text` with each finding replaced by its kind, as `[EMAIL]` (see `KINDS`), and counts by kind.
 
-    `region` (ISO 3166) is how a phone number without a country code is read. A number in JSON is replaced by a string.
-    Loopback, unspecified and multicast addresses stay, since they name no one. Redacting twice changes nothing more.
-    Takes time in proportion to the length, whatever the text.
+    Takes time in proportion to the length, whatever the text. See `find_private`.
     """
-    counts: Counter[str] = Counter()
+    found = find_private(text, region)
+    return replace_findings(text, found, placeholder), Counter(finding.kind for finding in found)
+
+
+def replace_findings(text: str, found: Iterable[Finding], name: Callable[[str], str]) -> str:
+    """`text` with every finding replaced by the placeholder that `name` gives for its kind."""
+    pieces, done = [], 0
+    for start, end, kind, quote in found:
+        pieces += [text[done:start], quote, name(kind), quote]
+        done = end
+    return "".join([*pieces, text[done:]]) if pieces else text
+
+
+def find_private(text: str, region: str = "US") -> tuple[Finding, ...]:
+    """Where personal data and secrets stand in `text`, in order and without overlaps.
+
+    `region` (ISO 3166) is how a phone number without a country code is read. A number in JSON is replaced by a string.
+    Loopback, unspecified and multicast addresses stay, since they name no one. In a text whose findings were replaced
+    nothing more is found.
+    """
+    edited = _Edited(text)
     if "-----BEGIN" in text:
-        text = _redact_private_keys(text, counts)
+        edited.replace(_find_private_keys(text))
     if _finds(SEED_HINT, text):
-        text = _replace_until_stable(text, lambda view: list(find_seed_phrases(view)), counts)
-    lines = text.split("\n")
-    if len(lines) > 1 and ("|" in text or ">" in text):
-        _redact_block_scalars(lines, counts)
-    for number, line in enumerate(lines):
-        if len(line) < 4:
-            continue
-        clean, found = (_redact_line if len(line) <= _CACHED else _redact_line.__wrapped__)(line, region)
-        if found:
-            lines[number] = clean
-            for kind, count in found:
-                counts[kind] += count
-    return "\n".join(lines), counts
+        edited.replace_until_stable(lambda view: list(find_seed_phrases(view)))
+    if "\n" in text and ("|" in text or ">" in text):
+        edited.replace(_find_block_scalars(edited.text))
+    edited.replace(_find_in_lines(edited.text, region))
+    return tuple(edited.found)
+
+
+def _find_in_lines(text: str, region: str) -> Iterator[Finding]:
+    at = 0
+    for line in text.split("\n"):
+        if len(line) >= 4:
+            for start, end, kind, quote in (_find_in_line if len(line) <= _CACHED else _find_in_line.__wrapped__)(
+                line, region
+            ):
+                yield Finding(at + start, at + end, kind, quote)
+        at += len(line) + 1
 
 
 # A transcript is logged again with every turn, so most lines have been seen a moment ago.
 @lru_cache(maxsize=32_768)
-def _redact_line(line: str, region: str) -> tuple[str, Found]:
-    counts: Counter[str] = Counter()
+def _find_in_line(line: str, region: str) -> tuple[Finding, ...]:
     if _finds(_WORTH_A_LOOK, line):
 
         def find(view: str) -> list[Span]:
@@ -82,10 +112,14 @@ def _redact_line(line: str, region: str) -> tuple[str, Found]:
             plain = view if len(view) < 500 else _ENCODED.sub(lambda match: " " * len(match[0]), view)
             return [*find_credentials(view), *find_wallet_keys(plain), *find_personal(plain, region)]
 
-        return _replace_until_stable(line, find, counts), tuple(counts.items())
+        edited = _Edited(line)
+        edited.replace_until_stable(find)
+        return tuple(edited.found)
     if len(line) >= 50:
-        line = _replace_until_stable(line, lambda view: list(find_seed_phrases(view)), counts)
-    return line, tuple(counts.items())
+        edited = _Edited(line)
+        edited.replace_until_stable(lambda view: list(find_seed_phrases(view)))
+        return tuple(edited.found)
+    return ()
 
 
 def _finds(pattern: re2._Regexp, text: str) -> bool:
@@ -95,15 +129,74 @@ def _finds(pattern: re2._Regexp, text: str) -> bool:
         return True
 
 
-def _replace_until_stable(text: str, find: Callable[[str], list[Span]], counts: Counter[str]) -> str:
-    # A replacement changes what stands beside it, so that a second look may find more. Each takes something away.
-    for _ in range(8):
-        view, segments = resolve_escapes(text)
-        spans = _without_overlaps(find(view))
-        if not spans:
-            break
-        text = _replace(text, view, segments, spans, counts)
-    return text
+class _Edited:
+    """A text with findings replaced, and where they stood in the original."""
+
+    def __init__(self, original: str) -> None:
+        self.text = original
+        self.found: list[Finding] = []
+        self._original = original
+
+    def replace_until_stable(self, find: Callable[[str], list[Span]]) -> None:
+        """Replace what `find` finds in the text with its escapes resolved, again and again.
+
+        A replacement changes what stands beside it, so that a second look may find more. Each takes something away.
+        """
+        for _ in range(8):
+            view, segments = resolve_escapes(self.text)
+            spans = _without_overlaps(find(view))
+            if not spans:
+                break
+            self.replace(
+                Finding(
+                    locate(span.start, segments), locate(span.end, segments), span.kind, _quote_of_number(view, span)
+                )
+                for span in spans
+            )
+
+    def replace(self, spans: Iterable[Finding]) -> None:
+        """Replace more; offsets are of the text as it is now. What touches a placeholder takes all of it."""
+        new = list(spans)
+        if not new:
+            return
+        old, places = self.found, list(self._places())
+        found: list[Finding] = []
+        number = 0
+        for span in new:
+            while number < len(old) and places[number][1] <= span.start:
+                found.append(old[number])
+                number += 1
+            first = number
+            while number < len(old) and places[number][0] < span.end:
+                number += 1
+            start = span.start + _shift(old, places, first)
+            end = span.end + _shift(old, places, number)
+            quote = span.quote
+            if number > first:
+                if places[first][0] < span.start:
+                    start = old[first].start
+                if places[number - 1][1] > span.end:
+                    end = old[number - 1].end
+                if (start, end) == (old[first].start, old[first].end):
+                    quote = quote or old[first].quote
+            if found and start < found[-1].end:  # both touch the same placeholder
+                start = found.pop().start
+            found.append(Finding(start, end, span.kind, quote))
+        self.found = [*found, *old[number:]]
+        self.text = replace_findings(self._original, self.found, placeholder)
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Where the placeholders stand in the text."""
+        longer = 0
+        for start, end, kind, quote in self.found:
+            length = len(placeholder(kind)) + 2 * len(quote)
+            yield start + longer, start + longer + length
+            longer += length - (end - start)
+
+
+def _shift(found: list[Finding], places: list[tuple[int, int]], number: int) -> int:
+    """How far back the original is behind the first `number` placeholders."""
+    return found[number - 1].end - places[number - 1][1] if number else 0
 
 
 def _without_overlaps(spans: list[Span]) -> list[Span]:
@@ -118,17 +211,6 @@ def _without_overlaps(spans: list[Span]) -> list[Span]:
         if not kept or kept[-1][1].end <= span.start:
             kept.append((rank, span))
     return [span for _, span in kept]
-
-
-def _replace(text: str, view: str, segments: Segments | None, spans: list[Span], counts: Counter[str]) -> str:
-    pieces, done = [], 0
-    for span in spans:
-        start, end = locate(span.start, segments), locate(span.end, segments)
-        quote = _quote_of_number(view, span)
-        pieces += [text[done:start], quote, f"[{span.kind.upper()}]", quote]
-        done = end
-        counts[span.kind] += 1
-    return "".join([*pieces, text[done:]])
 
 
 def _quote_of_number(view: str, span: Span) -> str:
@@ -153,31 +235,30 @@ def _quote_of_number(view: str, span: Span) -> str:
     return ""
 
 
-def _redact_private_keys(text: str, counts: Counter[str]) -> str:
+def _find_private_keys(text: str) -> Iterator[Finding]:
     """Keys in PEM, also with escaped line ends; one that does not end goes as far as it looks like one."""
-    pieces, done, last_end = [], 0, text.rfind("-----END")
+    last_end = text.rfind("-----END")
     begin = _KEY_BEGIN.search(text)
     while begin is not None:
         end = _KEY_END.search(text, begin.end()) if begin.end() <= last_end else None
         if end is None:
             last_end = -1
         after = end.end() if end is not None else _KEY_BODY.match(text, begin.end()).end()  # type: ignore[union-attr]
-        pieces += [text[done : begin.start()], "[SECRET]"]
-        counts["secret"] += 1
-        done = after
-        begin = _KEY_BEGIN.search(text, done)
-    return "".join([*pieces, text[done:]])
+        yield Finding(begin.start(), after, "secret")
+        begin = _KEY_BEGIN.search(text, after)
 
 
-def _redact_block_scalars(lines: list[str], counts: Counter[str]) -> None:
+def _find_block_scalars(text: str) -> Iterator[Finding]:
     """What stands under `password: |` in YAML, as far as it is indented."""
-    for number, line in enumerate(lines[:-1]):
-        if not line.endswith(("|", ">", "-", "+")) or not _BLOCK_SCALAR.search(line[-60:]):
-            continue
+    lines = text.split("\n")
+    at, under = 0, -1
+    for number, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
-        following = number + 1
-        while following < len(lines) and (len(lines[following]) - len(lines[following].lstrip()) > indent):
-            if "[SECRET]" not in lines[following]:
-                lines[following] = lines[following][: indent + 2] + "[SECRET]"
-                counts["secret"] += 1
-            following += 1
+        if under >= 0 and indent > under:
+            if line.strip() and not PLACEHOLDER.search(line):
+                yield Finding(at + min(under + 2, len(line)), at + len(line), "secret")
+        else:
+            under = -1
+            if number + 1 < len(lines) and line.endswith(("|", ">", "-", "+")) and _BLOCK_SCALAR.search(line[-60:]):
+                under = indent
+        at += len(line) + 1

@@ -19,8 +19,10 @@ import storage
 from quality.dataset import export_dataset, read_manifest, read_rows
 from quality.errors import DatasetRejected, InsufficientData
 from quality.formats import find_format_fault
+from quality.funnel import _prepare
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import UnknownDecisionType
+from reasoning.redaction.redact import Finding
 from storage.compact import compact_decisions
 from storage.erase import erase_subject
 from storage.errors import DatasetError
@@ -172,13 +174,13 @@ def test_duplicates_keep_the_demonstrated_answer(data):
 
 
 def test_what_cannot_be_redacted_is_dropped_with_its_reason(data, monkeypatch):
-    import quality.funnel
+    import reasoning.redaction.prompts
 
-    # A cleaner that always leaves something to find, as a rule would that is at odds with its own placeholder.
-    def never_done(text, *, region):
-        return text, Counter({"phone": 1} if "never clean" in text else {})
+    # Rules that always find something, as one would that is at odds with its own placeholder.
+    def never_done(text, region):
+        return (Finding(0, 4, "phone"),) if "never clean" in text else ()
 
-    monkeypatch.setattr(quality.funnel, "redact", never_done)
+    monkeypatch.setattr(reasoning.redaction.prompts, "find_private", never_done)
     land(data, [records(_special(0, "this is never clean"))])
     manifest = _export(data)
     assert manifest.dropped == {"unredactable": 1}
@@ -190,7 +192,7 @@ def test_a_number_in_a_call_is_replaced_and_its_row_is_kept(data):
     manifest = _export(data)
     assert manifest.dropped == {} and manifest.redactions == {"card": 1}
     written = b"".join(path.read_bytes() for path in manifest.path.glob("*.jsonl"))
-    assert b'{\\"card\\": \\"[CARD]\\", \\"n\\": 1}' in written and b"4111111111111111" not in written
+    assert b'{\\"card\\": \\"[CARD_1]\\", \\"n\\": 1}' in written and b"4111111111111111" not in written
 
 
 def test_personal_data_and_secrets_do_not_reach_any_file(data):
@@ -207,9 +209,25 @@ def test_personal_data_and_secrets_do_not_reach_any_file(data):
             assert b"eve@" not in content
             assert b"7946" not in content
             assert KEY.encode() not in content
-    assert any("[EMAIL]" in row["messages"][1]["content"] for split in SPLITS for row in _lines(manifest, split))
+    (row,) = (row for split in SPLITS for row in _lines(manifest, split) if "[EMAIL_1]" in str(row))
+    assert "I am [EMAIL_1], [PHONE_1], my key is [SECRET_1]" in row["messages"][1]["content"]
+    # The label and the original's answer have the placeholders of the prompt.
+    assert "<reasoning>[EMAIL_1] asked</reasoning>" in row["messages"][-1]["content"]
     rows = [row for split in SPLITS for row in read_rows(manifest.path, split)]
-    assert KEY not in str([row.original for row in rows])
+    assert {"action": "IGNORE", "reasoning": "[SECRET_1] is secret"} in [row.original for row in rows]
+
+
+@pytest.mark.parametrize(("asked", "dropped"), [("ping 203.0.113.9", None), ("ping it", "unredactable")])
+def test_a_label_that_acts_on_what_its_prompt_does_not_have_is_dropped(asked, dropped):
+    """A model could only answer with a placeholder that stands for nothing."""
+    kind = get_decision_type("coding")
+    faults: Counter[str] = Counter()
+    label = orjson.dumps({"code": "ping('203.0.113.9')", "explanation": "", "language": "python"}).decode()
+    messages = kind.render({"prompt": asked})
+    row = _prepare(kind, messages, label, None, 10_000, "US", Counter(), faults)
+    assert row.get("dropped") == dropped
+    assert [fault for fault in faults if "stands for no value" in fault] == list(faults)
+    assert bool(faults) == bool(dropped)
 
 
 def test_since_and_until_are_inclusive_days(data):
