@@ -22,7 +22,7 @@ from demo.conversations import read_rooms
 from demo.episodes import Episode, Turn
 from demo.functions import read_tasks
 from demo.originals import ORIGINALS
-from emulator.trainer import load_model, train
+from learners.linear import load_model, train
 from quality.evaluation import Answer, Label, evaluate
 from reasoning.decision_types import DecisionType, get_decision_type
 

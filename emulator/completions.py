@@ -19,9 +19,9 @@ from emulator.catalog import NANO, BaseModel
 from emulator.context import Emulator, emulator_of, read_json
 from emulator.errors import ApiError
 from emulator.forms import form
-from emulator.majority import Completion
 from emulator.replicas import read_status, stop_inactive
 from emulator.serving import UntunedModel
+from learners.majority import Completion
 
 _DEFAULT_MAX_TOKENS = 2048
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emulator.tokens import count_message_tokens, count_tokens
+from learners.tokens import count_message_tokens, count_tokens
 
 _MESSAGE_KEYS = {"role", "content", "weight", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"}
 _ROLES = {"system", "user", "assistant", "tool"}

@@ -4,8 +4,6 @@
 
     EmulatorError              (stands alone: this room imports none of the others)
     ├── StartError             the emulator cannot start: port in use, data folder in use, unreadable catalog
-    ├── TrainingError          a training failed
-    │   └── DatasetError       ... because of the dataset: the submitter's mistake, job state `user_error`
     └── ApiError               an answer with a status >= 400; knows both of Together's body shapes
 """
 
@@ -20,14 +18,6 @@ class EmulatorError(Exception):
 
 class StartError(EmulatorError):
     """The emulator cannot start."""
-
-
-class TrainingError(EmulatorError):
-    """A training failed."""
-
-
-class DatasetError(TrainingError):
-    """A training failed because of its dataset."""
 
 
 class ApiError(EmulatorError):

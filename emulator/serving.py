@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from emulator.majority import Completion, fixed_completion
+from learners.majority import Completion, fixed_completion
 
-TRAINERS = {"sklearn": "emulator.trainer", "majority": "emulator.majority"}
+TRAINERS = {"sklearn": "learners.linear", "majority": "learners.majority"}
 """Trainers by name: modules with `train` and `load_model`."""
 
 TRAINER_FILE = "trainer.json"

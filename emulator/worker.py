@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from emulator.errors import DatasetError, TrainingError
 from emulator.serving import TRAINER_FILE, TRAINERS
+from learners.errors import DatasetError, TrainingError
 
 
 def main() -> int:

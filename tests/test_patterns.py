@@ -236,7 +236,7 @@ PUT_TOGETHER = {
     "gateway/classify.py": "its module's own texts",
     "provider/reconcile.py": "a quoted prefix",
     "storage/erase_datasets.py": "a quoted id",
-    "emulator/transcript.py": "quoted names, and its module's own texts",
+    "learners/transcript.py": "quoted names, and its module's own texts",
     "demo/originals.py": "a quoted name",
     "reasoning/redaction/credentials.py": "its module's own texts",
 }

@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"quality", "provider", "storage", "reasoning"},
     "flows": {"tasks", "quality", "provider", "storage", "reasoning"},
     "gateway": {"storage", "reasoning"},
-    "emulator": set(),
+    "emulator": {"learners"},
+    "learners": {"reasoning"},
     "demo": {"tasks", "quality", "provider", "storage", "reasoning"},
     "cli": {"demo", "tasks", "gateway", "quality", "provider", "storage", "reasoning"},
 }

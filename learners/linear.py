@@ -17,24 +17,23 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import joblib
 import sklearn
 from threadpoolctl import threadpool_limits
 
-from emulator.answers import Answer, Kind, parse_answer
-from emulator.choice import ChoiceModel, fit_choice
-from emulator.errors import DatasetError, TrainingError
-from emulator.majority import Completion
-from emulator.plans import PlanModel, fit_plans
-from emulator.retrieval import NearestAnswer
-from emulator.tokens import count_message_tokens
-from emulator.transcript import Transcript, message_text, parse_transcript
+from learners import artifact
+from learners.answers import Answer, Kind, parse_answer
+from learners.choice import ChoiceModel, fit_choice
+from learners.errors import ArtifactError, DatasetError
+from learners.majority import Completion
+from learners.plans import PlanModel, fit_plans
+from learners.retrieval import NearestAnswer
+from learners.tokens import count_message_tokens
+from learners.transcript import Transcript, message_text, parse_transcript
 
-FORMAT = 1
 MAX_CLASSES = 50
 SHARE = 0.9
 """This share of the answers must have a form for it to be the form that is learned."""
@@ -42,6 +41,7 @@ SHARE = 0.9
 Progress = Callable[[float, dict[str, float]], None]
 Task = Literal["plan", "choice", "text"]
 Core = ChoiceModel | PlanModel | NearestAnswer
+_CORES: dict[str, type[Core]] = {"choice": ChoiceModel, "plan": PlanModel, "text": NearestAnswer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ def train(
         train_path: conversational JSONL.
         validation_path: rows that are not fitted to. With the training rows, cross-validated, they choose the
             regularisation, the calibration and the thresholds.
-        output_dir: made if missing; gets `model.joblib` and, last, `model.json`.
+        output_dir: made if missing; gets the artifact (`learners.artifact`).
         n_epochs: accepted and without effect: the fits run to their end.
         progress: called with the finished fraction (0..1) and the losses known by then.
 
@@ -201,11 +201,9 @@ def train(
         metrics=metrics,
     )
     output_dir.mkdir(parents=True, exist_ok=True)
-    joblib.dump((task, core, answers), output_dir / "model.joblib", compress=1)
-    about = {"format": FORMAT, "sklearn": sklearn.__version__, **asdict(result)}
-    temporary = output_dir / "model.json.part"
-    temporary.write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
-    temporary.rename(output_dir / "model.json")
+    parts = artifact.Parts({"answers": [astuple(answer) for answer in answers]})
+    parts.put("core", core.parts())
+    artifact.save(output_dir, parts, {"learner": "linear", "sklearn": sklearn.__version__, **asdict(result)})
     report(1.0, metrics)
     return result
 
@@ -246,15 +244,15 @@ def _find_form(answers: Sequence[Answer]) -> tuple[Task, Kind]:
 
 
 def load_model(directory: Path) -> Model:
-    """Load what `train` kept. Only ever from a folder that this program wrote: the file is a pickle.
+    """Load what `train` kept.
 
     Raises:
-        TrainingError: there is no finished model, or another version wrote it.
+        ArtifactError: there is no finished model, it is damaged, or another version wrote it.
     """
+    parts, about = artifact.load(directory)
     try:
-        about = json.loads((directory / "model.json").read_text(encoding="utf-8"))
-        if about["format"] != FORMAT or about["sklearn"] != sklearn.__version__:
-            raise TrainingError(f"the model in {directory} was made by another version: train it again")
-        return Model(*joblib.load(directory / "model.joblib"))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise TrainingError(f"no usable model in {directory}: {error}. Train it again.") from error
+        answers = [Answer(kind, text, tuple(values), *span) for kind, text, values, *span in parts.values["answers"]]
+        return Model(about["task"], _CORES[about["task"]].from_parts(parts.get("core")), answers)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"no usable model in {directory}: {reason}; train it again") from error

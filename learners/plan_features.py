@@ -12,8 +12,9 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from emulator.text import TextIndex, TextSpace
-from emulator.transcript import Action, Transcript
+from learners.artifact import Parts
+from learners.text import TextIndex, TextSpace
+from learners.transcript import Action, Transcript
 
 MAX_TERMS = 60_000
 NEIGHBOURS = 15
@@ -52,6 +53,30 @@ class PlanLog:
         # One index a space, so that a line is looked up once: the logged lines, the actions' documents, their names.
         self.by_words = TextIndex(self.words, corpus)
         self.by_letters = TextIndex(self.letters, [*corpus, *names])
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> PlanLog:
+        """The log whose `parts` these are."""
+        log = cls.__new__(cls)
+        log.labels = parts.values["labels"]
+        log.index = {label: i for i, label in enumerate(log.labels)}
+        log.actions = {Action(*action): i for i, action in enumerate(parts.values["actions"])}
+        log.chosen, log.offered = parts.arrays["chosen"], parts.arrays["offered"]
+        log.words, log.letters = (TextSpace.from_parts(parts.get(name)) for name in ("words", "letters"))
+        log.by_words = TextIndex.from_parts(log.words, parts.get("by_words"))
+        log.by_letters = TextIndex.from_parts(log.letters, parts.get("by_letters"))
+        return log
+
+    def parts(self) -> Parts:
+        """What an artifact keeps of it."""
+        actions = sorted(self.actions, key=self.actions.__getitem__)
+        parts = Parts(
+            {"labels": self.labels, "actions": [astuple(action) for action in actions]},
+            {"chosen": self.chosen, "offered": self.offered},
+        )
+        for name in ("words", "letters", "by_words", "by_letters"):
+            parts.put(name, getattr(self, name).parts())
+        return parts
 
     def offers(self, transcript: Transcript) -> tuple[Action, ...]:
         """The actions on offer; all that were ever chosen when the prompt does not say."""

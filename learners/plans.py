@@ -1,6 +1,6 @@
 """Choose a list of actions for a transcript, in order.
 
-Every action on offer is judged by itself: a logistic regression on the features of `emulator.plan_features` and their
+Every action on offer is judged by itself: a logistic regression on the features of `learners.plan_features` and their
 products says with which probability it belongs to the plan. (Boosted trees were as right, and 15 times slower to ask;
 on busy cores their OpenMP threads took up to 0.7 s.) While training, a line is not compared with lines of its own
 conversation. The order is the one in which logged plans mostly had the actions.
@@ -18,8 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold
 
-from emulator.plan_features import Plan, PlanLog
-from emulator.transcript import Action, Transcript
+from learners.artifact import Parts
+from learners.plan_features import Plan, PlanLog
+from learners.transcript import Action, Transcript
 
 MAX_ROWS = 2000
 """Logged lines that are kept to compare with: the newest."""
@@ -47,6 +48,19 @@ class ActionClassifier:
         self.weights = fitted.coef_[0] / scale
         self.bias = float(fitted.intercept_[0] - centre @ self.weights)
 
+    @classmethod
+    def from_parts(cls, parts: Parts) -> ActionClassifier:
+        """The classifier whose `parts` these are."""
+        classifier = cls.__new__(cls)
+        classifier.centre, classifier.scale = parts.arrays["centre"], parts.arrays["scale"]
+        classifier.weights, classifier.bias = parts.arrays["weights"], parts.values["bias"]
+        classifier.pairs = np.triu_indices(len(classifier.centre))
+        return classifier
+
+    def parts(self) -> Parts:
+        """What an artifact keeps of it."""
+        return Parts({"bias": self.bias}, {"centre": self.centre, "scale": self.scale, "weights": self.weights})
+
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """One for each row."""
         probabilities: np.ndarray = expit(self._terms(features) @ self.weights + self.bias)
@@ -71,6 +85,33 @@ class PlanModel:
         """Actions that no logged plan combines with others, such as to do nothing."""
         self.evidence = np.zeros(5)
         """Weights of a plan's evidence, and a constant: the log-odds that it is right."""
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> PlanModel:
+        """The model whose `parts` these are."""
+        model = cls(PlanLog.from_parts(parts.get("log")), ())
+        model.before = Counter({(first, second): times for first, second, times in parts.values["before"]})
+        model.alone = set(parts.values["alone"])
+        model.threshold, model.evidence = parts.values["threshold"], parts.arrays["evidence"]
+        if parts.values["has_classifier"]:
+            model.classifier = ActionClassifier.from_parts(parts.get("classifier"))
+        return model
+
+    def parts(self) -> Parts:
+        """What an artifact keeps of it."""
+        parts = Parts(
+            {
+                "threshold": self.threshold,
+                "before": [[*pair, times] for pair, times in self.before.items()],
+                "alone": sorted(self.alone),
+                "has_classifier": self.classifier is not None,
+            },
+            {"evidence": self.evidence},
+        )
+        parts.put("log", self.log.parts())
+        if self.classifier is not None:
+            parts.put("classifier", self.classifier.parts())
+        return parts
 
     def decide(self, transcript: Transcript) -> tuple[Plan, float, np.ndarray]:
         """The plan, the log of the calibrated probability that it is right, and the likeness to each logged line."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -7,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from emulator.errors import DatasetError, TrainingError
-from emulator.trainer import Model, TrainingResult, load_model, train
+from learners import linear
+from learners.errors import ArtifactError, DatasetError
+from learners.linear import Model, TrainingResult, load_model, train
 from reasoning.decision_types import get_decision_type
 
 WORDS = ["river", "stone", "cloud", "paper", "green", "quiet", "seven", "table", "winter", "music", "garden", "letter"]
@@ -240,16 +243,58 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
 
 def test_an_unfinished_or_foreign_model_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, respond_rows(20, 1))
-    about = tmp_path / "model" / "model.json"
-    written = json.loads(about.read_text())
-    about.write_text(json.dumps(written | {"sklearn": "0.1"}))
-    with pytest.raises(TrainingError, match="another version"):
+    about, numbers = tmp_path / "model" / "model.json", tmp_path / "model" / "model.npz"
+    written, whole = json.loads(about.read_text()), numbers.read_bytes()
+    about.write_text(json.dumps(written | {"format": 1}))
+    with pytest.raises(ArtifactError, match="has the format 1, not 2"):
+        load_model(tmp_path / "model")
+    about.write_text(json.dumps(written | {"values": {}}))
+    with pytest.raises(ArtifactError, match="no usable model"):
         load_model(tmp_path / "model")
     about.write_text(json.dumps(written))
-    whole = (tmp_path / "model" / "model.joblib").read_bytes()
-    (tmp_path / "model" / "model.joblib").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(TrainingError, match="no usable model"):
+    numbers.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match="damaged"):
         load_model(tmp_path / "model")
+    numbers.write_bytes(whole)
+    load_model(tmp_path / "model")
     about.unlink()
-    with pytest.raises(TrainingError, match="no usable model"):
+    with pytest.raises(ArtifactError, match="no usable model"):
         load_model(tmp_path / "model")
+
+
+class Bomb:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.path, "executed")
+
+
+def test_pickled_objects_in_an_artifact_are_never_loaded(tmp_path: Path) -> None:
+    fit(tmp_path, respond_rows(20, 1))
+    about, numbers = tmp_path / "model" / "model.json", tmp_path / "model" / "model.npz"
+    np.savez(numbers, **{"core.centre": np.array([Bomb(tmp_path / "sign")], dtype=object)})
+    written = json.loads(about.read_text())
+    written["sha256"]["model.npz"] = hashlib.sha256(numbers.read_bytes()).hexdigest()
+    about.write_text(json.dumps(written))
+    with pytest.raises(ArtifactError, match="no usable model"):
+        load_model(tmp_path / "model")
+    assert not (tmp_path / "sign").exists()
+
+
+@pytest.mark.parametrize(
+    "rows", [respond_rows(60, 5), plan_rows(40, 5), [(ask(f"what is {i}?"), f"It is {i}.") for i in range(60)]]
+)
+def test_a_loaded_model_answers_as_the_trained_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: Any) -> None:
+    kept: list[Any] = []
+    real = linear._fit
+    monkeypatch.setattr(linear, "_fit", lambda *args: kept.append(real(*args)) or kept[0])
+    result, loaded = fit(tmp_path, rows)
+    core, answers, _ = kept[0]
+    trained = Model(result.task, core, answers)
+    for prompt, _ in rows:
+        a, b = trained.complete(prompt), loaded.complete(prompt)
+        assert (a.text, a.tokens) == (b.text, b.tokens)
+        assert a.token_logprobs == pytest.approx(b.token_logprobs)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emulator.text import TextIndex, TextSpace
-from emulator.transcript import Transcript
+from learners.artifact import Parts
+from learners.text import TextIndex, TextSpace
+from learners.transcript import Transcript
 
 
 class NearestAnswer:
@@ -17,6 +18,20 @@ class NearestAnswer:
         lines = [transcript.last.text for transcript in transcripts]
         space = TextSpace(lines, analyzer="char_wb", ngram_range=(2, 5), max_features=60_000)
         self.index = TextIndex(space, lines)
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> NearestAnswer:
+        """The model whose `parts` these are."""
+        model = cls.__new__(cls)
+        model.index = TextIndex.from_parts(TextSpace.from_parts(parts.get("space")), parts.get("index"))
+        return model
+
+    def parts(self) -> Parts:
+        """What an artifact keeps of it."""
+        parts = Parts()
+        parts.put("space", self.index.space.parts())
+        parts.put("index", self.index.parts())
+        return parts
 
     def decide(self, transcript: Transcript) -> tuple[int, float]:
         """The row of the nearest question, and the log of its likeness (0..1), which stands for a probability."""

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulator.features import transcript_features
-from emulator.transcript import MAX_LINES, Action, Line, Transcript, message_text, parse_transcript
+from learners.features import transcript_features
+from learners.transcript import MAX_LINES, Action, Line, Transcript, message_text, parse_transcript
 from reasoning.decision_types import get_decision_type
 
 NAMES = st.from_regex(r"[A-Za-zÀ-ÿ][A-Za-z0-9_' ]{0,20}[a-z]", fullmatch=True)

@@ -10,6 +10,10 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from learners.artifact import Parts
+
+_FITTING = {"min_df", "max_features"}  # options that choose the vocabulary: those of a fitted space have done so
+
 MAX_CHARS = 4_000
 """A text counts with its newest characters."""
 
@@ -22,19 +26,38 @@ class TextSpace:
     """A vocabulary with weights. Vectors have length 1 (or 0 when nothing in the text is known)."""
 
     def __init__(self, corpus: Sequence[str], **options: Any) -> None:
-        """Options are those of `TfidfVectorizer`."""
+        """Options are those of `TfidfVectorizer`; JSON can hold them."""
         texts = [text[-MAX_CHARS:] for text in corpus]
-        self.vectorizer = TfidfVectorizer(sublinear_tf=True, **options)
         try:
-            self.vectorizer.fit(texts)
+            vectorizer = TfidfVectorizer(sublinear_tf=True, **options).fit(texts)
         except ValueError:  # no word is left: a space without dimensions but one
-            self.vectorizer = TfidfVectorizer(analyzer="char").fit(["\0"])
-        self.vocabulary: dict[str, int] = self.vectorizer.vocabulary_
-        self.weights = np.asarray(self.vectorizer.idf_)
-        self._analyze: Any = None
+            options = {"analyzer": "char"}
+            vectorizer = TfidfVectorizer(**options).fit(["\0"])
+        self._set(vectorizer, options)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_analyze": None}  # a closure, which pickle refuses
+    @classmethod
+    def from_parts(cls, parts: Parts) -> TextSpace:
+        """The space whose `parts` these are."""
+        options = {name: value for name, value in parts.values["options"].items() if name not in _FITTING}
+        options |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+        vocabulary = {term: column for column, term in enumerate(parts.values["terms"])}
+        vectorizer = TfidfVectorizer(sublinear_tf=True, vocabulary=vocabulary, **options)
+        vectorizer.idf_ = parts.arrays["idf"]
+        space = cls.__new__(cls)
+        space._set(vectorizer, parts.values["options"])
+        return space
+
+    def parts(self) -> Parts:
+        """What an artifact keeps of it."""
+        terms = sorted(self.vocabulary, key=self.vocabulary.__getitem__)
+        return Parts({"options": self._options, "terms": terms}, {"idf": self.weights})
+
+    def _set(self, vectorizer: TfidfVectorizer, options: dict[str, Any]) -> None:
+        self.vectorizer = vectorizer
+        self._options = options
+        self.vocabulary: dict[str, int] = {term: int(column) for term, column in vectorizer.vocabulary_.items()}
+        self.weights = np.asarray(vectorizer.idf_)
+        self._analyze: Any = None
 
     @property
     def size(self) -> int:
@@ -63,10 +86,24 @@ class TextIndex:
     """Texts to compare with, by the cosine of their vectors."""
 
     def __init__(self, space: TextSpace, texts: Sequence[str]) -> None:
-        self.space = space
-        self.rows = len(texts)
         columns = space.matrix(texts).tocsc()
-        self.starts, self.members, self.values = columns.indptr, columns.indices, columns.data
+        self._set(space, len(texts), columns.indptr, columns.indices, columns.data)
+
+    @classmethod
+    def from_parts(cls, space: TextSpace, parts: Parts) -> TextIndex:
+        """The index over `space` whose `parts` these are."""
+        index, arrays = cls.__new__(cls), parts.arrays
+        index._set(space, int(parts.values["rows"]), arrays["starts"], arrays["members"], arrays["values"])
+        return index
+
+    def parts(self) -> Parts:
+        """What an artifact keeps of it, besides its space."""
+        arrays = {"starts": self.starts, "members": self.members, "values": self.values}
+        return Parts({"rows": self.rows}, arrays)
+
+    def _set(self, space: TextSpace, rows: int, starts: np.ndarray, members: np.ndarray, values: np.ndarray) -> None:
+        self.space, self.rows = space, rows
+        self.starts, self.members, self.values = starts, members, values
 
     def likeness(self, vector: Vector) -> np.ndarray:
         """Cosine of a vector with each text: 0..1."""

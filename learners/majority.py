@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emulator.errors import DatasetError
-from emulator.tokens import count_message_tokens
+from learners.errors import DatasetError
+from learners.tokens import count_message_tokens
 
 _PIECE = re.compile(r"\s*\S+|\s+$")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulator.answers import parse_answer
+from learners.answers import parse_answer
 from reasoning.completion import Completion, measure_confidence
 from reasoning.decision_types import get_decision_type
 

@@ -16,9 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, recall_score
 from sklearn.model_selection import KFold
 
-from emulator.features import transcript_features
-from emulator.text import TextSpace
-from emulator.transcript import Transcript
+from learners.artifact import Parts
+from learners.features import transcript_features
+from learners.text import TextSpace
+from learners.transcript import Transcript
 
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Inverse regularisation strengths that are tried."""
@@ -41,6 +42,28 @@ class ChoiceModel:
         self.temperature = 1.0
         self.offsets = np.zeros(len(classes))
         """Added to the log-probabilities to decide: rare classes weigh more, as far as macro F1 and recall gain."""
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> ChoiceModel:
+        """The model whose `parts` these are."""
+        model = cls(parts.values["classes"])
+        model.temperature = parts.values["temperature"]
+        model.words = TextSpace.from_parts(parts.get("words")) if parts.values["has_words"] else None
+        arrays = parts.arrays
+        model.centre, model.scale, model.weights = arrays["centre"], arrays["scale"], arrays["weights"]
+        model.bias, model.offsets = arrays["bias"], arrays["offsets"]
+        return model
+
+    def parts(self) -> Parts:
+        """What an artifact keeps of it."""
+        names = ("centre", "scale", "weights", "bias", "offsets")
+        parts = Parts(
+            {"classes": self.classes, "temperature": self.temperature, "has_words": self.words is not None},
+            {name: getattr(self, name) for name in names},
+        )
+        if self.words is not None:
+            parts.put("words", self.words.parts())
+        return parts
 
     def log_probabilities(self, transcript: Transcript) -> np.ndarray:
         """Calibrated log-probabilities of `classes`."""

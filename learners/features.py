@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from emulator.transcript import Transcript
+from learners.transcript import Transcript
 
 _WORD = re.compile(r"\w+")
 _WH = re.compile(r"\b(who|what|when|where|why|how|which|do you|are you|did you|have you|would you|can you)\b")

@@ -1,0 +1,1 @@
+"""What learns: a dataset in, an artifact that answers with calibrated probabilities out."""
