@@ -6,7 +6,6 @@ Columns ending in `_nano` are whole nano-dollars (`storage.money`). Times are UT
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 import sqlalchemy as sa
 
