@@ -72,7 +72,8 @@ class ChoiceModel:
         if self.words is not None:
             columns, values = self.words.vector(transcript.last.text)
             scores += values @ self.weights[len(numbers) + columns]
-        return log_softmax(scores / self.temperature)
+        calibrated: np.ndarray = log_softmax(scores / self.temperature)
+        return calibrated
 
     def decide(self, transcript: Transcript) -> tuple[str, float]:
         """The class decided for and its calibrated log-probability."""

@@ -451,9 +451,10 @@ def _publish(layout: Layout, con: duckdb.DuckDBPyConnection, folder: Path, targe
 
     def count_gone(log: duckdb.DuckDBPyConnection) -> int:
         log.register("exported", ids)
-        return log.execute(
+        ((gone,),) = log.execute(
             "SELECT count(*) FROM exported WHERE decision_id::UUID NOT IN (SELECT decision_id FROM decisions)"
-        ).fetchall()[0][0]
+        ).fetchall()
+        return int(gone)
 
     make_tree_private(folder)
     with data_lock(layout, "publishing a dataset"):
