@@ -450,9 +450,10 @@ def parse_arguments(arguments: Any) -> dict[str, Any]:
 def restore_arguments(redacted: RedactedPrompt, arguments: dict[str, Any]) -> dict[str, Any]:
     """The input of a tool call with the values of its placeholders. Raises `ModelAnswerError` for one without."""
     try:
-        return redacted.restore_decision({"arguments": arguments})["arguments"]
+        restored: dict[str, Any] = redacted.restore_decision({"arguments": arguments})["arguments"]
     except UnparseableAnswer as error:
         raise ModelAnswerError("tool_arguments", str(error)) from None
+    return restored
 
 
 def to_message(completion: Any, asked: Asked) -> dict[str, Any]:

@@ -238,10 +238,11 @@ async def test_a_long_prompt_holds_nobody_up(start: Start) -> None:
     running = await start()
     route(running, TEXT)
     running.model.script = stream(*chat_stream("Done."))
-    lines = "\n".join(f"line {n} with mail{n}@example.org and 198.51.100.{n % 250} in it" for n in range(12_000))
+    lines = "\n".join(f"line {n} with mail{n}@example.org and 198.51.100.{n % 250} in it" for n in range(3_000))
     asking = asyncio.create_task(ask(running, coding(f"fix the code\n{lines}", stream=True)))
     waits = []
     loop = asyncio.get_running_loop()
+    started = loop.time()
     while not asking.done():
         begun = loop.time()
         await running.ask("GET", "/healthz", headers={})
@@ -249,4 +250,5 @@ async def test_a_long_prompt_holds_nobody_up(start: Start) -> None:
         await asyncio.sleep(0.005)
     assert (await asking)[1]["x-reasoning-source"] == "custom"
     assert "@" not in str(running.model.last.json["messages"][-1])
-    assert len(waits) > 8 and max(waits) < 0.25, (len(waits), max(waits))
+    took = loop.time() - started
+    assert took > 0.2 and max(waits) < took / 3, (took, max(waits))
