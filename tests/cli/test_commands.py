@@ -171,7 +171,7 @@ def test_a_bill_that_cannot_be_attributed_and_a_job_that_waits_are_shown_by_stat
         assert json.loads(reasoning("status", "--data", tmp_path, "--json").stdout)["alerts"] == []
         ledger.note_state("billing", "deployments", "unnamed", now=past)
         reservation = ledger.reserve("4", purpose="a job", ttl=None, now=past)
-        values = {"suffix": "rsn-1", "base_model": "m", "parameters": "{}", "estimate_nano": 4 * 10**9, "now": past}
+        values = {"suffix": "rsn-1", "base_model": "m", "parameters": "{}", "estimate_usd": 4, "now": past}
         job = ledger.add(
             "fine_tune_jobs", state="submitted", remote_state="queued", reservation_id=reservation.id, **values
         )
