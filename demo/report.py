@@ -147,7 +147,9 @@ def _custom_of(evaluation: Mapping[str, Any]) -> str | None:
 
 
 def _difference(evaluation: Mapping[str, Any], metric: str) -> Mapping[str, float] | None:
-    return evaluation["differences"].get(f"{_custom_of(evaluation)} - original", {}).get(metric)
+    differences: Mapping[str, Mapping[str, float]]
+    differences = evaluation["differences"].get(f"{_custom_of(evaluation)} - original", {})
+    return differences.get(metric)
 
 
 def _compare(one: Comparison) -> dict[str, Any]:

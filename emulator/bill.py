@@ -276,7 +276,7 @@ def describe_usage(emulator: Emulator, month: str | None, granularity: str) -> t
 
 def bill_form(emulator: Emulator) -> dict[str, Any]:
     """How the billing API answers: `attributes`, one of `BILL_ATTRIBUTES`, and `api`, whether it is there at all."""
-    return {"attributes": "resource", "api": True} | emulator.state.get_setting("bill_form", {})
+    return {"attributes": "resource", "api": True, **emulator.state.get_setting("bill_form", {})}
 
 
 def set_bill_form(emulator: Emulator, changes: dict[str, Any]) -> dict[str, Any]:

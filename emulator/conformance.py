@@ -78,8 +78,8 @@ class _Caller:
         return result
 
     async def read(self, content: Any) -> bytes:
-        data = content.read()
-        return await data if inspect.isawaitable(data) else data
+        data: bytes = await found if inspect.isawaitable(found := content.read()) else found
+        return data
 
     async def collect(self, items: Any) -> list[Any]:
         """Every item of a stream, or of a list over all its pages."""

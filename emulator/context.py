@@ -56,7 +56,8 @@ class Emulator:
 
 
 def emulator_of(request: Request) -> Emulator:
-    return request.app.state.emulator
+    emulator: Emulator = request.app.state.emulator
+    return emulator
 
 
 async def read_json(request: Request) -> dict[str, Any]:

@@ -144,7 +144,8 @@ class State:
         self._connection.execute(f"UPDATE {table} SET {assignments} WHERE id = ?", (*columns.values(), id))  # noqa: S608
 
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
-        return self._connection.execute(sql, values).fetchone()
+        found: sqlite3.Row | None = self._connection.execute(sql, values).fetchone()
+        return found
 
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         return self._connection.execute(sql, values).fetchall()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.errors import ModelAnswerError
+from reasoning.redaction.placeholders import RedactedPrompt
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -18,7 +19,8 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 class Asked:
     """`model` is the name that the answer carries; `names` are the tools' own ones by what `shorten_names` made of
     them; `tools_in_text` says that the model calls tools in its text (`gateway.turns`). Where there are tools on
-    offer (`offers_tools`), a model may do so whatever it was told."""
+    offer (`offers_tools`), a model may do so whatever it was told. `redacted` has the values of the placeholders that
+    the model was shown."""
 
     model: str = ""
     stop_sequences: tuple[str, ...] = ()
@@ -27,6 +29,7 @@ class Asked:
     must_call: bool = False
     may_call: bool = True
     offers_tools: bool = False
+    redacted: RedactedPrompt | None = None
 
     def check_calls(self, count: int) -> None:
         """Raises `ModelAnswerError` when an answer with so many calls is not what `tool_choice` wants."""

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from yarl import URL
 from gateway.asked import Asked, asked_of, shorten_names
 from gateway.errors import ModelAnswerError, Untranslatable
 from gateway.exchange import Exchange
+from gateway.redacted import redact_chat
 from gateway.security import Headers
 from gateway.sse import encode_event
 from gateway.translate import to_message
@@ -30,7 +31,7 @@ from reasoning.bounded import MAX_BYTES, TooLarge, load_bounded
 from reasoning.breaker import REQUEST_ERRORS, CircuitBreaker
 from reasoning.completion import measure_confidence, read_completion
 from reasoning.config import Config, api_key_for
-from reasoning.errors import CallFailed, RoutesError
+from reasoning.errors import CallFailed, RoutesError, Unredactable
 from reasoning.lease import RoutesLease
 from reasoning.records import FallbackReason
 from reasoning.routes import Arm, Route, choose_arm
@@ -211,7 +212,9 @@ class CodingModel:
             if _is_well(error) or attempt.cut_by_limit:
                 breaker.succeed()
                 settled = True
-            elif not (isinstance(error, _CallFailed) and error.status in REQUEST_ERRORS):
+            elif not (
+                isinstance(error, _CallFailed) and (error.status in REQUEST_ERRORS or error.reason == "disabled")
+            ):
                 breaker.fail()
                 settled = True
             # What was wrong with one request says nothing about the server.
@@ -232,8 +235,7 @@ class CodingModel:
             self._breakers[place] = CircuitBreaker(self._config.breaker_failures, self._config.breaker_seconds)
         return self._breakers[place]
 
-    def _post(self, arm: Arm, chat: dict[str, Any], asked: Asked) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
-        chat = in_text(chat) if asked.tools_in_text else shorten_names(chat, asked.names)
+    def _post(self, arm: Arm, chat: dict[str, Any]) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
         chat = {**self._config.decision_types[DECISION_TYPE].request_fields, **chat, "model": arm.model}
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         place = arm.base_url or ""
@@ -246,16 +248,27 @@ class CodingModel:
             url = self._urls[place] = URL(f"{place}{PATH}")
         return send(self._session, "POST", url, headers=headers, body=orjson.dumps(chat), repeatable=True)
 
-    def _asked(self, arm: Arm, chat: dict[str, Any]) -> Asked:
-        return asked_of(chat, model=str(arm.model), tools_in_text=is_asked_in_text(arm, self._tools))
+    async def _prepare(self, arm: Arm, chat: dict[str, Any]) -> tuple[dict[str, Any], Asked]:
+        """The request as the arm's model gets it, redacted, and what it wants of its answer."""
+        asked = asked_of(chat, model=str(arm.model), tools_in_text=is_asked_in_text(arm, self._tools))
+        sent = in_text(chat) if asked.tools_in_text else shorten_names(chat, asked.names)
+        if not self._config.redaction.enabled:
+            return sent, asked
+        try:
+            sent, redacted = await redact_chat(sent, self._config.redaction.region)
+        except Exception as error:  # what cannot be redacted is not sent, whatever the cause
+            why = str(error) if isinstance(error, Unredactable) else type(error).__name__
+            raise _CallFailed("disabled", f"the prompt cannot be redacted: {why}") from None
+        return sent, replace(asked, redacted=redacted)
 
     async def _whole(self, route: Route, chat: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
         """The message of an answer that comes as a whole."""
-        arm, asked = attempt.arm, self._asked(attempt.arm, chat)
+        arm = attempt.arm
+        sent, asked = await self._prepare(arm, chat)
         if route.min_confidence > 0:
-            chat = {**chat, "logprobs": 1}
+            sent = {**sent, "logprobs": 1}
         async with asyncio.timeout(route.deadline_ms / 1000):
-            async with await self._post(arm, chat, asked) as response:
+            async with await self._post(arm, sent) as response:
                 body = await _read(response)
                 if response.status != 200:
                     raise _status(response.status)
@@ -281,13 +294,13 @@ class CodingModel:
         self, exchange: Exchange, route: Route, chat: dict[str, Any], attempt: Attempt, keep: Keep
     ) -> None:
         arm = attempt.arm
-        asked = self._asked(arm, chat)
+        sent, asked = await self._prepare(arm, chat)
         stream = ChatStream(asked)
         response: aiohttp.ClientResponse | None = None
         listener: _Listener | None = None
         try:
             async with asyncio.timeout(route.deadline_ms / 1000):  # to the first piece of the answer
-                response = await self._post(arm, chat, asked)
+                response = await self._post(arm, sent)
                 if response.status != 200:
                     raise _status(response.status)
                 out = b""

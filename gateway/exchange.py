@@ -83,7 +83,8 @@ class Exchange:
 
     @property
     def headers(self) -> Headers:
-        return self.scope["headers"]
+        headers: Headers = self.scope["headers"]
+        return headers
 
     def header(self, name: bytes) -> str:
         return self.admission.headers.get(name, b"").decode("latin-1")
@@ -118,7 +119,7 @@ class Exchange:
         self._refuse_length(limit)
         message = await self._receive()
         if not message.get("more_body", False) and message["type"] == "http.request":
-            body = message.get("body", b"")
+            body: bytes = message.get("body", b"")
             if len(body) > limit:
                 self._too_large(limit)
             return body

@@ -20,6 +20,7 @@ from gateway.errors import ModelAnswerError, Untranslatable
 from reasoning.bounded import load_bounded
 from reasoning.errors import UnparseableAnswer
 from reasoning.markup import closed_fences
+from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.thoughts import drop_leading_thoughts, drop_thoughts_around
 from reasoning.turns import check_no_calls, read_function, split_calls
 
@@ -446,6 +447,15 @@ def parse_arguments(arguments: Any) -> dict[str, Any]:
     return arguments
 
 
+def restore_arguments(redacted: RedactedPrompt, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The input of a tool call with the values of its placeholders. Raises `ModelAnswerError` for one without."""
+    try:
+        restored: dict[str, Any] = redacted.restore_decision({"arguments": arguments})["arguments"]
+    except UnparseableAnswer as error:
+        raise ModelAnswerError("tool_arguments", str(error)) from None
+    return restored
+
+
 def to_message(completion: Any, asked: Asked) -> dict[str, Any]:
     """The Anthropic message of a chat completion. Raises `ModelAnswerError` when it is empty, filtered or malformed, or
     not what was asked for."""
@@ -463,6 +473,8 @@ def to_message(completion: Any, asked: Asked) -> dict[str, Any]:
             text = "".join(piece for piece in pieces if isinstance(piece, str))
             check_no_calls(text)
             functions += [read_function(piece) for piece in pieces if not isinstance(piece, str)]
+        if asked.redacted is not None:
+            text = asked.redacted.restore_said(text)
     except UnparseableAnswer as error:
         raise ModelAnswerError("tool_arguments", str(error)) from None
     except (TypeError, KeyError, IndexError, AttributeError):
@@ -482,6 +494,8 @@ def to_message(completion: Any, asked: Asked) -> dict[str, Any]:
             if stop_reason != "max_tokens":
                 raise
             continue  # the cut call is nobody's to run
+        if asked.redacted is not None:
+            arguments = restore_arguments(asked.redacted, arguments)
         content.append(
             {"type": "tool_use", "id": mint_tool_id(), "name": asked.names.get(name, name), "input": arguments}
         )

@@ -30,7 +30,8 @@ from gateway.translate import (
     usage_of,
 )
 from reasoning.bounded import TooLarge, load_bounded
-from reasoning.errors import OversizedEvent
+from reasoning.errors import OversizedEvent, UnparseableAnswer
+from reasoning.redaction.placeholders import StreamRestorer, unknown_placeholder
 from reasoning.sse import Event, EventDecoder
 
 # What `encode_event` would make, for the one event that comes a thousand times in an answer.
@@ -53,6 +54,18 @@ class _Block:
     opened: bool = False
     judged: int = 0  # how many pieces `complete` is about
     complete: bool = False
+    restorer: StreamRestorer | None = None
+
+    def add(self, text: str) -> None:
+        """More of it, with the values of placeholders. Raises `ModelAnswerError` for arguments with one of no value."""
+        self.text.append(text if self.restorer is None else self.restorer.feed(text))
+        if self.restorer is not None and self.restorer.unknown and self.key is not None:
+            raise ModelAnswerError("tool_arguments", unknown_placeholder(self.restorer.unknown[0]))
+
+    def finish(self) -> None:
+        """Nothing more comes: what was held back is text."""
+        if self.restorer is not None and (text := self.restorer.finish()):
+            self.text.append(text)
 
     @property
     def whole(self) -> str:
@@ -166,9 +179,8 @@ class ChatStream:
                 return  # Anthropic refuses a text of white space when the client sends it back
             text = "".join(self._blanks)
             self._blanks.clear()
-            tail = _Block()
-            self._queue.append(tail)
-        tail.text.append(text)
+            tail = self._new_block()
+        tail.add(text)
         self._unsent = True  # pieces that come together go out together
 
     def _tool_calls(self, calls: Any) -> None:
@@ -194,7 +206,7 @@ class ChatStream:
                     raise ModelAnswerError("malformed_stream", "tool_calls.arguments")
                 if block not in self._queue and arguments.strip():
                     raise ModelAnswerError("malformed_stream", "arguments after the end of their tool call")
-                block.text.append(arguments)
+                block.add(arguments)
             self._advance()
 
     def _find(self, key: int, upstream_id: Any, name: Any) -> _Block:
@@ -212,8 +224,14 @@ class ChatStream:
                 return block
         if not self._asked.may_call:
             self._asked.check_calls(1)
-        block = _Block(key=key, upstream_id=upstream_id if isinstance(upstream_id, str) else None)
+        block = self._new_block(key, upstream_id if isinstance(upstream_id, str) else None)
         self._calls.append(block)
+        return block
+
+    def _new_block(self, key: int | None = None, upstream_id: str | None = None) -> _Block:
+        redacted = self._asked.redacted
+        restorer = None if redacted is None else StreamRestorer(redacted, json=key is not None)
+        block = _Block(key=key, upstream_id=upstream_id, restorer=restorer)
         self._queue.append(block)
         return block
 
@@ -226,8 +244,11 @@ class ChatStream:
                 if not closing:
                     return
                 raise ModelAnswerError("malformed_stream", "a tool call without a name")
+            ends = closing or (len(self._queue) > 1 and self._is_whole(head))
+            if ends:
+                head.finish()
             self._stream(head)
-            if not closing and (len(self._queue) == 1 or not self._is_whole(head)):
+            if not ends:
                 return
             self._close(self._queue.popleft())
 
@@ -271,6 +292,7 @@ class ChatStream:
     def _close(self, block: _Block) -> None:
         if block.key is None:
             self.content[-1]["text"] = block.whole
+            self._check_restored(block)
         else:
             try:
                 self.content[-1]["input"] = parse_arguments(block.whole)
@@ -278,8 +300,24 @@ class ChatStream:
                 # Cut by max_tokens, Anthropic's own streams end so as well; else nobody may take it for a call.
                 if self._queue or self._choice is None or self._choice.get("finish_reason") != "length":
                     raise
+            else:
+                self._check_restored(block)
         self._send("content_block_stop", index=self._index)
         self._index += 1
+
+    def _check_restored(self, block: _Block) -> None:
+        """Raises `ModelAnswerError` for a placeholder without a value in what acts: code, and arguments in which it
+        was written with escapes."""
+        redacted = self._asked.redacted
+        if redacted is None:
+            return
+        try:
+            if block.key is not None:
+                redacted.check_restored(self.content[-1]["input"])
+            elif block.restorer is not None and block.restorer.unknown:
+                redacted.check_code(block.whole)
+        except UnparseableAnswer as error:
+            raise ModelAnswerError("tool_arguments", str(error)) from None
 
     @property
     def finish_reason(self) -> Any:

@@ -1,4 +1,4 @@
-"""The learner `auto` under the interface of the emulator's trainers: all that are installed compete, the best is kept."""
+"""The learner `auto` as a trainer of the emulator: all installed learners compete, and the best is kept."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class ChoiceModel:
         for block, weights in zip(self.blocks, self.weights, strict=True):
             columns, values = block.vector(transcript)
             scores += values @ weights[columns]
-        return log_softmax(scores / self.temperature)
+        return np.asarray(log_softmax(scores / self.temperature))
 
     def decide(self, transcript: Transcript) -> tuple[str, float]:
         """The class decided for and its calibrated log-probability."""

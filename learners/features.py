@@ -31,7 +31,8 @@ def words(text: str) -> list[str]:
 
 
 def _content_words(text: str) -> frozenset[str]:
-    return frozenset(words(text)) - _STOP
+    content: frozenset[str] = frozenset(words(text)) - _STOP
+    return content
 
 
 def _share(part: float, whole: float, prior: float = 0.5, weight: float = 1.0) -> float:

@@ -171,7 +171,8 @@ class PlanLog:
     def _vote(self, likeness: np.ndarray) -> np.ndarray:
         nearest = np.argsort(-likeness, kind="stable")[:NEIGHBOURS]
         weights = likeness[nearest] ** 2
-        return weights @ self.chosen[nearest] / (weights.sum() + 1e-9)
+        votes: np.ndarray = weights @ self.chosen[nearest] / (weights.sum() + 1e-9)
+        return votes
 
 
 def _split_name(name: str) -> str:

@@ -63,7 +63,8 @@ class ActionClassifier:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """One for each row."""
-        return expit(self._terms(features) @ self.weights + self.bias)
+        probabilities: np.ndarray = expit(self._terms(features) @ self.weights + self.bias)
+        return probabilities
 
     def _terms(self, features: np.ndarray) -> np.ndarray:
         standard = np.clip((features - self.centre) / self.scale, -MAX_DEVIATIONS, MAX_DEVIATIONS)
@@ -125,7 +126,8 @@ class PlanModel:
     def judge(self, features: np.ndarray) -> np.ndarray:
         """The probability of each action."""
         if self.classifier is None:
-            return np.clip(features[:, 6], 0.0, 1.0)  # the share of the nearest logged lines that have it
+            shares: np.ndarray = np.clip(features[:, 6], 0.0, 1.0)  # the share of the nearest logged lines that have it
+            return shares
         return self.classifier.probabilities(features)
 
     def select(self, judged: Judged, threshold: float | None = None) -> Plan:

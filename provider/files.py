@@ -145,7 +145,8 @@ def _record(
 
 def _decision_type(folder: Path) -> str | None:
     try:
-        return json.loads((folder / "manifest.json").read_bytes()).get("decision_type")
+        decision_type: str | None = json.loads((folder / "manifest.json").read_bytes()).get("decision_type")
+        return decision_type
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError):

@@ -34,14 +34,14 @@ _ELSEWHERE = re.compile(
 
 def render_page(result: Any) -> str:
     """The page of one validation result, readable offline, for a folder whose index is `index.html`."""
-    from great_expectations.render.renderer import ValidationResultsPageRenderer
+    from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
 
     return make_offline(_view().render(ValidationResultsPageRenderer().render(result)))
 
 
 @cache
 def _view() -> Any:
-    from great_expectations.render.view import DefaultJinjaPageView
+    from great_expectations.render.view.view import DefaultJinjaPageView
 
     return DefaultJinjaPageView()  # it compiles its templates: once a process
 

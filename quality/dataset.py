@@ -27,6 +27,7 @@ from quality.gate import Expected, Profile, judge_profiles
 from quality.period import first_moment, moment_after
 from quality.splits import SPLITS
 from quality.verdict import LIMITED_BELOW, DataVerdict, judge_data
+from reasoning.config import Redaction
 from reasoning.decision_types import get_decision_type
 from reasoning.redaction.redact import REDACTION_VERSION
 from storage.errors import DatasetError
@@ -113,7 +114,7 @@ def export_dataset(
     label_sources: Sequence[str] | None = None,
     max_class_share: float | None = None,
     max_characters: int | None = None,
-    region: str = "US",
+    region: str | None = None,
     config: Config | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -124,7 +125,7 @@ def export_dataset(
     than `limit` rows the latest are kept (and of the log the latest four times `limit` are looked at). `label_sources`
     are `demonstration` and `original`; by default demonstrations alone where there are 200 of them. `max_class_share`
     thins the most frequent answer of the training rows out (drawn by `seed`). `max_characters` bounds a row's length
-    (24,000; for code 131,072), `region` is for phone numbers.
+    (24,000; for code 131,072). `region` reads phone numbers (default: that of `config`, as at serving).
 
     Returns the manifest of the dataset; an equal one that is already there is left as it is. Raises `InsufficientData`,
     `DatasetRejected`, `UnknownDecisionType`, `DataFolderError`. Nothing is left behind on an error.
@@ -135,6 +136,7 @@ def export_dataset(
     if max_class_share is not None and not 0 < max_class_share < 1:
         raise ValueError(f"max_class_share: {max_class_share} is not between 0 and 1")
     max_characters = max_characters or DEFAULT_MAX_CHARACTERS[kind.answer]
+    region = region or (config.redaction.region if config else Redaction().region)
     now = now or datetime.now(UTC)
     report = progress or (lambda step, done, total: None)
     start, before = first_moment(since), moment_after(until)
@@ -449,9 +451,10 @@ def _publish(layout: Layout, con: duckdb.DuckDBPyConnection, folder: Path, targe
 
     def count_gone(log: duckdb.DuckDBPyConnection) -> int:
         log.register("exported", ids)
-        return log.execute(
+        ((gone,),) = log.execute(
             "SELECT count(*) FROM exported WHERE decision_id::UUID NOT IN (SELECT decision_id FROM decisions)"
-        ).fetchall()[0][0]
+        ).fetchall()
+        return int(gone)
 
     make_tree_private(folder)
     with data_lock(layout, "publishing a dataset"):

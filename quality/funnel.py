@@ -418,7 +418,7 @@ def _batches(
 
 def _read_prompt(con: duckdb.DuckDBPyConnection, n: int) -> str:
     ((prompt,),) = con.execute("SELECT prompt FROM texts WHERE n = ?", [n]).fetchall()
-    return prompt
+    return str(prompt)
 
 
 _SET_DROPPED = "UPDATE rows SET dropped = batch.value FROM batch WHERE rows.n = batch.n"

@@ -32,12 +32,12 @@ def answer_class(decision: dict[str, Any]) -> str:
 
     Two decisions of one class are the same answer: reasoning and wording may differ.
     """
-    if isinstance(decision.get("action"), str):
-        return decision["action"]
+    if isinstance(action := decision.get("action"), str):
+        return action
     if isinstance(decision.get("actions"), list):
         return ", ".join(map(str, decision["actions"]))
     if decision.get("tool_calls"):
         return json.dumps(decision["tool_calls"], sort_keys=True, ensure_ascii=False)
-    if isinstance(decision.get("code"), str):
-        return decision["code"]
+    if isinstance(code := decision.get("code"), str):
+        return code
     return json.dumps(decision, sort_keys=True, ensure_ascii=False)

@@ -22,7 +22,8 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 def ratio(numerator: Array, denominator: Array) -> Array:
     """numerator / denominator, NaN where the denominator is 0."""
     out = np.full(np.broadcast(numerator, denominator).shape, np.nan)
-    return np.divide(numerator, denominator, out=out, where=np.asarray(denominator) > 0)
+    divided: Array = np.divide(numerator, denominator, out=out, where=np.asarray(denominator) > 0)
+    return divided
 
 
 def accuracy(counts: Array) -> Array:

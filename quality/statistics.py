@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import storage
 from quality.verdict import DataVerdict, judge_data
@@ -46,7 +46,7 @@ def summarize_log(data: Path | str, *, now: datetime | None = None) -> list[LogS
     """The statistics of every decision type in the log. Raises `DataFolderError`."""
     now = now or datetime.now(UTC)
 
-    def count(log: duckdb.DuckDBPyConnection) -> tuple[list[tuple], dict[str, int]]:
+    def count(log: duckdb.DuckDBPyConnection) -> tuple[list[tuple[Any, ...]], dict[str, int]]:
         rows = log.execute(_QUERY, {"now": now, "day_before": now - timedelta(days=1)}).fetchall()
         return rows, dict(log.execute(_EPISODES).fetchall())
 

@@ -46,6 +46,7 @@ class AsyncDecisionClient:
         _clients.add(self)
         if self.config.enabled and self.config.routes.exists():
             self._http()
+            self._core.load_rules()
 
     async def decide(
         self,
@@ -166,6 +167,8 @@ class AsyncDecisionClient:
         started = time.perf_counter()
         response: tuple[int, bytes] | CallFailed
         try:
+            if self._core.redacts_long(question):
+                await asyncio.to_thread(self._core.redact, question)
             response = await transport.post(*self._core.request(question, arm))
         except CallFailed as error:
             response = error

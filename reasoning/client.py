@@ -67,6 +67,7 @@ class DecisionClient:
         _clients.add(self)
         if self.config.enabled and self.config.routes.exists():
             self._http()  # its import, 0.1 s, should not fall on the first decision
+            self._core.load_rules()
 
     def decide(
         self,

@@ -40,9 +40,10 @@ from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url,
 _TOGETHER_DOMAINS = ("together.ai", "together.xyz")
 _KEYS = ("data", "agent_id", "enabled", "provider_url")
 _STOPS = 4  # as many as OpenAI's API takes
-_TABLES = ("client", "decision_types", "tiers", "retention", "storage")
+_TABLES = ("client", "decision_types", "tiers", "retention", "redaction", "storage")
 VOLUMES = ("auto", "single-host", "shared-locks")
 _MAX_DAYS = 36_500
+_REGION = re.compile(r"[A-Z]{2}")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]*")
 
@@ -68,6 +69,17 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class Redaction:
+    """Whether what custom models are asked is redacted, as their training rows were.
+
+    `region` (ISO 3166) is how a phone number without a country code is read, when a dataset is exported as well.
+    """
+
+    enabled: bool = True
+    region: str = "US"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything a client needs to know. Make it with `load_config`, which validates."""
 
@@ -86,6 +98,7 @@ class Config:
     shadow_queue: int = 100
     """Shadow questions that may wait; more are dropped and counted."""
     retention: Retention = Retention()
+    redaction: Redaction = Redaction()
     volume: str = "auto"
     """`auto`: verbs on the data folder are refused on file systems whose locks may not hold between hosts;
     `single-host`: no other host uses it; `shared-locks`: the locks do hold."""
@@ -153,6 +166,7 @@ def load_config(
             _tiers(file, table(file, "tiers", raw.get("tiers", {}), ConfigError)),
         ),
         retention=_retention(file, table(file, "retention", raw.get("retention", {}), ConfigError)),
+        redaction=_redaction(file, table(file, "redaction", raw.get("redaction", {}), ConfigError), env),
         **storage,
         **numbers,
     )
@@ -268,6 +282,17 @@ def _retention(file: Path, raw: dict[str, Any]) -> Retention:
     elif "labelled_decisions" not in raw:
         days["labelled_decisions"] = days["decisions"]
     return Retention(**days)
+
+
+def _redaction(file: Path, raw: dict[str, Any], env: Mapping[str, str]) -> Redaction:
+    refuse_unknown(f"{file}: [redaction]", raw, ("enabled", "region"), ConfigError)
+    region = text(f"{file}: [redaction] region", raw.get("region", "US"), ConfigError)
+    if not _REGION.fullmatch(region):
+        raise ConfigError(f"{file}: [redaction] region: {region!r} is not a country; give two capital letters, as US")
+    place, enabled = f"{file}: [redaction] enabled", raw.get("enabled", True)
+    if env.get("REASONING_REDACTION"):
+        place, enabled = "REASONING_REDACTION", env["REASONING_REDACTION"]
+    return Redaction(switch(place, enabled, ConfigError), region)
 
 
 def _as_number(value: str) -> float | str:

@@ -25,11 +25,12 @@ from reasoning.breaker import REQUEST_ERRORS, CircuitBreaker
 from reasoning.completion import PATH, Completion, check_whole, measure_confidence, read_completion, request_body
 from reasoning.config import Config, api_key_for, load_config
 from reasoning.decision_types import Context, DecisionType, check_demonstration, get_decision_type
-from reasoning.errors import CallFailed, RecordError, RoutesError, UnparseableAnswer
+from reasoning.errors import CallFailed, RecordError, RoutesError, UnparseableAnswer, Unredactable
 from reasoning.ids import uuid7
 from reasoning.lease import RoutesLease
 from reasoning.records import Decision, FallbackReason, Feedback, FeedbackKind, Message, Source, encode_record
 from reasoning.redact import describe_error
+from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.routes import Arm, Route, choose_arm
 from reasoning.spool import SegmentWriter
 
@@ -37,6 +38,14 @@ _log = logging.getLogger("reasoning")
 
 _RECENT = 8192
 """So many decisions are remembered, to check demonstrations of them; some 2 MB."""
+
+LONG_PROMPT = 8 << 10
+"""Characters: redacting so many new ones takes some 4 ms."""
+NOT_INSTALLED = (
+    "the rules of redaction are not installed; pip install 'custom-reasoning[redact]', or set enabled = false in "
+    "[redaction] of reasoning.toml to send prompts to models as they are"
+)
+OFF = "[redaction] enabled = false"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,7 @@ class Question:
     arm_probability: float | None = None
     fallback_reason: FallbackReason | None = None
     error: str | None = None
+    redacted: RedactedPrompt | None = None
 
     @property
     def asks_model(self) -> bool:
@@ -196,9 +206,54 @@ class ClientCore:
             key = api_key_for(self.config, base_url)
             headers = ((b"Authorization", f"Bearer {key}".encode()),) if key else ()
             self._headers[base_url] = headers
-        body = request_body(arm, question.type, question.messages, stream=stream)
+        body = request_body(arm, question.type, self.redact(question), stream=stream)
         assert question.route is not None
         return f"{arm.base_url}{PATH}", headers, body, question.route.deadline_ms / 1000
+
+    def redact(self, question: Question) -> list[Message]:
+        """The messages as models are asked them: redacted as training rows are, unless the configuration says no.
+
+        Raises `CallFailed` (`disabled`) where they cannot be redacted: then no model is asked.
+        """
+        if question.redacted is None:
+            settings = self.config.redaction
+            if not settings.enabled:
+                self.count("redaction", "off")
+                self._warn("redaction", "models are asked with private data, but learn from redacted rows: %s", OFF)
+                return question.messages
+            try:
+                from reasoning.redaction.prompts import redact_prompt
+
+                question.redacted = redact_prompt(question.messages, region=settings.region)
+            except ImportError as error:
+                self.count("redaction", "not installed")
+                self._warn("redaction", "no model is asked, the original answers: %s (%s)", NOT_INSTALLED, error)
+                raise CallFailed("disabled", NOT_INSTALLED) from None
+            except Exception as error:  # what cannot be redacted is not sent, whatever the cause
+                self.count("redaction", "failed")
+                why = str(error) if isinstance(error, Unredactable) else type(error).__name__
+                raise CallFailed("disabled", f"the prompt cannot be redacted: {why}") from None
+        return question.redacted.messages
+
+    def load_rules(self) -> None:
+        """Import what `redact` needs, 0.4 s, so that it does not fall on the first decision."""
+        if self.config.redaction.enabled:
+            with contextlib.suppress(ImportError):  # told when a model is to be asked
+                import reasoning.redaction.prompts  # noqa: F401
+
+    def redacts_long(self, question: Question) -> bool:
+        """Does `redact` take more than a few milliseconds, so that an event loop should not wait for it?"""
+        if question.redacted is not None or not self.config.redaction.enabled:
+            return False
+        if sum(len(message["content"]) for message in question.messages) < LONG_PROMPT:
+            return False
+        try:
+            from reasoning.redaction.prompts import is_cached
+        except ImportError:
+            return False
+        region = self.config.redaction.region
+        new = (message["content"] for message in question.messages if not is_cached(message["content"], region))
+        return sum(map(len, new)) >= LONG_PROMPT
 
     def judge(
         self, question: Question, arm: Arm, response: tuple[int, bytes] | Completion | CallFailed, started: float
@@ -210,7 +265,7 @@ class ClientCore:
                 raise response
             completion = response if isinstance(response, Completion) else read_completion(*response)
         except CallFailed as error:
-            if error.status in REQUEST_ERRORS:
+            if error.status in REQUEST_ERRORS or error.reason == "disabled":  # that one was never sent
                 self._breaker(arm).release()
             elif error.reason == "unparseable":  # a whole answer, of a server that is well
                 self._breaker(arm).succeed()
@@ -222,7 +277,8 @@ class ClientCore:
         attempt.completion = completion
         try:
             check_whole(completion, question.type.max_tokens)
-            attempt.decision = question.type.parse(completion.text, question.context)
+            decision = question.type.parse(completion.text, question.context)
+            attempt.decision = question.redacted.restore_decision(decision) if question.redacted else decision
         except Exception as error:  # of what a model wrote, or of a context that has changed since
             attempt.fallback_reason, attempt.error = "unparseable", describe_error(error, self.config.api_key)
             return attempt

@@ -35,15 +35,12 @@ import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from reasoning import answers, turns
 from reasoning.errors import InvalidContext, UnknownDecisionType, UnparseableAnswer
 from reasoning.records import Message
 from reasoning.transcript import clean_name, clean_text, indent_lines, render_transcript
-
-if TYPE_CHECKING:
-    from reasoning.config import Config
 
 Tier = Literal["small", "medium", "large"]
 AnswerFormat = Literal["label", "plan", "code"]
@@ -269,7 +266,15 @@ DECISION_TYPES: dict[str, DecisionType] = {
 }
 
 
-def get_decision_type(name: str, config: Config | None = None) -> DecisionType:
+class DeclaredTypes(Protocol):
+    """What declares decision types: a `reasoning.config.Config`."""
+
+    @property
+    def decision_types(self) -> Mapping[str, DecisionType]:
+        """The types by name, the built-in ones included."""
+
+
+def get_decision_type(name: str, config: DeclaredTypes | None = None) -> DecisionType:
     """The type called `name`: one that `config` declares, else a built-in. Raises `UnknownDecisionType`."""
     known = DECISION_TYPES if config is None else config.decision_types
     if name not in known:

@@ -16,7 +16,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, cast, overload
 
 from reasoning.client import DecisionClient
 from reasoning.core import Answer
@@ -104,7 +104,7 @@ def decision(
         decorated: Any = (_decorate_async if is_async else _decorate_sync)(
             function, decision_type, used, read_context, record, returns
         )
-        return decorated
+        return cast("Decided[P]", decorated)
 
     return decorate
 

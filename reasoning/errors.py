@@ -20,10 +20,20 @@ The other rooms derive theirs from `ReasoningError` as well, in an `errors` modu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
-if TYPE_CHECKING:
-    from reasoning.records import FallbackReason
+FallbackReason = Literal[
+    "disabled",
+    "no_route",
+    "lease_expired",
+    "circuit_open",
+    "timeout",
+    "provider_error",
+    "unparseable",
+    "low_confidence",
+    "over_budget",
+]
+"""Why a model's answer was not served, as it is recorded."""
 
 
 class ReasoningError(Exception):

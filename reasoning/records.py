@@ -11,23 +11,13 @@ from uuid import UUID
 
 import orjson
 
+from reasoning.errors import FallbackReason as FallbackReason
 from reasoning.errors import RecordError
 
 SCHEMA_VERSION = 1
 
 Source = Literal["original", "custom"]
 FeedbackKind = Literal["metric", "demonstration", "comment"]
-FallbackReason = Literal[
-    "disabled",
-    "no_route",
-    "lease_expired",
-    "circuit_open",
-    "timeout",
-    "provider_error",
-    "unparseable",
-    "low_confidence",
-    "over_budget",
-]
 
 
 class Message(TypedDict):

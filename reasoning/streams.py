@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import time
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from reasoning.completion import failed_status
 from reasoning.core import Answer, Attempt, ClientCore, Question
 from reasoning.errors import CallFailed, StreamInterrupted, UnparseableAnswer
+from reasoning.redaction.placeholders import StreamRestorer
 from reasoning.routes import Arm
 from reasoning.sse import StreamedCompletion
 from reasoning.transport import AsyncTransport, Transport
@@ -24,6 +26,7 @@ class _Stream:
         self._question = question
         self._streamed = StreamedCompletion()
         self._begun = False
+        self._restorer: StreamRestorer | None = None
         self._answer: Answer | None = None
 
     @property
@@ -35,6 +38,15 @@ class _Stream:
 
     def _feed(self, chunk: bytes) -> str:
         text = self._streamed.feed(chunk)
+        if self._question.redacted is not None:
+            self._restorer = self._restorer or StreamRestorer(self._question.redacted)
+            text = self._restorer.feed(text)
+        self._begun = self._begun or bool(text)
+        return text
+
+    def _held_back(self) -> str:
+        """The end of the text, where it might have been the beginning of a placeholder."""
+        text = self._restorer.finish() if self._restorer else ""
         self._begun = self._begun or bool(text)
         return text
 
@@ -129,6 +141,8 @@ class CodingStream(_Stream):
                     for chunk in chunks:
                         if text := self._feed(chunk):
                             yield text
+                if text := self._held_back():
+                    yield text
                 self._end(arm, started)
             except CallFailed as error:
                 self._fail(arm, error, started)
@@ -190,6 +204,8 @@ class AsyncCodingStream(_Stream):
         if question.asks_model and arm is not None:
             started = time.perf_counter()
             try:
+                if self._core.redacts_long(question):
+                    await asyncio.to_thread(self._core.redact, question)
                 request = self._core.request(question, arm, stream=True)
                 async with transport().stream(*request) as (status, chunks):
                     if status != 200:
@@ -197,6 +213,8 @@ class AsyncCodingStream(_Stream):
                     async for chunk in chunks:
                         if text := self._feed(chunk):
                             yield text
+                if text := self._held_back():
+                    yield text
                 self._end(arm, started)
             except CallFailed as error:
                 self._fail(arm, error, started)

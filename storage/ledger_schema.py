@@ -6,7 +6,6 @@ Columns ending in `_nano` are whole nano-dollars (`storage.money`). Times are UT
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -29,7 +28,7 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
             raise ValueError(f"time without a time zone: {value!r}; use datetime.now(UTC)")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: Any | None, dialect: sa.Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

@@ -32,7 +32,7 @@ _SETTINGS = (
 )
 
 
-class LogFiles(AbstractFileSystem):
+class LogFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """The files that `show` was last given, for reading. Every other path does not exist, and nothing can be written.
 
     `refused` is the path of the last attempt to write, None without one.

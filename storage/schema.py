@@ -245,7 +245,7 @@ _GETTERS = {name: itemgetter(*schema.names) for name, schema in SCHEMAS.items()}
 
 def all_true(mask: pa.Array) -> bool:
     """Whether no value is false; NULL is not."""
-    return pc.all(mask, min_count=0).as_py()
+    return bool(pc.all(mask, min_count=0).as_py())
 
 
 def parse_uuids(texts: pa.Array) -> pa.Array:

@@ -145,7 +145,8 @@ def landed_segments(folder: Path) -> set[str]:
 
 def file_segments(path: Path) -> list[str]:
     """The ids of the segments whose rows are in a file, by its footer."""
-    return orjson.loads((read_metadata(path).metadata or {}).get(SEGMENTS_KEY, b"[]"))
+    segments: list[str] = orjson.loads((read_metadata(path).metadata or {}).get(SEGMENTS_KEY, b"[]"))
+    return segments
 
 
 def landed_at(path: Path, metadata: pq.FileMetaData) -> datetime:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -171,7 +171,7 @@ def quiet_for(layout: Layout, group: str, marks: Mapping[str, str]) -> dict[str,
     kept between its processes in `.seen-<host tag>.json`.
     """
     path = layout.data / f".seen-{hosts.host_tag(layout.data)}.json"
-    seen: dict[str, dict[str, list]] = {}
+    seen: dict[str, dict[str, list[Any]]] = {}
     with suppress(OSError, ValueError):
         seen = orjson.loads(path.read_bytes())
     before = seen.get(group, {})

@@ -67,7 +67,7 @@ def passing(task: Any, run: Any, state: Any) -> bool:
     try:
         state.result()
     except ProviderUnavailable as error:
-        return (retry_after(error) or 0.0) <= REPEATABLE["retry_delay_seconds"][0]
+        return bool((retry_after(error) or 0.0) <= REPEATABLE["retry_delay_seconds"][0])
     except (OSError, DataFolderBusy):
         return True
     except Exception:

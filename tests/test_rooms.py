@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,48 @@ def test_every_room_is_named_here():
 def test_imports_run_downwards(room: str):
     assert sources(room), f"no sources in {room}/"
     assert trespasses(room) == []
+
+
+# Imports that close a circle and are being removed: (importer, imported).
+KNOWN_CIRCLES = {("gateway.pages", "gateway.app")}
+
+
+def import_graph() -> dict[str, set[str]]:
+    """The modules of ours that each module imports, wherever the import stands and under `TYPE_CHECKING` too."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for room in MAY_IMPORT
+        for path in sources(room)
+    }
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        named = {name for name, _ in imported_modules(path.read_text())} & modules.keys()
+        # `from package import module` names both; what is imported is the module.
+        graph[module] = {n for n in named if not any(other.startswith(f"{n}.") for other in named)} - {module}
+    return graph
+
+
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle of imports, the first one again at the end. Empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle: list[str] = error.args[1]
+        return circle
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = import_graph()
+    for importer, imported in KNOWN_CIRCLES:
+        graph[importer].discard(imported)
+    assert find_circle(graph) == []
+
+
+def test_a_circle_is_found_wherever_its_imports_stand():
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from reasoning.records import Message"
+    assert "reasoning.records" in {name for name, _ in imported_modules(source)}
 
 
 def test_nothing_imports_a_flow():

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from reasoning.errors import UnparseableAnswer
+from reasoning.markup import closed_fences
 from reasoning.records import Message
 
 KINDS = ("secret", "email", "iban", "card", "ssn", "ip", "phone")
@@ -82,14 +83,34 @@ class RedactedPrompt:
             raise UnparseableAnswer(unknown_placeholder(unknown[0]))
         return restored
 
-    def check_arguments(self, arguments: Any) -> None:
-        """Raises `UnparseableAnswer` for a placeholder that is left in what was restored before."""
-        unknown: list[str] = []
-        values = self.originals.values()
-        self._restore(arguments, unknown)
-        for found in unknown:
-            if not any(value and found in value for value in values):
-                raise UnparseableAnswer(unknown_placeholder(found))
+    def restore_said(self, text: str) -> str:
+        """What an answer says, with the values of its placeholders.
+
+        Raises `UnparseableAnswer` for a placeholder without a value in a fenced block of code; elsewhere it stays.
+        """
+        restored, unknown = self.restore_text(text)
+        if unknown:
+            self.check_code(text)
+        return restored
+
+    def check_code(self, text: str) -> None:
+        """Raises `UnparseableAnswer` for a placeholder without a value in a fenced block of code."""
+        fences = closed_fences(text)
+        for found in self._placeholders(text) if fences else ():
+            inside = any(start <= found.start() < end for start, end in fences)
+            if inside and self.originals.get(found[0]) is None:
+                raise UnparseableAnswer(unknown_placeholder(found[0]))
+
+    def check_restored(self, value: Any) -> None:
+        """Raises `UnparseableAnswer` for a placeholder that is left in a value that was restored as text."""
+        if isinstance(value, str):
+            if "[" in value and (found := next(self._placeholders(value), None)):
+                raise UnparseableAnswer(unknown_placeholder(found[0]))
+        elif isinstance(value, list):
+            for item in value:
+                self.check_restored(item)
+        elif isinstance(value, dict):
+            self.check_restored([*value.keys(), *value.values()])
 
     def _placeholders(self, text: str) -> Iterator[re.Match[str]]:
         for found in PLACEHOLDER.finditer(text):

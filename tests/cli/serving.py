@@ -78,7 +78,7 @@ def _ended(api: str, run: str) -> dict[str, Any]:
         found = get(f"{api}/flow_runs/{run}")
         return found if found["state"]["type"] not in ("SCHEDULED", "PENDING", "RUNNING") else None
 
-    return _wait(ended)
+    return dict(_wait(ended))
 
 
 def _wait(found: Callable[[], Any]) -> Any:

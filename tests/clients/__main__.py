@@ -98,7 +98,7 @@ async def claude_code(work: Path, home: Path, at: Stage) -> dict[str, Any]:
     )
     lines = [line for line in out.splitlines() if line.startswith("{")]
     expect(lines, f"Claude Code printed no JSON: {out[:500]}")
-    return json.loads(lines[0])
+    return dict(json.loads(lines[0]))
 
 
 async def tools_of_anthropic(seen: Seen, writer: asyncio.StreamWriter) -> None:
@@ -252,7 +252,7 @@ async def check_eliza(work: Path, home: Path) -> None:
             expect(stats["custom"] == 2, f"{plugin}: {stats['by_route']} {stats['fallback_by_reason']}")
 
 
-def eliza_env(url: str) -> dict[str, str]:
+def eliza_env(url: str) -> dict[str, Any]:
     """Both plugins of an elizaOS agent pointed at the gateway, whichever it loads."""
     return {
         "ANTHROPIC_BASE_URL": url,
@@ -367,7 +367,7 @@ async def api_objects(seen: Seen, writer: asyncio.StreamWriter) -> None:
     path, time = seen.target.partition("?")[0], "2026-01-01T00:00:00Z"
     message = {**scripted.ANTHROPIC_MESSAGE, "container": None, "stop_details": None}
     counts = dict.fromkeys(("canceled", "errored", "expired", "processing", "succeeded"), 0)
-    batch = {"id": "b", "type": "message_batch", "processing_status": "ended", "request_counts": counts}
+    batch: dict[str, Any] = {"id": "b", "type": "message_batch", "processing_status": "ended", "request_counts": counts}
     batch |= dict.fromkeys(("archived_at", "cancel_initiated_at", "ended_at", "results_url")) | {
         "created_at": time,
         "expires_at": time,

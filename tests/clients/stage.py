@@ -49,7 +49,7 @@ class Stage:
             aiohttp.ClientSession() as http,
             http.get(self.url + "/stats", headers={"x-api-key": TOKEN}) as response,
         ):
-            return await response.json()
+            return dict(await response.json())
 
 
 @asynccontextmanager
@@ -99,8 +99,13 @@ async def claude(seen: Seen, writer: asyncio.StreamWriter) -> None:
 
 def claude_start() -> bytes:
     """The first event of an answer of Anthropic's."""
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-scripted", "content": []}
-    message |= {"stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 10, "output_tokens": 0}}
+    message: dict[str, Any] = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-scripted"}
+    message |= {
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 10, "output_tokens": 0},
+    }
     return encode_event("message_start", {"type": "message_start", "message": message})
 
 

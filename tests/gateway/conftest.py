@@ -91,7 +91,7 @@ class _Impatient:
         await asyncio.sleep(min(seconds, 0.01))
 
 
-uvicorn.server.asyncio = _Impatient()  # type: ignore[assignment]
+uvicorn.server.asyncio = _Impatient()  # type: ignore[assignment,attr-defined]
 
 
 @asynccontextmanager

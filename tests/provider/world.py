@@ -174,14 +174,15 @@ class World:
 
     def model(self, decision_type: str = "should_respond") -> str:
         """A model's id, without a training of its own: what serves it was trained once for all tests."""
-        return self.ledger.add(
+        row = self.ledger.add(
             "models",
             state="trained",
             decision_type=decision_type,
             base_model="Qwen/Qwen3.5-2B",
             model_object_id=self.trained_object,
             now=self.now(),
-        )["id"]
+        )
+        return str(row["id"])
 
     def deploy(self, model_id: str | None = None) -> dict[str, Any]:
         """A ready deployment."""

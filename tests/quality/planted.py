@@ -40,15 +40,14 @@ def _digits(rng: random.Random, length: int) -> str:
 
 
 def _password(rng: random.Random) -> str:
-    return rng.choice(
-        [
-            lambda: f"hunter{rng.randrange(10)}-{_digits(rng, 4)}",
-            lambda: _chars(rng, rng.randrange(8, 20), ALNUM + "!#%^*_+-"),
-            lambda: f"{rng.choice(['Summer', 'Dragon', 'Monkey', 'letmein'])}{rng.randrange(1990, 2030)}!",
-            lambda: _chars(rng, 16) + "==",
-            lambda: f"Tr0ub4dor{rng.randrange(100)}",
-        ]
-    )()
+    makers: list[Callable[[], str]] = [
+        lambda: f"hunter{rng.randrange(10)}-{_digits(rng, 4)}",
+        lambda: _chars(rng, rng.randrange(8, 20), ALNUM + "!#%^*_+-"),
+        lambda: f"{rng.choice(['Summer', 'Dragon', 'Monkey', 'letmein'])}{rng.randrange(1990, 2030)}!",
+        lambda: _chars(rng, 16) + "==",
+        lambda: f"Tr0ub4dor{rng.randrange(100)}",
+    ]
+    return rng.choice(makers)()
 
 
 def _card(rng: random.Random, prefixes: tuple[str, ...], length: int, separators: tuple[str, ...]) -> str:
@@ -64,16 +63,15 @@ def _card(rng: random.Random, prefixes: tuple[str, ...], length: int, separators
 
 
 def _iban(rng: random.Random, style: str) -> str:
-    country, make = rng.choice(
-        [
-            ("DE", lambda: _digits(rng, 18)),
-            ("GB", lambda: "WEST" + _digits(rng, 14)),
-            ("NL", lambda: "ABNA" + _digits(rng, 10)),
-            ("PL", lambda: _digits(rng, 24)),
-            ("AT", lambda: _digits(rng, 16)),
-            ("CH", lambda: _digits(rng, 17)),
-        ]
-    )
+    makers: list[tuple[str, Callable[[], str]]] = [
+        ("DE", lambda: _digits(rng, 18)),
+        ("GB", lambda: "WEST" + _digits(rng, 14)),
+        ("NL", lambda: "ABNA" + _digits(rng, 10)),
+        ("PL", lambda: _digits(rng, 24)),
+        ("AT", lambda: _digits(rng, 16)),
+        ("CH", lambda: _digits(rng, 17)),
+    ]
+    country, make = rng.choice(makers)
     bban = make()
     number = f"{country}{mod_97_10.calc_check_digits(bban + country)}{bban}"
     if "spaced" in style:
@@ -85,6 +83,7 @@ def _phone(rng: random.Random, form: int, regions: tuple[str, ...]) -> str:
     region = rng.choice(regions)
     kind = rng.choice([phonenumbers.PhoneNumberType.FIXED_LINE, phonenumbers.PhoneNumberType.MOBILE])
     number = phonenumbers.example_number_for_type(region, kind)
+    assert number is not None
     return phonenumbers.format_number(number, form)
 
 

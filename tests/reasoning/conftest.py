@@ -151,7 +151,7 @@ def route(data: Path, server: ModelServer) -> Callable[..., Routes]:
     def write(*arms: Arm, minutes: float = 60, now: datetime | None = None, **options: Any) -> Routes:
         now = now or datetime.now(UTC)
         arms = arms or (Arm("custom", "custom", 1.0, model="acme/small", base_url=server.url),)
-        options = {"deadline_ms": 5000, "experiment": "try", "salt": "s"} | options
+        options = {"deadline_ms": 5000, "experiment": "try", "salt": "s", **options}
         types = ("should_respond", "planning", "coding")
         routes = Routes(now, now + timedelta(minutes=minutes), {name: Route(arms, **options) for name in types})
         write_routes(data / "routes.json", routes)

@@ -36,7 +36,7 @@ def failing_disk(scratch: Path) -> Iterator[Any]:
         def run(data: Path, verb: str, number: int, mode: str) -> dict[str, Any]:
             stdin.write(json.dumps([str(data), verb, number, MODES.index(mode)]) + "\n")
             stdin.flush()
-            return json.loads(stdout.readline())
+            return dict(json.loads(stdout.readline()))
 
         yield run
         stdin.close()

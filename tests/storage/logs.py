@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def make_days(days: int, per_day: int, start: datetime = NOON, **values: Any) ->
     ]
 
 
-def write_segment(data: Path, records: list[Decision | Feedback]) -> None:
+def write_segment(data: Path, records: Sequence[Decision | Feedback]) -> None:
     writer = SegmentWriter(data / "spool")
     for record in records:
         assert writer.write(record)

@@ -24,15 +24,15 @@ def become(host: str) -> None:
     settings: Any = os.environ
     os.environ["REASONING_HOST_ID"] = settings.get("IDENTITY", host)
     hosts.GRACE = float(settings.get("GRACE", "300"))
-    hosts.HEARTBEAT = spool.HEARTBEAT = float(settings.get("HEARTBEAT", "5"))
-    hosts.FENCE = spool.FENCE = hosts.GRACE / 2.5
+    hosts.HEARTBEAT = spool.HEARTBEAT = float(settings.get("HEARTBEAT", "5"))  # type: ignore[attr-defined]
+    hosts.FENCE = spool.FENCE = hosts.GRACE / 2.5  # type: ignore[attr-defined]
     locks.SETTLE = 0.2
     if kind := settings.get("KIND"):
         volumes.volume_kind = lambda layout: kind
-        locks.check_volume = lambda layout, verb: kind
+        locks.check_volume = lambda layout, verb: kind  # type: ignore[attr-defined]
         import storage.land
 
-        storage.land.volume_kind = lambda layout: kind
+        storage.land.volume_kind = lambda layout: kind  # type: ignore[attr-defined]
     if folder := settings.get("FLOCKS"):
         keep_locks_apart(Path(folder) / host)
 

@@ -1,0 +1,254 @@
+"""Custom models behind the gateway are asked redacted prompts, and their answers reach the client with the values."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import orjson
+import pytest
+
+from quality.funnel import _prepare
+from reasoning.config import Redaction
+from reasoning.decision_types import get_decision_type
+from reasoning.redaction.prompts import redact_prompt
+from reasoning.routes import Arm
+from tests.gateway.conftest import Running, Start
+from tests.gateway.legal import read_legal_stream
+from tests.gateway.scripted import (
+    ANTHROPIC_MESSAGE,
+    DONE,
+    USAGE,
+    chat_answer,
+    chat_chunk,
+    chat_stream,
+    json,
+    stream,
+)
+from tests.gateway.test_gateway_coding import ask, coding
+
+ANN, IP, SECRET = "ann@example.org", "203.0.113.9", 'p"w-12345'
+SAID = f"fix the code: mail {ANN} from {IP}, password='{SECRET}'"
+PLACES = {"[EMAIL_1]": ANN, "[IP_1]": IP, "[SECRET_1]": SECRET}
+NATIVE, TEXT = "ep/coder", "ep/rsn-a1b2c3-coder"
+
+
+def route(running: Running, model: str, **options: Any) -> None:
+    running.route(arms=(Arm("custom", "custom", weight=1.0, model=model, base_url=running.model.url),), **options)
+
+
+def call(arguments: str, name: str = "Bash") -> dict[str, Any]:
+    return {"index": 0, "id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def with_values(text: str) -> str:
+    for name, value in PLACES.items():
+        text = text.replace(name, value)
+    return text
+
+
+def conversation(rng: random.Random) -> dict[str, Any]:
+    """A coding conversation with calls and results, in which private values stand in every place."""
+    pieces = [
+        ANN,
+        IP,
+        f"token={rng.randrange(10**9)}abc",
+        "[EMAIL_1]",
+        "call +44 20 7946 0958",
+        "plain",
+        '"',
+        "\n",
+        "é",
+    ]
+
+    def text() -> str:
+        return " ".join(["do", *rng.choices(pieces, k=rng.randrange(1, 6))])
+
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "fix the bug: " + text()}]
+    for n in range(rng.randrange(3)):
+        use = {"type": "tool_use", "id": f"toolu_rsn{n}", "name": "Bash", "input": {"command": text(), "n": n}}
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": text()}, use]})
+        result = {"type": "tool_result", "tool_use_id": f"toolu_rsn{n}", "content": text()}
+        messages.append({"role": "user", "content": [result, {"type": "text", "text": text()}]})
+    return coding(messages=messages, system=f"You are a coding agent of {ANN}.")
+
+
+async def test_a_coding_model_is_asked_the_bytes_of_its_training_row(start: Start) -> None:
+    running = await start()
+    route(running, TEXT)
+    for seed in range(30):
+        call_text = 'I look.\n<tool_call>\n{"name": "Bash", "arguments": {"command": "ls"}}\n</tool_call>'
+        running.model.script = json(chat_answer(call_text))
+        _, headers, _ = await ask(running, conversation(random.Random(seed)))
+        assert headers["x-reasoning-source"] == "custom"
+    asked = [seen.json["messages"] for seen in running.model.seen]
+    rows = await running.records()
+    assert len(rows) == len(asked) == 30
+    kind = get_decision_type("coding")
+    for row, sent in zip(rows, asked, strict=True):
+        prepared = _prepare(kind, row["messages"], row["decision"], None, 1 << 20, "US", Counter(), Counter())
+        learned = orjson.loads(prepared["line"])["messages"][:-1]
+        assert orjson.dumps(sent) == orjson.dumps(learned)
+        assert ANN in str(row["messages"]) and ANN not in str(sent)  # the log stays as it is
+
+
+async def test_a_decision_is_asked_the_bytes_of_its_training_row(start: Start) -> None:
+    running = await start()
+    running.route("should_respond")
+    running.model.script = json(
+        chat_answer("<response><reasoning>[EMAIL_1]</reasoning><action>STOP</action></response>")
+    )
+    context = {"agent_name": "Ada", "messages": [{"speaker": "Bob", "text": SAID}]}
+    _, _, body = await running.ask("POST", "/v1/decide/should_respond", json={"context": context, "original": "IGNORE"})
+    answer = orjson.loads(body)
+    assert answer["source"] == "custom" and answer["decision"] == {"action": "STOP", "reasoning": ANN}
+    kind = get_decision_type("should_respond")
+    assert running.model.last.json["messages"] == redact_prompt(kind.render(context)).messages
+    assert ANN not in str(running.model.last.json)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("model", [NATIVE, TEXT])
+async def test_an_answer_has_the_values(start: Start, model: str, streamed: bool) -> None:
+    running = await start()
+    route(running, model)
+    said = "Mail [EMAIL_1] and [PHONE_9]:\n```\nsend('[EMAIL_1]', a[0])\n```\n"
+    arguments = '{"command":"echo [SECRET_1] > [IP_1].txt","more":[{"to":"[EMAIL_1]"}]}'
+    if model == TEXT:
+        said += f'<tool_call>\n{{"name": "Bash", "arguments": {arguments}}}\n</tool_call>'
+    calls = [call(arguments)] if model == NATIVE else []
+    for cut in (1, 4, 1000) if streamed else (0,):
+        if streamed:
+            chunks = [chat_chunk(content=said[at : at + cut]) for at in range(0, len(said), cut)]
+            if calls:
+                chunks.append(chat_chunk(tool_calls=[call(arguments[:0])]))
+                pieces = [arguments[at : at + cut] for at in range(0, len(arguments), cut)]
+                chunks += [chat_chunk(tool_calls=[{"index": 0, "function": {"arguments": p}}]) for p in pieces]
+            finish = chat_chunk(finish_reason="tool_calls" if calls else "stop", usage=USAGE)
+            running.model.script = stream(*chunks, finish, DONE)
+        else:
+            running.model.script = json(chat_answer(said, calls, "tool_calls" if calls else "stop"))
+        _, _, body = await ask(running, coding(SAID, stream=streamed))
+        message = read_legal_stream(body)[0] if streamed else orjson.loads(body)
+        assert message is not None, body
+        text, use = message["content"]
+        assert text["text"].strip() == f"Mail {ANN} and [PHONE_9]:\n```\nsend('{ANN}', a[0])\n```"
+        assert use["input"] == {"command": f"echo {SECRET} > {IP}.txt", "more": [{"to": ANN}]}
+    sent = running.model.last.body.decode()
+    assert ANN not in sent and "12345" not in sent and IP not in sent and "mail [EMAIL_1] from [IP_1]" in sent
+    assert all(ANN in row["decision"] for row in await running.records())
+
+
+BAD_CALLS = [call('{"command": "mail [EMAIL_2]"}')]
+BAD_CODE = "Here:\n```\nsend('[EMAIL_2]')\n```"
+
+
+@pytest.mark.parametrize("answer", [chat_answer("x", BAD_CALLS, "tool_calls"), chat_answer(BAD_CODE)])
+async def test_an_answer_that_acts_on_what_stands_for_nothing_is_anthropics(start: Start, answer: Any) -> None:
+    running = await start()
+    route(running, NATIVE)
+    running.model.script = json(answer)
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    _, headers, body = await ask(running, coding(SAID))
+    assert b"msg_upstream" in body and "x-reasoning-source" not in headers
+    assert running.anthropic.last.json == coding(SAID)  # the fallback gets what the client said
+    rows = await running.records()
+    assert [(row["source"], row["fallback_reason"]) for row in rows] == [
+        ("custom", "unparseable"),
+        ("original", "unparseable"),
+    ]
+    assert "acts on [EMAIL_2]" in rows[0]["error"]
+    assert set(running.gateway.state.coding.breaker_states().values()) == {"closed"}
+
+
+@pytest.mark.parametrize("written", ["[EMAIL_2]", "\\u005bEMAIL_1]"])
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_stream_never_ends_a_call_that_acts_on_what_stands_for_nothing(
+    start: Start, written: str, first: bool
+) -> None:
+    running = await start()
+    route(running, NATIVE)
+    begin = [] if first else [chat_chunk(content="I mail.")]
+    arguments = f'{{"command": "mail {written}"}}'
+    end = [chat_chunk(tool_calls=[call(arguments)]), chat_chunk(finish_reason="tool_calls", usage=USAGE), DONE]
+    running.model.script = stream(*begin, *end, pause=0.02)
+    running.anthropic.script = stream(b"event: anthropics\n\n")
+    _, headers, body = await ask(running, coding(SAID, stream=True))
+    if headers.get("x-reasoning-source") == "custom":
+        message, error = read_legal_stream(body)
+        assert message is None and error is not None
+    else:
+        assert first and written == "[EMAIL_2]" and b"anthropics" in body
+    assert b"[EMAIL_2]" not in body
+
+
+async def test_what_a_native_model_is_shown_is_redacted_in_every_place(start: Start) -> None:
+    running = await start()
+    route(running, NATIVE)
+    running.model.script = json(chat_answer("Fine."))
+    tools = [{"name": "Bash", "description": f"of {ANN}", "input_schema": {"type": "object", "default": {"ip": IP}}}]
+    use = {"type": "tool_use", "id": "toolu_rsn1", "name": "Bash", "input": {"card": 4111111111111111}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": f"fix the code of {ANN}"}]},
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_rsn1", "content": f"from {IP}"}]},
+    ]
+    body = coding(system=f"agent of {ANN}", tools=tools, messages=messages)
+    assert (await ask(running, body))[1]["x-reasoning-source"] == "custom"
+    sent = running.model.last.json
+    assert [m.get("content") for m in sent["messages"]] == [
+        "agent of [EMAIL_1]",
+        "fix the code of [EMAIL_1]",
+        None,
+        "from [IP_1]",
+    ]
+    assert sent["messages"][2]["tool_calls"][0]["function"]["arguments"] == '{"card":"[CARD_1]"}'
+    function = sent["tools"][0]["function"]
+    assert function["description"] == "of [EMAIL_1]" and function["parameters"]["default"] == {"ip": "[IP_1]"}
+
+
+async def test_what_cannot_be_redacted_goes_to_no_model(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(text: str, region: str) -> None:
+        raise ValueError(f"of {text}")
+
+    monkeypatch.setattr("reasoning.redaction.prompts.find_private", fails)
+    running = await start()
+    route(running, TEXT)
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    assert b"msg_upstream" in (await ask(running, coding(SAID)))[2]
+    assert running.model.seen == []
+    rows = await running.records()
+    assert {(row["fallback_reason"], row["error"]) for row in rows if row["source"] == "custom"} == {
+        ("disabled", "the prompt cannot be redacted: ValueError")
+    }
+    assert set(running.gateway.state.coding.breaker_states().values()) == {"closed"}
+
+
+async def test_it_can_be_switched_off(start: Start) -> None:
+    running = await start(config={"redaction": Redaction(enabled=False)})
+    route(running, NATIVE)
+    running.model.script = json(chat_answer("write to [EMAIL_1]"))
+    _, _, body = await ask(running, coding(SAID))
+    assert orjson.loads(body)["content"][0]["text"] == "write to [EMAIL_1]" and ANN in str(running.model.last.json)
+
+
+async def test_a_long_prompt_holds_nobody_up(start: Start) -> None:
+    running = await start()
+    route(running, TEXT)
+    running.model.script = stream(*chat_stream("Done."))
+    lines = "\n".join(f"line {n} with mail{n}@example.org and 198.51.100.{n % 250} in it" for n in range(3_000))
+    asking = asyncio.create_task(ask(running, coding(f"fix the code\n{lines}", stream=True)))
+    waits = []
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    while not asking.done():
+        begun = loop.time()
+        await running.ask("GET", "/healthz", headers={})
+        waits.append(loop.time() - begun)
+        await asyncio.sleep(0.005)
+    assert (await asking)[1]["x-reasoning-source"] == "custom"
+    assert "@" not in str(running.model.last.json["messages"][-1])
+    took = loop.time() - started
+    assert took > 0.2 and max(waits) < took / 3, (took, max(waits))
