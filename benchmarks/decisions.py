@@ -45,9 +45,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to keep the figures")
     options = parser.parse_args()
     figures = []
-    print(
-        f"{'set':<16}{'rows':>6} {'learner':<10}{'acc':>7}{'bal.acc':>9}{'Brier':>7}{'ECE':>6}{'5%err':>7}{'train s':>9}{'p50 ms':>8}{'p99':>7}"
-    )
+    heads = f"{'acc':>7}{'bal.acc':>9}{'Brier':>7}{'ECE':>6}{'5%err':>7}{'train s':>9}{'p50 ms':>8}{'p99':>7}"
+    print(f"{'set':<16}{'rows':>6} {'learner':<10}{heads}")
     for name, pool, test in read_sets(options.banking77, options.test):
         for count in [int(size) for size in options.rows.split(",")]:
             for learner in options.learners.split(","):
