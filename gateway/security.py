@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import RequestRefused
+from gateway.known_tokens import KnownTokens, mark_token
 from gateway.settings import MIN_TOKEN_LENGTH, Key, Settings, hash_token
 
 TOKEN_HEADER = b"x-reasoning-token"
@@ -58,6 +59,13 @@ class Guard:
         # Python's keyed hashes of values that hold no token: most headers come again, and none is kept in memory.
         self._clean: set[int] = set()
         self._keys = {key.token_sha256: key for key in settings.keys}
+        upstreams = (*settings.anthropic, *settings.openai)
+        upstream_keys = [u.api_key for u in upstreams if u.api_key and len(u.api_key) >= MIN_TOKEN_LENGTH]
+        self._known = KnownTokens(
+            [key.mark for key in settings.keys if key.mark is not None] + [mark_token(key) for key in upstream_keys]
+        )
+        self._upstream_keys = {hash_token(key) for key in upstream_keys}
+        self._unmarked = {key.token_sha256 for key in settings.keys if key.mark is None}
 
     def admit(self, scope: dict[str, Any]) -> Admission:
         """Raises `RequestRefused`. A public path has no key."""
@@ -82,22 +90,29 @@ class Guard:
                 "What is served here is described at /docs",
             )
         self._refuse_stray_tokens(scope, own)
+        if _METHOD_PARAMETER.search(unquote_to_bytes(scope["query_string"])):
+            raise RequestRefused(400, "invalid_request_error", "another method in the query: send the request with it")
         return Admission(key, headers, frozenset(own))
 
     def _refuse_stray_tokens(self, scope: dict[str, Any], own: list[bytes]) -> None:
         """A token of this gateway that stands elsewhere than in a credential's place would go on upstream."""
         removed = {*own, TOKEN_HEADER}
+        for name, value in scope["headers"]:  # the client's own credential may be the operator's upstream key
+            if name in _CREDENTIALS and hash_token(_credential(value)) in self._upstream_keys:
+                removed.add(name)
         places = [(name.decode("latin-1"), value) for name, value in scope["headers"] if name not in removed]
         for place, value in [*places, ("the query", scope["query_string"]), ("the path", scope["raw_path"])]:
             mark = hash(value)
             if mark in self._clean:
                 continue
-            if any(hash_token(piece.decode("latin-1")) in self._keys for piece in _pieces(value)):
+            if self._known.is_in(value) or any(
+                hash_token(piece.decode("latin-1")) in self._keys for piece in _pieces(value)
+            ):
                 raise RequestRefused(
                     400,
                     "invalid_request_error",
-                    f"a gateway token in {place}: nothing is sent on; it belongs in `x-api-key`, "
-                    "`Authorization: Bearer` or `x-reasoning-token` only",
+                    f"a token of this gateway in {place}: nothing is sent on; send a gateway token in `x-api-key`, "
+                    "`Authorization: Bearer` or `x-reasoning-token` only, and no key of the operator's",
                 )
             if len(self._clean) >= _CLEAN_VALUES:
                 self._clean.clear()
@@ -121,11 +136,21 @@ class Guard:
                     scheme, _, value = value.partition(b" ")
                     if scheme.lower() != b"bearer":
                         continue
-                key = self._keys.get(hash_token(value.strip().decode("latin-1")))
+                token = value.strip().decode("latin-1")
+                key = self._keys.get(hash_token(token))
                 if key is not None:
                     found = found or key
                     own.append(name)
+                    if key.token_sha256 in self._unmarked:
+                        self._unmarked.discard(key.token_sha256)
+                        self._known.add(token)
+                        self._clean.clear()
         return found, own
+
+
+def _credential(value: bytes) -> str:
+    scheme, _, rest = value.strip().partition(b" ")
+    return (rest.strip() if scheme.lower() == b"bearer" else value.strip()).decode("latin-1")
 
 
 def _pieces(value: bytes, decodings: int = 2) -> set[bytes]:
@@ -193,9 +218,17 @@ HOP_BY_HOP = frozenset(
         *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
     }
 )
-# The method was judged as it stands in the request's line.
-_METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
-_NOT_FORWARDED = HOP_BY_HOP | _METHOD_OVERRIDES | {b"host", b"content-length", b"expect", TOKEN_HEADER}
+# Method and path were judged as they stand in the request's line.
+_OVERRIDES = frozenset(
+    {
+        *(b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-original-method"),
+        *(b"x-forwarded-method", b"x-original-url", b"x-original-uri", b"x-rewrite-url", b"x-rewrite-uri"),
+        *(b"x-override-url", b"x-forwarded-uri", b"x-forwarded-url", b"x-forwarded-path", b"x-forwarded-prefix"),
+        *(b"x-http-path-override", b"x-original-path", b"x-script-name", b"x-envoy-original-path"),
+    }
+)
+_METHOD_PARAMETER = re.compile(rb"(?:^|[&;])(?:_method|x-http-method(?:-override)?|_?method-override)=", re.IGNORECASE)
+_NOT_FORWARDED = HOP_BY_HOP | _OVERRIDES | {b"host", b"content-length", b"expect", TOKEN_HEADER}
 
 
 def forwarded_headers(

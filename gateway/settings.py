@@ -59,6 +59,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import GatewayConfigError
+from gateway.known_tokens import TokenMark, mark_token
 from gateway.paths import EVERYTHING, MODEL_PATHS, check_pattern
 from gateway.prices import Price
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, switch, table, text
@@ -98,6 +99,8 @@ class Key:
     label: bool = False
     stats: bool = False
     operator: bool = False
+    mark: TokenMark | None = field(default=None, repr=False)
+    """By which its token is found in other places; None where the settings have the token's digest alone."""
 
     def episode(self, told: str) -> str:
         """The conversation that this key calls `told`, as the log has it: no key reaches another's."""
@@ -199,7 +202,7 @@ def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] =
 
 
 def hash_token(token: str) -> bytes:
-    """Only this digest of a token is kept in memory and compared."""
+    """This digest of a token is what is compared."""
     return hashlib.sha256(token.encode()).digest()
 
 
@@ -208,7 +211,15 @@ def _keys(file: Path, raw: dict[str, Any], data: Path, env: Mapping[str, str]) -
     value = env.get("REASONING_GATEWAY_TOKEN")
     if value or not keys:
         token = _token("REASONING_GATEWAY_TOKEN", value) if value else _token_file(data / "gateway.token")
-        operator = Key("default", hash_token(token), paths=EVERYTHING, label=True, stats=True, operator=True)
+        operator = Key(
+            "default",
+            hash_token(token),
+            paths=EVERYTHING,
+            label=True,
+            stats=True,
+            operator=True,
+            mark=mark_token(token),
+        )
         if any(key.name == operator.name for key in keys):
             raise GatewayConfigError(
                 f"{file}: [gateway.keys.default] is the name of REASONING_GATEWAY_TOKEN's key; choose another"
@@ -220,7 +231,7 @@ def _keys(file: Path, raw: dict[str, Any], data: Path, env: Mapping[str, str]) -
 
 
 def _key(file: Path, name: str, key: Any, env: Mapping[str, str]) -> Key:
-    place = f"{file}: [gateway.keys.{name}]"
+    place, mark = f"{file}: [gateway.keys.{name}]", None
     key = _table(file, f"gateway.keys.{name}", key)
     switches = ("coding", "decisions", "label", "stats")
     _refuse_unknown(place, key, {"token_sha256", "token_env", "protocols", "paths", *switches})
@@ -233,7 +244,8 @@ def _key(file: Path, name: str, key: Any, env: Mapping[str, str]) -> Key:
         token = bytes.fromhex(digest)
     else:
         variable = _text(f"{place} token_env", key.get("token_env"))
-        token = hash_token(_token(variable, env.get(variable)))
+        value = _token(variable, env.get(variable))
+        token, mark = hash_token(value), mark_token(value)
     values: dict[str, Any] = {k: _switch(f"{place} {k}", key[k]) for k in switches if k in key}
     protocols = _texts(f"{place} protocols", key["protocols"]) if "protocols" in key else PROTOCOLS
     if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
@@ -244,7 +256,7 @@ def _key(file: Path, name: str, key: Any, env: Mapping[str, str]) -> Key:
         for pattern in values["paths"]:
             if problem := check_pattern(pattern):
                 raise GatewayConfigError(f"{place} paths: {pattern!r}: {problem}")
-    return Key(name=name, token_sha256=token, **values)
+    return Key(name=name, token_sha256=token, mark=mark, **values)
 
 
 def _texts(place: str, value: Any) -> list[str]:

@@ -13,7 +13,7 @@ learned so is asked::
                </tool_response>
                <the user's words>
     assistant  <its words>
-               <tool_call>                              see `reasoning.answers`
+               <tool_call>                              see `reasoning.turns`
                {"name": ..., "arguments": ...}
                </tool_call>
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayConfigError
+from gateway.known_tokens import KnownTokens, mark_token
 from gateway.owners import Owners, open_owners
 from gateway.paths import is_allowed
 from gateway.settings import hash_token, load_settings
-from tests.gateway.conftest import TOKEN, Running, Start
+from tests.gateway.conftest import TOKEN, UPSTREAM_KEY, Running, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, json
 from tests.gateway.test_gateway_decisions import CONTEXT
 
@@ -222,6 +224,71 @@ async def test_a_known_token_goes_nowhere_upstream(running: Running) -> None:
     headers = {"x-api-key": A, "authorization": f"Bearer {B}"}  # two of ours: both stay here
     assert (await running.ask("POST", "/v1/messages", data=b"{}", headers=headers))[0] == 200
     assert A not in str(running.anthropic.last) and B not in str(running.anthropic.last)
+
+
+def encoded(token: str) -> list[str]:
+    """A token in the encodings that a client or a proxy may put it in, also twice, and glued to other text."""
+    raw = token.encode()
+    plain, url = base64.b64encode(raw).decode(), base64.urlsafe_b64encode(b"?" + raw + b">>?").decode()
+    once = [token, raw.hex(), raw.hex().upper(), plain, plain.rstrip("="), url]
+    once += ["".join(f"%{byte:02x}" for byte in raw), quote(quote(token, safe="").replace("-", "%2D"))]
+    twice = [base64.b64encode(raw.hex().encode()).decode(), plain.encode().hex(), quote(quote(plain, safe=""), safe="")]
+    return [
+        glued for text in [*once, *twice] for glued in (text, f"v1.{text}", f"X{text}", f"ab{text}yz", f"x_{text}-y")
+    ]
+
+
+@pytest.mark.parametrize("token", [A, TOKEN, UPSTREAM_KEY])
+async def test_a_known_token_is_found_in_any_encoding_and_glued_to_other_text(running: Running, token: str) -> None:
+    """A is of the settings by its digest: it is known as it is presented."""
+    assert await ask(running, A, "POST", "/v1/chat/completions", {}, **{"x-note": "nothing"}) == 200
+    seen = len(running.openai.seen)
+    for text in encoded(token):
+        assert await ask(running, A, "POST", "/v1/chat/completions", {}, **{"x-custom": text}) == 400, text
+        assert await ask(running, A, "POST", f"/v1/chat/completions?key={quote(text)}", {}) == 400, text
+    assert len(running.openai.seen) == seen
+
+
+async def test_other_encoded_text_passes(running: Running) -> None:
+    for other in ("another-token-0123456789", "sk-client-of-its-own-0123456789", A[:-1]):
+        for text in encoded(other):
+            assert await ask(running, A, "POST", "/v1/chat/completions", {}, **{"x-custom": text}) == 200, text
+
+
+async def test_the_clients_credential_may_be_the_operators(running: Running) -> None:
+    """One key in the environment of both is usual."""
+    headers = {"x-reasoning-token": A, "authorization": f"Bearer {UPSTREAM_KEY}"}
+    assert (await running.ask("POST", "/v1/chat/completions", data=b"{}", headers=headers))[0] == 200
+    assert running.openai.last.header("authorization") == f"Bearer {UPSTREAM_KEY}"
+
+
+def test_looking_for_tokens_takes_time_in_proportion_to_the_text() -> None:
+    known = KnownTokens([mark_token("rsn-" + "x1Y2" * 10)])
+    for pump in (b"rsn-", b"A", b"0", b"%41", b"%2541", b"a/+"):
+        seconds = []
+        for size in (16 << 10, 32 << 10):
+            begun = time.process_time()
+            assert not known.is_in(pump * (size // len(pump)))
+            seconds.append(time.process_time() - begun)
+        assert seconds[1] < 0.05 and seconds[1] < 3 * max(seconds[0], 0.005), (pump, seconds)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x-http-method-override", "x-http-method", "x-method-override", "x-original-method", "x-forwarded-method"),
+        *("x-original-url", "x-rewrite-url", "x-forwarded-uri", "x-forwarded-prefix", "x-original-uri"),
+    ],
+)
+async def test_no_header_changes_what_was_judged(running: Running, name: str) -> None:
+    assert await ask(running, A, "POST", "/v1/messages", {}, **{name: "/v1/organizations/api_keys"}) == 200
+    assert running.anthropic.last.header(name) is None
+
+
+@pytest.mark.parametrize("query", ["_method=DELETE", "a=1&X-HTTP-Method-Override=DELETE", "%5Fmethod=DELETE"])
+async def test_no_query_names_another_method(running: Running, query: str) -> None:
+    assert await ask(running, A, "POST", f"/v1/messages?{query}", {}) == 400
+    assert running.anthropic.seen == []
 
 
 @pytest.mark.parametrize(
