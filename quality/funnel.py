@@ -21,7 +21,7 @@ import pyarrow as pa
 import storage
 from quality.duplicates import THRESHOLD, NearDuplicateIndex, strip_template
 from quality.formats import find_format_fault
-from quality.labels import answer_class, format_label
+from quality.labels import format_label
 from quality.splits import SPLITS, split_rows
 from reasoning.decision_types import DecisionType
 from reasoning.errors import UnparseableAnswer, Unredactable
@@ -260,7 +260,7 @@ def _prepare(
         "line": orjson.dumps(row).decode(),
         "prompt": text,
         "prompt_hash": hashlib.sha256(orjson.dumps(prompt)).hexdigest(),
-        "answer": answer_class(decision),
+        "answer": decision_type.form.answer_class(decision),
         "original": original,
     }
 
