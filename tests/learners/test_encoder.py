@@ -84,7 +84,7 @@ def test_auto_keeps_the_best_and_tells_what_it_tried(tmp_path: Path) -> None:
     result = training.train(write(tmp_path / "train.jsonl", intents()), None, tmp_path / "model")
     assert set(result.candidates) == {"linear", "encoder", "stacked"}
     qualities = {name: float(metrics["eval_quality"]) for name, metrics in result.candidates.items()}
-    assert qualities[result.learner] == max(qualities.values())
+    assert qualities[result.learner] >= max(qualities.values()) - training.MARGIN
     about = json.loads((tmp_path / "model" / "model.json").read_text())
     assert about["learner"] == result.learner
     assert about["candidates"] == json.loads(json.dumps(result.candidates))
