@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from learners import encoder, training
@@ -132,7 +132,7 @@ def test_after_its_time_auto_begins_no_other_learner(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.sampled_from([0.0, 0.05, 0.2]))
-@settings(max_examples=200)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_the_automated_share_is_the_largest_within_the_error(rows: list[tuple[float, bool]], error: float) -> None:
     confidence, right = np.array([c for c, _ in rows]), np.array([r for _, r in rows])
     share, least = automated(confidence, right, error)
