@@ -1,4 +1,4 @@
-"""Which HTTP library carries the client's calls: time of a call, import, size, fork. See docs/client.md.
+"""Which HTTP library carries the client's calls: time of a call, import, size, fork. See docs/guides/client.md.
 
     python benchmarks/http_clients.py            # about a minute; uv on the PATH makes each library its environment
 

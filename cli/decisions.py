@@ -68,7 +68,7 @@ def expire(
     if not report.configured and not as_json:
         print_note(
             "no retention is configured, so nothing is deleted: give --retention-days DAYS, or set `decisions = DAYS` "
-            "under [retention] in reasoning.toml for the daily flow as well (docs/storage.md)"
+            "under [retention] in reasoning.toml for the daily flow as well (docs/guides/storage.md)"
         )
         return
     show(report, as_json=as_json, title="Would expire" if dry_run else "Expired")

@@ -48,7 +48,7 @@ def _parser(defaults: Settings) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="answer in another documented form; docs/emulator.md lists them",
+        help="answer in another documented form; docs/guides/emulator.md lists them",
     )
     parser.add_argument(
         "--allow-host",

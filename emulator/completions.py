@@ -21,7 +21,7 @@ from emulator.errors import ApiError
 from emulator.forms import form
 from emulator.replicas import read_status, stop_inactive
 from emulator.serving import UntunedModel
-from learners.majority import Completion
+from learners.completion import Completion
 
 _DEFAULT_MAX_TOKENS = 2048
 

@@ -231,7 +231,7 @@ async def _answer_api_error(request: Request, error: Exception) -> Response:
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}; docs/emulator.md lists the routes"
+    message = f"{request.method} {request.url.path}: {error.detail}; docs/guides/emulator.md lists the routes"
     return await _answer_api_error(request, ApiError(error.status_code, message))
 
 

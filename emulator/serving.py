@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from learners.majority import Completion, fixed_completion
+from learners.completion import Completion, fixed_completion
 
-TRAINERS = {"sklearn": "learners.linear", "majority": "learners.majority"}
+TRAINERS = {"sklearn": "learners.linear", "auto": "learners.auto", "majority": "learners.majority"}
 """Trainers by name: modules with `train` and `load_model`."""
 
 TRAINER_FILE = "trainer.json"

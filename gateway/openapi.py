@@ -11,57 +11,6 @@ from reasoning.decision_types import DecisionType
 _TEXT = {"type": "string"}
 _OBJECT = {"type": "object"}
 
-_MESSAGES = {
-    "type": "array",
-    "minItems": 1,
-    "items": {"type": "object", "required": ["speaker", "text"], "properties": {"speaker": _TEXT, "text": _TEXT}},
-}
-_CONTEXTS: dict[str, Any] = {
-    "label": {
-        "type": "object",
-        "required": ["agent_name", "messages"],
-        "properties": {"agent_name": _TEXT, "messages": _MESSAGES},
-    },
-    "plan": {
-        "type": "object",
-        "required": ["agent_name", "messages", "actions"],
-        "properties": {
-            "agent_name": _TEXT,
-            "messages": _MESSAGES,
-            "actions": {
-                "type": "array",
-                "minItems": 1,
-                "items": {
-                    "type": "object",
-                    "required": ["name"],
-                    "properties": {"name": _TEXT, "description": _TEXT},
-                },
-            },
-        },
-    },
-    "code": {
-        "type": "object",
-        "required": ["prompt"],
-        "properties": {"prompt": _TEXT, "language": _TEXT, "context": _TEXT},
-    },
-}
-_DECISIONS: dict[str, Any] = {
-    "plan": {
-        "type": "object",
-        "required": ["actions"],
-        "properties": {
-            "thought": _TEXT,
-            "actions": {"type": "array", "items": _TEXT},
-            "providers": {"type": "array", "items": _TEXT},
-            "text": _TEXT,
-        },
-    },
-    "code": {
-        "type": "object",
-        "required": ["code"],
-        "properties": {"code": _TEXT, "explanation": _TEXT, "language": _TEXT},
-    },
-}
 _ERROR = {
     "type": "object",
     "properties": {"error": {"type": "object", "properties": {"type": _TEXT, "message": _TEXT}}},
@@ -122,22 +71,13 @@ _HEADERS = {
 
 
 def _decide(type: DecisionType) -> dict[str, Any]:
-    original = _DECISIONS.get(type.answer) or {
-        "oneOf": [
-            {"type": "string", "enum": list(type.labels)},
-            {
-                "type": "object",
-                "required": ["action"],
-                "properties": {"action": {"type": "string", "enum": list(type.labels)}, "reasoning": _TEXT},
-            },
-        ]
-    }
     body = {
         "type": "object",
         "required": ["context", "original"],
         "properties": {
-            "context": _CONTEXTS[type.answer],
-            "original": {"description": "The caller's own decision: the fallback, and the first teacher"} | original,
+            "context": type.form.context_schema(type),
+            "original": {"description": "The caller's own decision: the fallback, and the first teacher"}
+            | type.form.decision_schema(type),
             "episode_id": {"type": "string", "description": "The conversation or task"},
             "room_id": _TEXT,
             "subject_ids": {"type": "array", "items": _TEXT, "description": "People in the context, for erasure"},

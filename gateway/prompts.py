@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import orjson
@@ -28,7 +28,6 @@ import re2
 
 from gateway.errors import GatewayConfigError
 from gateway.toon import read_toon
-from reasoning.answers import normalize_label, parse_label
 from reasoning.decision_types import DecisionType
 from reasoning.markup import whole_json_object
 
@@ -121,7 +120,7 @@ def read_kinds(tables: Sequence[Mapping[str, Any]], types: Mapping[str, Decision
         if "agent" not in match.groupindex:
             agent = _pattern(place, table, "agent", ("agent",))
         actions: tuple[re.Pattern[str], ...] = ()
-        if types[table["decision_type"]].answer == "plan":
+        if _asks_for_actions(types[table["decision_type"]]):
             actions = (_pattern(place, table, "action", ("name",)),)
         stop = _pattern(place, table, "stop", ()) if "stop" in table else re.compile(_STOP)
         message = _pattern(place, table, "message", ("speaker", "text"))
@@ -144,7 +143,7 @@ def recognise(prompt: str, kinds: Sequence[PromptKind], types: Mapping[str, Deci
             continue
         messages = [{"speaker": message["speaker"], "text": message["text"]} for message in shown]
         context: dict[str, Any] = {"agent_name": agent, "messages": messages}
-        if types[kind.decision_type].answer == "plan":
+        if _asks_for_actions(types[kind.decision_type]):
             if not (actions := _actions(kind, prompt)):
                 continue
             context["actions"] = actions
@@ -164,23 +163,7 @@ def recognise(prompt: str, kinds: Sequence[PromptKind], types: Mapping[str, Deci
 
 def write_answer(prompt: DecisionPrompt, decision: Mapping[str, Any], type: DecisionType) -> str:
     """A decision in the format that the prompt asked for."""
-    fields: dict[str, Any]
-    if type.answer == "plan":
-        fields = {
-            "thought": decision.get("thought") or "",
-            "actions": list(decision["actions"]) or ["IGNORE"],  # what elizaOS's template asks for when there is none
-            "providers": list(decision.get("providers") or []),
-            "text": decision.get("text") or "",
-        }
-    else:
-        fields = {
-            "name": prompt.context["agent_name"],
-            "reasoning": decision.get("reasoning") or "",
-            "action": decision["action"],
-        }
-        if prompt.wants_routing:
-            fields |= {"primaryContext": "general", "secondaryContexts": ""}
-    fields = {**prompt.echoes, **fields}
+    fields = {**prompt.echoes, **_WRITERS.get(type.answer, _decision_fields)(prompt, decision)}
     match prompt.format:
         case "json":
             return orjson.dumps(fields).decode()
@@ -188,6 +171,32 @@ def write_answer(prompt: DecisionPrompt, decision: Mapping[str, Any], type: Deci
             return _toon(fields)
         case _:
             return _xml(fields)
+
+
+def _label_fields(prompt: DecisionPrompt, decision: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {
+        "name": prompt.context["agent_name"],
+        "reasoning": decision.get("reasoning") or "",
+        "action": decision["action"],
+    }
+    return fields | ({"primaryContext": "general", "secondaryContexts": ""} if prompt.wants_routing else {})
+
+
+def _plan_fields(prompt: DecisionPrompt, decision: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "thought": decision.get("thought") or "",
+        "actions": list(decision["actions"]) or ["IGNORE"],  # what elizaOS's template asks for when there is none
+        "providers": list(decision.get("providers") or []),
+        "text": decision.get("text") or "",
+    }
+
+
+def _decision_fields(prompt: DecisionPrompt, decision: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(decision)
+
+
+# How elizaOS's prompts want the decisions of these forms; a decision of another form is written as it is.
+_WRITERS = {"label": _label_fields, "plan": _plan_fields}
 
 
 def read_decision(
@@ -198,9 +207,17 @@ def read_decision(
     With the context of a plan, its actions must be among those of the context. Of elizaOS's own words for an action,
     NONE is IGNORE, in a plan both mean no action, and RESPOND is REPLY.
     """
-    if type.answer == "label":
-        return _read_label(format, text, type)
-    plan = type.normalize(read_toon(text) if format == "toon" and _is_toon(text) else text)
+    return _READERS.get(type.answer, _read_any)(format, text, type, context)
+
+
+def _read_any(format: AnswerFormat, text: str, type: DecisionType, context: Mapping[str, Any] | None) -> dict[str, Any]:
+    return type.normalize(read_toon(text) if format == "toon" and _is_toon(text) else text, context)
+
+
+def _read_plan(
+    format: AnswerFormat, text: str, type: DecisionType, context: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    plan = _read_any(format, text, type, None)
     if context is None:
         return plan
     names = {str(action.get("name")).casefold() for action in context.get("actions") or () if isinstance(action, dict)}
@@ -210,18 +227,29 @@ def read_decision(
     return type.normalize(plan | {"actions": actions}, context)
 
 
-def _read_label(format: AnswerFormat, text: str, type: DecisionType) -> dict[str, Any]:
+def _read_label(
+    format: AnswerFormat, text: str, type: DecisionType, context: Mapping[str, Any] | None
+) -> dict[str, Any]:
     none_is_ignore = "IGNORE" in type.labels and "NONE" not in type.labels
-    labels = (*type.labels, "NONE") if none_is_ignore else type.labels
+    wider = replace(type, labels=(*type.labels, "NONE")) if none_is_ignore else type
     if (whole := read_stage_one(text)) is not None:
-        decision = normalize_label(whole, labels)
+        decision = wider.normalize(whole)
     elif format == "toon" and _is_toon(text):
-        decision = normalize_label(read_toon(text), labels)
+        decision = wider.normalize(read_toon(text))
     else:
-        decision = parse_label(text, labels)
+        decision = wider.parse(text)
     if none_is_ignore and decision["action"] == "NONE":
         decision["action"] = "IGNORE"
     return decision
+
+
+# What elizaOS's models write beside the documented forms; of other forms their own parser knows all.
+_READERS = {"label": _read_label, "plan": _read_plan}
+
+
+def _asks_for_actions(type: DecisionType) -> bool:
+    """Does a context of this type list actions?"""
+    return "actions" in type.form.context_schema(type)["properties"]
 
 
 def read_stage_one(arguments: str) -> dict[str, Any] | None:

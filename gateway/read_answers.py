@@ -35,7 +35,7 @@ class Said:
 
     @property
     def completion(self) -> str:
-        """Text and tool calls as one text, as `reasoning.answers` writes a turn."""
+        """Text and tool calls as one text, as `reasoning.turns` writes a turn."""
         calls = [format_call(call["name"], call["arguments"]) for call in self.tool_calls]
         return "\n".join([self.text, *calls] if self.text else calls)
 

@@ -13,7 +13,7 @@ learned so is asked::
                </tool_response>
                <the user's words>
     assistant  <its words>
-               <tool_call>                              see `reasoning.answers`
+               <tool_call>                              see `reasoning.turns`
                {"name": ..., "arguments": ...}
                </tool_call>
 
@@ -32,7 +32,7 @@ from reasoning.records import Message
 from reasoning.routes import Arm
 from reasoning.turns import format_call
 
-OURS = "rsn-"  # how the names of all models begin that this project trained (docs/architecture.md, "Ledger")
+OURS = "rsn-"  # how the names of all models begin that this project trained (docs/concepts/architecture.md, "Ledger")
 _HOW = (
     "You can call these functions. To call one, end your answer with its name and arguments as JSON:\n"
     '<tool_call>\n{"name": "...", "arguments": {...}}\n</tool_call>\n'

@@ -8,28 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from learners.completion import Completion, fixed_completion
 from learners.errors import DatasetError
-from learners.tokens import count_message_tokens
-
-_PIECE = re.compile(r"\s*\S+|\s+$")
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer; `token_logprobs` are natural logarithms, one per token, and the tokens joined are the text."""
-
-    text: str
-    tokens: list[str]
-    token_logprobs: list[float]
-    prompt_tokens: int
-    finish_reason: str
 
 
 @dataclass(frozen=True)
@@ -74,19 +60,6 @@ def train(
 
 def load_model(directory: Path) -> MajorityModel:
     return MajorityModel(**json.loads((directory / "majority.json").read_text()))
-
-
-def fixed_completion(text: str, logprob: float, messages: list[dict[str, Any]], *, max_tokens: int) -> Completion:
-    """`text` as a completion of at most `max_tokens` tokens, `logprob` being the logarithm of its probability."""
-    pieces = _PIECE.findall(text) or [""]
-    kept = pieces[:max_tokens]
-    return Completion(
-        text="".join(kept),
-        tokens=kept,
-        token_logprobs=[logprob] + [0.0] * (len(kept) - 1),
-        prompt_tokens=count_message_tokens(messages),
-        finish_reason="stop" if len(kept) == len(pieces) else "length",
-    )
 
 
 def _read_answers(path: Path) -> Iterable[str]:

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 import storage
 from quality import funnel
 from quality.errors import DatasetRejected, InsufficientData
-from quality.formats import find_format_fault
 from quality.gate import Expected, Profile, judge_profiles
 from quality.period import first_moment, moment_after
 from quality.splits import SPLITS
@@ -34,6 +33,7 @@ from storage.errors import DatasetError
 from storage.files import make_tree_private, scratch_folder, sync, write_atomic
 from storage.layout import Layout
 from storage.locks import check_held, data_lock
+from storage.training_rows import find_line_fault
 
 if TYPE_CHECKING:
     from reasoning.config import Config
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 EXPORT_VERSION = 2
 DEFAULT_LIMIT = 10_000
 # Together's models take at least 8k tokens a sample; an English token is about 4 characters, others are fewer.
-DEFAULT_MAX_CHARACTERS = {"label": 24_000, "plan": 24_000, "code": 131_072}
 """By the form of the answer. A coding tool's prompt holds its tools and whole files: as much as the provider takes."""
 
 Progress = Callable[[str, int, int], None]  # (step, done, in all)
@@ -125,7 +124,8 @@ def export_dataset(
     than `limit` rows the latest are kept (and of the log the latest four times `limit` are looked at). `label_sources`
     are `demonstration` and `original`; by default demonstrations alone where there are 200 of them. `max_class_share`
     thins the most frequent answer of the training rows out (drawn by `seed`). `max_characters` bounds a row's length
-    (24,000; for code 131,072). `region` reads phone numbers (default: that of `config`, as at serving).
+    (by default that of the answer form: 24,000; for code and turns 131,072). `region` reads phone numbers (default:
+    that of `config`, as at serving).
 
     Returns the manifest of the dataset; an equal one that is already there is left as it is. Raises `InsufficientData`,
     `DatasetRejected`, `UnknownDecisionType`, `DataFolderError`. Nothing is left behind on an error.
@@ -135,7 +135,7 @@ def export_dataset(
         raise ValueError(f"limit: at least 1 row is needed, not {limit}")
     if max_class_share is not None and not 0 < max_class_share < 1:
         raise ValueError(f"max_class_share: {max_class_share} is not between 0 and 1")
-    max_characters = max_characters or DEFAULT_MAX_CHARACTERS[kind.answer]
+    max_characters = max_characters or kind.form.max_characters
     region = region or (config.redaction.region if config else Redaction().region)
     now = now or datetime.now(UTC)
     report = progress or (lambda step, done, total: None)
@@ -399,8 +399,8 @@ def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path, leaks: funnel.
         with (folder / f"{split}.jsonl").open("rb") as file:
             for line in file:
                 lines += 1
+                faulty += find_line_fault(line, is_first=lines == 1) is not None
                 row = orjson.loads(line)
-                faulty += find_format_fault(row) is not None
                 unredacted += any(redact(message["content"])[1] for message in row["messages"])
         side = pq.read_table(folder / "rows.parquet", filters=[("split", "=", split)])
         times = side["ts"].to_pylist()

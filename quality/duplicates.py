@@ -1,6 +1,6 @@
 """Near duplicates across episodes: MinHash finds candidates, the exact Jaccard similarity decides.
 
-Two things are particular here, both measured in docs/quality.md:
+Two things are particular here, both measured in docs/concepts/quality.md:
 
 * What is compared is the part of a prompt that varies. A rendered prompt is mostly its template, so that over whole
   prompts any two short questions are near duplicates. Lines that many episodes share are left out.

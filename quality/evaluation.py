@@ -8,7 +8,7 @@ Bootstrap Methods and their Application, 1997, section 3.8). Percentiles of 2,00
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,11 @@ import numpy as np
 import orjson
 
 from quality import metrics
+from quality.answers import Answer as Answer
+from quality.answers import Label as Label
 from quality.errors import EvaluationError
-from quality.labels import answer_class
+from quality.form_metrics import get_metrics
+from quality.form_metrics.rows import Metric, Rows
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.ids import uuid7
@@ -29,33 +32,6 @@ from storage.layout import Layout
 RESAMPLES = 2_000
 FEW_EPISODES = 20
 _CHUNK = 100
-# What a source is judged by.
-PRIMARY = {"label": "balanced_accuracy", "plan": "exact_match", "code": "similarity"}
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """What was right for one row. `episode` is what the row is resampled with."""
-
-    decision: dict[str, Any]
-    episode: str
-    source: str = "demonstration"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One source's answer to one row; `decision` is None where it failed, which counts as wrong.
-
-    `confidence` is in 0..1, `latency_ms` in milliseconds, `cost_usd` in US dollars. `passed` tells whether code passed
-    its tests, where the caller ran them. `weight` is 1 / probability of having been asked, in an A/B test.
-    """
-
-    decision: dict[str, Any] | None
-    confidence: float | None = None
-    latency_ms: float | None = None
-    cost_usd: float | None = None
-    passed: bool | None = None
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +142,9 @@ def evaluate(
         for b in answers
         if a != b
     }
-    primary = PRIMARY[kind.answer]
-    if primary == "similarity" and all("passed" in found for found in points.values()):
-        primary = "passed"
+    form = get_metrics(kind.answer)
+    better = form.better_primary
+    primary = better if better and all(better in found for found in points.values()) else form.primary
     now = now or datetime.now(UTC)
     evaluation = Evaluation(
         evaluation_id=str(uuid7(now)),
@@ -186,7 +162,7 @@ def evaluate(
         seed=seed,
         about=about or {},
     )
-    notes += _wins_of_the_original(evaluation)
+    notes += _wins_of_the_original(evaluation, form.less_is_better)
     return evaluation
 
 
@@ -226,7 +202,7 @@ def score(kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer 
 
 def is_right(kind: DecisionType, label: dict[str, Any], decision: dict[str, Any] | None) -> bool:
     """Is a decision the same answer as the label? (For code: the same text.)"""
-    return decision is not None and answer_class(label) == answer_class(decision)
+    return decision is not None and kind.form.answer_class(label) == kind.form.answer_class(decision)
 
 
 def write_evaluation(data: Path | str, evaluation: Evaluation) -> Path:
@@ -238,7 +214,7 @@ def write_evaluation(data: Path | str, evaluation: Evaluation) -> Path:
     return path
 
 
-def _wins_of_the_original(evaluation: Evaluation) -> list[str]:
+def _wins_of_the_original(evaluation: Evaluation, less_is_better: Collection[str]) -> list[str]:
     """A simple rule is often hard to beat: say so where it is."""
     notes = []
     for source in evaluation.sources:
@@ -246,7 +222,7 @@ def _wins_of_the_original(evaluation: Evaluation) -> list[str]:
             continue
         for metric, estimate in evaluation.differences[f"{source} - original"].items():
             # Of errors less is better.
-            if estimate and (estimate.high < 0 if metric not in ("brier", "ece") else estimate.low > 0):
+            if estimate and (estimate.high < 0 if metric not in less_is_better else estimate.low > 0):
                 notes.append(
                     f"The original wins over {source} in {metric}: "
                     f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]."
@@ -254,105 +230,13 @@ def _wins_of_the_original(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-# A metric, given weights of episodes (draws x episodes): one value per draw.
-Metric = Callable[[np.ndarray], np.ndarray]
-
-
 def _measures(
     kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer | None], episode: np.ndarray, episodes: int
 ) -> dict[str, Metric]:
     asked = [i for i, answer in enumerate(answers) if answer is not None]
     pairs = [(labels[i].decision, answer) for i in asked if (answer := answers[i]) is not None]
-    own_episode = episode[asked]
     weight = np.array([answer.weight for _, answer in pairs])
-
-    def per_episode(values: np.ndarray) -> np.ndarray:
-        sums = np.zeros((episodes, *values.shape[1:]))
-        np.add.at(sums, own_episode, values * weight.reshape(-1, *[1] * (values.ndim - 1)))
-        return sums
-
-    def mean_of(values: Sequence[float | bool | None]) -> Metric:
-        known = np.array([value is not None for value in values], dtype=float)
-        sums = per_episode(np.stack([np.array([float(value or 0) for value in values]), known], axis=1))
-
-        def compute(weights: np.ndarray) -> np.ndarray:
-            drawn = weights @ sums
-            return metrics.ratio(drawn[:, 0], drawn[:, 1])
-
-        return compute
-
-    if kind.answer == "label":
-        return _label_measures(kind, pairs, per_episode, mean_of, own_episode, weight)
-    found: dict[str, Metric] = {}
-    if kind.answer == "plan":
-        plans = [(label["actions"], None if a.decision is None else a.decision["actions"]) for label, a in pairs]
-        found["exact_match"] = mean_of([wanted == given for wanted, given in plans])
-        found["set_f1"] = mean_of([0.0 if given is None else metrics.set_f1(wanted, given) for wanted, given in plans])
-        found["order"] = mean_of(
-            [None if given is None else metrics.order_agreement(wanted, given) for wanted, given in plans]
-        )
-    else:
-        found["similarity"] = mean_of(
-            [
-                0.0
-                if answer.decision is None
-                else metrics.code_similarity(answer_class(label), answer_class(answer.decision))
-                for label, answer in pairs
-            ]
-        )
-        if any(answer.passed is not None for _, answer in pairs):
-            found["passed"] = mean_of([answer.passed for _, answer in pairs])
-    return found
-
-
-def _label_measures(
-    kind: DecisionType,
-    pairs: Sequence[tuple[dict[str, Any], Answer]],
-    per_episode: Callable[[np.ndarray], np.ndarray],
-    mean_of: Callable[[Sequence[float | bool | None]], Metric],
-    episode: np.ndarray,
-    weight: np.ndarray,
-) -> dict[str, Metric]:
-    classes = {name: i for i, name in enumerate(kind.labels)}
-    nothing = len(classes)  # the class of a failed answer: right for no label
-    wanted = np.array([classes[answer_class(label)] for label, _ in pairs])
-    given = np.array([nothing if a.decision is None else classes[answer_class(a.decision)] for _, a in pairs])
-    cells = np.zeros((len(pairs), nothing + 1, nothing + 1))
-    cells[np.arange(len(pairs)), wanted, given] = 1
-    sums = per_episode(cells)
-
-    def over_counts(metric: Callable[[np.ndarray], np.ndarray]) -> Metric:
-        return lambda weights: metric(np.tensordot(weights, sums, axes=1))
-
-    found = {
-        "accuracy": over_counts(metrics.accuracy),
-        "balanced_accuracy": over_counts(metrics.balanced_accuracy),
-        # The first label of a type is the one that acts: RESPOND.
-        f"f1_{kind.labels[0].lower()}": over_counts(lambda counts: metrics.f1(counts, 0)),
-    }
-    measured = np.array([a.confidence is not None and a.decision is not None for _, a in pairs])
-    if not measured.any():
-        return found
-    confidence = np.array([a.confidence if a.confidence is not None else 0.0 for _, a in pairs])
-    right = wanted == given
-    found["brier"] = mean_of(
-        [float((c - r) ** 2) if m else None for c, r, m in zip(confidence, right, measured, strict=True)]
-    )
-    bins = np.minimum((confidence * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
-    table = np.zeros((len(pairs), 3, metrics.ECE_BINS))
-    rows = np.flatnonzero(measured)
-    table[rows, :, bins[rows]] = np.stack([np.ones(len(rows)), confidence[rows], right[rows]], axis=1)
-    binned = per_episode(table)
-
-    def calibration(weights: np.ndarray) -> np.ndarray:
-        count, confident, correct = np.moveaxis(np.tensordot(weights, binned, axes=1), 1, 0)
-        return metrics.calibration_error(count, confident, correct)
-
-    found["ece"] = calibration
-    score = np.where(given == 0, confidence, 1 - confidence)[rows]
-    positive = wanted[rows] == 0
-    found["auc"] = lambda weights: metrics.auc(score, positive, weights[:, episode[rows]] * weight[rows])
-    return found
+    return get_metrics(kind.answer).measure(Rows(kind, pairs, episode[asked], episodes, weight))
 
 
 def _compute(measures: Mapping[str, Metric], weights: np.ndarray) -> dict[str, np.ndarray]:

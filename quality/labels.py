@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import orjson
 
 from reasoning.decision_types import DecisionType
@@ -25,19 +22,3 @@ def format_label(decision_type: DecisionType, label: str) -> str:
         if stop in completion:
             raise UnparseableAnswer(f"the answer holds {stop!r}, at which the model's would be cut")
     return completion
-
-
-def answer_class(decision: dict[str, Any]) -> str:
-    """What a decision comes down to: its action, its actions in order, its tool calls or its code; else all of it.
-
-    Two decisions of one class are the same answer: reasoning and wording may differ.
-    """
-    if isinstance(action := decision.get("action"), str):
-        return action
-    if isinstance(decision.get("actions"), list):
-        return ", ".join(map(str, decision["actions"]))
-    if decision.get("tool_calls"):
-        return json.dumps(decision["tool_calls"], sort_keys=True, ensure_ascii=False)
-    if isinstance(code := decision.get("code"), str):
-        return code
-    return json.dumps(decision, sort_keys=True, ensure_ascii=False)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quality.errors import EvaluationError
-from quality.evaluation import PRIMARY, Answer, Label, score
+from quality.evaluation import Answer, Label, score
+from quality.form_metrics import get_metrics
 from reasoning.decision_types import DecisionType, get_decision_type
 
 GRID = tuple(step / 50 for step in range(50))
@@ -49,7 +50,7 @@ def choose_threshold(
             f"as many answers as labels are needed, and one at least: {len(labels)} labels, {len(candidate)} answers "
             f"of the candidate, {len(original)} of the original"
         )
-    metric = PRIMARY[kind.answer]
+    metric = get_metrics(kind.answer).primary
     curve = []
     for minimum in GRID:
         asked = [

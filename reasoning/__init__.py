@@ -1,6 +1,6 @@
 """What runs beside an agent: decide, route, record.
 
-`DecisionClient` (or `AsyncDecisionClient`), `@decision`, and the `Answer` that they give. See docs/client.md.
+`DecisionClient` (or `AsyncDecisionClient`), `@decision`, and the `Answer` that they give. See docs/guides/client.md.
 """
 
 from __future__ import annotations

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from reasoning.answers import PLAIN_LABEL
 from reasoning.bounded import load_bounded
 from reasoning.decision_types import AnswerFormat, DecisionType
 from reasoning.errors import CallFailed, UnparseableAnswer
+from reasoning.formats import get_form
 from reasoning.markup import check_length
 from reasoning.records import FallbackReason, Message
 from reasoning.routes import Arm
@@ -126,21 +124,21 @@ def read_logprobs(raw: Any) -> tuple[list[str], list[float | None]]:
 def measure_confidence(answer: AnswerFormat, completion: Completion) -> float | None:
     """How probable the model found the decision that it wrote, in 0..1. None when that was not measured.
 
-    ``label`` and ``plan``: exp(sum of log p) over the tokens that spell the deciding value (`action`, `actions`) and
-    the one that ends it, that is p(value | prompt, and whatever reasoning the model wrote before it).
+    `answer` names the answer form. By a deciding span (``label``, ``plan``): exp(sum of log p) over the tokens that
+    spell it and the one that ends it, that is p(value | prompt, and whatever reasoning the model wrote before it).
 
-    ``code``: exp(mean of log p) over all tokens, the inverse of the perplexity: a product over hundreds of tokens
-    would say nothing but the length.
+    By the mean (``code``, ``turn``): exp(mean of log p) over all tokens, the inverse of the perplexity.
     """
     tokens, logprobs = completion.tokens, completion.token_logprobs
     if not tokens:
         return None
     try:
-        if answer == "code":
+        form = get_form(answer)
+        if form.confidence == "mean":
             known = [p for p in logprobs if p is not None]
             confidence = math.exp(sum(known) / len(known)) if known else math.nan
             return min(confidence, 1.0) if math.isfinite(confidence) else None
-        span = _deciding_span(answer, completion.text)
+        span = form.deciding_span(completion.text)
         if span is None or "".join(tokens) != completion.text:
             return None
         total, at = 0.0, 0
@@ -154,34 +152,6 @@ def measure_confidence(answer: AnswerFormat, completion: Completion) -> float | 
     except (TypeError, ValueError, OverflowError):  # what a server calls tokens and numbers is its own
         return None
     return min(confidence, 1.0) if math.isfinite(confidence) else None
-
-
-# Where a deciding value begins. Its end is looked for from there, so that the search is linear.
-_BEGINS = {
-    "label": re.compile(r"(?P<xml><action\s{0,8}>)|(?P<json>\"action\"\s{0,8}:\s{0,8}\")", re.I),
-    "plan": re.compile(r"(?P<xml><actions\s{0,8}>)|(?P<json>\"actions\"\s{0,8}:\s{0,8})", re.I),
-}
-_XML_ENDS = {"label": re.compile(r"</action", re.I), "plan": re.compile(r"</actions", re.I)}
-_DECODER = json.JSONDecoder()
-
-
-def _deciding_span(answer: AnswerFormat, text: str) -> tuple[int, int] | None:
-    """Start and end of the value that the parser takes: the last one."""
-    if answer == "label" and (plain := PLAIN_LABEL.fullmatch(text)):
-        return plain.span("action")
-    if not (begins := list(_BEGINS[answer].finditer(text))):
-        return None
-    begin = begins[-1]
-    if begin.lastgroup == "xml":
-        end = _XML_ENDS[answer].search(text, begin.end())
-        return (begin.end(), end.start()) if end else None
-    if answer == "label":
-        closing = text.find('"', begin.end())
-        return (begin.end(), closing) if closing >= 0 else None
-    try:
-        return begin.end(), _DECODER.raw_decode(text, begin.end())[1]
-    except (ValueError, RecursionError):
-        return None
 
 
 def read_usage(raw: Any) -> tuple[int | None, int | None]:

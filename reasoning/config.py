@@ -35,6 +35,8 @@ from urllib.parse import urlsplit
 
 from reasoning.decision_types import DECISION_TYPES, TIER_THINKING, DecisionType
 from reasoning.errors import ConfigError
+from reasoning.formats import FORMS, get_form
+from reasoning.formats.port import AnswerForm
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, similar_name, switch, table, text
 
 _TOGETHER_DOMAINS = ("together.ai", "together.xyz")
@@ -131,45 +133,54 @@ def load_config(
             raise ConfigError(f"{file}: {error.strerror}; create it, or unset REASONING_CONFIG") from None
         raw = {}
     _refuse_unknown(file, raw)
-    client = table(file, "client", raw.get("client", {}), ConfigError)
+
+    def section(name: str) -> dict[str, Any]:
+        return table(file, name, raw.get(name, {}), ConfigError)
+
+    folder = data or env.get("REASONING_DATA")
+    if not folder:
+        folder = file.parent / text(f"{file}: data", raw.get("data", "reasoning-data"), ConfigError)
+    agent_id = env.get("REASONING_AGENT_ID") or raw.get("agent_id")
+    place, enabled = f"{file}: enabled", raw.get("enabled", True)
+    if env.get("REASONING_ENABLED"):
+        place, enabled = "REASONING_ENABLED", env["REASONING_ENABLED"]
+    return Config(
+        data=Path(folder).absolute(),
+        agent_id=None if agent_id is None else text(f"{file}: agent_id", agent_id, ConfigError),
+        api_key=_api_key(env),
+        provider_url=_provider_url(file, raw, env),
+        enabled=switch(place, enabled, ConfigError),
+        decision_types=_decision_types(file, section("decision_types"), _tiers(file, section("tiers"))),
+        retention=_retention(file, section("retention")),
+        redaction=_redaction(file, section("redaction"), env),
+        **_client(file, section("client")),
+        **_storage(file, section("storage"), env),
+    )
+
+
+def _client(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     settings: dict[str, tuple[type, float, float]] = {
         "breaker_failures": (int, 1, 1_000_000),
         "breaker_seconds": (float, 0, 86_400),
         "shadow_workers": (int, 1, 256),
         "shadow_queue": (int, 1, 1_000_000),
     }
-    refuse_unknown(f"{file}: [client]", client, settings, ConfigError)
-    numbers = {name: number(f"{file}: [client] {name}", client[name], *settings[name], ConfigError) for name in client}
-    folder = data or env.get("REASONING_DATA")
-    if not folder:
-        folder = file.parent / text(f"{file}: data", raw.get("data", "reasoning-data"), ConfigError)
-    provider_url = env.get("REASONING_PROVIDER_URL") or raw.get("provider_url")
-    where = "REASONING_PROVIDER_URL" if env.get("REASONING_PROVIDER_URL") else f"{file}: provider_url"
-    if provider_url is not None:
-        provider_url = server_url(where, provider_url, "set TOGETHER_API_KEY instead", ConfigError)
+    refuse_unknown(f"{file}: [client]", raw, settings, ConfigError)
+    return {name: number(f"{file}: [client] {name}", raw[name], *settings[name], ConfigError) for name in raw}
+
+
+def _provider_url(file: Path, raw: dict[str, Any], env: Mapping[str, str]) -> str | None:
+    place, url = f"{file}: provider_url", raw.get("provider_url")
+    if env.get("REASONING_PROVIDER_URL"):
+        place, url = "REASONING_PROVIDER_URL", env["REASONING_PROVIDER_URL"]
+    return None if url is None else server_url(place, url, "set TOGETHER_API_KEY instead", ConfigError)
+
+
+def _api_key(env: Mapping[str, str]) -> str | None:
     api_key = env.get("TOGETHER_API_KEY") or None
     if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
         raise ConfigError("TOGETHER_API_KEY: holds a blank, a line break or a letter that no key has; copy it anew")
-    agent_id = env.get("REASONING_AGENT_ID") or raw.get("agent_id")
-    storage = _storage(file, table(file, "storage", raw.get("storage", {}), ConfigError), env)
-    return Config(
-        data=Path(folder).absolute(),
-        agent_id=None if agent_id is None else text(f"{file}: agent_id", agent_id, ConfigError),
-        api_key=api_key,
-        provider_url=provider_url,
-        enabled=switch("REASONING_ENABLED", env["REASONING_ENABLED"], ConfigError)
-        if env.get("REASONING_ENABLED")
-        else switch(f"{file}: enabled", raw.get("enabled", True), ConfigError),
-        decision_types=_decision_types(
-            file,
-            table(file, "decision_types", raw.get("decision_types", {}), ConfigError),
-            _tiers(file, table(file, "tiers", raw.get("tiers", {}), ConfigError)),
-        ),
-        retention=_retention(file, table(file, "retention", raw.get("retention", {}), ConfigError)),
-        redaction=_redaction(file, table(file, "redaction", raw.get("redaction", {}), ConfigError), env),
-        **storage,
-        **numbers,
-    )
+    return api_key
 
 
 def api_key_for(config: Config, base_url: str) -> str | None:
@@ -335,13 +346,14 @@ def _decision_type(place: str, name: str, raw: dict[str, Any]) -> DecisionType:
     """A declared type, or a built-in with other parameters.
 
     Keys: `tier` (small, medium, large), `max_tokens`, `temperature`, `max_messages`, `thinking`, `stop`, and for a new
-    type, which answers with one of its labels, also `labels`, `instruction` and `question`. The last two may hold
-    `{agent_name}`.
+    type also `answer` (an answer form of `reasoning.formats`, `label` by default) and what its form asks for of
+    `labels`, `instruction` and `question`. The last two may hold `{agent_name}`.
     """
     builtin = DECISION_TYPES.get(name)
+    form = get_form("label") if builtin or "answer" not in raw else _form(place, raw["answer"])
+    own = () if builtin else ("answer", *form.settings, *form.optional_settings)
     common = ("tier", "max_tokens", "temperature", "max_messages", "thinking", "stop")
-    known = common if builtin else (*common, "labels", "instruction", "question")
-    refuse_unknown(place, raw, known, ConfigError)
+    refuse_unknown(place, raw, (*common, *own), ConfigError)
     changes: dict[str, Any] = {}
     if "tier" in raw:
         if raw["tier"] not in ("small", "medium", "large"):
@@ -356,25 +368,40 @@ def _decision_type(place: str, name: str, raw: dict[str, Any]) -> DecisionType:
             changes[key] = number(f"{place} {key}", raw[key], kind, low, high, ConfigError)
     if builtin:
         return replace(builtin, **changes)
-    for key in ("labels", "instruction", "question"):
+    for key in form.settings:
         if key not in raw:
-            raise ConfigError(f"{place}: {key} is missing; a declared type needs labels, instruction and question")
-    labels = raw["labels"]
+            raise ConfigError(
+                f"{place}: {key} is missing; a type whose answer is a {form.name} needs {', '.join(form.settings)}"
+            )
+    declared = DecisionType(
+        name=name,
+        tier=form.tier,
+        answer=form.name,
+        max_tokens=form.max_tokens,
+        temperature=form.temperature,
+        labels=_labels(place, raw["labels"]) if "labels" in raw else (),
+        instruction=text(f"{place} instruction", raw["instruction"], ConfigError) if "instruction" in raw else "",
+        question=_question(place, raw["question"]) if "question" in raw else "",
+    )
+    return replace(declared, **changes)
+
+
+def _form(place: str, name: Any) -> AnswerForm:
+    if not isinstance(name, str) or name not in FORMS:
+        raise ConfigError(f"{place} answer: {name!r} is not an answer form; known: {', '.join(sorted(FORMS))}")
+    return get_form(name)
+
+
+def _labels(place: str, labels: Any) -> tuple[str, ...]:
     if not isinstance(labels, list) or not all(isinstance(x, str) and _LABEL.fullmatch(x) for x in labels):
         raise ConfigError(f"{place} labels: a list of words (letters, digits, spaces and _.-) is needed")
     if len({label.casefold() for label in labels}) != len(labels) or len(labels) < 2:
         raise ConfigError(f"{place} labels: at least two are needed, that differ by more than upper and lower case")
-    question = text(f"{place} question", raw["question"], ConfigError)
+    return tuple(labels)
+
+
+def _question(place: str, value: Any) -> str:
+    question = text(f"{place} question", value, ConfigError)
     if len(question.splitlines()) != 1:
         raise ConfigError(f"{place} question: one line is needed")
-    declared = DecisionType(
-        name=name,
-        tier="small",
-        answer="label",
-        max_tokens=256,
-        temperature=0.1,
-        labels=tuple(labels),
-        instruction=text(f"{place} instruction", raw["instruction"], ConfigError),
-        question=question,
-    )
-    return replace(declared, **changes)
+    return question

@@ -95,12 +95,12 @@ class Question:
         """Is a custom model to answer?"""
         return self.arm is not None and self.arm.source == "custom" and self.fallback_reason is None
 
-    def actions(self) -> dict[str, Any] | None:
-        """What of the context says which actions a plan may have."""
-        if self.type.answer != "plan" or not self.messages:
+    def actions(self) -> Context | None:
+        """The part of the context that says which actions an answer may have."""
+        if not self.messages:
             return None
         try:
-            return {"actions": [{"name": action["name"]} for action in self.context["actions"]]}
+            return self.type.form.choices(self.context)
         except Exception:  # the agent may have changed its context since
             return None
 

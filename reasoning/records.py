@@ -29,7 +29,7 @@ class Message(TypedDict):
 
 @dataclass  # without slots: its `__dict__` is nearly the JSON object already, a copy of which is cheap
 class Decision:
-    """One answer to one question. Columns and units: docs/architecture.md, "Records"."""
+    """One answer to one question. Columns and units: docs/concepts/architecture.md, "Records"."""
 
     decision_id: UUID
     request_id: UUID

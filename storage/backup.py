@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 _VERSION = 1
 _PARTIAL = ".partial-"
 _STAGED = ".backup-"
-# Besides the tables and the spool. Tokens, passwords, logs, Prefect's home and locks stay out: see docs/storage.md.
+# Besides the tables and the spool. Tokens, passwords, logs, Prefect's home and locks stay out (docs/guides/storage.md).
 _FOLDERS = ("quarantine", "datasets", "evaluations", "erasures", "emulator")
 _FILES = ("routes.json", "routes.paused.json", "installation.ids", "gateway.secret")
 _DATABASES = ("gateway.sqlite", "emulator/emulator.sqlite")

@@ -1,4 +1,4 @@
-"""Where everything is in the data folder (docs/architecture.md, "The data folder")."""
+"""Where everything is in the data folder (docs/concepts/architecture.md, "The data folder")."""
 
 from __future__ import annotations
 

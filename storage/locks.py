@@ -193,7 +193,7 @@ def _flock(wait: _Wait) -> int:
             os.close(fd)
             raise DataFolderError(
                 f"{wait.layout.data} is on a file system without locks ({error.strerror}): {wait.verb} was not begun; "
-                "put the data folder on a local disk (docs/storage.md)"
+                "put the data folder on a local disk (docs/guides/storage.md)"
             ) from error
 
 

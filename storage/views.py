@@ -3,7 +3,7 @@
 ====================  ================================================================================================
 view                  one row per
 ====================  ================================================================================================
-`decisions`           answer (docs/architecture.md, "Records"), with the partitions `decision_type` and `date`
+`decisions`           answer (docs/concepts/architecture.md, "Records"), with the partitions `decision_type` and `date`
 `feedback`            decision or episode, kind and metric: the latest
 `feedback_log`        feedback ever given
 `labelled_decisions`  question (`request_id`): the answer that was served, with the label and what both sides answered

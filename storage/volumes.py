@@ -124,7 +124,7 @@ def check_volume(layout: Layout, verb: str) -> Kind:
             f"may not hold for another: {verb} was not begun, because records of the other host could be lost. If no "
             'other host uses this folder, set REASONING_VOLUME=single-host (or `volume = "single-host"` under '
             "[storage] in reasoning.toml); if its locks do hold between hosts, set shared-locks; otherwise put the "
-            "data folder on a local disk (docs/storage.md)"
+            "data folder on a local disk (docs/guides/storage.md)"
         )
     return kind
 
@@ -148,7 +148,7 @@ def check_alone(layout: Layout, verb: str) -> None:
             raise DataFolderBusy(
                 f"{layout.data}: another host, or another mount of it, is at work there too ({name}, "
                 f"unchanged for {seconds:.0f} of {hosts.GRACE:g} s), yet `volume` is single-host: {verb} was not "
-                "begun. Stop the agents there, or give each host a data folder of its own (docs/storage.md)"
+                "begun. Stop the agents there, or give each host a data folder of its own (docs/guides/storage.md)"
             )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from provider.client import clock_of
 from provider.completions import complete_many
@@ -14,9 +14,12 @@ from provider.metering import hourly_usd
 from quality.dataset import DatasetRow, read_manifest, read_rows
 from quality.evaluation import Answer, Evaluation, Label, evaluate, write_evaluation
 from quality.promotion import DEFAULT_MARGIN, judge
+from quality.redaction import redaction_note
 from reasoning.config import load_config
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
+from reasoning.redaction.placeholders import RedactedPrompt
+from reasoning.redaction.prompts import redact_prompt
 from storage.ledger_rows import Deployment, Model, UploadedDataset, required
 from tasks.errors import MissingStep
 from tasks.models import at_work, find_dataset, find_deployment
@@ -68,6 +71,7 @@ def evaluate_model(
                 server,
                 questions,
                 traffic,
+                region=config.redaction.region,
                 now=now,
                 progress=_part(progress, number, len(servers), source),
             )
@@ -84,6 +88,8 @@ def evaluate_model(
             "dataset_id": read_manifest(folder).dataset_id,
         },
     )
+    if note := redaction_note(read_manifest(folder), config):
+        evaluation.notes.append(note)
     evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin))
     write_evaluation(data, evaluation)
     return evaluation
@@ -123,13 +129,15 @@ def _ask(
     questions: Sequence[DatasetRow],
     questions_per_hour: float,
     *,
+    region: str,
     now: datetime | None,
     progress: Progress | None,
 ) -> list[Answer | None]:
+    prompts = redact_questions(questions, region)
     completions = complete_many(
         client,
         required(server.served_name, server.name),
-        [question.messages for question in questions],
+        [prompt.messages for prompt in prompts],
         max_tokens=kind.max_tokens,
         temperature=kind.temperature,
         fields=kind.request_fields,
@@ -140,15 +148,27 @@ def _ask(
     )
     cost_usd = float(hourly_usd(server)) / questions_per_hour if questions_per_hour else None
     answers: list[Answer | None] = []
-    for question, completion in zip(questions, completions, strict=True):
-        decision = None
-        if completion.error is None:
-            try:
-                decision = kind.parse_reply(completion.text, question.messages)
-            except UnparseableAnswer:
-                decision = None
+    for prompt, completion in zip(prompts, completions, strict=True):
+        decision = None if completion.error is not None else read_decision(kind, prompt, completion.text)
         answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))
     return answers
+
+
+def redact_questions(questions: Sequence[DatasetRow], region: str) -> list[RedactedPrompt]:
+    """The prompts of a holdout as agents ask models. Rows of an export are redacted already, which changes nothing."""
+    return [
+        redact_prompt([{"role": m["role"], "content": m["content"]} for m in question.messages], region=region)
+        for question in questions
+    ]
+
+
+def read_decision(kind: DecisionType, prompt: RedactedPrompt, text: str) -> dict[str, Any] | None:
+    """The decision of a completion; None where an agent would get its fallback: it is none, or acts on a placeholder
+    that its prompt does not have."""
+    try:
+        return prompt.restore_decision(kind.parse_reply(text, prompt.messages))
+    except UnparseableAnswer:
+        return None
 
 
 def _part(progress: Progress | None, number: int, of: int, what: str) -> Progress | None:

@@ -229,7 +229,6 @@ def test_no_pattern_grows_faster_than_its_text(name: str) -> None:
 # Calls whose pattern is put together when they are made. Each quotes what it is given, or is its module's own text.
 PUT_TOGETHER = {
     "reasoning/redact.py": "its module's text, tested with it",
-    "reasoning/answers.py": "quoted names",
     "reasoning/action_lists.py": "the name of a field",
     "gateway/prompts.py": "a person's own settings, and quoted names",
     "gateway/pages.py": "names of our own tags",

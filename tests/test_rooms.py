@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What each room may import of ours, besides itself (docs/architecture.md, Rooms).
+# What each room may import of ours, besides itself (docs/concepts/architecture.md, Rooms).
 MAY_IMPORT: dict[str, set[str]] = {
     "reasoning": set(),
     "storage": {"reasoning"},

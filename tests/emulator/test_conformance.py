@@ -43,7 +43,7 @@ def test_command_takes_every_answer(server: Server, tmp_path: Path) -> None:
 
 
 def test_docs_list_every_route() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "emulator.md").read_text()
     for route in ROUTES:
         (method,) = (route.methods or set()) - {"HEAD"}
         assert f"`{method} {route.path}`" in page

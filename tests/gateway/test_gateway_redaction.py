@@ -226,8 +226,9 @@ async def test_what_cannot_be_redacted_goes_to_no_model(start: Start, monkeypatc
     assert set(running.gateway.state.coding.breaker_states().values()) == {"closed"}
 
 
-async def test_it_can_be_switched_off(start: Start) -> None:
+async def test_it_can_be_switched_off_and_says_so(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     running = await start(config={"redaction": Redaction(enabled=False)})
+    assert caplog.text.count("models are asked with private data") == 1
     route(running, NATIVE)
     running.model.script = json(chat_answer("write to [EMAIL_1]"))
     _, _, body = await ask(running, coding(SAID))

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learners import linear
+from learners import training
 from learners.errors import ArtifactError, DatasetError
-from learners.linear import Model, TrainingResult, load_model, train
+from learners.linear import load_model, train
+from learners.model import Model
+from learners.training import TrainingResult
 from reasoning.decision_types import get_decision_type
 
 WORDS = ["river", "stone", "cloud", "paper", "green", "quiet", "seven", "table", "winter", "music", "garden", "letter"]
@@ -289,11 +291,10 @@ def test_pickled_objects_in_an_artifact_are_never_loaded(tmp_path: Path) -> None
 )
 def test_a_loaded_model_answers_as_the_trained_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: Any) -> None:
     kept: list[Any] = []
-    real = linear._fit
-    monkeypatch.setattr(linear, "_fit", lambda *args: kept.append(real(*args)) or kept[0])
+    real = training._fit
+    monkeypatch.setattr(training, "_fit", lambda *args: kept.append(real(*args)) or kept[0])
     result, loaded = fit(tmp_path, rows)
-    core, answers, _ = kept[0]
-    trained = Model(result.task, core, answers)
+    trained = Model(result.task, kept[0].core, kept[0].answers)
     for prompt, _ in rows:
         a, b = trained.complete(prompt), loaded.complete(prompt)
         assert (a.text, a.tokens) == (b.text, b.tokens)

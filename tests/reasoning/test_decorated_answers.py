@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from reasoning.answers import parse_label
 from reasoning.decision_types import DECISION_TYPES, check_demonstration
 from reasoning.errors import UnparseableAnswer
+from reasoning.formats.label import parse_label
 from reasoning.turns import parse_turn
 
 TYPE = DECISION_TYPES["should_respond"]

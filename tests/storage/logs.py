@@ -85,7 +85,7 @@ def landed_ids(data: Path) -> list[UUID]:
 
 
 def write_dataset(data: Path, rows: list[tuple[str, Decision, str]], name: str = "d1", *, old: bool = False) -> Path:
-    """(split, decision, text) in the form that docs/architecture.md gives, or in that of before `subject_ids`."""
+    """(split, decision, text) in the form of docs/concepts/architecture.md, or in that of before `subject_ids`."""
     folder = data / "datasets" / "should_respond" / name
     folder.mkdir(parents=True)
     splits = {}

@@ -399,7 +399,7 @@ def test_a_ledger_on_postgresql_is_said_not_to_be_included(tmp_path: Path, monke
 
 
 class TestPlainTools:
-    """The recipe of docs/storage.md: the spool first, then everything."""
+    """The recipe of docs/guides/storage.md: the spool first, then everything."""
 
     def copy(self, data: Path, target: Path, between: Callable[[], object], *, spool_first: bool) -> None:
         target.mkdir()
@@ -425,7 +425,7 @@ class TestPlainTools:
         data = tmp_path / "data"
         fill(data)
         assert shutil.which("flock"), "the recipe uses flock(1) of util-linux"
-        (recipe,) = re.findall(r"^flock .*$", (ROOT / "docs/storage.md").read_text(), re.MULTILINE)
+        (recipe,) = re.findall(r"^flock .*$", (ROOT / "docs/guides/storage.md").read_text(), re.MULTILINE)
         recipe = recipe.replace("sh -c '", "sh -c 'echo held; ").replace("spool copy/;", "spool copy/; sleep 1;")
         data.rename(tmp_path / "reasoning-data")
         data = tmp_path / "reasoning-data"

@@ -313,7 +313,7 @@ def duckdb_rows(result: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 
 def labelled(records: list[Record]) -> dict[UUID, dict[str, Any]]:
-    """What `labelled_decisions` shows, by request: docs/architecture.md, "Labels"."""
+    """What `labelled_decisions` shows, by request: docs/concepts/architecture.md, "Labels"."""
     feedback = [record for record in records if isinstance(record, Feedback)]
     latest: dict[tuple[Any, ...], Feedback] = {}
     for one in sorted(feedback, key=lambda f: (f.ts, f.feedback_id)):

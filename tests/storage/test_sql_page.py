@@ -1,4 +1,4 @@
-"""Every query of docs/sql.md runs, and answers something."""
+"""Every query of docs/guides/sql.md runs, and answers something."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reasoning.ids import uuid7
 from storage.land import land_decisions
 from tests.storage.logs import NOON, make_decision, make_feedback, write_segment
 
-PAGE = Path(__file__).parents[2].joinpath("docs", "sql.md").read_text()
+PAGE = Path(__file__).parents[2].joinpath("docs", "guides", "sql.md").read_text()
 QUERIES = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
 STOCK = re.findall(r"```duckdb\n(.*?)```", PAGE, re.DOTALL)
 

@@ -1,0 +1,22 @@
+"""The learner `auto` as a trainer of the emulator: all installed learners compete, and the best is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from learners import training
+from learners.model import load_model
+
+__all__ = ["load_model", "train"]
+
+
+def train(
+    train_path: Path,
+    validation_path: Path | None,
+    output_dir: Path,
+    *,
+    n_epochs: int = 1,
+    progress: training.Progress | None = None,
+) -> training.TrainingResult:
+    """`learners.training.train` with `auto`. `n_epochs` is without effect: the fits run to their end."""
+    return training.train(train_path, validation_path, output_dir, learner="auto", progress=progress)

@@ -1,0 +1,49 @@
+"""The rows of a dataset as examples: a conversation, and what was answered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from learners.answers import Answer, parse_answer
+from learners.errors import DatasetError
+from learners.transcript import Transcript, message_text, parse_transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a dataset: the conversation before the last assistant message, and that answer."""
+
+    transcript: Transcript
+    answer: Answer
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read conversational JSONL, one `{"messages": [...]}` a line, the last assistant message being the answer.
+
+    Raises:
+        DatasetError: a line is no such object; says the file and the line.
+    """
+    examples = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"cannot read {path.name}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            messages = row["messages"]
+            last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+            transcript = parse_transcript(messages[:last], row.get("tools") or ())
+            examples.append(Example(transcript, parse_answer(message_text(messages[last]))))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(
+                f'{path.name}, line {number}: needs {{"messages": [{{"role", "content"}}...]}} and an assistant answer '
+                f"({type(error).__name__}: {error})"
+            ) from error
+    if not examples:
+        raise DatasetError(f"{path.name} has no examples")
+    return examples

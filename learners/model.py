@@ -1,0 +1,101 @@
+"""A trained model: it completes a chat request with a whole answer in the form of its training data.
+
+The log-probabilities of the answer's tokens sum to that of what it decides, calibrated. Decisions do not depend on
+`temperature`: the same question gets the same answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from learners import artifact
+from learners.answers import Answer
+from learners.choice import ChoiceModel
+from learners.completion import Completion
+from learners.errors import ArtifactError
+from learners.plans import PlanModel
+from learners.retrieval import NearestAnswer
+from learners.tokens import count_message_tokens
+from learners.transcript import Transcript, parse_transcript
+
+Task = Literal["plan", "choice", "text"]
+Core = ChoiceModel | PlanModel | NearestAnswer
+_CORES: dict[str, type[Core]] = {"choice": ChoiceModel, "plan": PlanModel, "text": NearestAnswer}
+
+
+class Model:
+    """A trained model. Threads may share it."""
+
+    def __init__(self, task: Task, core: Core, answers: list[Answer]) -> None:
+        self.task = task
+        self.core = core
+        self.answers = answers
+        self.rows_of: dict[tuple[str, ...], list[int]] = {}
+        for row, answer in enumerate(answers):
+            self.rows_of.setdefault(answer.values, []).append(row)
+        counts = Counter(answer.text for answer in answers)
+        self.usual = {
+            values: max((answers[row] for row in rows), key=lambda a: counts[a.text])
+            for values, rows in self.rows_of.items()
+        }
+        """Of the answers with the same decision, the commonest."""
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        logprobs: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Completion:
+        """Answer a chat request.
+
+        Args:
+            messages: chat messages, the question last.
+            max_tokens: the answer is cut after so many tokens, with finish reason `length`.
+            temperature: accepted and without effect (see the module's docstring).
+            logprobs: whether to give log-probabilities; `token_logprobs` is empty without.
+            tools: functions on offer, when they are not listed in the prompt.
+        """
+        answer, log_probability = self.decide(parse_transcript(messages, tools))
+        tokens, log_probabilities = answer.tokens(log_probability)
+        cut = len(tokens) > max_tokens
+        tokens = tokens[:max_tokens]
+        return Completion(
+            text="".join(tokens),
+            tokens=tokens,
+            token_logprobs=log_probabilities[:max_tokens] if logprobs else [],
+            prompt_tokens=count_message_tokens([dict(message) for message in messages]),
+            finish_reason="length" if cut else "stop",
+        )
+
+    def decide(self, transcript: Transcript) -> tuple[Answer, float]:
+        """The answer, and the calibrated log-probability (natural) of what it decides."""
+        if isinstance(self.core, ChoiceModel):
+            value, log_probability = self.core.decide(transcript)
+            return self.usual[(value,)], log_probability
+        if isinstance(self.core, PlanModel):
+            plan, log_probability, likeness = self.core.decide(transcript)
+            rows = self.rows_of.get(plan) or range(len(self.answers))
+            return self.answers[max(rows, key=lambda row: likeness[row])].with_values(plan), log_probability
+        row, log_probability = self.core.decide(transcript)
+        return self.answers[row], log_probability
+
+
+def load_model(directory: Path) -> Model:
+    """Load what `train` kept.
+
+    Raises:
+        ArtifactError: there is no finished model, it is damaged, or another version wrote it.
+    """
+    parts, about = artifact.load(directory)
+    try:
+        answers = [Answer(kind, text, tuple(values), *span) for kind, text, values, *span in parts.values["answers"]]
+        return Model(about["task"], _CORES[about["task"]].from_parts(parts.get("core")), answers)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"no usable model in {directory}: {reason}; train it again") from error
