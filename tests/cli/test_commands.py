@@ -177,7 +177,7 @@ def test_a_bill_that_cannot_be_attributed_and_a_job_that_waits_are_shown_by_stat
     said = re.sub(r"\s+", " ", reasoning("status", "--data", tmp_path).stdout)
     assert "ALERT: the provider's bill cannot be attributed: it names none of our deployments" in said
     assert "queued for 3.0 days and holds $4.00 of the budget: look at the provider's status page" in said
-    assert f"`reasoning models cancel {job['id']}`" in said
+    assert f"`reasoning models cancel {job.id}`" in said
     assert len(json.loads(reasoning("status", "--data", tmp_path, "--json").stdout)["alerts"]) == 2
 
 
