@@ -154,7 +154,7 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
     if left:
         mend = "run `reasoning land` as the same user as the agents"
         if not foreign.issuperset(left):
-            mend = "run `reasoning land` again; if the disk keeps failing, move them elsewhere and recover what can be read"
+            mend = "run `reasoning land` again; if the disk keeps failing, move them away and recover what can be read"
         raise LandingError(
             f"segments cannot be read ({len(left)}, the first is {segment_name(left[0])}: {unread[left[0]]}): they are "
             f"still in {layout.spool}, all others have landed; {mend}"
