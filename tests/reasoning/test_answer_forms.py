@@ -24,7 +24,7 @@ from reasoning import DecisionClient
 from reasoning.config import Config, load_config
 from reasoning.decision_types import DECISION_TYPES, DecisionType
 from reasoning.errors import ConfigError, InvalidContext, RecordError, UnparseableAnswer
-from reasoning.formats import FORMS, find_forms, get_form
+from reasoning.formats import all_forms, get_form
 from reasoning.routes import Arm, Route, Routes, write_routes
 from storage.land import land_decisions
 from tests.quality.log import sentence
@@ -115,11 +115,10 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
         folder.mkdir()
         (folder / "score.py").write_text(text)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-    for form in find_forms():
-        monkeypatch.setitem(FORMS, form.name, form)
     (tmp_path / "reasoning.toml").write_text(TOML)
     monkeypatch.chdir(tmp_path)
     yield load_config(tmp_path / "data", env={})
+    vars(reasoning.formats)["_forms"].pop("score", None)
     for package in (reasoning.formats, quality.form_metrics):
         sys.modules.pop(f"{package.__name__}.score", None)
         vars(package).pop("score", None)
@@ -228,7 +227,8 @@ def test_a_declared_type_may_use_any_form(
     ("settings", "message"),
     [
         ({"answer": "poem"}, "known: code, label, plan, turn"),
-        ({"answer": 3}, "is not an answer form"),
+        ({"answer": 3}, "answer: text is needed"),
+        ({"answer": "port"}, "is not an answer form"),
         ({"answer": "plan", "instruction": "Decide."}, "question is missing"),
         ({"answer": "plan", "labels": ["A", "B"], **SETTINGS}, "labels"),
     ],
@@ -253,7 +253,7 @@ def test_a_turn_that_calls_a_tool_of_the_context_is_spelled_as_it_was() -> None:
 
 def test_nothing_outside_the_formats_asks_which_form_an_answer_has() -> None:
     """A comparison with a form's name, or a table by their names: a new form would have to be added there."""
-    names = set(FORMS) & {"label", "plan", "code", "turn"}
+    names = set(all_forms())
     found = []
     for room in ("reasoning", "storage", "quality", "provider", "tasks", "flows", "gateway", "cli", "demo"):
         for path in sorted((ROOT / room).rglob("*.py")):
@@ -284,7 +284,7 @@ def _is_form(node: ast.expr) -> bool:
 
 
 def test_the_search_finds_what_it_looks_for() -> None:
-    names = set(FORMS)
+    names = set(all_forms())
     for source in ('if kind.answer == "plan": x', 'x = "code" != answer', 'x = a.b.answer in ("label", "x")'):
         assert list(questions(source, names)) == [1]
     assert list(questions('X = {"label": 1, "plan": 2}', names)) == [1]
@@ -292,7 +292,7 @@ def test_the_search_finds_what_it_looks_for() -> None:
 
 
 def test_every_form_says_what_it_is() -> None:
-    assert sorted(FORMS) == ["code", "label", "plan", "turn"]
+    assert sorted(all_forms()) == ["code", "label", "plan", "turn"]
     for kind in DECISION_TYPES.values():
         completions = kind.sample_answers()
         assert [kind.format_answer(kind.parse(text)) for text in completions] == completions
