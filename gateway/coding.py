@@ -20,6 +20,7 @@ from yarl import URL
 from gateway.asked import Asked, asked_of, shorten_names
 from gateway.errors import ModelAnswerError, Untranslatable
 from gateway.exchange import Exchange
+from gateway.logs import log
 from gateway.redacted import redact_chat
 from gateway.security import Headers
 from gateway.sse import encode_event
@@ -121,6 +122,8 @@ class CodingModel:
         self._idle_timeout_s = idle_timeout_s
         self._tools = tools
         self._clock = clock
+        if not config.redaction.enabled:
+            log.warning("models are asked with private data, but learn from redacted rows: [redaction] enabled = false")
         self._lease = RoutesLease(config.routes, clock)
         self._api_keys: dict[str, str | None] = {}  # by the place that may see it
         self._urls: dict[str, URL] = {}

@@ -155,6 +155,9 @@ class StreamRestorer:
 
     def feed(self, text: str) -> str:
         """The next piece of the restored text."""
+        if text and not self._tail and "[" not in text:
+            self._last = text[-1]
+            return text
         text = self._tail + text
         held = _held_back(text)
         self._tail = text[len(text) - held :]

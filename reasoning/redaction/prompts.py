@@ -56,7 +56,9 @@ class _Numbering:
         self._literal = literal
         self._names: dict[tuple[str, str], str] = dict(prompt.numbers) if prompt else {}
         self._originals: dict[str, str | None] = dict(prompt.originals) if prompt else {}
-        self._next: Counter[str] = Counter(kind for kind, _ in self._names)
+        self._last: dict[str, int] = {}  # numbers given, by kind
+        for kind, _ in self._names:
+            self._last[kind] = self._last.get(kind, 0) + 1
 
     def replace(self, text: str, region: str) -> str:
         found = find_cached(text, region)
@@ -75,9 +77,9 @@ class _Numbering:
         key = kind, resolve_escapes(value)[0].translate(_UNQUOTE) if escaped else value
         name = self._names.get(key)
         while name is None:
-            self._next[kind] += 1
-            candidate = placeholder(kind, self._next[kind])
-            if candidate not in self._literal:
+            number = self._last[kind] = self._last.get(kind, 0) + 1
+            candidate = placeholder(kind, number)
+            if candidate not in self._literal and candidate not in self._originals:
                 name = self._names[key] = candidate
                 self._originals[name] = None
         if not escaped:
@@ -140,8 +142,7 @@ class FindingsCache:
 
 
 def _digest(text: str, region: str) -> bytes:
-    key = region.encode("utf-8", "surrogatepass")[:16]
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20, key=key).digest()
+    return hashlib.blake2b(f"{region} {text}".encode("utf-8", "surrogatepass"), digest_size=20).digest()
 
 
 def _size(found: tuple[Finding, ...]) -> int:

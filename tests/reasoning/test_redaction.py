@@ -48,6 +48,11 @@ def test_a_placeholder_that_the_prompt_has_already_is_nobodys():
     assert prompt.restore_decision({"to": "[EMAIL_1]", "cc": "[EMAIL_3]"}) == {"to": "[EMAIL_1]", "cc": ANN}
 
 
+def test_no_two_values_share_a_placeholder():
+    prompt = ask(f"I am {ANN}, not [EMAIL_1] or [EMAIL_2]")
+    assert redact_answer(prompt, f"{BOB} and {ANN} and eve@example.org")[0] == "[EMAIL_4] and [EMAIL_3] and [EMAIL_5]"
+
+
 def test_an_answer_is_redacted_with_the_placeholders_of_its_prompt():
     prompt = ask(f"I am {ANN}")
     assert redact_answer(prompt, f"{BOB} knows {ANN}") == ("[EMAIL_2] knows [EMAIL_1]", {"email": 2})
