@@ -57,7 +57,7 @@ def test_every_step_comes_to_its_end(demo: tuple[Path, str]) -> None:
     _, printed = demo
     steps = re.findall(r"^✓ (\w[\w ]*?)  ", printed, re.MULTILINE)
     assert steps == ["collect", "servers", "land", "check", "turn", "serve", "shut down", "report"]
-    for table in ("Rows not learned from", "Training", "Original against custom", "Spend against budget", "Shut down"):
+    for table in ("Rows not learned from", "Training", "Fallback against model", "Spend against budget", "Shut down"):
         assert table in printed
 
 
