@@ -1,4 +1,4 @@
-"""Reads what a demo showed out of its data folder: log, ledger, datasets, evaluations."""
+"""Collect a demo's results from its data folder: log, ledger, datasets, evaluations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def count_decisions(data: Path, turned_at: datetime) -> list[DecisionCount]:
 
 
 def read_funnels(data: Path, turns: Sequence[Turn]) -> dict[str, FunnelResult]:
-    """The funnel of each turn's dataset."""
+    """The funnel of each cycle's dataset."""
     funnels = {}
     for turn in turns:
         if turn.dataset_id:
@@ -48,7 +48,7 @@ def read_funnels(data: Path, turns: Sequence[Turn]) -> dict[str, FunnelResult]:
 
 
 def read_trainings(data: Path, turns: Sequence[Turn], seconds: dict[str, float]) -> list[TrainingOutcome]:
-    """What each turn's fine-tune learned from and cost. `seconds`: how long each type's took."""
+    """What each cycle's fine-tune was trained on and cost. `seconds`: the duration by type."""
     found = []
     with open_ledger(data) as ledger:
         for turn in turns:
@@ -71,7 +71,7 @@ def read_trainings(data: Path, turns: Sequence[Turn], seconds: dict[str, float])
 
 
 def compare(data: Path, turns: Sequence[Turn], turned_at: datetime) -> list[Comparison]:
-    """Original against custom: on each turn's holdout, and on what both answered since."""
+    """Fallback against model: on each cycle's holdout, and on the decisions that both answered since."""
     found = []
     for turn in turns:
         if turn.evaluation_id:
@@ -96,7 +96,7 @@ def compare(data: Path, turns: Sequence[Turn], turned_at: datetime) -> list[Comp
 
 
 def read_calibration(data: Path, turned_at: datetime) -> dict[str, list[tuple[float, bool]]]:
-    """Confidence of every custom answer since the turn, and was it right."""
+    """The confidence of every model answer since the cycle, and whether it was right."""
     result = storage.sql(
         data,
         """SELECT decision_type, custom_confidence, custom_decision, demonstration FROM labelled_decisions

@@ -20,6 +20,10 @@ from reasoning.errors import InvalidContext, ReasoningError, RecordError, Unknow
 
 # What the caller did wrong. Any other of our errors is ours.
 CALLER_ERRORS = (InvalidContext, RecordError, UnparseableAnswer)
+_NOT_AN_OBJECT = (
+    "value: the right decision is an object in the form of its decision type, not JSON text; "
+    'send it as it is, such as "value": {"action": "IGNORE"}'
+)
 
 
 async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
@@ -77,7 +81,7 @@ def _told_in(context: dict[str, Any]) -> str | None:
 async def feedback(state: State, exchange: Exchange) -> None:
     """`POST /v1/feedback`. Body: `metric`, `value`, `decision_id` or `episode_id`, and optionally `kind`, `author`.
 
-    The value of the kind `demonstration` is the right decision, an object (JSON text of one is taken as well).
+    The value of the kind `demonstration` is the right decision, an object.
     Without `label` a key speaks of its own decisions and episodes only, and under its own name.
     """
     exchange.route = "feedback"
@@ -87,6 +91,9 @@ async def feedback(state: State, exchange: Exchange) -> None:
     decision_id = field(body, "decision_id", (str,), optional=True)
     episode_id = field(body, "episode_id", (str,), optional=True)
     author = field(body, "author", (str,), optional=True)
+    kind = field(body, "kind", (str,), optional=True) or "metric"
+    if kind == "demonstration" and not isinstance(body.get("value"), dict):
+        raise BadRequest(_NOT_AN_OBJECT)
     if not key.label:
         _refuse_foreign(state, key, decision_id)
         episode_id = key.episode(episode_id) if episode_id else episode_id
@@ -96,7 +103,7 @@ async def feedback(state: State, exchange: Exchange) -> None:
         field(body, "value", (bool, int, float, str, dict)),
         decision_id=decision_id,
         episode_id=episode_id,
-        kind=field(body, "kind", (str,), optional=True) or "metric",
+        kind=kind,
         author=author or key.name,
     )
     if not recorded:

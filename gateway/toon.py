@@ -1,9 +1,14 @@
 """Decisions in TOON (spec 4.x; `toon-format` reads it), as elizaOS asks for them and as models write them.
 
-Models differ from the specification in three ways whose meaning is clear, which are mended before it is read: a code
-fence around the document; list items that are not indented; and `actions[0]: A`, `actions[1]: B`, where elizaOS's own
-reader takes the number for an index (the specification: for a length). Anything else that the specification refuses,
-a list of another length than it says for instance, raises `UnparseableAnswer`: it may be cut.
+Models differ from the specification in ways whose meaning is clear, which are mended before it is read:
+
+* a code fence around the document, or a line `TOON` before it;
+* list items that are not indented, and lists as YAML writes them, without a length (`actions:`, then `- A`);
+* `actions[0]: A`, `actions[1]: B`, where elizaOS's own reader takes the number for an index (the specification: for a
+  length).
+
+Anything else that the specification refuses, a list of another length than it says for instance, raises
+`UnparseableAnswer`: it may be cut.
 """
 
 from __future__ import annotations
@@ -20,13 +25,15 @@ from reasoning.thoughts import drop_thoughts
 _MAX_TEXT = 200_000
 _INDEXED = re.compile(r"(?P<key>[A-Za-z_]\w{0,63})\[(?P<index>\d{1,4})\]:[ \t]*(?P<value>\S[^\n]*)")
 _LIST_HEADER = re.compile(r"[A-Za-z_]\w{0,63}\[\d{1,4}\]:[ \t]*")
+_BARE_HEADER = re.compile(r"([A-Za-z_]\w{0,63}):")
+_TITLE = re.compile(r"toon:?", re.IGNORECASE)
 _FIELDS = ("action", "reasoning", "thought", "actions", "providers", "text")
 
 
 def read_toon(text: str) -> dict[str, Any]:
     """The fields of a decision in a TOON document. Raises `UnparseableAnswer`."""
     check_length(text, _MAX_TEXT)
-    lines = _indent_items(_unfenced(drop_thoughts(text)))
+    lines = _indent_items(_add_lengths(_document(drop_thoughts(text))))
     lines, indexed = _take_indexed(lines)
     unit = min((len(line) - len(line.lstrip(" ")) for line in lines if line.startswith(" ")), default=2)
     try:
@@ -44,14 +51,37 @@ def read_toon(text: str) -> dict[str, Any]:
     return decision
 
 
-def _unfenced(text: str) -> list[str]:
-    """The lines that say something, without a code fence around them all."""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+def _document(text: str) -> list[str]:
+    """The lines that say something, without a code fence around them all and without the title `TOON`."""
+    lines = _untitled([line.rstrip() for line in text.splitlines() if line.strip()])
     if lines and lines[0].startswith("```"):
         if len(lines) < 2 or lines[-1] != "```":
             raise UnparseableAnswer("a code block was begun and not closed")
-        lines = lines[1:-1]
+        lines = _untitled(lines[1:-1])
     return lines
+
+
+def _untitled(lines: list[str]) -> list[str]:
+    return lines[1:] if lines and _TITLE.fullmatch(lines[0]) else lines
+
+
+def _add_lengths(lines: list[str]) -> list[str]:
+    """The lines with the length in the header of a list of the document that has none."""
+    result = list(lines)
+    header, indent, length = 0, -1, 0
+    for i, line in enumerate(lines):
+        depth = len(line) - len(line.lstrip(" "))
+        if indent >= 0 and depth == indent and line.startswith("- ", depth):
+            length += 1
+            result[header] = f"{lines[header][:-1]}[{length}]:"
+        elif indent < 0 or depth <= indent:
+            indent = -1
+        if indent < 0 and _BARE_HEADER.fullmatch(line) and i + 1 < len(lines):
+            first = lines[i + 1]
+            begin = len(first) - len(first.lstrip(" "))
+            if first.startswith("- ", begin):
+                header, indent, length = i, begin, 0
+    return result
 
 
 def _indent_items(lines: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ calibrated by temperature scaling (Guo et al., "On Calibration of Modern Neural 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -103,7 +104,9 @@ class Head:
         self.bias[present] = 0.0
         if len(present) == 1:
             return self
-        fitted = self._model.set_params(C=strength).fit(matrix, labels)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The number of unique classes")  # many classes of few rows each
+            fitted = self._model.set_params(C=strength).fit(matrix, labels)
         if len(present) == 2:
             self.weights[:, present[1]], self.bias[present[1]] = fitted.coef_[0], fitted.intercept_[0]
         else:

@@ -37,6 +37,8 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "stacked": ("numbers", "words", "sentence"),
 }
 """What each learner sees of a transcript (`learners.representations`), the cheapest first."""
+MARGIN = 0.01
+"""So much better must a dearer learner be: less is within the noise of some hundred rows."""
 MAX_CLASSES = 255
 MAX_TEXTS = 50
 """Open answers of at most so many distinct texts are a choice among them."""
@@ -157,7 +159,8 @@ def _fit(
 
 
 def _compete(fit: Callable[[str], tuple[ChoiceModel, dict[str, float]]], answers: list[Answer], until: float) -> _Made:
-    """Fit every learner that can be, and keep the best: by `eval_quality`, then by the loss."""
+    """Fit every learner that can be, the cheapest first, and keep the one of the best `eval_quality`, `MARGIN` counting
+    as equal."""
     best: _Made | None = None
     candidates: dict[str, dict[str, float | str]] = {}
     for name, blocks in BLOCKS.items():
@@ -172,14 +175,10 @@ def _compete(fit: Callable[[str], tuple[ChoiceModel, dict[str, float]]], answers
             continue
         core, metrics = fit(name)
         candidates[name] = dict(metrics)
-        if best is None or _merit(metrics) > _merit(best.metrics):
+        if best is None or metrics.get("eval_quality", 0.0) > best.metrics.get("eval_quality", 0.0) + MARGIN:
             best = _Made(core, answers, metrics, name)
     assert best is not None, "the first learner needs no extra"
     return replace(best, candidates=candidates)
-
-
-def _merit(metrics: dict[str, float]) -> tuple[float, float]:
-    return metrics.get("eval_quality", 0.0), -metrics.get("eval_loss", float("inf"))
 
 
 def _classes(core: Core) -> list[str]:

@@ -49,8 +49,6 @@ def upload_dataset(
     validation_path = folder / "validation.jsonl"
     has_validation = validation_path.exists() and validation_path.stat().st_size > 0
     validation = check_rows(validation_path) if has_validation else None
-    if validation and validation.format != train.format:
-        raise InvalidDataset(f"{validation_path} is {validation.format} data, train.jsonl is {train.format} data")
     decision_type = decision_type or _decision_type(folder)
     files = [("train", train)] + ([("validation", validation)] if validation else [])
     with _alone(ledger, folder.absolute().name, progress):

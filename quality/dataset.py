@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 import storage
 from quality import funnel
 from quality.errors import DatasetRejected, InsufficientData
-from quality.formats import find_format_fault
 from quality.gate import Expected, Profile, judge_profiles
 from quality.period import first_moment, moment_after
 from quality.splits import SPLITS
@@ -34,6 +33,7 @@ from storage.errors import DatasetError
 from storage.files import make_tree_private, scratch_folder, sync, write_atomic
 from storage.layout import Layout
 from storage.locks import check_held, data_lock
+from storage.training_rows import find_line_fault
 
 if TYPE_CHECKING:
     from reasoning.config import Config
@@ -399,8 +399,8 @@ def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path, leaks: funnel.
         with (folder / f"{split}.jsonl").open("rb") as file:
             for line in file:
                 lines += 1
+                faulty += find_line_fault(line, is_first=lines == 1) is not None
                 row = orjson.loads(line)
-                faulty += find_format_fault(row) is not None
                 unredacted += any(redact(message["content"])[1] for message in row["messages"])
         side = pq.read_table(folder / "rows.parquet", filters=[("split", "=", split)])
         times = side["ts"].to_pylist()

@@ -20,12 +20,12 @@ import pyarrow as pa
 
 import storage
 from quality.duplicates import THRESHOLD, NearDuplicateIndex, strip_template
-from quality.formats import find_format_fault
 from quality.labels import format_label
 from quality.splits import SPLITS, split_rows
 from reasoning.decision_types import DecisionType
 from reasoning.errors import UnparseableAnswer, Unredactable
 from reasoning.redaction.prompts import redact_answer, redact_prompt
+from storage.training_rows import MAX_CHARACTERS, find_row_fault, row_length
 
 # Why a row is dropped, in the order of the steps.
 REASONS = (
@@ -248,10 +248,10 @@ def _prepare(
         faults[f"redacted label: {error}"] += 1
         return {"dropped": "unredactable"}
     row: dict[str, Any] = {"messages": [*prompt, {"role": "assistant", "content": answer}]}
-    if fault := find_format_fault(row):
+    if fault := find_row_fault(row, max_characters=None):  # a row that is too long has a reason of its own
         faults[fault] += 1
         return {"dropped": "invalid"}
-    if sum(len(message["content"]) for message in row["messages"]) > max_characters:
+    if row_length(row) > min(max_characters, MAX_CHARACTERS):
         return {"dropped": "too_long"}
     redactions.update(redacted.counts)
     redactions.update(found)

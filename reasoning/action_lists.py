@@ -18,7 +18,7 @@ from reasoning.transcript import clean_text
 _NAME_KEYS = ("name", "action", "actionName")
 _NOT_IN_NAMES = re.compile(r"[<>{}\"=]|\A[\[`'*•]|\A-\s|\A\d{1,3}[.)]\s")
 _LONGEST_NAME = 200
-_BULLET = re.compile(r"(?:[-*•]|\d{1,3}[.)])[ \t]+")
+_BULLET = re.compile(r"\A(?:[-*•]|\d{1,3}[.)])[ \t]+")
 _DECODER = json.JSONDecoder()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from reasoning.errors import UnparseableAnswer
@@ -22,6 +22,8 @@ _RESPONSE_BEGUN = re.compile(r"<response(?=[\s>/]|\Z)", re.IGNORECASE)
 _FENCE = re.compile(r"[ \t]{0,80}(?P<run>`{3,}|~{3,})(?P<info>[^\n]*)")
 _JSON_BEGIN = re.compile(r'\{\s*["}]')
 _JSON_BEGUN = re.compile(r'\{\s*"[^"\\\n]{0,200}"\s*:')
+_LIST_MARKS = "[], \t\r\n"
+_LIST_BEGIN = "[ \t\r\n"
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
 
 
@@ -138,6 +140,28 @@ def json_objects(text: str, start: int = 0) -> Iterator[tuple[int, int, dict[str
             yield at, end, value
         if work > most:
             raise UnparseableAnswer("too many braces that are no JSON")
+
+
+def is_in_open_list(text: str, spans: Sequence[tuple[int, int]], chosen: int) -> bool:
+    """Is one of the JSON objects at `spans` in a list that does not end, or that holds something else than objects?
+
+    `spans` are begin and end of all objects in the text from the first on; `chosen` is the index of the one.
+    """
+    depth, at, first = 0, 0, 0  # of the lists that are open; `first` object of the outermost
+    for i, (begin, end) in enumerate([*spans, (len(text), len(text))]):
+        between = text[at:begin]
+        for j, mark in enumerate(between if depth else ""):
+            depth += (mark == "[") - (mark == "]")
+            if not depth or mark not in _LIST_MARKS:
+                if depth and first <= chosen < i:
+                    return True
+                depth, between = 0, between[j + 1 :]
+                break
+        if not depth:
+            run = between[len(between.rstrip(_LIST_BEGIN)) :]
+            depth, first = run.count("["), i
+        at = end
+    return depth > 0 and first <= chosen < len(spans)
 
 
 def whole_json_object(text: str) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ template may open a thought that only ends in the completion. So three rules hol
 
 * Nothing before the last end of a thought counts, even where the thought was not begun in the completion.
 * A thought that is begun and not ended means that there is no answer.
+* A mark that is the whole of an inline code span (`` `<think>` ``) begins no thought and ends none that was begun.
 * In code and in a coding tool's turn the marks may be data. They count only outside the code blocks that the caller
   names, and never as the whole of an inline code span (`` `</think>` ``). An opening mark counts only at the start of a
   line. An ending mark without an opening one does not count where a sentence goes on around it.
@@ -44,9 +45,13 @@ Spans = Sequence[tuple[int, int]]
 def drop_thoughts(text: str) -> str:
     """What follows the last thought of a completion that is a decision. Raises `UnparseableAnswer` for an open one."""
     text = _drop_leaked_channel(text)
-    end, is_open = 0, False
+    end, is_open, is_quoted = 0, False, False
     for mark in MARK.finditer(text):
-        is_open = mark.lastgroup == "open"
+        opens = mark.lastgroup == "open"
+        if _is_inline_code(text, mark) and (opens or is_open or is_quoted):
+            is_quoted = is_quoted or opens
+            continue
+        is_open = opens
         end = end if is_open else mark.end()
     if is_open:
         raise UnparseableAnswer(_OPEN_AT_END)

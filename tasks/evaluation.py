@@ -14,6 +14,7 @@ from provider.metering import hourly_usd
 from quality.dataset import DatasetRow, read_manifest, read_rows
 from quality.evaluation import Answer, Evaluation, Label, evaluate, write_evaluation
 from quality.promotion import DEFAULT_MARGIN, judge
+from quality.redaction import redaction_note
 from reasoning.config import load_config
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
@@ -86,6 +87,8 @@ def evaluate_model(
             "dataset_id": read_manifest(folder).dataset_id,
         },
     )
+    if note := redaction_note(read_manifest(folder), config):
+        evaluation.notes.append(note)
     evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin))
     write_evaluation(data, evaluation)
     return evaluation

@@ -25,6 +25,7 @@ from reasoning.markup import (
     child_elements,
     escape_cdata,
     find_response,
+    is_in_open_list,
     is_quoted_in_sentence,
     json_objects,
     whole_json_object,
@@ -48,13 +49,14 @@ def read_fields(
         return {name: whole.get(name) for name in names}
     text = escape_cdata(_drop_thoughts(completion))
     response = find_response(text)
-    found = None
-    for begin, end, value in json_objects(text, response.end if response else 0):
-        if required in value:
-            found = begin, end, value
-    if found is not None:
-        _check_own(text, found[0], found[1])
-        return {name: found[2].get(name) for name in names}
+    objects = list(json_objects(text, response.end if response else 0))
+    last = max((i for i, (_, _, value) in enumerate(objects) if required in value), default=None)
+    if last is not None:
+        begin, end, value = objects[last]
+        if is_in_open_list(text, [(begin, end) for begin, end, _ in objects], last):
+            raise UnparseableAnswer("a JSON list was begun and not ended, or is malformed")
+        _check_own(text, begin, end)
+        return {name: value.get(name) for name in names}
     if response is None:
         raise UnparseableAnswer("neither a complete <response> element nor a JSON object")
     _check_own(text, response.begin, response.end)

@@ -157,7 +157,7 @@ async def test_protocols_and_statistics(running: Running) -> None:
 
 async def test_a_key_without_decisions_neither_decides_nor_labels(running: Running) -> None:
     made = await decide(running, A)
-    body = {"metric": "demonstration", "kind": "demonstration", "value": '{"action":"RESPOND"}', "decision_id": made}
+    body = {"metric": "demonstration", "kind": "demonstration", "value": {"action": "RESPOND"}, "decision_id": made}
     assert await ask(running, OFF, "POST", "/v1/decide/should_respond", DECISION) == 403
     assert await ask(running, OFF, "POST", "/v1/feedback", body) == 403
     assert await ask(running, OFF, "POST", "/v1/messages", {}) == 200

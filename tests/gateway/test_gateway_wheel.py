@@ -167,7 +167,7 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
             assert len(anthropic.seen) + len(openai.seen) == asked_before + len(TYPES)
 
             given = {"metric": "demonstration", "kind": "demonstration", "decision_id": decision_id}
-            given |= {"value": '{"action": "IGNORE"}', "author": "test"}
+            given |= {"value": {"action": "IGNORE"}, "author": "test"}
             async with http.post(url + "/v1/feedback", json=given, headers=HEADERS) as response:
                 assert response.status == 202
             given = {"metric": "tests_passed", "value": True, "decision_id": coding_id}

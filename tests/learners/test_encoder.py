@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from learners import encoder, training
@@ -84,7 +84,7 @@ def test_auto_keeps_the_best_and_tells_what_it_tried(tmp_path: Path) -> None:
     result = training.train(write(tmp_path / "train.jsonl", intents()), None, tmp_path / "model")
     assert set(result.candidates) == {"linear", "encoder", "stacked"}
     qualities = {name: float(metrics["eval_quality"]) for name, metrics in result.candidates.items()}
-    assert qualities[result.learner] == max(qualities.values())
+    assert qualities[result.learner] >= max(qualities.values()) - training.MARGIN
     about = json.loads((tmp_path / "model" / "model.json").read_text())
     assert about["learner"] == result.learner
     assert about["candidates"] == json.loads(json.dumps(result.candidates))
@@ -132,7 +132,7 @@ def test_after_its_time_auto_begins_no_other_learner(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.sampled_from([0.0, 0.05, 0.2]))
-@settings(max_examples=200)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_the_automated_share_is_the_largest_within_the_error(rows: list[tuple[float, bool]], error: float) -> None:
     confidence, right = np.array([c for c, _ in rows]), np.array([r for _, r in rows])
     share, least = automated(confidence, right, error)

@@ -18,7 +18,6 @@ import pytest
 import storage
 from quality.dataset import export_dataset, read_manifest, read_rows
 from quality.errors import DatasetRejected, InsufficientData
-from quality.formats import find_format_fault
 from quality.funnel import _prepare
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import UnknownDecisionType
@@ -26,6 +25,7 @@ from reasoning.redaction.redact import Finding
 from storage.compact import compact_decisions
 from storage.erase import erase_subject
 from storage.errors import DatasetError
+from storage.training_rows import find_row_fault
 from tests.quality.conftest import NOW
 from tests.quality.log import START, Turn, conversations, land, records, sentence
 
@@ -57,7 +57,7 @@ def test_every_row_is_accounted_for_and_every_line_is_fit(exported):
         rows = _lines(exported, split)
         assert len(rows) == exported.splits[split].rows > 0
         for number, row in enumerate(rows):
-            assert find_format_fault(row) is None
+            assert find_row_fault(row) is None
             assert kind.parse(row["messages"][-1]["content"])["action"] in ("RESPOND", "IGNORE")
             assert (side[at]["split"], side[at]["line"]) == (split, number)
             at += 1

@@ -85,6 +85,12 @@ def test_the_last_answer_and_its_own_fields_count(completion: str, action: str) 
         '{"note": {"action": "RESPOND"}, "actio',
         '{"note": "a "b"", "x": {"action": "RESPOND"}}',
         '{"action": "IGNORE", "action": "RESPOND"}',
+        '[{"action": "RESPOND"}',
+        'Options: [{"action": "IGNORE"}, {"action": "RESPOND"}',
+        '[ [{"action": "RESPOND"}]',
+        '[{"action": "RESPOND"} or so]',
+        '[{"action": "RESPOND"}, {"other": 1}',
+        '[{"action": "RESPOND"}, 3]',
         f"<response><reasoning>he wrote {DRAFT}</reasoning><action>IGNORE</action></response>",
         "<response><reasoning><action>RESPOND</action></response> ha</reasoning><action>IGNORE</action></response>",
         "<response><reasoning>x</reasoning><action>RESPOND</action><reasoning>y</reasoning></response>",
@@ -103,6 +109,51 @@ def test_a_cut_completion_is_no_answer(reason: str) -> None:
         check_whole(Completion(ANSWER, finish_reason=reason), 512)
     for whole in (None, "stop", "eos", "STOP"):
         check_whole(Completion(ANSWER, finish_reason=whole), 512)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        '[{"action": "IGNORE"}]',
+        'Options: [{"action": "RESPOND"}, {"action": "IGNORE"}]',
+        '[[{"action": "IGNORE"}], [{}]]',
+        'As in [1]:\n{"action": "IGNORE"}',
+        'Not [{"action": "RESPOND"}\nbut\n{"action": "IGNORE"}',
+    ],
+)
+def test_an_answer_in_a_whole_list_or_behind_one_counts(completion: str) -> None:
+    assert should_respond.parse(completion)["action"] == "IGNORE"
+
+
+QUOTING = "<response><reasoning>They asked about `<think>`{}.</reasoning><action>IGNORE</action></response>"
+
+
+@pytest.mark.parametrize("quoted", [QUOTING.format(""), QUOTING.format(" and `</think>`")])
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}\n\nLet me know.",
+        "{}<|im_end|>",
+        "**Answer:**\n```\n{}\n```",
+        "<think>hm <response></think>{}",
+        "hm</think>{}",
+    ],
+)
+def test_a_mark_of_a_thought_quoted_in_the_reasoning_is_none(around: str, quoted: str) -> None:
+    assert should_respond.parse(around.format(quoted))["action"] == "IGNORE"
+    as_json = '{{"reasoning": "They asked about `<think>`.", "action": "IGNORE"}}'.format()
+    assert should_respond.parse(around.format(as_json))["action"] == "IGNORE"
+
+
+def test_a_quoted_mark_neither_ends_a_thought_nor_hides_one() -> None:
+    for completion in (
+        f"<think>I end with `</think>` {DRAFT}",
+        f"`<think>` <think>{DRAFT}",
+        f"`</think>`<think>{DRAFT}",
+    ):
+        with pytest.raises(UnparseableAnswer):
+            should_respond.parse(completion)
+    assert should_respond.parse(f"<think>I end with `</think>` {DRAFT}</think>{ANSWER}")["action"] == "IGNORE"
 
 
 def test_marks_of_thoughts_in_code_are_code() -> None:

@@ -40,7 +40,18 @@ UNITS = [
         "\r\n",
         "]",
     ),
-    *("\n```\n<tool_call>", "{} ", '{"action":1}', "assistantfinal", "<a></a>", "<a>", "<a/>", "1. "),
+    *(
+        "\n```\n<tool_call>",
+        "{} ",
+        '{"action":1}',
+        '[{"action":1},',
+        '[{"action":1}',
+        "assistantfinal",
+        "<a></a>",
+        "<a>",
+        "<a/>",
+        "1. ",
+    ),
 ]
 FRAMES = [
     ("", ""),

@@ -46,6 +46,7 @@ def test_the_wheel_holds_the_client_alone(tmp_path: Path) -> None:
         tops = {name.split("/")[0] for name in archive.namelist()}
         assert {top for top in tops if not top.endswith(".dist-info")} == {"reasoning"}
         assert "reasoning/py.typed" in archive.namelist()
+        assert "reasoning/redaction/prompts.py" in archive.namelist()
         archive.extractall(tmp_path / "site")
     # Installed like this there is no checkout beside it: the command says so.
     told = run("-c", "from reasoning.__main__ import main; main()", cwd=tmp_path / "site", PYTHONPATH="")
@@ -54,6 +55,30 @@ def test_the_wheel_holds_the_client_alone(tmp_path: Path) -> None:
     code = "import reasoning; c = reasoning.DecisionClient(); print(reasoning.__file__); c.close()"
     worked = run("-c", code, cwd=tmp_path / "site", PYTHONPATH="")
     assert worked.returncode == 0 and str(tmp_path / "site") in worked.stdout
+
+
+def test_without_the_extra_the_wheel_asks_no_model(tmp_path: Path) -> None:
+    """Nothing listens on the route's port: the answer comes at once, since nobody is asked."""
+    code = """
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+for name in ("re2", "phonenumbers", "mnemonic", "stdnum"):
+    sys.modules[name] = None
+from reasoning import DecisionClient
+from reasoning.routes import Arm, Route, Routes, write_routes
+now = datetime.now(UTC)
+arm = Arm("custom", "custom", 1.0, model="m", base_url="http://127.0.0.1:9")
+Path("data").mkdir()
+write_routes(Path("data/routes.json"), Routes(now, now + timedelta(minutes=5), {"should_respond": Route((arm,))}))
+with DecisionClient("data") as client:
+    context = {"agent_name": "B", "messages": [{"speaker": "A", "text": "x"}]}
+    answer = client.decide_should_respond(context, lambda _: "STOP")
+    print(answer.source, answer.fallback_reason, client.stats()["redaction"])
+"""
+    done = run("-c", code, cwd=tmp_path, PYTHONPATH=str(CHECKOUT))
+    assert done.stdout == "original disabled {'not installed': 1}\n", done.stderr
+    assert "pip install 'custom-reasoning[redact]'" in done.stderr
 
 
 def test_beside_a_checkout_the_command_runs_its_cli(tmp_path: Path) -> None:
