@@ -12,7 +12,7 @@ import orjson
 
 from gateway.errors import ModelAnswerError
 from gateway.protocols.answers import EVENTS, JSON, OwnAnswer, UpstreamAnswer, read_json_or_events
-from gateway.protocols.port import MB, OpenApiPath, Operation, Protocol, exactly, roots
+from gateway.protocols.port import MB, OpenApiPath, Operation, Protocol, roots
 from gateway.protocols.questions import Question, read_question
 from gateway.sse import encode_event
 from gateway.translate import mint_message_id
@@ -157,7 +157,7 @@ def _error(status: int, type: str, message: str, request_id: str | None) -> tupl
 MESSAGES = Operation(
     name="anthropic",
     route="messages",
-    path=exactly(b"/v1/messages"),
+    path=re.compile(rb"/v1/messages"),
     question=_question,
     read=partial(read_json_or_events, whole=_read_message, streamed=_read_stream),
     write=_write,
@@ -184,7 +184,7 @@ ANTHROPIC = Protocol(
     any_key_roots=roots("messages", "complete"),
     error=_error,
     model_paths=("POST /v1/messages", "POST /v1/messages/count_tokens", "POST /v1/complete"),
-    repeatable=exactly(b"/v1/messages", b"/v1/messages/count_tokens", b"/v1/complete"),
+    repeatable=re.compile(rb"/v1/(messages|messages/count_tokens|complete)"),
     # Clients whose base URL holds the /v1 already, or that leave it out: elizaOS's plugin posts to /messages.
     aliases={b"/messages": b"/v1/messages", b"/messages/count_tokens": b"/v1/messages/count_tokens"},
     administration=frozenset({b"organizations"}),

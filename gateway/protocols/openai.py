@@ -8,7 +8,7 @@ import orjson
 
 from gateway.protocols.openai_chat import CHAT
 from gateway.protocols.openai_responses import RESPONSES
-from gateway.protocols.port import MB, OpenApiPath, Protocol, exactly, roots
+from gateway.protocols.port import MB, OpenApiPath, Protocol, roots
 
 _ERROR_TYPES = {
     "authentication_error": "invalid_request_error",
@@ -51,7 +51,9 @@ OPENAI = Protocol(
         *(f"POST /v1/{path}" for path in _QUESTIONS),
         "POST /v1/responses/compact",
     ),
-    repeatable=exactly(*(b"/v1/" + path.encode() for path in _QUESTIONS)),
+    repeatable=re.compile(
+        rb"/v1/(chat/completions|completions|embeddings|moderations|responses|responses/input_tokens)"
+    ),
     aliases={b"/" + path: b"/v1/" + path for path in (b"chat/completions", b"responses", b"embeddings", b"models")},
     administration=frozenset({b"organization", b"projects", b"dashboard", b"usage"}),
     large_bodies=((b"/v1/files", 512 * MB), (b"/v1/uploads", 512 * MB)),

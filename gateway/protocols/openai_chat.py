@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import orjson
 from gateway.errors import ModelAnswerError
 from gateway.protocols.answers import EVENTS, JSON, OwnAnswer, UpstreamAnswer, read_json_or_events
 from gateway.protocols.openai_usage import read_usage
-from gateway.protocols.port import Operation, exactly
+from gateway.protocols.port import Operation
 from gateway.protocols.questions import Question, read_question
 from gateway.sse import DONE, encode_data
 from reasoning.bounded import load_bounded
@@ -81,7 +82,7 @@ def _write(answer: OwnAnswer, request: Mapping[str, Any]) -> tuple[bytes, bytes]
 CHAT = Operation(
     name="chat",
     route="chat_completions",
-    path=exactly(b"/v1/chat/completions"),
+    path=re.compile(rb"/v1/chat/completions"),
     question=_question,
     read=partial(read_json_or_events, whole=_read_whole, streamed=_read_stream),
     write=_write,

@@ -106,11 +106,6 @@ class Protocol:
         return None
 
 
-def exactly(*paths: bytes) -> re.Pattern[bytes]:
-    """A pattern of these paths."""
-    return re.compile(b"|".join(re.escape(path) for path in paths))
-
-
 def roots(*names: str) -> frozenset[bytes]:
     """The roots `/v1/<name>`."""
     return frozenset(b"/v1/" + name.encode() for name in names)
