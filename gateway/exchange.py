@@ -237,6 +237,7 @@ class _Watch:
 
 
 def anthropic_error(type: str, message: str, request_id: str | None = None) -> bytes:
+    """An error's body in the form of Anthropic's API."""
     return orjson.dumps({"type": "error", "error": {"type": type, "message": message}, "request_id": request_id})
 
 
@@ -252,5 +253,6 @@ _OPENAI_TYPES = {
 
 
 def openai_error(type: str, message: str) -> bytes:
+    """An error's body in the form of OpenAI's API."""
     error = {"message": message, "type": _OPENAI_TYPES.get(type, type), "param": None, "code": type}
     return orjson.dumps({"error": error})
