@@ -18,6 +18,7 @@ import storage
 from cli.serve import served
 from demo.conversations import dataset_path
 from storage.ledger import open_ledger
+from storage.ledger_rows import Deployment, FineTuneJob
 from tasks.entrypoints import entrypoints
 from tests.cli.serving import COMMAND, copy_prefect_database, get, post, processes_of, run, run_as_scheduled, serving
 from tests.tasks.rooms import write_log
@@ -90,8 +91,8 @@ def test_money_is_charged_to_the_cent_and_everything_is_down(demo: tuple[Path, s
     billed = Decimal(re.search(r"The provider billed \$([\d.]*\d)", printed)[1])
     with open_ledger(data) as ledger:
         assert ledger.spent().quantize(Decimal("0.01")) == billed <= BUDGET_USD + ONE_ROUND_USD
-        assert {row["state"] for row in ledger.find("deployments")} == {"deleted"}
-        assert len(ledger.find("fine_tune_jobs", state="completed")) == 2
+        assert {row.state for row in ledger.find(Deployment)} == {"deleted"}
+        assert len(ledger.find(FineTuneJob, state="completed")) == 2
     assert not json.loads((data / "routes.json").read_bytes())["routes"]
 
 
