@@ -92,7 +92,7 @@ async def test_what_may_have_been_done_is_not_sent_again(start: Start) -> None:
         assert (status, len(server.seen)) == (502, seen + 1), path
     server.scripts = [cut, json({})]
     async with Scripted(cut) as fresh:  # a new connection that is closed is the server's failure, not a lost race
-        running.gateway.state.anthropic.upstreams[0].base = fresh.url
+        running.gateway.state.pools["anthropic"].upstreams[0].base = fresh.url
         assert (await running.ask("POST", "/v1/messages", data=b"{}"))[0] == 502
         assert len(fresh.seen) == 1
 
