@@ -20,13 +20,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": {"reasoning"},
     "quality": {"storage", "reasoning"},
     "provider": {"storage", "reasoning"},
-    "tasks": {"quality", "provider", "storage", "reasoning"},
-    "flows": {"tasks", "quality", "provider", "storage", "reasoning"},
+    "pipeline": {"quality", "provider", "storage", "reasoning"},
+    "tasks": {"pipeline", "quality", "provider", "storage", "reasoning"},
+    "flows": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
     "gateway": {"storage", "reasoning"},
     "emulator": {"learners"},
     "learners": {"reasoning"},
-    "demo": {"tasks", "quality", "provider", "storage", "reasoning"},
-    "cli": {"demo", "tasks", "gateway", "quality", "provider", "storage", "reasoning"},
+    "demo": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
+    "cli": {"demo", "tasks", "pipeline", "gateway", "quality", "provider", "storage", "reasoning"},
 }
 
 # `python -m reasoning` is the command of the checkout; an agent's installation has none, so it is imported when called.

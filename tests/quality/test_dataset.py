@@ -19,6 +19,7 @@ import storage
 from quality.dataset import export_dataset, read_manifest, read_rows
 from quality.errors import DatasetRejected, InsufficientData
 from quality.funnel import _prepare
+from quality.settings import ExportSettings
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import UnknownDecisionType
 from reasoning.redaction.redact import Finding
@@ -34,7 +35,7 @@ KEY = "sk-" + "proj-" + "a1B2c3D4e5" * 4
 
 
 def _export(data, **options):
-    return export_dataset(data, "should_respond", now=NOW, **options)
+    return export_dataset(data, "should_respond", ExportSettings(**options), now=NOW)
 
 
 def _lines(manifest, split):
