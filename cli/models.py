@@ -80,7 +80,6 @@ def fine_tune(
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a dataset, within the budget, and wait for it."""
-    from storage.money import in_usd
     from tasks.models import fine_tune as train
 
     folder, begun = find_data(data), datetime.now(UTC)
@@ -94,9 +93,9 @@ def fine_tune(
             anyway=settings.anyway,
             progress=progress,
         )
-    if job["updated_at"] < begun:
+    if job.updated_at < begun:
         print_note("The same was trained before; nothing was spent. --again trains it anew")
-    show(in_usd(job), as_json=as_json, title=f"Model {job['model_id']}")
+    show(asdict(job), as_json=as_json, title=f"Model {job.model_id}")
 
 
 @app.command()
@@ -109,13 +108,12 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Serve a model on an endpoint of its own, without traffic yet. It costs by the minute from then on."""
-    from storage.money import in_usd
     from tasks.models import deploy as deploy_model
 
     folder = find_data(data)
     with progress_bar("deploying") as progress, interruptible(folder):
         row = deploy_model(folder, model, replicas=settings.replicas, progress=progress)
-    show(in_usd(row), as_json=as_json, title="Deployed")
+    show(asdict(row), as_json=as_json, title="Deployed")
 
 
 @app.command()
@@ -173,17 +171,16 @@ def undeploy(
     as_json: AsJson = False,
 ) -> None:
     """Take a model's traffic away, let it drain, stop and delete what serves it."""
-    from storage.money import in_usd
     from tasks.models import undeploy as undeploy_model
 
     folder = find_data(data)
     with progress_bar("undeploying") as progress, interruptible(folder):
         rows = undeploy_model(folder, model, why=settings.why, progress=progress)
     if as_json:
-        print_json([in_usd(row) for row in rows])
+        print_json([asdict(row) for row in rows])
     else:
         show(
-            [{key: row[key] for key in ("id", "name", "state", "reason")} for row in rows],
+            [{key: getattr(row, key) for key in ("id", "name", "state", "reason")} for row in rows],
             as_json=False,
             title="Undeployed",
         )
@@ -284,7 +281,7 @@ def status(model: Model, data: Data = None, as_json: AsJson = False) -> None:
 
     folder = find_data(data)
     with open_ledger(folder) as ledger:
-        model_id = find_model(folder, ledger, model, "show")["id"]
+        model_id = find_model(folder, ledger, model, "show").id
     for row in model_status(folder):
         if row["model_id"] == model_id:
             show(row, as_json=as_json, title=f"Model {model_id}")
@@ -299,7 +296,7 @@ def history(model: Model, data: Data = None, as_json: AsJson = False) -> None:
 
     folder = find_data(data)
     with open_ledger(folder) as ledger:
-        rows = model_history(ledger, find_model(folder, ledger, model, "show")["id"])
+        rows = model_history(ledger, find_model(folder, ledger, model, "show").id)
     show(rows, as_json=as_json, title=f"History of model {model}")
 
 
@@ -307,11 +304,12 @@ def history(model: Model, data: Data = None, as_json: AsJson = False) -> None:
 def list_jobs(data: Data = None, as_json: AsJson = False) -> None:
     """List the fine-tunes: state, what they are estimated to cost and cost, and the model that came of them."""
     from storage.ledger import open_ledger
-    from storage.money import in_usd
 
     columns = ("id", "decision_type", "base_model", "state", "estimate_usd", "price_usd", "model_id")
+    from storage.ledger_rows import FineTuneJob
+
     with open_ledger(find_data(data)) as ledger:
-        rows = [in_usd(row) for row in ledger.find("fine_tune_jobs")]
+        rows = [asdict(row) for row in ledger.find(FineTuneJob)]
     show(rows if as_json else [{name: row[name] for name in columns} for row in rows], as_json=as_json, title="Jobs")
 
 
@@ -322,7 +320,6 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel a fine-tune. What was trained until then is owed."""
-    from storage.money import in_usd
     from tasks.models import cancel as cancel_job
 
-    show(in_usd(cancel_job(find_data(data), job)), as_json=as_json, title=f"Fine-tune {job}")
+    show(asdict(cancel_job(find_data(data), job)), as_json=as_json, title=f"Fine-tune {job}")

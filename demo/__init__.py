@@ -1,1 +1,1 @@
-"""The whole wheel on real conversations."""
+"""The demo: a full cycle of the flywheel on real conversations."""

@@ -1,4 +1,4 @@
-"""Rooms of several people for `should_respond`, made of conversations that really took place.
+"""Chat rooms for `should_respond`, built from real conversations.
 
 The conversations are the 7,168 two-person chats of the Chit-Chat Challenge (package `chitchat-dataset`, MIT; Myers,
 Etchart and Fulda, "Conversational Scaffolding", 2020). As research on conversation disentanglement does (Elsner and
@@ -134,7 +134,7 @@ def _parse_conversation(path: Path, conversation_id: str, raw: Any) -> Conversat
         ratings = {name: float(value) for name, value in (raw.get("ratings") or {}).items() if name in RATINGS}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         why = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataPackageError(f"{path}: {place}: {why}. Reinstall chitchat-dataset, or mend the file.") from error
+        raise DataPackageError(f"{path}: {place}: {why}. Reinstall chitchat-dataset, or repair the file.") from error
     lines.sort(key=lambda line: line.ts)
     return Conversation(conversation_id, tuple(lines), tuple(sorted({line.sender for line in lines})), ratings)
 

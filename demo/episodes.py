@@ -1,4 +1,4 @@
-"""What an agent lives through: episodes of turns, each with what the right decision turned out to be."""
+"""Episodes: the turns that an agent sees, each with the decision that turned out to be right."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One decision to take. `truth` is unknown to the agent until `truth_ts`."""
+    """One decision to make. `truth` is unknown to the agent until `truth_ts`."""
 
     decision_type: str
     context: dict[str, Any]
-    """What `DecisionClient.decide` is asked with."""
+    """The context passed to `DecisionClient.decide`."""
     truth: dict[str, Any]
     """The right decision, in the form of its type: `{"action": "RESPOND"}`, `{"actions": ["cd", "ls"], …}`."""
     ts: datetime
-    """When the question came up (UTC)."""
+    """When the decision was due (UTC)."""
     truth_ts: datetime
-    """When the world had shown what was right (UTC, not before `ts`)."""
+    """When the outcome was known (UTC, not before `ts`)."""
     episode_id: str
     room_id: str
     subject_ids: tuple[str, ...] = ()
@@ -34,4 +34,4 @@ class Episode:
     end: datetime
     """When it was over (UTC): the ratings come after it."""
     ratings: dict[str, float] = field(default_factory=dict)
-    """What the people said of it, metric -> value."""
+    """The people's feedback: metric -> value."""

@@ -1,4 +1,4 @@
-"""What can go wrong in the demo.
+"""Errors of the demo.
 
 ReasoningError
 └── DemoError
@@ -9,8 +9,8 @@ from reasoning.errors import ReasoningError
 
 
 class DemoError(ReasoningError):
-    """The base of this room's errors."""
+    """Base of the demo's errors."""
 
 
 class DataPackageError(DemoError):
-    """A package with real data is missing, or one of its files does not parse: which, where, and the mend."""
+    """A package with real data is missing, or one of its files does not parse; says which, where, and the remedy."""

@@ -1,4 +1,4 @@
-"""The folder that a demo works in: its own, empty at the start, and one demo at a time."""
+"""The demo's folder: its own, empty at the start, used by one demo at a time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from storage.files import make_folder
 from storage.layout import Layout
 
 NEEDED_BYTES = 150 << 20
-"""What a demo leaves behind, and some room to work."""
+"""The disk space that a demo needs."""
 
 MARKER = ".demo"
-"""Only a folder with this file is ever emptied."""
+"""Only a folder that holds this file is ever emptied."""
 
 
 @contextmanager
 def demo_folder(data: Path) -> Iterator[Path]:
     """A data folder of the demo's own, emptied of an earlier demo, and locked against another one.
 
-    Raises `DemoError` where the folder holds something else, another demo is at work in it, or its disk is full.
+    Raises `DemoError` where the folder holds something else, another demo is running in it, or its disk is full.
     """
     marker = data / MARKER
     if data.exists() and not marker.is_file() and (not data.is_dir() or any(data.iterdir())):
@@ -38,7 +38,7 @@ def demo_folder(data: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DemoError(
-                f"another demo is at work in {data}. Wait for it, or take another folder: --data FOLDER"
+                f"another demo is running in {data}. Wait for it, or choose another folder: --data FOLDER"
             ) from None
         for path in data.iterdir():
             if path.is_dir() and not path.is_symlink():

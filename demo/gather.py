@@ -1,4 +1,4 @@
-"""Reads what a demo showed out of its data folder: log, ledger, datasets, evaluations."""
+"""Collect a demo's results from its data folder: log, ledger, datasets, evaluations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
 import storage
@@ -16,7 +17,7 @@ from quality.evaluation import is_right
 from quality.experiments import evaluate_log
 from reasoning.decision_types import get_decision_type
 from storage.ledger import open_ledger
-from storage.money import from_nano
+from storage.ledger_rows import FineTuneJob
 from tasks.models import find_dataset
 from tasks.turn import Turn
 
@@ -33,7 +34,7 @@ def count_decisions(data: Path, turned_at: datetime) -> list[DecisionCount]:
 
 
 def read_funnels(data: Path, turns: Sequence[Turn]) -> dict[str, FunnelResult]:
-    """The funnel of each turn's dataset."""
+    """The funnel of each cycle's dataset."""
     funnels = {}
     for turn in turns:
         if turn.dataset_id:
@@ -48,30 +49,30 @@ def read_funnels(data: Path, turns: Sequence[Turn]) -> dict[str, FunnelResult]:
 
 
 def read_trainings(data: Path, turns: Sequence[Turn], seconds: dict[str, float]) -> list[TrainingOutcome]:
-    """What each turn's fine-tune learned from and cost. `seconds`: how long each type's took."""
+    """What each cycle's fine-tune was trained on and cost. `seconds`: the duration by type."""
     found = []
     with open_ledger(data) as ledger:
         for turn in turns:
             if turn.job_id is None or turn.dataset_id is None:
                 continue
-            job = ledger.get("fine_tune_jobs", turn.job_id)
+            job = ledger.get(FineTuneJob, turn.job_id)
             charges = ledger.charges(job_id=turn.job_id, kind="training")
             found.append(
                 TrainingOutcome(
                     decision_type=turn.decision_type,
                     model=turn.model_id or "",
-                    base_model=job["base_model"],
+                    base_model=job.base_model,
                     rows=read_manifest(find_dataset(data, turn.dataset_id)).splits["train"].rows,
-                    tokens=sum(charge["quantity"] or 0 for charge in charges),
+                    tokens=sum(charge.quantity or 0 for charge in charges),
                     seconds=seconds.get(turn.decision_type, 0.0),
-                    cost_usd=str(sum(from_nano(charge["amount_nano"]) for charge in charges)),
+                    cost_usd=str(sum((charge.amount_usd for charge in charges), Decimal(0))),
                 )
             )
     return found
 
 
 def compare(data: Path, turns: Sequence[Turn], turned_at: datetime) -> list[Comparison]:
-    """Original against custom: on each turn's holdout, and on what both answered since."""
+    """Fallback against model: on each cycle's holdout, and on the decisions that both answered since."""
     found = []
     for turn in turns:
         if turn.evaluation_id:
@@ -96,7 +97,7 @@ def compare(data: Path, turns: Sequence[Turn], turned_at: datetime) -> list[Comp
 
 
 def read_calibration(data: Path, turned_at: datetime) -> dict[str, list[tuple[float, bool]]]:
-    """Confidence of every custom answer since the turn, and was it right."""
+    """The confidence of every model answer since the cycle, and whether it was right."""
     result = storage.sql(
         data,
         """SELECT decision_type, custom_confidence, custom_decision, demonstration FROM labelled_decisions

@@ -1,6 +1,6 @@
-"""The agent's own logic before any learning: the rules that its developer would have written by hand.
+"""The agent's fallback: the rules that its developer would have written by hand.
 
-They are the best simple ones that we found, not straw men: docs/guides/demo.md has the others that were measured.
+They are the best simple rules that we found, not straw men: docs/guides/demo.md lists the others that were measured.
 """
 
 from __future__ import annotations

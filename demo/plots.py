@@ -1,4 +1,4 @@
-"""The report's figures, as SVG that takes its ink from the page, so that it reads on light and on dark."""
+"""The report's figures, as SVG that inherits the page's text colour, so that it works on light and dark pages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 
 ORIGINAL, CUSTOM, LIMIT = "#d97706", "#2f7de1", "#dc2626"
-"""Read well on white and on near-black, and apart for the colour-blind."""
+"""Legible on white and near-black, and distinguishable by colour-blind readers."""
 _INK = "#010203"
-"""Stands for the page's own ink."""
+"""Placeholder for the page's text colour."""
 BINS = 10
 
 _STYLE: Any = {
@@ -37,7 +37,7 @@ _STYLE: Any = {
 
 
 def plot_calibration(name: str, points: Sequence[tuple[float, bool]]) -> str:
-    """A reliability diagram: the share of right answers against the confidence that the model measured."""
+    """A reliability diagram: the share of correct answers against the model's confidence."""
     confidence = np.array([point[0] for point in points])
     right = np.array([point[1] for point in points], dtype=float)
     group = np.minimum((confidence * BINS).astype(int), BINS - 1)

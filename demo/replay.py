@@ -1,4 +1,4 @@
-"""Living through episodes again: the agent is asked, acts, and learns later what was right."""
+"""Replay episodes: the agent decides, and learns later what was right."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reasoning.client import Answer, DecisionClient
 
 
 class ReplayClock:
-    """The time of the data, in seconds since the epoch when called. It never goes back."""
+    """The replay's time, in seconds since the epoch when called. It never goes back."""
 
     def __init__(self, start: datetime) -> None:
         self._now = start
@@ -29,13 +29,13 @@ class ReplayClock:
         return self._now
 
     def move_to(self, moment: datetime) -> None:
-        """Let it be `moment`, unless it is later already."""
+        """Move to `moment`, unless it is already later."""
         self._now = max(self._now, moment.astimezone(UTC))
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the agent got, beside what turned out to be right."""
+    """The agent's answer and the decision that turned out to be right."""
 
     turn: Turn
     answer: Answer
@@ -43,9 +43,9 @@ class Served:
 
 @dataclass(slots=True)
 class Replay:
-    """Asks `client` every turn in the order of time, and tells it what was right when the world had shown it.
+    """Asks `client` every turn in order, and sends feedback once the outcome is known.
 
-    What comes to light after the last turn is told by `finish`.
+    Outcomes after the last turn are sent by `finish`.
     """
 
     client: DecisionClient
@@ -74,7 +74,7 @@ class Replay:
             yield Served(turn, answer)
 
     def finish(self) -> None:
-        """Tell everything that is still to come to light."""
+        """Send the feedback that is still due."""
         self._tell(until=None)
 
     def _tell_later(self, moment: datetime, tell: Callable[[], Any]) -> None:

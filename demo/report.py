@@ -1,4 +1,4 @@
-"""What the demo showed: one HTML file that needs nothing else, and tables for the terminal."""
+"""The demo's report: one self-contained HTML file, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METRICS = {
 
 
 def write_report(result: DemoResult, path: Path) -> None:
-    """Write the report as one HTML file that opens offline: styles and figures are inside of it."""
+    """Write the report as one HTML file that opens offline, with its styles and figures inside."""
     from jinja2 import Environment
     from markupsafe import Markup
 
@@ -76,7 +76,7 @@ def write_report(result: DemoResult, path: Path) -> None:
 
 
 def print_report(result: DemoResult, console: Console) -> None:
-    """Print the same as tables."""
+    """Print the report as tables."""
     console.print(_table("Decisions", ["decision type", "phase", "source", "decisions"], _decision_rows(result)))
     dropped = [
         (name, reason.replace("_", " "), f"{rows:,}", f"{rows / max(funnel['selected'], 1):.1%}")
@@ -98,13 +98,13 @@ def print_report(result: DemoResult, console: Console) -> None:
         for row in _metric_rows(one["evaluation"])
     ]
     columns = ["rows", "metric", "original", "custom", "difference, 95 %"]
-    console.print(_table("Original against custom", columns, quality))
+    console.print(_table("Fallback against model", columns, quality))
     columns = ["decision type", "source", "answers", "p50", "p95", "p99"]
     console.print(_table("Latency", columns, _latency_rows(result)))
     console.print(_table("Spend against budget", ["period", "for", "spent", "limit"], _budget_rows(result)))
     console.print(_table("Shut down", ["when", "what and why"], _action_rows(result)))
     console.print(f"{_reconcile(result)}\n")
-    console.print("[bold]Where to look[/]\n")
+    console.print("[bold]Next steps[/]\n")
     for place in result["places"]:
         # Whole lines, however narrow the terminal: they are there to be copied.
         console.print(f"  {place['what']}\n    {place['how']}", markup=False, highlight=False, soft_wrap=True)
@@ -137,7 +137,7 @@ def _tiles(result: DemoResult) -> list[dict[str, str]]:
         for budget in result["budgets"]
         if budget["period"] == "total" and budget["decision_type"] is None
     ]
-    tiles.append((_seconds(result["seconds"]), "for the whole turn of the wheel"))
+    tiles.append((_seconds(result["seconds"]), "for the whole cycle"))
     return [{"value": value, "label": label} for value, label in tiles]
 
 
@@ -271,7 +271,7 @@ def _reconcile(result: DemoResult) -> str:
     found = result["reconciliation"]
     said = f"The provider billed {_usd(found['billed_usd'])}, our ledger said {_usd(found['charged_usd'])}"
     if result["provider"] != "local":
-        said = "The provider's bill is complete an hour later: `reasoning reconcile` holds it against our ledger. "
+        said = "The provider's bill is complete an hour later; `reasoning reconcile` compares it with our ledger. "
     elif float(found["difference_usd"]) == 0:
         said += " too. "
     else:
@@ -298,8 +298,8 @@ def _steps(result: DemoResult) -> list[dict[str, Any]]:
 
 def _footer(result: DemoResult) -> str:
     where = {
-        "local": "The provider was the emulator on this machine. It bills use at list prices; nobody was paid.",
-        "together": "The provider was Together: this money was really spent.",
+        "local": "The provider was the emulator on this machine. It bills at list prices; no money was spent.",
+        "together": "The provider was Together: this money was spent.",
     }
     return where.get(result["provider"], "")
 

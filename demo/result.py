@@ -1,4 +1,4 @@
-"""What a demo found, as plain JSON data: what `demo.run` collects and `demo.report` shows."""
+"""The demo's results as plain JSON data, collected by `demo.run` and shown by `demo.report`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 
 class StepResult(TypedDict):
-    """One step of the wheel: seconds of real time, and one line on what came out."""
+    """One step of the cycle: seconds of real time, and one line about its result."""
 
     name: str
     seconds: float
@@ -69,7 +69,7 @@ class SpendPoint(TypedDict):
 
 
 class GuardAction(TypedDict):
-    """What was stopped and why. `ts` is the data's time (RFC 3339)."""
+    """What was stopped, and why. `ts` is the replay's time (RFC 3339)."""
 
     ts: str
     what: str
@@ -85,7 +85,7 @@ class Reconciliation(TypedDict):
 
 
 class Place(TypedDict):
-    """Where to look further: what it is, and the path, URL or command."""
+    """A next step: what it is, and the path, URL or command."""
 
     what: str
     how: str
@@ -107,7 +107,7 @@ class DemoResult(TypedDict):
     trainings: list[TrainingOutcome]
     comparisons: list[Comparison]
     calibration: dict[str, list[tuple[float, bool]]]
-    """Of every answer of a custom model on later data: its confidence (0..1), and was it right."""
+    """For every model answer on later data: its confidence (0..1), and whether it was right."""
     latencies_ms: dict[str, dict[str, list[float]]]
     """Of every served answer, by decision type and source."""
     budgets: list[BudgetState]

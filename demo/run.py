@@ -1,11 +1,11 @@
-"""The demo: one agent, four weeks of real conversations, the whole wheel.
+"""The demo: one agent, four weeks of real conversations, one full cycle.
 
 =========  =====================================================================================================
-collect    the agent answers by its own rules; what was right comes to light later
-land       the log becomes Parquet, and Great Expectations look at it
+collect    the agent decides by its own rules; outcomes become known later
+land       the log becomes Parquet, and Great Expectations checks it
 turn       both decision types at once: export, fine-tune, deploy, evaluate on unseen days, promote
-serve      the night after: an A/B of custom model and rules, with the guard making its rounds
-shut down  the budget is used up: routes withdrawn, deployments stopped, the agent goes on by its own rules
+serve      the night after: an A/B test of model and rules, with the guard running
+shut down  the budget is used up: routes withdrawn, deployments stopped, the agent continues by its own rules
 =========  =====================================================================================================
 
 With the local provider everything runs on the clock of the data (spring 2018), the provider's too, so that its bill is
@@ -55,9 +55,9 @@ COLLECT_FROM = datetime(2018, 4, 10, tzinfo=UTC)
 TURN_AT = datetime(2018, 5, 5, 2, tzinfo=UTC)
 SERVE_UNTIL = datetime(2018, 5, 5, 14, tzinfo=UTC)
 TASKS_COLLECTED = 130
-"""So many of the 200 planning tasks come before the turn."""
+"""How many of the 200 planning tasks come before the cycle."""
 TICK = timedelta(minutes=30)
-"""Between two rounds of the guard."""
+"""The time between two runs of the guard."""
 BUDGET_USD = Decimal(110)
 """With the local provider: used up before the replay ends."""
 REPORT = "report.html"
@@ -65,7 +65,7 @@ REPORT = "report.html"
 
 @dataclass(slots=True)
 class Step:
-    """One step of the wheel, for the report's timeline: seconds of real time, and what came out."""
+    """One step of the cycle for the report's timeline: seconds of real time, and its result."""
 
     name: str
     seconds: float
@@ -138,7 +138,7 @@ class Demo:
 
 
 def pick_episodes(conversations: Path | None) -> tuple[list[Episode], list[Episode]]:
-    """Episodes before and after the turn of the wheel: no conversation and no task is on both sides."""
+    """Episodes before and after the cycle: no conversation and no task is on both sides."""
     rooms = read_rooms(conversations)
     before = [room for room in rooms if room.turns[0].ts >= COLLECT_FROM and room.end < TURN_AT]
     after = [room for room in rooms if room.turns[0].ts >= TURN_AT and room.end < SERVE_UNTIL]
@@ -166,7 +166,7 @@ def run_demo(
     wait_for_servers: Callable[[], None] = lambda: None,
     check_servers: Callable[[], None] = lambda: None,
 ) -> DemoResult:
-    """Turn the whole wheel in `data`, which is the demo's own folder (`demo_folder`); returns what the report shows.
+    """Run a full cycle in `data`, the demo's own folder (`demo_folder`); returns what the report shows.
 
     Prefect's server has to be at `PREFECT_API_URL`, and the local provider at `emulator_url`; None means that the
     provider is a real one. `budget_usd` in all is by default `BUDGET_USD`, with a real provider what the training and
@@ -203,7 +203,7 @@ def _client(demo: Demo) -> DecisionClient:
 
 
 def _require_all_written(client: DecisionClient) -> None:
-    """The client never fails because of a disk; the demo has nothing to show without its records."""
+    """Fail if records were dropped: the client survives a full disk, but the demo needs its records."""
     records = client.stats()["records"]
     if dropped := sum(records["dropped"].values()):
         raise DemoError(
@@ -290,7 +290,7 @@ def _set_budget(demo: Demo, budget_usd: Decimal | None, confirm: Callable[[str],
 
 
 def _turn(demo: Demo) -> None:
-    """Both types turn at once, each a flow run of its own; the table of their steps follows `turn.json`."""
+    """Run the cycles of both types at once, each in its own flow run; the table of steps follows their progress."""
     with demo.step("turn") as say, _progress(demo.console) as bar:
         runs = {
             name: _in_background(
@@ -324,7 +324,7 @@ def _turn(demo: Demo) -> None:
 
 
 def _in_background(name: str, **parameters: Any) -> Future[Any]:
-    """A flow in a thread of its own: the main thread stays free to see that a server died, or a Ctrl-C."""
+    """A flow in its own thread, so that the main thread notices a dead server or Ctrl-C."""
     future: Future[Any] = Future()
 
     async def flow() -> Any:
@@ -345,14 +345,14 @@ _NEXT = ("export", "fine-tune", "deploy", "evaluate", "promote", "done")
 
 
 def _progress_of(data: Path, decision_type: str) -> tuple[int, str]:
-    """How many steps of a type's turn are done, and which is at work."""
+    """How many steps of a type's cycle are done, and which one is running."""
     turn = read_turn(data, decision_type)
     done = sum(getattr(turn, milestone) is not None for milestone in _MILESTONES) if turn else 0
     return done, _NEXT[done]
 
 
 def _serve(demo: Demo, episodes: list[Episode]) -> None:
-    """The A/B. Between two turns the guard makes its rounds: land, then meter, enforce and renew the lease."""
+    """The A/B test. Between two turns the guard runs: land, then meter, enforce and renew the lease."""
     turns = sum(len(episode.turns) for episode in episodes)
     with demo.step("serve") as say, _client(demo) as client:
         _round(demo)
@@ -398,7 +398,7 @@ def _round(demo: Demo) -> None:
 
 
 def _shut_down(demo: Demo) -> None:
-    """Whatever the guard has not stopped by now ends here; then the provider's bill is held against our charges."""
+    """Stop what the guard has not stopped yet, then compare the provider's bill with our charges."""
     from storage.money import format_usd
 
     with demo.step("shut down") as say:
@@ -407,7 +407,7 @@ def _shut_down(demo: Demo) -> None:
         acted = sum(len(tick["actions"]) for tick in demo.guard)
         for name in TYPES:
             ended = _flow(demo, "undeploy_model", model=name, data=demo.data, why="the demo ended", now=demo.now)
-            actions = [f"undeployed {row['model_id']}: the demo ended" for row in ended]
+            actions = [f"undeployed {row.model_id}: the demo ended" for row in ended]
             demo.guard.append({"now": plain(demo.clock.now), "actions": actions})
         demo.clock.move_to(demo.clock.now + timedelta(hours=2))  # the bill of an hour is complete an hour later
         demo.move_provider()
@@ -452,7 +452,7 @@ def _gather(demo: Demo, turned_at: datetime, seconds: float) -> DemoResult:
 
 
 def _settle_prefect() -> None:
-    """Hand Prefect's server what is still queued: at exit, with the server gone, that would wait for ever."""
+    """Flush Prefect's queue: at exit, with the server gone, flushing would wait forever."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 

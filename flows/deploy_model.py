@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
@@ -20,4 +21,4 @@ async def deploy_model(
     """Run a fine-tuned model on an endpoint of its own and wait until it answers. It costs by the minute from then on;
     if it does not become ready it is taken down again.
     """
-    return deploy(data_folder(data), model, replicas=settings.replicas, now=utc(now))
+    return asdict(deploy(data_folder(data), model, replicas=settings.replicas, now=utc(now)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
@@ -24,7 +25,7 @@ async def fine_tune(
     """Upload the dataset, submit one job within the budget, and follow it to its end. A run that was cut short is made
     good by another: the same dataset and parameters are not trained twice.
     """
-    return model_tasks.fine_tune(
+    job = model_tasks.fine_tune(
         data_folder(data),
         dataset,
         tier=settings.tier,
@@ -33,3 +34,4 @@ async def fine_tune(
         anyway=settings.anyway,
         now=utc(now),
     )
+    return asdict(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
@@ -18,4 +19,4 @@ async def undeploy_model(
     model: str, data: DataFolder = None, *, settings: UndeploySettings, now: Moment = None
 ) -> list[dict[str, Any]]:
     """Withdraw the model's route, let the questions under way end, stop it and delete what served it."""
-    return undeploy(data_folder(data), model, why=settings.why, now=utc(now))
+    return [asdict(row) for row in undeploy(data_folder(data), model, why=settings.why, now=utc(now))]

@@ -29,6 +29,8 @@ _MARKS = tuple({mark[:n] for mark in (*CALL_MARKS, *_THOUGHT_MARKS) for n in ran
 _BEGINNINGS = frozenset(_MARKS)
 _FULL_THOUGHT = frozenset(_THOUGHT_MARKS)
 _FENCE = re.compile(r"[ \t]*(?P<run>`{3,}|~{3,})(?P<info>[^\n]*)")
+_FENCE_MARKS = "`~"
+_NO_MATCH = "a mark of a call in code blocks that do not match"
 _MAYBE_FENCE = re.compile(r"[ \t]*(?:[`~][^\n]*)?\Z")
 _IN_CALL = re.compile(r'"|\\|</tool_call>')
 
@@ -115,6 +117,9 @@ class CallFilter:
         self._in_fence = ""  # a mark of a thought in that block, which is none if the block is never closed
         self._after_mark: list[str] | None = None  # what followed a mark inside the block
         self._fences_after_mark = False
+        self._behind_call = False  # nothing but blanks came behind a call on its line
+        # A run of backticks or tildes stands on a line with a call. It is no fence, but without the call it would be.
+        self._is_fence_moved = False
         self._call: _CallBody | None = None
 
     def feed(self, text: str) -> list[Piece]:
@@ -145,7 +150,7 @@ class CallFilter:
         rest = "".join(self._after_mark or []) + self._rest
         self._rest, self._after_mark = "", None
         if self._fence and self._fences_after_mark:
-            raise ModelAnswerError("tool_arguments", "a mark of a call in code blocks that do not match")
+            raise ModelAnswerError("tool_arguments", _NO_MATCH)
         _refuse_thought(self._in_fence + self._line + rest)  # a block that is never closed is none
         try:
             pieces = split_calls(rest)  # a block that is never closed is none
@@ -161,9 +166,13 @@ class CallFilter:
                 return False
             found.append(self._call.read())
             self._call, self._begins_line, self._line = None, False, ""  # a fence begins a line of the whole text
+            self._behind_call = True
             return True
         newline = self._rest.find("\n")
         line = self._rest if newline < 0 else self._rest[: newline + 1]
+        if self._behind_call and line.strip():
+            self._behind_call = False
+            self._is_fence_moved = self._is_fence_moved or line.lstrip()[0] in _FENCE_MARKS
         if newline < 0 and self._begins_line and _MAYBE_FENCE.match(line):
             return False
         if self._begins_line and (fence := _FENCE.match(line.rstrip("\n"))) and self._is_fence(fence):
@@ -195,6 +204,8 @@ class CallFilter:
             return True
         self._after_mark.append(line)
         if not self._fence:
+            if self._is_fence_moved:
+                raise ModelAnswerError("tool_arguments", _NO_MATCH)
             found.append("".join(self._after_mark))
             self._after_mark, self._fences_after_mark = None, False
         return True
@@ -217,6 +228,7 @@ class CallFilter:
                 return False
             raise ModelAnswerError("tool_arguments", f"{mark.group()!r} is no call: one begins with {OPEN}")
         before = line[: mark.start()]
+        self._is_fence_moved = self._is_fence_moved or (self._line + before).lstrip()[:1] in (*_FENCE_MARKS,)
         if before.strip() or not self._begins_line:
             self._emit(before, found)
             before = ""

@@ -1,4 +1,4 @@
-"""What is kept: the decision log, its DuckDB views, and the ledger."""
+"""Storage: the decision log, its DuckDB views, and the ledger."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Backups of a data folder, taken while everything runs, and their way back.
+"""Back up a data folder while everything runs, verify backups, and restore them.
 
-A backup is a folder `<target>/<time>/` with the files as they were at one moment and `manifest.json`, which has the
-size and sha256 of each. That moment is short: under the data folder's lock the files get a second name (hard link),
-because no file of the log is changed once it is there, and are copied after it. Databases are copied by SQLite's online
-backup. What the previous backup of the target has already is linked there, not copied. The folder gets its name when
-all of it is on the disk: a backup that was killed is none.
+A backup is a folder `<target>/<time>/` that holds the files as they were at one moment, and `manifest.json` with the
+size and SHA-256 of each. Files of the log never change once written, so the data folder's lock is held only while each
+file gets a second name (hard link); copying happens afterwards. Databases are copied by SQLite's online backup. Files
+that the previous backup of the target already has are linked, not copied. The folder gets its name when all of it is
+on disk, so a backup that was killed leaves none.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ _WARNINGS = (
 
 @dataclass
 class BackupReport:
-    """What one backup holds. `reused` are files that a previous backup has too, which take no space again.
+    """What one backup holds. `reused` files are shared with an earlier backup and take no extra space.
 
-    `left_out` names what of the data folder is in no backup.
+    `left_out` names the parts of the data folder that are not backed up.
     """
 
     path: str
@@ -71,7 +71,7 @@ class BackupReport:
 
 @dataclass
 class VerifyReport:
-    """What is wrong with the backups of a folder, if anything: one line a problem."""
+    """Problems found in the backups of a folder, one line each."""
 
     backups: list[str] = field(default_factory=list)
     files: int = 0
@@ -81,7 +81,7 @@ class VerifyReport:
 
 @dataclass
 class RestoreReport:
-    """What was restored: the state of `taken_at`. `warnings` are what that may bring back, or does not bring back."""
+    """What was restored: the state at `taken_at`. `warnings` name data that came back, or did not."""
 
     backup: str
     data: str
@@ -122,9 +122,9 @@ def back_up(
         with data_lock(layout, "backup", timeout=lock_timeout):
             report.ledger, databases = _copy_databases(layout, staged)
             linked = _link_all(layout, staged)
-            if linked is None:  # no hard links here: the others wait until all is copied
+            if linked is None:  # no hard links here: other verbs wait until everything is copied
                 copy.run(_find_files(layout))
-            check_held(layout)  # else a verb of another host may have moved files meanwhile
+            check_held(layout)  # otherwise a verb of another host may have moved files meanwhile
         copy.run(databases | (linked or {}) | _find_settings())
         content = _dump_manifest(copy.entries, layout, report, now or datetime.now(UTC))
         write_atomic(partial / MANIFEST, content)
@@ -141,7 +141,7 @@ def back_up(
 
 
 def verify_backup(source: Path | str, *, progress: Progress | None = None) -> VerifyReport:
-    """Read every file of a backup, or of all backups in a folder, and compare it with the manifest.
+    """Compare every file of a backup, or of all backups in a folder, with its manifest.
 
     Raises `BackupError` where there is no finished backup.
     """
@@ -173,9 +173,9 @@ def verify_backup(source: Path | str, *, progress: Progress | None = None) -> Ve
 
 
 def restore_backup(source: Path | str, data: Path | str, *, progress: Progress | None = None) -> RestoreReport:
-    """Make the data folder `data`, which must not be there yet or be empty, of a backup, or the latest of a folder.
+    """Restore a backup, or the latest one of a folder, into `data`, which must be missing or empty.
 
-    Every file is compared with the manifest on the way. The folder appears when all of it is on the disk. Raises
+    Every file is checked against the manifest. The folder appears only when all of it is on disk. Raises
     `BackupError` and OSError.
     """
     backup, home = _find_backups(Path(source))[-1], Path(data).absolute()
@@ -209,7 +209,7 @@ def restore_backup(source: Path | str, data: Path | str, *, progress: Progress |
 
 
 class _Copy:
-    """Files on their way into a backup, with their entries in the manifest."""
+    """The files being copied into a backup, with their manifest entries."""
 
     def __init__(self, folder: Path, previous: list[Path], progress: Progress | None) -> None:
         self.folder = folder
@@ -217,7 +217,7 @@ class _Copy:
         self.reused = 0
         self._before: dict[str, Any] = {}
         self._previous = previous
-        with suppress(BackupError):  # damaged: everything is copied anew
+        with suppress(BackupError):  # damaged: copy everything again
             self._before = {
                 name: entry for backup in previous for name, entry in _read_manifest(backup)["files"].items()
             }
@@ -227,7 +227,7 @@ class _Copy:
         total = sum(path.stat().st_size for path in files.values() if path.exists())
         done = 0
         for name, path in files.items():
-            with suppress(FileNotFoundError):  # only without links: replaced or sealed this moment
+            with suppress(FileNotFoundError):  # only without links: just replaced or sealed
                 self._add(name, path)
             done += self.entries.get(name, {"size": 0})["size"]
             if self._progress:
@@ -303,7 +303,7 @@ def _copy_database(source: Path, target: Path) -> None:
 
 
 def _find_files(layout: Layout) -> dict[str, Path]:
-    """What a backup has beside databases, by its name there. A segment that is being written counts as sealed."""
+    """Every file of a backup except databases, by its name there. A segment being written counts as sealed."""
     files = {}
     for number, path in enumerate(list_segments(layout, ".open", ".seal")):
         sealed = f"spool/{path.stem}.seal"
@@ -332,10 +332,10 @@ def _find_settings() -> dict[str, Path]:
 
 
 def _link_all(layout: Layout, staged: Path) -> dict[str, Path] | None:
-    """Give each file a second name, which outlasts its first. None where the file system has no hard links."""
+    """Hard-link each file, so that it outlives its first name. None where the file system has no hard links."""
     linked = {}
     for number, (name, path) in enumerate(_find_files(layout).items()):
-        for source in (path, path.with_suffix(".seal")):  # its writer may seal it this moment
+        for source in (path, path.with_suffix(".seal")):  # its writer may be sealing it
             try:
                 os.link(source, staged / str(number))
             except FileNotFoundError:
@@ -378,7 +378,7 @@ def _hash_file(path: Path) -> tuple[int, str]:
 
 
 def _whole_lines(path: Path) -> int:
-    """The length of a segment up to its last newline. What a torn line is of was not acknowledged yet."""
+    """The length of a segment up to its last newline. A torn line was not yet acknowledged."""
     end = path.stat().st_size
     with path.open("rb") as file:
         for start in range((end - 1) // _CHUNK * _CHUNK, -1, -_CHUNK):
@@ -462,7 +462,7 @@ def _rename(partial: Path, home: Path, now: datetime, previous: list[Path]) -> P
 
 
 def _names(now: datetime, last: str) -> Iterator[str]:
-    """Names in the order of the backups, which a clock that was set back does not change."""
+    """Names in the order of the backups, even if the clock was set back."""
     stem = max(now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ"), last.partition(".")[0])
     if stem > last:
         yield stem

@@ -1,8 +1,8 @@
-"""Lines of segments as Arrow tables, one a partition.
+"""Parse segment lines into Arrow tables, one per partition.
 
-`pyarrow.json` parses some thousands of lines in one call against the explicit schema, and the checks of
-`storage.schema.partition_of` and `to_table` are made on whole columns. Whatever this is not certain of is left to
-those two, line by line, which know the reason as well: both ways accept the same lines and make the same rows of them.
+`pyarrow.json` parses thousands of lines in one call against the explicit schema, and the checks of
+`storage.schema.partition_of` and `to_table` run on whole columns. Lines that this fast path cannot decide are passed to
+those two functions one by one, which also give the reason. Both paths accept the same lines and produce the same rows.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ Parsed = tuple[list[Batch], dict[int, str]]  # the rows, and by index the reason
 
 
 class _NotCertain(Exception):
-    """Something about these lines needs a look at each."""
+    """The fast path cannot decide these lines: check each one."""
 
 
 def parse_lines(lines: Sequence[bytes]) -> Parsed:
-    """The rows of these lines by partition, and by index the reason why a line is no row.
+    """The rows of these lines by partition, and the reason for each rejected line, by index.
 
-    A line has its newline, or it is torn. What erasure left of a line is neither a row nor rejected.
+    A line without a newline is torn. Lines blanked by erasure are neither rows nor rejected.
     """
     together: dict[str, tuple[list[int], list[bytes]]] = {table: ([], []) for table in _STARTS}
     apart = []
@@ -100,9 +100,9 @@ def parse_lines(lines: Sequence[bytes]) -> Parsed:
 
 
 def find_buried(line: bytes) -> int | None:
-    """Where in a damaged line a sound one begins that goes to its end: the newline between the two is damaged.
+    """The position in a damaged line where an intact one begins: the newline between the two is damaged.
 
-    The byte belongs to the line before it, which is given up; the line behind it lost nothing.
+    The damaged byte belongs to the first line, which is rejected; the second line is complete.
     """
     if line.endswith(b"\n") and not _is_sound(line):
         for match in _FRAME.finditer(line, 1):
@@ -242,7 +242,7 @@ def _parse_apart(lines: Sequence[bytes], numbers: Iterable[int]) -> Parsed:
 
 
 def _batches(key: PartitionKey, rows: list[tuple[int, dict[str, Any]]], rejected: dict[int, str]) -> Iterator[Batch]:
-    """The rows as Arrow tables, without those that do not fit: found by halving."""
+    """The rows as Arrow tables without those that do not fit, which are found by bisection."""
     try:
         yield Batch(key, to_table(key.table, [row for _, row in rows]), [number for number, _ in rows])
     except SchemaViolation as error:

@@ -1,4 +1,4 @@
-"""Records whose time cannot be right by the clock of landing: kept aside, so that retention and splits stay true."""
+"""Reject records whose time is implausible by the landing clock, so that retention and time splits stay correct."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def clock_limits(now: datetime | None = None) -> ClockLimits:
 def reject_off_clock(parsed: Parsed, limits: ClockLimits) -> Parsed:
     """Move the rows beyond the limits to the rejected lines, with the reason.
 
-    Feedback goes by its own time, but none is on a decision of the future.
+    Feedback is judged by its own time, but never refers to a future decision.
     """
     batches, rejected = [], dict(parsed[1])
     for batch in parsed[0]:
@@ -75,6 +75,6 @@ def _reason(time: str, limits: ClockLimits, *, ahead: bool) -> str:
 
 
 def counting_day(day: date, landed: date, limits: ClockLimits) -> date:
-    """The day that retention counts from: the later of the writer's and of landing's, as far as these can be right."""
+    """The day that retention counts from: the later of the record's and the landing day, ignoring impossible ones."""
     possible = [each for each in (day, landed) if each <= limits.latest.date()]
     return max(possible, default=limits.now.date())

@@ -1,4 +1,4 @@
-"""Compaction: the many small files of a partition become one, sorted by time. No row is lost, doubled or changed."""
+"""Compaction: merge the small files of a partition into one, sorted by time. No row is lost, duplicated or changed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def compact_decisions(
 ) -> CompactReport:
     """Rewrite every partition of both tables that has `min_files` files or more as one file.
 
-    The lock is held for one partition at a time, so that landing gets its turn between them. `method` is how a
+    The lock is held for one partition at a time, so that landing can run in between. `method` is how a
     partition is replaced (`storage.rewrite`): `auto` takes the exchange where the system has it. Raises
     `DataFolderError`, `DataFolderBusy`, `LandingError` and `TableError`.
     """
@@ -61,7 +61,7 @@ def compact_decisions(
                 with data_lock(layout, "compaction", timeout=lock_timeout):
                     finish_landing(layout)
                     _compact(con, layout, key, min_files, method, report)
-                time.sleep(0.05)  # longer than a waiting process takes between two tries at the lock
+                time.sleep(0.05)  # longer than a waiting process pauses between two attempts to take the lock
             if progress:
                 progress(done, len(keys))
     return report

@@ -1,8 +1,7 @@
-"""Demonstrations at landing: is each an answer of the type of its decision?
+"""Validate demonstrations at landing against the type of their decision.
 
-Who writes one may not know the decision's type (`POST /v1/feedback` has its id alone). Landing does, where the decision
-is in the log already or among the segments that land with it. A demonstration of a decision that is in neither stays as
-it is: exports check it again.
+Their writer may not know the decision's type (`POST /v1/feedback` carries only its id). Landing knows it if the
+decision is already in the log or lands in the same run. Other demonstrations are kept; exports check them again.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ def has_demonstrations(feedback: pa.Table) -> bool:
 
 
 def find_wrong_demonstrations(layout: Layout, segments: Iterable[Path], feedback: pa.Table) -> dict[int, str]:
-    """The rows, by their number, whose demonstration is no answer of its decision's type, and why."""
+    """The reason for each row, by number, whose demonstration is invalid for its decision's type."""
     rows = pc.indices_nonzero(_shown(feedback)).to_pylist()
     shown = feedback.take(rows)
     ids = [UUID(bytes=value) for value in row_ids("decisions", shown).to_pylist()]
     types = _types_of(layout, segments, set(ids))
     try:
         declared: Mapping[str, DecisionType] = load_config(layout.data).decision_types
-    except ConfigError:  # of no concern to landing
+    except ConfigError:  # not checked at landing
         declared = DECISION_TYPES
     found = {}
     for row, decision_id, value in zip(rows, ids, shown["value"].to_pylist(), strict=True):
@@ -67,7 +66,7 @@ def _read(value: str) -> object:
         read = orjson.loads(value)
         return orjson.loads(read) if isinstance(read, str) else read
     except orjson.JSONDecodeError:
-        raise UnparseableAnswer("the right answer is an object, and this is no JSON") from None
+        raise UnparseableAnswer("a demonstration must be a JSON object, and this is not JSON") from None
 
 
 def _types_of(layout: Layout, segments: Iterable[Path], ids: set[UUID]) -> dict[UUID, str]:

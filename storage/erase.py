@@ -1,8 +1,8 @@
-"""Erasure: every row about one person, out of the log, the spool, the quarantine and the datasets.
+"""Erasure: remove every row about one person from the log, the spool, the quarantine and the datasets.
 
-Datasets and feedback go first and the decisions, by which the others are found, last, be they in the quarantine, in the
-spool or in the log: an erasure that was killed is finished by running it again. Which datasets had rows of the person
-cannot be seen any more once they are gone, so that is noted, in `erasures/`, before and until the erasure is through.
+Datasets and feedback are erased first. Decisions, by which the others are found, are erased last, wherever they are
+(quarantine, spool or log), so an erasure that was killed is finished by running it again. Once the rows are gone nobody
+can see which datasets had them, so that is recorded in `erasures/` until the erasure is complete.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class EraseReport:
     as: what the provider keeps is to be deleted there. Both include the datasets of an erasure that was killed and is
     finished by this one, which `resumed` tells; its other counts are not known.
 
-    What could not be decided was kept. `unreadable` counts quarantined lines that are too damaged to tell whom they are
-    about, and in which the subject's id does not occur. `undecided` counts, by dataset, lines of expired decisions in
-    datasets that were exported before they named their subjects, and in whose text the id is no word: look at them, or
-    delete the dataset.
+    Undecidable lines are kept. `unreadable` counts quarantined lines that are too damaged to tell whom they concern and
+    that do not contain the subject's id. `undecided` counts, by dataset, lines of expired decisions in datasets
+    exported before rows named their subjects, where the id is not a word of the text: inspect them, or delete the
+    dataset.
     """
 
     subject_id: str
@@ -83,7 +83,7 @@ def erase_subject(
     decisions, though they have expired since, and those whose label is a demonstration by the subject, with the
     manifests made to fit. Evaluations and Data Docs hold figures, no text. In segments that agents are writing to,
     the lines are overwritten where they are; what an agent writes after this call is not touched. Bytes are deleted,
-    not shredded: the disk's own traces and backups are out of reach. Raises `DataFolderError`, `DataFolderBusy`,
+    not shredded: traces on the disk and backups remain. Raises `DataFolderError`, `DataFolderBusy`,
     `LandingError`, `TableError`, `QuarantineError` and `DatasetError`; then run it again.
     """
     if not subject_id:
@@ -120,7 +120,7 @@ def erase_subject(
 
 @dataclass(frozen=True)
 class _About:
-    """What makes a record the subject's: its own ids, those of the decisions, and the episodes that will be empty."""
+    """How a record is matched to the subject: its ids, the erased decisions, and the episodes that become empty."""
 
     subject_id: str
     decision_ids: frozenset[str]
@@ -164,7 +164,7 @@ def _tells_whose(raw: bytes, row: dict[str, Any]) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts, and the numbers as text, in a field of whatever form: a wrong one is why lines are quarantined."""
+    """The texts, and the numbers as text, in a field of any form: quarantined lines may have malformed fields."""
     parts = [value]
     while parts:
         part = parts.pop()
@@ -252,7 +252,7 @@ _FEEDBACK_ABOUT = (
 
 
 def _erase_datasets(con: duckdb.DuckDBPyConnection, layout: Layout, note: Path, report: EraseReport) -> None:
-    """Noting first which datasets, so that the models trained on them are named although this is killed."""
+    """Record the datasets first, so that the models trained on them are reported even after a kill."""
     lines = find_lines(con, layout, report.subject_id)
     report.resumed = note.exists()
     noted = orjson.loads(note.read_bytes()) if report.resumed else {}
@@ -287,12 +287,12 @@ def _partitions_about(con: duckdb.DuckDBPyConnection) -> dict[str, list[Partitio
 def _open(path: Path) -> IO[bytes]:
     try:
         return path.open("r+b")
-    except FileNotFoundError:  # sealed this moment
+    except FileNotFoundError:  # just sealed
         return path.with_suffix(".seal").open("r+b")
 
 
 def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-    """Offset, line and JSON object of every line whose frame is sound. Landing quarantines the others."""
+    """Offset, line and JSON object of every line with an intact frame. Landing quarantines the others."""
     offset = 0
     for line in file:
         with suppress(SegmentError, orjson.JSONDecodeError):
@@ -306,7 +306,7 @@ def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
 def _erase_spool(layout: Layout, about: _About, kind: str, report: EraseReport) -> None:
     """Overwrite the subject's lines of one kind where they are: writers append, they never touch a line again.
 
-    Landing has just finished, so these are segments of living writers, or sealed since.
+    Landing has just finished, so these segments have live writers or were sealed since.
     """
     for path in list_segments(layout, ".open", ".seal"):
         with _open(path) as file:
@@ -321,7 +321,7 @@ def _erase_spool(layout: Layout, about: _About, kind: str, report: EraseReport) 
 
 
 def _erase_quarantine(layout: Layout, about: _About, kind: str, report: EraseReport, now: datetime | None) -> None:
-    """Take out the subject's lines of one kind; with the decisions those that are too damaged to tell what they are."""
+    """Remove the subject's lines of one kind; together with decisions, also lines too damaged to classify."""
     for path in sorted(layout.quarantine.glob("*.jsonl")):
         kept = QuarantineWriter(path, now=now)
         found = 0

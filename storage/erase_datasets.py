@@ -1,8 +1,8 @@
-"""Erasure from the exported datasets: which lines are about a person, and the datasets without them.
+"""Erasure from exported datasets: find the lines about a person and rewrite the datasets without them.
 
-A line is the person's when its decision is among those that are being erased from the log, or when `subject_ids` in
-`rows.parquet` names them: so a line is found after its decision has expired, too. Datasets of before that column was
-written say nothing of their expired rows; there the text of the line decides, and what it does not is counted.
+A line belongs to the person if its decision is being erased from the log, or if `subject_ids` in `rows.parquet` names
+them, so lines of expired decisions are found too. Older datasets lack that column. For their expired rows the text of
+the line decides; lines that it does not decide are counted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _EXPORTING = ".export-"  # of `quality.dataset`, whose owner holds a lock on it
 
 @dataclass
 class DatasetLines:
-    """The lines of the person by dataset folder, and how many lines of it nobody can tell whom they are about."""
+    """The lines of the person by dataset folder, and the number of undecidable lines in each."""
 
     found: dict[Path, list[Line]] = field(default_factory=dict)
     undecided: dict[Path, int] = field(default_factory=dict)
@@ -69,8 +69,8 @@ def _reading(dataset: Path) -> Iterator[None]:
 def find_lines(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> DatasetLines:
     """Search every dataset.
 
-    For a connection with the tables `subject`, `erased` and `taught` of `storage.erase`. What killed exports and
-    erasures left is removed: nobody will look for the person there again.
+    For a connection with the tables `subject`, `erased` and `taught` of `storage.erase`. Leftovers of killed
+    exports and erasures are removed, because nothing would search them again.
     """
     for stale in layout.datasets.glob(f"*/{_STAGED}*"):
         remove_tree(stale)
@@ -87,7 +87,7 @@ def find_lines(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) 
 
 
 def _search(con: duckdb.DuckDBPyConnection, dataset: Path, subject_id: str) -> tuple[list[Line], int]:
-    """The lines of the person in one dataset, and how many lines nobody can tell whose they are."""
+    """The lines of the person in one dataset, and the number of undecidable lines."""
     _check_manifest(dataset / "manifest.json")
     side, rest = dataset / "rows.parquet", 0
     file, names = [literal_path(side)], pq.read_schema(side).names
@@ -138,7 +138,7 @@ def _naming(dataset: Path, lines: set[Line], subject_id: str) -> list[Line]:
 
 
 def erase_faults(dataset: Path, subject_id: str) -> None:
-    """Take out of the manifest what rows that are not in the dataset were invalid for, if that names the person."""
+    """Remove from the manifest the reasons of invalid rows that name the person."""
     path = dataset / "manifest.json"
     manifest = orjson.loads(path.read_bytes())
     if any(subject_id in fault for fault in manifest.get("faults", {})):
@@ -171,7 +171,7 @@ def erase_lines(dataset: Path, lines: list[Line]) -> None:
 
 
 def _drop_rows(side: pa.Table, gone: set[Line]) -> pa.Table:
-    """The side file without these rows, the lines of every split numbered anew from 0."""
+    """The side file without these rows; the lines of each split are renumbered from 0."""
     pairs = list(zip(side["split"].to_pylist(), side["line"].to_pylist(), strict=True))
     kept = side.filter(pa.array([pair not in gone for pair in pairs], pa.bool_()))
     seen: Counter[str] = Counter()

@@ -1,26 +1,26 @@
-"""Errors of what is kept.
+"""Errors of the storage package.
 
 ::
 
     ReasoningError
     └── StorageError
-        ├── DataFolderError       there is no data folder there, or it is not one of ours
+        ├── DataFolderError       the data folder is missing, unusable, or not one of ours
         ├── DataFolderBusy        another process is landing, compacting, expiring or erasing (names it)
         ├── LockLost              another host may have taken the lock of a process that was suspended: run it again
         ├── ClockJumped           this machine's clock went further ahead than is plausible: nothing was expired
         ├── LandingError          a segment could not be landed: it stays in the spool, run again
-        ├── QuarantineError       a file in the quarantine is not one that landing wrote, or was mended wrongly
-        ├── TableError            a partition is not as it should be, or could not be rewritten
+        ├── QuarantineError       a quarantine file was not written by landing, or was repaired wrongly
+        ├── TableError            a partition is damaged, or could not be rewritten
         ├── BackupError           a backup cannot be taken there, is damaged, or cannot be restored
-        ├── QueryRefused          a query wants more than to read the log (says what, and what opens it)
-        ├── DatasetError          an exported dataset cannot be read, or is not what its manifest says
-        └── LedgerError           the ledger cannot do what was asked
-            ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the mend)
-            ├── PriceUnknown      what something costs is not known, so nothing is spent on it
-            ├── LedgerUnavailable it cannot be read or written now: locked, read-only, disk full, connection lost
-            ├── ChargeConflict    a key was charged before, with another amount
-            ├── IllegalTransition an object of the ledger cannot go from its state to that one
-            └── NoSuchObject      the ledger has no object of that id
+        ├── QueryRefused          a read-only query tried to do more than read (says what, and how to allow it)
+        ├── DatasetError          an exported dataset cannot be read, or differs from its manifest
+        └── LedgerError           the ledger refused an operation
+            ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the remedy)
+            ├── PriceUnknown      a price is unknown, so nothing is spent
+            ├── LedgerUnavailable the database is unavailable: locked, read-only, disk full, connection lost
+            ├── ChargeConflict    a key was already charged with another amount
+            ├── IllegalTransition a ledger object cannot change from its state to the requested one
+            └── NoSuchObject      the ledger has no object with that id
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from reasoning.errors import ReasoningError
 
 
 class StorageError(ReasoningError):
-    """Base of the storage room's errors."""
+    """Base of the errors of the storage package."""
 
 
 class DataFolderError(StorageError):
-    """There is no data folder there, or it is not one of ours."""
+    """The data folder is missing, unusable, or not one of ours."""
 
 
 class DataFolderBusy(StorageError):
@@ -41,7 +41,7 @@ class DataFolderBusy(StorageError):
 
 
 class LockLost(StorageError):
-    """This process had the data folder's lock and was suspended, or its lock file was deleted. Nothing is half done."""
+    """This process held the lock and was suspended, or the lock file was deleted. Nothing is half done."""
 
 
 class ClockJumped(StorageError):
@@ -53,11 +53,11 @@ class LandingError(StorageError):
 
 
 class QuarantineError(StorageError):
-    """A file in the quarantine is not one that landing wrote, or was mended by hand wrongly."""
+    """A quarantine file was not written by landing, or was repaired wrongly by hand."""
 
 
 class TableError(StorageError):
-    """A partition of the decision log is not as it should be, or could not be rewritten. The old one is untouched."""
+    """A partition of the decision log is damaged, or could not be rewritten. The old one is untouched."""
 
 
 class BackupError(StorageError):
@@ -65,15 +65,15 @@ class BackupError(StorageError):
 
 
 class QueryRefused(StorageError):
-    """A read-only query wants more than to read the log. Nothing was written."""
+    """A read-only query tried to do more than read the log. Nothing was written."""
 
 
 class DatasetError(StorageError):
-    """An exported dataset cannot be read, or is not what its manifest says."""
+    """An exported dataset cannot be read, or differs from its manifest."""
 
 
 class LedgerError(StorageError):
-    """The ledger cannot do what was asked."""
+    """The ledger refused an operation."""
 
 
 class BudgetExceeded(LedgerError):
@@ -81,19 +81,19 @@ class BudgetExceeded(LedgerError):
 
 
 class PriceUnknown(LedgerError):
-    """What something costs is not known, so nothing is spent on it."""
+    """A price is unknown, so nothing is spent."""
 
 
 class LedgerUnavailable(LedgerError):
-    """The ledger's database cannot be read or written now: nothing that needs it was done."""
+    """The ledger's database is unavailable; nothing that needs it was done."""
 
 
 class ChargeConflict(LedgerError):
-    """A key was charged before, with another amount."""
+    """A key was already charged with another amount."""
 
 
 class IllegalTransition(LedgerError):
-    """An object of the ledger cannot go from its state to that one."""
+    """A ledger object cannot change from its state to the requested one."""
 
 
 class NoSuchObject(LedgerError):

@@ -1,7 +1,7 @@
-"""Retention: what is older than it may be is deleted, by the setting `[retention]`, which by default keeps everything.
+"""Retention: delete data older than `[retention]` allows. By default everything is kept.
 
-Age counts from the later of two clocks: the day of the record, which is the writer's, and the day when it landed. So
-what a host with a wrong clock wrote is not deleted on the night it arrives. A day that cannot be yet does not count.
+Age counts from the later of two days: that of the record, by the writer's clock, and that of its landing. So records
+of a host with a slow clock are not deleted on the night they arrive. Days in the future do not count.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from storage.views import connect, refresh
 class ExpireReport:
     """What one expiry deleted, or would delete in a dry run. `rows` by table.
 
-    `before` is the first date of decisions that is kept; empty where decisions are kept for ever. `configured` is false
-    where no retention is set: nothing was done then. `labelled_kept` counts decisions that are older and were kept
+    `before` is the first date of decisions that is kept; empty if decisions are kept forever. `configured` is false if
+    no retention is set; nothing was deleted then. `labelled_kept` counts decisions that are older and were kept
     because they are labelled.
     """
 
@@ -86,7 +86,7 @@ def expire_decisions(
 
 
 class _Run:
-    """One expiry: what is kept from when on, and what was deleted so far."""
+    """One expiry: the first day kept of each table, and what was deleted so far."""
 
     def __init__(self, layout: Layout, retention: Retention, limits: ClockLimits, dry_run: bool) -> None:
         self.layout = layout
@@ -106,7 +106,7 @@ class _Run:
         return None if days is None else today - timedelta(days=min(days, (today - date.min).days))
 
     def newest(self) -> date | None:
-        """The newest day with decisions, of those that can be."""
+        """The newest day with decisions that is not in the future."""
         latest = self.limits.latest.date()
         days = (date.fromisoformat(key.date) for key in list_partitions(self.layout, "decisions"))
         return max((day for day in days if day <= latest), default=None)

@@ -1,4 +1,4 @@
-"""Durable changes to files: what is renamed into place was synced first, and so was the folder afterwards."""
+"""Durable file changes: a file is synced before it is renamed into place, and its folder afterwards."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ def sync(path: Path) -> None:
 
 
 def private_umask() -> None:
-    """Let this process make files and folders for its owner alone. For our own processes, not for an agent's."""
+    """Make this process create files and folders for its owner only. For our own processes, not for an agent's."""
     os.umask(0o077)
 
 
 def make_tree_private(folder: Path) -> None:
-    """Take a new folder and all in it from everybody but the owner, whatever the umask of who made it."""
+    """Restrict a new folder and everything in it to its owner, whatever umask it was made with."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             make_private(path, 0o700 if path.is_dir() else 0o600)
 
 
 def open_private(path: Path | str, flags: int) -> int:
-    """`os.open` that makes a file for its owner alone, whatever the umask."""
+    """`os.open` that creates files for their owner only, whatever the umask."""
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def make_private(path: Path, mode: int = 0o600) -> None:
-    """Take a file that a library has just made from everybody but its owner, whatever the umask.
+    """Restrict a file that a library has just made to its owner, whatever the umask.
 
-    On a file system without rights (FAT) it stays as its mount has it.
+    On a file system without permissions (FAT) it keeps those of the mount.
     """
     try:
         path.chmod(mode)
@@ -71,7 +71,7 @@ def make_private(path: Path, mode: int = 0o600) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its missing parents, for their owner alone; they outlast a loss of power."""
+    """Make a folder and its missing parents for their owner only, durably."""
     missing = []
     while not path.is_dir():
         missing.append(path)
@@ -82,7 +82,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at `path`: a reader, or a crash, sees the old file or the new one."""
+    """Write `content` to `path` atomically: readers, and a crash, see the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb", opener=open_private) as file:
@@ -97,7 +97,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_once(path: Path, content: bytes) -> None:
-    """Put `content` at `path` unless there is a file: whole, and only the first of two that come at once."""
+    """Write `content` to `path` atomically unless a file exists. Of two concurrent writers, the first wins."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(draft, "xb", opener=open_private) as file:
@@ -126,9 +126,9 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_abandoned(folders: Iterable[Path]) -> None:
-    """Delete those of the folders that nobody holds a flock on: their owners died.
+    """Delete the folders that nobody holds a flock on, because their owners died.
 
-    One of another host, whose flock may not be seen here, or on a file system without locks must be a day old as well.
+    Where the flock of another host may be invisible, or there are no locks, they must also be a day old.
     """
     for folder in folders:
         match = _SCRATCH_TAG.search(folder.name)
@@ -165,7 +165,7 @@ def _lock(fd: int, how: int = 0) -> bool:
 def scratch_folder(home: Path, prefix: str) -> Iterator[Path]:
     """A folder in `home`, on its filesystem; removed at the end, or by the next one of this prefix after a kill.
 
-    Its owner holds a lock on it, which the kernel frees when the owner dies.
+    Its owner locks it; the kernel releases the lock when the owner dies.
     """
     make_folder(home)
     remove_abandoned(home.glob(f"{prefix}*"))
@@ -185,9 +185,9 @@ def scratch_folder(home: Path, prefix: str) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put the folder `new` in place of `old`, in one step where the system has one, and what was there in its place.
+    """Exchange the folders `new` and `old` in one step where the system can.
 
-    Where it has none, `old` is removed first: killed between the two steps, it is gone, and never half of it there.
+    Otherwise `old` is removed first. A kill between the two steps leaves no folder, but never half of one.
     """
     try:
         exchange(new, old)

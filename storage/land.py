@@ -1,10 +1,10 @@
-"""Landing: sealed segments become rows of the decision log, each exactly once.
+"""Landing: turn sealed segments into rows of the decision log, each exactly once.
 
 The rows of a group of segments are written to staging, synced, and renamed into their partitions as
 `part-<segment>.parquet`, or `data-<uuid>.parquet` when several segments share the file; both list their segments in
-the footer. Only then are the segments unlinked. A kill at any moment leaves either no trace that counts or a file whose
-segments are still in the spool. Landing them again, or any copy of them, passes over the records that their partition
-has already (`storage.landed`).
+the footer. Only then are the segments unlinked. A kill at any moment leaves either nothing visible or a file whose
+segments are still in the spool. Landing them again, or any copy of them, skips the records that their partition
+already has (`storage.landed`).
 
 A segment whose writer died (`.open`, but nobody holds its flock, and that of another host has not changed for long) is
 sealed and landed like the others. A line that is torn, fails its CRC, is not JSON or does not fit the schema goes to
@@ -82,8 +82,8 @@ _EMPTY_SEGMENT_AGE = 3600.0  # seconds after which an empty segment without a wr
 class LandReport:
     """What one landing did. `quarantined` counts lines by reason; `bytes` are those of the segments read.
 
-    `duplicates` are records that the log had already, word for word: of a segment that was copied, or whose landing was
-    killed. They are passed over. (One of the same id and another content is quarantined: "conflict".)
+    `duplicates` are identical records that the log already had: of a copied segment, or of one whose landing was
+    killed. They are skipped. (A record with the same id and other content is quarantined: "conflict".)
     """
 
     segments: int = 0
@@ -152,9 +152,9 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
                     landing.discard()
     left = sorted(path for path in unread if path.exists())
     if left:
-        mend = "let whoever lands be the user that the agents are"
+        mend = "run `reasoning land` as the same user as the agents"
         if not foreign.issuperset(left):
-            mend = "land again, and if the disk goes on failing, move them elsewhere and save what it gives of them"
+            mend = "run `reasoning land` again; if the disk keeps failing, move them away and recover what can be read"
         raise LandingError(
             f"segments cannot be read ({len(left)}, the first is {segment_name(left[0])}: {unread[left[0]]}): they are "
             f"still in {layout.spool}, all others have landed; {mend}"
@@ -181,7 +181,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _find_unreadable(paths: list[Path]) -> dict[Path, str]:
-    """Those that the disk does not give to their end, and why: looked for at once, as each costs a new beginning."""
+    """Unreadable segments, and why. All are looked for at once, because each costs a restart."""
     found = {}
     for path in paths:
         try:
@@ -194,14 +194,14 @@ def _find_unreadable(paths: list[Path]) -> dict[Path, str]:
 
 
 def list_segments(layout: Layout, *suffixes: str) -> list[Path]:
-    """The segments in the spool, sorted. Links and folders are none of ours, whatever their names."""
+    """The segments in the spool, sorted. Links and folders are ignored, whatever their names."""
     with os.scandir(layout.spool) as entries:
         names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     return [layout.spool / name for name in sorted(names) if name.endswith(suffixes)]
 
 
 def segment_name(path: Path) -> str:
-    """The name that a segment goes by: its own, or of one that is no name for other files, what is left and a hash."""
+    """The name used for a segment's files: its own, or a sanitised one with a hash."""
     name = path.stem
     if _NAME.fullmatch(name) and not _ATTEMPT.search(name):
         return name
@@ -222,7 +222,7 @@ def _groups(segments: list[tuple[Path, int]]) -> Iterator[list[tuple[Path, int]]
 
 
 def _take_over(layout: Layout) -> tuple[int, int]:
-    """Seal the segments whose writer died: the kernel let go of their flock. How many, and how many are left.
+    """Seal the segments whose writer died, which released their flock. How many were sealed, and how many are left.
 
     Another host's flock may not be seen here: its segment must also have given no sign of life for `GRACE` seconds.
     """
@@ -231,7 +231,7 @@ def _take_over(layout: Layout) -> tuple[int, int]:
     foreign = {}
     for path in paths:
         if is_foreign(hosts.segment_tag(path.stem), own, kind):
-            with contextlib.suppress(OSError):  # sealed this moment
+            with contextlib.suppress(OSError):  # just sealed
                 foreign[path.stem] = file_mark(path)
     quiet = quiet_for(layout, "segments", foreign)
     taken = waiting = 0
@@ -250,7 +250,7 @@ def _take_segment(path: Path, *, locks: bool) -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):
-        return False  # sealed this moment, or another user's
+        return False  # just sealed, or owned by another user
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -262,7 +262,7 @@ def _take_segment(path: Path, *, locks: bool) -> bool:
         status = os.fstat(fd)
         pid = hosts.segment_pid(path.stem)
         if pid not in (None, os.getpid()) and hosts.has_open(pid, status):
-            return False  # alive, though it seems to hold no lock: flock is not to be trusted here
+            return False  # alive although it seems to hold no lock: flock cannot be trusted here
         if status.st_size == 0:
             # Its writer may be between open and flock. One that died there left nothing to land.
             if time.time() - status.st_mtime > _EMPTY_SEGMENT_AGE:
@@ -273,7 +273,7 @@ def _take_segment(path: Path, *, locks: bool) -> bool:
             sealed = path.with_name(f"{path.stem}-{uuid4().hex}.seal")
         path.rename(sealed)
     except FileNotFoundError:
-        return False  # sealed this moment
+        return False  # just sealed
     finally:
         os.close(fd)
     return True
@@ -316,7 +316,7 @@ class _Conflict(NamedTuple):
 
 
 class _Output:
-    """The new files of one partition, as a rule one: buffered rows, and the writer once there were enough of them."""
+    """The new files of one partition, usually one: buffered rows, and a writer once there are enough of them."""
 
     def __init__(self, layout: Layout, key: PartitionKey, number: int, landed_at: datetime) -> None:
         self.key = key
@@ -390,7 +390,7 @@ class _Output:
         return table.filter(pa.array([row not in gone for row in range(len(table))], pa.bool_()))
 
     def _change_file(self, landed: LandedRows) -> None:
-        """Let the next rows go to another file: this one is to be read and compared."""
+        """Start a new file for the next rows, because this one must be read and compared."""
         self.close()
         landed.add(self._path)
         self._ids = []
@@ -419,14 +419,14 @@ class _Output:
 
     def discard(self) -> None:
         if self._writer is not None and self._writer.is_open:
-            with contextlib.suppress(OSError, pa.ArrowException):  # it failed before; the file goes away
+            with contextlib.suppress(OSError, pa.ArrowException):  # it failed before; the file is deleted
                 self._writer.close()
         for path in self.staged:
             path.unlink(missing_ok=True)
 
 
 class _Landing:
-    """One group of segments on its way into the partitions."""
+    """One group of segments being written into partitions."""
 
     def __init__(
         self,
@@ -478,7 +478,7 @@ class _Landing:
             report.quarantined[reason] = report.quarantined.get(reason, 0) + count
 
     def discard(self) -> None:
-        """After a failure (after a commit there is nothing left to do): give back what was taken on the disk."""
+        """Remove staged files after a failure. After a commit there are none."""
         for future in self._pending:
             future.exception()
         for output in self._outputs.values():
@@ -563,7 +563,7 @@ class _Landing:
             self._buffer(batch.key, table, segments)
 
     def _take_demonstrations(self) -> None:
-        """The feedback that waited until all decisions of the group were read, without what is no answer of them."""
+        """The feedback held until all decisions of the group were read, without invalid demonstrations."""
         for key, table, segments in self._shown:
             wrong = find_wrong_demonstrations(self._layout, self._segments, table)
             places = table[_PLACE].to_pylist() if wrong else []
@@ -586,7 +586,7 @@ class _Landing:
             self._flush(output)
 
     def _flush(self, output: _Output) -> None:
-        """Hand the buffer to a writing thread: compression leaves Python's lock, so parsing goes on beside it."""
+        """Hand the buffer to a writer thread: compression releases the GIL, so parsing continues meanwhile."""
         if not output.buffer:
             return
         if output.writing is not None:  # one at a time, and in order

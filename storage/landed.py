@@ -1,9 +1,9 @@
-"""The rows that a partition has already, found by their ids: a record lands once, whatever copy of it comes again.
+"""Find rows that a partition already has by their ids, so that a record lands once however many copies arrive.
 
-A segment may turn up twice, under any name: after a kill, from a backup that was restored beside it, from another host
-that copied its spool, cut short the first time. So what makes a record the same one is its id. Ids are UUIDv7, in the
-order of time, and Parquet keeps the least and the greatest of every row group: only those are read that may have one
-of the ids, which is next to none while every record comes once.
+A segment may arrive twice under any name: after a kill, from a restored backup, from another host that copied its
+spool, truncated the first time. So records are identified by id. Ids are UUIDv7, ordered by time, and Parquet stores
+the minimum and maximum of every row group: only row groups that may contain one of the ids are read, which is almost
+none while every record arrives once.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def id_bounds(ids: pa.Array) -> tuple[bytes, bytes]:
 
 
 def overlap(a: tuple[bytes, bytes], b: tuple[bytes, bytes]) -> bool:
-    """Whether two spans, ends included, have something in common."""
+    """Whether two closed intervals overlap."""
     return a[0] <= b[1] and b[0] <= a[1]
 
 

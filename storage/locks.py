@@ -1,10 +1,10 @@
-"""The one lock of a data folder: landing, compaction, expiry, erasure and backup take turns.
+"""The data folder's lock, which serialises landing, compaction, expiry, erasure and backup.
 
-It is `flock` on `.lock`, which the kernel frees when its holder dies, and as far as `flock` holds that is all. Its
-content says who holds it and is renewed every few seconds, for hosts that do not see the `flock` of each other: whoever
-finds a claim of another host waits until the claim is withdrawn, or was seen unchanged for `GRACE` seconds. Whoever was
-suspended for so long finds that out before its next step (`check_held`). With a ledger on PostgreSQL the holder has its
-advisory lock as well. `reasoning serve` has a lock of the same kind.
+It is a `flock` on `.lock`, which the kernel releases when its holder dies. For hosts that do not see each other's
+`flock`, the file's content names the holder and is renewed every few seconds: a process that finds a claim of another
+host waits until it is withdrawn, or was unchanged for `GRACE` seconds. A holder that was suspended for that long
+notices before its next step (`check_held`). With a ledger on PostgreSQL the holder has its advisory lock as well.
+`reasoning serve` uses a lock of the same kind.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Held:
         self._values: dict[str, Any] = {}
         self._beat = hosts.steady()
         self._told = False  # whether the claim was ever in the file: on a full disk it may not be
-        self.lost = ""  # why it is another's by now
+        self.lost = ""  # why another process has it now
 
     def tell(self, **values: Any) -> None:
         """Add to what the file says, also after this process has ended."""
@@ -66,7 +66,7 @@ class Held:
                     self._beat = begun
 
     def check(self) -> None:
-        """Raise `LockLost` where another process may be at work by now. Before every step that cannot be undone."""
+        """Raise `LockLost` if another process may hold the lock now. For every step that cannot be undone."""
         self._look()
         lost, quiet = self.lost, hosts.steady() - self._beat
         if not lost and self._kind != "local" and quiet > hosts.FENCE:  # on a local disk the flock held all the while
@@ -99,9 +99,9 @@ _held: ContextVar[dict[Path, Held]] = ContextVar("held", default={})  # noqa: B0
 
 
 def check_held(layout: Layout) -> None:
-    """Raise `LockLost` where this process had the data folder's lock and another one may have it by now.
+    """Raise `LockLost` if this process held the data folder's lock and another one may hold it now.
 
-    For whoever is about to rename, delete or overwrite what others see. Does nothing where it never had the lock.
+    Call it before renaming, deleting or overwriting files that others see. Does nothing if the lock was never held.
     """
     if held := _held.get().get(layout.lock.absolute()):
         held.check()
@@ -160,7 +160,7 @@ class _Wait:
     deadline: float
 
     def or_busy(self, holder: str, pause: float, *, hint: str = "Run it again later") -> None:
-        """Sleep, or raise `DataFolderBusy` when the time is up."""
+        """Sleep, or raise `DataFolderBusy` on timeout."""
         if time.monotonic() >= self.deadline:
             raise DataFolderBusy(
                 f"{self.layout.data} is busy with {holder}; {self.verb} waited {self.timeout:g} s. {hint}"
@@ -176,7 +176,7 @@ def _flock(wait: _Wait) -> int:
         except OSError as error:
             raise DataFolderError(
                 f"{wait.layout.data} cannot be locked for {wait.verb} ({wait.path.name}: {error.strerror}): "
-                "it must be writable for whoever lands, compacts, expires or erases"
+                "it must be writable by the user who lands, compacts, expires or erases"
             ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The quarantine: lines of segments that are no records, each with the reason, for someone to look at and land again.
+"""The quarantine: rejected lines of segments, each with the reason, to be inspected and landed again.
 
 `quarantine/<segment>.jsonl`, one JSON object a line: `segment`, `line` (from 1), `offset` (bytes), `reason`,
 `quarantined_at`, and the line as found in `raw`, or `raw_base64` when it is not UTF-8.
@@ -25,7 +25,7 @@ _QUARANTINED_AT = re.compile(rb'"quarantined_at":"[^"]*",')
 
 
 def reason_class(reason: str) -> str:
-    """What reports count by: the reason up to its first colon ("torn", "CRC mismatch", "decision_type")."""
+    """The key that reports count by: the reason up to its first colon ("torn", "CRC mismatch", "decision_type")."""
     return reason.partition(":")[0]
 
 
@@ -56,7 +56,7 @@ class QuarantineWriter:
         return self._file is None
 
     def add_earlier(self) -> None:
-        """Keep what is in the file by now: another segment of this name had bad lines, or a part of this one."""
+        """Keep the file's present content: bad lines of another segment of this name, or of a part of this one."""
         if self._file is None or not self.path.exists():
             return
         self._file.flush()
@@ -68,7 +68,7 @@ class QuarantineWriter:
                     self.write(entry.removesuffix(b"\n"))
 
     def commit(self) -> None:
-        """Make the file visible. It is for the caller to sync the folder."""
+        """Make the file visible. The caller syncs the folder."""
         if self._file is None:
             return
         self._file.flush()
@@ -97,6 +97,6 @@ def read_quarantine(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
                 raw = entry["raw"].encode() if "raw" in entry else base64.b64decode(entry["raw_base64"])
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise QuarantineError(
-                    f"{path}, line {number}: not an entry of the quarantine ({error!r}); mend the line or take it out"
+                    f"{path}, line {number}: not an entry of the quarantine ({error!r}); repair the line or remove it"
                 ) from error
             yield entry, raw

@@ -1,4 +1,4 @@
-"""A DuckDB connection that can read the files of one snapshot of the log, and do nothing else to any file.
+"""A DuckDB connection that can read the files of one log snapshot and do nothing else with files.
 
 What a query may do cannot be told from its text: in DuckDB 2.0 `WITH x AS (COPY … TO 'file') FROM x` is a SELECT
 statement, and `allowed_directories` allows writing as well as reading. So the local file system is closed to the
@@ -109,6 +109,6 @@ def refusal(why: str) -> QueryRefused:
 
 
 def lock_down(con: duckdb.DuckDBPyConnection) -> None:
-    """Close everything but `log://` to a connection, for good: files, network, extensions and settings."""
+    """Permanently close everything except `log://` to a connection: files, network, extensions and settings."""
     for setting in _SETTINGS:
         con.execute(setting)

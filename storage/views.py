@@ -94,8 +94,8 @@ def read(
 ) -> T:
     """`function(connection)`, called again with a fresh snapshot whenever files that it was reading were replaced.
 
-    So the function must fetch its rows itself, and must be fit to be called again. It runs in a thread of its own, so
-    that Ctrl-C ends its queries.
+    The function must fetch its rows itself and must be safe to call again. It runs in its own thread, so that Ctrl-C
+    ends its queries.
     """
     with connect(data, memory_limit=memory_limit, threads=threads) as con:
         return _interruptible(con, lambda con: _with_snapshot(con, Layout(data), function))
@@ -124,7 +124,7 @@ def _with_snapshot(
             return function(con)
         except duckdb.IOException:
             if take_snapshot(layout) == snapshot:
-                raise  # the files are as they were: this is another trouble
+                raise  # the files are unchanged: this is another problem
         except duckdb.Error as error:
             if type(error) is not duckdb.Error or (files is not None and files.refused):
                 raise

@@ -1,8 +1,8 @@
-"""What kind of volume the data folder is on, and which other hosts show signs of life there.
+"""The kind of volume that the data folder is on, and the other hosts that are alive there.
 
-`flock` is trusted as far as it holds: everywhere between processes of one mount, between hosts only on file systems
-that are known to share their locks. Another host's work is taken over after `GRACE` seconds in which this host saw no
-change in it, by a clock that nobody sets. The clocks of the hosts are never compared.
+`flock` is trusted between processes of one mount, and between hosts only on file systems that are known to share
+locks. Another host's work is taken over after `GRACE` seconds without a change, by this host's monotonic clock. The
+clocks of hosts are never compared.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def find_mount(folder: Path, mounts: str | None = None) -> Mount:
 
 
 def classify(mount: Mount) -> Kind:
-    """Whether locks on this mount are of one host, hold between hosts, or nobody knows."""
+    """Whether locks on this mount are local to one host, shared between hosts, or unknown."""
     fstype, options = mount.fstype, mount.options
     if fstype in ("nfs", "nfs4"):
         own = {"nolock", "local_lock=all", "local_lock=flock"}
@@ -115,7 +115,7 @@ def volume_setting() -> str:
 
 
 def check_volume(layout: Layout, verb: str) -> Kind:
-    """The kind of volume. Raises `DataFolderError` where another host's lock may go unseen, unless told otherwise."""
+    """The kind of volume. Raises `DataFolderError` if another host's lock may be invisible, unless configured."""
     kind = volume_kind(layout)
     if kind == "unknown" and volume_setting() == "auto":
         mount = next(mount for mount in _mounts(layout) if classify(mount) == "unknown")
@@ -130,9 +130,9 @@ def check_volume(layout: Layout, verb: str) -> Kind:
 
 
 def check_alone(layout: Layout, verb: str) -> None:
-    """Told that this host alone uses a volume of unknown locks: raise `DataFolderBusy` where another one is seen there.
+    """For a volume configured as single-host: raise `DataFolderBusy` if another host is seen there.
 
-    What is looked at are the segments of its agents, and the claims of its `serve` and of its verbs.
+    Looks at the segments of its agents, and at the claims of its `serve` and its verbs.
     """
     if volume_setting() != "single-host" or volume_kind(layout) != "unknown":
         return

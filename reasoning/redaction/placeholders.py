@@ -28,6 +28,7 @@ _BEGINS = frozenset(
     f"[{kind.upper()}_"[:length] for kind in KINDS for length in range(1, len(kind) + 3)
 )  # of "[EMAIL_12]" all but the digits and what follows
 _MAX_DIGITS = 6
+MAX_NUMBER = 10**_MAX_DIGITS - 1
 _HELD = 2 + max(map(len, KINDS)) + _MAX_DIGITS  # the longest text that may become a placeholder
 # What an answer says. The rest of a decision acts.
 _SPOKEN = frozenset({"thought", "reasoning", "text", "explanation"})

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from reasoning.errors import Unredactable
 from reasoning.records import Message
 from reasoning.redaction.escapes import QUOTES, resolve_escapes
-from reasoning.redaction.placeholders import PLACEHOLDER, RedactedPrompt, placeholder
+from reasoning.redaction.placeholders import MAX_NUMBER, PLACEHOLDER, RedactedPrompt, placeholder
 from reasoning.redaction.redact import Finding, find_private, replace_findings
 
 CACHE_BYTES = 8 << 20
@@ -78,6 +78,8 @@ class _Numbering:
         name = self._names.get(key)
         while name is None:
             number = self._last[kind] = self._last.get(kind, 0) + 1
+            if number > MAX_NUMBER:
+                raise Unredactable(f"more than {MAX_NUMBER} values of the kind {kind}")
             candidate = placeholder(kind, number)
             if candidate not in self._literal and candidate not in self._originals:
                 name = self._names[key] = candidate

@@ -43,7 +43,7 @@ def test_a_second_demo_at_once_is_refused(tmp_path: Path) -> None:
         second = run_demo("--data", str(data))
         assert second.returncode == 1
         assert second.stderr.count("\n") == 1
-        assert f"another demo is at work in {data}" in second.stderr
+        assert f"another demo is running in {data}" in second.stderr
         assert (data / "spool" / "in-use.seal").exists()
 
 

@@ -9,10 +9,17 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gateway.asked import Asked
+from gateway.errors import ModelAnswerError
+from gateway.translate import to_message
+from gateway.translate_stream import ChatStream
 from quality.funnel import _prepare
 from reasoning.config import Redaction
 from reasoning.decision_types import get_decision_type
+from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
 from reasoning.routes import Arm
 from tests.gateway.conftest import Running, Start
@@ -253,3 +260,53 @@ async def test_a_long_prompt_holds_nobody_up(start: Start) -> None:
     assert "@" not in str(running.model.last.json["messages"][-1])
     took = loop.time() - started
     assert took > 0.2 and max(waits) < took / 3, (took, max(waits))
+
+
+PIECES = st.sampled_from(
+    ["[EMAIL_1]", "[SECRET_1]", "[EMAIL_2]", "[EMAIL", "_1]", "[", "a[IP] ", "x ", "```\n", "\n", "word", "é", "[IP_1]"]
+)
+
+
+@given(
+    said=st.lists(PIECES, min_size=1, max_size=12).map("".join),
+    command=st.lists(PIECES, max_size=8).map("".join),
+    cuts=st.integers(1, 7),
+    native=st.booleans(),
+)
+@settings(max_examples=60)
+def test_a_stream_says_what_the_whole_answer_says(said: str, command: str, cuts: int, native: bool) -> None:
+    """Placeholders across the borders of pieces, in words, in code and in calls, whether known or not."""
+    redacted = RedactedPrompt([], PLACES)
+    asked = Asked(tools_in_text=not native, offers_tools=True, redacted=redacted)
+    arguments = orjson.dumps({"command": command}).decode()
+    if native:
+        chunks = [chat_chunk(content=said[at : at + cuts]) for at in range(0, len(said), cuts)]
+        chunks.append(chat_chunk(tool_calls=[call("")]))
+        chunks += [
+            chat_chunk(tool_calls=[{"index": 0, "function": {"arguments": arguments[at : at + cuts]}}])
+            for at in range(0, len(arguments), cuts)
+        ]
+        whole = chat_answer(said, [call(arguments)], "tool_calls")
+    else:
+        said = f'{said}\n\n<tool_call>\n{{"name": "Bash", "arguments": {arguments}}}\n</tool_call>'
+        chunks = [chat_chunk(content=said[at : at + cuts]) for at in range(0, len(said), cuts)]
+        whole = chat_answer(said)
+    outcome: list[Any] = []
+    for make in (lambda: streamed(asked, chunks), lambda: to_message(whole, asked)["content"]):
+        try:
+            blocks = make()
+            words = "".join(block["text"] for block in blocks if block["type"] == "text")
+            outcome.append((words.strip(), [block["input"] for block in blocks if block["type"] == "tool_use"]))
+        except ModelAnswerError as error:
+            outcome.append(error.reason)
+    assert outcome[0] == outcome[1]
+
+
+def streamed(asked: Asked, chunks: list[bytes]) -> list[dict[str, Any]]:
+    stream = ChatStream(asked)
+    out = b"".join([stream.feed(chunk) for chunk in [*chunks, chat_chunk(finish_reason="stop", usage=USAGE), DONE]])
+    message, error = read_legal_stream(out)
+    assert message is not None and error is None
+    told = [{key: block[key] for key in ("type", "text", "input") if key in block} for block in message["content"]]
+    assert told == [{key: b[key] for key in ("type", "text", "input") if key in b} for b in stream.content]
+    return stream.content

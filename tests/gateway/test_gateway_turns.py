@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.asked import Asked
@@ -438,9 +438,30 @@ def test_a_call_with_another_name_is_another_call_or_an_error() -> None:
         read({"name": "Ba", "arguments": ""}, {"name": "sh", "arguments": "{}"})
 
 
-# Fixed examples: with thousands of random ones a call that leaves a fence open on its line is told apart by the joined
-# text of all blocks only, which no tool shows.
-@settings(deadline=None, derandomize=True)
+MOVED_FENCE = f"{CALL}```\n```\n{CALL}\n````"
+
+
+@pytest.mark.parametrize("text", [MOVED_FENCE, f"a{MOVED_FENCE}", f"``{CALL}`\n```\n{CALL}\n```", f"``{MOVED_FENCE}"])
+def test_a_fence_that_only_a_call_keeps_from_being_one_hides_no_call(text: str) -> None:
+    """Without the call before it, it begins a line, and the block that follows ends where it began."""
+    for size in (1, 7, len(text)):
+        chat = ChatStream(Asked("m", tools_in_text=True))
+        with pytest.raises(ModelAnswerError) as raised:
+            for chunk in chat_stream(*(text[at : at + size] for at in range(0, len(text), size))):
+                chat.feed(chunk)
+            chat.finish()
+        assert raised.value.reason == "tool_arguments"
+
+
+def test_a_fence_behind_a_call_alone_does_no_harm() -> None:
+    chat = ChatStream(Asked("m", tools_in_text=True))
+    for chunk in chat_stream(f"{CALL}```\n```py\nx = 1\n```\n"):
+        chat.feed(chunk)
+    assert [block["type"] for block in chat.content] == ["tool_use", "text"]
+
+
+@settings(deadline=None)
+@example(MOVED_FENCE)
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_no_mark_of_a_call_outside_a_code_block_reaches_the_tool(text: str) -> None:
     """Whole and streamed, and whether the model was told to call in its text or not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from typing import Any
 
 import orjson
@@ -168,6 +169,29 @@ def test_findings_are_those_of_the_text_itself():
             rebuilt += f"{text[done:start]}{quote}[{kind.upper()}]{quote}"
             done = end
         assert rebuilt + text[done:] == redact(text)[0]
+
+
+def test_more_values_than_there_are_numbers_are_refused(monkeypatch):
+    monkeypatch.setattr(prompts, "MAX_NUMBER", 2)
+    assert texts(ask(f"{ANN} {BOB}")) == ["[EMAIL_1] [EMAIL_2]"]
+    with pytest.raises(Unredactable, match="more than 2 values"):
+        ask(f"{ANN} {BOB} eve@example.org")
+
+
+@pytest.mark.parametrize(
+    "pump", [f"{ANN} ", "[EMAIL_1] ", "[", "password=[SECRET_1] ", "{n}@ex.org ", "[EMAIL_{n}] ", "p: |\n  {n}"]
+)
+def test_redacting_and_restoring_take_time_in_proportion_to_the_text(pump):
+    took = []
+    for size in (1 << 14, 1 << 15):
+        text = "".join(pump.replace("{n}", str(n)) for n in range(size // len(pump)))
+        begun = time.process_time()
+        prompt = ask(text + ANN)
+        stream = StreamRestorer(prompt)
+        restored = prompt.restore_text(texts(prompt)[0])[0]
+        assert "".join([stream.feed(texts(prompt)[0]), stream.finish()]) == restored == text + ANN
+        took.append(time.process_time() - begun)
+    assert took[1] < 3 * max(took[0], 0.03), took
 
 
 def test_a_content_that_was_seen_costs_a_digest(monkeypatch):
