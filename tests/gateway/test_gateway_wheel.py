@@ -118,8 +118,10 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
         upstreams(anthropic, openai)
         settings = replace(
             load_settings(data, tmp_path / "none.toml", env),
-            anthropic=(UpstreamSettings(anthropic.url),),
-            openai=(UpstreamSettings(openai.url),),
+            upstreams={
+                "anthropic": (UpstreamSettings(anthropic.url),),
+                "openai": (UpstreamSettings(openai.url),),
+            },
             log_requests=False,
         )
         config = load_config(data)
