@@ -34,8 +34,8 @@ SPLITS = ("train", "validation", "holdout")
 KEY = "sk-" + "proj-" + "a1B2c3D4e5" * 4
 
 
-def _export(data, **options):
-    return export_dataset(data, "should_respond", ExportSettings(**options), now=NOW)
+def _export(data, *, config=None, progress=None, **settings):
+    return export_dataset(data, "should_respond", ExportSettings(**settings), now=NOW, config=config, progress=progress)
 
 
 def _lines(manifest, split):
