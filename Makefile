@@ -12,10 +12,10 @@ export PYTHONDONTWRITEBYTECODE :=
 # The Python that was asked for, never one that uv fetches.
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup demo test lint format clients torture clean
+.PHONY: help setup demo test test-fast coverage docs lint format clients torture clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(SYNCED) ## the virtual environment with the locked dependencies
 
@@ -36,13 +36,25 @@ $(SYNCED): pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
 demo: $(SYNCED) ## the whole wheel on real conversations, on this machine, without an API key
 	@$(BIN)/reasoning demo
 
-test: $(SYNCED) ## the tests
-	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: $(SYNCED) ## the tests; some of them: make test TESTS=tests/storage
+	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+
+test-fast: $(SYNCED) ## the tests that start no processes, in under a minute
+	@$(BIN)/pytest -n 3 --dist worksteal --fast $(TESTS)
 
 lint: $(SYNCED) ## ruff (lint and format) and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+coverage: $(SYNCED) ## the tests with coverage; fails below the figure in pyproject.toml
+	@rm -rf .coverage.d && mkdir .coverage.d
+	@$(BIN)/coverage run -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(BIN)/coverage combine -q
+	@$(BIN)/coverage report
+
+docs: $(SYNCED) ## docs/reference, from the code
+	@$(BIN)/python docs/generate.py
 
 format: $(SYNCED) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
@@ -55,4 +67,4 @@ torture: $(SYNCED) ## the long fault tests
 	@$(BIN)/pytest -n 2 -m torture
 
 clean: ## everything that was made, but no data
-	rm -rf .venv .uv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
+	rm -rf .venv .uv .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage.d dist

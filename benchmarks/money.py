@@ -25,6 +25,7 @@ from pathlib import Path
 import together._base_client
 
 from provider.client import connect
+from storage.ledger_rows import Deployment, FineTuneJob, Model
 from tests.provider.life import FAULTS, Life
 from tests.provider.world import Emulator, World, run_emulator
 
@@ -88,7 +89,7 @@ def live(seed: int, days: int, dead_on: int | None, wall_seconds: float) -> list
         world = World(Emulator(url), Path(folder) / "data")
         world.client.close()
         world.client = connect(base_url=url, timeout=2)  # a hang costs real time
-        world.trained_object = world.ledger.get("models", world.train("first")["model_id"])["model_object_id"]
+        world.trained_object = world.ledger.get(Model, world.train("first").model_id).model_object_id
         life = Life(world, limit=DAILY_USD[0])
         chance, day, dead_day_usd = random.Random(seed), 0, Decimal(0)
         while day < days and time.monotonic() - began < wall_seconds:
@@ -114,7 +115,7 @@ def live(seed: int, days: int, dead_on: int | None, wall_seconds: float) -> list
             *(str(seed), "lives" if dead_on is None else f"dead on day {dead_on}", str(day)),
             f"{time.monotonic() - began:.0f} s",
             *(f"{life.faults:,}", f"{life.kills:,}", f"{life.ticks:,}"),
-            f"{len(world.ledger.find('fine_tune_jobs'))} / {len(world.ledger.find('deployments'))}",
+            f"{len(world.ledger.find(FineTuneJob))} / {len(world.ledger.find(Deployment))}",
             f"${life.worst_overshoot:.4f} = {life.worst_overshoot / MINUTE:.1f} min",
             f"{life.worst_orphan_reconciliations} / {orphan_minutes:.0f} min",
             f"${life.charged:.4f} / ${life.billed:.4f}",

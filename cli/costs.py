@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated
@@ -121,10 +122,9 @@ def charges(
 ) -> None:
     """List what was charged, and what each charge was for, the latest last. Negative ones correct to the bill."""
     from storage.ledger import open_ledger
-    from storage.money import in_usd
 
     with open_ledger(find_data(data)) as ledger:
-        rows = [in_usd(row) for row in ledger.charges()[-limit:]]
+        rows = [asdict(row) for row in ledger.charges()[-limit:]]
     columns = ("ts", "kind", "amount_usd", "what", "decision_type")
     show(rows if as_json else [{name: row[name] for name in columns} for row in rows], as_json=as_json, title="Charges")
 

@@ -97,7 +97,6 @@ def fine_tune(
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a dataset, within the budget, and wait for it."""
-    from storage.money import in_usd
     from tasks.models import fine_tune as train
 
     folder, begun = find_data(data), datetime.now(UTC)
@@ -111,9 +110,9 @@ def fine_tune(
             anyway=anyway,
             progress=progress,
         )
-    if job["updated_at"] < begun:
+    if job.updated_at < begun:
         print_note("The same was trained before; nothing was spent. --again trains it anew")
-    show(in_usd(job), as_json=as_json, title=f"Model {job['model_id']}")
+    show(asdict(job), as_json=as_json, title=f"Model {job.model_id}")
 
 
 @app.command()
@@ -124,13 +123,12 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Serve a model on an endpoint of its own, without traffic yet. It costs by the minute from then on."""
-    from storage.money import in_usd
     from tasks.models import deploy as deploy_model
 
     folder = find_data(data)
     with progress_bar("deploying") as progress, interruptible(folder):
         row = deploy_model(folder, model, replicas=replicas, progress=progress)
-    show(in_usd(row), as_json=as_json, title="Deployed")
+    show(asdict(row), as_json=as_json, title="Deployed")
 
 
 @app.command()
@@ -194,17 +192,16 @@ def undeploy(
     as_json: AsJson = False,
 ) -> None:
     """Take a model's traffic away, let it drain, stop and delete what serves it."""
-    from storage.money import in_usd
     from tasks.models import undeploy as undeploy_model
 
     folder = find_data(data)
     with progress_bar("undeploying") as progress, interruptible(folder):
         rows = undeploy_model(folder, model, why=why, progress=progress)
     if as_json:
-        print_json([in_usd(row) for row in rows])
+        print_json([asdict(row) for row in rows])
     else:
         show(
-            [{key: row[key] for key in ("id", "name", "state", "reason")} for row in rows],
+            [{key: getattr(row, key) for key in ("id", "name", "state", "reason")} for row in rows],
             as_json=False,
             title="Undeployed",
         )
@@ -317,7 +314,7 @@ def status(model: Model, data: Data = None, as_json: AsJson = False) -> None:
 
     folder = find_data(data)
     with open_ledger(folder) as ledger:
-        model_id = find_model(folder, ledger, model, "show")["id"]
+        model_id = find_model(folder, ledger, model, "show").id
     for row in model_status(folder):
         if row["model_id"] == model_id:
             show(row, as_json=as_json, title=f"Model {model_id}")
@@ -332,7 +329,7 @@ def history(model: Model, data: Data = None, as_json: AsJson = False) -> None:
 
     folder = find_data(data)
     with open_ledger(folder) as ledger:
-        rows = model_history(ledger, find_model(folder, ledger, model, "show")["id"])
+        rows = model_history(ledger, find_model(folder, ledger, model, "show").id)
     show(rows, as_json=as_json, title=f"History of model {model}")
 
 
@@ -340,11 +337,12 @@ def history(model: Model, data: Data = None, as_json: AsJson = False) -> None:
 def list_jobs(data: Data = None, as_json: AsJson = False) -> None:
     """List the fine-tunes: state, what they are estimated to cost and cost, and the model that came of them."""
     from storage.ledger import open_ledger
-    from storage.money import in_usd
 
     columns = ("id", "decision_type", "base_model", "state", "estimate_usd", "price_usd", "model_id")
+    from storage.ledger_rows import FineTuneJob
+
     with open_ledger(find_data(data)) as ledger:
-        rows = [in_usd(row) for row in ledger.find("fine_tune_jobs")]
+        rows = [asdict(row) for row in ledger.find(FineTuneJob)]
     show(rows if as_json else [{name: row[name] for name in columns} for row in rows], as_json=as_json, title="Jobs")
 
 
@@ -355,7 +353,6 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel a fine-tune. What was trained until then is owed."""
-    from storage.money import in_usd
     from tasks.models import cancel as cancel_job
 
-    show(in_usd(cancel_job(find_data(data), job)), as_json=as_json, title=f"Fine-tune {job}")
+    show(asdict(cancel_job(find_data(data), job)), as_json=as_json, title=f"Fine-tune {job}")

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
 import storage
@@ -16,7 +17,7 @@ from quality.evaluation import is_right
 from quality.experiments import evaluate_log
 from reasoning.decision_types import get_decision_type
 from storage.ledger import open_ledger
-from storage.money import from_nano
+from storage.ledger_rows import FineTuneJob
 from tasks.models import find_dataset
 from tasks.turn import Turn
 
@@ -54,17 +55,17 @@ def read_trainings(data: Path, turns: Sequence[Turn], seconds: dict[str, float])
         for turn in turns:
             if turn.job_id is None or turn.dataset_id is None:
                 continue
-            job = ledger.get("fine_tune_jobs", turn.job_id)
+            job = ledger.get(FineTuneJob, turn.job_id)
             charges = ledger.charges(job_id=turn.job_id, kind="training")
             found.append(
                 TrainingOutcome(
                     decision_type=turn.decision_type,
                     model=turn.model_id or "",
-                    base_model=job["base_model"],
+                    base_model=job.base_model,
                     rows=read_manifest(find_dataset(data, turn.dataset_id)).splits["train"].rows,
-                    tokens=sum(charge["quantity"] or 0 for charge in charges),
+                    tokens=sum(charge.quantity or 0 for charge in charges),
                     seconds=seconds.get(turn.decision_type, 0.0),
-                    cost_usd=str(sum(from_nano(charge["amount_nano"]) for charge in charges)),
+                    cost_usd=str(sum((charge.amount_usd for charge in charges), Decimal(0))),
                 )
             )
     return found

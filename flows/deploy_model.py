@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from prefect import flow
@@ -24,4 +25,4 @@ async def deploy_model(
         replicas: How many copies; each costs the same.
         now: The time it is held to be, for replays. Empty: the time of the machine.
     """
-    return deploy(data_folder(data), model, replicas=replicas, now=utc(now))
+    return asdict(deploy(data_folder(data), model, replicas=replicas, now=utc(now)))

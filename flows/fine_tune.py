@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from prefect import flow
@@ -33,7 +34,7 @@ async def fine_tune(
         anyway: Train even a model that is certain to be refused afterwards.
         now: The time it is held to be, for replays. Empty: the time of the machine.
     """
-    return model_tasks.fine_tune(
+    job = model_tasks.fine_tune(
         data_folder(data),
         dataset,
         tier=tier,
@@ -42,3 +43,4 @@ async def fine_tune(
         anyway=anyway,
         now=utc(now),
     )
+    return asdict(job)

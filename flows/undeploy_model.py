@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
@@ -22,4 +23,4 @@ async def undeploy_model(
         why: Kept in the ledger.
         now: The time it is held to be, for replays. Empty: the time of the machine.
     """
-    return undeploy(data_folder(data), model, why=why, now=utc(now))
+    return [asdict(row) for row in undeploy(data_folder(data), model, why=why, now=utc(now))]

@@ -1,4 +1,4 @@
-"""The Anthropic door: coding goes to the coding model where that can be, all else to Anthropic, byte for byte."""
+"""Coding requests in Anthropic's form: answered by the coding model, or by Anthropic, byte for byte."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import time
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
+from uuid import UUID
 
-from gateway.bodies import read_request
 from gateway.coding import DECISION_TYPE, Attempt, Plan
 from gateway.coding_records import CodingRequest, record_custom, record_original
-from gateway.decision_prompts import answer_decision_prompt, find_decision_prompt
 from gateway.episodes import told_episode
 from gateway.errors import Untranslatable
 from gateway.exchange import Exchange
@@ -18,47 +17,49 @@ from gateway.forward import Copy, fetch, forward
 from gateway.logs import log
 from gateway.prices import find_price
 from gateway.sessions import session_of, side_in_conversation
+from gateway.settings import Key
 from gateway.state import State
 from gateway.translate import to_chat
 from reasoning.ids import uuid7
+from reasoning.records import FallbackReason
 from reasoning.routes import Arm, Route
 
 
-async def messages(state: State, exchange: Exchange, path: bytes) -> None:
-    """`POST /v1/messages`."""
-    exchange.route = "messages"
-    body = await exchange.read()
-    read = await read_request(exchange, body)
-    key = exchange.admission.key
-    assert key is not None
-    if read is None:
-        exchange.keep_body(body)
-        await forward(exchange, state.http, state.anthropic, path=path, body=body)
-        return
-    request, size = read[0], len(read[1])
-    del read  # an answer may take minutes
-    if state.settings.decisions and key.decisions and (found := find_decision_prompt(state, "anthropic", request)):
-        await answer_decision_prompt(
-            state, exchange, found, form="anthropic", pool=state.anthropic, path=path, body=body, request=request
-        )
-        return
-    if not state.classifier(request, exchange.admission.headers).coding:
-        del request
-        exchange.keep_body(body)
-        await forward(exchange, state.http, state.anthropic, path=path, body=body)
-        return
-    exchange.kind = DECISION_TYPE
-    await _coding(state, exchange, path, body, request, size=size, enabled=state.settings.coding and key.coding)
-
-
-async def _coding(
-    state: State, exchange: Exchange, path: bytes, body: bytes, request: dict[str, Any], *, size: int, enabled: bool
+async def answer_coding(
+    state: State, exchange: Exchange, path: bytes, body: bytes, request: dict[str, Any], size: int
 ) -> None:
+    """Answer a coding request (of `size` bytes when decompressed): the coding model by its route, or Anthropic."""
     key = exchange.admission.key
     assert key is not None
     session = session_of(request, exchange.admission.headers, key.name)
+    asked, reason = _plan(state, exchange, key, session, request, size)
+    decision_id = _decision_id(state, asked)
+    attempt: Attempt | None = None
+    plan = asked.plan
+    if plan.arm is not None and plan.route is not None and asked.chat is not None:
+        attempt = Attempt(plan.arm, decision_id)
+        if await _answer(state, exchange, asked, attempt, plan.route, asked.chat):
+            _shadow(state, exchange, asked, path, body)
+            return
+        if attempt.served or exchange.gone:
+            return
+        decision_id = _decision_id(state, asked)
+    else:
+        exchange.reason = reason or plan.reason
+        if exchange.reason:
+            state.metrics.fallbacks.labels(DECISION_TYPE, exchange.reason).inc()
+        begun = state.coding.is_routed() or state.sessions.side(session) == "custom"
+        if reason != "disabled" and begun and asked.untranslatable != "malformed":  # that, Anthropic refuses
+            state.sessions.put(session, "anthropic")
+    await _forward(state, exchange, asked, path, body, decision_id, attempt.reason if attempt else plan.reason)
+
+
+def _plan(
+    state: State, exchange: Exchange, key: Key, session: str, request: dict[str, Any], size: int
+) -> tuple[CodingRequest, str | None]:
+    """The request as the log has it, with the plan for it, and why it is not the coding model's, if that is known."""
+    enabled = state.settings.coding and key.coding
     told = told_episode(exchange.admission.headers, {})
-    episode_id = key.episode(told) if told else session
     chat: dict[str, Any] | None = None
     plan, reason, untranslatable = Plan(), None, None
     try:
@@ -74,15 +75,12 @@ async def _coding(
         untranslatable = error.reason
         reason = f"untranslatable_{error.reason}"
         log.debug("not translatable", extra={"fields": {"reason": error.reason}})
-    if not enabled:
-        reason = "disabled"
-    price = find_price(state.settings.prices, request.get("model"))
     now = datetime.now(UTC)
     asked = CodingRequest(
         request_id=uuid7(now),
         ts=now,
         session=session,
-        episode_id=episode_id,
+        episode_id=key.episode(told) if told else session,
         key=key.name,
         gateway_request_id=exchange.request_id,
         plan=plan,
@@ -90,28 +88,29 @@ async def _coding(
         size=size,
         chat=chat,
         untranslatable=untranslatable,
-        price=price,
+        price=find_price(state.settings.prices, request.get("model")),
     )
-    decision_id = state.owners.make_id(now, key.name) if state.settings.record else None
-    attempt: Attempt | None = None
-    if plan.arm is not None and plan.route is not None and chat is not None:
-        attempt = Attempt(plan.arm, decision_id)
-        if await _answer(state, exchange, asked, attempt, plan.route, chat):
-            _shadow(state, exchange, asked, path, body)
-            return
-        if attempt.served or exchange.gone:
-            return
-        decision_id = state.owners.make_id(now, key.name) if decision_id else None
-    else:
-        exchange.reason = reason or plan.reason
-        if exchange.reason:
-            state.metrics.fallbacks.labels(DECISION_TYPE, exchange.reason).inc()
-        begun = state.coding.is_routed() or state.sessions.side(session) == "custom"
-        if enabled and begun and untranslatable != "malformed":  # that, Anthropic refuses
-            state.sessions.put(session, "anthropic")
+    return asked, reason if enabled else "disabled"
+
+
+def _decision_id(state: State, asked: CodingRequest) -> UUID | None:
+    """An id for one more answer of the request. None where nothing is recorded."""
+    return state.owners.make_id(asked.ts, asked.key) if state.settings.record else None
+
+
+async def _forward(
+    state: State,
+    exchange: Exchange,
+    asked: CodingRequest,
+    path: bytes,
+    body: bytes,
+    decision_id: UUID | None,
+    fallback: FallbackReason | None,
+) -> None:
+    """Have Anthropic answer, record its answer under `decision_id`, and ask the shadow arms."""
     copy: Copy | None = None
     if decision_id is not None:
-        started, fallback = time.perf_counter(), attempt.reason if attempt else plan.reason
+        started = time.perf_counter()
 
         async def keep(copy: Copy) -> None:
             latency_ms = (time.perf_counter() - started) * 1000
@@ -119,7 +118,7 @@ async def _coding(
             await record_original(state, asked, copy, latency_ms, decision_id=decision_id, fallback=fallback, cut=cut)
 
         copy = Copy([(b"x-reasoning-decision-id", str(decision_id).encode())], keep)
-    await forward(exchange, state.http, state.anthropic, path=path, body=body, copy=copy)
+    await forward(exchange, state.http, state.pools["anthropic"], path=path, body=body, copy=copy)
     if copy is None or not copy.readable:
         return
     if copy.usable:
@@ -180,6 +179,6 @@ async def _ask_anthropic(
     state: State, exchange: Exchange, asked: CodingRequest, arm: Arm, path: bytes, body: bytes
 ) -> None:
     started = time.perf_counter()
-    copy = await fetch(exchange, state.http, state.anthropic, path=path, body=body)
+    copy = await fetch(exchange, state.http, state.pools["anthropic"], path=path, body=body)
     if copy.usable:
         await record_original(state, asked, copy, (time.perf_counter() - started) * 1000, shadow=arm)

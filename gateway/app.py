@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gateway import anthropic, decisions, openai, pages
+from gateway import decisions, pages
 from gateway.budget import Budget
 from gateway.classify import load_classifier
 from gateway.client import GatewayClient
 from gateway.coding import CodingModel
-from gateway.companies import choose_company, looks_like
+from gateway.companies import choose_protocol, guess_protocol
 from gateway.episodes import Episodes
 from gateway.errors import RequestRefused, UpstreamError
-from gateway.exchange import LARGE_BODIES, MAX_BODY_BYTES, ClientGone, Exchange, Receive, Send
-from gateway.exchange import anthropic_error as anthropic_error_body
-from gateway.exchange import openai_error as openai_error_body
+from gateway.exchange import MAX_BODY_BYTES, ClientGone, Exchange, Receive, Send
 from gateway.forward import error_of, forward
 from gateway.logs import AccessLog, log
 from gateway.metrics import Metrics
+from gateway.operations import answer
 from gateway.owners import open_owners
-from gateway.paths import ALIASES, is_allowed
+from gateway.paths import is_allowed
 from gateway.prompts import read_kinds
+from gateway.protocols import PROTOCOLS
+from gateway.protocols.port import Protocol
+from gateway.protocols.table import make_table
 from gateway.record import Recorder
 from gateway.security import NOBODY, PROBES, Guard
 from gateway.sessions import Sessions
@@ -60,6 +62,7 @@ class Gateway:
     def __init__(self, config: Config, settings: Settings) -> None:
         self.config = config
         self.settings = settings
+        self.protocols = settings.protocols
         self.guard = Guard(settings)
         self.budget = Budget(int(settings.body_budget_mb * (1 << 20)))
         self.active = 0
@@ -100,8 +103,12 @@ class Gateway:
                 config=config,
                 settings=settings,
                 http=http,
-                anthropic=Pool("anthropic", settings.anthropic),
-                openai=Pool("openai", settings.openai),
+                pools={
+                    protocol.name: Pool(
+                        protocol.name, settings.upstreams[protocol.name], repeatable=protocol.repeatable
+                    )
+                    for protocol in settings.protocols.protocols
+                },
                 metrics=metrics,
                 recorder=recorder,
                 sessions=Sessions(store),
@@ -161,7 +168,7 @@ class Gateway:
             self._account(exchange)
 
     async def _route(self, exchange: Exchange) -> None:
-        path, state = exchange.path, self.state
+        path = exchange.path
         own, key = OWN_PAGES.get(path), exchange.admission.key
         if own is not None and exchange.method in ("GET", "HEAD"):
             exchange.route = path.decode().strip("/")
@@ -170,31 +177,28 @@ class Gateway:
             await own(self, exchange)
             return
         probe = path in PROBES and exchange.method in ("GET", "HEAD")
-        if key is None or (probe and not is_allowed(key.paths, exchange.method, path)):  # a probe, or a person
+        if key is None or (
+            probe and not is_allowed(key.paths, exchange.method, path, self.protocols.administration)
+        ):  # a probe, or a person
             exchange.route = "probe"
             await (pages.home(self, exchange) if exchange.method == "GET" else exchange.reply(200, b"{}"))
             return
-        path = ALIASES.get(path, path)
+        path = self.protocols.aliases.get(path, path)
         if path == b"/v1/feedback" or path.startswith(b"/v1/decide/"):
             if "decisions" not in key.protocols:
                 raise _forbidden(key, path.decode("latin-1"), '`decisions = true`, and "decisions" in `protocols`,')
             await self._decisions(exchange, path)
             return
-        if not is_allowed(key.paths, exchange.method, path):
+        if not is_allowed(key.paths, exchange.method, path, self.protocols.administration):
             raise _forbidden(key, f"{exchange.method} {path.decode('latin-1')}", "an entry of `paths`")
-        company = exchange.company = choose_company(path, exchange.query, exchange.admission)
-        if company not in key.protocols:
-            raise _forbidden(key, f"what is {company}'s", f'"{company}" in `protocols`')
-        if exchange.method != "POST":
-            await self._pass(exchange, path)
-        elif path == b"/v1/messages":
-            await anthropic.messages(state, exchange, path)
-        elif path == b"/v1/chat/completions":
-            await openai.chat_completions(state, exchange, path)
-        elif path == b"/v1/responses":
-            await openai.responses(state, exchange, path)
+        protocol = exchange.protocol = choose_protocol(self.protocols, path, exchange.query, exchange.admission)
+        if protocol.name not in key.protocols:
+            raise _forbidden(key, f"what is {protocol.name}'s", f'"{protocol.name}" in `protocols`')
+        operation = protocol.operation(path) if exchange.method == "POST" else None
+        if operation is None:
+            await self._pass(exchange, protocol, path)
         else:
-            await self._pass(exchange, path)
+            await answer(self.state, exchange, operation, path)
 
     async def _decisions(self, exchange: Exchange, path: bytes) -> None:
         if exchange.method != "POST":
@@ -204,10 +208,9 @@ class Gateway:
         else:
             await decisions.decide(self.state, exchange, path.removeprefix(b"/v1/decide/").decode("latin-1"))
 
-    async def _pass(self, exchange: Exchange, path: bytes) -> None:
+    async def _pass(self, exchange: Exchange, protocol: Protocol, path: bytes) -> None:
         """Every other path, to the API that it belongs to."""
-        pool = self.state.openai if exchange.company == "openai" else self.state.anthropic
-        limit = next((limit for prefix, limit in LARGE_BODIES if path.startswith(prefix)), MAX_BODY_BYTES)
+        limit = next((limit for prefix, limit in protocol.large_bodies if path.startswith(prefix)), MAX_BODY_BYTES)
         if not exchange.has_body:
             await exchange.read(0)
             body: Any = None
@@ -215,7 +218,7 @@ class Gateway:
             body = exchange.stream(limit)
         else:
             body = await exchange.read(limit)
-        await forward(exchange, self.state.http, pool, path=path, body=body)
+        await forward(exchange, self.state.http, self.state.pools[protocol.name], path=path, body=body)
 
     async def _fail(self, exchange: Exchange, status: int, type: str, message: str) -> None:
         """An error of our own in the shape of the API that was asked; after the answer began, a cut connection."""
@@ -230,12 +233,9 @@ class Gateway:
             headers += [(b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade")]
         if status in (400, 413, 414, 431):
             headers.append((b"connection", b"close"))  # where the next request begins is in doubt
-        path = ALIASES.get(exchange.path, exchange.path)
-        if (exchange.company or looks_like(path, exchange.admission)) == "openai":
-            status = 503 if status == 529 else status
-            body = openai_error_body(type, message)
-        else:
-            body = anthropic_error_body(type, message, exchange.request_id)
+        path = self.protocols.aliases.get(exchange.path, exchange.path)
+        protocol = exchange.protocol or guess_protocol(self.protocols, path, exchange.admission)
+        status, body = protocol.error(status, type, message, exchange.request_id)
         await exchange.reply(status, body, headers)
 
     def _account(self, exchange: Exchange) -> None:
@@ -274,10 +274,10 @@ def _forbidden(key: Key | None, what: str, needed: str) -> RequestRefused:
     return RequestRefused(403, "permission_error", f"this key is not for {what}; {remedy} {needed}")
 
 
-def create_app(data: Path | str | None = None) -> Gateway:
-    """The application for `data` (default: the configured data folder).
+def create_app(data: Path | str | None = None, protocols: Iterable[Protocol] = PROTOCOLS) -> Gateway:
+    """The application for `data` (default: the configured data folder), speaking `protocols`.
 
     Raises `reasoning.errors.ConfigError` or `gateway.errors.GatewayConfigError`.
     """
     config = load_config(data)
-    return Gateway(config, load_settings(config.data))
+    return Gateway(config, load_settings(config.data, protocols=make_table(protocols)))

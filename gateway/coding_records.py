@@ -15,7 +15,8 @@ from gateway.coding import DECISION_TYPE, Attempt, Plan
 from gateway.errors import ModelAnswerError
 from gateway.forward import Copy
 from gateway.prices import Price
-from gateway.read_answers import Said, read_answer, read_cut
+from gateway.protocols.answers import UpstreamAnswer
+from gateway.protocols.anthropic import MESSAGES, read_cut
 from gateway.state import State
 from gateway.turns import render_turns, shows_pictures
 from gateway.untranslated import describe_chat
@@ -64,7 +65,7 @@ async def record_custom(state: State, request: CodingRequest, attempt: Attempt, 
         return
 
     def make() -> list[Decision]:
-        said = Said(
+        said = UpstreamAnswer(
             text="".join(block["text"] for block in attempt.content if block["type"] == "text"),
             tool_calls=[
                 {"name": block["name"], "arguments": block["input"]}
@@ -102,7 +103,7 @@ async def record_original(
         try:
             if cut is not None or not copy.usable:
                 raise ModelAnswerError(f"cut_by_{cut or 'size'}")
-            said = read_answer("anthropic", copy.body, copy.content_type)
+            said = MESSAGES.read(copy.body, copy.content_type)
         except ModelAnswerError as found:
             if shadow is not None:
                 return []  # nobody knows of it
@@ -121,7 +122,12 @@ async def record_original(
 
 
 def _row(
-    state: State, request: CodingRequest, said: Said, arm: Arm | None, decision_id: UUID | None, cut: str | None
+    state: State,
+    request: CodingRequest,
+    said: UpstreamAnswer,
+    arm: Arm | None,
+    decision_id: UUID | None,
+    cut: str | None,
 ) -> Decision:
     """One row. Only what its author ended itself is valid: an answer that a limit cut teaches nobody."""
     if cut is None and said.stop is not None and not said.whole:

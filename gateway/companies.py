@@ -1,88 +1,93 @@
-"""Which company a request is meant for, by its protocol marks: a credential must never reach the other one.
+"""Which protocol a request is meant for, by its marks: a credential must never reach another company.
 
 Strong marks: the shape of a credential (`sk-ant-…` is Anthropic's; `sk-proj-…` and its like are OpenAI's), the headers
-of a protocol (`anthropic-*`, `openai-*`), and a path that only one company has. Where these disagree the request is
-refused. Weak marks: `x-api-key` (Anthropic's way), a credential that begins with `sk-` (mostly OpenAI's), user agent.
-What is still in doubt is refused, unless the only credential is the gateway's own token.
+of a protocol (`anthropic-*`, `openai-*`), and a path that only one protocol has. Where these disagree the request is
+refused. Weak marks: a header such as `x-api-key` (Anthropic's way), a credential that begins with `sk-` (mostly
+OpenAI's), user agent. What is still in doubt is refused, unless the only credential is the gateway's own token.
+The marks are those of each `gateway.protocols.port.Protocol`.
 """
 
 from __future__ import annotations
 
 import base64
-import re
+from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import RequestRefused
-from gateway.paths import Company, is_shared, owner_of, root_of
+from gateway.protocols.port import Protocol
+from gateway.protocols.table import ProtocolTable
 from gateway.security import TOKEN_HEADER, Admission
 
-_OPENAI_SECRET = re.compile(rb"sk-(?:proj|svcacct|admin|None)-|T3BlbkFJ|\b(?:sess-|ek_)[A-Za-z0-9]{24}")
-_ANTHROPIC_SECRET = b"sk-ant-"
-_OPENAI_HEADERS = frozenset({b"chatgpt-account-id", b"openai-organization", b"openai-project", b"openai-beta"})
-_AGENTS: tuple[tuple[bytes, Company], ...] = (
-    *((b"anthropic", "anthropic"), (b"claude", "anthropic")),
-    *((b"openai", "openai"), (b"codex", "openai")),
-)
-_NAMES = {"anthropic": "Anthropic", "openai": "OpenAI"}
+Found = list[Protocol]
 _REMEDY = (
     "send `anthropic-version` and an Anthropic key for Anthropic, or `Authorization: Bearer` with an OpenAI key and a "
     "path of OpenAI's for OpenAI"
 )
 
 
-def choose_company(path: bytes, query: bytes, admission: Admission) -> Company:
-    """The company that a request is meant for. Raises `RequestRefused` (400, or 404 for a path that nobody has)."""
+def choose_protocol(table: ProtocolTable, path: bytes, query: bytes, admission: Admission) -> Protocol:
+    """The protocol that a request is meant for. Raises `RequestRefused` (400, or 404 for a path that nobody has)."""
     headers, own = admission.headers, admission.own_credentials
-    secret, by_header = _credential_marks(headers, query, own), _header_marks(headers)
-    root = owner_of(path)
-    strong = secret | by_header | ({root} if root else set())
+    secret = _by_secret(table, headers, query, own)
+    by_header = _by_header(table, headers)
+    owner = table.owner(path)
+    strong = _union(secret, by_header, [owner] if owner else [])
     if len(strong) > 1:
-        raise _doubt(secret or by_header, root)
-    # Other servers that speak Anthropic's protocol have keys that begin with `sk-`; what they ask has these roots.
-    soft = _soft_marks(headers, own, by_secret=root_of(path) not in (b"messages", b"complete"))
-    theirs = any(name in headers and name not in own for name in (b"authorization", b"x-api-key"))
+        raise _doubt(secret or by_header, owner)
+    soft = _by_weak_marks(table, headers, own, by_secret=not _takes_any_key(table, path))
+    theirs = any(name in headers and name not in own for name in table.key_headers)
     if strong:
-        company = next(iter(strong))
         # Only the path says so, and the credential, or who sends it, says otherwise.
-        if theirs and not secret and not by_header and soft and company not in soft:
-            raise _doubt(soft, company)
-        return company
+        if theirs and not secret and not by_header and soft and strong[0] not in soft:
+            raise _doubt(soft, strong[0])
+        return strong[0]
     if len(soft) == 1:
-        return next(iter(soft))
+        return soft[0]
     if soft or theirs:
-        raise RequestRefused(
-            400, "invalid_request_error", f"Anthropic's or OpenAI's request? It is not clear; {_REMEDY}"
-        )
-    if is_shared(path):
-        return "openai"  # with `Authorization: Bearer` and nothing else, as its clients ask
+        names = " or ".join(f"{protocol.title}'s" for protocol in table.protocols)
+        raise RequestRefused(400, "invalid_request_error", f"{names} request? It is not clear; {_REMEDY}")
+    if sharing := table.owners(path):
+        return _default_of(sharing)
     raise RequestRefused(404, "not_found_error", f"no API is known to have this path; {_REMEDY}")
 
 
-def looks_like(path: bytes, admission: Admission) -> Company:
-    """In whose form an error is told: a guess that never fails."""
-    marks = _header_marks(admission.headers)
+def guess_protocol(table: ProtocolTable, path: bytes, admission: Admission) -> Protocol:
+    """In whose form an error is written: a guess that never fails."""
+    marks = _by_header(table, admission.headers)
     if len(marks) == 1:
-        return next(iter(marks))
-    if root := owner_of(path):
-        return root
-    soft = _soft_marks(admission.headers, admission.own_credentials)
+        return marks[0]
+    if owner := table.owner(path):
+        return owner
+    soft = _by_weak_marks(table, admission.headers, admission.own_credentials, by_secret=True)
     if len(soft) == 1:
-        return next(iter(soft))
-    return "openai" if is_shared(path) else "anthropic"
+        return soft[0]
+    sharing = table.owners(path)
+    return _default_of(sharing) if sharing else table.protocols[0]
 
 
-def _credential_marks(headers: dict[bytes, bytes], query: bytes, own: frozenset[bytes]) -> set[Company]:
+def _default_of(sharing: Sequence[Protocol]) -> Protocol:
+    """Of the protocols of a shared path, the one whose clients send `Authorization: Bearer` and nothing else."""
+    return next((protocol for protocol in sharing if protocol.key_headers[0] == b"authorization"), sharing[0])
+
+
+def _takes_any_key(table: ProtocolTable, path: bytes) -> bool:
+    """Servers that speak a protocol of others have keys of their own shape; what they are asked has these roots."""
+    root = b"/".join(path.split(b"/", 3)[:3])
+    return any(root in protocol.any_key_roots for protocol in table.protocols)
+
+
+def _union(*found: Sequence[Protocol]) -> Found:
+    return list({protocol.name: protocol for some in found for protocol in some}.values())
+
+
+def _by_secret(table: ProtocolTable, headers: dict[bytes, bytes], query: bytes, own: frozenset[bytes]) -> Found:
     """Whose credentials are in the request, by their shape, wherever they stand."""
     values = [value for name, value in headers.items() if name not in own and name != TOKEN_HEADER]
-    told = b"\n".join([query, unquote_to_bytes(unquote_to_bytes(query)), *values, *map(_basic, values)])
-    found: set[Company] = set()
-    if not any(mark in told.lower() for mark in (b"sk-", b"t3blbkfj", b"sess-", b"ek_")):
-        return found
-    if _ANTHROPIC_SECRET in told.lower():
-        found.add("anthropic")
-    if _OPENAI_SECRET.search(told):
-        found.add("openai")
-    return found
+    text = b"\n".join([query, unquote_to_bytes(unquote_to_bytes(query)), *values, *map(_basic, values)])
+    lower = text.lower()
+    if not any(hint in lower for hint in table.secret_hints):
+        return []
+    return [protocol for protocol in table.protocols if protocol.secret.search(text)]
 
 
 def _basic(value: bytes) -> bytes:
@@ -96,33 +101,32 @@ def _basic(value: bytes) -> bytes:
         return b""
 
 
-def _header_marks(headers: dict[bytes, bytes]) -> set[Company]:
-    found: set[Company] = set()
-    for name in headers:
-        if name.startswith(b"anthropic-"):
-            found.add("anthropic")
-        elif name in _OPENAI_HEADERS:
-            found.add("openai")
-    return found
+def _by_header(table: ProtocolTable, headers: dict[bytes, bytes]) -> Found:
+    return [
+        protocol
+        for protocol in table.protocols
+        if not protocol.header_names.isdisjoint(headers)
+        or any(name.startswith(prefix) for prefix in protocol.header_prefixes for name in headers)
+    ]
 
 
-def _soft_marks(headers: dict[bytes, bytes], own: frozenset[bytes], *, by_secret: bool = True) -> set[Company]:
-    found: set[Company] = set()
-    if b"x-api-key" in headers:
-        found.add("anthropic")
-    bearer = headers.get(b"authorization", b"").partition(b" ")[2].strip()
-    if by_secret and bearer.startswith(b"sk-") and b"authorization" not in own:
-        found.add("openai")
+def _by_weak_marks(
+    table: ProtocolTable, headers: dict[bytes, bytes], own: frozenset[bytes], *, by_secret: bool
+) -> Found:
+    bearer = headers.get(b"authorization", b"").partition(b" ")[2].strip() if b"authorization" not in own else b""
     agent = headers.get(b"user-agent", b"").lower()
-    for mark, company in _AGENTS:
-        if mark in agent:
-            found.add(company)
-    return found
+    return [
+        protocol
+        for protocol in table.protocols
+        if not protocol.weak_headers.isdisjoint(headers)
+        or (by_secret and protocol.weak_key_prefix is not None and bearer.startswith(protocol.weak_key_prefix))
+        or any(mark in agent for mark in protocol.agents)
+    ]
 
 
-def _doubt(marks: set[Company], path_of: Company | None) -> RequestRefused:
-    said = " and ".join(sorted(_NAMES[mark] for mark in marks))
-    about = f", the path is {_NAMES[path_of]}'s" if path_of else ""
+def _doubt(marks: Sequence[Protocol], path_of: Protocol | None) -> RequestRefused:
+    said = " and ".join(sorted(protocol.title for protocol in marks))
+    about = f", the path is {path_of.title}'s" if path_of else ""
     return RequestRefused(
         400,
         "invalid_request_error",

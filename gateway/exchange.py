@@ -8,16 +8,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-import orjson
-
 from gateway.budget import FREE_BYTES, Budget
 from gateway.errors import RequestRefused
+from gateway.protocols.port import MB, Protocol
 from gateway.security import Admission, Headers
 
-MB = 1 << 20
 MAX_BODY_BYTES = 32 * MB
-# What Anthropic and OpenAI take beyond that, streamed through.
-LARGE_BODIES = ((b"/v1/messages/batches", 256 * MB), (b"/v1/files", 512 * MB), (b"/v1/uploads", 512 * MB))
+"""Of a request that is read whole. What a protocol takes beyond that (`Protocol.large_bodies`) is streamed through."""
 
 # A client that goes before it is looked for is noticed then. Most of the cost of looking is in beginning to.
 WATCH_AFTER_S = 0.05
@@ -45,7 +42,7 @@ class Exchange:
             "gone",
             "finished",
             "refusal",
-            "company",
+            "protocol",
             "_budget",
             "_held",
             "_receive",
@@ -74,7 +71,7 @@ class Exchange:
         self.gone = False
         self.finished = False
         self.refusal: RequestRefused | None = None  # of a body that was already on its way to an upstream
-        self.company: str | None = None  # whose API was asked, once that is known
+        self.protocol: Protocol | None = None  # whose API was asked, once that is known
         self._budget = budget
         self._held = 0
         self._receive = receive
@@ -234,23 +231,3 @@ class _Watch:
         if not exchange.finished:  # the server says "disconnect" after a whole answer as well
             exchange.gone = True
             task.cancel()
-
-
-def anthropic_error(type: str, message: str, request_id: str | None = None) -> bytes:
-    return orjson.dumps({"type": "error", "error": {"type": type, "message": message}, "request_id": request_id})
-
-
-_OPENAI_TYPES = {
-    "authentication_error": "invalid_request_error",
-    "permission_error": "invalid_request_error",
-    "not_found_error": "invalid_request_error",
-    "request_too_large": "invalid_request_error",
-    "overloaded_error": "server_error",
-    "api_error": "server_error",
-    "timeout_error": "server_error",
-}
-
-
-def openai_error(type: str, message: str) -> bytes:
-    error = {"message": message, "type": _OPENAI_TYPES.get(type, type), "param": None, "code": type}
-    return orjson.dumps({"error": error})

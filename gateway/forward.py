@@ -116,14 +116,17 @@ def _ask(
     identity: bool,
 ) -> Awaitable[tuple[Upstream, aiohttp.ClientResponse]]:
     """`ask` with what the client sent; `identity` for an answer that we can read. Plain, as `Exchange.start` is."""
-    admission = exchange.admission
+    admission, protocol = exchange.admission, exchange.protocol
+    assert protocol is not None
     return ask(
         session,
         pool,
         exchange.method,
         path,
         exchange.query,
-        lambda chosen: forwarded_headers(exchange.headers, admission, chosen.settings.api_key, identity=identity),
+        lambda chosen: forwarded_headers(
+            exchange.headers, admission, protocol, chosen.settings.api_key, identity=identity
+        ),
         body,
     )
 

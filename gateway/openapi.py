@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from gateway.protocols.port import Protocol
 from reasoning.decision_types import DecisionType
 
 _TEXT = {"type": "string"}
@@ -17,25 +18,13 @@ _ERROR = {
 }
 
 
-def describe_api(types: Mapping[str, DecisionType]) -> dict[str, Any]:
+def describe_api(types: Mapping[str, DecisionType], protocols: Sequence[Protocol]) -> dict[str, Any]:
     """The document, with one path for every decision type that is declared."""
     paths: dict[str, Any] = {f"/v1/decide/{name}": {"post": _decide(type)} for name, type in types.items()}
     paths["/v1/feedback"] = {"post": _feedback()}
+    for listed in (path for protocol in protocols for path in protocol.described):
+        paths[listed.path] = {listed.method: _passed(listed.summary, decided=listed.decided)}
     paths |= {
-        "/v1/messages": {
-            "post": _passed(
-                "Anthropic Messages; coding is answered by the coding model where that can be", decided=True
-            )
-        },
-        "/v1/messages/count_tokens": {"post": _passed("Anthropic token counting, passed on")},
-        "/v1/chat/completions": {
-            "post": _passed("OpenAI chat completions; decision prompts are answered by our models", decided=True)
-        },
-        "/v1/responses": {
-            "post": _passed("OpenAI responses; decision prompts are answered by our models", decided=True)
-        },
-        "/v1/embeddings": {"post": _passed("OpenAI embeddings, passed on")},
-        "/v1/models": {"get": _passed("the upstream's models, passed on")},
         "/healthz": {"get": _page("The process answers", public=True)},
         "/readyz": {"get": _page("Requests may be sent here; 503 while it drains", public=True)},
         "/dashboard": {"get": _page("The statistics as a page", "text/html", public=True)},

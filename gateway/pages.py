@@ -11,7 +11,7 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -19,11 +19,21 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from gateway.exchange import Exchange
 from gateway.openapi import describe_api
 from gateway.security import Headers
+from gateway.settings import Settings
+from gateway.state import State
+from reasoning.config import Config
 from reasoning.errors import RoutesError
 from reasoning.routes import read_routes
 
-if TYPE_CHECKING:
-    from gateway.app import Gateway
+
+class Gateway(Protocol):
+    """What the pages show of `gateway.app.Gateway`."""
+
+    config: Config
+    settings: Settings
+    state: State
+    active: int
+    draining: bool
 
 
 async def healthz(gateway: Gateway, exchange: Exchange) -> None:
@@ -36,7 +46,7 @@ async def readyz(gateway: Gateway, exchange: Exchange) -> None:
     state = gateway.state
     if gateway.draining:
         await exchange.reply(503, b'{"status":"draining"}')
-    elif not (state.anthropic.is_healthy() or state.openai.is_healthy()):
+    elif not any(pool.is_healthy() for pool in state.pools.values()):
         await exchange.reply(503, b'{"status":"no upstream can be reached"}')
     else:
         await exchange.reply(200, b'{"status":"ready"}')
@@ -59,7 +69,7 @@ async def stats(gateway: Gateway, exchange: Exchange) -> None:
             {"url": upstream.base, "active": upstream.active, "failures": upstream.failures}
             for upstream in pool.upstreams
         ]
-        for pool in (state.anthropic, state.openai)
+        for pool in state.pools.values()
     }
     found["sessions"] = state.sessions.count()
     found["lease"] = _lease(gateway)
@@ -82,7 +92,9 @@ def _lease(gateway: Gateway) -> dict[str, Any]:
 
 async def openapi(gateway: Gateway, exchange: Exchange) -> None:
     """The API's description (OpenAPI 3.1)."""
-    await exchange.reply(200, orjson.dumps(describe_api(gateway.config.decision_types)))
+    await exchange.reply(
+        200, orjson.dumps(describe_api(gateway.config.decision_types, gateway.settings.protocols.protocols))
+    )
 
 
 async def docs(gateway: Gateway, exchange: Exchange) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import RequestRefused
 from gateway.known_tokens import KnownTokens, mark_token
+from gateway.protocols.port import Protocol
 from gateway.settings import MIN_TOKEN_LENGTH, Key, Settings, hash_token
 
 TOKEN_HEADER = b"x-reasoning-token"
@@ -28,22 +29,22 @@ MAX_PATH_BYTES = 8 << 10
 Headers = list[tuple[bytes, bytes]]
 
 # Twice the same of these is how one party is made to see another value than the next.
-_SINGLE = frozenset(
-    {b"authorization", b"x-api-key", TOKEN_HEADER, b"host", b"content-length", b"content-type", b"transfer-encoding"}
-)
+_SINGLE = frozenset({TOKEN_HEADER, b"host", b"content-length", b"content-type", b"transfer-encoding"})
 _HOST = re.compile(rb"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _DELIMITERS = re.compile(rb"[\s,;=&?/:<>()\[\]{}|@\"']+")
 _OUTER_DELIMITERS = re.compile(rb"[\s,;&]+")
 _CLEAN_VALUES = 10_000
-_CREDENTIALS = (TOKEN_HEADER, b"authorization", b"x-api-key")
 
 
 class Admission(NamedTuple):
-    """A request that may pass: whose it is, its headers as a mapping, and those that hold the gateway's own token."""
+    """A request that may pass: whose it is, its headers as a mapping, and those that hold the gateway's own token.
+
+    `client_credential`: it has a credential of the client's own, so the operator's key stays out."""
 
     key: Key | None
     headers: dict[bytes, bytes]
     own_credentials: frozenset[bytes]
+    client_credential: bool = True
 
 
 NOBODY = Admission(None, {}, frozenset())
@@ -59,7 +60,10 @@ class Guard:
         # Python's keyed hashes of values that hold no token: most headers come again, and none is kept in memory.
         self._clean: set[int] = set()
         self._keys = {key.token_sha256: key for key in settings.keys}
-        upstreams = (*settings.anthropic, *settings.openai)
+        self._key_headers = settings.protocols.key_headers
+        self._credentials = (TOKEN_HEADER, *self._key_headers)
+        self._single = _SINGLE | set(self._key_headers)
+        upstreams = [upstream for pool in settings.upstreams.values() for upstream in pool]
         upstream_keys = [u.api_key for u in upstreams if u.api_key and len(u.api_key) >= MIN_TOKEN_LENGTH]
         self._known = KnownTokens(
             [key.mark for key in settings.keys if key.mark is not None] + [mark_token(key) for key in upstream_keys]
@@ -69,7 +73,7 @@ class Guard:
 
     def admit(self, scope: dict[str, Any]) -> Admission:
         """Raises `RequestRefused`. A public path has no key."""
-        headers = check_headers(scope["headers"])
+        headers = check_headers(scope["headers"], self._single)
         self._check_host(headers.get(b"host"))
         path = scope["raw_path"]
         check_path(path)
@@ -92,13 +96,14 @@ class Guard:
         self._refuse_stray_tokens(scope, own)
         if _METHOD_PARAMETER.search(unquote_to_bytes(scope["query_string"])):
             raise RequestRefused(400, "invalid_request_error", "another method in the query: send the request with it")
-        return Admission(key, headers, frozenset(own))
+        client_credential = any(name in headers and name not in own for name in self._key_headers)
+        return Admission(key, headers, frozenset(own), client_credential)
 
     def _refuse_stray_tokens(self, scope: dict[str, Any], own: list[bytes]) -> None:
         """A token of this gateway that stands elsewhere than in a credential's place would go on upstream."""
         removed = {*own, TOKEN_HEADER}
         for name, value in scope["headers"]:  # the client's own credential may be the operator's upstream key
-            if name in _CREDENTIALS and hash_token(_credential(value)) in self._upstream_keys:
+            if name in self._credentials and hash_token(_credential(value)) in self._upstream_keys:
                 removed.add(name)
         places = [(name.decode("latin-1"), value) for name, value in scope["headers"] if name not in removed]
         for place, value in [*places, ("the query", scope["query_string"]), ("the path", scope["raw_path"])]:
@@ -130,7 +135,7 @@ class Guard:
 
     def _find_key(self, headers: dict[bytes, bytes]) -> tuple[Key | None, list[bytes]]:
         found, own = None, []
-        for name in _CREDENTIALS:
+        for name in self._credentials:
             if value := headers.get(name):
                 if name == b"authorization":
                     scheme, _, value = value.partition(b" ")
@@ -174,13 +179,14 @@ def _pieces(value: bytes, decodings: int = 2) -> set[bytes]:
     return {piece for piece in found if len(piece) >= MIN_TOKEN_LENGTH}
 
 
-def check_headers(headers: Headers) -> dict[bytes, bytes]:
-    """Headers as a mapping (names in lower case). Raises `RequestRefused` for what no honest client sends."""
+def check_headers(headers: Headers, single: Collection[bytes]) -> dict[bytes, bytes]:
+    """Headers as a mapping (names in lower case). Raises `RequestRefused` for what no honest client sends, such as one
+    of `single` twice."""
     found: dict[bytes, bytes] = {}
     size = 0
     for name, value in headers:
         size += len(name) + len(value)
-        if name in found and name in _SINGLE:
+        if name in found and name in single:
             raise RequestRefused(400, "invalid_request_error", f"the header {name.decode('latin-1')} is there twice")
         found[name] = value
     if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
@@ -232,7 +238,7 @@ _NOT_FORWARDED = HOP_BY_HOP | _OVERRIDES | {b"host", b"content-length", b"expect
 
 
 def forwarded_headers(
-    headers: Headers, admission: Admission, api_key: str | None, *, identity: bool = False
+    headers: Headers, admission: Admission, protocol: Protocol, api_key: str | None, *, identity: bool = False
 ) -> list[tuple[str, str]]:
     """What the upstream gets: all but hop-by-hop headers and the gateway's own credential, in their order.
 
@@ -255,14 +261,9 @@ def forwarded_headers(
         raise RequestRefused(400, "invalid_request_error", "a header that is not UTF-8") from None
     if identity:
         out.append(("accept-encoding", "identity"))
-    client_has_own = any(
-        name in admission.headers and name not in admission.own_credentials for name in (b"authorization", b"x-api-key")
-    )
-    if api_key and not client_has_own:
-        if b"x-api-key" in admission.own_credentials:
-            out.append(("x-api-key", api_key))
-        else:
-            out.append(("authorization", f"Bearer {api_key}"))
+    if api_key and not admission.client_credential:
+        name = protocol.key_header(admission.own_credentials)
+        out.append((name.decode(), f"Bearer {api_key}" if name == b"authorization" else api_key))
     return out
 
 

@@ -17,8 +17,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.app import UPGRADE, Gateway
-from gateway.exchange import anthropic_error
 from gateway.logs import configure_logs, log
+from gateway.protocols import PROTOCOLS
 from gateway.security import MAX_HEADER_BYTES
 from gateway.settings import Settings
 
@@ -158,7 +158,7 @@ def _does_without(wanted: bytes) -> bool:
     return all(protocol.strip().lower().startswith(_OFFERS) for protocol in wanted.split(b",") if protocol.strip())
 
 
-_TIMED_OUT_BODY = anthropic_error("timeout_error", "the request did not come in time")
+_TIMED_OUT_BODY = PROTOCOLS[0].error(408, "timeout_error", "the request did not come in time", None)[1]
 _TIMED_OUT = (
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n"
     b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b"

@@ -26,13 +26,13 @@
                               input's) and `cache_write_usd_per_mtok` (1.25 of it). Without it costs are unknown
 `[gateway.decisions]`         `enabled` (true): answer known decision prompts with our models
 `[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.prompts`
-`[[gateway.anthropic]]`       an upstream: `url`, `weight` (1), `api_key_env` (ANTHROPIC_API_KEY)
-`[[gateway.openai]]`          the same (OPENAI_API_KEY)
+`[[gateway.<protocol>]]`      an upstream of `anthropic` or `openai`: `url`, `weight` (1), `api_key_env`
+                              (ANTHROPIC_API_KEY, OPENAI_API_KEY)
 `[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and what it may do:
                               `coding`, `decisions` (true): our models may answer for it; without `decisions` the doors
                               `/v1/decide` and `/v1/feedback` are closed as well;
                               `protocols`: of "anthropic", "openai", "decisions" (all);
-                              `paths`: what it may reach upstream (`gateway.paths.MODEL_PATHS`: asking models). Entries
+                              `paths`: what it may reach upstream (asking models: the protocols' `model_paths`). Entries
                               are `[METHOD ]PATH`, `*` at the end for any rest, without a method all but DELETE. "*" is
                               all but administration, which has to be named: "/v1/organizations/*";
                               `label` (false): feedback on others' decisions, under a name of its choice;
@@ -60,13 +60,13 @@ from typing import Any
 
 from gateway.errors import GatewayConfigError
 from gateway.known_tokens import TokenMark, mark_token
-from gateway.paths import EVERYTHING, MODEL_PATHS, check_pattern
+from gateway.paths import EVERYTHING, check_pattern
 from gateway.prices import Price
+from gateway.protocols.table import DEFAULT_TABLE, ProtocolTable
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, switch, table, text
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 MIN_TOKEN_LENGTH = 16
-PROTOCOLS = ("anthropic", "openai", "decisions")
 
 _table = partial(table, error=GatewayConfigError)
 _text = partial(text, error=GatewayConfigError)
@@ -94,8 +94,8 @@ class Key:
     token_sha256: bytes = field(repr=False)
     coding: bool = True
     decisions: bool = True
-    protocols: frozenset[str] = frozenset(PROTOCOLS)
-    paths: tuple[str, ...] = MODEL_PATHS
+    protocols: frozenset[str] = frozenset({*DEFAULT_TABLE.by_name, "decisions"})
+    paths: tuple[str, ...] = DEFAULT_TABLE.model_paths
     label: bool = False
     stats: bool = False
     operator: bool = False
@@ -112,8 +112,9 @@ class Settings:
     """See the module's table. Make it with `load_settings`, which validates."""
 
     keys: tuple[Key, ...]
-    anthropic: tuple[UpstreamSettings, ...]
-    openai: tuple[UpstreamSettings, ...]
+    upstreams: Mapping[str, tuple[UpstreamSettings, ...]]
+    """By the name of their protocol."""
+    protocols: ProtocolTable = DEFAULT_TABLE
     allowed_hosts: frozenset[str] = frozenset(LOOPBACK_HOSTS)
     max_concurrency: int = 1000
     connect_timeout_s: float = 10.0
@@ -152,13 +153,18 @@ _SWITCHES = ("log_requests", "record")
 _CODING = {"enabled": "coding", "images": "coding_images"}
 
 
-def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] = os.environ) -> Settings:
+def load_settings(
+    data: Path,
+    path: Path | None = None,
+    env: Mapping[str, str] = os.environ,
+    protocols: ProtocolTable = DEFAULT_TABLE,
+) -> Settings:
     """The settings, validated. A token file may be made in `data`. Raises `GatewayConfigError`."""
     file = path or Path(env.get("REASONING_CONFIG") or "reasoning.toml")
     raw = _read(file)
     values: dict[str, Any] = {}
-    known = {*_NUMBERS, *_SWITCHES, "allowed_hosts", "coding", "decisions", "prompts", "anthropic", "openai", "keys"}
-    known.add("prices")
+    known = {*_NUMBERS, *_SWITCHES, "allowed_hosts", "coding", "decisions", "prompts", "keys", "prices"}
+    known |= protocols.by_name.keys()
     _refuse_unknown(f"{file}: [gateway]", raw, known)
     for name in _NUMBERS.keys() & raw.keys():
         values[name] = _number(f"{file}: [gateway] {name}", raw[name], *_NUMBERS[name])
@@ -191,9 +197,9 @@ def load_settings(data: Path, path: Path | None = None, env: Mapping[str, str] =
         if host:
             hosts.add(_text(f"{file}: [gateway] allowed_hosts", host).strip().lower())
     return Settings(
-        keys=_keys(file, raw, data, env),
-        anthropic=_upstreams(file, raw, "anthropic", "https://api.anthropic.com", env),
-        openai=_upstreams(file, raw, "openai", "https://api.openai.com", env),
+        keys=_keys(file, raw, data, env, protocols),
+        upstreams={p.name: _upstreams(file, raw, p.name, p.url, env) for p in protocols.protocols},
+        protocols=protocols,
         allowed_hosts=frozenset(hosts),
         prompts=tuple(_list(file, "prompts", raw)),
         prices=_prices(file, raw),
@@ -206,14 +212,18 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _keys(file: Path, raw: dict[str, Any], data: Path, env: Mapping[str, str]) -> tuple[Key, ...]:
-    keys = [_key(file, name, key, env) for name, key in _table(file, "gateway.keys", raw.get("keys", {})).items()]
+def _keys(
+    file: Path, raw: dict[str, Any], data: Path, env: Mapping[str, str], protocols: ProtocolTable
+) -> tuple[Key, ...]:
+    listed = _table(file, "gateway.keys", raw.get("keys", {}))
+    keys = [_key(file, name, key, env, protocols) for name, key in listed.items()]
     value = env.get("REASONING_GATEWAY_TOKEN")
     if value or not keys:
         token = _token("REASONING_GATEWAY_TOKEN", value) if value else _token_file(data / "gateway.token")
         operator = Key(
             "default",
             hash_token(token),
+            protocols=frozenset({*protocols.by_name, "decisions"}),
             paths=EVERYTHING,
             label=True,
             stats=True,
@@ -230,7 +240,7 @@ def _keys(file: Path, raw: dict[str, Any], data: Path, env: Mapping[str, str]) -
     return tuple(keys)
 
 
-def _key(file: Path, name: str, key: Any, env: Mapping[str, str]) -> Key:
+def _key(file: Path, name: str, key: Any, env: Mapping[str, str], table: ProtocolTable) -> Key:
     place, mark = f"{file}: [gateway.keys.{name}]", None
     key = _table(file, f"gateway.keys.{name}", key)
     switches = ("coding", "decisions", "label", "stats")
@@ -247,10 +257,12 @@ def _key(file: Path, name: str, key: Any, env: Mapping[str, str]) -> Key:
         value = _token(variable, env.get(variable))
         token, mark = hash_token(value), mark_token(value)
     values: dict[str, Any] = {k: _switch(f"{place} {k}", key[k]) for k in switches if k in key}
-    protocols = _texts(f"{place} protocols", key["protocols"]) if "protocols" in key else PROTOCOLS
-    if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
-        raise GatewayConfigError(f"{place} protocols: {unknown[0]!r} is none of {', '.join(PROTOCOLS)}")
+    known = (*table.by_name, "decisions")
+    protocols = _texts(f"{place} protocols", key["protocols"]) if "protocols" in key else known
+    if unknown := [protocol for protocol in protocols if protocol not in known]:
+        raise GatewayConfigError(f"{place} protocols: {unknown[0]!r} is none of {', '.join(known)}")
     values["protocols"] = frozenset(protocols) - (set() if values.get("decisions", True) else {"decisions"})
+    values["paths"] = table.model_paths
     if "paths" in key:
         values["paths"] = tuple(_texts(f"{place} paths", key["paths"]))
         for pattern in values["paths"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -23,13 +24,14 @@ from reasoning.config import Config
 
 @dataclass(slots=True)
 class State:
-    """Made when the gateway starts; nothing in it is a request's."""
+    """Made when the gateway starts; nothing in it is a request's.
+
+    `pools` has the upstreams of each protocol, by its name."""
 
     config: Config
     settings: Settings
     http: aiohttp.ClientSession
-    anthropic: Pool
-    openai: Pool
+    pools: Mapping[str, Pool]
     metrics: Metrics
     recorder: Recorder
     sessions: Sessions

@@ -5,16 +5,17 @@ against it: a 401 or a 429 is its answer to one client, and must not turn away t
 
 An idle connection may be closed by the server at the moment when we use it again. That request was not processed, but
 the client cannot know for certain, so RFC 9110, 9.2.2 lets it repeat by itself only what is idempotent (aiohttp
-does). A request to a model changes nothing at the server; done twice, it costs its price twice. So a POST to one of
-`REPEATABLE` is repeated as well, once and on a new connection, where all of these hold: its connection had been used
-before, not a byte of an answer came, and the connection ended within `LOST_WITHIN_S` of the request, sooner than a
-model answers. What makes or changes something (batches, files, jobs) is never repeated.
+does). A request to a model changes nothing at the server; done twice, it costs its price twice. So a POST to one of its
+protocol's `repeatable` paths is repeated as well, once and on a new connection, where all of these hold: its connection
+had been used before, not a byte of an answer came, and the connection ended within `LOST_WITHIN_S` of the request,
+sooner than a model answers. What makes or changes something (batches, files, jobs) is never repeated.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextvars import ContextVar
@@ -33,12 +34,9 @@ LONGEST_PAUSE_S = 60.0
 KEEPALIVE_S = 4.0
 """How long an idle connection is kept: Node's servers and uvicorn close theirs after 5 seconds."""
 LOST_WITHIN_S = 1.0
-REPEATABLE = frozenset(
-    {
-        *(b"/v1/messages", b"/v1/messages/count_tokens", b"/v1/complete", b"/v1/chat/completions"),
-        *(b"/v1/completions", b"/v1/embeddings", b"/v1/moderations", b"/v1/responses", b"/v1/responses/input_tokens"),
-    }
-)
+
+
+_NONE = re.compile(rb"(?!)")
 
 
 @dataclass(slots=True)
@@ -61,12 +59,17 @@ class Upstream:
 
 
 class Pool:
-    """Servers that give the same answers."""
+    """Servers that give the same answers. `repeatable` matches the paths of which a lost POST is sent again."""
 
     def __init__(
-        self, name: str, upstreams: Collection[UpstreamSettings], clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        upstreams: Collection[UpstreamSettings],
+        clock: Callable[[], float] = time.monotonic,
+        repeatable: re.Pattern[bytes] = _NONE,
     ) -> None:
         self.name = name
+        self.repeatable = repeatable
         self.upstreams = [Upstream(settings) for settings in upstreams]
         self._clock = clock
 
@@ -194,7 +197,7 @@ async def ask(
                 upstream.url(path, query),
                 headers=headers_for(upstream),
                 body=body,
-                repeatable=method == "POST" and path in REPEATABLE and isinstance(body, bytes),
+                repeatable=method == "POST" and pool.repeatable.fullmatch(path) is not None and isinstance(body, bytes),
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             upstream.active -= 1

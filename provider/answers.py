@@ -58,6 +58,12 @@ def count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
+def job_price(remote: Any) -> Decimal | None:
+    """US dollars that a fine-tune job costs; None where it does not say. Together tells billionths of a dollar."""
+    said = count(getattr(remote, "total_price", None))
+    return None if said is None else Decimal(said).scaleb(-9)
+
+
 def usd(value: Any) -> Decimal | None:
     """A finite amount from 0, of a decimal string or a JSON number, else None."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):

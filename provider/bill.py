@@ -7,20 +7,19 @@ never costs less than its own price. How far the bill has got, the provider's cl
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
-
-import sqlalchemy as sa
+from typing import TYPE_CHECKING, Literal
 
 from provider.errors import RemoteNotFound
 from provider.fine_tunes import ENDED_STATES
-from provider.usage import KINDS, Bill, Billed, Kind, read_bill
-from storage import ledger_schema as schema
-from storage.ledger import Ledger, period_start
-from storage.money import format_usd, from_nano, to_nano
+from provider.usage import KINDS, Bill, Billable, Billed, Kind, Objects, read_bill
+from storage.ledger import Ledger
+from storage.ledger_charges import ChargedTo, Owner
+from storage.ledger_rows import Deployment, FineTuneJob
+from storage.money import format_usd, round_up
 
 if TYPE_CHECKING:
     from together import Together
@@ -39,7 +38,7 @@ BILL_CLOSED = timedelta(days=45)
 BillState = Literal["compared", "unattributed", "absent", "nothing to compare", "not compared"]
 
 _WORDS: dict[Kind, str] = {"deployments": "deployments", "fine_tune_jobs": "fine-tunes"}
-_COLUMN: dict[Kind, str] = {"deployments": "deployment_id", "fine_tune_jobs": "job_id"}
+_COLUMN: dict[Kind, Owner] = {"deployments": "deployment_id", "fine_tune_jobs": "job_id"}
 _CENT = Decimal("0.01")
 
 
@@ -64,13 +63,14 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
     in the state. Raises ProviderUnavailable, ProviderRefused.
     """
     compared = Comparison(now)
-    jobs = [j for j in ledger.find("fine_tune_jobs", state=ENDED_STATES, reconciled_at=None) if j["remote_id"]]
-    deployments = [d for d in ledger.find("deployments", reconciled_at=None) if d["remote_id"]]
+    jobs = [j for j in ledger.find(FineTuneJob, state=ENDED_STATES, reconciled_at=None) if j.remote_id]
+    deployments = [d for d in ledger.find(Deployment, reconciled_at=None) if d.remote_id]
     if not jobs and not deployments:
         return compared
+    billable: list[Billable] = [*jobs, *deployments]
     # An orphan is older than its row: its create was sent before it was found.
-    since = min(min(row["created_at"], row["attempted_at"] or now, now) for row in (*jobs, *deployments)) - BILL_SKEW
-    everything: dict[Kind, list[dict[str, Any]]] = {kind: ledger.find(kind) for kind in KINDS}
+    since = min(min(row.created_at, row.attempted_at or now, now) for row in billable) - BILL_SKEW
+    everything = Objects(deployments=ledger.find(Deployment), jobs=ledger.find(FineTuneJob))
     try:
         bill = read_bill(client, everything, since=since, now=now, errors=errors)
     except RemoteNotFound as error:
@@ -83,11 +83,11 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
     for job in jobs:
         _compare_job(ledger, bill, job, compared)
     for row in deployments:
-        _compare_deployment(ledger, bill, row, everything["deployments"], compared)
-    for kind, rows in (("fine_tune_jobs", jobs), ("deployments", deployments)):
-        _note_unnamed(ledger, bill, kind, rows, now)
+        _compare_deployment(ledger, bill, row, everything.deployments, compared)
+    _note_unnamed(ledger, bill, "fine_tune_jobs", jobs, now)
+    _note_unnamed(ledger, bill, "deployments", deployments, now)
     compared.state = "unattributed" if any(_is_unnamed(ledger, kind) for kind in KINDS) else "compared"
-    compared.warnings = [said for kind in KINDS if (said := _second_witness(ledger, bill, kind))]
+    compared.warnings = [said for kind in KINDS if (said := _second_witness(ledger, bill, kind, everything))]
     return compared
 
 
@@ -98,15 +98,15 @@ def bill_notes(ledger: Ledger) -> list[str]:
     """What people have to know of the provider's bill: nothing, where it is there and names what is ours."""
     notes = []
     api = ledger.history("billing", "api")
-    if api and api[-1]["to_state"] == "absent":
+    if api and api[-1].to_state == "absent":
         notes.append(
-            f"the provider has no bill for this account to read (404 since {api[-1]['ts']:%Y-%m-%d %H:%M} UTC): what "
+            f"the provider has no bill for this account to read (404 since {api[-1].ts:%Y-%m-%d %H:%M} UTC): what "
             "was charged cannot be checked and stays as it is; compare it with the invoice, or ask the provider to "
             "enable billing usage for the organisation"
         )
     for kind in KINDS:
         if _is_unnamed(ledger, kind):
-            since = ledger.history("billing", kind)[-1]["ts"]
+            since = ledger.history("billing", kind)[-1].ts
             notes.append(
                 f"the provider's bill cannot be attributed: it names none of our {_WORDS[kind]} (since "
                 f"{since:%Y-%m-%d %H:%M} UTC). What was charged stays, at its worst; compare the sum with the invoice"
@@ -115,47 +115,37 @@ def bill_notes(ledger: Ledger) -> list[str]:
 
 
 def _ever_named(ledger: Ledger, kind: Kind) -> bool:
-    return any(step["to_state"] == "named" for step in ledger.history("billing", kind))
+    return any(step.to_state == "named" for step in ledger.history("billing", kind))
 
 
 def _is_unnamed(ledger: Ledger, kind: Kind) -> bool:
     history = ledger.history("billing", kind)
-    return bool(history) and history[-1]["to_state"] == "unnamed"
+    return bool(history) and history[-1].to_state == "unnamed"
 
 
-def _note_unnamed(ledger: Ledger, bill: Bill, kind: Kind, rows: list[dict[str, Any]], now: datetime) -> None:
+def _note_unnamed(ledger: Ledger, bill: Bill, kind: Kind, rows: Sequence[Billable], now: datetime) -> None:
     """Say once that the bill has had its day for what we were charged for, and names none of it."""
     if kind in bill.named:
         return
     until = _hour(bill.as_of - BILL_SILENCE)
-    ids = [row["id"] for row in rows if row["id"] not in bill.of]
+    ids = [row.id for row in rows if row.id not in bill.of]
     if not ids:
         return
-    table = schema.charges
-    query = sa.select(sa.func.sum(table.c.amount_nano)).where(
-        table.c[_COLUMN[kind]].in_(ids), table.c.ts < until, table.c.ts >= bill.since
-    )
-    with ledger.read() as connection:
-        charged = int(connection.execute(query).scalar() or 0)
+    charged = ledger.charged_usd(_COLUMN[kind], ids, since=bill.since, until=until)
     # Where it has named others of the kind, silence about these alone is an answer, unless lines name nobody.
     if charged > 0 and (not _ever_named(ledger, kind) or any(bill.nameless[kind].values())):
-        why = f"{format_usd(from_nano(charged))} is charged to {len(ids)} that the bill does not name"
+        why = f"{format_usd(charged)} is charged to {len(ids)} that the bill does not name"
         ledger.note_state("billing", kind, "unnamed", why=why, now=now)
 
 
-def _second_witness(ledger: Ledger, bill: Bill, kind: Kind) -> str | None:
+def _second_witness(ledger: Ledger, bill: Bill, kind: Kind, everything: Objects) -> str | None:
     """What the account pays for a kind of product, beyond what names others and what we were charged. In words."""
     nameless = sum(bill.nameless[kind].values(), Decimal(0))
     if not nameless:
         return None
-    own = {row["id"] for row in ledger.find(kind)}
+    own = {row.id for row in (everything.jobs if kind == "fine_tune_jobs" else everything.deployments)}
     named = sum((billed.usd for object_id, billed in bill.of.items() if object_id in own), Decimal(0))
-    table = schema.charges
-    query = sa.select(sa.func.sum(table.c.amount_nano)).where(
-        table.c[_COLUMN[kind]].is_not(None), table.c.ts >= bill.since, table.c.ts < bill.until
-    )
-    with ledger.read() as connection:
-        charged = from_nano(int(connection.execute(query).scalar() or 0))
+    charged = ledger.charged_usd(_COLUMN[kind], since=bill.since, until=bill.until)
     if named + nameless <= charged + _CENT:
         return None
     return (
@@ -169,51 +159,51 @@ def _second_witness(ledger: Ledger, bill: Bill, kind: Kind) -> str | None:
 # -- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def _compare_job(ledger: Ledger, bill: Bill, job: dict[str, Any], compared: Comparison) -> None:
-    final = job["updated_at"] < _hour(bill.as_of - BILL_SILENCE)
-    billed = bill.of.get(job["id"])
+def _compare_job(ledger: Ledger, bill: Bill, job: FineTuneJob, compared: Comparison) -> None:
+    final = job.updated_at < _hour(bill.as_of - BILL_SILENCE)
+    billed = bill.of.get(job.id)
     if not final and (billed is None or not billed.until):
         return
     # A completed job owes its price. One that was cancelled or failed owes what the bill names, or else its price.
-    owes = job["state"] == "completed" or billed is None or not billed.until
-    floor = from_nano(job["price_nano"] or 0) if owes else Decimal(0)
+    owes = job.state == "completed" or billed is None or not billed.until
+    floor = (job.price_usd or Decimal(0)) if owes else Decimal(0)
     _adjust(ledger, bill, "fine_tune_jobs", [job], until=None, floor=floor, final=final, compared=compared)
 
 
 def _compare_deployment(
     ledger: Ledger,
     bill: Bill,
-    row: dict[str, Any],
-    everything: list[dict[str, Any]],
+    row: Deployment,
+    everything: list[Deployment],
     compared: Comparison,
 ) -> None:
     silent = _hour(bill.as_of - BILL_SILENCE)
     # What ended so long ago is on the bill: all of its charges count, also those of a clock that was ahead.
-    final = row["state"] == "deleted" and row["updated_at"] < silent
-    billed = bill.of.get(row["id"])
+    final = row.state == "deleted" and row.updated_at < silent
+    billed = bill.of.get(row.id)
     if (main := _main_of(row, everything)) is not None and billed is None:
-        of_main = bill.of.get(main["id"])
+        of_main = bill.of.get(main.id)
         if of_main is not None and of_main.by_endpoint:
             return  # a double whose endpoint is what the bill names: compared with the deployment that it doubles
-    rows = [row]
+    rows: list[Billable] = [row]
     if billed is not None and billed.by_endpoint:
-        rows += [other for other in everything if _main_of(other, [row]) is row and other["id"] not in bill.of]
+        rows += [other for other in everything if _main_of(other, [row]) is row and other.id not in bill.of]
     until = None if final else max(silent, (billed and billed.until) or silent)
     _adjust(ledger, bill, "deployments", rows, until=until, floor=Decimal(0), final=final, compared=compared)
 
 
-def _main_of(row: dict[str, Any], everything: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _main_of(row: Deployment, everything: Sequence[Deployment]) -> Deployment | None:
     """The deployment that a double was found beside; None for what is not a double."""
-    if row["name"] != row["remote_id"] or row["endpoint_id"] is None:
+    if row.name != row.remote_id or row.endpoint_id is None:
         return None
-    return next((o for o in everything if o["endpoint_id"] == row["endpoint_id"] and o["name"] != o["remote_id"]), None)
+    return next((o for o in everything if o.endpoint_id == row.endpoint_id and o.name != o.remote_id), None)
 
 
 def _adjust(
     ledger: Ledger,
     bill: Bill,
     kind: Kind,
-    rows: list[dict[str, Any]],
+    rows: Sequence[Billable],
     *,
     until: datetime | None,
     floor: Decimal,
@@ -224,73 +214,67 @@ def _adjust(
 
     `rows` are what the bill has as one; the first is charged. After a `final` comparison: never again.
     """
-    row, billed = rows[0], bill.of.get(rows[0]["id"], Billed())
-    with ledger.transaction() as connection:
-        by_day, last = _charged_by_day(connection, kind, [each["id"] for each in rows], until)
-        charged = from_nano(sum(by_day.values()))
+    row, billed = rows[0], bill.of.get(rows[0].id, Billed())
+    with ledger.transaction():
+        by_day, last = ledger.charged_by_day(_COLUMN[kind], [each.id for each in rows], until=until)
+        charged = sum(by_day.values(), Decimal(0))
         compared.charged_usd += charged
         compared.billed_usd += billed.usd
         changes, sure = _differences(ledger, bill, kind, row, billed, by_day, floor)
-        name = row["suffix"] if kind == "fine_tune_jobs" else row["name"]
+        name = row.suffix if isinstance(row, FineTuneJob) else row.name
         for day, difference in changes.items():
             # In the day and month of what it corrects: what is given back must not swell a later budget.
             ledger.charge(
                 "adjustment",
                 difference,
-                key=f"adjustment:{row['id']}:{day}:{compared.now.isoformat()}",
+                key=f"adjustment:{row.id}:{day}:{compared.now.isoformat()}",
                 what=f"{name}: the provider billed {format_usd(billed.by_day.get(day, Decimal(0)))} for {day}, charged "
-                f"was {format_usd(from_nano(by_day.get(day, 0)))}",
-                decision_type=row["decision_type"],
-                model_id=row["model_id"],
+                f"was {format_usd(by_day.get(day, Decimal(0)))}",
+                of=_charged_to(row),
                 ts=last.get(day) or datetime.fromisoformat(day).replace(tzinfo=UTC),
                 now=compared.now,
-                **{_COLUMN[kind]: row["id"]},
             )
         if changes:
             compared.adjustments.append(f"{name}: {format_usd(sum(changes.values(), Decimal(0)))}")
-        closed = row["updated_at"] < bill.as_of - BILL_CLOSED and final
+        closed = row.updated_at < bill.as_of - BILL_CLOSED and final
         if closed or (final and sure):
             for each in rows:
-                if each["reconciled_at"] is None:
-                    ledger.update(kind, each["id"], reconciled_at=compared.now, now=each["updated_at"])
+                if each.reconciled_at is None:
+                    _close(ledger, each, compared.now)
 
 
-def _charged_by_day(
-    connection: sa.Connection, kind: Kind, ids: list[str], until: datetime | None
-) -> tuple[dict[str, int], dict[str, datetime]]:
-    """Nano-dollars charged to these objects by day (UTC), and the last charge of each day."""
-    charges = schema.charges
-    query = sa.select(charges.c.ts, charges.c.amount_nano).where(charges.c[_COLUMN[kind]].in_(ids))
-    if until is not None:
-        query = query.where(charges.c.ts < until)
-    by_day: defaultdict[str, int] = defaultdict(int)
-    last: dict[str, datetime] = {}
-    for ts, nano in connection.execute(query.order_by(charges.c.ts)):
-        day = period_start("day", ts)
-        by_day[day] += nano
-        last[day] = ts
-    return by_day, last
+def _close(ledger: Ledger, row: Billable, now: datetime) -> None:
+    if isinstance(row, FineTuneJob):
+        ledger.update(FineTuneJob, row.id, reconciled_at=now, now=row.updated_at)
+    else:
+        ledger.update(Deployment, row.id, reconciled_at=now, now=row.updated_at)
+
+
+def _charged_to(row: Billable) -> ChargedTo:
+    if isinstance(row, FineTuneJob):
+        return ChargedTo(decision_type=row.decision_type, model_id=row.model_id, job_id=row.id)
+    return ChargedTo(decision_type=row.decision_type, model_id=row.model_id, deployment_id=row.id)
 
 
 def _differences(
     ledger: Ledger,
     bill: Bill,
     kind: Kind,
-    row: dict[str, Any],
+    row: Billable,
     billed: Billed,
-    by_day: dict[str, int],
+    by_day: dict[str, Decimal],
     floor: Decimal,
 ) -> tuple[dict[str, Decimal], bool]:
     """What to charge (or, below zero, to give back) by day, and whether that is all that the bill will ever say."""
     differences = {
-        day: from_nano(to_nano(billed.by_day.get(day, Decimal(0))) - by_day.get(day, 0))
+        day: round_up(billed.by_day.get(day, Decimal(0))) - by_day.get(day, Decimal(0))
         for day in sorted(by_day.keys() | billed.by_day.keys())
     }
     changes = {day: difference for day, difference in differences.items() if difference > 0}
     may_give = not billed.doubtful and not _month_is_missing(bill, row) and _ever_named(ledger, kind)
     sure = may_give
     # What there is to give before the object costs less than it owes.
-    left = from_nano(sum(by_day.values())) + sum(changes.values(), Decimal(0)) - floor
+    left = sum(by_day.values(), Decimal(0)) + sum(changes.values(), Decimal(0)) - floor
     for day, difference in differences.items():
         if difference >= 0:
             continue
@@ -304,9 +288,9 @@ def _differences(
     return dict(sorted(changes.items())), sure or not differences
 
 
-def _month_is_missing(bill: Bill, row: dict[str, Any]) -> bool:
+def _month_is_missing(bill: Bill, row: Billable) -> bool:
     """Is a month, in which this object may have cost something, not to be had?"""
-    first, last = f"{row['created_at'] - BILL_SKEW:%Y-%m}", f"{row['updated_at'] + BILL_SKEW:%Y-%m}"
+    first, last = f"{row.created_at - BILL_SKEW:%Y-%m}", f"{row.updated_at + BILL_SKEW:%Y-%m}"
     return any(first <= month <= last for month in bill.missing)
 
 

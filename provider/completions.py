@@ -20,6 +20,7 @@ from provider.errors import ProviderError
 from provider.retries import retry_policy
 from reasoning import completion as client_completion
 from reasoning.decision_types import AnswerFormat
+from storage.ledger_rows import Deployment
 
 if TYPE_CHECKING:
     from together import AsyncTogether, Together
@@ -91,8 +92,8 @@ def _measure_confidence(answer_format: AnswerFormat, answer: Completion) -> floa
 def _touch(ledger: Ledger | None, model: str, now: datetime | None) -> None:
     if ledger is None:
         return
-    for row in ledger.find("deployments", served_name=model, state="ready"):
-        ledger.update("deployments", row["id"], last_request_at=now or datetime.now(UTC), now=now)
+    for row in ledger.find(Deployment, served_name=model, state="ready"):
+        ledger.update(Deployment, row.id, last_request_at=now or datetime.now(UTC), now=now)
 
 
 def _outside_of_loop(run: Any) -> Any:

@@ -14,7 +14,8 @@ from provider.hardware import compare_hardware
 from provider.metering import meter_minutes
 from provider.prices import hourly_prices, price_of
 from provider.serving_configs import MODEL_PATH, base_of
-from storage.money import format_usd, from_nano, to_nano
+from storage.ledger_rows import Deployment, required
+from storage.money import format_usd
 
 if TYPE_CHECKING:
     from together import Together
@@ -47,15 +48,13 @@ def _is_named(remote: Any, name: str) -> bool:
     return its == name
 
 
-def know_endpoint(ledger: Ledger, row: dict[str, Any], endpoint: Any, now: datetime) -> dict[str, Any]:
-    if text(endpoint.id) is None or bare_name(endpoint) != row["name"]:
-        raise UnexpectedAnswer(f"endpoint {row['name']}: the provider's answer is not as documented: id or name lack")
-    return ledger.update("deployments", row["id"], endpoint_id=endpoint.id, served_name=endpoint.name, now=now)
+def know_endpoint(ledger: Ledger, row: Deployment, endpoint: Any, now: datetime) -> Deployment:
+    if text(endpoint.id) is None or bare_name(endpoint) != row.name:
+        raise UnexpectedAnswer(f"endpoint {row.name}: the provider's answer is not as documented: id or name lack")
+    return ledger.update(Deployment, row.id, endpoint_id=endpoint.id, served_name=endpoint.name, now=now)
 
 
-def sync_deployment(
-    client: Together, ledger: Ledger, deployment_id: str, *, now: Now = None
-) -> tuple[dict[str, Any], str]:
+def sync_deployment(client: Together, ledger: Ledger, deployment_id: str, *, now: Now = None) -> tuple[Deployment, str]:
     """Look once at a deployment: charge its minutes, write down its state, give it its traffic when it is ready.
 
     Returns its ledger row and the provider's words, with what there is to say of its hardware. READY without a traffic
@@ -63,30 +62,32 @@ def sync_deployment(
     for example, is stopped.
     """
     clock = clock_of(now)
-    row = ledger.get("deployments", deployment_id)
-    if row["remote_id"] is None or row["state"] in ("intended", "stopped", "deleted"):
+    row = ledger.get(Deployment, deployment_id)
+    if row.remote_id is None or row.state in ("intended", "stopped", "deleted"):
         return row, ""
     try:
-        with asking(f"deployment {row['name']}"):
-            remote = client.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
+        with asking(f"deployment {row.name}"):
+            remote = client.endpoints.deployments.retrieve(
+                row.remote_id, endpoint_id=required(row.endpoint_id, row.name)
+            )
             state = state_of(remote)
             if state is None:
-                raise UnexpectedAnswer(f"deployment {row['name']}: the provider does not say how it is")
+                raise UnexpectedAnswer(f"deployment {row.name}: the provider does not say how it is")
     except RemoteNotFound as error:
-        if row["state"] in STARTING_STATES and clock() - (row["attempted_at"] or row["created_at"]) < SHOWS_WITHIN:
+        if row.state in STARTING_STATES and clock() - (row.attempted_at or row.created_at) < SHOWS_WITHIN:
             raise UnexpectedAnswer(f"{error}; it was created just now, so it is looked at again") from error
         # Its endpoint may still be there: `advance_shutdown` sees to that.
         meter_minutes(ledger, deployment_id, 0, now=clock())
         return move_deployment(ledger, deployment_id, "stopped", why=str(error), now=clock()), str(error)
     row, note = _follow_hardware(client, ledger, row, remote, clock())
-    meter_minutes(ledger, deployment_id, replicas_of(remote, row["max_replicas"]), now=clock())
-    row = ledger.get("deployments", deployment_id)
+    meter_minutes(ledger, deployment_id, replicas_of(remote, row.max_replicas), now=clock())
+    row = ledger.get(Deployment, deployment_id)
     message = brief(text(remote.status.message) or "")
-    if row["state"] in (*SHUTTING_STATES, "deleted"):
+    if row.state in (*SHUTTING_STATES, "deleted"):
         return row, message
     if state == "ready":
         return _become_ready(client, ledger, row, remote, "; ".join(filter(None, (message, note))), clock())
-    if state == "scaling" and row["state"] == "ready":
+    if state == "scaling" and row.state == "ready":
         return row, message
     wanted = {"degraded": "degraded", "failed": "failed", "stopped": "stopped", "stopping": "stopping"}.get(
         state, "provisioning"
@@ -95,18 +96,18 @@ def sync_deployment(
 
 
 def _become_ready(
-    client: Together, ledger: Ledger, row: dict[str, Any], remote: Any, message: str, now: datetime
-) -> tuple[dict[str, Any], str]:
+    client: Together, ledger: Ledger, row: Deployment, remote: Any, message: str, now: datetime
+) -> tuple[Deployment, str]:
     if wrong := _wrong_model(client, row, remote):
-        return move_deployment(ledger, row["id"], "stopping", why=wrong, reason=wrong, now=now), wrong
-    if row["state"] != "ready":
+        return move_deployment(ledger, row.id, "stopping", why=wrong, reason=wrong, now=now), wrong
+    if row.state != "ready":
         _give_traffic(client, row)
-    why = None if row["state"] == "ready" else message or None
-    ready_at = row["ready_at"] or now
-    return move_deployment(ledger, row["id"], "ready", why=why, ready_at=ready_at, reason=None, now=now), message
+    why = None if row.state == "ready" else message or None
+    ready_at = row.ready_at or now
+    return move_deployment(ledger, row.id, "ready", why=why, ready_at=ready_at, reason=None, now=now), message
 
 
-def _wrong_model(client: Together, row: dict[str, Any], remote: Any) -> str | None:
+def _wrong_model(client: Together, row: Deployment, remote: Any) -> str | None:
     """Why what a deployment serves is not ours, or None.
 
     A model of another id in our project, which is not the base, may be what the provider merged ours into.
@@ -114,8 +115,8 @@ def _wrong_model(client: Together, row: dict[str, Any], remote: Any) -> str | No
     path = MODEL_PATH.match(text(getattr(remote, "model", None)) or "")
     served = path[2] if path else text(getattr(remote, "api_model_id", None))
     if served is None:
-        raise UnexpectedAnswer(f"deployment {row['name']}: the provider does not say which model it serves")
-    ours = row["model_object_id"]
+        raise UnexpectedAnswer(f"deployment {row.name}: the provider does not say which model it serves")
+    ours = row.model_object_id
     if served == ours:
         return None
     reason = f"it serves the model {served}, not ours ({ours})"
@@ -131,60 +132,59 @@ def _wrong_model(client: Together, row: dict[str, Any], remote: Any) -> str | No
     return reason if base in (None, served) else None
 
 
-def move_deployment(ledger: Ledger, deployment_id: str, state: str, **values: Any) -> dict[str, Any]:
+def move_deployment(ledger: Ledger, deployment_id: str, state: str, **values: Any) -> Deployment:
     """Move a deployment to where the provider has it, unless another hand has begun or done its end meanwhile."""
     with ledger.transaction():
-        row = ledger.get("deployments", deployment_id)
-        if row["state"] == "deleted" or (row["state"] in SHUTTING_STATES and state not in ("stopping", "stopped")):
+        row = ledger.get(Deployment, deployment_id)
+        if row.state == "deleted" or (row.state in SHUTTING_STATES and state not in ("stopping", "stopped")):
             return row
-        return ledger.transition("deployments", deployment_id, state, **values)
+        return ledger.transition(Deployment, deployment_id, state, **values)
 
 
 def _follow_hardware(
-    client: Together, ledger: Ledger, row: dict[str, Any], remote: Any, now: datetime
-) -> tuple[dict[str, Any], str]:
+    client: Together, ledger: Ledger, row: Deployment, remote: Any, now: datetime
+) -> tuple[Deployment, str]:
     """Price a deployment as what it runs on, and say what there is to say of that.
 
     Names that cannot be compared change nothing: it was paid for, and the bill tells. On other hardware it costs what
     that costs; where nobody knows what that is, it is stopped.
     """
     found = text(getattr(remote, "hardware", None))
-    match = compare_hardware(row["hardware"], found) if found else "unknown"
-    if match == "same" or row["state"] not in (*STARTING_STATES, "ready"):
+    match = compare_hardware(row.hardware, found) if found else "unknown"
+    if match == "same" or row.state not in (*STARTING_STATES, "ready"):
         return row, ""
     if match == "unknown":
         said = f"hardware {found!r}" if found else "no hardware"
-        return row, f"the provider tells {said}, which does not compare with {row['hardware']}: charged is the latter"
+        return row, f"the provider tells {said}, which does not compare with {row.hardware}: charged is the latter"
     price = price_of(hourly_prices(client), str(found))
     if price is None:
-        reason = f"it runs on {found}, which has no known price; priced was {row['hardware']}"
-        return move_deployment(ledger, row["id"], "stopping", why=reason, reason=reason, now=now), reason
-    note = f"it runs on {found} at {format_usd(price)} an hour; priced was {row['hardware']}"
-    row = ledger.update("deployments", row["id"], hardware=str(found), hourly_nano=to_nano(price), now=now)
+        reason = f"it runs on {found}, which has no known price; priced was {row.hardware}"
+        return move_deployment(ledger, row.id, "stopping", why=reason, reason=reason, now=now), reason
+    note = f"it runs on {found} at {format_usd(price)} an hour; priced was {row.hardware}"
+    row = ledger.update(Deployment, row.id, hardware=str(found), hourly_usd=price, now=now)
     return row, note
 
 
-def raise_price(ledger: Ledger, row: dict[str, Any], prices: Mapping[str, Decimal], *, now: datetime) -> str | None:
+def raise_price(ledger: Ledger, row: Deployment, prices: Mapping[str, Decimal], *, now: datetime) -> str | None:
     """Charge a running deployment the provider's price of today where it has risen; returns what to say of it.
 
     A price that fell is left to the bill: whether it holds for what runs already is not documented.
     """
-    price = price_of(prices, row["hardware"])
-    if price is None or to_nano(price) <= row["hourly_nano"]:
+    price = price_of(prices, row.hardware)
+    if price is None or price <= row.hourly_usd:
         return None
-    before = from_nano(row["hourly_nano"])
-    ledger.update("deployments", row["id"], hourly_nano=to_nano(price), now=now)
-    return (
-        f"{row['name']} costs {format_usd(price)} an hour now, {format_usd(before)} before: {row['hardware']} is dearer"
-    )
+    before = row.hourly_usd
+    ledger.update(Deployment, row.id, hourly_usd=price, now=now)
+    return f"{row.name} costs {format_usd(price)} an hour now, {format_usd(before)} before: {row.hardware} is dearer"
 
 
-def _give_traffic(client: Together, row: dict[str, Any]) -> None:
-    with asking(f"traffic of {row['name']}"):
-        endpoint = client.endpoints.retrieve(row["endpoint_id"])
+def _give_traffic(client: Together, row: Deployment) -> None:
+    with asking(f"traffic of {row.name}"):
+        endpoint_id, remote_id = required(row.endpoint_id, row.name), required(row.remote_id, row.name)
+        endpoint = client.endpoints.retrieve(endpoint_id)
         split = {entry.deployment_id: entry.weight for entry in endpoint.traffic_split or ()}
-        if split != {row["remote_id"]: 1}:
-            split_traffic(client, row["endpoint_id"], {row["remote_id"]: 1})
+        if split != {remote_id: 1}:
+            split_traffic(client, endpoint_id, {remote_id: 1})
 
 
 def split_traffic(client: Together, endpoint_id: str, weights: Mapping[str, int]) -> None:

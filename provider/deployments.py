@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.answers import text
@@ -35,7 +36,7 @@ from provider.errors import (
     ProviderUnavailable,
     UnexpectedAnswer,
 )
-from provider.metering import hourly_usd, runway_usd
+from provider.metering import hourly_usd, runway_of, runway_usd
 from provider.prices import instance_price
 from provider.retries import pause, retrying
 from provider.serving_configs import ServingConfig, configs_of_trained
@@ -48,7 +49,7 @@ from provider.shutdown import (
 )
 from storage.errors import IllegalTransition, LedgerError
 from storage.ledger_database import new_id
-from storage.money import to_nano
+from storage.ledger_rows import Deployment, DeploymentState, Model, required
 
 if TYPE_CHECKING:
     from together import Together
@@ -89,7 +90,7 @@ def deploy_model(
     timeout: timedelta = READY_TIMEOUT,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
-) -> dict[str, Any]:
+) -> Deployment:
     """Serve a trained model (its ledger id) and wait until it is ready; returns the deployment's ledger row.
 
     It gets no route: that is `publish_route`. A model that is being deployed or is ready already is not deployed twice.
@@ -106,128 +107,131 @@ def deploy_model(
         return _await_ready(client, ledger, row, progress, poll_seconds, timeout, clock, wait)
     except KeyboardInterrupt:
         if ours:
-            _roll_back(client, ledger, row["id"], "interrupted while it started", clock)
+            _roll_back(client, ledger, row.id, "interrupted while it started", clock)
         raise
     except (ProviderError, LedgerError) as error:
         if isinstance(error, IllegalTransition):
-            row = ledger.get("deployments", row["id"])
-            raise DeploymentFailed(f"{row['name']} was shut down while it started: {row['reason']}") from error
-        _roll_back(client, ledger, row["id"], str(error), clock)
+            row = ledger.get(Deployment, row.id)
+            raise DeploymentFailed(f"{row.name} was shut down while it started: {row.reason}") from error
+        _roll_back(client, ledger, row.id, str(error), clock)
         raise
 
 
 def _intend(
     client: Together, ledger: Ledger, model_id: str, replicas: int, clock: Callable[[], datetime]
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[Deployment, bool]:
     """The ledger row to work on, and whether it is new."""
-    model = ledger.get("models", model_id)
-    if model["state"] == "retired":
+    model = ledger.get(Model, model_id)
+    if model.state == "retired":
         raise LedgerError(f"model {model_id} is retired")
-    known = ledger.find("deployments", model_id=model_id, state=(*STARTING_STATES, "ready"))
+    known = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready"))
     if known:
         return _at_todays_price(client, ledger, known[-1], clock()), False
     config = _rank(client, ledger, model)[0]
-    for ending in ledger.find("deployments", model_id=model_id, state=SHUTTING_STATES):
-        advance_shutdown(client, ledger, ending["id"], now=clock)  # who began it may have died: not two at once
+    for ending in ledger.find(Deployment, model_id=model_id, state=SHUTTING_STATES):
+        advance_shutdown(client, ledger, ending.id, now=clock)  # who began it may have died: not two at once
     with ledger.transaction():
-        known = ledger.find("deployments", model_id=model_id, state=(*STARTING_STATES, "ready"))
+        known = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready"))
         if known:
             return known[-1], False
         deployment_id = new_id()
-        row = {
-            "name": f"{ledger.prefix}{deployment_id}",
-            "decision_type": model["decision_type"],
-            "model_id": model_id,
-            "model_object_id": model["model_object_id"],
-            "config": config.config,
-            "hardware": config.hardware,
-            "hourly_nano": to_nano(config.hourly_usd),
-            "max_replicas": replicas,
-            "replicas": 0,
-        }
+        name, hourly = f"{ledger.prefix}{deployment_id}", config.hourly_usd * replicas
         reservation = ledger.reserve(
-            runway_usd(row),
-            purpose=f"deployment {row['name']} of model {model_id} on {config.hardware}",
-            decision_type=model["decision_type"],
+            runway_of(hourly),
+            purpose=f"deployment {name} of model {model_id} on {config.hardware}",
+            decision_type=model.decision_type,
             model=model_id,
-            hourly_usd=hourly_usd(row),
+            hourly_usd=hourly,
             ttl=None,
             now=clock(),
         )
         added = ledger.add(
-            "deployments", id=deployment_id, state="intended", reservation_id=reservation.id, now=clock(), **row
+            Deployment,
+            id=deployment_id,
+            state=DeploymentState.INTENDED,
+            name=name,
+            decision_type=model.decision_type,
+            model_id=model_id,
+            model_object_id=model.model_object_id,
+            config=config.config,
+            hardware=config.hardware,
+            hourly_usd=config.hourly_usd,
+            max_replicas=replicas,
+            replicas=0,
+            reservation_id=reservation.id,
+            now=clock(),
         )
     return added, True
 
 
-def _rank(client: Together, ledger: Ledger, model: dict[str, Any]) -> list[ServingConfig]:
+def _rank(client: Together, ledger: Ledger, model: Model) -> list[ServingConfig]:
     """The configs that may serve a model (its ledger row), the fittest first; last what it failed with before."""
-    found = configs_of_trained(client, model["model_object_id"], model["base_model"])
+    found = configs_of_trained(client, model.model_object_id, model.base_model)
     failed = {
-        row["config"]
-        for row in ledger.find("deployments", model_id=model["id"], state="deleted")
-        if row["ready_at"] is None and _names_the_config(row["reason"] or "")
+        row.config
+        for row in ledger.find(Deployment, model_id=model.id, state="deleted")
+        if row.ready_at is None and _names_the_config(row.reason or "")
     }
     return sorted(found, key=lambda config: (config.config in failed, config.unfitness))
 
 
-def _at_todays_price(client: Together, ledger: Ledger, row: dict[str, Any], now: datetime) -> dict[str, Any]:
+def _at_todays_price(client: Together, ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
     """What was intended before a kill may cost more by now: reserved anew, or refused (BudgetExceeded)."""
-    if row["state"] != "intended" or row["attempted_at"] is not None:
+    if row.state != "intended" or row.attempted_at is not None:
         return row
-    ledger.recheck(row["reservation_id"], now=now)
-    hourly = instance_price(client, row["hardware"])
-    if to_nano(hourly) == row["hourly_nano"]:
+    ledger.recheck(row.reservation_id, now=now)
+    hourly = instance_price(client, row.hardware)
+    if hourly == row.hourly_usd:
         return row
     with ledger.transaction():
-        row = ledger.update("deployments", row["id"], hourly_nano=to_nano(hourly), now=now)
-        ledger.resize(row["reservation_id"], runway_usd(row), hourly_usd=hourly_usd(row), now=now)
+        row = ledger.update(Deployment, row.id, hourly_usd=hourly, now=now)
+        ledger.resize(row.reservation_id, runway_usd(row), hourly_usd=hourly_usd(row), now=now)
     return row
 
 
 def _start(
     client: Together,
     ledger: Ledger,
-    row: dict[str, Any],
+    row: Deployment,
     progress: Progress | None,
     clock: Callable[[], datetime],
     wait: Callable[[float], None],
-) -> dict[str, Any]:
+) -> Deployment:
     """Bring the endpoint and the deployment into being, each once."""
-    for attempt in retrying(wait, progress=progress, what=f"creating {row['name']}"):
+    for attempt in retrying(wait, progress=progress, what=f"creating {row.name}"):
         with attempt, ledger.exclusive("submit", wait=True):
-            row = _create_with_some_config(client, ledger, ledger.get("deployments", row["id"]), clock)
+            row = _create_with_some_config(client, ledger, ledger.get(Deployment, row.id), clock)
     return row
 
 
 def _create_with_some_config(
-    client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime]
-) -> dict[str, Any]:
+    client: Together, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]
+) -> Deployment:
     """Create both; where the provider refuses the config, with the next fittest one, at its price."""
     left: list[ServingConfig] | None = None
     while True:
         try:
             return _create_both(client, ledger, row, clock)
         except ProviderRefused as error:
-            row = ledger.get("deployments", row["id"])
-            if row["endpoint_id"] is None or not _is_about_the_config(error):
+            row = ledger.get(Deployment, row.id)
+            if row.endpoint_id is None or not _is_about_the_config(error):
                 raise
             if left is None:
-                left = _rank(client, ledger, ledger.get("models", row["model_id"]))
-                left = [config for config in left if config.config != row["config"]]
+                left = _rank(client, ledger, ledger.get(Model, required(row.model_id, f"the model of {row.name}")))
+                left = [config for config in left if config.config != row.config]
             if not left:
                 raise NotServable(f"{error}. No other certified config is left") from error
             config = left.pop(0)
             with ledger.transaction():
                 row = ledger.update(
-                    "deployments",
-                    row["id"],
+                    Deployment,
+                    row.id,
                     config=config.config,
                     hardware=config.hardware,
-                    hourly_nano=to_nano(config.hourly_usd),
+                    hourly_usd=config.hourly_usd,
                     now=clock(),
                 )
-                ledger.resize(row["reservation_id"], runway_usd(row), hourly_usd=hourly_usd(row), now=clock())
+                ledger.resize(row.reservation_id, runway_usd(row), hourly_usd=hourly_usd(row), now=clock())
 
 
 def _is_about_the_config(error: ProviderRefused) -> bool:
@@ -240,12 +244,10 @@ def _names_the_config(reason: str) -> bool:
     return any(word in reason.lower() for word in ("config", "adapter", "profile", "quantiz", "precision"))
 
 
-def _create_both(
-    client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime]
-) -> dict[str, Any]:
-    if row["state"] != "intended":
+def _create_both(client: Together, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Deployment:
+    if row.state != "intended":
         return row
-    name, once = row["name"], client.with_options(max_retries=0)
+    name, once = row.name, client.with_options(max_retries=0)
     endpoint = create_once(
         f"endpoint {name}",
         lambda: find_endpoint(client, name),
@@ -260,31 +262,31 @@ def _create_both(
         lambda: _create_deployment(once, ledger, row, clock),
         path="/deployments",
     )
-    return _adopt(ledger, ledger.get("deployments", row["id"]), remote, clock())
+    return _adopt(ledger, ledger.get(Deployment, row.id), remote, clock())
 
 
-def _create_deployment(once: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime]) -> Any:
-    ledger.update("deployments", row["id"], attempted_at=clock(), now=clock())
+def _create_deployment(once: Together, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Any:
+    ledger.update(Deployment, row.id, attempted_at=clock(), now=clock())
     return once.endpoints.deployments.create(
-        endpoint_id=row["endpoint_id"],
-        name=row["name"],
-        model=f"projects/{once.project_id}/models/{row['model_object_id']}",
-        config=row["config"],
-        autoscaling={"min_replicas": row["max_replicas"], "max_replicas": row["max_replicas"]},
+        endpoint_id=required(row.endpoint_id, row.name),
+        name=row.name,
+        model=f"projects/{once.project_id}/models/{row.model_object_id}",
+        config=row.config,
+        autoscaling={"min_replicas": row.max_replicas, "max_replicas": row.max_replicas},
         inactive_timeout=INACTIVE_MINUTES,
     )
 
 
-def _adopt(ledger: Ledger, row: dict[str, Any], remote: Any, now: datetime) -> dict[str, Any]:
+def _adopt(ledger: Ledger, row: Deployment, remote: Any, now: datetime) -> Deployment:
     """Write down that the deployment exists; minutes may count from the moment its create was sent."""
     if text(getattr(remote, "id", None)) is None:
-        raise UnexpectedAnswer(f"deployment {row['name']}: the provider's answer is not as documented: it has no id")
+        raise UnexpectedAnswer(f"deployment {row.name}: the provider's answer is not as documented: it has no id")
     return ledger.transition(
-        "deployments",
-        row["id"],
+        Deployment,
+        row.id,
         "provisioning",
         remote_id=remote.id,
-        metered_until=row["attempted_at"] or row["created_at"],
+        metered_until=row.attempted_at or row.created_at,
         now=now,
     )
 
@@ -292,40 +294,40 @@ def _adopt(ledger: Ledger, row: dict[str, Any], remote: Any, now: datetime) -> d
 def _await_ready(
     client: Together,
     ledger: Ledger,
-    row: dict[str, Any],
+    row: Deployment,
     progress: Progress | None,
     poll_seconds: float,
     timeout: timedelta,
     clock: Callable[[], datetime],
     wait: Callable[[float], None],
-) -> dict[str, Any]:
-    begun, reserved_nano = time.monotonic(), row["hourly_nano"]
+) -> Deployment:
+    begun, reserved_usd = time.monotonic(), row.hourly_usd
     while True:
         waited, message, seconds = time.monotonic() - begun, "", poll_seconds
         try:
-            row, message = sync_deployment(client, ledger, row["id"], now=clock)
+            row, message = sync_deployment(client, ledger, row.id, now=clock)
         except ProviderUnavailable as error:
             message, seconds = str(error), pause(poll_seconds, error)
-        if row["state"] == "ready":
-            _afford(ledger, row, reserved_nano, clock())
+        if row.state == "ready":
+            _afford(ledger, row, reserved_usd, clock())
             if progress:
-                progress(1.0, f"{row['served_name']} is ready{f' ({message})' if message else ''}")
+                progress(1.0, f"{row.served_name} is ready{f' ({message})' if message else ''}")
             return row
-        if row["state"] in (*SHUTTING_STATES, "deleted"):
-            raise DeploymentFailed(f"{row['name']} did not become ready ({row['state']}): {row['reason'] or message}")
+        if row.state in (*SHUTTING_STATES, "deleted"):
+            raise DeploymentFailed(f"{row.name} did not become ready ({row.state}): {row.reason or message}")
         if waited >= timeout.total_seconds():
-            if row["state"] == "degraded":
-                raise NoCapacity(f"{row['name']}: no hardware within {timeout}: {message}. Try again later")
-            raise DeploymentFailed(f"{row['name']} was not ready within {timeout}: {message}")
+            if row.state == "degraded":
+                raise NoCapacity(f"{row.name}: no hardware within {timeout}: {message}. Try again later")
+            raise DeploymentFailed(f"{row.name} was not ready within {timeout}: {message}")
         if progress:
-            progress(min(waited / timeout.total_seconds(), 0.95), message or row["state"])
+            progress(min(waited / timeout.total_seconds(), 0.95), message or row.state)
         wait(seconds)
 
 
-def _afford(ledger: Ledger, row: dict[str, Any], reserved_nano: int, now: datetime) -> None:
+def _afford(ledger: Ledger, row: Deployment, reserved_usd: Decimal, now: datetime) -> None:
     """Hold what it costs, where that is more than was reserved: on other hardware. Raises BudgetExceeded."""
-    if row["hourly_nano"] > reserved_nano and row["reservation_id"]:
-        ledger.resize(row["reservation_id"], runway_usd(row), hourly_usd=hourly_usd(row), now=now)
+    if row.hourly_usd > reserved_usd and row.reservation_id:
+        ledger.resize(row.reservation_id, runway_usd(row), hourly_usd=hourly_usd(row), now=now)
 
 
 def _roll_back(client: Together, ledger: Ledger, deployment_id: str, why: str, clock: Callable[[], datetime]) -> None:
@@ -333,5 +335,5 @@ def _roll_back(client: Together, ledger: Ledger, deployment_id: str, why: str, c
     begin_shutdown(ledger, deployment_id, why=why, immediately=True, now=clock())
     with contextlib.suppress(ProviderError):
         for _ in range(3):
-            if advance_shutdown(client, ledger, deployment_id, now=clock)["state"] == "deleted":
+            if advance_shutdown(client, ledger, deployment_id, now=clock).state == "deleted":
                 break

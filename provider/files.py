@@ -18,6 +18,7 @@ from provider.errors import InvalidDataset, NotReady, ProviderUnavailable, Remot
 from provider.retries import pause, retry_after, retrying
 from provider.rows import CheckedFile, check_rows
 from storage.ledger_database import new_id
+from storage.ledger_rows import UploadedDataset, required
 
 if TYPE_CHECKING:
     from together import Together
@@ -37,7 +38,7 @@ def upload_dataset(
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
     timeout: timedelta = PROCESSING_TIMEOUT,
-) -> dict[str, Any]:
+) -> UploadedDataset:
     """Upload a dataset folder's `train.jsonl` and `validation.jsonl` (if any) and return its ledger row, state `ready`.
 
     Called again, for instance after a kill, it goes on from where it was, and uploads nothing that is there. Of several
@@ -53,7 +54,7 @@ def upload_dataset(
     files = [("train", train)] + ([("validation", validation)] if validation else [])
     with _alone(ledger, folder.absolute().name, progress):
         row = _record(ledger, folder, decision_type, train, validation, clock)
-        if row["state"] == "ready" and all(_exists(client, row[f"{split}_file_id"]) for split, _ in files):
+        if row.state == "ready" and all(_exists(client, row.file_id(split)) for split, _ in files):
             return row
         return _upload_files(client, ledger, row, files, progress, clock, wait, timeout)
 
@@ -75,36 +76,36 @@ def _alone(ledger: Ledger, name: str, progress: Progress | None) -> Iterator[Non
 def _upload_files(
     client: Together,
     ledger: Ledger,
-    row: dict[str, Any],
+    row: UploadedDataset,
     files: list[tuple[str, CheckedFile]],
     progress: Progress | None,
     clock: Callable[[], Any],
     wait: Callable[[float], None],
     timeout: timedelta,
-) -> dict[str, Any]:
-    row = ledger.transition("datasets", row["id"], "intended", now=clock())
+) -> UploadedDataset:
+    row = ledger.transition(UploadedDataset, row.id, "intended", now=clock())
     try:
         for index, (split, checked) in enumerate(files):
             column = f"{split}_file_id"
-            file_id = row[column]
+            file_id = row.file_id(split)
             if file_id and not _exists(client, file_id):
                 file_id = None
             if file_id is None:
                 if progress:
                     progress(index / (len(files) + 1), f"uploading {split}.jsonl ({checked.rows:,} rows)")
-                file_id = _upload(client, f"{ledger.prefix}{row['id']}-{split}.jsonl", checked, wait, progress)
-                row = ledger.transition("datasets", row["id"], "intended", now=clock(), **{column: file_id})
-        row = ledger.transition("datasets", row["id"], "uploaded", now=clock())
+                file_id = _upload(client, f"{ledger.prefix}{row.id}-{split}.jsonl", checked, wait, progress)
+                row = ledger.transition(UploadedDataset, row.id, "intended", now=clock(), **{column: file_id})
+        row = ledger.transition(UploadedDataset, row.id, "uploaded", now=clock())
         for split, checked in files:
             if progress:
                 progress(len(files) / (len(files) + 1), f"the provider checks {split}.jsonl")
-            _wait_until_processed(client, row[f"{split}_file_id"], checked, wait, timeout)
+            _wait_until_processed(client, required(row.file_id(split), f"the file {split}"), checked, wait, timeout)
     except UploadFailed as error:
-        ledger.transition("datasets", row["id"], "failed", why=str(error), error=str(error), now=clock())
+        ledger.transition(UploadedDataset, row.id, "failed", why=str(error), error=str(error), now=clock())
         raise
     if progress:
         progress(1.0, "uploaded")
-    return ledger.transition("datasets", row["id"], "ready", error=None, now=clock())
+    return ledger.transition(UploadedDataset, row.id, "ready", error=None, now=clock())
 
 
 def _record(
@@ -114,7 +115,7 @@ def _record(
     train: CheckedFile,
     validation: CheckedFile | None,
     clock: Callable[[], Any],
-) -> dict[str, Any]:
+) -> UploadedDataset:
     facts = {
         "train_sha256": train.sha256,
         "validation_sha256": validation.sha256 if validation else None,
@@ -123,10 +124,10 @@ def _record(
     }
     name = folder.absolute().name
     with ledger.transaction():
-        known = ledger.find("datasets", dataset=name)
+        known = ledger.find(UploadedDataset, dataset=name)
         if not known:
             return ledger.add(
-                "datasets",
+                UploadedDataset,
                 state="intended",
                 id=new_id(),
                 dataset=name,
@@ -134,7 +135,7 @@ def _record(
                 now=clock(),
                 **facts,
             )
-        if any(known[0][column] != value for column, value in facts.items()):
+        if any(getattr(known[0], column) != value for column, value in facts.items()):
             raise InvalidDataset(
                 f"{folder} is not the dataset {name} that was uploaded before: a file has changed. Export it anew"
             )
@@ -151,7 +152,9 @@ def _decision_type(folder: Path) -> str | None:
         raise InvalidDataset(f"{folder / 'manifest.json'} is not a JSON object") from None
 
 
-def _exists(client: Together, file_id: str) -> bool:
+def _exists(client: Together, file_id: str | None) -> bool:
+    if file_id is None:
+        return False
     try:
         with asking(f"file {file_id}"):
             return _status_of(client.files.retrieve(file_id)) not in ("FAILED", "INVALID_FORMAT")

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from provider.answers import count, created_at, listed, text
+from provider.answers import count, created_at, job_price, listed, text
 from provider.client import Now, Progress, asking, clock_of, create_once
 from provider.clock import provider_clock
 from provider.deployment_state import SHOWS_WITHIN
@@ -31,9 +31,11 @@ from provider.prices import estimate_fine_tune, lora_rank
 from provider.retries import ATTEMPTS, pause, retrying
 from provider.tiers import resolve_tier
 from storage.errors import LedgerError
+from storage.ledger_charges import ChargedTo
 from storage.ledger_database import new_id
 from storage.ledger_reports import ACTIVE_STATES
-from storage.money import format_usd, from_nano, to_nano
+from storage.ledger_rows import FineTuneJob, JobState, Model, UploadedDataset, required
+from storage.money import format_usd
 
 if TYPE_CHECKING:
     from together import Together
@@ -56,8 +58,8 @@ DOUBT_SECONDS = 30.0
 PRICE_STANDS = timedelta(minutes=5)
 """An estimate that is older than this is asked for again before a job is submitted."""
 
-LEAST_PRICE_NANO = 10_000_000
-"""A cent. A completed job that is told to have cost less is charged its estimate."""
+LEAST_PRICE_USD = Decimal("0.01")
+"""A completed job that is told to have cost less is charged its estimate."""
 
 FOLLOW_TIMEOUT = timedelta(hours=24)
 
@@ -79,7 +81,7 @@ def submit_fine_tune(
     progress: Progress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
-) -> dict[str, Any]:
+) -> FineTuneJob:
     """Submit one fine-tune of an uploaded dataset (its ledger id) on a tier's model; returns its ledger row.
 
     The same dataset, model and parameters are not trained twice: an earlier job that is under way or completed is
@@ -87,16 +89,16 @@ def submit_fine_tune(
     and the budget holds: NotServable, PriceUnknown, BudgetExceeded. For the rest see `resume_fine_tune`.
     """
     clock = provider_clock(client, now)
-    dataset = ledger.get("datasets", dataset_id)
-    if dataset["state"] != "ready":
-        raise LedgerError(f"dataset {dataset_id} is {dataset['state']}: upload it first")
+    dataset = ledger.get(UploadedDataset, dataset_id)
+    if dataset.state != "ready":
+        raise LedgerError(f"dataset {dataset_id} is {dataset.state}: upload it first")
     lora = (parameters or {}).get("lora") is not False
     for attempt in retrying(wait, attempts=1, progress=progress, what="looking for a model to train"):
         with attempt:
             base = resolve_tier(client, tier, lora=lora)
     sent = json.dumps({**PARAMETERS, **(parameters or {})}, sort_keys=True)
     if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
-        return resume_fine_tune(client, ledger, known["id"], progress=progress, now=clock, wait=wait)
+        return resume_fine_tune(client, ledger, known.id, progress=progress, now=clock, wait=wait)
     for attempt in retrying(wait, attempts=1, progress=progress, what="pricing the fine-tune"):
         with attempt:
             price = estimate_job(client, dataset, base.name, json.loads(sent))
@@ -108,43 +110,43 @@ def submit_fine_tune(
             job_id = new_id()
             reservation = ledger.reserve(
                 price,
-                purpose=f"fine-tune {job_id} of {base.name} on {dataset['dataset']}",
-                decision_type=dataset["decision_type"],
+                purpose=f"fine-tune {job_id} of {base.name} on {dataset.dataset}",
+                decision_type=dataset.decision_type,
                 ttl=None,
                 now=clock(),
             )
             job = ledger.add(
-                "fine_tune_jobs",
+                FineTuneJob,
                 id=job_id,
                 state="intended",
-                decision_type=dataset["decision_type"],
+                decision_type=dataset.decision_type,
                 suffix=f"{ledger.prefix}{job_id}",
                 dataset_id=dataset_id,
                 tier=tier,
                 base_model=base.name,
                 parameters=sent,
-                estimate_nano=to_nano(price),
+                estimate_usd=price,
                 reservation_id=reservation.id,
                 now=clock(),
             )
-    return resume_fine_tune(client, ledger, job["id"], progress=progress, now=clock, wait=wait)
+    return resume_fine_tune(client, ledger, job.id, progress=progress, now=clock, wait=wait)
 
 
-def estimate_job(client: Together, dataset: dict[str, Any], base_model: str, parameters: dict[str, Any]) -> Decimal:
+def estimate_job(client: Together, dataset: UploadedDataset, base_model: str, parameters: dict[str, Any]) -> Decimal:
     return estimate_fine_tune(
         client,
         base_model=base_model,
-        train_file_id=dataset["train_file_id"],
-        validation_file_id=dataset["validation_file_id"],
+        train_file_id=required(dataset.train_file_id, f"the file of dataset {dataset.id}"),
+        validation_file_id=dataset.validation_file_id,
         n_epochs=parameters["n_epochs"],
         n_evals=parameters["n_evals"],
         training_type=_training_type(client, base_model, parameters),
     )
 
 
-def _same_job(ledger: Ledger, dataset_id: str, base_model: str, parameters: str) -> dict[str, Any] | None:
+def _same_job(ledger: Ledger, dataset_id: str, base_model: str, parameters: str) -> FineTuneJob | None:
     found = ledger.find(
-        "fine_tune_jobs",
+        FineTuneJob,
         dataset_id=dataset_id,
         base_model=base_model,
         parameters=parameters,
@@ -171,7 +173,7 @@ def resume_fine_tune(
     progress: Progress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
-) -> dict[str, Any]:
+) -> FineTuneJob:
     """Bring an intended job to the provider, once, whatever became of earlier attempts; returns its ledger row.
 
     Raises CreationInDoubt, ProviderUnavailable or BudgetExceeded (other things have spent it meanwhile) when it did not
@@ -180,12 +182,12 @@ def resume_fine_tune(
     to `progress`.
     """
     clock = clock_of(now)
-    if ledger.get("fine_tune_jobs", job_id)["state"] != "intended":
-        return ledger.get("fine_tune_jobs", job_id)
+    if ledger.get(FineTuneJob, job_id).state != "intended":
+        return ledger.get(FineTuneJob, job_id)
     for attempt in retrying(wait, attempts=attempts, progress=progress, what="submitting the fine-tune"):
         with attempt, ledger.exclusive("submit", wait=True):
-            job = ledger.get("fine_tune_jobs", job_id)
-            if job["state"] == "intended":
+            job = ledger.get(FineTuneJob, job_id)
+            if job.state == "intended":
                 job = adopt_job(ledger, job_id, _submit(client, ledger, job, doubt_seconds, clock, wait), now=clock())
     return job
 
@@ -193,39 +195,39 @@ def resume_fine_tune(
 def _submit(
     client: Together,
     ledger: Ledger,
-    job: dict[str, Any],
+    job: FineTuneJob,
     doubt_seconds: float,
     clock: Callable[[], datetime],
     wait: Callable[[float], None],
 ) -> Any:
-    name = f"fine-tune {job['suffix']}"
-    if job["attempted_at"] is not None:
+    name = f"fine-tune {job.suffix}"
+    if job.attempted_at is not None:
         # Sent before, never answered. A request may still be on its way: give it time before another is sent.
         with asking(f"looking for {name}"):
-            if (found := find_remote_job(client, job["suffix"])) is not None:
+            if (found := find_remote_job(client, job.suffix)) is not None:
                 return found
         wait(doubt_seconds)
-    dataset = ledger.get("datasets", job["dataset_id"])
-    parameters = json.loads(job["parameters"])
-    if clock() - job["created_at"] >= PRICE_STANDS:  # it was killed, and comes again
-        price = estimate_job(client, dataset, job["base_model"], parameters)
+    dataset = ledger.get(UploadedDataset, required(job.dataset_id, f"the dataset of {name}"))
+    parameters = json.loads(job.parameters)
+    if clock() - job.created_at >= PRICE_STANDS:  # it was killed, and comes again
+        price = estimate_job(client, dataset, job.base_model, parameters)
         with ledger.transaction():
-            ledger.resize(job["reservation_id"], price, now=clock())
-            ledger.update("fine_tune_jobs", job["id"], estimate_nano=to_nano(price), now=clock())
-    ledger.recheck(job["reservation_id"], now=clock())
-    with asking(f"limits of {job['base_model']}"):
-        limits = client.fine_tuning.model_limits(model_name=job["base_model"])
-    if not dataset["validation_file_id"]:
+            ledger.resize(job.reservation_id, price, now=clock())
+            ledger.update(FineTuneJob, job.id, estimate_usd=price, now=clock())
+    ledger.recheck(job.reservation_id, now=clock())
+    with asking(f"limits of {job.base_model}"):
+        limits = client.fine_tuning.model_limits(model_name=job.base_model)
+    if not dataset.validation_file_id:
         parameters["n_evals"] = 0
     once = client.with_options(max_retries=0)
 
     def create() -> Any:
-        ledger.update("fine_tune_jobs", job["id"], attempted_at=clock(), now=clock())
+        ledger.update(FineTuneJob, job.id, attempted_at=clock(), now=clock())
         created = once.fine_tuning.create(
-            training_file=dataset["train_file_id"],
-            validation_file=dataset["validation_file_id"] or "",
-            model=job["base_model"],
-            suffix=job["suffix"],
+            training_file=required(dataset.train_file_id, f"the file of dataset {dataset.id}"),
+            validation_file=dataset.validation_file_id or "",
+            model=job.base_model,
+            suffix=job.suffix,
             model_limits=limits,
             **parameters,
         )
@@ -234,15 +236,15 @@ def _submit(
         return created
 
     try:
-        return create_once(name, lambda: find_remote_job(client, job["suffix"]), create, path="/v1/fine-tunes")
+        return create_once(name, lambda: find_remote_job(client, job.suffix), create, path="/v1/fine-tunes")
     except ProviderUnavailable as error:
         if _was_refused_at_the_door(error):  # nothing is in doubt, so the next attempt need not wait for it to show
-            ledger.update("fine_tune_jobs", job["id"], attempted_at=job["attempted_at"], now=clock())
+            ledger.update(FineTuneJob, job.id, attempted_at=job.attempted_at, now=clock())
         raise
     except ProviderRefused as error:
         with ledger.transaction():
-            ledger.transition("fine_tune_jobs", job["id"], "abandoned", why=str(error), error=str(error), now=clock())
-            ledger.release(job["reservation_id"], now=clock())
+            ledger.transition(FineTuneJob, job.id, "abandoned", why=str(error), error=str(error), now=clock())
+            ledger.release(job.reservation_id, now=clock())
         raise
 
 
@@ -259,12 +261,12 @@ def find_remote_job(client: Together, suffix: str) -> Any | None:
     return min(jobs, key=created_at) if jobs else None
 
 
-def adopt_job(ledger: Ledger, job_id: str, remote: Any, *, why: str | None = None, now: datetime) -> dict[str, Any]:
+def adopt_job(ledger: Ledger, job_id: str, remote: Any, *, why: str | None = None, now: datetime) -> FineTuneJob:
     """Write down that an intended (or abandoned) job exists at the provider. Returns its ledger row."""
     if text(remote.id) is None:
         raise UnexpectedAnswer(f"fine-tune job {job_id}: the provider has it and tells no id")
     return ledger.transition(
-        "fine_tune_jobs", job_id, "submitted", why=why, remote_id=remote.id, remote_state=text(remote.status), now=now
+        FineTuneJob, job_id, "submitted", why=why, remote_id=remote.id, remote_state=text(remote.status), now=now
     )
 
 
@@ -273,34 +275,34 @@ def has_suffix(job: Any, suffix: str) -> bool:
     return job.suffix == suffix if job.suffix else suffix in (job.x_model_output_name or "")
 
 
-def sync_fine_tune(client: Together, ledger: Ledger, job_id: str, *, now: Now = None) -> dict[str, Any]:
+def sync_fine_tune(client: Together, ledger: Ledger, job_id: str, *, now: Now = None) -> FineTuneJob:
     """Ask once how a submitted job is, write it down, and settle its money if it has ended. Returns its ledger row."""
-    job = ledger.get("fine_tune_jobs", job_id)
-    if job["state"] not in ("submitted", "running", "cancelling"):
+    job = ledger.get(FineTuneJob, job_id)
+    if job.state not in ("submitted", "running", "cancelling"):
         return job
     clock = clock_of(now)
     try:
-        with asking(f"fine-tune {job['suffix']}"):
-            remote = client.fine_tuning.retrieve(job["remote_id"])
+        with asking(f"fine-tune {job.suffix}"):
+            remote = client.fine_tuning.retrieve(required(job.remote_id, job.suffix))
             if text(remote.status) is None:
-                raise UnexpectedAnswer(f"fine-tune {job['suffix']}: the provider does not say how it is")
+                raise UnexpectedAnswer(f"fine-tune {job.suffix}: the provider does not say how it is")
     except RemoteNotFound as error:
-        with asking(f"looking for fine-tune {job['suffix']}"):
-            if any(remote.id == job["remote_id"] for remote in listed(client.fine_tuning.list())):
+        with asking(f"looking for fine-tune {job.suffix}"):
+            if any(remote.id == job.remote_id for remote in listed(client.fine_tuning.list())):
                 raise UnexpectedAnswer(f"{error}; but the provider lists it, so it is looked at again") from error
-        if clock() - job["created_at"] < SHOWS_WITHIN:
+        if clock() - job.created_at < SHOWS_WITHIN:
             raise UnexpectedAnswer(f"{error}; it was submitted just now, so it is looked at again") from error
         return _settle(ledger, job, "failed", None, "the provider no longer has this job", clock())
     if remote.status in _ENDED:
         return _settle(ledger, job, _ENDED[remote.status], remote, _failure(client, remote), clock())
-    state = job["state"]
+    state = job.state
     if remote.status == "cancel_requested":
-        state = "cancelling"
+        state = JobState.CANCELLING
     elif remote.status in ("running", "compressing", "uploading") and state == "submitted":
-        state = "running"
-    if (state, remote.status) == (job["state"], job["remote_state"]):
+        state = JobState.RUNNING
+    if (state, remote.status) == (job.state, job.remote_state):
         return job
-    return ledger.transition("fine_tune_jobs", job_id, state, remote_state=remote.status, now=clock())
+    return ledger.transition(FineTuneJob, job_id, state, remote_state=remote.status, now=clock())
 
 
 def _failure(client: Together, remote: Any) -> str | None:
@@ -323,54 +325,51 @@ def _telling_event(events: list[Any]) -> str | None:
     return words[-1] if words else None
 
 
-def _settle(
-    ledger: Ledger, job: dict[str, Any], state: str, remote: Any, error: str | None, now: datetime
-) -> dict[str, Any]:
+def _settle(ledger: Ledger, job: FineTuneJob, state: str, remote: Any, error: str | None, now: datetime) -> FineTuneJob:
     """The job has ended: its model recorded, its true price charged, its reservation closed; all, or nothing."""
     # Without a price from the provider the estimate is charged: too much can be corrected, too little is overspent.
-    said = count(remote.total_price) if remote is not None else None
-    if said is not None and said < LEAST_PRICE_NANO and state == "completed":
+    said = job_price(remote) if remote is not None else None
+    if said is not None and said < LEAST_PRICE_USD and state == "completed":
         said = None  # no training is for nothing: the field was not filled in, or is in another unit
-    nano = job["estimate_nano"] if said is None else said
+    price = job.estimate_usd if said is None else said
     with ledger.transaction():
-        job = ledger.get("fine_tune_jobs", job["id"])
-        if job["state"] in ENDED_STATES:
+        job = ledger.get(FineTuneJob, job.id)
+        if job.state in ENDED_STATES:
             return job
         model_id = None
         if state == "completed" and not text(remote.api_model_object_id):
             state, error = "failed", _without_a_model(remote)
         if state == "completed":
             model_id = ledger.add(
-                "models",
+                Model,
                 state="trained",
-                decision_type=job["decision_type"],
-                tier=job["tier"],
-                base_model=job["base_model"],
-                dataset_id=job["dataset_id"],
-                job_id=job["id"],
+                decision_type=job.decision_type,
+                tier=job.tier,
+                base_model=job.base_model,
+                dataset_id=job.dataset_id,
+                job_id=job.id,
                 model_object_id=remote.api_model_object_id,
                 output_name=text(remote.x_model_output_name),
                 now=now,
-            )["id"]
+            ).id
         ledger.settle(
-            job["reservation_id"],
-            from_nano(nano),
+            job.reservation_id,
+            price,
             kind="training",
-            key=f"training:{job['id']}",
-            what=f"fine-tune {job['suffix']} of {job['base_model']} ({state})",
-            job_id=job["id"],
-            model_id=model_id,
+            key=f"training:{job.id}",
+            what=f"fine-tune {job.suffix} of {job.base_model} ({state})",
+            of=ChargedTo(decision_type=job.decision_type, model_id=model_id, job_id=job.id),
             quantity=count(getattr(remote, "token_count", None)),
             now=now,
         )
         return ledger.transition(
-            "fine_tune_jobs",
-            job["id"],
+            FineTuneJob,
+            job.id,
             state,
             why=error,
             error=error,
             remote_state=remote.status if remote is not None else "gone",
-            price_nano=nano,
+            price_usd=price,
             model_id=model_id,
             now=now,
         )
@@ -392,7 +391,7 @@ def follow_fine_tune(
     timeout: timedelta = FOLLOW_TIMEOUT,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
-) -> dict[str, Any]:
+) -> FineTuneJob:
     """Wait until a job has ended; returns its ledger row in state `completed`, with `model_id`.
 
     May be stopped and called again at any time. Passing trouble with the provider is waited out. Raises FineTuneFailed
@@ -405,54 +404,54 @@ def follow_fine_tune(
         seconds = poll_seconds
         try:
             job = sync_fine_tune(client, ledger, job_id, now=clock)
-            if progress and job["state"] in ACTIVE_STATES:
+            if progress and job.state in ACTIVE_STATES:
                 with contextlib.suppress(ProviderRefused):  # the job is well, whatever it tells of itself
                     progress(*_how_far(client, job))
         except ProviderUnavailable as error:
             if time.monotonic() >= deadline:
                 raise
             seconds = pause(poll_seconds, error)
-        if job["state"] == "completed":
+        if job.state == "completed":
             if progress:
-                progress(1.0, f"completed for {format_usd(from_nano(job['price_nano']))}")
+                progress(1.0, f"completed for {format_usd(job.price_usd or Decimal(0))}")
             return job
-        if job["state"] not in ACTIVE_STATES:
-            price = from_nano(job["price_nano"] or 0)
+        if job.state not in ACTIVE_STATES:
+            price = job.price_usd or Decimal(0)
             raise FineTuneFailed(
-                f"fine-tune {job['suffix']} ended: {job['error'] or job['state']} (it cost {format_usd(price)})"
+                f"fine-tune {job.suffix} ended: {job.error or job.state} (it cost {format_usd(price)})"
             )
         if time.monotonic() >= deadline:
-            raise NotReady(f"fine-tune {job['suffix']} is still {job['remote_state']}; it may be followed again")
+            raise NotReady(f"fine-tune {job.suffix} is still {job.remote_state}; it may be followed again")
         wait(seconds)
 
 
-def _how_far(client: Together, job: dict[str, Any]) -> tuple[float, str]:
-    with asking(f"events of fine-tune {job['suffix']}"):
-        events = listed(client.fine_tuning.list_events(job["remote_id"]))
+def _how_far(client: Together, job: FineTuneJob) -> tuple[float, str]:
+    with asking(f"events of fine-tune {job.suffix}"):
+        events = listed(client.fine_tuning.list_events(required(job.remote_id, job.suffix)))
         steps = [(event.step, event.total_steps) for event in events if event.step and event.total_steps]
         fraction = max((step / total for step, total in steps), default=0.0)
-        message = _telling_event(events) or job["remote_state"]
+        message = _telling_event(events) or job.remote_state
     return min(0.95 * fraction, 0.95), str(message)  # the last twentieth is compressing and uploading the model
 
 
 def cancel_fine_tune(
     client: Together, ledger: Ledger, job_id: str, *, why: str = "cancelled by the user", now: Now = None
-) -> dict[str, Any]:
+) -> FineTuneJob:
     """Cancel a job that has not ended; returns its ledger row. What it cost until then is charged when it has ended."""
     clock = provider_clock(client, now)
     with ledger.exclusive("submit", wait=True):
-        job = ledger.get("fine_tune_jobs", job_id)
-        if job["state"] == "intended":
-            with asking(f"looking for fine-tune {job['suffix']}"):
-                remote = find_remote_job(client, job["suffix"])
+        job = ledger.get(FineTuneJob, job_id)
+        if job.state == "intended":
+            with asking(f"looking for fine-tune {job.suffix}"):
+                remote = find_remote_job(client, job.suffix)
             if remote is None:
                 return abandon_fine_tune(ledger, job_id, why=why, now=clock())
             job = adopt_job(ledger, job_id, remote, now=clock())
-    if job["state"] in ("submitted", "running"):
+    if job.state in ("submitted", "running"):
         try:
-            with asking(f"cancelling fine-tune {job['suffix']}"):
-                client.fine_tuning.cancel(job["remote_id"])
-            ledger.transition("fine_tune_jobs", job_id, "cancelling", why=why, now=clock())
+            with asking(f"cancelling fine-tune {job.suffix}"):
+                client.fine_tuning.cancel(required(job.remote_id, job.suffix))
+            ledger.transition(FineTuneJob, job_id, "cancelling", why=why, now=clock())
         except ProviderRefused:
             pass  # it has ended meanwhile: the state below tells
     return sync_fine_tune(client, ledger, job_id, now=clock)
@@ -461,22 +460,22 @@ def cancel_fine_tune(
 def waiting_jobs(ledger: Ledger, *, now: datetime) -> list[str]:
     """Jobs of which nothing was heard for longer than `PENDING_LONG`, with what they hold and how to end them."""
     found = []
-    for job in ledger.find("fine_tune_jobs", state=ACTIVE_STATES):
-        waited = now - job["updated_at"]
+    for job in ledger.find(FineTuneJob, state=ACTIVE_STATES):
+        waited = now - job.updated_at
         if waited < PENDING_LONG:
             continue
         days = waited.total_seconds() / 86_400
         found.append(
-            f"fine-tune {job['suffix']} has been {job['remote_state'] or job['state']} for {days:.1f} days and holds "
-            f"{format_usd(from_nano(job['estimate_nano']))} of the budget: look at the provider's status page, or give "
-            f"it up with `reasoning models cancel {job['id']}`"
+            f"fine-tune {job.suffix} has been {job.remote_state or job.state} for {days:.1f} days and holds "
+            f"{format_usd(job.estimate_usd)} of the budget: look at the provider's status page, or give "
+            f"it up with `reasoning models cancel {job.id}`"
         )
     return found
 
 
-def abandon_fine_tune(ledger: Ledger, job_id: str, *, why: str, now: datetime) -> dict[str, Any]:
+def abandon_fine_tune(ledger: Ledger, job_id: str, *, why: str, now: datetime) -> FineTuneJob:
     """Give up a job that does not exist at the provider, and its reservation."""
     with ledger.transaction():
-        job = ledger.transition("fine_tune_jobs", job_id, "abandoned", why=why, error=why, now=now)
-        ledger.release(job["reservation_id"], now=now)
+        job = ledger.transition(FineTuneJob, job_id, "abandoned", why=why, error=why, now=now)
+        ledger.release(job.reservation_id, now=now)
         return job

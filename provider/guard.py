@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from provider.answers import noting
 from provider.clock import correct_time
@@ -35,7 +35,8 @@ from reasoning.errors import ReasoningError
 from storage.errors import BudgetExceeded, LedgerUnavailable
 from storage.layout import Layout
 from storage.ledger import Budget, Ledger, open_ledger
-from storage.money import format_usd, from_nano
+from storage.ledger_rows import Deployment, FineTuneJob
+from storage.money import format_usd
 
 if TYPE_CHECKING:
     from together import Together
@@ -128,7 +129,7 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
         report.now, _ = correct_time(client, report.now, report.warnings)
     now = report.now
     before = ledger.spent()
-    draining = {row["id"] for row in ledger.find("deployments", state="draining")}
+    draining = {row.id for row in ledger.find(Deployment, state="draining")}
     if client is None:
         report.errors.append("the provider cannot be reached")
     else:
@@ -142,10 +143,10 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
     doomed |= _over_rate(ledger, doomed, report)
     doomed |= _idle(ledger, doomed, policy, report)
     for deployment_id, (reason, immediately) in doomed.items():
-        row = ledger.get("deployments", deployment_id)
-        if row["state"] in RUNNING_STATES or (immediately and row["state"] == "draining"):
+        row = ledger.get(Deployment, deployment_id)
+        if row.state in RUNNING_STATES or (immediately and row.state == "draining"):
             begin_shutdown(ledger, deployment_id, why=reason, immediately=immediately, now=now)
-            report.actions.append(f"{'stopping' if immediately else 'draining'} {row['name']}: {reason}")
+            report.actions.append(f"{'stopping' if immediately else 'draining'} {row.name}: {reason}")
 
     _withdraw(layout, ledger, policy, report)  # before anything is scaled down: clients go to their own logic
     if client is not None:
@@ -162,20 +163,20 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: Gu
     Nothing of it is recorded; the first tick with a ledger sees what happened, and charges it.
     """
     try:
-        rows = ledger.find("deployments", state=(*RUNNING_STATES, "draining", "stopping"))
+        rows = ledger.find(Deployment, state=(*RUNNING_STATES, "draining", "stopping"))
     except LedgerUnavailable:
         return  # said already
-    blind = [row for row in rows if report.now - (row["metered_until"] or row["created_at"]) >= BLIND]
-    names = {row["served_name"] for row in blind}
+    blind = [row for row in rows if report.now - (row.metered_until or row.created_at) >= BLIND]
+    names = {row.served_name for row in blind}
     try:
         keep_models(layout.routes, lambda _, model: model not in names, now=report.now)
     except (ReasoningError, OSError) as error:
         report.errors.append(f"the routes cannot be changed, and end with their lease: {error}")
     for row in blind:
-        if row["endpoint_id"]:
-            with noting(report.errors, row["name"]):
-                stop_replicas(client, row["endpoint_id"], known=[row["remote_id"]] if row["remote_id"] else [])
-                report.actions.append(f"stopped {row['name']}, whose minutes the ledger cannot take down")
+        if row.endpoint_id:
+            with noting(report.errors, row.name):
+                stop_replicas(client, row.endpoint_id, known=[row.remote_id] if row.remote_id else [])
+                report.actions.append(f"stopped {row.name}, whose minutes the ledger cannot take down")
 
 
 def _is_ours(ledger: Ledger, model: str) -> bool:
@@ -185,28 +186,26 @@ def _is_ours(ledger: Ledger, model: str) -> bool:
 def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
     """See how everything of ours is, and charge what it cost since the last look."""
     _see_prices(ledger, client, report)
-    for row in ledger.find("deployments", state=LIVE_STATES):
-        with noting(report.errors, row["name"]):
-            after, message = sync_deployment(client, ledger, row["id"], now=report.now)
-            if after["state"] != row["state"]:
-                report.actions.append(f"{row['name']} is {after['state']}{f': {message}' if message else ''}")
-            if after["metered_until"] and after["metered_until"] - report.now >= PUT_BACK:
+    for row in ledger.find(Deployment, state=LIVE_STATES):
+        with noting(report.errors, row.name):
+            after, message = sync_deployment(client, ledger, row.id, now=report.now)
+            if after.state != row.state:
+                report.actions.append(f"{row.name} is {after.state}{f': {message}' if message else ''}")
+            if after.metered_until and after.metered_until - report.now >= PUT_BACK:
                 report.errors.append(
-                    f"{row['name']} was charged until {after['metered_until']:%Y-%m-%d %H:%M} UTC, and it is only "
+                    f"{row.name} was charged until {after.metered_until:%Y-%m-%d %H:%M} UTC, and it is only "
                     f"{report.now:%Y-%m-%d %H:%M} by the clock: it counts no minutes, so its lease is left to run out"
                 )
-    for job in ledger.find("fine_tune_jobs", state=("submitted", "running", "cancelling")):
-        with noting(report.errors, job["suffix"]):
-            after = sync_fine_tune(client, ledger, job["id"], now=report.now)
-            if after["state"] in ENDED_STATES:
-                report.actions.append(
-                    f"{job['suffix']} is {after['state']} for {format_usd(from_nano(after['price_nano']))}"
-                )
+    for job in ledger.find(FineTuneJob, state=("submitted", "running", "cancelling")):
+        with noting(report.errors, job.suffix):
+            ended = sync_fine_tune(client, ledger, job.id, now=report.now)
+            if ended.state in ENDED_STATES:
+                report.actions.append(f"{job.suffix} is {ended.state} for {format_usd(ended.price_usd or Decimal(0))}")
 
 
 def _see_prices(ledger: Ledger, client: Together, report: GuardReport) -> None:
     """What runs may have become dearer: from now on it is charged and limited by the price of today."""
-    running = ledger.find("deployments", state=RUNNING_STATES)
+    running = ledger.find(Deployment, state=RUNNING_STATES)
     if not running:
         return
     # No price is no reason to let the lease run out: that of yesterday was known, and the bill corrects it.
@@ -244,10 +243,10 @@ def _over_budget(ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> di
         report.warnings.append(said)
         if level == "warn":
             continue
-        for row in ledger.find("deployments", state=(*RUNNING_STATES, "draining")):
-            if budget.decision_type in (None, row["decision_type"]):
-                immediately = level == "stop" or doomed.get(row["id"], ("", False))[1]
-                doomed[row["id"]] = (said, immediately)
+        for row in ledger.find(Deployment, state=(*RUNNING_STATES, "draining")):
+            if budget.decision_type in (None, row.decision_type):
+                immediately = level == "stop" or doomed.get(row.id, ("", False))[1]
+                doomed[row.id] = (said, immediately)
     return doomed
 
 
@@ -259,15 +258,15 @@ def _out_of_runway(
     Reserved is what runs: another hand may have scaled it up.
     """
     found = {}
-    for row in ledger.find("deployments", state=RUNNING_STATES):
-        if row["id"] in doomed or row["reservation_id"] is None:
+    for row in ledger.find(Deployment, state=RUNNING_STATES):
+        if row.id in doomed or row.reservation_id is None:
             continue
         try:
             with ledger.transaction():  # undeployed meanwhile, its reservation is closed and must not open again
-                if (row := ledger.get("deployments", row["id"]))["state"] in RUNNING_STATES:
-                    ledger.resize(row["reservation_id"], runway_usd(row), hourly_usd=hourly_usd(row), now=report.now)
+                if (row := ledger.get(Deployment, row.id)).state in RUNNING_STATES:
+                    ledger.resize(row.reservation_id, runway_usd(row), hourly_usd=hourly_usd(row), now=report.now)
         except BudgetExceeded as error:
-            found[row["id"]] = (str(error), False)
+            found[row.id] = (str(error), False)
     return found
 
 
@@ -279,14 +278,14 @@ def _over_rate(ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: Guar
             continue
         running = [
             row
-            for row in ledger.find("deployments", state=RUNNING_STATES)
-            if row["id"] not in doomed and budget.decision_type in (None, row["decision_type"])
+            for row in ledger.find(Deployment, state=RUNNING_STATES)
+            if row.id not in doomed and budget.decision_type in (None, row.decision_type)
         ]
         rate = sum((hourly_usd(row) for row in running), Decimal(0))
         while running and rate > budget.limit_usd:
             row = running.pop()
             rate -= hourly_usd(row)
-            found[row["id"]] = (f"more than {format_usd(budget.limit_usd)} an hour would run", False)
+            found[row.id] = (f"more than {format_usd(budget.limit_usd)} an hour would run", False)
     return found
 
 
@@ -298,13 +297,13 @@ def _idle(
     Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
     """
     found = {}
-    for row in ledger.find("deployments", state=RUNNING_STATES):
-        starting = row["ready_at"] is None and not row["replicas"]
+    for row in ledger.find(Deployment, state=RUNNING_STATES):
+        starting = row.ready_at is None and not row.replicas
         patience = max(policy.idle or UNREADY, UNREADY) if starting else policy.idle
-        busy_at = max(at for at in (row["ready_at"], row["last_request_at"], row["created_at"]) if at)
-        if patience is not None and row["id"] not in doomed and report.now - busy_at >= patience:
+        busy_at = max(at for at in (row.ready_at, row.last_request_at, row.created_at) if at)
+        if patience is not None and row.id not in doomed and report.now - busy_at >= patience:
             minutes = int((report.now - busy_at).total_seconds() // 60)
-            found[row["id"]] = (f"{'not ready' if starting else 'idle'} for {minutes} minutes", False)
+            found[row.id] = (f"{'not ready' if starting else 'idle'} for {minutes} minutes", False)
     return found
 
 
@@ -313,13 +312,13 @@ def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: Guard
 
     What had been ready and may become so again (a passing DEGRADED) gets its route back when it has.
     """
-    running = ledger.find("deployments", state=RUNNING_STATES)
+    running = ledger.find(Deployment, state=RUNNING_STATES)
     serving = {
-        row["served_name"]
+        row.served_name
         for row in running
-        if row["state"] == "ready" or (row["state"] == "degraded" and row["ready_at"] and row["replicas"])
+        if row.state == "ready" or (row.state == "degraded" and row.ready_at and row.replicas)
     }
-    waiting = {row["served_name"] for row in running if row["ready_at"]} - serving
+    waiting = {row.served_name for row in running if row.ready_at} - serving
     spent_types = {
         budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) in ("drain", "stop")
     }
@@ -340,37 +339,37 @@ def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: Guard
 
 def _take_down(ledger: Ledger, client: Together, draining: set[str], report: GuardReport) -> None:
     """Go on with what is to end. What began to drain in this tick still answers its last requests."""
-    for row in ledger.find("deployments", state=("draining", "stopping", "stopped", "failed")):
-        if row["state"] == "draining" and row["id"] not in draining:
+    for row in ledger.find(Deployment, state=("draining", "stopping", "stopped", "failed")):
+        if row.state == "draining" and row.id not in draining:
             continue
-        with noting(report.errors, row["name"]):
-            after = advance_shutdown(client, ledger, row["id"], now=report.now)
-            if after["state"] != row["state"]:
-                report.actions.append(f"{row['name']} is {after['state']}")
-            if after["state"] == "stopping":
+        with noting(report.errors, row.name):
+            after = advance_shutdown(client, ledger, row.id, now=report.now)
+            if after.state != row.state:
+                report.actions.append(f"{row.name} is {after.state}")
+            if after.state == "stopping":
                 _say_if_it_runs_on(ledger, after, report)
-            if after["state"] == "stopped" and after["reason"]:  # it costs nothing, so no lease runs out for it
-                report.warnings.append(f"{row['name']}: {after['reason']}; it is tried again every minute")
+            if after.state == "stopped" and after.reason:  # it costs nothing, so no lease runs out for it
+                report.warnings.append(f"{row.name}: {after.reason}; it is tried again every minute")
 
 
-def _say_if_it_runs_on(ledger: Ledger, row: dict[str, Any], report: GuardReport) -> None:
+def _say_if_it_runs_on(ledger: Ledger, row: Deployment, report: GuardReport) -> None:
     """The provider took the order to stop, and does not carry it out: it may cost on."""
-    told = [step["ts"] for step in ledger.history("deployments", row["id"]) if step["to_state"] == "stopping"]
+    told = [step.ts for step in ledger.history(Deployment, row.id) if step.to_state == "stopping"]
     minutes = int((report.now - told[-1]).total_seconds() // 60) if told else 0
     if minutes >= STOP_MINUTES:
         report.warnings.append(
-            f"{row['name']} was told to stop {minutes} minutes ago and has not yet: {row['replicas']} replicas at "
-            f"{format_usd(from_nano(row['hourly_nano']))} an hour. It is told every minute; see the provider's console"
+            f"{row.name} was told to stop {minutes} minutes ago and has not yet: {row.replicas} replicas at "
+            f"{format_usd(row.hourly_usd)} an hour. It is told every minute; see the provider's console"
         )
 
 
 def _cancel_waiting_jobs(ledger: Ledger, client: Together, policy: GuardPolicy, report: GuardReport) -> None:
     over = {budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) == "stop"}
-    for job in ledger.find("fine_tune_jobs", state="submitted"):
-        if None in over or job["decision_type"] in over:
-            with noting(report.errors, job["suffix"]):
-                cancel_fine_tune(client, ledger, job["id"], why="the budget is spent", now=report.now)
-                report.actions.append(f"cancelled {job['suffix']}, which had not begun to train: the budget is spent")
+    for job in ledger.find(FineTuneJob, state="submitted"):
+        if None in over or job.decision_type in over:
+            with noting(report.errors, job.suffix):
+                cancel_fine_tune(client, ledger, job.id, why="the budget is spent", now=report.now)
+                report.actions.append(f"cancelled {job.suffix}, which had not begun to train: the budget is spent")
 
 
 def _renew(layout: Layout, policy: GuardPolicy, report: GuardReport) -> None:

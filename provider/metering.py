@@ -13,7 +13,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import LedgerError
-from storage.money import LARGEST_USD, from_nano, to_nano
+from storage.ledger_charges import ChargedTo
+from storage.ledger_rows import Deployment
+from storage.money import LARGEST_USD, minutes_usd
 
 if TYPE_CHECKING:
     import duckdb
@@ -29,14 +31,19 @@ _IS_COST = f"cost_usd BETWEEN 0 AND {LARGEST_USD - 1}"
 _NOT_SENT = ("disabled", "no_route", "lease_expired", "circuit_open")
 
 
-def hourly_usd(deployment: dict[str, Any]) -> Decimal:
+def hourly_usd(deployment: Deployment) -> Decimal:
     """What a deployment may cost an hour with all its replicas: those it was given, or were last seen running."""
-    return from_nano(deployment["hourly_nano"] * max(deployment["max_replicas"], deployment["replicas"]))
+    return deployment.hourly_usd * max(deployment.max_replicas, deployment.replicas)
 
 
-def runway_usd(deployment: dict[str, Any]) -> Decimal:
+def runway_usd(deployment: Deployment) -> Decimal:
     """US dollars for `RUNWAY` of all the replicas that a deployment may have."""
-    return from_nano(-(-to_nano(hourly_usd(deployment)) * int(RUNWAY.total_seconds()) // 3600))
+    return runway_of(hourly_usd(deployment))
+
+
+def runway_of(hourly_usd: Decimal) -> Decimal:
+    """US dollars for `RUNWAY` at this price an hour."""
+    return minutes_usd(hourly_usd, RUNWAY // timedelta(minutes=1))
 
 
 def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: datetime) -> Decimal:
@@ -46,25 +53,23 @@ def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: dat
     """
     charged = Decimal(0)
     with ledger.transaction():
-        row = ledger.get("deployments", deployment_id)
-        running = max(replicas, row["replicas"])  # at this look and at the last one
-        since, billed = row["metered_until"] or row["created_at"], row["billed_minutes"]
+        row = ledger.get(Deployment, deployment_id)
+        running = max(replicas, row.replicas)  # at this look and at the last one
+        since, billed = row.metered_until or row.created_at, row.billed_minutes
         begun = math.ceil((now - since).total_seconds() / 60) if running and now > since else 0
         while begun > 0:
             # A charge lies within one hour, as the lines of the provider's bill do.
             left_in_hour = math.ceil((3600 - (since.minute * 60 + since.second + since.microsecond / 1e6)) / 60)
             minutes = min(begun, left_in_hour)
-            quantity, hourly = minutes * running, row["hourly_nano"]
+            quantity, hourly = minutes * running, row.hourly_usd
             # Differences of rounded sums: a third of a cent an hour is not lost, nor gained, over a month.
-            amount = from_nano(-(-hourly * (billed + quantity) // 60) - -(-hourly * billed // 60))
+            amount = minutes_usd(hourly, billed + quantity) - minutes_usd(hourly, billed)
             ledger.charge(
                 "endpoint",
                 amount,
                 key=f"endpoint:{deployment_id}:{billed}-{billed + quantity}",
-                what=f"{quantity} replica minute{'' if quantity == 1 else 's'} of {row['name']} on {row['hardware']}",
-                decision_type=row["decision_type"],
-                model_id=row["model_id"],
-                deployment_id=deployment_id,
+                what=f"{quantity} replica minute{'' if quantity == 1 else 's'} of {row.name} on {row.hardware}",
+                of=ChargedTo(decision_type=row.decision_type, model_id=row.model_id, deployment_id=deployment_id),
                 quantity=quantity,
                 ts=since,
                 now=now,
@@ -72,14 +77,14 @@ def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: dat
             charged, billed, begun = charged + amount, billed + quantity, begun - minutes
             since += timedelta(minutes=minutes)
         ledger.update(
-            "deployments",
+            Deployment,
             deployment_id,
             replicas=replicas,
             billed_minutes=billed,
             metered_until=since if running and replicas else now,
             now=now,
         )
-        if charged and (held := row["reservation_id"]):
+        if charged and (held := row.reservation_id):
             reservation = ledger.reservation(held)
             if reservation.state == "open":
                 ledger.resize(held, max(reservation.amount_usd - charged, Decimal(0)), now=now)
@@ -108,7 +113,7 @@ def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: dat
             [since.date()],
         ).fetchall()
 
-    deployments = {row["served_name"]: row for row in ledger.find("deployments") if row["served_name"]}
+    deployments = {row.served_name: row for row in ledger.find(Deployment) if row.served_name}
     odd = []
     for model, decision_type, day, requests, input_tokens, output_tokens, cost, not_costs, last in storage.read(
         layout.data, rows_of
@@ -131,8 +136,8 @@ def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: dat
             )
             if last_at > now:  # an agent's clock is ahead: such a request was made when it was first seen, once
                 last_at = now if new else datetime.min.replace(tzinfo=UTC)
-            if deployment and last_at > (deployment["last_request_at"] or datetime.min.replace(tzinfo=UTC)):
-                deployments[model] = ledger.update("deployments", deployment["id"], last_request_at=last_at, now=now)
+            if deployment and last_at > (deployment.last_request_at or datetime.min.replace(tzinfo=UTC)):
+                deployments[model] = ledger.update(Deployment, deployment.id, last_request_at=last_at, now=now)
     if odd:
         raise LedgerError(
             f"decisions whose cost_usd is no amount of money are not charged: {', '.join(odd)}. "

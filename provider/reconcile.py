@@ -21,6 +21,7 @@ from provider.answers import (
     count,
     created_at,
     etag_of,
+    job_price,
     listed,
     may_run,
     moment,
@@ -46,7 +47,7 @@ from provider.prices import MINIMUM_FINE_TUNE_USD, hourly_prices
 from provider.shutdown import has_ended, scale_to_zero
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
-from storage.money import to_nano
+from storage.ledger_rows import Deployment, FineTuneJob
 
 if TYPE_CHECKING:
     from together import Together
@@ -174,10 +175,10 @@ def _reconcile_jobs(client: Together, ledger: Ledger, report: ReconcileReport) -
             _reconcile_job(client, ledger, suffix, remote, report)
     present = {suffix for suffix, _ in ours}
     with ledger.exclusive("submit") as alone:  # nobody is just submitting
-        for job in ledger.find("fine_tune_jobs", state="intended") if alone and all_judged else ():
-            if job["suffix"] not in present and report.now - job["updated_at"] >= ABANDON_AFTER:
-                abandon_fine_tune(ledger, job["id"], why="it never reached the provider", now=report.now)
-                report.actions.append(f"gave up {job['suffix']}: it never reached the provider")
+        for job in ledger.find(FineTuneJob, state="intended") if alone and all_judged else ():
+            if job.suffix not in present and report.now - job.updated_at >= ABANDON_AFTER:
+                abandon_fine_tune(ledger, job.id, why="it never reached the provider", now=report.now)
+                report.actions.append(f"gave up {job.suffix}: it never reached the provider")
 
 
 def _our_suffix(job: Any, prefix: str) -> str | None:
@@ -200,43 +201,43 @@ def _is_a_strangers(client: Together, remote: Any, prefix: str) -> bool:
 def _reconcile_job(client: Together, ledger: Ledger, suffix: str, remote: Any, report: ReconcileReport) -> None:
     if text(remote.id) is None:
         raise UnexpectedAnswer("a job of ours whose id the provider does not tell: it cannot be cancelled")
-    if ledger.find("fine_tune_jobs", remote_id=remote.id):
+    if ledger.find(FineTuneJob, remote_id=remote.id):
         return  # known; the guard follows it
     if _is_a_strangers(client, remote, ledger.prefix):
         report.strangers += 1
         return
-    known = ledger.find("fine_tune_jobs", suffix=suffix)
+    known = ledger.find(FineTuneJob, suffix=suffix)
     with ledger.exclusive("submit", wait=True):
-        job = ledger.get("fine_tune_jobs", known[0]["id"]) if known else None
-        if job is not None and job["remote_id"] == remote.id:
+        job = ledger.get(FineTuneJob, known[0].id) if known else None
+        if job is not None and job.remote_id == remote.id:
             return
-        if job is not None and job["state"] == "intended":
-            adopt_job(ledger, job["id"], remote, why="found by its suffix", now=report.now)
+        if job is not None and job.state == "intended":
+            adopt_job(ledger, job.id, remote, why="found by its suffix", now=report.now)
             report.actions.append(f"found {suffix}, whose submission was never answered")
             return
-        if job is not None and job["state"] == "abandoned":
-            job = adopt_job(ledger, job["id"], remote, why="it turned up after it had been given up", now=report.now)
+        if job is not None and job.state == "abandoned":
+            job = adopt_job(ledger, job.id, remote, why="it turned up after it had been given up", now=report.now)
         else:
             job = _add_orphan_job(ledger, suffix, remote, report.now)
     report.orphans.append(f"fine-tune {suffix} ({remote.id})")
-    job = sync_fine_tune(client, ledger, job["id"], now=report.now)
-    if job["state"] not in ENDED_STATES:
-        job = cancel_fine_tune(client, ledger, job["id"], why="an orphan: nobody asked for it", now=report.now)
-    report.actions.append(f"fine-tune {remote.id} is {job['state']}")
+    job = sync_fine_tune(client, ledger, job.id, now=report.now)
+    if job.state not in ENDED_STATES:
+        job = cancel_fine_tune(client, ledger, job.id, why="an orphan: nobody asked for it", now=report.now)
+    report.actions.append(f"fine-tune {remote.id} is {job.state}")
 
 
-def _add_orphan_job(ledger: Ledger, suffix: str, remote: Any, now: datetime) -> dict[str, Any]:
-    price = count(remote.total_price)
+def _add_orphan_job(ledger: Ledger, suffix: str, remote: Any, now: datetime) -> FineTuneJob:
+    price = job_price(remote)
     with ledger.transaction():
         # Nothing can be reserved for what exists already; its price is charged when it has ended.
         reservation = ledger.reserve(0, purpose=f"orphaned fine-tune {suffix}", ttl=None, now=now)
         return ledger.add(
-            "fine_tune_jobs",
+            FineTuneJob,
             state="submitted",
-            suffix=remote.id if ledger.find("fine_tune_jobs", suffix=suffix) else suffix,
+            suffix=remote.id if ledger.find(FineTuneJob, suffix=suffix) else suffix,
             base_model=text(remote.model) or "unknown",
             parameters="{}",
-            estimate_nano=to_nano(MINIMUM_FINE_TUNE_USD) if price is None else price,
+            estimate_usd=MINIMUM_FINE_TUNE_USD if price is None else price,
             reservation_id=reservation.id,
             remote_id=remote.id,
             remote_state=text(remote.status),
@@ -264,75 +265,75 @@ def _reconcile_deployments(client: Together, ledger: Ledger, report: ReconcileRe
         with noting(report.errors, name):
             _reconcile_endpoint(client, ledger, name, endpoint, report)
     with ledger.exclusive("submit") as alone:
-        for row in ledger.find("deployments", state="intended") if alone and all_judged else ():
-            if row["name"] not in ours and report.now - row["updated_at"] >= ABANDON_AFTER:
-                _end(client, ledger, row["id"], "it never reached the provider", report)
-    for row in ledger.find("deployments", state=LIVE_STATES):
-        if row["name"] not in ours and row["state"] != "intended":
-            with noting(report.errors, row["name"]):  # it is gone: its money is settled
-                if sync_deployment(client, ledger, row["id"], now=report.now)[0]["state"] in SHUTTING_STATES:
-                    advance_shutdown(client, ledger, row["id"], now=report.now)
+        for row in ledger.find(Deployment, state="intended") if alone and all_judged else ():
+            if row.name not in ours and report.now - row.updated_at >= ABANDON_AFTER:
+                _end(client, ledger, row.id, "it never reached the provider", report)
+    for row in ledger.find(Deployment, state=LIVE_STATES):
+        if row.name not in ours and row.state != "intended":
+            with noting(report.errors, row.name):  # it is gone: its money is settled
+                if sync_deployment(client, ledger, row.id, now=report.now)[0].state in SHUTTING_STATES:
+                    advance_shutdown(client, ledger, row.id, now=report.now)
 
 
 def _stop_unwatched(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
     """Without a guard nobody has been asking through a route for long: the lease ran out after minutes."""
-    for row in ledger.find("deployments", state=("provisioning", "degraded", "ready", "draining")):
-        seen_at = max(at for at in (row["metered_until"], row["last_request_at"], row["created_at"]) if at)
+    for row in ledger.find(Deployment, state=("provisioning", "degraded", "ready", "draining")):
+        seen_at = max(at for at in (row.metered_until, row.last_request_at, row.created_at) if at)
         if report.now - seen_at >= UNWATCHED:
             minutes = int((report.now - seen_at).total_seconds() // 60)
-            _end(client, ledger, row["id"], f"no guard has looked at it for {minutes} minutes", report)
+            _end(client, ledger, row.id, f"no guard has looked at it for {minutes} minutes", report)
 
 
 def _go_on_stopping(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
     """What was to end before this run, and has not yet: who began it may have died, or been refused."""
-    for row in ledger.find("deployments", state=("stopping", "stopped", "failed")):
-        _end(client, ledger, row["id"], row["reason"] or "it was to end", report)
+    for row in ledger.find(Deployment, state=("stopping", "stopped", "failed")):
+        _end(client, ledger, row.id, row.reason or "it was to end", report)
 
 
 def _reconcile_endpoint(client: Together, ledger: Ledger, name: str, endpoint: Any, report: ReconcileReport) -> None:
     if text(endpoint.id) is None:
         raise UnexpectedAnswer("an endpoint of ours whose id the provider does not tell: it cannot be stopped")
-    known = ledger.find("deployments", name=name)
+    known = ledger.find(Deployment, name=name)
     row = known[0] if known else None
     if row is None:
         row = _add_orphan_deployment(client, ledger, name, endpoint, report.now)
         report.orphans.append(f"endpoint {name} ({endpoint.id})")
-    elif row["state"] == "deleted":
+    elif row.state == "deleted":
         # It was believed to be gone, so what it cost since then has not been charged yet.
         row = ledger.transition(
-            "deployments",
-            row["id"],
+            Deployment,
+            row.id,
             "stopping",
             why="it turned up after it had been given up",
             endpoint_id=endpoint.id,
             served_name=endpoint.name,
-            metered_until=row["stopped_at"] or row["created_at"],
+            metered_until=row.stopped_at or row.created_at,
             reconciled_at=None,
             replicas=_ready(endpoint),
             now=report.now,
         )
         report.orphans.append(f"endpoint {name} ({endpoint.id})")
-    elif row["state"] == "intended":
+    elif row.state == "intended":
         _adopt_intended(client, ledger, row, endpoint, report)
         return
     else:
         _stop_doubles(client, ledger, row, endpoint, report)
         return
-    _end(client, ledger, row["id"], "an orphan: the ledger did not know that it runs", report)
+    _end(client, ledger, row.id, "an orphan: the ledger did not know that it runs", report)
 
 
-def _add_orphan_deployment(client: Together, ledger: Ledger, name: str, endpoint: Any, now: datetime) -> dict[str, Any]:
+def _add_orphan_deployment(client: Together, ledger: Ledger, name: str, endpoint: Any, now: datetime) -> Deployment:
     deployments = endpoint.deployments or ()
     first = min(deployments, key=created_at, default=None)
     begun = (moment(first.created_at) if first else None) or moment(endpoint.created_at)
     return ledger.add(
-        "deployments",
+        Deployment,
         state="stopping",
         name=name,
         model_object_id=(text(first.api_model_id) if first else None) or "unknown",
         config="unknown",
         hardware=(text(first.hardware) if first else None) or "unknown",
-        hourly_nano=_orphans_price(client, ledger, {text(d.hardware) for d in deployments}),
+        hourly_usd=_orphans_price(client, ledger, {text(d.hardware) for d in deployments}),
         max_replicas=0,
         endpoint_id=endpoint.id,
         served_name=endpoint.name,
@@ -351,68 +352,64 @@ def _ready(endpoint: Any) -> int:
     return sum(1 if (ready := count(0 if number is None else number)) is None else ready for number in said)
 
 
-def _orphans_price(client: Together, ledger: Ledger, hardware: set[str | None]) -> int:
-    """Nano-dollars an hour. It is stopped whatever it costs; where that is not known, the dearest is the safe guess,
+def _orphans_price(client: Together, ledger: Ledger, hardware: set[str | None]) -> Decimal:
+    """US dollars an hour. It is stopped whatever it costs; where that is not known, the dearest is the safe guess,
     until the bill tells: of the provider's list, or of what the ledger ever had.
     """
     if not hardware:
-        return 0  # nothing runs under it
+        return Decimal(0)  # nothing runs under it
     try:
-        prices = {name: to_nano(price) for name, price in hourly_prices(client).items()}
+        prices = dict(hourly_prices(client))
     except ProviderUnavailable:
         prices = {}
     known = [prices[name] for name in hardware if name in prices]
-    return max(known or prices.values() or [row["hourly_nano"] for row in ledger.find("deployments")], default=0)
+    return max(known or prices.values() or [row.hourly_usd for row in ledger.find(Deployment)], default=Decimal(0))
 
 
-def _adopt_intended(
-    client: Together, ledger: Ledger, row: dict[str, Any], endpoint: Any, report: ReconcileReport
-) -> None:
+def _adopt_intended(client: Together, ledger: Ledger, row: Deployment, endpoint: Any, report: ReconcileReport) -> None:
     """A process died, or still works, between the creates. What it started is followed; what it left is removed."""
     with ledger.exclusive("submit") as alone:
-        row = ledger.get("deployments", row["id"])
-        if not alone or row["state"] != "intended":
+        row = ledger.get(Deployment, row.id)
+        if not alone or row.state != "intended":
             return
-        with asking(f"deployment {row['name']}"):
-            remote = find_deployment(client, endpoint.id, row["name"])
+        with asking(f"deployment {row.name}"):
+            remote = find_deployment(client, endpoint.id, row.name)
         if remote is not None:
             ledger.transition(
-                "deployments",
-                row["id"],
+                Deployment,
+                row.id,
                 "provisioning",
                 why="found by its name",
                 endpoint_id=endpoint.id,
                 served_name=endpoint.name,
                 remote_id=remote.id,
-                metered_until=row["attempted_at"] or row["created_at"],
+                metered_until=row.attempted_at or row.created_at,
                 now=report.now,
             )
-            report.actions.append(f"found {row['name']}, whose creation was never answered")
-        elif report.now - row["updated_at"] >= ABANDON_AFTER:
-            _end(client, ledger, row["id"], "its creation was given up half-way", report)
+            report.actions.append(f"found {row.name}, whose creation was never answered")
+        elif report.now - row.updated_at >= ABANDON_AFTER:
+            _end(client, ledger, row.id, "its creation was given up half-way", report)
 
 
-def _stop_doubles(
-    client: Together, ledger: Ledger, row: dict[str, Any], endpoint: Any, report: ReconcileReport
-) -> None:
+def _stop_doubles(client: Together, ledger: Ledger, row: Deployment, endpoint: Any, report: ReconcileReport) -> None:
     """Deployments beside the one of the ledger: a create that was carried out twice. Stopped, charged, deleted."""
     for double in endpoint.deployments or ():
-        if row["remote_id"] is None or double.id == row["remote_id"]:
+        if row.remote_id is None or double.id == row.remote_id:
             continue
-        with noting(report.errors, row["name"]), asking(f"deployment {double.id}"):
+        with noting(report.errors, row.name), asking(f"deployment {double.id}"):
             remote = client.endpoints.deployments.retrieve(double.id, endpoint_id=endpoint.id)
             if may_run(remote) and not has_ended(remote):
-                report.orphans.append(f"deployment {double.id} beside {row['name']}")
+                report.orphans.append(f"deployment {double.id} beside {row.name}")
                 remote = scale_to_zero(client, endpoint.id, double.id)
             if not has_ended(remote):
                 continue
             charge_double(ledger, row, remote, now=report.now)
             client.endpoints.deployments.delete(double.id, endpoint_id=endpoint.id, **etag_of(remote))
-            report.actions.append(f"deleted deployment {double.id}, a double of {row['name']}")
+            report.actions.append(f"deleted deployment {double.id}, a double of {row.name}")
 
 
 def _end(client: Together, ledger: Ledger, deployment_id: str, why: str, report: ReconcileReport) -> None:
-    with noting(report.errors, ledger.get("deployments", deployment_id)["name"]):
+    with noting(report.errors, ledger.get(Deployment, deployment_id).name):
         begin_shutdown(ledger, deployment_id, why=why, immediately=True, now=report.now)
         row = advance_shutdown(client, ledger, deployment_id, now=report.now)
-        report.actions.append(f"{row['name']} is {row['state']}: {why}")
+        report.actions.append(f"{row.name} is {row.state}: {why}")

@@ -30,7 +30,9 @@ from provider.metering import meter_minutes
 from provider.retries import pause
 from provider.routes import longest_deadline, withdraw_model
 from reasoning.errors import ReasoningError
-from storage.money import from_nano
+from storage.ledger_charges import ChargedTo
+from storage.ledger_rows import Deployment, required
+from storage.money import minutes_usd
 
 if TYPE_CHECKING:
     from together import Together
@@ -51,79 +53,80 @@ REFUSALS = 3
 
 def begin_shutdown(
     ledger: Ledger, deployment_id: str, *, why: str, immediately: bool = False, now: datetime
-) -> dict[str, Any]:
+) -> Deployment:
     """Decide that a deployment ends: it drains (its route is to be withdrawn first), or stops at once."""
     with ledger.transaction():  # two may decide it at once
-        row = ledger.get("deployments", deployment_id)
-        if row["state"] in ("stopping", "stopped", "deleted"):
+        row = ledger.get(Deployment, deployment_id)
+        if row.state in ("stopping", "stopped", "deleted"):
             return row
-        drains = not immediately and row["state"] in ("ready", "degraded", "provisioning", "draining")
+        drains = not immediately and row.state in ("ready", "degraded", "provisioning", "draining")
         state = "draining" if drains else "stopping"
-        return ledger.transition("deployments", deployment_id, state, why=why, reason=why, now=now)
+        return ledger.transition(Deployment, deployment_id, state, why=why, reason=why, now=now)
 
 
-def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, now: Now = None) -> dict[str, Any]:
+def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, now: Now = None) -> Deployment:
     """Take a deployment that is to end as far down as it goes without waiting: scale to zero, meter, delete.
 
     Called again and again until its state is `deleted`. Its route must be withdrawn before. `stopped`, with the reason,
     is what the provider will not delete yet: it costs nothing.
     """
     clock = clock_of(now)
-    row = ledger.get("deployments", deployment_id)
-    if row["state"] == "deleted":
+    row = ledger.get(Deployment, deployment_id)
+    if row.state == "deleted":
         return row
-    if row["state"] != "stopped":
+    if row.state != "stopped":
         row = move_deployment(ledger, deployment_id, "stopping", now=clock())
-    if row["endpoint_id"] is None:
-        with asking(f"looking for endpoint {row['name']}"):
-            endpoint = find_endpoint(client, row["name"])
+    if row.endpoint_id is None:
+        with asking(f"looking for endpoint {row.name}"):
+            endpoint = find_endpoint(client, row.name)
         if endpoint is None:
             return _gone(ledger, row, clock())
         row = know_endpoint(ledger, row, endpoint, clock())
     try:
         return _take_down(client, ledger, row, clock)
     except RemoteNotFound as error:
-        with asking(f"looking for endpoint {row['name']}"):
-            if find_endpoint(client, row["name"]) is not None:
+        with asking(f"looking for endpoint {row.name}"):
+            if find_endpoint(client, row.name) is not None:
                 raise UnexpectedAnswer(f"{error}; its endpoint is still there, so it is looked at again") from error
         return _gone(ledger, row, clock())
 
 
-def _take_down(client: Together, ledger: Ledger, row: dict[str, Any], clock: Callable[[], datetime]) -> dict[str, Any]:
+def _take_down(client: Together, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Deployment:
     # What became ready since the last look is seen a last time before it is stopped.
-    at_most = max(row["max_replicas"], row["replicas"])
-    known = [row["remote_id"]] if row["remote_id"] else []
-    seen = _look_quickly(client, row["endpoint_id"], known, at_most)
+    at_most = max(row.max_replicas, row.replicas)
+    endpoint_id = required(row.endpoint_id, row.name)
+    ids = [row.remote_id] if row.remote_id else []
+    seen = _look_quickly(client, endpoint_id, ids, at_most)
     if seen is not None:
-        meter_minutes(ledger, row["id"], seen, now=clock())
-    remotes = stop_replicas(client, row["endpoint_id"], known=known)
-    if row["remote_id"] is None and remotes and text(remotes[0].id):
-        row = ledger.update("deployments", row["id"], remote_id=remotes[0].id, now=clock())
+        meter_minutes(ledger, row.id, seen, now=clock())
+    remotes = stop_replicas(client, endpoint_id, known=ids)
+    if row.remote_id is None and remotes and text(remotes[0].id):
+        row = ledger.update(Deployment, row.id, remote_id=remotes[0].id, now=clock())
     if seen is None:
-        meter_minutes(ledger, row["id"], at_most, now=clock())
+        meter_minutes(ledger, row.id, at_most, now=clock())
     running = sum(replicas_of(remote, at_most) for remote in remotes)
-    meter_minutes(ledger, row["id"], running, now=clock())
+    meter_minutes(ledger, row.id, running, now=clock())
     if not all(has_ended(remote) for remote in remotes):
-        return move_deployment(ledger, row["id"], "stopping", now=clock())  # also what was started again
+        return move_deployment(ledger, row.id, "stopping", now=clock())  # also what was started again
     if not running:
         row = _cost_nothing(ledger, row, clock())
     for remote in remotes:
-        if text(remote.id) and remote.id != row["remote_id"]:
+        if text(remote.id) and remote.id != row.remote_id:
             charge_double(ledger, row, remote, now=clock())
     refused = _delete_all(client, row, remotes)
     if refused and running:  # FAILED, and yet it has replicas
         raise refused
     if refused:
-        return ledger.update("deployments", row["id"], reason=f"{NOT_DELETED}: {refused}", now=clock())
+        return ledger.update(Deployment, row.id, reason=f"{NOT_DELETED}: {refused}", now=clock())
     return _gone(ledger, row, clock())
 
 
-def _cost_nothing(ledger: Ledger, row: dict[str, Any], now: datetime) -> dict[str, Any]:
+def _cost_nothing(ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
     """Nothing of it can cost anything any more, so nothing is reserved for it."""
     with ledger.transaction():
-        if row["reservation_id"]:
-            ledger.release(row["reservation_id"], now=now)
-        return move_deployment(ledger, row["id"], "stopped", stopped_at=row["stopped_at"] or now, now=now)
+        if row.reservation_id:
+            ledger.release(row.reservation_id, now=now)
+        return move_deployment(ledger, row.id, "stopped", stopped_at=row.stopped_at or now, now=now)
 
 
 def _look_quickly(client: Together, endpoint_id: str, known: Iterable[str], at_most: int) -> int | None:
@@ -138,15 +141,16 @@ def _look_quickly(client: Together, endpoint_id: str, known: Iterable[str], at_m
         return None
 
 
-def _delete_all(client: Together, row: dict[str, Any], remotes: Iterable[Any]) -> ProviderError | None:
+def _delete_all(client: Together, row: Deployment, remotes: Iterable[Any]) -> ProviderError | None:
     """Delete what has ended, and its endpoint; returns the first refusal, after all was tried."""
     refusals: list[ProviderError] = []
+    endpoint_id = required(row.endpoint_id, row.name)
     for remote in remotes:
         # Gone already: the answer to an earlier delete was lost. Its endpoint is still there.
         with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound), asking(f"deleting {remote.name}"):
-            client.endpoints.deployments.delete(remote.id, endpoint_id=row["endpoint_id"], **etag_of(remote))
-    with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound), asking(f"deleting {row['name']}"):
-        client.endpoints.delete(row["endpoint_id"], **etag_of(client.endpoints.retrieve(row["endpoint_id"])))
+            client.endpoints.deployments.delete(remote.id, endpoint_id=endpoint_id, **etag_of(remote))
+    with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound), asking(f"deleting {row.name}"):
+        client.endpoints.delete(endpoint_id, **etag_of(client.endpoints.retrieve(endpoint_id)))
     return refusals[0] if refusals else None
 
 
@@ -245,30 +249,30 @@ def withdraw_traffic(client: Together, endpoint_id: str) -> None:
             split_traffic(client, endpoint_id, dict.fromkeys(split, 0))
 
 
-def _gone(ledger: Ledger, row: dict[str, Any], now: datetime) -> dict[str, Any]:
+def _gone(ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
     """It does not exist any more: charge what may have run, and close its money."""
-    meter_minutes(ledger, row["id"], 0, now=now)
+    meter_minutes(ledger, row.id, 0, now=now)
     with ledger.transaction():
-        if row["reservation_id"]:
-            ledger.release(row["reservation_id"], now=now)
-        reason = None if (row["reason"] or "").startswith(NOT_DELETED) else row["reason"]
+        if row.reservation_id:
+            ledger.release(row.reservation_id, now=now)
+        reason = None if (row.reason or "").startswith(NOT_DELETED) else row.reason
         return ledger.transition(
-            "deployments", row["id"], "deleted", stopped_at=row["stopped_at"] or now, reason=reason, now=now
+            Deployment, row.id, "deleted", stopped_at=row.stopped_at or now, reason=reason, now=now
         )
 
 
-def charge_double(ledger: Ledger, row: dict[str, Any], remote: Any, *, now: datetime) -> None:
+def charge_double(ledger: Ledger, row: Deployment, remote: Any, *, now: datetime) -> None:
     """Write down a deployment beside the one of `row`, once, as an object of its own that has ended.
 
     Charged are all replicas for all the time that it existed, until the bill tells.
     """
-    begun = min(moment(remote.created_at) or row["created_at"], now)  # its clock may be ahead of ours
-    minutes = math.ceil((now - begun).total_seconds() / 60) * max(row["max_replicas"], 1)
+    begun = min(moment(remote.created_at) or row.created_at, now)  # its clock may be ahead of ours
+    minutes = math.ceil((now - begun).total_seconds() / 60) * max(row.max_replicas, 1)
     with ledger.transaction():
-        if ledger.find("deployments", remote_id=remote.id):
+        if ledger.find(Deployment, remote_id=remote.id):
             return
         own = ledger.add(
-            "deployments",
+            Deployment,
             state="deleted",
             remote_id=remote.id,
             name=remote.id,
@@ -277,21 +281,19 @@ def charge_double(ledger: Ledger, row: dict[str, Any], remote: Any, *, now: date
             billed_minutes=minutes,
             now=now,
             **{
-                column: row[column]
+                column: getattr(row, column)
                 for column in (
                     *("decision_type", "model_id", "model_object_id", "config", "hardware"),
-                    *("hourly_nano", "max_replicas", "endpoint_id"),
+                    *("hourly_usd", "max_replicas", "endpoint_id"),
                 )
             },
         )
         ledger.charge(
             "endpoint",
-            from_nano(-(-row["hourly_nano"] * minutes // 60)),
-            key=f"endpoint:{own['id']}:0-{minutes}",
-            what=f"{minutes} replica minutes at most of {remote.id}, a double of {row['name']}, until the bill tells",
-            decision_type=row["decision_type"],
-            model_id=row["model_id"],
-            deployment_id=own["id"],
+            minutes_usd(row.hourly_usd, minutes),
+            key=f"endpoint:{own.id}:0-{minutes}",
+            what=f"{minutes} replica minutes at most of {remote.id}, a double of {row.name}, until the bill tells",
+            of=ChargedTo(decision_type=row.decision_type, model_id=row.model_id, deployment_id=own.id),
             quantity=minutes,
             ts=begun,
             now=now,
@@ -311,7 +313,7 @@ def undeploy_model(
     progress: Progress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
-) -> dict[str, Any]:
+) -> Deployment:
     """Withdraw a deployment's route, let requests under way end, stop it, delete it; returns its ledger row, `deleted`.
 
     They are given `drain_seconds`, or what their route's deadline gives them, up to `LONGEST_DRAIN`: all of it where a
@@ -321,20 +323,20 @@ def undeploy_model(
     ProviderUnavailable, ProviderRefused; and after all is done, RoutesError where the route could not be withdrawn.
     """
     clock = clock_of(now)
-    row = ledger.get("deployments", deployment_id)
-    if row["state"] == "deleted":
+    row = ledger.get(Deployment, deployment_id)
+    if row.state == "deleted":
         return row
-    serves = row["ready_at"] is not None and row["replicas"] > 0
-    drains_since = row["updated_at"] if row["state"] == "draining" else None
+    serves = row.ready_at is not None and row.replicas > 0
+    drains_since = row.updated_at if row.state == "draining" else None
     row = begin_shutdown(ledger, deployment_id, why=why, now=clock())
     routed: Exception | None = None
-    if routes_path is not None and row["served_name"]:
-        deadline = LONGEST_DRAIN if drains_since else longest_deadline(routes_path, row["served_name"])
+    if routes_path is not None and row.served_name:
+        deadline = LONGEST_DRAIN if drains_since else longest_deadline(routes_path, row.served_name)
         try:
-            withdraw_model(routes_path, row["served_name"], now=clock())
+            withdraw_model(routes_path, row.served_name, now=clock())
         except (ReasoningError, OSError) as error:  # it ends with its lease; the replicas would not
             routed = error
-        if serves and row["state"] == "draining" and client is not None:
+        if serves and row.state == "draining" and client is not None:
             passed = (clock() - drains_since).total_seconds() if drains_since else 0.0
             wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - passed))
     if client is not None:
@@ -353,31 +355,31 @@ def undeploy_model(
 def _follow_down(
     client: Together,
     ledger: Ledger,
-    row: dict[str, Any],
+    row: Deployment,
     poll_seconds: float,
     timeout: timedelta,
     progress: Progress | None,
     now: Now,
     wait: Callable[[float], None],
-) -> dict[str, Any]:
+) -> Deployment:
     """Advance a shutdown until it is done. Raises NotReady, ProviderUnavailable, ProviderRefused."""
     deadline, refusals = time.monotonic() + timeout.total_seconds(), 0
     clock = provider_clock(client, now)
     while True:
         trouble: ProviderUnavailable | None = None
         try:
-            row = advance_shutdown(client, ledger, row["id"], now=clock)
+            row = advance_shutdown(client, ledger, row.id, now=clock)
         except ProviderUnavailable as error:
             trouble = error
-        if row["state"] == "deleted":
+        if row.state == "deleted":
             if progress:
-                progress(1.0, f"{row['name']} is down")
+                progress(1.0, f"{row.name} is down")
             return row
-        refusals += row["state"] == "stopped" and trouble is None
+        refusals += row.state == "stopped" and trouble is None
         if refusals >= REFUSALS:
-            raise NotReady(f"{row['name']}: {row['reason'] or 'it does not end'}. The guard goes on asking")
+            raise NotReady(f"{row.name}: {row.reason or 'it does not end'}. The guard goes on asking")
         if time.monotonic() >= deadline:
-            raise trouble or NotReady(f"{row['name']} is still {row['state']}; the guard goes on stopping it")
+            raise trouble or NotReady(f"{row.name} is still {row.state}; the guard goes on stopping it")
         if progress:
-            progress(0.5, f"stopping {row['name']}")
+            progress(0.5, f"stopping {row.name}")
         wait(pause(poll_seconds, trouble))

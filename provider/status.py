@@ -15,7 +15,8 @@ from reasoning.errors import RoutesError
 from storage import ledger_reports
 from storage.layout import Layout
 from storage.ledger import Period, open_ledger
-from storage.money import format_usd, from_nano
+from storage.ledger_rows import Deployment, FineTuneJob
+from storage.money import format_usd
 
 
 def model_status(data: Path | str, *, now: datetime | None = None) -> list[dict[str, Any]]:
@@ -51,12 +52,12 @@ def running(data: Path | str) -> list[dict[str, str]]:
     """What may cost something at the provider, by the ledger: `what` it is, and the command that ends it (`mend`)."""
     found = []
     with open_ledger(data) as ledger:
-        for job in ledger.find("fine_tune_jobs", state=ledger_reports.ACTIVE_STATES):
-            price = format_usd(from_nano(job["estimate_nano"]))
-            what = f"fine-tune {job['id']} ({job['state']}, {price}), which the same command follows again"
-            found.append({"what": what, "mend": f"reasoning models cancel {job['id']}"})
-        for row in ledger.find("deployments", state=("intended", *ledger_reports.BILLABLE_STATES)):
-            what = f"deployment {row['name']} ({row['state']}, {format_usd(hourly_usd(row))} an hour)"
-            mend = f"reasoning undeploy {row['model_id']}" if row["model_id"] else "reasoning reconcile"
+        for job in ledger.find(FineTuneJob, state=ledger_reports.ACTIVE_STATES):
+            price = format_usd(job.estimate_usd)
+            what = f"fine-tune {job.id} ({job.state}, {price}), which the same command follows again"
+            found.append({"what": what, "mend": f"reasoning models cancel {job.id}"})
+        for row in ledger.find(Deployment, state=("intended", *ledger_reports.BILLABLE_STATES)):
+            what = f"deployment {row.name} ({row.state}, {format_usd(hourly_usd(row))} an hour)"
+            mend = f"reasoning undeploy {row.model_id}" if row.model_id else "reasoning reconcile"
             found.append({"what": what, "mend": mend})
     return found

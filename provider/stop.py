@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provider.answers import bare_name, listed, may_run, replicas_of, state_of, text
+from provider.answers import bare_name, job_price, listed, may_run, replicas_of, state_of, text
 from provider.client import asking
 from provider.errors import RemoteNotFound, UnexpectedAnswer
 from provider.prices import hourly_prices
@@ -28,7 +28,7 @@ from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
 from storage.ledger_database import ledger_url
 from storage.ledger_reports import ACTIVE_STATES, BILLABLE_STATES
-from storage.money import from_nano
+from storage.ledger_rows import Deployment, FineTuneJob
 
 if TYPE_CHECKING:
     from together import Together
@@ -233,14 +233,13 @@ def _judge_job(client: Together, job: Any, report: StopReport) -> None:
     if not _is_ours(suffix, report.installations):
         report.others.append(f"fine-tune {suffix} ({job.id})")
         return
-    price = getattr(job, "total_price", None)
     report.found.append(
         Running(
             kind="fine-tune",
             name=suffix,
             remote_id=str(job.id),
             state=text(job.status) or "unknown",
-            job_usd=from_nano(price) if isinstance(price, int) and price > 0 else None,
+            job_usd=job_price(job) or None,
         )
     )
 
@@ -249,18 +248,18 @@ def _read_ledger(data: Path | str) -> tuple[dict[str, Decimal], list[Running]]:
     """US dollars by name (of a replica's hour, of a whole fine-tune), and what the ledger holds for running."""
     try:
         with open_ledger(data) as ledger:
-            prices = {row["name"]: from_nano(row["hourly_nano"]) for row in ledger.find("deployments")}
-            jobs = ledger.find("fine_tune_jobs", state=ACTIVE_STATES)
-            prices |= {job["suffix"]: from_nano(job["estimate_nano"]) for job in jobs}
-            rows = ledger.find("deployments", state=BILLABLE_STATES)
+            prices = {row.name: row.hourly_usd for row in ledger.find(Deployment)}
+            jobs = ledger.find(FineTuneJob, state=ACTIVE_STATES)
+            prices |= {job.suffix: job.estimate_usd for job in jobs}
+            rows = ledger.find(Deployment, state=BILLABLE_STATES)
     except Exception:  # whatever ails it, the provider's lists are gone by
         return {}, []
     known = [
-        Running("deployment", row["name"], row["remote_id"], row["state"], endpoint_id=row["endpoint_id"])
+        Running("deployment", row.name, row.remote_id, row.state, endpoint_id=row.endpoint_id)
         for row in rows
-        if row["remote_id"] and row["endpoint_id"]
+        if row.remote_id and row.endpoint_id
     ]
-    known += [Running("fine-tune", job["suffix"], job["remote_id"], job["state"]) for job in jobs if job["remote_id"]]
+    known += [Running("fine-tune", job.suffix, job.remote_id, job.state) for job in jobs if job.remote_id]
     return prices, known
 
 
@@ -330,8 +329,8 @@ def _tell_ledger(client: Together, data: Path | str, report: StopReport) -> None
     now = datetime.now(UTC)
     try:
         with open_ledger(data) as ledger:
-            for row in ledger.find("deployments", state=("intended", *BILLABLE_STATES)):
-                begin_shutdown(ledger, row["id"], why="reasoning stop", immediately=True, now=now)
+            for row in ledger.find(Deployment, state=("intended", *BILLABLE_STATES)):
+                begin_shutdown(ledger, row.id, why="reasoning stop", immediately=True, now=now)
             _sync_jobs(client, ledger, report, now)
     except Exception as error:
         report.notes.append(f"the ledger could not be told ({error}); `reasoning reconcile` makes up for it")
@@ -340,8 +339,8 @@ def _tell_ledger(client: Together, data: Path | str, report: StopReport) -> None
 def _sync_jobs(client: Together, ledger: Ledger, report: StopReport, now: datetime) -> None:
     from provider.fine_tunes import cancel_fine_tune
 
-    for job in ledger.find("fine_tune_jobs", state=ACTIVE_STATES):
+    for job in ledger.find(FineTuneJob, state=ACTIVE_STATES):
         try:
-            cancel_fine_tune(client, ledger, job["id"], why="reasoning stop", now=now)
+            cancel_fine_tune(client, ledger, job.id, why="reasoning stop", now=now)
         except ReasoningError as error:
-            report.notes.append(f"the ledger does not know yet how {job['suffix']} ended ({error})")
+            report.notes.append(f"the ledger does not know yet how {job.suffix} ended ({error})")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -21,12 +21,23 @@ from provider.client import asking
 from provider.clock import told_time
 from provider.errors import ProviderError, RemoteNotFound
 from storage.ledger import period_start
+from storage.ledger_rows import Deployment, FineTuneJob
 
 if TYPE_CHECKING:
     from together import Together
 
 Kind = Literal["deployments", "fine_tune_jobs"]
 KINDS: tuple[Kind, ...] = ("deployments", "fine_tune_jobs")
+Billable = Deployment | FineTuneJob
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """Everything of ours that the provider ever billed or may bill."""
+
+    deployments: list[Deployment]
+    jobs: list[FineTuneJob]
+
 
 BILL_LAG = timedelta(hours=1)
 """How long after its end an hour of the provider's bill is taken for complete, if it names the object at all."""
@@ -148,7 +159,7 @@ def _organization(client: Together) -> dict[str, Any]:
 
 def read_bill(
     client: Together,
-    objects: Mapping[Kind, Sequence[dict[str, Any]]],
+    objects: Objects,
     *,
     since: datetime,
     now: datetime,
@@ -178,23 +189,23 @@ def _hour(at: datetime) -> datetime:
     return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
-def _aliases(objects: Mapping[Kind, Sequence[dict[str, Any]]]) -> dict[str, list[_Alias]]:
+def _aliases(objects: Objects) -> dict[str, list[_Alias]]:
     """Every name that a line may have for our objects."""
     found: defaultdict[str, list[_Alias]] = defaultdict(list)
 
-    def add(name: str | None, kind: Kind, row: dict[str, Any], rank: int) -> None:
+    def add(name: str | None, kind: Kind, row: Billable, rank: int) -> None:
         if name:
-            found[name].append(_Alias(kind, row["id"], rank))
+            found[name].append(_Alias(kind, row.id, rank))
 
-    for row in objects["deployments"]:
-        add(row["remote_id"], "deployments", row, 0)
-        if row["name"] != row["remote_id"]:  # a double is named after its id, and is under the endpoint of another
-            add(row["name"], "deployments", row, 1)
-            add(row["endpoint_id"], "deployments", row, 1)
-            add(row["model_object_id"], "deployments", row, 2)
-    for row in objects["fine_tune_jobs"]:
-        add(row["remote_id"], "fine_tune_jobs", row, 0)
-        add(row["suffix"], "fine_tune_jobs", row, 1)
+    for row in objects.deployments:
+        add(row.remote_id, "deployments", row, 0)
+        if row.name != row.remote_id:  # a double is named after its id, and is under the endpoint of another
+            add(row.name, "deployments", row, 1)
+            add(row.endpoint_id, "deployments", row, 1)
+            add(row.model_object_id, "deployments", row, 2)
+    for job in objects.jobs:
+        add(job.remote_id, "fine_tune_jobs", job, 0)
+        add(job.suffix, "fine_tune_jobs", job, 1)
     return found
 
 

@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 
 from reasoning.decision_types import DECISION_TYPES, TIER_THINKING, DecisionType
 from reasoning.errors import ConfigError
-from reasoning.formats import FORMS, get_form
+from reasoning.formats import get_form
 from reasoning.formats.port import AnswerForm
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, similar_name, switch, table, text
 
@@ -387,9 +387,11 @@ def _decision_type(place: str, name: str, raw: dict[str, Any]) -> DecisionType:
 
 
 def _form(place: str, name: Any) -> AnswerForm:
-    if not isinstance(name, str) or name not in FORMS:
-        raise ConfigError(f"{place} answer: {name!r} is not an answer form; known: {', '.join(sorted(FORMS))}")
-    return get_form(name)
+    name = text(f"{place} answer", name, ConfigError)
+    try:
+        return get_form(name)
+    except ConfigError as error:
+        raise ConfigError(f"{place} {error}") from None
 
 
 def _labels(place: str, labels: Any) -> tuple[str, ...]:

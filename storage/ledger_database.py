@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +39,15 @@ _ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(hashtext(:key))")
 def new_id(length: int = 8) -> str:
     """A random id in lower case, unmistakable when read aloud."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def utc(now: datetime | None) -> datetime:
+    """This time in UTC; None is the present. Raises ValueError for a time without a zone."""
+    if now is None:
+        return datetime.now(UTC)
+    if now.tzinfo is None:
+        raise ValueError(f"time without a time zone: {now!r}; use datetime.now(UTC)")
+    return now.astimezone(UTC)
 
 
 def ledger_url(data_or_url: str | Path) -> sa.URL:

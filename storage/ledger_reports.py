@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from storage import ledger_schema as schema
 from storage.forecast import forecast_spend
 from storage.ledger import PERIODS, Ledger, Period
+from storage.ledger_rows import Deployment, Model
 from storage.money import from_nano
 
 STALE = timedelta(minutes=10)
@@ -202,16 +203,17 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
 
 def model_history(ledger: Ledger, model_id: str) -> list[dict[str, Any]]:
     """What happened to a model, its fine-tune and its deployments, and why, oldest first. Raises NoSuchObject."""
-    job_id = ledger.get("models", model_id)["job_id"]
-    deployments = [row["id"] for row in ledger.find("deployments", model_id=model_id)]
+    job_id = ledger.get(Model, model_id).job_id
+    deployments = [row.id for row in ledger.find(Deployment, model_id=model_id)]
     steps = [
         step
         for object_type, ids in (("fine_tune_jobs", [job_id]), ("models", [model_id]), ("deployments", deployments))
         for object_id in ids
+        if object_id is not None
         for step in ledger.history(object_type, object_id)
     ]
     columns = ("ts", "object", "object_id", "from_state", "to_state", "why")
-    return [{name: step[name] for name in columns} for step in sorted(steps, key=lambda step: step["id"])]
+    return [{name: getattr(step, name) for name in columns} for step in sorted(steps, key=lambda step: step.id)]
 
 
 def _deployment_status(

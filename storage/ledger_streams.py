@@ -99,11 +99,12 @@ def files_uploaded_of(layout: Layout, datasets: set[str]) -> list[str]:
     if not datasets or not _exists(layout):
         return []
     from storage.ledger import open_ledger
+    from storage.ledger_rows import UploadedDataset
 
     with open_ledger(layout.data) as ledger:
-        uploads = [row for row in ledger.find("datasets") if row["dataset"] in datasets]
+        uploads = [row for row in ledger.find(UploadedDataset) if row.dataset in datasets]
     return sorted(
-        row[column] for row in uploads for column in ("train_file_id", "validation_file_id") if row[column] is not None
+        file_id for row in uploads for file_id in (row.train_file_id, row.validation_file_id) if file_id is not None
     )
 
 

@@ -6,9 +6,7 @@ SQLite has no decimal type; Together's `total_price` is an integer in nano-USD a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
-from typing import Any
 
 NANO = 1_000_000_000
 
@@ -43,14 +41,14 @@ def from_nano(nano: int) -> Decimal:
     return cents if cents == usd else usd.normalize()
 
 
-def in_usd(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the ledger for people and programs outside: `price_nano` becomes `price_usd`, a Decimal."""
-    return {
-        f"{name.removesuffix('_nano')}_usd" if name.endswith("_nano") else name: from_nano(value)
-        if name.endswith("_nano") and value is not None
-        else value
-        for name, value in row.items()
-    }
+def round_up(usd: Usd) -> Decimal:
+    """US dollars as the ledger keeps them: a fraction of a nano-dollar is rounded up."""
+    return from_nano(to_nano(usd))
+
+
+def minutes_usd(hourly_usd: Decimal, minutes: int) -> Decimal:
+    """What so many minutes of one replica cost, rounded up to a whole nano-dollar."""
+    return from_nano(-(-to_nano(hourly_usd) * minutes // 60))
 
 
 def format_usd(usd: Decimal) -> str:

@@ -27,6 +27,7 @@ from reasoning.config import load_config
 from storage.errors import BudgetExceeded, LedgerError
 from storage.ledger import Budget, open_ledger
 from storage.ledger_reports import ACTIVE_STATES
+from storage.ledger_rows import Deployment, FineTuneJob, Model, UploadedDataset
 from storage.money import format_usd
 from tasks.errors import NotWorthIt
 from tasks.traffic import questions_per_hour
@@ -89,12 +90,12 @@ def training_step(
     Before the dataset is uploaded the provider cannot tell, and it is the least that a job costs.
     """
     sent = {**PARAMETERS, **(parameters or {})}
-    rows = ledger.find("datasets", dataset=dataset_name)
+    rows = ledger.find(UploadedDataset, dataset=dataset_name)
     known = [] if again else known_jobs(ledger, dataset_name, base, sent)
     if known:
-        state = known[-1]["state"]
-        return Step("training", Decimal(0), Decimal(0), f"job {known[-1]['id']} is {state}: paid, or reserved, already")
-    if rows and rows[-1]["state"] == "ready":
+        state = known[-1].state
+        return Step("training", Decimal(0), Decimal(0), f"job {known[-1].id} is {state}: paid, or reserved, already")
+    if rows and rows[-1].state == "ready":
         price = estimate_job(client, rows[-1], base.name, sent)
         return Step("training", price, Decimal(0), f"{base.name}, by the provider's estimate")
     return Step("training", MINIMUM_FINE_TUNE_USD, Decimal(0), f"{base.name}, at least: estimated when it is uploaded")
@@ -102,11 +103,11 @@ def training_step(
 
 def known_jobs(
     ledger: Ledger, dataset_name: str, base: BaseModel, parameters: dict[str, Any] = PARAMETERS
-) -> list[dict[str, Any]]:
+) -> list[FineTuneJob]:
     """Jobs that `submit_fine_tune` would return instead of paying for another."""
     return ledger.find(
-        "fine_tune_jobs",
-        dataset_id=[row["id"] for row in ledger.find("datasets", dataset=dataset_name)],
+        FineTuneJob,
+        dataset_id=[row.id for row in ledger.find(UploadedDataset, dataset=dataset_name)],
         base_model=base.name,
         parameters=json.dumps(parameters, sort_keys=True),
         state=(*ACTIVE_STATES, "completed"),
@@ -118,16 +119,16 @@ def serving_steps(
 ) -> list[Step]:
     """What runs by the hour until the verdict: the candidate (`model_id`, None: not trained yet), and the incumbent."""
     none = Decimal(0)
-    up = ledger.find("deployments", model_id=model_id, state=(*STARTING_STATES, "ready")) if model_id else []
+    up = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready")) if model_id else []
     rate = hourly_usd(up[-1]) if up else base.hourly_usd * replicas
     where = "runs already" if up else f"on {base.hardware}"
     steps = [Step("candidate", rate * HOURS, none if up else rate, f"{HOURS} hour, {where}")]
-    for model in ledger.find("models", decision_type=decision_type, state="promoted"):
-        if model["id"] == model_id:
+    for model in ledger.find(Model, decision_type=decision_type, state="promoted"):
+        if model.id == model_id:
             continue
-        for row in ledger.find("deployments", model_id=model["id"], state=(*STARTING_STATES, "ready")):
+        for row in ledger.find(Deployment, model_id=model.id, state=(*STARTING_STATES, "ready")):
             rate = hourly_usd(row)
-            steps.append(Step("incumbent", rate * HOURS, none, f"{HOURS} hour of {model['id']}, which runs already"))
+            steps.append(Step("incumbent", rate * HOURS, none, f"{HOURS} hour of {model.id}, which runs already"))
     steps.append(Step("evaluation", none, none, "its tokens cost nothing: both run by the hour"))
     return steps
 

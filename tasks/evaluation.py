@@ -20,6 +20,7 @@ from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
+from storage.ledger_rows import Deployment, Model, UploadedDataset, required
 from tasks.errors import MissingStep
 from tasks.models import at_work, find_dataset, find_deployment
 from tasks.progress import Progress, reading
@@ -52,8 +53,8 @@ def evaluate_model(
     with at_work(data) as (client, ledger):
         row = find_model(data, ledger, model, "evaluate")
         config = load_config(data)
-        kind = get_decision_type(row["decision_type"], config)
-        folder = find_dataset(data, dataset or ledger.get("datasets", row["dataset_id"])["dataset"])
+        kind = get_decision_type(required(row.decision_type, f"the decision type of model {row.id}"), config)
+        folder = find_dataset(data, dataset or dataset_of(ledger, row))
         questions = read_rows(folder, "holdout", config=config)[-limit if limit else None :]
         if not questions:
             raise MissingStep(f"the holdout of {folder} has no rows: export a dataset of more decisions")
@@ -80,10 +81,10 @@ def evaluate_model(
         answers,
         now=now,
         about={
-            "model_id": row["id"],
-            "base_model": row["base_model"],
-            "served_name": servers["candidate"]["served_name"],
-            "incumbent_model_id": servers["incumbent"]["model_id"] if "incumbent" in servers else None,
+            "model_id": row.id,
+            "base_model": row.base_model,
+            "served_name": servers["candidate"].served_name,
+            "incumbent_model_id": servers["incumbent"].model_id if "incumbent" in servers else None,
             "dataset_id": read_manifest(folder).dataset_id,
         },
     )
@@ -94,18 +95,23 @@ def evaluate_model(
     return evaluation
 
 
-def find_incumbent(ledger: Ledger, model: dict[str, Any]) -> dict[str, Any] | None:
+def dataset_of(ledger: Ledger, model: Model) -> str:
+    """Name on disk of the dataset that a model was trained on."""
+    return ledger.get(UploadedDataset, required(model.dataset_id, f"the dataset of model {model.id}")).dataset
+
+
+def find_incumbent(ledger: Ledger, model: Model) -> Deployment | None:
     """The ready deployment of the model of the same decision type, other than `model`, that is promoted."""
-    for row in reversed(ledger.find("models", decision_type=model["decision_type"], state="promoted")):
-        if row["id"] != model["id"] and (deployment := find_deployment(ledger, row["id"], "ready")):
+    for row in reversed(ledger.find(Model, decision_type=model.decision_type, state="promoted")):
+        if row.id != model.id and (deployment := find_deployment(ledger, row.id, "ready")):
             return deployment
     return None
 
 
-def _server_of(ledger: Ledger, model: dict[str, Any]) -> dict[str, Any]:
-    deployment = find_deployment(ledger, model["id"], "ready")
+def _server_of(ledger: Ledger, model: Model) -> Deployment:
+    deployment = find_deployment(ledger, model.id, "ready")
     if deployment is None:
-        raise MissingStep(f"model {model['id']} is not deployed: `reasoning deploy {model['id']}` first")
+        raise MissingStep(f"model {model.id} is not deployed: `reasoning deploy {model.id}` first")
     return deployment
 
 
@@ -119,7 +125,7 @@ def _ask(
     client: Together,
     ledger: Ledger,
     kind: DecisionType,
-    server: dict[str, Any],
+    server: Deployment,
     questions: Sequence[DatasetRow],
     questions_per_hour: float,
     *,
@@ -130,7 +136,7 @@ def _ask(
     prompts = redact_questions(questions, region)
     completions = complete_many(
         client,
-        server["served_name"],
+        required(server.served_name, server.name),
         [prompt.messages for prompt in prompts],
         max_tokens=kind.max_tokens,
         temperature=kind.temperature,

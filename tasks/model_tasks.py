@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from quality.promotion import promotion_warnings
 from quality.report import QualityReport
 from reasoning.config import load_config
 from reasoning.routes import Route
-from storage.money import in_usd
+from storage.ledger_rows import Deployment, FineTuneJob
 from tasks import evaluation, models, promotion
 from tasks.reports import evaluation_rows, hide
 from tasks.runs import ONCE, REPEATABLE, publish, run_progress
@@ -50,23 +51,23 @@ def export(data: Path, decision_type: str, **options: Any) -> Manifest:
 
 
 @task(**ONCE)
-def fine_tune(data: Path, dataset: str, **options: Any) -> dict[str, Any]:
+def fine_tune(data: Path, dataset: str, **options: Any) -> FineTuneJob:
     job = models.fine_tune(data, dataset, progress=run_progress("fine-tune-progress", "Fine-tuning"), **options)
-    publish("fine-tune", in_usd(job), title=f"Fine-tune {job['suffix']}")
+    publish("fine-tune", asdict(job), title=f"Fine-tune {job.suffix}")
     return job
 
 
 @task(**ONCE)
-def deploy(data: Path, model: str, **options: Any) -> dict[str, Any]:
+def deploy(data: Path, model: str, **options: Any) -> Deployment:
     row = models.deploy(data, model, progress=run_progress("deployment-progress", "Deploying"), **options)
-    publish("deployment", in_usd(row), title=f"Deployment {row['name']}")
+    publish("deployment", asdict(row), title=f"Deployment {row.name}")
     return row
 
 
 @task(**REPEATABLE)
-def undeploy(data: Path, model: str, **options: Any) -> list[dict[str, Any]]:
+def undeploy(data: Path, model: str, **options: Any) -> list[Deployment]:
     rows = models.undeploy(data, model, progress=run_progress("undeployment-progress", "Undeploying"), **options)
-    publish("undeployed", [in_usd(row) for row in rows], title=f"What served {model}")
+    publish("undeployed", [asdict(row) for row in rows], title=f"What served {model}")
     return rows
 
 

@@ -24,6 +24,7 @@ from reasoning.decision_types import get_decision_type
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
+from storage.ledger_rows import Deployment, FineTuneJob, Model, required
 from tasks.cycle import Step, hold_cycle, holding, look_ahead, require_worth, serving_steps, training_step
 from tasks.errors import MissingStep
 from tasks.progress import Progress
@@ -58,10 +59,10 @@ def find_dataset(data: Path, dataset: str | Path) -> Path:
     return found[0].parent
 
 
-def find_deployment(ledger: Ledger, model_id: str, *states: str) -> dict[str, Any] | None:
+def find_deployment(ledger: Ledger, model_id: str, *states: str) -> Deployment | None:
     """Ledger row of the newest deployment of a model in one of `states` (default: any but deleted)."""
-    rows = ledger.find("deployments", model_id=model_id, state=states or LIVE_STATES)
-    return max(rows, key=lambda row: row["created_at"], default=None)
+    rows = ledger.find(Deployment, model_id=model_id, state=states or LIVE_STATES)
+    return max(rows, key=lambda row: row.created_at, default=None)
 
 
 def export(data: Path, decision_type: str, **options: Any) -> Manifest:
@@ -79,7 +80,7 @@ def fine_tune(
     anyway: bool = False,
     now: Now = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> FineTuneJob:
     """Upload a dataset (its id, or its folder), train a model on it and wait; returns the job's ledger row.
 
     `tier` is `small`, `medium`, `large` or a model's own name; by default the decision type's. What was trained before
@@ -107,20 +108,18 @@ def fine_tune(
         with suppress(BudgetExceeded) if not (planned := steps())[0].amount_usd else nullcontext():
             hold_cycle(ledger, name, planned, now=clock())
         job = submit_fine_tune(
-            client, ledger, row["id"], tier=tier, parameters=parameters, again=again, progress=progress, now=now
+            client, ledger, row.id, tier=tier, parameters=parameters, again=again, progress=progress, now=now
         )
-        return follow_fine_tune(
-            client, ledger, job["id"], now=now, progress=progress, poll_seconds=poll_seconds(client)
-        )
+        return follow_fine_tune(client, ledger, job.id, now=now, progress=progress, poll_seconds=poll_seconds(client))
 
 
-def cancel(data: Path, job: str, *, now: Now = None) -> dict[str, Any]:
+def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
     """Cancel a fine-tune (its id) that has not ended; returns its ledger row. What it cost until then is charged.
 
     Raises `MissingStep` where there is none of that id.
     """
     with open_ledger(data) as ledger:
-        if not ledger.find("fine_tune_jobs", id=job):
+        if not ledger.find(FineTuneJob, id=job):
             raise MissingStep(f"there is no fine-tune {job!r}: `reasoning models jobs` lists them")
         with connect() as client:
             return cancel_fine_tune(client, ledger, job, now=now)
@@ -128,22 +127,23 @@ def cancel(data: Path, job: str, *, now: Now = None) -> dict[str, Any]:
 
 def deploy(
     data: Path, model: str, *, replicas: int = 1, now: Now = None, progress: Progress | None = None
-) -> dict[str, Any]:
+) -> Deployment:
     """Serve a model (its id, or a type; `tasks.selection`) without traffic; returns the deployment's ledger row.
 
     The budgets must carry it, and the incumbent beside it, until the verdict (BudgetExceeded), else nothing is begun.
     """
     with at_work(data) as (client, ledger):
         row = find_model(data, ledger, model, "deploy")
-        with holding(data, row["decision_type"], now=now):
-            if not ledger.find("deployments", model_id=row["id"], state=(*STARTING_STATES, "ready")):
-                base = resolve_tier(client, row["base_model"])
-                steps = serving_steps(ledger, row["decision_type"], base, model_id=row["id"], replicas=replicas)
-                hold_cycle(ledger, row["decision_type"], steps, now=clock_of(now)())
+        name = required(row.decision_type, f"the decision type of model {row.id}")
+        with holding(data, name, now=now):
+            if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, "ready")):
+                base = resolve_tier(client, row.base_model)
+                steps = serving_steps(ledger, name, base, model_id=row.id, replicas=replicas)
+                hold_cycle(ledger, name, steps, now=clock_of(now)())
             return provider.deployments.deploy_model(
                 client,
                 ledger,
-                row["id"],
+                row.id,
                 replicas=replicas,
                 now=now,
                 progress=progress,
@@ -153,7 +153,7 @@ def deploy(
 
 def undeploy(
     data: Path, model: str, *, why: str = "undeployed by the user", now: Now = None, progress: Progress | None = None
-) -> list[dict[str, Any]]:
+) -> list[Deployment]:
     """Withdraw a model's route, let it drain, stop and delete what serves it; returns the deployments' ledger rows.
 
     `model` is its id, or a decision type for what of it serves or costs. A model that had traffic is `trained` again.
@@ -167,24 +167,24 @@ def undeploy(
         if known and not any(candidate.serves_or_costs for candidate in known):
             return []
         row = find_model(data, ledger, model, "undeploy")
-        candidates = list_candidates(data, ledger, row["decision_type"])
+        candidates = list_candidates(data, ledger, required(row.decision_type, f"the decision type of model {row.id}"))
         running = [candidate for candidate in candidates if candidate.serves_or_costs]
-        if running and row["id"] not in {candidate.model["id"] for candidate in running}:
+        if running and row.id not in {candidate.model.id for candidate in running}:
             raise MissingStep(
-                f"nothing of model {row['id']} is deployed: nothing was stopped. "
-                f"Of {row['decision_type']} there still runs {'; '.join(map(str, running))}"
+                f"nothing of model {row.id} is deployed: nothing was stopped. "
+                f"Of {row.decision_type} there still runs {'; '.join(map(str, running))}"
             )
-    return take_down(data, row["id"], why=why, now=now, progress=progress)
+    return take_down(data, row.id, why=why, now=now, progress=progress)
 
 
 def _end_each(
-    client: Together | None, ledger: Ledger, deployments: list[dict[str, Any]], **options: Any
-) -> list[dict[str, Any]]:
+    client: Together | None, ledger: Ledger, deployments: list[Deployment], **options: Any
+) -> list[Deployment]:
     """Undeploy each, also behind one that fails, for the others cost money too; then raises its error."""
     ended, troubles = [], []
     for deployment in deployments:
         try:
-            ended.append(provider.shutdown.undeploy_model(client, ledger, deployment["id"], **options))
+            ended.append(provider.shutdown.undeploy_model(client, ledger, deployment.id, **options))
         except ProviderError as error:
             troubles.append(error)
     if troubles:
@@ -194,16 +194,16 @@ def _end_each(
 
 def take_down(
     data: Path, model_id: str, *, why: str, now: Now = None, progress: Progress | None = None
-) -> list[dict[str, Any]]:
+) -> list[Deployment]:
     """`undeploy` for whoever knows which model it is (its id): where nothing of it runs, nothing is done."""
     with open_ledger(data) as ledger:
-        row = ledger.get("models", model_id)
-        for deployment in ledger.find("deployments", model_id=model_id, state="deleted"):
-            if deployment["served_name"]:  # a route to what is gone helps nobody
-                withdraw_model(Layout(data).routes, deployment["served_name"], now=clock_of(now)())
-        deployments = ledger.find("deployments", model_id=model_id, state=LIVE_STATES)
+        row = ledger.get(Model, model_id)
+        for deployment in ledger.find(Deployment, model_id=model_id, state="deleted"):
+            if deployment.served_name:  # a route to what is gone helps nobody
+                withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
+        deployments = ledger.find(Deployment, model_id=model_id, state=LIVE_STATES)
 
-        def end(client: Together | None, **options: Any) -> list[dict[str, Any]]:
+        def end(client: Together | None, **options: Any) -> list[Deployment]:
             return _end_each(client, ledger, deployments, routes_path=Layout(data).routes, why=why, now=now, **options)
 
         try:
@@ -216,7 +216,7 @@ def take_down(
                 "can be asked"
             ) from error
         finally:
-            if row["state"] == "promoted":  # it has no traffic any more, whatever becomes of the rest
-                ledger.transition("models", row["id"], "trained", why=why, now=clock_of(now)())
+            if row.state == "promoted":  # it has no traffic any more, whatever becomes of the rest
+                ledger.transition(Model, row.id, "trained", why=why, now=clock_of(now)())
         with client:
             return end(client, progress=progress, poll_seconds=poll_seconds(client))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from provider.client import clock_of, inference_url
 from provider.routes import publish_route
@@ -12,7 +12,9 @@ from quality.dataset import read_manifest
 from reasoning.routes import Arm, Route
 from storage.layout import Layout
 from storage.ledger import open_ledger
+from storage.ledger_rows import Deployment, Model, required
 from tasks.errors import MissingStep
+from tasks.evaluation import dataset_of
 from tasks.evaluation_files import last_verdict
 from tasks.models import find_dataset, find_deployment, take_down
 from tasks.selection import find_model
@@ -50,29 +52,30 @@ def promote_model(
     when = clock_of(now)()
     with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "promote --force" if force else "promote")
-        deployment = find_deployment(ledger, row["id"], "ready")
+        name = required(row.decision_type, f"the decision type of model {row.id}")
+        deployment = find_deployment(ledger, row.id, "ready")
         if deployment is None:
-            raise MissingStep(f"model {row['id']} is not deployed: `reasoning deploy {row['id']}` first")
-        verdict = last_verdict(data, row["id"])
+            raise MissingStep(f"model {row.id} is not deployed: `reasoning deploy {row.id}` first")
+        verdict = last_verdict(data, row.id)
         if not force and verdict is None:
             raise MissingStep(
-                f"model {row['id']} was never evaluated: `reasoning evaluate {row['id']}` first, or insist with --force"
+                f"model {row.id} was never evaluated: `reasoning evaluate {row.id}` first, or insist with --force"
             )
         if not force and verdict is not None and not verdict.promote:
-            raise MissingStep(f"model {row['id']} did not earn it: {verdict.why}. Insist with --force")
+            raise MissingStep(f"model {row.id} did not earn it: {verdict.why}. Insist with --force")
         route = _route(data, ledger, row, deployment, weight, mode, deadline_ms, min_confidence, shadow_original)
-        publish_route(Layout(data).routes, row["decision_type"], route, now=when)
+        publish_route(Layout(data).routes, name, route, now=when)
         replaced = []
         if mode == "live":
             why = verdict.why if verdict and verdict.promote else "forced"
-            ledger.transition("models", row["id"], "promoted", why=why, now=when)
+            ledger.transition(Model, row.id, "promoted", why=why, now=when)
             replaced = [
-                other["id"]
-                for other in ledger.find("models", decision_type=row["decision_type"], state="promoted")
-                if other["id"] != row["id"]
+                other.id
+                for other in ledger.find(Model, decision_type=row.decision_type, state="promoted")
+                if other.id != row.id
             ]
     for other in replaced:
-        take_down(data, other, why=f"replaced by {row['id']}", now=now)
+        take_down(data, other, why=f"replaced by {row.id}", now=now)
     return route
 
 
@@ -80,14 +83,14 @@ def reject_model(data: Path, model_id: str, *, why: str, now: datetime | None = 
     """Undeploy a model that did not earn its traffic, and remember why."""
     take_down(data, model_id, why=why, now=now)
     with open_ledger(data) as ledger:
-        ledger.transition("models", model_id, "rejected", why=why, now=clock_of(now)())
+        ledger.transition(Model, model_id, "rejected", why=why, now=clock_of(now)())
 
 
 def _route(
     data: Path,
     ledger: Ledger,
-    model: dict[str, Any],
-    deployment: dict[str, Any],
+    model: Model,
+    deployment: Deployment,
     weight: float,
     mode: Literal["live", "shadow"],
     deadline_ms: float,
@@ -95,19 +98,19 @@ def _route(
     shadow_original: bool,
 ) -> Route:
     share = weight if mode == "live" else 1.0
-    dataset = find_dataset(data, ledger.get("datasets", model["dataset_id"])["dataset"])
+    dataset = find_dataset(data, dataset_of(ledger, model))
     custom = Arm(
         name="custom",
         source="custom",
         weight=share,
         mode=mode,
-        model=deployment["served_name"],
+        model=deployment.served_name,
         base_url=inference_url(),
         config_hash=read_manifest(dataset).config_hash,
     )
     original = Arm(name="original", source="original", weight=1.0 if mode == "shadow" else 1.0 - share)
     # The salt goes with the model, not with the weight: the draw of an episode stays the same as the weight grows.
-    experiment = f"{model['decision_type']}-{model['id']}"
+    experiment = f"{model.decision_type}-{model.id}"
     shadow = Arm(name="original-shadow", source="original", mode="shadow")
     return Route(
         arms=(custom, original, shadow) if shadow_original else (custom, original),

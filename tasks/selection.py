@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from provider.deployments import LIVE_STATES, STARTING_STATES
 from provider.metering import hourly_usd
@@ -19,6 +19,7 @@ from reasoning.errors import RoutesError
 from reasoning.routes import read_routes
 from storage.layout import Layout
 from storage.ledger import Ledger
+from storage.ledger_rows import Deployment, Model
 from storage.money import format_usd
 from tasks.errors import AmbiguousModel, MissingStep
 from tasks.evaluation_files import evaluated_models
@@ -30,8 +31,8 @@ Verb = Literal["show", "deploy", "evaluate", "promote", "promote --force", "unde
 class Candidate:
     """A model with what it has at the provider (`deployments`: all that are not deleted) and whether it has a route."""
 
-    model: dict[str, Any]
-    deployments: Sequence[dict[str, Any]]
+    model: Model
+    deployments: Sequence[Deployment]
     routed: bool
     deployed_before: bool
     evaluated: bool
@@ -43,31 +44,31 @@ class Candidate:
 
     @property
     def is_ready(self) -> bool:
-        return any(row["state"] == "ready" for row in self.deployments)
+        return any(row.state == "ready" for row in self.deployments)
 
     @property
     def is_promoted(self) -> bool:
-        return bool(self.model["state"] == "promoted")
+        return bool(self.model.state == "promoted")
 
     @property
     def is_open(self) -> bool:
         """Is it neither rejected nor retired."""
-        return self.model["state"] in ("trained", "promoted")
+        return self.model.state in ("trained", "promoted")
 
     @property
     def is_new_and_deploying(self) -> bool:
-        up = any(row["state"] in (*STARTING_STATES, "ready") for row in self.deployments)
-        return self.model["state"] == "trained" and (up or not self.deployed_before)
+        up = any(row.state in (*STARTING_STATES, "ready") for row in self.deployments)
+        return self.model.state == "trained" and (up or not self.deployed_before)
 
     @property
     def hourly_usd(self) -> Decimal:
         """US dollars an hour that its deployments may cost."""
-        return sum((hourly_usd(row) for row in self.deployments if row["state"] != "stopped"), Decimal(0))
+        return sum((hourly_usd(row) for row in self.deployments if row.state != "stopped"), Decimal(0))
 
     def __str__(self) -> str:
-        states = ", ".join(f"deployment {row['state']}" for row in self.deployments) or "not deployed"
+        states = ", ".join(f"deployment {row.state}" for row in self.deployments) or "not deployed"
         route = ", has a route" if self.routed else ""
-        return f"{self.model['id']} ({self.model['state']}, {states}{route}, {format_usd(self.hourly_usd)} an hour)"
+        return f"{self.model.id} ({self.model.state}, {states}{route}, {format_usd(self.hourly_usd)} an hour)"
 
 
 # For each verb what it looks for, the better first: the first tier that has a model decides.
@@ -89,13 +90,13 @@ _NONE: Mapping[Verb, str] = {
 }
 
 
-def find_model(data: Path, ledger: Ledger, model: str, verb: Verb) -> dict[str, Any]:
+def find_model(data: Path, ledger: Ledger, model: str, verb: Verb) -> Model:
     """Ledger row of the model that `verb` means by `model`, its id or a decision type.
 
     Raises `MissingStep` where there is none, and `AmbiguousModel`, which names all that could be meant with their state
     and price an hour, where a type leaves several.
     """
-    if found := ledger.find("models", id=model):
+    if found := ledger.find(Model, id=model):
         return found[0]
     name = model.replace("-", "_")
     candidates = list_candidates(data, ledger, name)
@@ -117,15 +118,15 @@ def list_candidates(data: Path, ledger: Ledger, decision_type: str) -> list[Cand
     """Every model of a decision type, oldest first, with its deployments and whether it has a route."""
     routed, evaluated = routed_names(data), evaluated_models(data)
     found = []
-    for model in ledger.find("models", decision_type=decision_type):
-        rows = ledger.find("deployments", model_id=model["id"])
+    for model in ledger.find(Model, decision_type=decision_type):
+        rows = ledger.find(Deployment, model_id=model.id)
         found.append(
             Candidate(
                 model=model,
-                deployments=[row for row in rows if row["state"] in LIVE_STATES],
-                routed=any(row["served_name"] in routed for row in rows if row["served_name"]),
+                deployments=[row for row in rows if row.state in LIVE_STATES],
+                routed=any(row.served_name in routed for row in rows if row.served_name),
                 deployed_before=bool(rows),
-                evaluated=model["id"] in evaluated,
+                evaluated=model.id in evaluated,
             )
         )
     return found

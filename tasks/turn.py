@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 
@@ -28,6 +28,7 @@ from reasoning.decision_types import get_decision_type
 from reasoning.routes import Route
 from storage.files import make_folder, write_atomic
 from storage.layout import Layout
+from storage.ledger_rows import Deployment, FineTuneJob
 from storage.money import format_usd
 from tasks.cycle import CyclePlan, Step, holding, known_jobs, look_ahead, make_plan, serving_steps, training_step
 from tasks.errors import FlowError, NotWorthIt
@@ -82,8 +83,8 @@ class Verbs:
     """What the steps are done with: the plain functions, or the same as Prefect tasks."""
 
     export: Callable[..., Manifest] = export
-    fine_tune: Callable[..., dict[str, Any]] = fine_tune
-    deploy: Callable[..., dict[str, Any]] = deploy
+    fine_tune: Callable[..., FineTuneJob] = fine_tune
+    deploy: Callable[..., Deployment] = deploy
     evaluate: Callable[..., Evaluation] = evaluate_model
     promote: Callable[..., Route] = promote_model
     reject: Callable[..., None] = reject_model
@@ -138,11 +139,11 @@ def _take(
             return _end(data, turn, "not_enough_data", str(error), clock())
         except FineTuneFailed as error:
             return _end(data, turn, "failed", str(error), clock())
-        turn = _save(data, replace(turn, job_id=job["id"], model_id=job["model_id"]))
+        turn = _save(data, replace(turn, job_id=job.id, model_id=job.model_id))
     assert turn.model_id is not None
     if turn.evaluation_id is None:
         deployment = verbs.deploy(data, turn.model_id, now=now)
-        turn = _save(data, replace(turn, deployment_id=deployment["id"]))
+        turn = _save(data, replace(turn, deployment_id=deployment.id))
         evaluation = verbs.evaluate(data, turn.model_id, now=now)
         turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
     assert turn.evaluation_id is not None
@@ -194,7 +195,7 @@ def plan_turn(
         model_id = turn.model_id if turn is not None and under_way else None
         name = None if folder is None else read_manifest(folder).dataset_id
         if name is not None and model_id is None and (jobs := known_jobs(ledger, name, base)):
-            model_id = jobs[-1]["model_id"]  # it may run already, and then it costs nothing more
+            model_id = jobs[-1].model_id  # it may run already, and then it costs nothing more
         steps = serving_steps(ledger, kind.name, base, model_id=model_id)
         if folder is not None and name is not None:
             steps.insert(0, training_step(client, ledger, name, base, None, again=False))

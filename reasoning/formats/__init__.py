@@ -1,34 +1,37 @@
 """Answer forms: each is one object that renders, parses, normalizes, formats and compares answers (`AnswerForm`).
 
-Each module of this package that has a `FORM` adds it to `FORMS`: a new form is a module here and a module of its
-metrics in `quality.form_metrics`. `answer` of a decision type names its form.
+A module of this package that has a `FORM` is a form, of the module's name: a new one is a module here and a module of
+its metrics in `quality.form_metrics`. `answer` of a decision type names its form.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
 
 from reasoning.errors import ConfigError
 from reasoning.formats.port import AnswerForm
 
+_forms: dict[str, AnswerForm] = {}  # those that were used: an agent pays for the import of no other
+
 
 def get_form(name: str) -> AnswerForm:
     """The form called `name`. Raises `ConfigError`."""
+    return _forms.get(name) or _load(name)
+
+
+def all_forms() -> dict[str, AnswerForm]:
+    """The answer forms by name."""
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    forms: list[AnswerForm] = [module.FORM for module in modules if hasattr(module, "FORM")]
+    return {form.name: form for form in forms}
+
+
+def _load(name: str) -> AnswerForm:
     try:
-        return FORMS[name]
-    except KeyError:
-        raise ConfigError(f"answer: {name!r} is not an answer form; known: {', '.join(sorted(FORMS))}") from None
-
-
-def find_forms() -> Iterator[AnswerForm]:
-    """The forms of the modules in this package."""
-    for module in pkgutil.iter_modules(__path__):
-        form = getattr(importlib.import_module(f"{__name__}.{module.name}"), "FORM", None)
-        if form is not None:
-            yield form
-
-
-FORMS: dict[str, AnswerForm] = {form.name: form for form in find_forms()}
-"""The answer forms by name."""
+        form: AnswerForm | None = importlib.import_module(f"{__name__}.{name}").FORM
+    except (ImportError, AttributeError):
+        form = None
+    if form is None or form.name != name:
+        raise ConfigError(f"answer: {name!r} is not an answer form; known: {', '.join(sorted(all_forms()))}")
+    return _forms.setdefault(name, form)

@@ -23,6 +23,7 @@ from reasoning.routes import Routes, write_routes
 from storage.errors import DataFolderError
 from storage.land import land_decisions
 from storage.ledger import open_ledger
+from storage.ledger_rows import FineTuneJob
 from tests.tasks.rooms import write_log
 
 # Settings of whoever runs the tests have no say.
@@ -171,14 +172,12 @@ def test_a_bill_that_cannot_be_attributed_and_a_job_that_waits_are_shown_by_stat
         assert json.loads(reasoning("status", "--data", tmp_path, "--json").stdout)["alerts"] == []
         ledger.note_state("billing", "deployments", "unnamed", now=past)
         reservation = ledger.reserve("4", purpose="a job", ttl=None, now=past)
-        values = {"suffix": "rsn-1", "base_model": "m", "parameters": "{}", "estimate_nano": 4 * 10**9, "now": past}
-        job = ledger.add(
-            "fine_tune_jobs", state="submitted", remote_state="queued", reservation_id=reservation.id, **values
-        )
+        values = {"suffix": "rsn-1", "base_model": "m", "parameters": "{}", "estimate_usd": 4, "now": past}
+        job = ledger.add(FineTuneJob, state="submitted", remote_state="queued", reservation_id=reservation.id, **values)
     said = re.sub(r"\s+", " ", reasoning("status", "--data", tmp_path).stdout)
     assert "ALERT: the provider's bill cannot be attributed: it names none of our deployments" in said
     assert "queued for 3.0 days and holds $4.00 of the budget: look at the provider's status page" in said
-    assert f"`reasoning models cancel {job['id']}`" in said
+    assert f"`reasoning models cancel {job.id}`" in said
     assert len(json.loads(reasoning("status", "--data", tmp_path, "--json").stdout)["alerts"]) == 2
 
 

@@ -91,7 +91,7 @@ def _login(victim: Victim) -> dict[str, str]:
 def _land(victim: Victim) -> str:
     deployments = post(f"{victim.prefect}/api/deployments/filter", {})
     for each in deployments:  # what else is due meanwhile would only make this slower
-        if each["name"] != "land_decisions" and not each["paused"]:
+        if each["name"] not in ("land_decisions", "expire_decisions") and not each["paused"]:
             post(f"{victim.prefect}/api/deployments/{each['id']}/pause_deployment", {})
     return str(next(each["id"] for each in deployments if each["name"] == "land_decisions"))
 
@@ -163,29 +163,25 @@ def test_a_run_takes_no_job_variables(victim: Victim, name: str) -> None:
 
 
 def test_a_command_in_a_deployment_is_not_run_and_the_schedule_is(victim: Victim) -> None:
-    """What is in the deployment already (of an earlier version, or of an attack before the upgrade) has no say."""
-    land = _land(victim)
-    _ask(victim, f"/api/deployments/{land}", _payload(victim), method="PATCH", **_login(victim))
-    done = run_as_scheduled(f"{victim.prefect}/api", land)
+    """A command that is in the deployment already (of an earlier version, or of an attack before the upgrade) is not
+    run, and the next start clears it. The settings of the user's folder hold in a served run: a run has a folder of
+    its own, in which there is no `reasoning.toml`, and its retention did not hold.
+    """
+    land_decisions(victim.data)
+    deployments = post(f"{victim.prefect}/api/deployments/filter", {})
+    expire = next(each["id"] for each in deployments if each["name"] == "expire_decisions")
+    _ask(victim, f"/api/deployments/{expire}", _payload(victim), method="PATCH", **_login(victim))
+    done = run_as_scheduled(f"{victim.prefect}/api", expire)
     assert done["state"]["type"] == "COMPLETED", done["state"]
     assert not (victim.data / "stolen").exists()
-    assert _ask(victim, f"/api/deployments/{land}/create_flow_run", {}, **_login(victim)) == 422
+    assert storage.sql(victim.data, "SELECT count(*) FROM decisions").rows == [(1,)]
+    assert _ask(victim, f"/api/deployments/{expire}/create_flow_run", {}, **_login(victim)) == 422
 
     # The next start deploys anew, which clears it.
     env = environment(victim.data, provider="together", prefect=victim.prefect, emulator=None, scratch=victim.folder)
     command = [sys.executable, "-m", "cli.deployments"]
     subprocess.run(command, env=dict(env), cwd=victim.folder, check=True, capture_output=True, timeout=120)
-    done = run(f"{victim.prefect}/api", land, {"if_busy": "wait"})
-    assert done["state"]["type"] == "COMPLETED", done["state"]
-
-
-def test_settings_of_the_folder_hold_in_a_served_run(victim: Victim) -> None:
-    """A run has a folder of its own, in which there is no `reasoning.toml`: its retention did not hold."""
-    land_decisions(victim.data)
-    deployments = post(f"{victim.prefect}/api/deployments/filter", {})
-    expire = next(each["id"] for each in deployments if each["name"] == "expire_decisions")
     later = datetime.now(UTC) + timedelta(days=5)
-    assert storage.sql(victim.data, "SELECT count(*) FROM decisions").rows == [(1,)]
     done = run(f"{victim.prefect}/api", expire, {"if_busy": "wait", "now": later.isoformat()})
     assert done["state"]["type"] == "COMPLETED", done["state"]
     assert storage.sql(victim.data, "SELECT count(*) FROM decisions").rows == [(0,)]

@@ -16,7 +16,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from gateway.answer_forms import answer_body
+from gateway.protocols.answers import OwnAnswer
+from gateway.protocols.anthropic import MESSAGES
 from gateway.sse import encode_event
 from reasoning.routes import Arm, Route, Routes, write_routes
 from tests.gateway import scripted
@@ -91,9 +92,7 @@ async def claude(seen: Seen, writer: asyncio.StreamWriter) -> None:
         await scripted.json({"input_tokens": 100})(seen, writer)
         return
     streamed = bool(seen.json.get("stream"))
-    kind, body = answer_body(
-        "anthropic", "from anthropic", model="claude-scripted", input_tokens=10, output_tokens=3, stream=streamed
-    )
+    kind, body = MESSAGES.write(OwnAnswer("from anthropic", "claude-scripted", 10, 3), {"stream": streamed})
     await scripted.whole(200, body, content_type=kind.decode())(seen, writer)
 
 

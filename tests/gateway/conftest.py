@@ -133,8 +133,10 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             made: Settings = replace(
                 base,
                 **{
-                    "anthropic": (UpstreamSettings(anthropic.url, api_key=UPSTREAM_KEY),),
-                    "openai": (UpstreamSettings(openai.url, api_key=UPSTREAM_KEY),),
+                    "upstreams": {
+                        "anthropic": (UpstreamSettings(anthropic.url, api_key=UPSTREAM_KEY),),
+                        "openai": (UpstreamSettings(openai.url, api_key=UPSTREAM_KEY),),
+                    },
                     "log_requests": False,
                     **settings,
                 },

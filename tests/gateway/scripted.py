@@ -220,6 +220,7 @@ def message_events(message: dict[str, Any]) -> list[bytes]:
 
 
 def anthropic_stream(text: str = "hello") -> bytes:
-    from gateway.answer_forms import answer_body
+    from gateway.protocols.answers import OwnAnswer
+    from gateway.protocols.anthropic import MESSAGES
 
-    return answer_body("anthropic", text, model="claude-upstream", input_tokens=11, output_tokens=7, stream=True)[1]
+    return MESSAGES.write(OwnAnswer(text, "claude-upstream", 11, 7), {"stream": True})[1]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from gateway.companies import choose_company
+from gateway.companies import choose_protocol
 from gateway.errors import RequestRefused
+from gateway.protocols.table import DEFAULT_TABLE
 from gateway.security import Admission
 from tests.gateway.conftest import TOKEN, Start
 from tests.gateway.scripted import json
@@ -31,7 +32,7 @@ def paths_of(sdk: Any, prefix: str) -> list[str]:
 def chosen(path: str, headers: dict[str, str], query: str = "") -> str:
     raw = {name.encode(): value.encode() for name, value in headers.items()}
     try:
-        return choose_company(path.encode(), query.encode(), Admission(None, raw, frozenset()))
+        return choose_protocol(DEFAULT_TABLE, path.encode(), query.encode(), Admission(None, raw, frozenset())).name
     except RequestRefused as error:
         assert 400 <= error.status < 500
         return "refused"

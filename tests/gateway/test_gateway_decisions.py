@@ -11,11 +11,15 @@ import pytest
 
 from gateway.episodes import Episodes
 from gateway.prompts import read_decision, read_kinds, recognise, write_answer
+from gateway.protocols import PROTOCOLS
+from gateway.protocols.answers import OwnAnswer
 from gateway.store import Store
 from reasoning.decision_types import DECISION_TYPES
 from tests.gateway import scripted
 from tests.gateway.conftest import Running, Start
 from tests.gateway.scripted import anthropic_stream, chat_answer, json, stream, whole
+
+OPERATIONS = {operation.name: operation for protocol in PROTOCOLS for operation in protocol.operations}
 
 CONVERSATION = """# Conversation Messages
 10:01 (3 minutes ago) [aaaaaaaa-0000-0000-0000-000000000001] Ann: Is the build red again?
@@ -275,14 +279,12 @@ async def ask(running: Running, form: str, prompt: str, streamed: bool) -> tuple
 async def test_our_model_answers_in_the_apis_form(
     start: Start, kind: str, format: str, form: str, streamed: bool
 ) -> None:
-    from gateway.read_answers import read_answer
-
     running = await start()
     running.route(kind)
     running.model.script = json(chat_answer(OURS[kind]))
     status, headers, body = await ask(running, form, PROMPTS[kind, format], streamed)
     assert (status, headers["x-reasoning-source"]) == (200, "custom")
-    said = read_answer(form, body, headers["content-type"])  # type: ignore[arg-type]
+    said = OPERATIONS[form].read(body, headers["content-type"])
     decision = read_decision(format, said.text, DECISION_TYPES[kind])  # type: ignore[arg-type]
     assert decision == DECISION_TYPES[kind].parse(OURS[kind])
     assert running.openai.seen == running.anthropic.seen == []
@@ -376,12 +378,10 @@ UPSTREAM_SAYS = "<response><name>Ada</name><reasoning>no</reasoning><action>IGNO
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("form", ["chat", "responses", "anthropic"])
 async def test_the_upstream_is_the_fallback_and_the_teacher(start: Start, form: str, streamed: bool) -> None:
-    from gateway.answer_forms import answer_body
-
     running = await start()
     running.route("should_respond")
     running.model.script = whole(500, b"{}")
-    kind, body = answer_body(form, UPSTREAM_SAYS, model="up", input_tokens=3, output_tokens=4, stream=streamed)  # type: ignore[arg-type]
+    kind, body = OPERATIONS[form].write(OwnAnswer(UPSTREAM_SAYS, "up", 3, 4), {"stream": streamed})
     pool = running.anthropic if form == "anthropic" else running.openai
     pool.script = whole(200, body, ("x-request-id", "up-1"), content_type=kind.decode())
     status, headers, got = await ask(running, form, respond_xml(), streamed)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
 
+from gateway.protocols.anthropic import ANTHROPIC
+from gateway.protocols.openai import OPENAI
+from gateway.protocols.table import make_table
 from gateway.settings import UpstreamSettings
 from gateway.upstream import Pool
 from tests.gateway import scripted
@@ -250,7 +254,7 @@ async def test_client_that_goes_stops_the_upstream(start: Start, when: str) -> N
         while running.gateway.active:
             await asyncio.sleep(0.01)
     assert running.gateway.state.metrics.statistics()["client_disconnects"] == 1
-    assert [upstream.active for upstream in running.gateway.state.anthropic.upstreams] == [0]
+    assert [upstream.active for upstream in running.gateway.state.pools["anthropic"].upstreams] == [0]
 
 
 async def test_large_uploads_stream_through_and_small_bodies_have_a_limit(start: Start) -> None:
@@ -275,8 +279,8 @@ async def test_large_uploads_stream_through_and_small_bodies_have_a_limit(start:
 
 async def test_upload_that_grows_too_large_on_its_way_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.app.MAX_BODY_BYTES", 100)
-    monkeypatch.setattr("gateway.app.LARGE_BODIES", ((b"/v1/files", 1 << 20),))
-    running = await start()
+    small = replace(ANTHROPIC, large_bodies=((b"/v1/files", 1 << 20),))
+    running = await start(protocols=make_table([small, OPENAI]))
     running.anthropic.script = json({})
 
     async def chunks() -> Any:
@@ -287,7 +291,7 @@ async def test_upload_that_grows_too_large_on_its_way_is_refused(start: Start, m
     status, _, body = await running.ask("POST", "/v1/files", data=chunks(), headers=headers)
     assert status == 413
     assert b'"request_too_large"' in body
-    assert [upstream.active for upstream in running.gateway.state.anthropic.upstreams] == [0]
+    assert [upstream.active for upstream in running.gateway.state.pools["anthropic"].upstreams] == [0]
 
 
 async def test_long_headers_of_an_upstream_pass(start: Start) -> None:
@@ -298,9 +302,7 @@ async def test_long_headers_of_an_upstream_pass(start: Start) -> None:
 
 
 async def test_unreachable_and_silent_upstreams_are_errors_in_the_apis_shape(start: Start) -> None:
-    running = await start(
-        anthropic=(UpstreamSettings("http://127.0.0.1:9"),), openai=(UpstreamSettings("http://127.0.0.1:9"),)
-    )
+    running = await start(upstreams=dict.fromkeys(("anthropic", "openai"), (UpstreamSettings("http://127.0.0.1:9"),)))
     status, headers, body = await running.ask("POST", "/v1/messages", data=QUESTION)
     assert (status, headers["x-should-retry"]) == (502, "true")
     assert b'{"type":"error","error":{"type":"api_error"' in body
@@ -319,7 +321,7 @@ async def test_unreachable_and_silent_upstreams_are_errors_in_the_apis_shape(sta
 
 async def test_next_server_of_a_pool_is_asked_when_one_cannot_be_reached(start: Start) -> None:
     running = await start()
-    pool = running.gateway.state.anthropic
+    pool = running.gateway.state.pools["anthropic"]
     dead = UpstreamSettings("http://127.0.0.1:9", weight=1000)
     pool.upstreams[:0] = Pool("x", (dead,)).upstreams
     running.anthropic.script = json(ANTHROPIC_MESSAGE)

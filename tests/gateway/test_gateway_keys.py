@@ -20,6 +20,7 @@ from gateway.errors import GatewayConfigError
 from gateway.known_tokens import KnownTokens, mark_token
 from gateway.owners import Owners, open_owners
 from gateway.paths import is_allowed
+from gateway.protocols.table import DEFAULT_TABLE
 from gateway.settings import hash_token, load_settings
 from tests.gateway.conftest import TOKEN, UPSTREAM_KEY, Running, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, json
@@ -334,4 +335,6 @@ def test_an_id_tells_its_owner_after_a_restart(tmp_path: Path) -> None:
 @given(st.text("v1organizts/%6f2;.AZ* ", max_size=40))
 def test_everything_is_never_administration(rest: str) -> None:
     path = b"/v1/organizations/" + rest.encode()
-    assert not is_allowed(("*", "DELETE *", "/v1/*", "/v1/organization-like/*"), "GET", path)
+    assert not is_allowed(
+        ("*", "DELETE *", "/v1/*", "/v1/organization-like/*"), "GET", path, DEFAULT_TABLE.administration
+    )

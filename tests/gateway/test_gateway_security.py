@@ -247,7 +247,7 @@ async def test_our_own_failures_show_no_trace(start: Start, monkeypatch: pytest.
     async def broken(*_: object) -> None:
         raise RuntimeError("secret inner state")
 
-    monkeypatch.setattr("gateway.anthropic.messages", broken)
+    monkeypatch.setattr("gateway.app.answer", broken)
     status, _, body = await running.ask("POST", "/v1/messages", data=BODY)
     assert status == 500
     assert b"secret" not in body

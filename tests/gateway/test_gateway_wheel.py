@@ -102,8 +102,8 @@ def train_and_deploy(data: Path, kind: str) -> str:
     assert manifest.label_sources == {"original": manifest.rows}
     assert manifest.dropped.get("untranslated", 0) == (kind == "coding")
     job = fine_tune(data, manifest.path, tier="small", anyway=True)  # all labels are the original's own
-    assert job["state"] == "completed"
-    return str(deploy(data, kind)["served_name"])
+    assert job.state == "completed"
+    return str(deploy(data, kind).served_name)
 
 
 async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: Path, provider: str) -> None:
@@ -118,8 +118,10 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
         upstreams(anthropic, openai)
         settings = replace(
             load_settings(data, tmp_path / "none.toml", env),
-            anthropic=(UpstreamSettings(anthropic.url),),
-            openai=(UpstreamSettings(openai.url),),
+            upstreams={
+                "anthropic": (UpstreamSettings(anthropic.url),),
+                "openai": (UpstreamSettings(openai.url),),
+            },
             log_requests=False,
         )
         config = load_config(data)

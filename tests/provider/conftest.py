@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from provider.deployments import stop_replicas
+from storage.ledger_rows import Model, required
 from tests.provider.world import Emulator, World, run_emulator
 
 
@@ -38,7 +39,7 @@ def emulator(emulator_url: str) -> Iterator[Emulator]:
 @pytest.fixture(scope="session")
 def trained_object(emulator_url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     world = World(Emulator(emulator_url), tmp_path_factory.mktemp("trained") / "data")
-    object_id = world.ledger.get("models", world.train()["model_id"])["model_object_id"]
+    object_id = world.ledger.get(Model, required(world.train().model_id, "a model")).model_object_id
     world.close()
     return str(object_id)
 

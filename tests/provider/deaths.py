@@ -56,7 +56,7 @@ def upload(client: Any, ledger: Any, argument: str, **options: Any) -> None:
 
 def fine_tune(client: Any, ledger: Any, dataset_id: str, **options: Any) -> None:
     job = submit_fine_tune(client, ledger, dataset_id, tier="small", **options)
-    follow_fine_tune(client, ledger, job["id"], poll_seconds=1, **options)
+    follow_fine_tune(client, ledger, job.id, poll_seconds=1, **options)
 
 
 def cancel(client: Any, ledger: Any, job_id: str, *, now: Callable[[], Any], **_: Any) -> None:

@@ -21,6 +21,7 @@ from provider.tiers import resolve_tier
 from reasoning.errors import ReasoningError
 from reasoning.routes import Arm, Route, read_routes
 from storage.ledger_reports import ACTIVE_STATES, BILLABLE_STATES
+from storage.ledger_rows import Deployment, FineTuneJob, Model, UploadedDataset, required
 from tests.provider.world import Killed, World
 
 CREATES = (("train", "/v1/fine-tunes"), ("deploy", "/endpoints"), ("deploy", "/deployments"))
@@ -84,13 +85,13 @@ class Life:
         """Submit and follow a fine-tune of the newest dataset that is there."""
 
         def run() -> None:
-            dataset = self.world.ledger.find("datasets", state="ready")[-1]
+            dataset = self.world.ledger.find(UploadedDataset, state="ready")[-1]
             job = submit_fine_tune(
-                self.world.client, self.world.ledger, dataset["id"], tier="small", now=self.world.now, wait=self.wait
+                self.world.client, self.world.ledger, dataset.id, tier="small", now=self.world.now, wait=self.wait
             )
-            self._follow(job["id"])
+            self._follow(job.id)
 
-        if self.world.ledger.find("datasets", state="ready"):
+        if self.world.ledger.find(UploadedDataset, state="ready"):
             self._attempt(run)
 
     def _follow(self, job_id: str) -> None:
@@ -99,10 +100,10 @@ class Life:
         )
 
     def cancel(self) -> None:
-        jobs = self.world.ledger.find("fine_tune_jobs", state=ACTIVE_STATES)
+        jobs = self.world.ledger.find(FineTuneJob, state=ACTIVE_STATES)
         if jobs:
             self._attempt(
-                lambda: cancel_fine_tune(self.world.client, self.world.ledger, jobs[-1]["id"], now=self.world.now())
+                lambda: cancel_fine_tune(self.world.client, self.world.ledger, jobs[-1].id, now=self.world.now())
             )
 
     def deploy(self) -> None:
@@ -112,26 +113,26 @@ class Life:
             row = deploy_model(
                 self.world.client,
                 self.world.ledger,
-                models[-1]["id"],
+                models[-1].id,
                 poll_seconds=60,
                 now=self.world.now,
                 wait=self.wait,
             )
-            custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=self.world.emulator.url)
+            custom = Arm("custom", "custom", 1.0, model=row.served_name, base_url=self.world.emulator.url)
             self._leased_at = self.world.now()
             publish_route(self.world.data / "routes.json", "should_respond", Route((custom,)), now=self._leased_at)
 
-        if models := self.world.ledger.find("models"):
+        if models := self.world.ledger.find(Model):
             self._attempt(run)
 
     def undeploy(self) -> None:
-        rows = self.world.ledger.find("deployments", state=BILLABLE_STATES)
+        rows = self.world.ledger.find(Deployment, state=BILLABLE_STATES)
         if rows:
             self._attempt(
                 lambda: undeploy_model(
                     self.world.client,
                     self.world.ledger,
-                    rows[-1]["id"],
+                    rows[-1].id,
                     routes_path=self.world.data / "routes.json",
                     now=self.world.now,
                     wait=self.wait,
@@ -140,16 +141,18 @@ class Life:
 
     def stopped_by_the_provider(self) -> None:
         """It ends a deployment by itself, as its own idle stop does."""
-        for row in self.world.ledger.find("deployments", state="ready")[-1:]:
+        for row in self.world.ledger.find(Deployment, state="ready")[-1:]:
             self.world.observer.endpoints.deployments.update(
-                row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling={"min_replicas": 0, "max_replicas": 0}
+                required(row.remote_id, ""),
+                endpoint_id=required(row.endpoint_id, ""),
+                autoscaling={"min_replicas": 0, "max_replicas": 0},
             )
 
     def use(self) -> None:
         """Agents ask what has a route."""
-        for row in self.world.ledger.find("deployments", state="ready"):
-            if row["served_name"] in routed_models(self.world.data / "routes.json", now=self.world.now()):
-                self.world.ledger.update("deployments", row["id"], last_request_at=self.world.now())
+        for row in self.world.ledger.find(Deployment, state="ready"):
+            if row.served_name in routed_models(self.world.data / "routes.json", now=self.world.now()):
+                self.world.ledger.update(Deployment, row.id, last_request_at=self.world.now())
 
     def fault(self, kind: str, match: str | None, times: int = 1) -> None:
         options = {"seconds": 900} if kind in ("slow_cold_start", "no_capacity") else {}
@@ -205,8 +208,8 @@ class Life:
     def busy(self) -> bool:
         """May anything of ours cost something: by the ledger, or at the provider?"""
         return bool(
-            self.world.ledger.find("deployments", state=("intended", *BILLABLE_STATES))
-            or self.world.ledger.find("fine_tune_jobs", state=ACTIVE_STATES)
+            self.world.ledger.find(Deployment, state=("intended", *BILLABLE_STATES))
+            or self.world.ledger.find(FineTuneJob, state=ACTIVE_STATES)
             or self.world.ours()
         )
 
@@ -229,13 +232,13 @@ class Life:
             self._troubled = True
             return
         self._leased_at = now
-        ready = {row["served_name"] for row in self.world.ledger.find("deployments", state="ready")}
+        ready = {row.served_name for row in self.world.ledger.find(Deployment, state="ready")}
         routed = set(routed_models(self.world.data / "routes.json", now=now))
         assert routed <= (set() if report.level in ("drain", "stop") else ready), f"{routed} has traffic at {report}"
         # What ran since the last tick that could meter could not be stopped earlier. A started minute is a minute.
         ran = sum((Decimal(item["amount_usd"]) for item in self._bill("deployment")), Decimal(0))
-        rows = self.world.ledger.find("deployments", state=("intended", *BILLABLE_STATES, "stopped"))
-        started = sum((Decimal(row["hourly_nano"]).scaleb(-9) / 60 for row in rows), Decimal(0))
+        rows = self.world.ledger.find(Deployment, state=("intended", *BILLABLE_STATES, "stopped"))
+        started = sum((row.hourly_usd / 60 for row in rows), Decimal(0))
         interval, self._ran_before = ran - self._ran_before + started, ran
         overshoot = self.world.ledger.spent() - self.limit
         self.worst_overshoot = max(self.worst_overshoot, overshoot)
@@ -288,26 +291,22 @@ class Life:
     def _differences(self) -> str:
         """Every object whose charges are not what the provider billed for it, with both sides."""
         world, lines = self.world, []
-        for table, column in (("deployments", "deployment_id"), ("fine_tune_jobs", "job_id")):
-            for row in world.ledger.find(table):
-                charges = world.ledger.charges(**{column: row["id"]})
-                items = [
-                    item for item in self._bill("deployment", "fine_tune") if item["resource_id"] == row["remote_id"]
-                ]
-                charged = sum((charge["amount_usd"] for charge in charges), Decimal(0))
-                billed = sum((Decimal(item["amount_usd"]) for item in items), Decimal(0))
-                if charged != billed:
-                    lines.append(f"{table} {row['id']} ({row['remote_id']}): charged {charged}, billed {billed}")
-                    lines += [
-                        f"  {step['ts']} {step['to_state']}: {step['why']}"
-                        for step in world.ledger.history(table, row["id"])
-                    ]
-                    lines += [
-                        f"  charge {c['ts']} {c['amount_usd']} {c['what']} (recorded {c['recorded_at']})"
-                        for c in charges
-                    ]
-                    lines += [f"  bill {item['start']} to {item['end']}: {item['amount_usd']}" for item in items]
-                    lines.append(f"  {row}")
+        owned: list[tuple[str, Deployment | FineTuneJob]] = [
+            *(("deployment_id", row) for row in world.ledger.find(Deployment)),
+            *(("job_id", row) for row in world.ledger.find(FineTuneJob)),
+        ]
+        for column, row in owned:
+            table = row.TABLE
+            charges = world.ledger.charges(**{column: row.id})
+            items = [item for item in self._bill("deployment", "fine_tune") if item["resource_id"] == row.remote_id]
+            charged = sum((charge.amount_usd for charge in charges), Decimal(0))
+            billed = sum((Decimal(item["amount_usd"]) for item in items), Decimal(0))
+            if charged != billed:
+                lines.append(f"{table} {row.id} ({row.remote_id}): charged {charged}, billed {billed}")
+                lines += [f"  {step.ts} {step.to_state}: {step.why}" for step in world.ledger.history(table, row.id)]
+                lines += [f"  charge {c.ts} {c.amount_usd} {c.what} (recorded {c.recorded_at})" for c in charges]
+                lines += [f"  bill {item['start']} to {item['end']}: {item['amount_usd']}" for item in items]
+                lines.append(f"  {row}")
         return "\n".join(lines)
 
     # -- what must hold -----------------------------------------------------------------------------------------
@@ -331,8 +330,8 @@ class Life:
 
     def _find_orphans(self, endpoints: list[Any], jobs: list[Any]) -> set[str]:
         """What of ours is at the provider and nobody watches: deployments that run, jobs in any state."""
-        watched = {row["name"] for row in self.world.ledger.find("deployments", state=(*BILLABLE_STATES, "stopped"))}
-        followed = {job["remote_id"] for job in self.world.ledger.find("fine_tune_jobs")}
+        watched = {row.name for row in self.world.ledger.find(Deployment, state=(*BILLABLE_STATES, "stopped"))}
+        followed = {job.remote_id for job in self.world.ledger.find(FineTuneJob)}
         since = {
             deployment.id: deployment.created_at
             for endpoint in self.world.ours(endpoints)
@@ -360,22 +359,22 @@ class Life:
         self._cleared += world.emulator.pending_faults()
         world.emulator.clear_faults()
         self.guard_alive = True
-        for job in world.ledger.find("fine_tune_jobs", state=ACTIVE_STATES):
-            self._attempt(lambda job=job: cancel_fine_tune(world.client, world.ledger, job["id"], now=world.now()))  # type: ignore[misc]
-            if world.ledger.get("fine_tune_jobs", job["id"])["state"] in ACTIVE_STATES:
-                self._attempt(lambda job=job: self._follow(job["id"]))  # type: ignore[misc]
+        for job in world.ledger.find(FineTuneJob, state=ACTIVE_STATES):
+            self._attempt(lambda job=job: cancel_fine_tune(world.client, world.ledger, job.id, now=world.now()))  # type: ignore[misc]
+            if world.ledger.get(FineTuneJob, job.id).state in ACTIVE_STATES:
+                self._attempt(lambda job=job: self._follow(job.id))  # type: ignore[misc]
         for _ in range(3):
-            for row in world.ledger.find("deployments", state=("intended", *BILLABLE_STATES)):
+            for row in world.ledger.find(Deployment, state=("intended", *BILLABLE_STATES)):
                 self._attempt(
                     lambda row=row: undeploy_model(  # type: ignore[misc]
-                        world.client, world.ledger, row["id"], now=world.now, wait=self.wait
+                        world.client, world.ledger, row.id, now=world.now, wait=self.wait
                     )
                 )
             world.await_bill()
             self.guard()
             self.reconcile()
         assert world.ours() == []
-        assert world.ledger.find("deployments", state=("intended", *BILLABLE_STATES)) == []
+        assert world.ledger.find(Deployment, state=("intended", *BILLABLE_STATES)) == []
         (budget,) = world.ledger.budgets(world.now())
         assert budget.reserved_usd == 0, "money is still reserved"
         self.charged, self.billed = world.ledger.spent(), world.emulator.bill(self.remote_ids())
@@ -388,20 +387,26 @@ class Life:
     def _check_charges(self, kind: str, column: str) -> None:
         """To the cent where the bill names objects of this kind; else charged at worst, and nothing given back."""
         world = self.world
-        charges = [charge for charge in world.ledger.charges() if charge[column]]
-        charged = sum((charge["amount_usd"] for charge in charges), Decimal(0))
-        billed = world.emulator.bill({row["remote_id"] for row in world.ledger.find(kind) if row["remote_id"]})
+        charges = [charge for charge in world.ledger.charges() if getattr(charge, column)]
+        charged = sum((charge.amount_usd for charge in charges), Decimal(0))
+        rows: list[Deployment] | list[FineTuneJob] = (
+            world.ledger.find(Deployment) if kind == "deployments" else world.ledger.find(FineTuneJob)
+        )
+        billed = world.emulator.bill({row.remote_id for row in rows if row.remote_id})
         said = f"{kind}: charged {charged}, billed {billed}\n{self._differences()}"
-        if any(step["to_state"] == "named" for step in world.ledger.history("billing", kind)):
+        if any(step.to_state == "named" for step in world.ledger.history("billing", kind)):
             assert abs(charged - billed) < Decimal("0.01"), said
             return
         assert charged >= billed, said
-        assert not [charge for charge in charges if charge["amount_usd"] < 0], said
+        assert not [charge for charge in charges if charge.amount_usd < 0], said
 
     def remote_ids(self) -> set[str]:
         """Of everything that the ledger knows at the provider."""
-        rows = [*self.world.ledger.find("deployments"), *self.world.ledger.find("fine_tune_jobs")]
-        return {row["remote_id"] for row in rows if row["remote_id"]}
+        rows: list[Deployment | FineTuneJob] = [
+            *self.world.ledger.find(Deployment),
+            *self.world.ledger.find(FineTuneJob),
+        ]
+        return {row.remote_id for row in rows if row.remote_id}
 
 
 class Strangers:

@@ -19,6 +19,7 @@ from provider.fine_tunes import submit_fine_tune
 from provider.hardware import compare_hardware, read_hardware
 from provider.prices import lora_rank, price_of
 from provider.serving_configs import ServingConfig, fittest
+from storage.ledger_rows import Deployment
 from tests.provider.world import World, conversation
 
 PAGE = "<!DOCTYPE html><html><head><title>502 Bad\n Gateway</title><style>b{}</style></head><body>" + "x" * 9000
@@ -61,8 +62,8 @@ def test_an_error_page_does_not_fill_the_ledger(world: World) -> None:
     world.client._client.event_hooks = {"response": [hook]}
     with pytest.raises(ProviderRefused, match=r"403: an HTML page: 502 Bad Gateway$"):
         world.deploy(model_id)
-    (row,) = world.ledger.find("deployments")
-    assert "x" * 20 not in json.dumps([row, *world.ledger.history("deployments", row["id"])], default=str)
+    (row,) = world.ledger.find(Deployment)
+    assert "x" * 20 not in json.dumps([row, *world.ledger.history(Deployment, row.id)], default=str)
 
 
 # -- hardware ---------------------------------------------------------------------------------------------------------
@@ -192,5 +193,5 @@ def test_the_price_is_asked_for_the_rank_that_is_trained(world: World) -> None:
             response._content = json.dumps(answer).encode()
 
     world.client._client.event_hooks = {"request": [note], "response": [limit]}
-    submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
     assert sent["estimate-price"]["lora_r"] == sent["fine-tunes"]["lora_r"] == 16

@@ -13,6 +13,8 @@ from provider.deployments import undeploy_model
 from provider.guard import guard_costs
 from provider.reconcile import ReconcileReport, reconcile_provider
 from provider.status import alerts
+from storage.ledger_charges import ChargedTo
+from storage.ledger_rows import Deployment, FineTuneJob
 from tests.provider.odd_answers import garble
 from tests.provider.world import World
 
@@ -31,18 +33,23 @@ def live(world: World, *, train: bool = True) -> tuple[dict[str, Any], dict[str,
     for _ in range(3):
         world.minutes(5)
         guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
-    row = world.ledger.get("deployments", row["id"])
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
+    row = world.ledger.get(Deployment, row.id)
     world.ledger.charge(
-        "endpoint", TOO_MUCH, key=f"too much {row['id']}", what="test", deployment_id=row["id"], ts=row["created_at"],
+        "endpoint",
+        TOO_MUCH,
+        key=f"too much {row.id}",
+        what="test",
+        ts=row.created_at,
         now=world.now(),
-    )  # fmt: skip
+        of=ChargedTo(deployment_id=row.id),
+    )
     return row, job
 
 
 def billed(world: World) -> Decimal:
-    rows = (*world.ledger.find("deployments"), *world.ledger.find("fine_tune_jobs"))
-    return world.emulator.bill({row["remote_id"] for row in rows if row["remote_id"]})
+    rows = (*world.ledger.find(Deployment), *world.ledger.find(FineTuneJob))
+    return world.emulator.bill({row.remote_id for row in rows if row.remote_id})
 
 
 @pytest.mark.parametrize("form", NAMING)
@@ -65,12 +72,12 @@ def test_a_bill_by_endpoint_is_met_to_the_cent_doubles_and_all(world: World) -> 
     reconcile(world)
     reconcile(world)  # the double is stopped, and charged at worst
     world.minutes(3)
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     world.await_bill()
     report = reconcile(world)
     assert report.errors == []
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"], double.id})
-    assert world.ledger.find("deployments", reconciled_at=None) == []
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id, double.id})
+    assert world.ledger.find(Deployment, reconciled_at=None) == []
 
 
 @pytest.mark.parametrize("form", ["absent", "hardware"])
@@ -109,7 +116,7 @@ def test_a_training_that_is_named_does_not_make_silence_about_deployments_an_ans
     report = reconcile(world)
     assert (report.adjustments, world.ledger.spent(), report.bill) == ([], spent, "unattributed")
     assert job is not None
-    assert world.ledger.get("fine_tune_jobs", job["id"])["reconciled_at"] is not None
+    assert world.ledger.get(FineTuneJob, job.id).reconciled_at is not None
     (alert,) = alerts(world.data, now=world.now())
     assert "our deployments" in alert
 
@@ -151,7 +158,7 @@ def test_a_completed_job_is_never_charged_less_than_its_own_price(world: World, 
     def cheaper(answer: Any) -> Any:
         for window in answer["data"]:
             for line in window["line_items"]:
-                if job["remote_id"] in str(line):
+                if job.remote_id in str(line):
                     line["cost"] = cost
         return answer
 
@@ -166,7 +173,7 @@ def test_what_the_account_is_billed_beyond_our_charges_is_said(world: World) -> 
     world.emulator.bill_form(attributes="hardware")
     row = world.deploy()
     world.minutes(30)
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     charged = world.ledger.spent()
     world.await_bill()
 
@@ -208,5 +215,5 @@ def test_what_cannot_be_attributed_is_not_looked_for_for_ever(world: World) -> N
     live(world, train=False)
     world.emulator.advance((BILL_CLOSED + timedelta(days=2)).total_seconds())
     reconcile(world)
-    assert world.ledger.find("deployments", reconciled_at=None) == []
+    assert world.ledger.find(Deployment, reconciled_at=None) == []
     assert reconcile(world).bill == "nothing to compare"

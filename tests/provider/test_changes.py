@@ -15,6 +15,7 @@ from provider.reconcile import reconcile_provider
 from provider.routes import publish_route
 from reasoning.routes import Arm, Route
 from storage.errors import BudgetExceeded
+from storage.ledger_rows import Deployment
 from tests.provider.world import Killed, World
 
 MINUTE = Decimal("5.49") / 60
@@ -50,7 +51,7 @@ def test_a_fine_tune_that_is_taken_up_again_is_reserved_at_todays_price(
     dataset = world.upload()
 
     def submit() -> dict[str, object]:
-        return submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+        return submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
 
     world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
     with pytest.raises(CreationInDoubt):
@@ -62,7 +63,7 @@ def test_a_fine_tune_that_is_taken_up_again_is_reserved_at_todays_price(
         submit()
     assert world.our_jobs() == []
     world.ledger.set_budget("total", "6")
-    assert submit()["state"] == "submitted"
+    assert submit().state == "submitted"
     assert world.ledger.budgets(world.now())[0].reserved_usd == 6
 
 
@@ -88,7 +89,7 @@ def test_a_deployment_that_another_hand_scaled_up_is_charged_and_held_to_what_an
     spent = world.ledger.spent()
     world.ledger.set_budget("hour", "12")
     scaled = {"min_replicas": 2, "max_replicas": 2}
-    world.observer.endpoints.deployments.update(row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling=scaled)
+    world.observer.endpoints.deployments.update(row.remote_id, endpoint_id=row.endpoint_id, autoscaling=scaled)
     world.minutes(3)
     guard(world)
     assert world.ledger.spent() - spent == 2 * 3 * MINUTE
@@ -105,7 +106,7 @@ def test_a_deployment_that_another_hand_scaled_beyond_the_hour_is_drained(world:
     row = world.deploy()
     world.ledger.set_budget("hour", "6")
     scaled = {"min_replicas": 3, "max_replicas": 3}
-    world.observer.endpoints.deployments.update(row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling=scaled)
+    world.observer.endpoints.deployments.update(row.remote_id, endpoint_id=row.endpoint_id, autoscaling=scaled)
     world.minutes(1)
     (action,) = guard(world)
     assert "needs $10.98 an hour" in action
@@ -126,10 +127,10 @@ def test_hours_without_a_tick_over_the_end_of_a_month_count_in_the_month_of_each
     assert abs(before - 60 * MINUTE) <= MINUTE
     assert abs(after - 90 * MINUTE) <= MINUTE
     assert world.ledger.spent("day", now=first) == after
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     world.await_bill()
     reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id})
 
 
 @pytest.mark.parametrize("minutes", [-30, 30])
@@ -145,12 +146,12 @@ def test_a_provider_whose_clock_is_wrong_is_charged_by_its_bill_in_the_end(world
         world.minutes(7)
         guard_costs(world.data, world.client, ledger=world.ledger, now=now())
         reconcile_provider(world.data, world.client, ledger=world.ledger, now=now())
-    undeploy_model(world.client, world.ledger, row["id"], now=now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=now, wait=world.wait)
     world.await_bill()
     assert reconcile_provider(world.data, world.client, ledger=world.ledger, now=now()).errors == []
-    rows = world.ledger.find("deployments")
+    rows = world.ledger.find(Deployment)
     assert len(rows) == 2
-    assert world.ledger.spent() == world.emulator.bill({each["remote_id"] for each in rows})
+    assert world.ledger.spent() == world.emulator.bill({each.remote_id for each in rows})
 
 
 def test_an_object_that_another_hand_changes_meanwhile_is_looked_at_again(world: World) -> None:
@@ -159,12 +160,10 @@ def test_an_object_that_another_hand_changes_meanwhile_is_looked_at_again(world:
     def meddle(request) -> None:  # type: ignore[no-untyped-def]
         if request.method == "PATCH" and "deployments" in request.url.path:
             world.revive()
-            world.observer.endpoints.deployments.update(
-                row["remote_id"], endpoint_id=row["endpoint_id"], inactive_timeout=60
-            )
+            world.observer.endpoints.deployments.update(row.remote_id, endpoint_id=row.endpoint_id, inactive_timeout=60)
 
     world.client._client.event_hooks = {"request": [meddle]}
-    undeploy_model(world.client, world.ledger, row["id"], poll_seconds=0, now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, poll_seconds=0, now=world.now, wait=world.wait)
     assert world.ours() == []
 
 
@@ -179,7 +178,7 @@ def test_a_clock_that_jumps_for_a_moment_renews_no_lease_until_it_agrees_and_the
 ) -> None:
     """Where the provider does not tell the time. Where it does, its time is used: `test_clocks.py`."""
     row = world.deploy()
-    custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url)
+    custom = Arm("custom", "custom", 1.0, model=row.served_name, base_url=world.emulator.url)
     publish_route(world.data / "routes.json", "should_respond", Route((custom,)), now=world.now())
     policy = GuardPolicy(idle=None)
 
@@ -198,10 +197,10 @@ def test_a_clock_that_jumps_for_a_moment_renews_no_lease_until_it_agrees_and_the
     assert report.lease == ("left" if jump > timedelta(0) else "renewed")
     world.minutes(abs(jump).total_seconds() // 60 if jump > timedelta(0) else 0)
     assert tick().lease == "renewed"
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     world.next_hours(30)
     reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id})
 
 
 def test_what_a_clock_charged_far_ahead_is_given_back_when_the_deployment_has_ended(world: World) -> None:
@@ -211,7 +210,7 @@ def test_what_a_clock_charged_far_ahead_is_given_back_when_the_deployment_has_en
     guard_costs(world.data, world.client, ledger=world.ledger, now=world.now() + timedelta(days=2))
     world.revive()
     assert world.ledger.spent() > 260
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     world.next_hours(26)
     reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id})

@@ -106,7 +106,7 @@ def test_a_question_that_fails_does_not_lose_the_others(world: World) -> None:
     seen: list[float] = []
     answers = complete_many(
         world.client,
-        row["served_name"],
+        row.served_name,
         [conversation("hi")[:2]] * 5,
         max_tokens=10,
         progress=lambda share, message: seen.append(share),
@@ -117,7 +117,7 @@ def test_a_question_that_fails_does_not_lose_the_others(world: World) -> None:
 
 async def test_questions_may_be_asked_from_an_event_loop(world: World) -> None:
     row = world.deploy()
-    (answer,) = complete_many(world.client, row["served_name"], [conversation("hi")[:2]], max_tokens=10)
+    (answer,) = complete_many(world.client, row.served_name, [conversation("hi")[:2]], max_tokens=10)
     assert answer.error is None
 
 

@@ -20,6 +20,7 @@ from reasoning.errors import RoutesError
 from reasoning.lease import RoutesLease
 from reasoning.routes import Arm, Route, read_routes
 from storage.layout import Layout
+from storage.ledger_rows import Deployment
 from tests.provider.world import World
 
 HOURLY = Decimal("5.49")
@@ -37,7 +38,7 @@ def reconcile(world: World, offset: timedelta = timedelta(0)) -> ReconcileReport
 def serve(world: World) -> dict[str, Any]:
     """A ready deployment with a route."""
     row = world.deploy()
-    arm = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url)
+    arm = Arm("custom", "custom", 1.0, model=row.served_name, base_url=world.emulator.url)
     publish_route(Layout(world.data).routes, "should_respond", Route((arm,)), now=world.now())
     return row
 
@@ -55,7 +56,7 @@ def test_a_reconciliation_by_a_wrong_clock_stops_and_charges_nothing_wrongly(wor
     tick(world)
     spent = world.ledger.spent()
     report = reconcile(world, offset)
-    assert world.ledger.get("deployments", row["id"])["state"] == "ready"
+    assert world.ledger.get(Deployment, row.id).state == "ready"
     assert (report.errors, report.actions, report.adjustments) == ([], [], [])
     assert world.ledger.spent() == spent
     assert report.now == world.now()
@@ -92,7 +93,7 @@ def test_one_tick_three_hours_ahead_leaves_no_three_hour_lease(world: World) -> 
 def test_a_route_that_is_promoted_by_a_clock_ahead_is_not_followed_until_the_next_tick(world: World) -> None:
     """Promotion does not ask the provider: agents refuse its lease from the future, and the guard puts it right."""
     row = world.deploy()
-    arm = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url)
+    arm = Arm("custom", "custom", 1.0, model=row.served_name, base_url=world.emulator.url)
     path = Layout(world.data).routes
     publish_route(path, "should_respond", Route((arm,)), now=world.now() + timedelta(hours=3))
     assert reads(world, world.now()) == reads(world, world.now() + timedelta(hours=2)) == "lease_expired"
@@ -126,9 +127,9 @@ def test_a_life_by_a_wrong_clock_is_charged_to_the_minute(world: World, offset: 
     for _ in range(3):
         world.minutes(5)
         tick(world)
-    undeploy_model(world.client, world.ledger, row["id"], drain_seconds=0, now=now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, drain_seconds=0, now=now, wait=world.wait)
     assert 15 * HOURLY / 60 <= world.ledger.spent() <= 17 * HOURLY / 60
-    assert world.emulator.bill({row["remote_id"]}) <= world.ledger.spent()
+    assert world.emulator.bill({row.remote_id}) <= world.ledger.spent()
 
 
 @pytest.mark.parametrize("offset", [timedelta(days=2), timedelta(days=-2)])
@@ -138,8 +139,8 @@ def test_a_training_by_a_wrong_clock_counts_in_the_provider_s_day(world: World, 
     def now() -> datetime:
         return world.now() + offset
 
-    job = submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=now, wait=world.wait)
-    follow_fine_tune(world.client, world.ledger, job["id"], poll_seconds=1, now=now, wait=world.wait)
+    job = submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=now, wait=world.wait)
+    follow_fine_tune(world.client, world.ledger, job.id, poll_seconds=1, now=now, wait=world.wait)
     assert world.ledger.spent("day", now=world.now()) == 4
     assert world.ledger.spent("day", now=now()) == 0
 
@@ -167,7 +168,7 @@ def test_without_the_provider_s_time_nothing_is_stopped_for_what_our_clock_says(
     row = world.deploy()
     world.client._client.event_hooks = {"response": [lambda response: response.headers.pop("date", None)]}
     report = reconcile(world, timedelta(hours=2))
-    assert world.ledger.get("deployments", row["id"])["state"] == "ready"
+    assert world.ledger.get(Deployment, row.id).state == "ready"
     assert "did not tell the time" in report.errors[-1]
     world.revive()
 
@@ -175,19 +176,19 @@ def test_without_the_provider_s_time_nothing_is_stopped_for_what_our_clock_says(
 def test_a_job_that_is_pending_for_days_is_said_with_what_ends_it(world: World) -> None:
     world.emulator.fault("training_slow", seconds=30)
     blocker = submit_fine_tune(
-        world.client, world.ledger, world.upload("first")["id"], tier="small", now=world.now, wait=world.wait
+        world.client, world.ledger, world.upload("first").id, tier="small", now=world.now, wait=world.wait
     )
     waiting = submit_fine_tune(
-        world.client, world.ledger, world.upload("second")["id"], tier="small", now=world.now, wait=world.wait
+        world.client, world.ledger, world.upload("second").id, tier="small", now=world.now, wait=world.wait
     )
-    waiting = sync_fine_tune(world.client, world.ledger, waiting["id"], now=world.now())
-    assert waiting["remote_state"] in ("pending", "queued")
+    waiting = sync_fine_tune(world.client, world.ledger, waiting.id, now=world.now())
+    assert waiting.remote_state in ("pending", "queued")
     assert alerts(world.data, now=world.now()) == tick(world).warnings == []
     world.emulator.advance((PENDING_LONG * 2.5).total_seconds())
     report = tick(world)
-    said = [line for line in report.warnings if waiting["id"] in line]
+    said = [line for line in report.warnings if waiting.id in line]
     assert len(said) == 1
-    assert f"reasoning models cancel {waiting['id']}" in said[0] and "2.5 days" in said[0] and "$4.00" in said[0]
+    assert f"reasoning models cancel {waiting.id}" in said[0] and "2.5 days" in said[0] and "$4.00" in said[0]
     assert said[0] in alerts(world.data, now=world.now())
     for job in (waiting, blocker):  # frees the emulator's trainer
-        cancel_fine_tune(world.client, world.ledger, job["id"], now=world.now())
+        cancel_fine_tune(world.client, world.ledger, job.id, now=world.now())

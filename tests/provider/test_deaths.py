@@ -13,6 +13,7 @@ import pytest
 
 from provider.deployments import undeploy_model
 from provider.reconcile import reconcile_provider
+from storage.ledger_rows import Deployment, FineTuneJob, Model
 from tests.provider import deaths
 from tests.provider.deaths import Command, Death
 from tests.provider.world import World
@@ -34,25 +35,25 @@ def make_good(world: World) -> None:
 def settle(world: World) -> None:
     """Everything down, the bill complete: it is what was charged, and nothing is held any more."""
     world.minutes(1)  # so that the bill names what runs
-    for row in world.ledger.find("deployments", state="ready"):
-        undeploy_model(world.client, world.ledger, row["id"], drain_seconds=0, now=world.now, wait=world.wait)
+    for row in world.ledger.find(Deployment, state="ready"):
+        undeploy_model(world.client, world.ledger, row.id, drain_seconds=0, now=world.now, wait=world.wait)
     world.await_bill()
     make_good(world)
-    rows = (*world.ledger.find("deployments"), *world.ledger.find("fine_tune_jobs"))
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"] for row in rows})
+    rows = (*world.ledger.find(Deployment), *world.ledger.find(FineTuneJob))
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id for row in rows})
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
     assert world.ours() == []
 
 
 def die_training(world: World, death: Death, *, between: bool) -> int:
     dataset = world.upload()
-    code = run(world, deaths.fine_tune, dataset["id"], death)
+    code = run(world, deaths.fine_tune, dataset.id, death)
     if between:
         make_good(world)
-    assert run(world, deaths.fine_tune, dataset["id"]) == 0
-    (job,) = world.ledger.find("fine_tune_jobs")
-    assert [remote.id for remote in world.our_jobs()] == [job["remote_id"]]
-    assert (job["state"], len(world.ledger.find("models"))) == ("completed", 1)
+    assert run(world, deaths.fine_tune, dataset.id) == 0
+    (job,) = world.ledger.find(FineTuneJob)
+    assert [remote.id for remote in world.our_jobs()] == [job.remote_id]
+    assert (job.state, len(world.ledger.find(Model))) == ("completed", 1)
     settle(world)
     return code
 
@@ -63,10 +64,10 @@ def die_deploying(world: World, death: Death, *, between: bool) -> int:
     if between:
         make_good(world)
     assert run(world, deaths.deploy, model_id) == 0
-    (row,) = world.ledger.find("deployments")
+    (row,) = world.ledger.find(Deployment)
     (endpoint,) = world.ours()
-    assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
-    assert row["state"] == "ready"
+    assert [deployment.id for deployment in endpoint.deployments] == [row.remote_id]
+    assert row.state == "ready"
     settle(world)
     return code
 
@@ -74,10 +75,10 @@ def die_deploying(world: World, death: Death, *, between: bool) -> int:
 def die_undeploying(world: World, death: Death, *, between: bool) -> int:
     row = world.deploy()
     world.minutes(3)
-    code = run(world, deaths.undeploy, row["id"], death)
+    code = run(world, deaths.undeploy, row.id, death)
     if between:
         make_good(world)
-    assert run(world, deaths.undeploy, row["id"]) == 0
+    assert run(world, deaths.undeploy, row.id) == 0
     settle(world)
     return code
 
@@ -128,7 +129,7 @@ def test_killed_guards_and_reconciliations_leave_nothing(world: World, command: 
     for _ in range(2):
         world.minutes(1)
         assert run(world, command, str(world.data)) == 0
-    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
+    assert world.ledger.get(Deployment, row.id).state == "deleted"
     settle(world)
 
 
@@ -136,8 +137,8 @@ def test_ctrl_c_in_a_deployment_takes_it_down_at_once(world: World) -> None:
     model_id = world.model()
     assert run(world, deaths.deploy, model_id, Death(DEPLOYMENT, answered=True, signal=signal.SIGINT)) == 1
     assert world.ours() == []
-    (row,) = world.ledger.find("deployments")
-    assert (row["state"], row["reason"]) == ("deleted", "interrupted while it started")
+    (row,) = world.ledger.find(Deployment)
+    assert (row.state, row.reason) == ("deleted", "interrupted while it started")
     settle(world)
 
 
@@ -161,12 +162,12 @@ def test_ctrl_c_at_the_command_line_names_what_goes_on(world: World) -> None:
     )
     # Not before it was followed once: pydantic, while it builds what the SDK parses answers with, takes a
     # KeyboardInterrupt for an error of the schema.
-    while not (jobs := world.ledger.find("fine_tune_jobs", state="running")):
+    while not (jobs := world.ledger.find(FineTuneJob, state="running")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert f"`reasoning models cancel {jobs[0]['id']}`" in said
+    assert f"`reasoning models cancel {jobs[0].id}`" in said
     assert "$4.00" in said
-    assert run(world, deaths.cancel, jobs[0]["id"]) == 0
+    assert run(world, deaths.cancel, jobs[0].id) == 0

@@ -16,6 +16,7 @@ from provider.guard import guard_costs
 from provider.routes import publish_route, routed_models
 from reasoning.routes import Arm, Route
 from storage.errors import BudgetExceeded
+from storage.ledger_rows import Deployment
 from tests.provider.world import Killed, World, conversation
 
 ENDPOINTS = "POST /v2/projects/*/endpoints"
@@ -28,10 +29,10 @@ def undeploy(world: World, deployment_id: str, **options):
 
 def test_a_model_is_served_asked_and_taken_down(world: World) -> None:
     row = world.deploy()
-    assert row["state"] == "ready"
+    assert row.state == "ready"
     answers = complete_many(
         world.client,
-        row["served_name"],
+        row.served_name,
         [conversation(f"hello {i}")[:2] for i in range(20)],
         max_tokens=64,
         answer_format="label",
@@ -41,18 +42,18 @@ def test_a_model_is_served_asked_and_taken_down(world: World) -> None:
     assert len(answers) == 20
     assert all(answer.error is None and "RESPOND" in answer.text for answer in answers)
     assert all(0 <= (answer.confidence or -1) <= 1 and answer.latency_ms for answer in answers)
-    assert world.ledger.get("deployments", row["id"])["last_request_at"] is not None
+    assert world.ledger.get(Deployment, row.id).last_request_at is not None
     world.minutes(10)
-    row = undeploy(world, row["id"])
-    assert row["state"] == "deleted"
+    row = undeploy(world, row.id)
+    assert row.state == "deleted"
     assert world.ours() == []
-    assert world.ledger.spent() >= world.emulator.bill({row["remote_id"]}) > Decimal("0.9")
+    assert world.ledger.spent() >= world.emulator.bill({row.remote_id}) > Decimal("0.9")
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
 
 def test_it_is_not_deployed_twice(world: World) -> None:
     row = world.deploy()
-    assert world.deploy(row["model_id"])["id"] == row["id"]
+    assert world.deploy(row.model_id).id == row.id
     assert len(world.ours()) == 1
 
 
@@ -63,7 +64,7 @@ def test_trouble_while_creating_makes_one_endpoint_and_one_deployment(world: Wor
     world.emulator.fault(kind, match)
     row = world.deploy(model_id)
     (endpoint,) = world.ours()
-    assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
+    assert [deployment.id for deployment in endpoint.deployments] == [row.remote_id]
 
 
 @pytest.mark.parametrize("path", ["/endpoints", "/deployments"])
@@ -75,8 +76,8 @@ def test_killed_while_creating_it_goes_on_with_the_same_deployment(world: World,
     world.revive()
     row = world.deploy(model_id)
     (endpoint,) = world.ours()
-    assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
-    assert len(world.ledger.find("deployments")) == 1
+    assert [deployment.id for deployment in endpoint.deployments] == [row.remote_id]
+    assert len(world.ledger.find(Deployment)) == 1
 
 
 def test_a_refused_deployment_leaves_nothing(world: World) -> None:
@@ -85,7 +86,7 @@ def test_a_refused_deployment_leaves_nothing(world: World) -> None:
     with pytest.raises(ProviderRefused, match="400"):
         world.deploy(model_id)
     assert world.ours() == []
-    assert world.ledger.find("deployments")[0]["state"] == "deleted"
+    assert world.ledger.find(Deployment)[0].state == "deleted"
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
 
@@ -110,7 +111,7 @@ def test_a_slow_cold_start_is_waited_for(world: World) -> None:
         wait=world.wait,
         progress=lambda share, message: seen.append(message),
     )
-    assert row["state"] == "ready"
+    assert row.state == "ready"
     assert "replicas are starting" in seen
 
 
@@ -160,25 +161,25 @@ def test_every_replica_is_reserved_and_charged(world: World) -> None:
 def test_undeploy_withdraws_the_route_first(world: World) -> None:
     row = world.deploy()
     routes = world.data / "routes.json"
-    custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url)
+    custom = Arm("custom", "custom", 1.0, model=row.served_name, base_url=world.emulator.url)
     publish_route(routes, "should_respond", Route((custom, Arm("original", "original", 0.0))), now=world.now())
-    assert routed_models(routes, now=world.now()) == {row["served_name"]}
+    assert routed_models(routes, now=world.now()) == {row.served_name}
     # The provider refuses the stop: the route must be gone all the same.
     world.emulator.fault(400, "PATCH /v2/projects/*/endpoints/*/deployments/*", times=1000)  # whatever form it has
     with pytest.raises(ProviderRefused):
-        undeploy(world, row["id"], routes_path=routes)
+        undeploy(world, row.id, routes_path=routes)
     world.emulator.clear_faults()
     assert routed_models(routes, now=world.now()) == frozenset()
-    assert undeploy(world, row["id"], routes_path=routes)["state"] == "deleted"
+    assert undeploy(world, row.id, routes_path=routes).state == "deleted"
 
 
 def test_what_was_to_end_is_stopped_before_the_model_is_deployed_anew(world: World) -> None:
     """Who undeployed it died before the stop was sent."""
     row = world.deploy()
-    begin_shutdown(world.ledger, row["id"], why="test", now=world.now())
-    again = world.deploy(row["model_id"])
-    assert [endpoint.name for endpoint in world.ours()] == [again["served_name"]]
-    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
+    begin_shutdown(world.ledger, row.id, why="test", now=world.now())
+    again = world.deploy(row.model_id)
+    assert [endpoint.name for endpoint in world.ours()] == [again.served_name]
+    assert world.ledger.get(Deployment, row.id).state == "deleted"
 
 
 @pytest.mark.parametrize(("deadline_ms", "drain"), [(800, 2), (15_000, 15), (3_600_000, 60)])
@@ -186,7 +187,7 @@ def test_requests_under_way_are_given_what_their_route_gives_them(
     world: World, deadline_ms: float, drain: float
 ) -> None:
     row = world.deploy()
-    custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url)
+    custom = Arm("custom", "custom", 1.0, model=row.served_name, base_url=world.emulator.url)
     routes, waits = world.data / "routes.json", []
     publish_route(routes, "should_respond", Route((custom,), deadline_ms=deadline_ms), now=world.now())
 
@@ -194,7 +195,7 @@ def test_requests_under_way_are_given_what_their_route_gives_them(
         waits.append((seconds, routed_models(routes, now=world.now())))
         world.wait(seconds)
 
-    undeploy_model(world.client, world.ledger, row["id"], routes_path=routes, now=world.now, wait=wait)
+    undeploy_model(world.client, world.ledger, row.id, routes_path=routes, now=world.now, wait=wait)
     assert waits[0] == (drain, frozenset())
 
 
@@ -203,13 +204,13 @@ def test_requests_under_way_are_given_what_their_route_gives_them(
 def test_trouble_while_stopping_is_overcome(world: World, match: str, kind: str) -> None:
     row = world.deploy()
     world.emulator.fault(kind, match, should_retry=False) if kind == "409" else world.emulator.fault(kind, match)
-    assert undeploy(world, row["id"], poll_seconds=0)["state"] == "deleted"
+    assert undeploy(world, row.id, poll_seconds=0).state == "deleted"
     assert world.ours() == []
 
 
 def serve_with(world: World, deadline_ms: float) -> tuple[dict[str, Any], Path]:
     row = world.deploy()
-    custom = Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url)
+    custom = Arm("custom", "custom", 1.0, model=row.served_name, base_url=world.emulator.url)
     routes = world.data / "routes.json"
     publish_route(routes, "should_respond", Route((custom,), deadline_ms=deadline_ms), now=world.now())
     return row, routes
@@ -217,10 +218,10 @@ def serve_with(world: World, deadline_ms: float) -> tuple[dict[str, Any], Path]:
 
 def test_a_degraded_deployment_that_serves_drains_too(world: World) -> None:
     row, routes = serve_with(world, 15_000)
-    world.ledger.transition("deployments", row["id"], "degraded", now=world.now())
+    world.ledger.transition(Deployment, row.id, "degraded", now=world.now())
     waits: list[float] = []
     undeploy_model(
-        world.client, world.ledger, row["id"], routes_path=routes, now=world.now, wait=lambda s: waits.append(s)
+        world.client, world.ledger, row.id, routes_path=routes, now=world.now, wait=lambda s: waits.append(s)
     )
     assert waits[0] == 15
 
@@ -232,11 +233,11 @@ def test_draining_that_was_interrupted_goes_on(world: World) -> None:
         raise Killed
 
     with pytest.raises(Killed):
-        undeploy_model(world.client, world.ledger, row["id"], routes_path=routes, now=world.now, wait=die)
+        undeploy_model(world.client, world.ledger, row.id, routes_path=routes, now=world.now, wait=die)
     world.wait(20)
     waits: list[float] = []
     undeploy_model(
-        world.client, world.ledger, row["id"], routes_path=routes, now=world.now, wait=lambda s: waits.append(s)
+        world.client, world.ledger, row.id, routes_path=routes, now=world.now, wait=lambda s: waits.append(s)
     )
     assert waits[0] == pytest.approx(40)  # its route's deadline is gone with the route, so it may be the longest
 
@@ -245,5 +246,5 @@ def test_draining_that_was_interrupted_goes_on(world: World) -> None:
 def test_a_passing_404_is_not_taken_for_the_end(world: World, path: str) -> None:
     row = world.deploy()
     world.emulator.fault(404, f"PATCH /v2/projects/*{path}")
-    assert undeploy(world, row["id"], poll_seconds=0)["state"] == "deleted"
+    assert undeploy(world, row.id, poll_seconds=0).state == "deleted"
     assert world.ours() == []

@@ -18,6 +18,7 @@ from provider.errors import (
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, resume_fine_tune, submit_fine_tune
 from storage.errors import BudgetExceeded
+from storage.ledger_rows import FineTuneJob, Model
 from tests.provider.world import Killed, World
 
 CREATE = "POST /v1/fine-tunes"
@@ -38,37 +39,37 @@ def follow(world: World, job_id: str, **options):
 def test_a_job_is_trained_charged_and_becomes_a_model(world: World) -> None:
     seen: list[tuple[float, str]] = []
     dataset = world.upload()
-    job = submit(world, dataset["id"])
+    job = submit(world, dataset.id)
     assert world.ledger.budgets(world.now())[0].reserved_usd == 4
-    job = follow(world, job["id"], progress=lambda share, message: seen.append((share, message)))
-    model = world.ledger.get("models", job["model_id"])
-    assert model["state"] == "trained"
-    assert model["model_object_id"].startswith("ml_")
-    assert model["dataset_id"] == dataset["id"]
-    assert world.ledger.spent() == 4 == world.emulator.bill({job["remote_id"]})
+    job = follow(world, job.id, progress=lambda share, message: seen.append((share, message)))
+    model = world.ledger.get(Model, job.model_id)
+    assert model.state == "trained"
+    assert model.model_object_id.startswith("ml_")
+    assert model.dataset_id == dataset.id
+    assert world.ledger.spent() == 4 == world.emulator.bill({job.remote_id})
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
     assert seen[-1] == (1.0, "completed for $4.00")
 
 
 def test_the_same_training_is_not_paid_twice(world: World) -> None:
     job = world.train()
-    assert submit(world, job["dataset_id"])["id"] == job["id"]
-    assert submit(world, job["dataset_id"], again=True)["id"] != job["id"]
+    assert submit(world, job.dataset_id).id == job.id
+    assert submit(world, job.dataset_id, again=True).id != job.id
     assert len(world.our_jobs()) == 2
 
 
 def test_a_lost_answer_makes_one_job(world: World) -> None:
     dataset = world.upload()
     world.emulator.fault("lost_response", CREATE)
-    job = submit(world, dataset["id"])
-    assert [remote.id for remote in world.our_jobs()] == [job["remote_id"]]
+    job = submit(world, dataset.id)
+    assert [remote.id for remote in world.our_jobs()] == [job.remote_id]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_passing_refusal_is_tried_again(world: World, status: int) -> None:
     dataset = world.upload()
     world.emulator.fault(status, CREATE, times=2)
-    submit(world, dataset["id"])
+    submit(world, dataset.id)
     assert len(world.our_jobs()) == 1
 
 
@@ -76,23 +77,23 @@ def test_killed_at_the_submission_it_goes_on_with_the_same_job(world: World) -> 
     dataset = world.upload()
     world.kill_after("POST", "/v1/fine-tunes")
     with pytest.raises(Killed):
-        submit(world, dataset["id"])
+        submit(world, dataset.id)
     world.revive()
-    job = submit(world, dataset["id"])
-    assert job["state"] == "submitted"
-    assert len(world.our_jobs()) == len(world.ledger.find("fine_tune_jobs")) == 1
+    job = submit(world, dataset.id)
+    assert job.state == "submitted"
+    assert len(world.our_jobs()) == len(world.ledger.find(FineTuneJob)) == 1
 
 
 def test_in_doubt_the_intent_and_its_money_stay_until_it_is_resumed(world: World) -> None:
     dataset = world.upload()
     world.emulator.fault(500, CREATE, times=4)
     with pytest.raises(CreationInDoubt, match="looked for again"):
-        submit(world, dataset["id"])
-    (job,) = world.ledger.find("fine_tune_jobs")
-    assert job["state"] == "intended"
+        submit(world, dataset.id)
+    (job,) = world.ledger.find(FineTuneJob)
+    assert job.state == "intended"
     assert world.ledger.budgets(world.now())[0].reserved_usd == 4
-    resumed = resume_fine_tune(world.client, world.ledger, job["id"], now=world.now, wait=world.wait)
-    assert resumed["state"] == "submitted"
+    resumed = resume_fine_tune(world.client, world.ledger, job.id, now=world.now, wait=world.wait)
+    assert resumed.state == "submitted"
     assert len(world.our_jobs()) == 1
 
 
@@ -100,8 +101,8 @@ def test_a_final_refusal_gives_the_money_back(world: World) -> None:
     dataset = world.upload()
     world.emulator.fault(402, CREATE)
     with pytest.raises(ProviderRefused, match="402"):
-        submit(world, dataset["id"])
-    assert world.ledger.find("fine_tune_jobs")[0]["state"] == "abandoned"
+        submit(world, dataset.id)
+    assert world.ledger.find(FineTuneJob)[0].state == "abandoned"
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
     assert world.our_jobs() == []
 
@@ -109,21 +110,21 @@ def test_a_final_refusal_gives_the_money_back(world: World) -> None:
 def test_a_failed_job_is_told_with_its_reason(world: World) -> None:
     dataset = world.upload()
     world.emulator.fault("training_error")
-    job = submit(world, dataset["id"])
+    job = submit(world, dataset.id)
     with pytest.raises(FineTuneFailed, match="ended: error"):
-        follow(world, job["id"])
-    assert world.ledger.spent() == world.emulator.bill({job["remote_id"]})
+        follow(world, job.id)
+    assert world.ledger.spent() == world.emulator.bill({job.remote_id})
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
 
 def test_a_cancelled_job_costs_what_the_provider_says(world: World) -> None:
     dataset = world.upload()
     world.emulator.fault("training_slow", seconds=30)
-    job = submit(world, dataset["id"])
-    job = cancel_fine_tune(world.client, world.ledger, job["id"], now=world.now())
+    job = submit(world, dataset.id)
+    job = cancel_fine_tune(world.client, world.ledger, job.id, now=world.now())
     with pytest.raises(FineTuneFailed, match="cancelled"):
-        follow(world, job["id"])
-    assert world.ledger.spent() == world.emulator.bill({job["remote_id"]})
+        follow(world, job.id)
+    assert world.ledger.spent() == world.emulator.bill({job.remote_id})
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
 
@@ -131,17 +132,17 @@ def test_no_budget_no_job(world: World) -> None:
     dataset = world.upload()
     world.ledger.set_budget("day", "3.99")
     with pytest.raises(BudgetExceeded, match=r"needs \$4\.00, but of the day budget of \$3\.99"):
-        submit(world, dataset["id"])
-    assert world.ledger.find("fine_tune_jobs") == []
+        submit(world, dataset.id)
+    assert world.ledger.find(FineTuneJob) == []
     assert world.our_jobs() == []
 
 
 def test_what_cannot_be_served_is_not_trained(world: World) -> None:
     dataset = world.upload()
     with pytest.raises(NotServable, match=r"Qwen/Qwen3\.5-4B cannot be served on a dedicated deployment"):
-        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="Qwen/Qwen3.5-4B", now=world.now)
+        submit_fine_tune(world.client, world.ledger, dataset.id, tier="Qwen/Qwen3.5-4B", now=world.now)
     with pytest.raises(NotServable, match="no tier 'tiny'"):
-        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="tiny", now=world.now)
+        submit_fine_tune(world.client, world.ledger, dataset.id, tier="tiny", now=world.now)
     assert world.our_jobs() == []
 
 
@@ -150,12 +151,12 @@ def test_an_upload_survives_trouble_and_is_not_repeated(world: World, kind: str)
     for match in ("POST /v1/files", "PUT /blobs/*", "POST /v1/files/*/preprocess"):
         world.emulator.fault(kind, match)
     dataset = world.upload()
-    assert dataset["state"] == "ready"
+    assert dataset.state == "ready"
     folder = world.data / "datasets" / "should_respond" / "dataset-1"
     again = upload_dataset(world.client, world.ledger, folder, now=world.now, wait=world.wait)
-    assert again["train_file_id"] == dataset["train_file_id"]
-    name = world.client.files.retrieve(dataset["train_file_id"]).filename
-    assert name == f"{world.ledger.prefix}{dataset['id']}-train.jsonl"
+    assert again.train_file_id == dataset.train_file_id
+    name = world.client.files.retrieve(dataset.train_file_id).filename
+    assert name == f"{world.ledger.prefix}{dataset.id}-train.jsonl"
 
 
 def test_a_dataset_that_changed_is_not_the_one_that_was_uploaded(world: World) -> None:
@@ -173,20 +174,20 @@ def test_a_provider_that_is_down_is_said_to_be(world: World) -> None:
     dataset = world.upload()
     down = world.client.with_options(base_url="http://127.0.0.1:9", max_retries=0)
     with pytest.raises(ProviderUnavailable, match="no answer from the provider"):
-        submit_fine_tune(down, world.ledger, dataset["id"], tier="small", now=world.now)
+        submit_fine_tune(down, world.ledger, dataset.id, tier="small", now=world.now)
     assert world.ledger.spent() == Decimal(0)
 
 
 @pytest.mark.parametrize("status", [404, 503])
 def test_a_job_ends_though_its_events_cannot_be_listed(world: World, status: int) -> None:
     world.emulator.fault("training_error", message="boom")
-    job = submit(world, world.upload()["id"])
+    job = submit(world, world.upload().id)
     world.emulator.fault(status, "GET /v1/fine-tunes/*/events*", times=500)
     with pytest.raises(FineTuneFailed):
-        follow(world, job["id"], progress=lambda *_: None)
-    assert world.ledger.get("fine_tune_jobs", job["id"])["state"] == "failed"
-    assert world.ledger.reservation(job["reservation_id"]).state == "settled"
+        follow(world, job.id, progress=lambda *_: None)
+    assert world.ledger.get(FineTuneJob, job.id).state == "failed"
+    assert world.ledger.reservation(job.reservation_id).state == "settled"
     world.emulator.clear_faults()
     world.emulator.fault(status, "GET /v1/fine-tunes/*/events*", times=500)
-    job = submit(world, world.upload("dataset-2")["id"])
-    assert follow(world, job["id"], progress=lambda *_: None)["state"] == "completed"
+    job = submit(world, world.upload("dataset-2").id)
+    assert follow(world, job.id, progress=lambda *_: None).state == "completed"

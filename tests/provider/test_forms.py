@@ -32,6 +32,7 @@ from reasoning.decision_types import get_decision_type
 from reasoning.errors import RoutesError
 from reasoning.routes import Arm, Route
 from storage.errors import BudgetExceeded
+from storage.ledger_rows import Deployment
 from tests.provider.odd_answers import each, garble
 from tests.provider.test_hangs import hanging
 from tests.provider.test_reconcile import forget
@@ -55,15 +56,15 @@ def guard(world: World) -> GuardReport:
 
 
 def undeploy(world: World, row: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait, **options)
+    return undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait, **options)
 
 
 def remote(world: World, row: dict[str, Any]) -> Any:
-    return world.observer.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
+    return world.observer.endpoints.deployments.retrieve(row.remote_id, endpoint_id=row.endpoint_id)
 
 
 def route(world: World, row: dict[str, Any]) -> None:
-    arms = (Arm("custom", "custom", 1.0, model=row["served_name"], base_url=world.emulator.url),)
+    arms = (Arm("custom", "custom", 1.0, model=row.served_name, base_url=world.emulator.url),)
     publish_route(world.data / "routes.json", "should_respond", Route(arms), now=world.now())
 
 
@@ -76,19 +77,19 @@ def test_a_model_is_served_watched_and_stopped_in_every_form(world: World, forms
     world.minutes(1)
     report = guard(world)
     assert (report.errors, report.lease) == ([], "renewed")
-    assert world.ledger.get("deployments", row["id"])["state"] == "ready"
+    assert world.ledger.get(Deployment, row.id).state == "ready"
     kind = get_decision_type("should_respond")
     (answer,) = complete_many(
         world.client,
-        row["served_name"],
+        row.served_name,
         [conversation("hi")[:2]],
         max_tokens=kind.max_tokens,
         fields=kind.request_fields,
     )
     assert kind.parse(answer.text) == {"action": "RESPOND"}
-    assert undeploy(world, row, routes_path=world.data / "routes.json")["state"] == "deleted"
+    assert undeploy(world, row, routes_path=world.data / "routes.json").state == "deleted"
     assert world.ours() == []
-    assert world.ledger.spent() >= world.emulator.bill({row["remote_id"]}) > 0
+    assert world.ledger.spent() >= world.emulator.bill({row.remote_id}) > 0
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
 
@@ -100,7 +101,7 @@ def test_of_several_configs_precision_and_adapter_mode_decide_before_the_price(w
     base = resolve_tier(world.client, "small")
     assert base.config.endswith("_bf16_disabled")
     assert base.hardware == "1xnvidia-h100-80gb"
-    assert world.deploy()["config"] == base.config
+    assert world.deploy().config == base.config
 
 
 def test_a_refused_config_makes_place_for_the_next_fittest(world: World) -> None:
@@ -108,7 +109,7 @@ def test_a_refused_config_makes_place_for_the_next_fittest(world: World) -> None
     model_id = world.model()
     world.emulator.fault(400, "POST */deployments", message="config cr_x is not compatible with the model")
     row = world.deploy(model_id)
-    assert (row["state"], row["config"].rsplit("/", 1)[-1]) == ("ready", "cr_qwen35_2b_h100")
+    assert (row.state, row.config.rsplit("/", 1)[-1]) == ("ready", "cr_qwen35_2b_h100")
     world.emulator.fault(400, "POST */deployments", times=9, message="config cr_x is not compatible with the model")
     with pytest.raises(NotServable, match="No other certified config is left"):
         world.deploy(world.model())
@@ -130,8 +131,8 @@ def test_a_config_that_failed_is_not_the_next_to_be_tried(world: World) -> None:
     with pytest.raises(DeploymentFailed, match="the adapter does not fit"):
         world.deploy(model_id)
     world.revive()
-    assert world.deploy(model_id)["config"].endswith("cr_qwen35_2b_h100")
-    tried = {row["state"]: row["config"].endswith("_bf16_disabled") for row in world.ledger.find("deployments")}
+    assert world.deploy(model_id).config.endswith("cr_qwen35_2b_h100")
+    tried = {row.state: row.config.endswith("_bf16_disabled") for row in world.ledger.find(Deployment)}
     assert tried == {"deleted": True, "ready": False}
 
 
@@ -139,9 +140,9 @@ def test_what_was_trained_is_deployed_when_its_base_left_the_fine_tuning_offer(w
     garble(world, "GET", "/v2/supported-models", each(products=["PRODUCT_DEDICATED"], status="DEPRECATED"))
     with pytest.raises(NotServable, match="cannot be fine-tuned"):
         resolve_tier(world.client, "small")
-    assert world.deploy()["state"] == "ready"
+    assert world.deploy().state == "ready"
     garble(world, "GET", "/v2/supported-models", lambda answer: {**answer, "data": []})
-    assert world.deploy(world.model())["state"] == "ready"
+    assert world.deploy(world.model()).state == "ready"
 
 
 def test_hardware_is_known_where_lists_leave_it_out(world: World) -> None:
@@ -160,7 +161,7 @@ def test_hardware_is_known_where_lists_leave_it_out(world: World) -> None:
 
     world.client._client.event_hooks = {"response": [hook]}
     assert resolve_tier(world.client, "small").hardware == "1xnvidia-h100-80gb"
-    assert world.deploy()["hardware"] == "1xnvidia-h100-80gb"
+    assert world.deploy().hardware == "1xnvidia-h100-80gb"
 
 
 def test_without_any_config_nothing_is_spent(world: World) -> None:
@@ -169,7 +170,7 @@ def test_without_any_config_nothing_is_spent(world: World) -> None:
     with pytest.raises(NotServable, match="no certified config"):
         world.deploy()
     assert world.ours() == []
-    assert world.ledger.find("deployments") == []
+    assert world.ledger.find(Deployment) == []
 
 
 def _empty(path: str) -> Callable[[Any], None]:
@@ -198,14 +199,14 @@ def test_hardware_that_is_the_same_or_cannot_be_compared_is_not_torn_down(world:
     on_hardware(world, hardware)
     row = world.deploy()
     report = guard(world)
-    assert (row["state"], report.errors) == ("ready", [])
-    assert world.ledger.get("deployments", row["id"])["hourly_nano"] == 5_490_000_000
+    assert (row.state, report.errors) == ("ready", [])
+    assert world.ledger.get(Deployment, row.id).hourly_usd == 5_490_000_000
 
 
 def test_other_hardware_is_charged_as_what_it_is_and_held_to_the_budget(world: World) -> None:
     on_hardware(world, "4xnvidia-h100-80gb")
     row = world.deploy()
-    assert (row["hardware"], row["hourly_nano"]) == ("4xnvidia-h100-80gb", 21_960_000_000)
+    assert (row.hardware, row.hourly_usd) == ("4xnvidia-h100-80gb", 21_960_000_000)
     undeploy(world, row)
     world.ledger.set_budget("hour", "10")
     with pytest.raises(BudgetExceeded):
@@ -236,7 +237,7 @@ def test_a_price_that_doubles_is_seen_charged_and_held_to_the_budget(world: Worl
 
 
 def hourly(world: World, row: dict[str, Any]) -> int:
-    return int(world.ledger.get("deployments", row["id"])["hourly_nano"])
+    return int(world.ledger.get(Deployment, row.id).hourly_usd)
 
 
 @pytest.mark.parametrize("price", ["549", 549.0, "549.0"])
@@ -273,7 +274,7 @@ def test_a_deployment_that_serves_the_base_is_not_ours_and_goes(world: World) ->
 @pytest.mark.parametrize("says", [{"model": None, "modelId": None}, {"model": "?", "modelId": ""}])
 def test_a_deployment_that_does_not_say_what_it_serves_is_not_ready(world: World, says: dict[str, Any]) -> None:
     row = world.deploy()
-    garble(world, "GET", row["remote_id"], lambda answer: {**answer, **says})
+    garble(world, "GET", row.remote_id, lambda answer: {**answer, **says})
     route(world, row)
     report = guard(world)
     assert "does not say which model it serves" in report.errors[0]
@@ -283,9 +284,9 @@ def test_a_deployment_that_does_not_say_what_it_serves_is_not_ready(world: World
 def test_a_model_that_the_provider_merged_under_another_id_is_ours(world: World) -> None:
     row = world.deploy()
     path = f"projects/{world.client.project_id}/models/ml_merged/revisions/1"
-    garble(world, "GET", row["remote_id"], lambda answer: {**answer, "model": path})
+    garble(world, "GET", row.remote_id, lambda answer: {**answer, "model": path})
     assert guard(world).errors == []
-    assert world.ledger.get("deployments", row["id"])["state"] == "ready"
+    assert world.ledger.get(Deployment, row.id).state == "ready"
 
 
 # -- stops ------------------------------------------------------------------------------------------------------------
@@ -312,7 +313,7 @@ def by_orphan(world: World, row: dict[str, Any]) -> None:
 
 
 def by_wish(world: World, row: dict[str, Any]) -> None:
-    begin_shutdown(world.ledger, row["id"], why="test", now=world.now())
+    begin_shutdown(world.ledger, row.id, why="test", now=world.now())
     guard(world)
 
 
@@ -341,7 +342,7 @@ def test_a_roll_back_does_not_hang_on_the_traffic(world: World) -> None:
 def test_replicas_are_stopped_whatever_else_is_not_answered(world: World, match: str) -> None:
     row = world.deploy()
     if match.startswith("PATCH"):  # of the endpoint: those of its deployments are answered
-        match = f"PATCH /v2/projects/{world.client.project_id}/endpoints/{row['endpoint_id']}"
+        match = f"PATCH /v2/projects/{world.client.project_id}/endpoints/{row.endpoint_id}"
     with hanging(world, match), contextlib.suppress(ProviderUnavailable, NotReady):
         undeploy(world, row, drain_seconds=0, timeout=timedelta(0))
     if world.ours():
@@ -351,20 +352,20 @@ def test_replicas_are_stopped_whatever_else_is_not_answered(world: World, match:
 def test_one_deployment_that_cannot_be_stopped_leaves_its_double_stopped(world: World) -> None:
     row = world.deploy()
     double = world.double(row)
-    world.emulator.fault(400, f"PATCH */deployments/{row['remote_id']}", times=100)  # in every form that it is asked in
+    world.emulator.fault(400, f"PATCH */deployments/{row.remote_id}", times=100)  # in every form that it is asked in
     with pytest.raises(Exception, match="400"):
         undeploy(world, row)
     world.emulator.clear_faults()
-    found = world.observer.endpoints.deployments.retrieve(double.id, endpoint_id=row["endpoint_id"])
+    found = world.observer.endpoints.deployments.retrieve(double.id, endpoint_id=row.endpoint_id)
     assert found.autoscaling.max_replicas == 0
-    assert undeploy(world, row)["state"] == "deleted"
+    assert undeploy(world, row).state == "deleted"
 
 
 def hide(world: World, row: dict[str, Any]) -> None:
     """The list of what is under its endpoint is behind: it does not have the deployment."""
     empty = '{"data": [], "object": "list", "next_cursor": null}'
     world.emulator.fault(
-        "body", f"GET */endpoints/{row['endpoint_id']}/deployments", 1000, body=empty, content_type="application/json"
+        "body", f"GET */endpoints/{row.endpoint_id}/deployments", 1000, body=empty, content_type="application/json"
     )
 
 
@@ -381,34 +382,34 @@ def test_a_revoked_key_is_not_taken_for_a_model_that_cannot_be_served(world: Wor
 def test_what_a_list_leaves_out_is_stopped_waited_for_and_charged_once(world: World) -> None:
     row = world.deploy()
     hide(world, row)
-    assert undeploy(world, row)["state"] == "deleted"
+    assert undeploy(world, row).state == "deleted"
     with pytest.raises(together.NotFoundError):
         remote(world, row)
-    billed = world.emulator.bill({row["remote_id"]})
+    billed = world.emulator.bill({row.remote_id})
     assert billed <= world.ledger.spent() <= billed + 2 * Decimal("5.49") / 60
 
 
 def test_what_a_list_leaves_out_and_cannot_be_stopped_is_never_held_for_stopped(world: World) -> None:
     row = world.deploy()
     hide(world, row)
-    world.emulator.fault(500, f"PATCH */deployments/{row['remote_id']}", times=1000)
+    world.emulator.fault(500, f"PATCH */deployments/{row.remote_id}", times=1000)
     with pytest.raises(ProviderUnavailable):
         undeploy(world, row, timeout=timedelta(0))
-    row = world.ledger.get("deployments", row["id"])
-    assert row["state"] == "stopping"
-    assert world.ledger.reservation(row["reservation_id"]).state == "open"
+    row = world.ledger.get(Deployment, row.id)
+    assert row.state == "stopping"
+    assert world.ledger.reservation(row.reservation_id).state == "open"
 
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_version_that_changes_under_a_stop_keeps_no_replica_running(world: World, times: int) -> None:
     row = world.deploy()
-    world.emulator.fault(409, f"PATCH */deployments/{row['remote_id']}", times, should_retry=False)
-    assert undeploy(world, row)["state"] == "deleted"
+    world.emulator.fault(409, f"PATCH */deployments/{row.remote_id}", times, should_retry=False)
+    assert undeploy(world, row).state == "deleted"
 
 
 def test_a_deployment_that_reads_do_not_show_yet_is_not_given_up(world: World) -> None:
     world.emulator.fault(404, "GET */endpoints/*/deployments/*", times=3)
-    assert world.deploy()["state"] == "ready"
+    assert world.deploy().state == "ready"
 
 
 def test_a_model_of_which_only_an_adapter_would_come_is_not_trained(world: World) -> None:
@@ -425,7 +426,7 @@ def test_a_route_that_cannot_be_withdrawn_keeps_no_replica_running(world: World)
     with pytest.raises(RoutesError):
         undeploy(world, row, routes_path=routes)
     assert world.ours() == []
-    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
+    assert world.ledger.get(Deployment, row.id).state == "deleted"
 
 
 # -- FAILED -----------------------------------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def fail(world: World) -> dict[str, Any]:
     with pytest.raises(SystemExit):
         deploy_model(world.client, world.ledger, model_id, now=world.now, wait=die)
     world.next_hours(7)
-    return world.ledger.find("deployments", model_id=model_id)[0]
+    return world.ledger.find(Deployment, model_id=model_id)[0]
 
 
 @pytest.mark.parametrize("forms", [{}, {"failed_update": "refused"}, {"failed": "stops"}])
@@ -454,24 +455,24 @@ def test_a_failed_deployment_is_told_and_cleared_by_the_guard(world: World, form
     assert report.errors == []
     assert any("is failed: no replica became ready within 6 hours" in action for action in report.actions)
     assert any("is not deleted" in warning for warning in report.warnings)
-    assert world.ledger.get("deployments", row["id"])["state"] == "stopped"
+    assert world.ledger.get(Deployment, row.id).state == "stopped"
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0  # nothing of it can cost anything
     assert guard(world).warnings == []
     assert world.ours() == []
     world.ledger.set_budget("hour", "5.49")
-    assert world.deploy()["state"] == "ready"
+    assert world.deploy().state == "ready"
 
 
 @pytest.mark.parametrize("forms", [{}, {"failed_update": "refused"}])
 def test_a_failed_deployment_is_cleared_by_undeploy(world: World, forms: dict[str, str]) -> None:
     world.emulator.forms(**forms)
     row = fail(world)
-    sync_deployment(world.client, world.ledger, row["id"], now=world.now)
+    sync_deployment(world.client, world.ledger, row.id, now=world.now)
     (status,) = model_status(world.data, now=world.now())
     assert status["deployment_state"] == "failed"
-    remedy = f"The guard deletes it, or `reasoning undeploy {row['model_id']}` does"
+    remedy = f"The guard deletes it, or `reasoning undeploy {row.model_id}` does"
     assert status["reason"] == f"no replica became ready within 6 hours. {remedy}"
-    assert undeploy(world, row)["state"] == "deleted"
+    assert undeploy(world, row).state == "deleted"
     assert world.ours() == []
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
@@ -509,9 +510,9 @@ def test_failed_with_replicas_is_deleted_and_never_held_for_stopped(world: World
     with contextlib.suppress(ProviderRefused, NotReady):
         undeploy(world, row, timeout=timedelta(0))
     costs = says["readyReplicas"] == 1
-    assert world.ledger.get("deployments", row["id"])["state"] == ("stopping" if costs else "stopped")
+    assert world.ledger.get(Deployment, row.id).state == ("stopping" if costs else "stopped")
     assert (world.ledger.budgets(world.now())[0].reserved_usd > 0) == costs
-    assert undeploy(world, row)["state"] == "deleted"
+    assert undeploy(world, row).state == "deleted"
     assert world.ours() == []
 
 
@@ -524,7 +525,7 @@ def test_a_stop_that_the_provider_does_not_carry_out_is_told(world: World) -> No
             request.method = "GET"
 
     world.client._client.event_hooks = {"request": [redirect]}
-    begin_shutdown(world.ledger, row["id"], why="test", immediately=True, now=world.now())
+    begin_shutdown(world.ledger, row.id, why="test", immediately=True, now=world.now())
     assert guard(world).warnings == []
     world.minutes(12)
     report = guard(world)
@@ -545,7 +546,7 @@ def test_a_revoked_key_withdraws_the_route_and_leaves_the_wish_to_the_guard(worl
     with pytest.raises(Exception, match="the guard stops it as soon as the provider lets it"):
         undeploy(world, row, routes_path=routes)
     assert routed_models(routes, now=world.now()) == frozenset()
-    assert world.ledger.get("deployments", row["id"])["state"] == "stopping"
+    assert world.ledger.get(Deployment, row.id).state == "stopping"
     world.emulator.clear_faults()
     guard(world)
     assert world.ours() == []
@@ -554,10 +555,8 @@ def test_a_revoked_key_withdraws_the_route_and_leaves_the_wish_to_the_guard(worl
 def test_without_a_provider_route_and_wish_are_taken_down_all_the_same(world: World) -> None:
     row = world.deploy()
     route(world, row)
-    undeploy_model(
-        None, world.ledger, row["id"], routes_path=world.data / "routes.json", drain_seconds=0, now=world.now
-    )
+    undeploy_model(None, world.ledger, row.id, routes_path=world.data / "routes.json", drain_seconds=0, now=world.now)
     assert routed_models(world.data / "routes.json", now=world.now()) == frozenset()
-    assert world.ledger.get("deployments", row["id"])["state"] == "draining"
+    assert world.ledger.get(Deployment, row.id).state == "draining"
     guard(world)
     assert world.ours() == []

@@ -32,6 +32,8 @@ from reasoning.spool import SegmentWriter
 from storage.errors import BudgetExceeded
 from storage.land import land_decisions
 from storage.ledger import open_ledger
+from storage.ledger_charges import ChargedTo
+from storage.ledger_rows import Deployment, FineTuneJob, Model
 from tests.provider.odd_answers import garble
 from tests.provider.world import Killed, World
 
@@ -94,7 +96,7 @@ def decide(
 
 def test_it_charges_minutes_makes_up_for_missed_ticks_and_renews_the_lease(world: World) -> None:
     row = world.deploy()
-    route(world, row["served_name"])
+    route(world, row.served_name)
     spent = world.ledger.spent()
     for _ in range(3):
         world.minutes(1)
@@ -104,10 +106,10 @@ def test_it_charges_minutes_makes_up_for_missed_ticks_and_renews_the_lease(world
     assert world.ledger.spent() - spent == 3 * RATE / 60
     world.minutes(20)  # twenty missed ticks
     assert routed(world) == frozenset()  # no guard, no custom calls
-    decide(world, row["served_name"])
+    decide(world, row.served_name)
     assert guard(world).charged_usd == 20 * RATE / 60
-    assert routed(world) == {row["served_name"]}
-    billed = world.emulator.bill({row["remote_id"]})
+    assert routed(world) == {row.served_name}
+    billed = world.emulator.bill({row.remote_id})
     assert billed <= world.ledger.spent() <= billed + RATE / 60
 
 
@@ -134,17 +136,17 @@ def test_two_guards_at_once_are_harmless(world: World) -> None:
         thread.join()
     assert any(not report.skipped for report in reports)
     assert world.ledger.spent() - spent == 7 * RATE / 60
-    assert world.ledger.get("deployments", row["id"])["state"] == "ready"
+    assert world.ledger.get(Deployment, row.id).state == "ready"
     with world.ledger.exclusive("guard"):
         assert guard_costs(world.data, world.client, now=now).skipped
 
 
 def test_idle_is_measured_from_the_decision_log(world: World) -> None:
     row = world.deploy()
-    route(world, row["served_name"])
+    route(world, row.served_name)
     for _ in range(5):
         world.minutes(20)
-        decide(world, row["served_name"])
+        decide(world, row.served_name)
         assert guard(world).lease == "renewed"
     (status,) = model_status(world.data, now=world.now())
     assert (status["requests"], status["input_tokens"], status["idle_seconds"]) == (5, 500, 0)
@@ -183,12 +185,12 @@ def test_what_never_gets_ready_is_given_up_when_who_deployed_it_died(world: Worl
 
 def test_a_passing_degraded_gives_the_route_back(world: World) -> None:
     row = world.deploy()
-    route(world, row["served_name"])
+    route(world, row.served_name)
     before = read_routes(world.data / "routes.json").routes
 
     def look(state: str, ready: int) -> GuardReport:
         status = {"state": f"DEPLOYMENT_STATE_{state}", "readyReplicas": ready, "message": "insufficient GPU capacity"}
-        garble(world, "GET", row["remote_id"], lambda answer: {**answer, "status": {**answer["status"], **status}})
+        garble(world, "GET", row.remote_id, lambda answer: {**answer, "status": {**answer["status"], **status}})
         world.minutes(1)
         return guard(world)
 
@@ -204,9 +206,9 @@ def test_a_passing_degraded_gives_the_route_back(world: World) -> None:
     route(world, "somebody/else")
     look("READY", 1)
     assert routed(world) == {"somebody/else"}
-    route(world, row["served_name"])
+    route(world, row.served_name)
     look("DEGRADED", 0)
-    begin_shutdown(world.ledger, row["id"], why="no longer wanted", now=world.now())
+    begin_shutdown(world.ledger, row.id, why="no longer wanted", now=world.now())
     look("READY", 1)
     assert routed(world) == frozenset()
     assert sorted(path.name for path in world.data.glob("routes*")) == ["routes.json", "routes.json.lock"]
@@ -214,7 +216,7 @@ def test_a_passing_degraded_gives_the_route_back(world: World) -> None:
 
 def test_a_budget_warns_drains_and_stops(world: World) -> None:
     row = world.deploy()
-    route(world, row["served_name"])
+    route(world, row.served_name)
     policy = GuardPolicy(idle=None)
     spent = world.ledger.spent()
     world.ledger.set_budget("total", spent + 100 * RATE / 60)  # a hundred minutes, above what is spent
@@ -235,15 +237,15 @@ def test_a_budget_warns_drains_and_stops(world: World) -> None:
 
 def test_an_emergency_stops_in_one_tick_and_cancels_what_waits(world: World) -> None:
     row = world.deploy()
-    route(world, row["served_name"])
+    route(world, row.served_name)
     world.emulator.fault("training_slow", seconds=30, times=2)
-    running = world.upload("dataset-2")["id"]
-    waiting = world.upload("dataset-3")["id"]
+    running = world.upload("dataset-2").id
+    waiting = world.upload("dataset-3").id
     jobs = [
         submit_fine_tune(world.client, world.ledger, dataset, tier="small", now=world.now, wait=world.wait)
         for dataset in (running, waiting)
     ]
-    while world.client.fine_tuning.retrieve(jobs[0]["remote_id"]).status != "running":  # one at a time
+    while world.client.fine_tuning.retrieve(jobs[0].remote_id).status != "running":  # one at a time
         time.sleep(0.05)
     world.minutes(1)
     world.ledger.set_budget("total", world.ledger.spent())
@@ -251,25 +253,25 @@ def test_an_emergency_stops_in_one_tick_and_cancels_what_waits(world: World) -> 
     assert report.level == "stop"
     assert routed(world) == frozenset()
     assert world.ours() == []
-    (first,) = world.ledger.find("fine_tune_jobs", dataset_id=running)
-    (second,) = world.ledger.find("fine_tune_jobs", dataset_id=waiting)
-    assert second["state"] in ("cancelling", "cancelled")
-    assert any("cancelled" in action and second["suffix"] in action for action in report.actions)
-    assert first["state"] == "running"  # its money was reserved when it began
-    cancel_fine_tune(world.client, world.ledger, first["id"], now=world.now())  # frees the emulator's trainer
+    (first,) = world.ledger.find(FineTuneJob, dataset_id=running)
+    (second,) = world.ledger.find(FineTuneJob, dataset_id=waiting)
+    assert second.state in ("cancelling", "cancelled")
+    assert any("cancelled" in action and second.suffix in action for action in report.actions)
+    assert first.state == "running"  # its money was reserved when it began
+    cancel_fine_tune(world.client, world.ledger, first.id, now=world.now())  # frees the emulator's trainer
 
 
 def test_a_budget_of_one_type_stops_only_that_type(world: World) -> None:
     mine = world.deploy(world.model())
     other = world.deploy(world.model("planning"))
-    route(world, mine["served_name"])
-    route(world, other["served_name"], "planning")
-    world.ledger.charge("tokens", "4", key="t", what="t", decision_type="planning", now=world.now())
+    route(world, mine.served_name)
+    route(world, other.served_name, "planning")
+    world.ledger.charge("tokens", "4", key="t", what="t", now=world.now(), of=ChargedTo(decision_type="planning"))
     world.ledger.set_budget("day", "4", "planning")
     report = guard(world)
     assert report.level == "stop"
-    assert routed(world) == {mine["served_name"]}
-    assert [endpoint.name for endpoint in world.ours()] == [mine["served_name"]]
+    assert routed(world) == {mine.served_name}
+    assert [endpoint.name for endpoint in world.ours()] == [mine.served_name]
 
 
 def test_a_rate_that_was_lowered_stops_the_newest(world: World) -> None:
@@ -278,8 +280,8 @@ def test_a_rate_that_was_lowered_stops_the_newest(world: World) -> None:
     world.ledger.set_budget("hour", "6")
     report = guard(world)
     assert any("more than $6.00 an hour" in action for action in report.actions)
-    assert world.ledger.get("deployments", first["id"])["state"] == "ready"
-    assert world.ledger.get("deployments", second["id"])["state"] == "draining"
+    assert world.ledger.get(Deployment, first.id).state == "ready"
+    assert world.ledger.get(Deployment, second.id).state == "draining"
 
 
 def test_tokens_are_charged_from_the_log_once(world: World) -> None:
@@ -293,7 +295,7 @@ def test_tokens_are_charged_from_the_log_once(world: World) -> None:
 
 def test_an_unreachable_provider_lets_the_lease_run_out(world: World) -> None:
     row = world.deploy()
-    route(world, row["served_name"])
+    route(world, row.served_name)
     world.minutes(2)
     report = guard_costs(world.data, None, ledger=world.ledger, now=world.now())
     assert (report.lease, report.errors) == ("left", ["the provider cannot be reached"])
@@ -303,15 +305,15 @@ def test_an_unreachable_provider_lets_the_lease_run_out(world: World) -> None:
     report = guard_costs(world.data, down, ledger=world.ledger, now=world.now())
     assert report.lease == "left"
     assert "no answer from the provider" in report.errors[0]
-    decide(world, row["served_name"])
+    decide(world, row.served_name)
     assert guard(world).charged_usd == 4 * RATE / 60  # made up for
-    assert routed(world) == {row["served_name"]}
+    assert routed(world) == {row.served_name}
 
 
 def test_a_decision_log_that_cannot_be_read_lets_the_lease_run_out(world: World) -> None:
     row = world.deploy()
-    route(world, row["served_name"])
-    decide(world, row["served_name"])
+    route(world, row.served_name)
+    decide(world, row.served_name)
     (part,) = world.data.glob("decisions/**/*.parquet")
     part.write_bytes(b"broken")
     report = guard(world)
@@ -323,7 +325,7 @@ def test_a_decision_log_that_cannot_be_read_lets_the_lease_run_out(world: World)
 def test_a_ledger_that_cannot_be_written_stops_what_it_cannot_meter(world: World, minute: int) -> None:
     world.until_minute(minute)
     row = world.deploy()
-    route(world, row["served_name"])
+    route(world, row.served_name)
 
     @sa.event.listens_for(world.ledger.engine, "checkout")
     def read_only(connection: sqlite3.Connection, *_: object) -> None:
@@ -338,7 +340,7 @@ def test_a_ledger_that_cannot_be_written_stops_what_it_cannot_meter(world: World
     assert report.actions == []  # it may be mended in a moment
     assert read_routes(world.data / "routes.json").routes  # and then the lease is renewed
     world.minutes(7)
-    assert guard(world).actions == [f"stopped {row['name']}, whose minutes the ledger cannot take down"]
+    assert guard(world).actions == [f"stopped {row.name}, whose minutes the ledger cannot take down"]
     assert not read_routes(world.data / "routes.json").routes
     world.minutes(60)  # costs nothing any more
     broken = False
@@ -348,23 +350,23 @@ def test_a_ledger_that_cannot_be_written_stops_what_it_cannot_meter(world: World
     world.await_bill()
     reconciled = reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
     assert reconciled.errors == []
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]}) <= 14 * RATE / 60
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id}) <= 14 * RATE / 60
 
 
 def test_what_was_to_end_when_the_ledger_broke_is_stopped(world: World) -> None:
     row = world.deploy()
-    begin_shutdown(world.ledger, row["id"], why="test", now=world.now())
+    begin_shutdown(world.ledger, row.id, why="test", now=world.now())
     sa.event.listen(world.ledger.engine, "checkout", lambda connection, *_: connection.execute("PRAGMA query_only = 1"))
     world.minutes(11)
-    assert guard(world).actions == [f"stopped {row['name']}, whose minutes the ledger cannot take down"]
+    assert guard(world).actions == [f"stopped {row.name}, whose minutes the ledger cannot take down"]
 
 
 def test_an_answer_that_is_not_as_documented_leaves_the_others_guarded(world: World) -> None:
     broken, other = world.deploy(world.model()), world.deploy(world.model("planning"))
-    route(world, other["served_name"], "planning")
+    route(world, other.served_name, "planning")
 
     def without_status(response: httpx.Response) -> None:
-        if response.request.method == "GET" and response.request.url.path.endswith(broken["remote_id"]):
+        if response.request.method == "GET" and response.request.url.path.endswith(broken.remote_id):
             response.read()
             response._content = json.dumps(response.json() | {"status": None}).encode()
 
@@ -373,18 +375,18 @@ def test_an_answer_that_is_not_as_documented_leaves_the_others_guarded(world: Wo
     world.ledger.set_budget("total", world.ledger.spent(), "planning")
     report = guard(world)
     (error,) = report.errors
-    assert error.startswith(f"{broken['name']}: ")
+    assert error.startswith(f"{broken.name}: ")
     assert error.endswith("the provider does not say how it is")
     assert report.lease != "renewed"
-    assert world.ledger.get("deployments", other["id"])["state"] == "deleted"
+    assert world.ledger.get(Deployment, other.id).state == "deleted"
     assert routed(world) == frozenset()
 
 
 def test_a_route_to_what_does_not_run_is_withdrawn(world: World) -> None:
     row = world.deploy()
-    route(world, row["served_name"])
+    route(world, row.served_name)
     route(world, "meta-llama/serverless", "planning")
-    begin_shutdown(world.ledger, row["id"], why="test", immediately=True, now=world.now())
+    begin_shutdown(world.ledger, row.id, why="test", immediately=True, now=world.now())
     guard(world)
     assert routed(world) == {"meta-llama/serverless"}
     assert world.ours() == []
@@ -393,9 +395,9 @@ def test_a_route_to_what_does_not_run_is_withdrawn(world: World) -> None:
 
 def test_the_providers_own_stop_is_noticed(world: World) -> None:
     row = world.deploy()
-    route(world, row["served_name"])
+    route(world, row.served_name)
     world.client.endpoints.deployments.update(
-        row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling={"min_replicas": 0, "max_replicas": 0}
+        row.remote_id, endpoint_id=row.endpoint_id, autoscaling={"min_replicas": 0, "max_replicas": 0}
     )
     guard(world)
     assert routed(world) == frozenset()
@@ -412,39 +414,39 @@ def test_trouble_at_the_provider_is_overcome_by_the_next_ticks(world: World, kin
         guard(world)
         world.emulator.advance(timedelta(minutes=1).total_seconds())
     assert world.ours() == []
-    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
+    assert world.ledger.get(Deployment, row.id).state == "deleted"
 
 
 @pytest.mark.parametrize("ahead", [timedelta(hours=6), timedelta(days=400)])
 def test_a_decision_dated_ahead_keeps_nothing_awake(world: World, ahead: timedelta) -> None:
     row = world.deploy()
     world.minutes(20)
-    decide(world, row["served_name"], ahead=ahead)
+    decide(world, row.served_name, ahead=ahead)
     guard(world)
-    assert world.ledger.get("deployments", row["id"])["last_request_at"] == world.now()  # it was made, at some time
+    assert world.ledger.get(Deployment, row.id).last_request_at == world.now()  # it was made, at some time
     world.minutes(29)
     guard(world)
-    assert world.ledger.get("deployments", row["id"])["state"] == "ready"
+    assert world.ledger.get(Deployment, row.id).state == "ready"
     world.minutes(1)
     assert "idle for 30 minutes" in guard(world).actions[0]
 
 
 def test_a_cost_that_is_no_money_is_told_and_the_others_are_charged(world: World) -> None:
     row = world.deploy()
-    decide(world, row["served_name"], cost_usd=1e30)
+    decide(world, row.served_name, cost_usd=1e30)
     assert guard(world).errors == []  # what runs on a deployment is paid by the minute
     for cost in (1e30, -1.0, 0.25):
         decide(world, "a/serverless", cost_usd=cost)
     (error,) = guard(world).errors
     assert "no amount of money" in error and "2 of a/serverless as should_respond" in error
-    assert [charge["amount_usd"] for charge in world.ledger.charges(kind="tokens")] == [Decimal("0.25")]
+    assert [charge.amount_usd for charge in world.ledger.charges(kind="tokens")] == [Decimal("0.25")]
 
 
 @pytest.mark.parametrize("arm", [{"weight": 0.0}, {"mode": "shadow"}])
 def test_a_model_without_traffic_is_not_enabled(world: World, arm: dict[str, Any]) -> None:
     row = world.deploy()
-    world.ledger.transition("models", row["model_id"], "promoted", now=world.now())
-    custom = Arm(**{"name": "c", "source": "custom", "weight": 0.5, "model": row["served_name"], **arm})
+    world.ledger.transition(Model, row.model_id, "promoted", now=world.now())
+    custom = Arm(**{"name": "c", "source": "custom", "weight": 0.5, "model": row.served_name, **arm})
     for each, enabled in ((replace(custom, weight=0.5, mode="live"), True), (custom, False)):
         publish_route(
             world.data / "routes.json",
@@ -466,13 +468,13 @@ def test_a_reservation_that_was_released_meanwhile_does_not_open_again(
         if rows and where.get("state") == RUNNING_STATES:
             monkeypatch.undo()
             with open_ledger(world.data) as other:
-                undeploy_model(world.client, other, row["id"], now=world.now, wait=world.wait)
+                undeploy_model(world.client, other, row.id, now=world.now, wait=world.wait)
         return rows
 
     monkeypatch.setattr(world.ledger, "find", undeploy_after_the_look)
     guard(world)
-    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
-    assert world.ledger.reservation(row["reservation_id"]).state == "released"
+    assert world.ledger.get(Deployment, row.id).state == "deleted"
+    assert world.ledger.reservation(row.reservation_id).state == "released"
 
 
 def test_many_hands_that_end_it_at_once_are_harmless(world: World) -> None:
@@ -482,7 +484,7 @@ def test_many_hands_that_end_it_at_once_are_harmless(world: World) -> None:
     def end() -> None:
         try:
             with open_ledger(world.data) as ledger, contextlib.closing(connect(base_url=world.emulator.url)) as client:
-                undeploy_model(client, ledger, row["id"], now=world.now, wait=world.wait, poll_seconds=0.1)
+                undeploy_model(client, ledger, row.id, now=world.now, wait=world.wait, poll_seconds=0.1)
         except Exception as error:
             errors.append(error)
 
@@ -500,14 +502,14 @@ def test_what_was_intended_is_not_sent_once_other_things_have_spent_the_budget(w
     world.ledger.set_budget("total", world.ledger.spent() + 10)
     world.emulator.fault(503, "GET /v1/fine-tunes", times=100)
     with pytest.raises(ProviderUnavailable):
-        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
     world.emulator.clear_faults()
     world.ledger.charge("endpoint", "7", key="more than was reserved", what="test", now=world.now())
-    (job,) = world.ledger.find("fine_tune_jobs", state="intended")
+    (job,) = world.ledger.find(FineTuneJob, state="intended")
     with pytest.raises(BudgetExceeded, match=r"needs \$4.00, but .* \$10.00 \$7.00 is spent by now"):
-        resume_fine_tune(world.client, world.ledger, job["id"], now=world.now, wait=world.wait)
+        resume_fine_tune(world.client, world.ledger, job.id, now=world.now, wait=world.wait)
     world.minutes(10)
     reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
-    assert world.ledger.get("fine_tune_jobs", job["id"])["state"] == "abandoned"
-    assert world.ledger.reservation(job["reservation_id"]).state == "released"
-    assert world.ledger.get("models", model_id)["state"] == "trained"
+    assert world.ledger.get(FineTuneJob, job.id).state == "abandoned"
+    assert world.ledger.reservation(job.reservation_id).state == "released"
+    assert world.ledger.get(Model, model_id).state == "trained"

@@ -18,6 +18,7 @@ from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_
 from provider.guard import guard_costs
 from provider.reconcile import reconcile_provider
 from provider.status import model_status
+from storage.ledger_rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.world import Killed, World
 
 ENDPOINT = "POST /v2/projects/*/endpoints"
@@ -40,7 +41,7 @@ def hanging(world: World, match: str) -> Iterator[World]:
 
 
 def submit(world: World, dataset_id: str) -> str:
-    return submit_fine_tune(world.client, world.ledger, dataset_id, tier="small", now=world.now, wait=world.wait)["id"]
+    return submit_fine_tune(world.client, world.ledger, dataset_id, tier="small", now=world.now, wait=world.wait).id
 
 
 def undeploy(world: World, deployment_id: str, **options: Any) -> dict[str, Any]:
@@ -62,11 +63,11 @@ def test_an_upload_ends_and_is_taken_up_again(world: World, match: str) -> None:
     folder = world.write_dataset()
 
     def upload() -> str:
-        return upload_dataset(world.client, world.ledger, folder, now=world.now, wait=world.wait)["state"]
+        return upload_dataset(world.client, world.ledger, folder, now=world.now, wait=world.wait).state
 
     with hanging(world, match), pytest.raises(UNANSWERED):
         upload()
-    assert world.ledger.find("datasets")[0]["state"] != "ready"
+    assert world.ledger.find(UploadedDataset)[0].state != "ready"
     assert upload() == "ready"
 
 
@@ -74,12 +75,12 @@ def test_an_upload_ends_and_is_taken_up_again(world: World, match: str) -> None:
 def test_a_fine_tune_ends_and_is_taken_up_again(world: World, match: str) -> None:
     dataset = world.upload()
     with hanging(world, match), pytest.raises(UNANSWERED):
-        submit(world, dataset["id"])
-    job_id = submit(world, dataset["id"])
+        submit(world, dataset.id)
+    job_id = submit(world, dataset.id)
     with hanging(world, "POST /v1/fine-tunes/*/cancel"), pytest.raises(UNANSWERED):
         cancel_fine_tune(world.client, world.ledger, job_id, now=world.now())
     follow(world, job_id)
-    assert len(world.our_jobs()) == len(world.ledger.find("fine_tune_jobs")) == 1
+    assert len(world.our_jobs()) == len(world.ledger.find(FineTuneJob)) == 1
 
 
 @pytest.mark.parametrize("match", [ENDPOINT, DEPLOYMENT, "PATCH *"])
@@ -96,8 +97,8 @@ def test_an_undeployment_ends_and_is_taken_up_again(world: World) -> None:
     row = world.deploy()
     for match in ("GET *", "PATCH *", "DELETE *"):
         with hanging(world, match), pytest.raises(UNANSWERED):
-            undeploy(world, row["id"], timeout=timedelta(0))
-    assert undeploy(world, row["id"])["state"] == "deleted"
+            undeploy(world, row.id, timeout=timedelta(0))
+    assert undeploy(world, row.id).state == "deleted"
     assert world.ours() == []
 
 
@@ -114,7 +115,7 @@ def test_guards_and_reconciliations_end_and_say_so(world: World) -> None:
     assert (status["deployment_state"], status["enabled"]) == ("unknown", False)
     guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
     assert model_status(world.data, now=world.now())[0]["deployment_state"] == "ready"
-    assert world.ledger.get("deployments", row["id"])["state"] == "ready"
+    assert world.ledger.get(Deployment, row.id).state == "ready"
 
 
 def test_what_was_created_and_never_answered_is_unknown_until_it_is_found(world: World) -> None:

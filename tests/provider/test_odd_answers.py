@@ -18,6 +18,8 @@ from provider.fine_tunes import submit_fine_tune, sync_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
 from storage.errors import PriceUnknown
+from storage.ledger_charges import ChargedTo
+from storage.ledger_rows import Deployment, FineTuneJob
 from tests.provider.odd_answers import HTML, each, garble, instead, only
 from tests.provider.test_reconcile import forget
 from tests.provider.world import World
@@ -28,7 +30,7 @@ def reconcile(world: World) -> ReconcileReport:
 
 
 def end(world: World, row: dict[str, Any]) -> None:
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
 
 
 @pytest.mark.parametrize("change", [lambda _: HTML, lambda _: {"error": {"message": "?"}}, lambda _: {"data": 7}])
@@ -52,17 +54,17 @@ def test_what_has_no_name_is_nobodys_and_proves_nobodys_absence(world: World) ->
     dataset = world.upload()
     world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
     with pytest.raises(CreationInDoubt):
-        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
     world.emulator.advance(ABANDON_AFTER.total_seconds())
     before = [(endpoint.id, endpoint.etag) for endpoint in world.all_endpoints()]
     garble(world, "GET", "/v1/fine-tunes", each(suffix=["?"]))
     report = reconcile(world)
-    assert world.ledger.find("fine_tune_jobs")[0]["state"] == "intended"
+    assert world.ledger.find(FineTuneJob)[0].state == "intended"
     assert any("does not tell whose it is" in error for error in report.errors)
     assert [(endpoint.id, endpoint.etag) for endpoint in world.all_endpoints()] == before
     world.revive()
     assert reconcile(world).errors == []
-    assert world.ledger.find("fine_tune_jobs")[0]["state"] == "abandoned"
+    assert world.ledger.find(FineTuneJob)[0].state == "abandoned"
 
 
 def test_endpoints_without_a_name_are_left_alone_and_told(world: World) -> None:
@@ -72,7 +74,7 @@ def test_endpoints_without_a_name_are_left_alone_and_told(world: World) -> None:
         garble(world, "GET", "/endpoints", each(name=name))
         report = reconcile(world)
         assert report.orphans == []
-        assert any(row["endpoint_id"] in error for error in report.errors)
+        assert any(row.endpoint_id in error for error in report.errors)
         assert len(world.ours()) == 1
     world.revive()
     assert len(reconcile(world).orphans) == 1
@@ -82,12 +84,12 @@ def test_endpoints_without_a_name_are_left_alone_and_told(world: World) -> None:
 def test_one_odd_endpoint_of_ours_leaves_the_others_judged(world: World) -> None:
     odd, other = world.deploy(world.model()), world.deploy(world.model())
     forget(world)
-    garble(world, "GET", "/endpoints", only(odd["name"], id=None))
+    garble(world, "GET", "/endpoints", only(odd.name, id=None))
     report = reconcile(world)
     (error,) = report.errors
-    assert error.startswith(odd["name"])
-    assert [other["name"] in orphan for orphan in report.orphans] == [True]
-    assert [endpoint.name for endpoint in world.ours()] == [odd["served_name"]]
+    assert error.startswith(odd.name)
+    assert [other.name in orphan for orphan in report.orphans] == [True]
+    assert [endpoint.name for endpoint in world.ours()] == [odd.served_name]
     world.revive()
     reconcile(world)
     assert world.ours() == []
@@ -98,13 +100,13 @@ def test_an_orphan_of_which_little_can_be_read_is_stopped_and_charged(world: Wor
     row = world.deploy()
     world.minutes(10)
     forget(world)
-    garble(world, "GET", "/endpoints", only(row["name"], deployments=deployments), times=1)
+    garble(world, "GET", "/endpoints", only(row.name, deployments=deployments), times=1)
     assert len(reconcile(world).orphans) == 1
     assert world.ours() == []
     world.revive()
-    (known,) = world.ledger.find("deployments", name=row["name"])
-    assert known["remote_id"] in (row["remote_id"], "dep_1", None)
-    assert known["state"] == "deleted"
+    (known,) = world.ledger.find(Deployment, name=row.name)
+    assert known.remote_id in (row.remote_id, "dep_1", None)
+    assert known.state == "deleted"
 
 
 def test_an_orphan_is_stopped_without_the_list_of_prices(world: World) -> None:
@@ -115,7 +117,7 @@ def test_an_orphan_is_stopped_without_the_list_of_prices(world: World) -> None:
     assert world.ours() == []
     world.await_bill()
     reconcile(world)
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id})
 
 
 def with_line(**fields: Any) -> Callable[[Any], Any]:
@@ -161,11 +163,17 @@ def test_a_bill_that_cannot_be_read_gives_no_money_back(world: World) -> None:
     world.minutes(7)
     end(world, row)
     world.ledger.charge(
-        "endpoint", "3", key="too much", what="test", deployment_id=row["id"], ts=world.now(), now=world.now()
+        "endpoint",
+        "3",
+        key="too much",
+        what="test",
+        ts=world.now(),
+        now=world.now(),
+        of=ChargedTo(deployment_id=row.id),
     )
     world.await_bill()
     spent = world.ledger.spent()
-    real = {"data": billed_hours(world, row["remote_id"])}
+    real = {"data": billed_hours(world, row.remote_id)}
     for change in BILLS:
         report = reconcile_provider(
             world.data,
@@ -177,7 +185,7 @@ def test_a_bill_that_cannot_be_read_gives_no_money_back(world: World) -> None:
         assert all("bill" in error for error in report.errors)
         assert (report.adjustments, world.ledger.spent()) == ([], spent)
     assert reconcile(world).errors == []
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id})
 
 
 def test_a_line_of_a_stranger_that_cannot_be_read_matters_to_nobody(world: World) -> None:
@@ -192,18 +200,18 @@ def test_a_line_of_a_stranger_that_cannot_be_read_matters_to_nobody(world: World
 
     garble(world, "GET", "/v1/billing/usage", change)
     assert reconcile(world).errors == []
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id})
 
 
 @pytest.mark.parametrize("price", [None, -5, "NaN"])
 def test_a_job_whose_price_is_none_is_charged_its_estimate(world: World, price: Any) -> None:
     dataset = world.upload()
-    job = submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
-    while world.client.fine_tuning.retrieve(job["remote_id"]).status != "completed":
+    job = submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    while world.client.fine_tuning.retrieve(job.remote_id).status != "completed":
         world.wait(1)
-    garble(world, "GET", job["remote_id"], lambda answer: {**answer, "total_price": price})
-    job = sync_fine_tune(world.client, world.ledger, job["id"], now=world.now())
-    assert (job["state"], job["price_nano"]) == ("completed", job["estimate_nano"])
+    garble(world, "GET", job.remote_id, lambda answer: {**answer, "total_price": price})
+    job = sync_fine_tune(world.client, world.ledger, job.id, now=world.now())
+    assert (job.state, job.price_usd) == ("completed", job.estimate_usd)
 
 
 def test_an_estimate_that_is_no_price_refuses(world: World) -> None:
@@ -213,7 +221,7 @@ def test_an_estimate_that_is_no_price_refuses(world: World) -> None:
         fields = {"estimated_total_price": price}
         garble(world, "POST", "/v1/fine-tunes/estimate-price", lambda answer, fields=fields: answer | fields)
         with pytest.raises(PriceUnknown, match="no price"):
-            submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+            submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
     assert world.our_jobs() == []
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
@@ -222,9 +230,9 @@ def test_an_estimate_that_is_no_price_refuses(world: World) -> None:
 def test_a_create_answered_with_html_is_not_sent_again(world: World, path: str) -> None:
     garble(world, "POST", path, lambda _: HTML, times=1)
     row = world.deploy()
-    assert row["state"] == "ready"
+    assert row.state == "ready"
     (endpoint,) = world.ours()
-    assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
+    assert [deployment.id for deployment in endpoint.deployments] == [row.remote_id]
     end(world, row)
 
 
@@ -239,7 +247,7 @@ def test_a_deploy_waits_odd_answers_out_and_the_guard_stops_what_it_cannot_read(
 
     def told(_: float, message: str) -> None:
         if not any("/deployments/" in path for path in messages):
-            path = world.ledger.find("deployments")[-1]["remote_id"]
+            path = world.ledger.find(Deployment)[-1].remote_id
             messages.append(f"/deployments/{path}")
             garble(world, "GET", path, change)
         messages.append(message)
@@ -248,12 +256,12 @@ def test_a_deploy_waits_odd_answers_out_and_the_guard_stops_what_it_cannot_read(
     row = deploy_model(
         world.client, world.ledger, model_id, poll_seconds=10, progress=told, now=world.now, wait=world.wait
     )
-    assert row["state"] == "ready"
+    assert row.state == "ready"
     assert sum("not as documented" in message or "does not say" in message for message in messages) == 3
     garble(world, "GET", "/deployments", each(autoscaling=None, status={"state": "?", "readyReplicas": "two"}))
     world.ledger.set_budget("total", world.ledger.spent())
     guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
-    remote = world.observer.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
+    remote = world.observer.endpoints.deployments.retrieve(row.remote_id, endpoint_id=row.endpoint_id)
     assert remote.autoscaling.max_replicas == 0
     world.revive()
     world.minutes(1)
@@ -294,7 +302,7 @@ def test_a_list_without_its_items_proves_nobodys_absence(world: World, answer: A
         assert "it is no list" in reconcile(world).errors[0]
     garble(world, "GET", "/deployments", lambda _: answer)
     with pytest.raises(UnexpectedAnswer, match="it is no list"):
-        undeploy_model(world.client, world.ledger, row["id"], timeout=timedelta(0), now=world.now, wait=world.wait)
+        undeploy_model(world.client, world.ledger, row.id, timeout=timedelta(0), now=world.now, wait=world.wait)
     assert len(world.ours()) == 1  # what may run is not held for gone
     world.revive()
     end(world, row)
@@ -304,12 +312,12 @@ def test_a_list_without_its_items_proves_nobodys_absence(world: World, answer: A
 def test_a_completed_job_that_was_for_nothing_is_charged_its_estimate(world: World, price: int) -> None:
     """Such as a field that is not filled in, or dollars for nano-dollars."""
     dataset = world.upload()
-    job = submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
-    while world.client.fine_tuning.retrieve(job["remote_id"]).status != "completed":
+    job = submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    while world.client.fine_tuning.retrieve(job.remote_id).status != "completed":
         world.wait(1)
-    garble(world, "GET", job["remote_id"], lambda answer: {**answer, "total_price": price})
-    job = sync_fine_tune(world.client, world.ledger, job["id"], now=world.now())
-    assert (job["state"], job["price_nano"]) == ("completed", job["estimate_nano"])
+    garble(world, "GET", job.remote_id, lambda answer: {**answer, "total_price": price})
+    job = sync_fine_tune(world.client, world.ledger, job.id, now=world.now())
+    assert (job.state, job.price_usd) == ("completed", job.estimate_usd)
     assert world.ledger.spent() == 4
 
 
@@ -317,32 +325,32 @@ def test_a_completed_job_that_was_for_nothing_is_charged_its_estimate(world: Wor
 def test_a_job_that_is_not_found_at_once_is_not_taken_for_gone(world: World, listed: bool) -> None:
     dataset = world.upload()
     world.emulator.fault("training_slow", seconds=20)
-    job = submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
-    match = f"GET /v1/fine-tunes/{job['remote_id']}"
+    job = submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    match = f"GET /v1/fine-tunes/{job.remote_id}"
     if listed:
         world.minutes(30)
     else:
         garble(world, "GET", "/v1/fine-tunes", lambda answer: {**answer, "data": []})
     world.emulator.fault(404, match)
     with pytest.raises(UnexpectedAnswer, match="looked at again"):
-        sync_fine_tune(world.client, world.ledger, job["id"], now=world.now())
-    assert world.ledger.get("fine_tune_jobs", job["id"])["state"] == "submitted"
+        sync_fine_tune(world.client, world.ledger, job.id, now=world.now())
+    assert world.ledger.get(FineTuneJob, job.id).state == "submitted"
     world.minutes(30)
     if not listed:  # now it is
         world.emulator.fault(404, match)
-        assert sync_fine_tune(world.client, world.ledger, job["id"], now=world.now())["state"] == "failed"
+        assert sync_fine_tune(world.client, world.ledger, job.id, now=world.now()).state == "failed"
     world.revive()
-    world.client.fine_tuning.cancel(job["remote_id"])
+    world.client.fine_tuning.cancel(job.remote_id)
 
 
 def test_why_a_job_failed_is_told_whatever_the_order_of_its_events(world: World) -> None:
     dataset = world.upload()
     world.emulator.fault("training_error", message="out of memory")
-    job = submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
-    while world.client.fine_tuning.retrieve(job["remote_id"]).status != "error":
+    job = submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    while world.client.fine_tuning.retrieve(job.remote_id).status != "error":
         world.wait(1)
     garble(world, "GET", "/events", lambda answer: {**answer, "data": answer["data"][::-1]})
-    assert "out of memory" in sync_fine_tune(world.client, world.ledger, job["id"], now=world.now())["error"]
+    assert "out of memory" in sync_fine_tune(world.client, world.ledger, job.id, now=world.now()).error
 
 
 def test_a_file_of_the_older_form_is_taken(world: World) -> None:
@@ -355,7 +363,7 @@ def test_a_file_of_the_older_form_is_taken(world: World) -> None:
             response._content = json.dumps(answer).encode()
 
     world.client._client.event_hooks = {"response": [hook]}
-    assert upload_dataset(world.client, world.ledger, folder, now=world.now, wait=world.wait)["state"] == "ready"
+    assert upload_dataset(world.client, world.ledger, folder, now=world.now, wait=world.wait).state == "ready"
 
 
 def test_the_bill_is_asked_of_our_own_organization(world: World) -> None:

@@ -92,5 +92,5 @@ def test_guards_and_reconciliation_on_postgresql(world: World, ledger_url: str) 
     assert world.ours() == []
     world.await_bill()
     assert reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now()).errors == []
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id})
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0

@@ -18,6 +18,7 @@ from provider.status import model_status
 from provider.tiers import resolve_tier
 from storage.ledger import open_ledger
 from storage.ledger_database import new_id
+from storage.ledger_rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.odd_answers import each, garble
 from tests.provider.world import Emulator, Killed, World
 
@@ -41,8 +42,8 @@ def forget(world: World) -> None:
 
 
 def remote_ids(world: World) -> set[str]:
-    rows = (*world.ledger.find("deployments"), *world.ledger.find("fine_tune_jobs"))
-    return {row["remote_id"] for row in rows if row["remote_id"]}
+    rows = (*world.ledger.find(Deployment), *world.ledger.find(FineTuneJob))
+    return {row.remote_id for row in rows if row.remote_id}
 
 
 def test_charges_come_to_equal_the_bill_to_the_cent(world: World) -> None:
@@ -50,7 +51,7 @@ def test_charges_come_to_equal_the_bill_to_the_cent(world: World) -> None:
     for minutes in (0.5, 7, 61, 3.3):
         world.minutes(minutes)
         guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     world.await_bill()
     first = reconcile(world)
     assert first.errors == []
@@ -74,20 +75,20 @@ def test_objects_that_the_ledger_lost_are_stopped_and_charged(world: World) -> N
     row = world.deploy()
     world.emulator.fault("training_slow", seconds=20)
     dataset = world.upload("dataset-2")
-    submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
     world.minutes(10)
     forget(world)
     report = reconcile(world)
     assert len(report.orphans) == 2  # the endpoint, and the job that trains
     assert world.ours() == []
     assert all(job.status in ("completed", "cancelled", "cancel_requested") for job in world.our_jobs())
-    for job in world.ledger.find("fine_tune_jobs", state="cancelling"):
+    for job in world.ledger.find(FineTuneJob, state="cancelling"):
         with pytest.raises(Exception, match="cancelled"):
-            follow_fine_tune(world.client, world.ledger, job["id"], poll_seconds=0, now=world.now, wait=world.wait)
+            follow_fine_tune(world.client, world.ledger, job.id, poll_seconds=0, now=world.now, wait=world.wait)
     world.await_bill()
     reconcile(world)
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
-    assert {row["remote_id"]} <= remote_ids(world)
+    assert {row.remote_id} <= remote_ids(world)
     assert reconcile(world).orphans == []
 
 
@@ -103,8 +104,8 @@ def test_strangers_are_never_touched(world: World, emulator: Emulator, tmp_path:
     report = reconcile(world)
     assert len(report.orphans) == 1
     assert report.strangers >= 4
-    assert world.client.endpoints.retrieve(theirs["endpoint_id"]).deployments[0].state == "DEPLOYMENT_STATE_READY"
-    after = [(e.name, e.etag) for e in world.client.endpoints.list() if mine["name"] not in e.name]
+    assert world.client.endpoints.retrieve(theirs.endpoint_id).deployments[0].state == "DEPLOYMENT_STATE_READY"
+    after = [(e.name, e.etag) for e in world.client.endpoints.list() if mine.name not in e.name]
     assert sorted(after) == sorted(before)
 
 
@@ -115,7 +116,7 @@ def test_a_strangers_job_that_names_ours_is_not_touched(world: World, listed: bo
     world.emulator.fault("training_slow", seconds=20)
     theirs = world.client.fine_tuning.create(
         model="Qwen/Qwen3.5-2B",
-        training_file=dataset["train_file_id"],
+        training_file=dataset.train_file_id,
         suffix=f"as-{world.ledger.prefix}abcd2345",
         lora=True,
     )
@@ -136,14 +137,14 @@ def test_a_job_whose_submission_was_never_answered_is_found(world: World) -> Non
     dataset = world.upload()
     world.kill_after("POST", "/v1/fine-tunes")
     with pytest.raises(Killed):
-        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
     world.revive()
-    assert [job["state"] for job in world.ledger.find("fine_tune_jobs")] == ["intended"]
+    assert [job.state for job in world.ledger.find(FineTuneJob)] == ["intended"]
     report = reconcile(world)
     assert "never answered" in report.actions[0]
-    (job,) = world.ledger.find("fine_tune_jobs")
-    assert job["state"] == "submitted"
-    assert follow_fine_tune(world.client, world.ledger, job["id"], poll_seconds=1, now=world.now, wait=world.wait)
+    (job,) = world.ledger.find(FineTuneJob)
+    assert job.state == "submitted"
+    assert follow_fine_tune(world.client, world.ledger, job.id, poll_seconds=1, now=world.now, wait=world.wait)
     assert len(world.our_jobs()) == 1
 
 
@@ -151,11 +152,11 @@ def test_an_intent_that_never_left_is_given_up_with_its_money(world: World) -> N
     dataset = world.upload()
     world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
     with pytest.raises(CreationInDoubt):
-        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
     assert reconcile(world).actions == []  # it may be resumed
     world.emulator.advance(ABANDON_AFTER.total_seconds())
     assert "never reached the provider" in reconcile(world).actions[0]
-    assert world.ledger.find("fine_tune_jobs")[0]["state"] == "abandoned"
+    assert world.ledger.find(FineTuneJob)[0].state == "abandoned"
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
 
@@ -163,29 +164,29 @@ def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(world: World) ->
     dataset = world.upload()
     world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
     with pytest.raises(CreationInDoubt):
-        submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
-    (job,) = world.ledger.find("fine_tune_jobs")
-    cancel_fine_tune(world.client, world.ledger, job["id"], now=world.now())
+        submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    (job,) = world.ledger.find(FineTuneJob)
+    cancel_fine_tune(world.client, world.ledger, job.id, now=world.now())
     world.emulator.fault("training_slow", seconds=20)
     late = world.client.fine_tuning.create(
-        model=job["base_model"], training_file=dataset["train_file_id"], suffix=job["suffix"], lora=True
+        model=job.base_model, training_file=dataset.train_file_id, suffix=job.suffix, lora=True
     )
     report = reconcile(world)
-    assert report.orphans == [f"fine-tune {job['suffix']} ({late.id})"]
+    assert report.orphans == [f"fine-tune {job.suffix} ({late.id})"]
     assert world.client.fine_tuning.retrieve(late.id).status in ("cancelled", "cancel_requested")
 
 
 def test_a_second_job_of_one_suffix_is_cancelled(world: World) -> None:
     job = world.train()
-    dataset = world.ledger.get("datasets", job["dataset_id"])
+    dataset = world.ledger.get(UploadedDataset, job.dataset_id)
     world.emulator.fault("training_slow", seconds=20)
     double = world.client.fine_tuning.create(
-        model=job["base_model"], training_file=dataset["train_file_id"], suffix=job["suffix"], lora=True
+        model=job.base_model, training_file=dataset.train_file_id, suffix=job.suffix, lora=True
     )
     report = reconcile(world)
-    assert report.orphans == [f"fine-tune {job['suffix']} ({double.id})"]
+    assert report.orphans == [f"fine-tune {job.suffix} ({double.id})"]
     assert world.client.fine_tuning.retrieve(double.id).status in ("cancelled", "cancel_requested")
-    assert world.ledger.get("fine_tune_jobs", job["id"])["state"] == "completed"
+    assert world.ledger.get(FineTuneJob, job.id).state == "completed"
 
 
 def test_a_double_deployment_is_stopped_and_charged(world: World) -> None:
@@ -193,16 +194,16 @@ def test_a_double_deployment_is_stopped_and_charged(world: World) -> None:
     double = world.double(row)
     world.minutes(5)
     report = reconcile(world)
-    assert report.orphans == [f"deployment {double.id} beside {row['name']}"]
+    assert report.orphans == [f"deployment {double.id} beside {row.name}"]
     reconcile(world)
     (status,) = model_status(world.data, now=world.now())
     assert (status["deployment_id"], status["deployment_state"], status["hourly_usd"]) == (
-        row["id"],
+        row.id,
         "ready",
         Decimal("5.49"),
     )
-    assert [d.id for d in world.client.endpoints.deployments.list(row["endpoint_id"])] == [row["remote_id"]]
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    assert [d.id for d in world.client.endpoints.deployments.list(row.endpoint_id)] == [row.remote_id]
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     world.await_bill()
     reconcile(world)
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
@@ -214,18 +215,18 @@ def test_what_was_charged_at_worst_and_never_billed_is_given_back_when_the_bill_
     world.double(row)
     world.minutes(5)
     reconcile(world)
-    (charge,) = (c for c in world.ledger.charges() if "double" in c["what"])
-    assert charge["amount_usd"] == 5 * Decimal("5.49") / 60
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    (charge,) = (c for c in world.ledger.charges() if "double" in c.what)
+    assert charge.amount_usd == 5 * Decimal("5.49") / 60
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     world.next_hours(4)
     reconcile(world)
-    assert world.ledger.spent() - world.emulator.bill(remote_ids(world)) == charge["amount_usd"]  # the bill may be late
+    assert world.ledger.spent() - world.emulator.bill(remote_ids(world)) == charge.amount_usd  # the bill may be late
     world.next_hours(24)
     reconcile(world)
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
-    assert world.ledger.find("deployments", reconciled_at=None) == []
+    assert world.ledger.find(Deployment, reconciled_at=None) == []
     refund = world.ledger.charges()[-1]
-    assert (refund["kind"], refund["ts"]) == ("adjustment", charge["ts"])  # in the day that it corrects
+    assert (refund.kind, refund.ts) == ("adjustment", charge.ts)  # in the day that it corrects
 
 
 def test_minutes_taken_to_have_run_that_never_ran_are_given_back_when_the_bill_stays_silent(world: World) -> None:
@@ -235,22 +236,22 @@ def test_minutes_taken_to_have_run_that_never_ran_are_given_back_when_the_bill_s
     """
     named = world.deploy()
     world.minutes(3)
-    undeploy_model(world.client, world.ledger, named["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, named.id, now=world.now, wait=world.wait)
     before = world.ledger.spent()
     model_id = world.model()
     world.emulator.fault("slow_cold_start", seconds=900)
     row = deploy_model(world.client, world.ledger, model_id, poll_seconds=900, now=world.now, wait=world.wait)
     world.emulator.fault("lost_response", "PATCH /v2/projects/*/endpoints/*/deployments/*")
-    undeploy_model(world.client, world.ledger, row["id"], drain_seconds=0, now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, drain_seconds=0, now=world.now, wait=world.wait)
     charged = world.ledger.spent()
     assert charged - before >= 15 * Decimal("5.49") / 60
-    assert world.emulator.bill({row["remote_id"]}) == 0
+    assert world.emulator.bill({row.remote_id}) == 0
     world.next_hours(4)
     reconcile(world)
     assert world.ledger.spent() >= charged - Decimal("5.49") / 60  # the bill may only be late
     world.next_hours(24)
     reconcile(world)
-    assert world.ledger.spent() == world.emulator.bill(remote_ids(world)) == world.emulator.bill({named["remote_id"]})
+    assert world.ledger.spent() == world.emulator.bill(remote_ids(world)) == world.emulator.bill({named.remote_id})
 
 
 def test_what_no_guard_looks_at_is_stopped(world: World) -> None:
@@ -259,7 +260,7 @@ def test_what_no_guard_looks_at_is_stopped(world: World) -> None:
     assert reconcile(world).actions == []
     world.minutes(2)
     (action,) = reconcile(world).actions
-    assert action.startswith(f"{row['name']} is deleted: no guard has looked at it for 3")
+    assert action.startswith(f"{row.name} is deleted: no guard has looked at it for 3")
     assert world.ours() == []
     assert 0 <= world.ledger.spent() - world.emulator.bill(remote_ids(world)) <= Decimal("5.49") / 60
 
@@ -267,14 +268,14 @@ def test_what_no_guard_looks_at_is_stopped(world: World) -> None:
 def test_what_vanished_at_the_provider_is_settled(world: World) -> None:
     row = world.deploy()
     remote = world.client.endpoints.deployments.update(
-        row["remote_id"], endpoint_id=row["endpoint_id"], autoscaling={"min_replicas": 0, "max_replicas": 0}
+        row.remote_id, endpoint_id=row.endpoint_id, autoscaling={"min_replicas": 0, "max_replicas": 0}
     )
-    world.client.endpoints.update(row["endpoint_id"], traffic_split=[], update_mask="trafficSplit")
-    world.client.endpoints.deployments.delete(row["remote_id"], endpoint_id=row["endpoint_id"], etag=remote.etag)
-    world.client.endpoints.delete(row["endpoint_id"])
+    world.client.endpoints.update(row.endpoint_id, traffic_split=[], update_mask="trafficSplit")
+    world.client.endpoints.deployments.delete(row.remote_id, endpoint_id=row.endpoint_id, etag=remote.etag)
+    world.client.endpoints.delete(row.endpoint_id)
     reconcile(world)
     reconcile(world)
-    assert world.ledger.get("deployments", row["id"])["state"] == "deleted"
+    assert world.ledger.get(Deployment, row.id).state == "deleted"
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
 
@@ -282,7 +283,7 @@ def test_a_bill_whose_last_hour_is_late_gives_nothing_of_it_back(world: World) -
     world.until_minute(50)
     row = world.deploy()
     world.minutes(40)
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     spent, first_hour = world.ledger.spent(), world.now().replace(minute=0, second=0, microsecond=0)
     world.next_hours(4)
 
@@ -304,12 +305,12 @@ def test_a_bill_whose_last_hour_is_late_gives_nothing_of_it_back(world: World) -
 def test_a_clock_that_jumps_ahead_closes_no_bill_before_the_provider_has_written_it(world: World, days: int) -> None:
     row = world.deploy()
     world.minutes(30)
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     spent = world.ledger.spent()
     ahead = world.now() + timedelta(days=days)
     report = reconcile_provider(world.data, world.client, ledger=world.ledger, now=ahead)
     assert (report.adjustments, world.ledger.spent()) == ([], spent)
-    assert world.ledger.get("deployments", row["id"])["reconciled_at"] is None
+    assert world.ledger.get(Deployment, row.id).reconciled_at is None
     world.await_bill()
     reconcile(world)
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
@@ -318,7 +319,7 @@ def test_a_clock_that_jumps_ahead_closes_no_bill_before_the_provider_has_written
 def test_a_late_bill_gives_no_money_back(world: World) -> None:
     row = world.deploy()
     world.minutes(10)
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     spent = world.ledger.spent()
     report = reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now() - timedelta(hours=2))
     assert report.adjustments == []
@@ -362,8 +363,8 @@ def test_an_orphaned_job_of_the_month_before_is_charged(world: World) -> None:
     dataset = world.upload()
     world.until_month_ends(minutes=10)
     job = world.client.fine_tuning.create(
-        training_file=dataset["train_file_id"],
-        validation_file=dataset["validation_file_id"],
+        training_file=dataset.train_file_id,
+        validation_file=dataset.validation_file_id,
         model="Qwen/Qwen3.5-2B",
         suffix=f"{world.ledger.prefix}{new_id()}",
         model_limits=world.client.fine_tuning.model_limits(model_name="Qwen/Qwen3.5-2B"),
@@ -385,19 +386,19 @@ def test_a_clock_two_minutes_ahead_of_the_bill_s_gives_no_minutes_of_the_month_b
 
     row = deploy_model(world.client, world.ledger, model_id, now=now, wait=world.wait)
     world.minutes(4)
-    undeploy_model(world.client, world.ledger, row["id"], now=now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=now, wait=world.wait)
     world.await_bill()
     reconcile_provider(world.data, world.client, ledger=world.ledger, now=now())
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id})
 
 
 def test_a_double_that_goes_down_with_its_endpoint_is_charged(world: World) -> None:
     row = world.deploy()
     double = world.double(row)
     world.minutes(5)
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     settle(world)
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"], double.id})
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id, double.id})
 
 
 def test_two_deployments_under_an_unknown_endpoint_are_both_charged(world: World) -> None:
@@ -423,10 +424,10 @@ def test_what_is_given_back_for_one_day_swells_no_other_days_budget(world: World
     row = world.deploy()
     world.minutes(3)
     for replicas, hours in ((0, 24), (1, 0)):
-        remote = world.observer.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
+        remote = world.observer.endpoints.deployments.retrieve(row.remote_id, endpoint_id=row.endpoint_id)
         world.observer.endpoints.deployments.update(
-            row["remote_id"],
-            endpoint_id=row["endpoint_id"],
+            row.remote_id,
+            endpoint_id=row.endpoint_id,
             autoscaling={"min_replicas": replicas, "max_replicas": replicas},
             etag=remote.etag,
         )
@@ -434,12 +435,12 @@ def test_what_is_given_back_for_one_day_swells_no_other_days_budget(world: World
     world.minutes(4)
     guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())  # all of it is taken to have run
     assert world.ledger.spent("day", now=world.now()) > 50
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     ended = world.now()
     world.await_bill()
     reconcile(world)
-    assert world.ledger.spent() == world.emulator.bill({row["remote_id"]})
+    assert world.ledger.spent() == world.emulator.bill({row.remote_id})
     for day in (ended - timedelta(days=1), ended):
-        lines = [item for item in world.emulator.bill_items() if item["resource_id"] == row["remote_id"]]
-        billed = sum(Decimal(line["amount_usd"]) for line in lines if line["start"][:10] == f"{day:%Y-%m-%d}")
+        lines = [item for item in world.emulator.bill_items() if item["resource_id"] == row.remote_id]
+        billed = sum(Decimal(line.amount_usd) for line in lines if line["start"][:10] == f"{day:%Y-%m-%d}")
         assert world.ledger.spent("day", now=day) == billed > 0

@@ -23,6 +23,7 @@ from provider.fine_tunes import follow_fine_tune, submit_fine_tune
 from provider.reconcile import reconcile_provider
 from provider.retries import PATIENCE_SECONDS, _read_retry_after, pause, retry_after, retrying
 from storage.ledger import open_ledger
+from storage.ledger_rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.world import World
 
 JOB = "POST /v1/fine-tunes"
@@ -42,7 +43,7 @@ class Waits:
 
 
 def submit(world: World, dataset: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, **options)
+    return submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, **options)
 
 
 # -- Retry-After ------------------------------------------------------------------------------------------------------
@@ -53,7 +54,7 @@ def test_four_refusals_of_25_seconds_are_waited_for(world: World, status: int) -
     dataset, wait, said = world.upload(), Waits(world), []  # type: Any
     world.emulator.fault(status, JOB, times=4, retry_after=25)
     job = submit(world, dataset, wait=wait, progress=lambda share, message: said.append(message))
-    assert job["state"] == "submitted"
+    assert job.state == "submitted"
     assert len(world.our_jobs()) == 1
     assert [seconds for seconds in wait.seconds if seconds == 25] == [25.0] * 4
     assert sum("the provider asks to wait 25 s" in message for message in said) == 4
@@ -67,13 +68,13 @@ def test_what_comes_before_a_fine_tune_waits_as_long_as_it_is_asked(world: World
     job = submit_fine_tune(
         world.client,
         world.ledger,
-        dataset["id"],
+        dataset.id,
         tier="small",
         progress=lambda _, words: said.append(words),
         now=world.now,
         wait=world.wait,
     )
-    assert job["state"] == "submitted"
+    assert job.state == "submitted"
     assert sum("asks to wait 25 s" in words for words in said) == 5
 
 
@@ -82,7 +83,7 @@ def test_a_deployment_waits_as_long_as_it_is_asked(world: World, match: str) -> 
     model_id, wait = world.model(), Waits(world)
     world.emulator.fault(429, match, times=5, retry_after=20)
     row = deploy_model(world.client, world.ledger, model_id, poll_seconds=1, now=world.now, wait=wait)
-    assert row["state"] == "ready"
+    assert row.state == "ready"
     assert [seconds for seconds in wait.seconds if seconds == 20] == [20.0] * 5
     assert len(world.ours()) == 1
 
@@ -90,7 +91,7 @@ def test_a_deployment_waits_as_long_as_it_is_asked(world: World, match: str) -> 
 def test_an_upload_waits_as_long_as_it_is_asked(world: World) -> None:
     folder, wait = world.write_dataset(), Waits(world)
     world.emulator.fault(429, "POST /v1/files", times=5, retry_after=25, should_retry=False)
-    assert upload_dataset(world.client, world.ledger, folder, now=world.now, wait=wait)["state"] == "ready"
+    assert upload_dataset(world.client, world.ledger, folder, now=world.now, wait=wait).state == "ready"
     assert [seconds for seconds in wait.seconds if seconds == 25] == [25.0] * 5
 
 
@@ -117,8 +118,8 @@ def test_a_wait_without_end_is_given_up_with_what_to_do(world: World) -> None:
 
 def test_following_a_job_does_not_ask_sooner_than_told(world: World) -> None:
     job, wait = submit(world, world.upload(), wait=world.wait), Waits(world)
-    world.emulator.fault(429, f"GET /v1/fine-tunes/{job['remote_id']}", retry_after=40, should_retry=False)
-    follow_fine_tune(world.client, world.ledger, job["id"], poll_seconds=1, now=world.now, wait=wait)
+    world.emulator.fault(429, f"GET /v1/fine-tunes/{job.remote_id}", retry_after=40, should_retry=False)
+    follow_fine_tune(world.client, world.ledger, job.id, poll_seconds=1, now=world.now, wait=wait)
     assert wait.seconds[0] == 40
 
 
@@ -126,10 +127,10 @@ def test_questions_of_an_evaluation_wait_as_long_as_they_are_asked(world: World)
     row = world.deploy()
     world.emulator.fault(429, "POST /v1/chat/completions", times=4, retry_after=1)
     (answer,) = complete_many(
-        world.client, row["served_name"], [[{"role": "user", "content": "Ann: hi"}]], max_tokens=20, temperature=0.0
+        world.client, row.served_name, [[{"role": "user", "content": "Ann: hi"}]], max_tokens=20, temperature=0.0
     )
     assert answer.error is None
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
 
 
 @given(seconds=st.floats(0, 1e6), unit=st.sampled_from(["s", "ms", "date"]))
@@ -204,9 +205,7 @@ def test_three_fine_tunes_of_one_dataset_at_once_make_one_job(world: World, tria
             start.wait(10)
             try:
                 row = upload_dataset(client, ledger, folder, now=world.now, wait=world.wait)
-                jobs.append(
-                    submit_fine_tune(client, ledger, row["id"], tier="small", now=world.now, wait=world.wait)["id"]
-                )
+                jobs.append(submit_fine_tune(client, ledger, row.id, tier="small", now=world.now, wait=world.wait).id)
             except Exception as error:
                 errors.append(error)
 
@@ -218,7 +217,7 @@ def test_three_fine_tunes_of_one_dataset_at_once_make_one_job(world: World, tria
     assert errors == []
     assert len(set(jobs)) == 1 and len(jobs) == 3
     assert len(world.our_jobs()) == 1
-    assert [row["state"] for row in world.ledger.find("datasets")] == ["ready"]
+    assert [row.state for row in world.ledger.find(UploadedDataset)] == ["ready"]
     files = [file for file in world.observer.files.list().data if world.ledger.prefix in file.filename]
     assert len(files) == 2
 
@@ -247,8 +246,8 @@ def test_a_surprising_answer_to_a_create_makes_one_job(world: World, kind: str, 
     except ProviderError:
         assert world.our_jobs() == [] or options.get("status") != 403
         job = submit(world, dataset, wait=world.wait)
-    assert job["state"] == "submitted"
-    assert [remote.id for remote in world.our_jobs()] == [job["remote_id"]]
+    assert job.state == "submitted"
+    assert [remote.id for remote in world.our_jobs()] == [job.remote_id]
 
 
 @pytest.mark.parametrize(("kind", "options"), SURPRISES)
@@ -264,7 +263,7 @@ def test_a_surprising_answer_to_a_create_makes_one_deployment(
         assert world.ours() == []
         row = world.deploy(model_id)
     (endpoint,) = world.ours()
-    assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
+    assert [deployment.id for deployment in endpoint.deployments] == [row.remote_id]
 
 
 @pytest.mark.parametrize("kind", ["body", "truncated", "cut", "204"])
@@ -275,9 +274,9 @@ def test_a_surprising_list_proves_nobodys_absence(world: World, kind: str) -> No
     with contextlib.suppress(ProviderUnavailable):
         reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
     world.emulator.clear_faults()
-    assert world.ledger.get("deployments", row["id"])["state"] == "ready"
-    assert world.ledger.get("fine_tune_jobs", job["id"])["state"] != "abandoned"
-    follow_fine_tune(world.client, world.ledger, job["id"], poll_seconds=1, now=world.now, wait=world.wait)
+    assert world.ledger.get(Deployment, row.id).state == "ready"
+    assert world.ledger.get(FineTuneJob, job.id).state != "abandoned"
+    follow_fine_tune(world.client, world.ledger, job.id, poll_seconds=1, now=world.now, wait=world.wait)
 
 
 def test_a_job_that_a_proxy_made_twice_is_found_cancelled_and_charged(world: World) -> None:
@@ -288,8 +287,8 @@ def test_a_job_that_a_proxy_made_twice_is_found_cancelled_and_charged(world: Wor
     report = reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
     assert len(report.orphans) == 1
     assert follow_fine_tune(
-        world.client, world.ledger, job["id"], poll_seconds=1, now=world.now, wait=world.wait
-    )["state"] == "completed"  # fmt: skip
+        world.client, world.ledger, job.id, poll_seconds=1, now=world.now, wait=world.wait
+    ).state == "completed"  # fmt: skip
     for _ in range(2):
         world.await_bill()
         reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
@@ -306,7 +305,7 @@ def test_a_deployment_that_a_proxy_made_twice_is_found_stopped_and_charged(world
     for _ in range(2):
         reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
     (endpoint,) = world.ours()
-    assert [deployment.id for deployment in endpoint.deployments] == [row["remote_id"]]
+    assert [deployment.id for deployment in endpoint.deployments] == [row.remote_id]
 
 
 def test_a_file_that_is_sent_twice_is_one_dataset(world: World) -> None:
@@ -317,4 +316,4 @@ def test_a_file_that_is_sent_twice_is_one_dataset(world: World) -> None:
         row = upload_dataset(world.client, world.ledger, folder, now=world.now, wait=world.wait)
     except UnexpectedAnswer:
         row = upload_dataset(world.client, world.ledger, folder, now=world.now, wait=world.wait)
-    assert row["state"] == "ready"
+    assert row.state == "ready"

@@ -109,5 +109,5 @@ def test_every_request_of_a_deployments_life_is_documented(world: World) -> None
     resolve_tier(world.client, "small")
     row = world.deploy()
     guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
-    undeploy_model(world.client, world.ledger, row["id"], now=world.now, wait=world.wait)
+    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
     assert seen == set(PATHS)

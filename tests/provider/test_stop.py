@@ -15,6 +15,7 @@ from provider.stop import _is_ours, stop_everything
 from reasoning.routes import Arm, Route, read_routes
 from storage.installation import FILE, remembered_installations
 from storage.layout import Layout
+from storage.ledger_rows import Deployment, FineTuneJob
 from tests.provider.world import World
 
 
@@ -31,10 +32,10 @@ def _lose_ledger(world: World) -> None:
 def test_a_dry_run_lists_and_changes_nothing(world: World) -> None:
     row = world.deploy()
     report = stop_everything(world.client, world.data, dry_run=True)
-    assert [(each.name, each.remote_id) for each in report.remaining] == [(row["name"], row["remote_id"])]
+    assert [(each.name, each.remote_id) for each in report.remaining] == [(row.name, row.remote_id)]
     assert report.remaining[0].daily_usd == report.remaining[0].hourly_usd * 24  # type: ignore[operator]
     assert not report.is_clear
-    assert world.observer.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"]).autoscaling
+    assert world.observer.endpoints.deployments.retrieve(row.remote_id, endpoint_id=row.endpoint_id).autoscaling
 
 
 def test_a_dead_ledger_does_not_keep_it_from_stopping(world: World) -> None:
@@ -44,8 +45,8 @@ def test_a_dead_ledger_does_not_keep_it_from_stopping(world: World) -> None:
     _lose_ledger(world)
     report = stop_everything(world.client, world.data, wait=_no_wait)
     assert report.is_clear, report
-    assert {each.remote_id for each in report.found} == {row["remote_id"], double.id}
-    states = world.observer.endpoints.deployments.list(row["endpoint_id"]).data or []
+    assert {each.remote_id for each in report.found} == {row.remote_id, double.id}
+    states = world.observer.endpoints.deployments.list(row.endpoint_id).data or []
     assert {each.status.state for each in states if each.status} == {"DEPLOYMENT_STATE_STOPPED"}
     assert report.notes, "it says that the ledger is dead"
 
@@ -53,24 +54,22 @@ def test_a_dead_ledger_does_not_keep_it_from_stopping(world: World) -> None:
 def test_what_a_list_leaves_out_is_stopped_and_until_then_never_called_clear(world: World) -> None:
     row = world.deploy()
     empty = {"body": '{"data": [], "object": "list", "next_cursor": null}', "content_type": "application/json"}
-    world.emulator.fault("body", f"GET */endpoints/{row['endpoint_id']}/deployments", 1000, **empty)
+    world.emulator.fault("body", f"GET */endpoints/{row.endpoint_id}/deployments", 1000, **empty)
     assert not stop_everything(world.client, world.data, dry_run=True).is_clear
     assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
-    remote = world.observer.endpoints.deployments.retrieve(row["remote_id"], endpoint_id=row["endpoint_id"])
+    remote = world.observer.endpoints.deployments.retrieve(row.remote_id, endpoint_id=row.endpoint_id)
     assert remote.autoscaling.max_replicas == 0
 
 
 def test_a_fine_tune_that_the_list_leaves_out_is_cancelled(world: World) -> None:
     world.emulator.fault("training_slow", seconds=20)
-    job = submit_fine_tune(
-        world.client, world.ledger, world.upload()["id"], tier="small", now=world.now, wait=world.wait
-    )
+    job = submit_fine_tune(world.client, world.ledger, world.upload().id, tier="small", now=world.now, wait=world.wait)
     empty = {"body": '{"data": []}', "content_type": "application/json"}
     world.emulator.fault("body", "GET /v1/fine-tunes", 1000, **empty)
     assert not stop_everything(world.client, world.data, dry_run=True).is_clear
     stop_everything(world.client, world.data, wait_seconds=5)
     world.emulator.clear_faults()
-    assert world.observer.fine_tuning.retrieve(job["remote_id"]).status in ("cancelled", "cancel_requested")
+    assert world.observer.fine_tuning.retrieve(job.remote_id).status in ("cancelled", "cancel_requested")
 
 
 def test_a_stop_names_the_version_where_the_provider_wants_it(world: World) -> None:
@@ -94,7 +93,7 @@ def test_without_any_id_nothing_is_touched_and_the_names_are_told(world: World) 
     _lose_ledger(world)
     (world.data / FILE).unlink()
     report = stop_everything(world.client, world.data, wait_seconds=0, wait=_no_wait)
-    assert not report.is_clear and f"endpoint {row['name']}" in report.others
+    assert not report.is_clear and f"endpoint {row.name}" in report.others
     lost = world.ledger.installation_id
     assert stop_everything(world.client, world.data, installations=[lost], wait=_no_wait).is_clear
 
@@ -102,7 +101,7 @@ def test_without_any_id_nothing_is_touched_and_the_names_are_told(world: World) 
 def test_the_ledger_learns_of_the_stop(world: World) -> None:
     row = world.deploy()
     assert stop_everything(connect(base_url=world.emulator.url), world.data, wait=_no_wait).is_clear
-    assert world.ledger.get("deployments", row["id"])["state"] in ("stopping", "stopped", "deleted")
+    assert world.ledger.get(Deployment, row.id).state in ("stopping", "stopped", "deleted")
 
 
 @given(st.text(alphabet="abrsn-01", max_size=20))
@@ -118,7 +117,7 @@ def test_an_id_is_remembered_with_those_before_it(world: World) -> None:
 
 def _submit(world: World) -> dict[str, Any]:
     dataset = world.upload()
-    return submit_fine_tune(world.client, world.ledger, dataset["id"], tier="small", now=world.now, wait=world.wait)
+    return submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
 
 
 @pytest.mark.parametrize("dead", [False, True])
@@ -126,7 +125,7 @@ def test_a_fine_tune_is_cancelled_and_a_strangers_is_not(world: World, dead: boo
     job = _submit(world)
     theirs = world.client.fine_tuning.create(
         model="Qwen/Qwen3.5-2B",
-        training_file=world.client.fine_tuning.retrieve(job["remote_id"]).training_file,
+        training_file=world.client.fine_tuning.retrieve(job.remote_id).training_file,
         suffix="rsn-strang-1",
     )
     if dead:
@@ -134,18 +133,18 @@ def test_a_fine_tune_is_cancelled_and_a_strangers_is_not(world: World, dead: boo
     report = stop_everything(world.client, world.data, wait=lambda seconds: world.wait(seconds))
     assert report.is_clear, report
     (found,) = report.found
-    assert (found.kind, found.remote_id) == ("fine-tune", job["remote_id"]) and (found.job_usd or dead)
-    assert world.observer.fine_tuning.retrieve(job["remote_id"]).status == "cancelled"
+    assert (found.kind, found.remote_id) == ("fine-tune", job.remote_id) and (found.job_usd or dead)
+    assert world.observer.fine_tuning.retrieve(job.remote_id).status == "cancelled"
     assert world.observer.fine_tuning.retrieve(theirs.id or "").status not in ("cancelled", "cancel_requested")
     if not dead:
-        assert world.ledger.get("fine_tune_jobs", job["id"])["state"] == "cancelled"
+        assert world.ledger.get(FineTuneJob, job.id).state == "cancelled"
 
 
 @pytest.mark.parametrize("dead", [False, True])
 def test_routes_of_ours_are_withdrawn_and_others_stay(world: World, dead: bool) -> None:
     row = world.deploy()
     path = Layout(world.data).routes
-    for decision_type, model in (("should_respond", row["served_name"]), ("planning", "acme/somebody-elses")):
+    for decision_type, model in (("should_respond", row.served_name), ("planning", "acme/somebody-elses")):
         arm = Arm(name="custom", source="custom", model=model, base_url=world.emulator.url, weight=1.0)
         publish_route(path, decision_type, Route(arms=(arm,)))
     if dead:

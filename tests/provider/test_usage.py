@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provider.usage import Bill, _aliases, _kind_of, _names_somebody, _read_window
+from provider.usage import Bill, Objects, _aliases, _kind_of, _names_somebody, _read_window
 from storage.money import LARGEST_USD
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
-DEPLOYMENT = {
-    "id": "d1",
-    "remote_id": "dep_0123456789abcdefghij",
-    "name": "rsn-abc123-d1d1d1d1",
-    "endpoint_id": "ep_0123456789abcdefghij",
-    "model_object_id": "ml_0123456789abcdefghij",
-}
-DOUBLE = {**DEPLOYMENT, "id": "d2", "remote_id": "dep_double", "name": "dep_double"}
-JOB = {"id": "j1", "remote_id": "ft-6f1c2a3b-0000-4000-8000-000000000000", "suffix": "rsn-abc123-j1j1j1j1"}
-ALIASES = _aliases({"deployments": [DEPLOYMENT, DOUBLE], "fine_tune_jobs": [JOB]})
+DEPLOYMENT = SimpleNamespace(
+    id="d1",
+    remote_id="dep_0123456789abcdefghij",
+    name="rsn-abc123-d1d1d1d1",
+    endpoint_id="ep_0123456789abcdefghij",
+    model_object_id="ml_0123456789abcdefghij",
+)
+DOUBLE = SimpleNamespace(**{**vars(DEPLOYMENT), "id": "d2", "remote_id": "dep_double", "name": "dep_double"})
+JOB = SimpleNamespace(id="j1", remote_id="ft-6f1c2a3b-0000-4000-8000-000000000000", suffix="rsn-abc123-j1j1j1j1")
+ALIASES = _aliases(Objects(deployments=[DEPLOYMENT, DOUBLE], jobs=[JOB]))
 
 texts = st.text(max_size=30)
 noise = st.dictionaries(texts, st.one_of(texts, st.none(), st.integers(), st.lists(texts, max_size=2)), max_size=5)
@@ -52,19 +52,17 @@ def test_a_line_that_names_nothing_of_ours_is_charged_to_nobody(attributes: dict
     attributes=noise,
     key=texts,
     path=st.sampled_from(["", "projects/p/", "slug/"]),
-    name=st.sampled_from([DEPLOYMENT["remote_id"], DEPLOYMENT["name"], DEPLOYMENT["endpoint_id"]]),
+    name=st.sampled_from([DEPLOYMENT.remote_id, DEPLOYMENT.name, DEPLOYMENT.endpoint_id]),
 )
 def test_a_line_that_names_a_deployment_anywhere_is_for_it(
     attributes: dict[str, Any], key: str, path: str, name: str
 ) -> None:
     bill = read(attributes | {key: path + name})
     assert (billed(bill), bill.named) == ({"d1": Decimal("1.50")}, {"deployments"})
-    assert bill.of["d1"].by_endpoint is (name != DEPLOYMENT["remote_id"])
+    assert bill.of["d1"].by_endpoint is (name != DEPLOYMENT.remote_id)
 
 
-@given(
-    attributes=noise, key=texts, name=st.sampled_from([JOB["remote_id"], JOB["suffix"], f"slug/M-{JOB['suffix']}-1"])
-)
+@given(attributes=noise, key=texts, name=st.sampled_from([JOB.remote_id, JOB.suffix, f"slug/M-{JOB.suffix}-1"]))
 def test_a_line_of_training_that_names_a_job_is_for_it(attributes: dict[str, Any], key: str, name: str) -> None:
     bill = read(attributes | {key: name}, product="Fine-tuning - Training Tokens")
     assert (billed(bill), bill.named) == ({"j1": Decimal("1.50")}, {"fine_tune_jobs"})
@@ -74,13 +72,13 @@ def test_a_line_of_training_that_names_a_job_is_for_it(attributes: dict[str, Any
     ("attributes", "product", "wanted"),
     [
         # The most exact name counts: a deployment under an endpoint, serving what a job has trained.
-        ({"endpoint_id": DEPLOYMENT["endpoint_id"], "deployment_id": DOUBLE["remote_id"]}, "Dedicated Inference", "d2"),
-        ({"model": f"slug/M-{JOB['suffix']}-1", "id": DEPLOYMENT["remote_id"]}, "Dedicated Inference", "d1"),
-        ({"job": JOB["remote_id"], "model": DEPLOYMENT["model_object_id"]}, "Fine-tuning", "j1"),
-        ({"id": JOB["remote_id"]}, "A new name", "j1"),
+        ({"endpoint_id": DEPLOYMENT.endpoint_id, "deployment_id": DOUBLE.remote_id}, "Dedicated Inference", "d2"),
+        ({"model": f"slug/M-{JOB.suffix}-1", "id": DEPLOYMENT.remote_id}, "Dedicated Inference", "d1"),
+        ({"job": JOB.remote_id, "model": DEPLOYMENT.model_object_id}, "Fine-tuning", "j1"),
+        ({"id": JOB.remote_id}, "A new name", "j1"),
         # Tokens of a model that was trained here are no deployment's minutes.
-        ({"model_id": DEPLOYMENT["model_object_id"]}, "Serverless Inference - Input Tokens", None),
-        ({"model": f"slug/M-{JOB['suffix']}-1"}, "Serverless Inference - Input Tokens", None),
+        ({"model_id": DEPLOYMENT.model_object_id}, "Serverless Inference - Input Tokens", None),
+        ({"model": f"slug/M-{JOB.suffix}-1"}, "Serverless Inference - Input Tokens", None),
     ],
 )
 def test_a_line_is_for_the_most_exact_of_what_it_names(
@@ -90,7 +88,7 @@ def test_a_line_is_for_the_most_exact_of_what_it_names(
 
 
 def test_a_line_that_names_two_of_ours_is_charged_to_neither_and_doubted() -> None:
-    bill = read({"a": DEPLOYMENT["remote_id"], "b": DOUBLE["remote_id"]})
+    bill = read({"a": DEPLOYMENT.remote_id, "b": DOUBLE.remote_id})
     assert billed(bill) == {}
     assert bill.of["d1"].doubtful and bill.of["d2"].doubtful and bill.unreadable == 1
 
@@ -104,7 +102,7 @@ def test_attributes_that_are_none_make_all_doubtful(attributes: Any) -> None:
 
 @given(cost=st.one_of(st.none(), st.booleans(), texts, st.floats(max_value=-1e-9), st.just("NaN"), st.just("1e999")))
 def test_a_cost_that_is_none_charges_nothing(cost: Any) -> None:
-    bill = read({"id": DEPLOYMENT["remote_id"]}, cost=cost)
+    bill = read({"id": DEPLOYMENT.remote_id}, cost=cost)
     try:
         readable = 0 <= Decimal(str(cost)) < LARGEST_USD and not isinstance(cost, bool)
     except ArithmeticError:
@@ -140,8 +138,8 @@ def test_what_names_nobody_may_be_ours_by_its_product(
 
 
 def test_an_hour_that_is_not_complete_does_not_count() -> None:
-    assert billed(read({"id": DEPLOYMENT["remote_id"]}, hour=-1)) == {}
-    assert billed(read({"id": DEPLOYMENT["remote_id"]}, hour=0)) == {"d1": Decimal("1.50")}
+    assert billed(read({"id": DEPLOYMENT.remote_id}, hour=-1)) == {}
+    assert billed(read({"id": DEPLOYMENT.remote_id}, hour=0)) == {"d1": Decimal("1.50")}
 
 
 def test_kinds_of_products() -> None:

@@ -24,6 +24,7 @@ from quality.dataset import Manifest, SplitSummary
 from quality.funnel import Leaks
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
+from storage.ledger_rows import Deployment, FineTuneJob, Model, UploadedDataset, required
 
 
 @contextmanager
@@ -162,29 +163,29 @@ class World:
         (folder / "manifest.json").write_text(json.dumps(manifest.as_dict()))
         return folder
 
-    def upload(self, name: str = "dataset-1", decision_type: str = "should_respond") -> dict[str, Any]:
+    def upload(self, name: str = "dataset-1", decision_type: str = "should_respond") -> UploadedDataset:
         folder = self.write_dataset(name, decision_type=decision_type)
         return upload_dataset(self.client, self.ledger, folder, now=self.now, wait=self.wait)
 
-    def train(self, name: str = "dataset-1", decision_type: str = "should_respond") -> dict[str, Any]:
+    def train(self, name: str = "dataset-1", decision_type: str = "should_respond") -> FineTuneJob:
         """A completed job."""
         dataset = self.upload(name, decision_type)
-        job = submit_fine_tune(self.client, self.ledger, dataset["id"], tier="small", now=self.now, wait=self.wait)
-        return follow_fine_tune(self.client, self.ledger, job["id"], poll_seconds=1, now=self.now, wait=self.wait)
+        job = submit_fine_tune(self.client, self.ledger, dataset.id, tier="small", now=self.now, wait=self.wait)
+        return follow_fine_tune(self.client, self.ledger, job.id, poll_seconds=1, now=self.now, wait=self.wait)
 
     def model(self, decision_type: str = "should_respond") -> str:
         """A model's id, without a training of its own: what serves it was trained once for all tests."""
         row = self.ledger.add(
-            "models",
+            Model,
             state="trained",
             decision_type=decision_type,
             base_model="Qwen/Qwen3.5-2B",
             model_object_id=self.trained_object,
             now=self.now(),
         )
-        return str(row["id"])
+        return str(row.id)
 
-    def deploy(self, model_id: str | None = None) -> dict[str, Any]:
+    def deploy(self, model_id: str | None = None) -> Deployment:
         """A ready deployment."""
         model_id = model_id or self.model()
         return deploy_model(self.client, self.ledger, model_id, poll_seconds=1, now=self.now, wait=self.wait)
@@ -209,13 +210,13 @@ class World:
         self.client.close()
         self.observer.close()
 
-    def double(self, row: dict[str, Any]) -> Any:
+    def double(self, row: Deployment) -> Any:
         """A second deployment at the endpoint of `row`, as a create whose answer was lost leaves it."""
         return self.client.endpoints.deployments.create(
-            endpoint_id=row["endpoint_id"],
+            endpoint_id=required(row.endpoint_id, row.name),
             name="double",
-            model=f"projects/{self.client.project_id}/models/{row['model_object_id']}",
-            config=row["config"],
+            model=f"projects/{self.client.project_id}/models/{row.model_object_id}",
+            config=row.config,
             autoscaling={"min_replicas": 1, "max_replicas": 1},
         )
 

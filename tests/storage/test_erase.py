@@ -24,6 +24,7 @@ from storage import erase
 from storage.erase import erase_subject
 from storage.errors import DatasetError
 from storage.land import land_decisions
+from storage.ledger_rows import Model, UploadedDataset
 from storage.quarantine import read_quarantine
 from storage.reland import reland_quarantine
 from tests.storage import faults
@@ -72,10 +73,10 @@ def add_models(data: Path, *datasets: str) -> None:
         for name in datasets:
             counts = {"train_sha256": "", "train_rows": 3, "validation_rows": 0}
             ledger.add(
-                "datasets", id=name, state="ready", dataset=name, train_file_id=f"file-{name}", **counts, **facts
+                UploadedDataset, id=name, state="ready", dataset=name, train_file_id=f"file-{name}", **counts, **facts
             )
             ledger.add(
-                "models", id=f"m-{name}", state="trained", dataset_id=name, base_model="b", model_object_id="o", **facts
+                Model, id=f"m-{name}", state="trained", dataset_id=name, base_model="b", model_object_id="o", **facts
             )
 
 

@@ -28,7 +28,9 @@ from storage.errors import (
     PriceUnknown,
 )
 from storage.ledger import Ledger, open_ledger
+from storage.ledger_charges import ChargedTo
 from storage.ledger_reports import cost_report, model_history, model_status
+from storage.ledger_rows import Deployment, FineTuneJob, Model, UploadedDataset
 from storage.money import format_usd, from_nano, to_nano
 from tests.postgres import fresh_database, run_postgres
 
@@ -145,7 +147,7 @@ def test_a_reservation_asks_the_database_for_little_while_others_wait(ledger: Le
 def test_budgets_are_by_period_and_by_type(ledger: Ledger) -> None:
     ledger.set_budget("day", "5", "planning")
     ledger.set_budget("month", "8")
-    ledger.charge("tokens", "4", key="a", what="t", decision_type="planning", now=NOON)
+    ledger.charge("tokens", "4", key="a", what="t", now=NOON, of=ChargedTo(decision_type="planning"))
     with pytest.raises(BudgetExceeded, match="day of planning budget"):
         ledger.reserve("2", purpose="p", decision_type="planning", now=NOON)
     ledger.reserve("2", purpose="p", decision_type="coding", now=NOON)
@@ -169,17 +171,17 @@ def test_the_hourly_rate_is_limited(ledger: Ledger) -> None:
 def test_what_ran_unseen_is_not_promised_twice(ledger: Ledger) -> None:
     ledger.set_budget("day", "10")
     reservation = ledger.reserve("0.50", purpose="gpu", hourly_usd="6", ttl=None, now=NOON)
-    row = {"model_object_id": "ml_1", "config": "c", "hardware": "h", "hourly_nano": to_nano("6"), "max_replicas": 1}
+    row = {"model_object_id": "ml_1", "config": "c", "hardware": "h", "hourly_usd": 6, "max_replicas": 1}
     deployment = ledger.add(
-        "deployments", state="intended", name="d", reservation_id=reservation.id, metered_until=NOON, replicas=1, **row
-    )["id"]
+        Deployment, state="intended", name="d", reservation_id=reservation.id, metered_until=NOON, replicas=1, **row
+    ).id
     ledger.reserve("9", purpose="a minute later", now=NOON + timedelta(minutes=1))
     later = NOON + timedelta(minutes=20)  # it ran for two dollars, and nobody has looked
     (budget,) = ledger.budgets(later)
     assert budget.reserved_usd == 11
     with pytest.raises(BudgetExceeded):
         ledger.reserve("0.01", purpose="more", now=later)
-    ledger.update("deployments", deployment, metered_until=later)
+    ledger.update(Deployment, deployment, metered_until=later)
     assert ledger.budgets(later)[0].reserved_usd == Decimal("9.50")
 
 
@@ -195,7 +197,7 @@ def test_what_was_recorded_stays(ledger: Ledger, table: str, change: str) -> Non
         postgres = ledger.engine.dialect.name == "postgresql"
         change = "TRUNCATE {}" if postgres else "INSERT OR REPLACE INTO {0} SELECT * FROM {0}"
     ledger.charge("tokens", "1", key="a", what="t")
-    ledger.add("datasets", state="intended", dataset="d", train_sha256="0", train_rows=1, validation_rows=0)
+    ledger.add(UploadedDataset, state="intended", dataset="d", train_sha256="0", train_rows=1, validation_rows=0)
     with pytest.raises(sa.exc.DBAPIError, match="append-only"), ledger.transaction() as connection:
         connection.execute(sa.text(change.format(table)))
 
@@ -210,17 +212,17 @@ def test_a_transaction_is_all_or_nothing(ledger: Ledger) -> None:
 
 
 def test_state_machines_refuse_illegal_steps(ledger: Ledger) -> None:
-    row = ledger.add("models", state="trained", base_model="b", model_object_id="ml_1", decision_type="planning")
-    ledger.transition("models", row["id"], "promoted", why="better")
-    ledger.transition("models", row["id"], "promoted")
-    ledger.transition("models", row["id"], "retired")
-    with pytest.raises(IllegalTransition, match=f"models {row['id']}: cannot go from retired to promoted"):
-        ledger.transition("models", row["id"], "promoted")
-    assert [step["why"] for step in ledger.history("models", row["id"])] == [None, "better", None]
+    row = ledger.add(Model, state="trained", base_model="b", model_object_id="ml_1", decision_type="planning")
+    ledger.transition(Model, row.id, "promoted", why="better")
+    ledger.transition(Model, row.id, "promoted")
+    ledger.transition(Model, row.id, "retired")
+    with pytest.raises(IllegalTransition, match=f"models {row.id}: cannot go from retired to promoted"):
+        ledger.transition(Model, row.id, "promoted")
+    assert [step.why for step in ledger.history(Model, row.id)] == [None, "better", None]
     with pytest.raises(NoSuchObject):
-        ledger.get("models", "nothing")
+        ledger.get(Model, "nothing")
     with pytest.raises(ValueError, match=r"changes by Ledger\.transition"):
-        ledger.update("models", row["id"], state="trained")
+        ledger.update(Model, row.id, state="trained")
 
 
 def test_every_state_may_be_reached_and_left_only_by_what_is_drawn() -> None:
@@ -436,15 +438,22 @@ def test_a_naive_time_is_refused(ledger: Ledger) -> None:
 
 
 def test_reports(ledger: Ledger) -> None:
-    job = {"suffix": "s", "base_model": "b", "parameters": "{}", "estimate_nano": 0}
-    ledger.add("fine_tune_jobs", id="j", state="intended", **job)
+    job = {"suffix": "s", "base_model": "b", "parameters": "{}", "estimate_usd": 0}
+    ledger.add(FineTuneJob, id="j", state="intended", **job)
     model = ledger.add(
-        "models", state="trained", base_model="b", model_object_id="ml_1", decision_type="planning", job_id="j"
-    )["id"]
+        Model, state="trained", base_model="b", model_object_id="ml_1", decision_type="planning", job_id="j"
+    ).id
     ledger.set_budget("month", "100")
-    ledger.charge("training", "4", key="t", what="job", job_id="j", model_id=model, decision_type="planning", now=NOON)
+    ledger.charge(
+        "training",
+        "4",
+        key="t",
+        what="job",
+        now=NOON,
+        of=ChargedTo(job_id="j", model_id=model, decision_type="planning"),
+    )
     deployment = ledger.add(
-        "deployments",
+        Deployment,
         state="intended",
         name="rsn-x-1",
         decision_type="planning",
@@ -452,15 +461,21 @@ def test_reports(ledger: Ledger) -> None:
         model_object_id="ml_1",
         config="c",
         hardware="h",
-        hourly_nano=to_nano("6"),
+        hourly_usd=Decimal("6"),
         max_replicas=1,
         served_name="local/rsn-x-1",
         now=NOON,
-    )["id"]
-    ledger.transition("deployments", deployment, "provisioning", now=NOON)
-    ledger.transition("deployments", deployment, "ready", replicas=1, ready_at=NOON, now=NOON)
+    ).id
+    ledger.transition(Deployment, deployment, "provisioning", now=NOON)
+    ledger.transition(Deployment, deployment, "ready", replicas=1, ready_at=NOON, now=NOON)
     ledger.charge(
-        "endpoint", "3", key="e", what="30 minutes", deployment_id=deployment, model_id=model, quantity=30, now=NOON
+        "endpoint",
+        "3",
+        key="e",
+        what="30 minutes",
+        quantity=30,
+        now=NOON,
+        of=ChargedTo(deployment_id=deployment, model_id=model),
     )
     ledger.meter(
         "local/rsn-x-1", "planning", "2026-11-22", requests=10, input_tokens=5, output_tokens=6, cost_usd=0, now=NOON
@@ -489,17 +504,17 @@ def test_reports(ledger: Ledger) -> None:
     (status,) = model_status(ledger, now=NOON + timedelta(minutes=5), routed={"local/rsn-x-1"})
     assert status["enabled"] is False  # it runs and has a route, but was not promoted
     later = NOON + timedelta(minutes=11)  # nobody has looked: as many may run as ever were to
-    ledger.update("deployments", deployment, replicas=0, metered_until=NOON)
+    ledger.update(Deployment, deployment, replicas=0, metered_until=NOON)
     (unseen,) = model_status(ledger, now=later)
     assert (unseen["deployment_state"], unseen["replicas"], unseen["hourly_usd"]) == ("unknown", 1, 6)
     assert cost_report(ledger, now=later)["hourly_rate_usd"] == 6
-    ledger.update("deployments", deployment, replicas=1)
-    ledger.transition("models", model, "promoted")
+    ledger.update(Deployment, deployment, replicas=1)
+    ledger.transition(Model, model, "promoted")
     (status,) = model_status(ledger, now=NOON + timedelta(minutes=5), routed={"local/rsn-x-1"})
     assert status["enabled"] is True
     assert (status["idle_seconds"], status["requests"], status["cost_usd"], status["hourly_usd"]) == (300, 10, 7, 6)
     assert model_status(ledger, now=NOON)[0]["enabled"] is False  # no lease
-    ledger.transition("deployments", deployment, "stopped", replicas=0)
+    ledger.transition(Deployment, deployment, "stopped", replicas=0)
     (status,) = model_status(ledger, now=NOON, routed={"local/rsn-x-1"})
     assert (status["enabled"], status["replicas"], status["hourly_usd"]) == (False, 0, 0)
     assert status["cost_usd"] == 7  # what stopped is not forgotten
@@ -523,10 +538,9 @@ def test_sums_of_odd_amounts_are_exact_in_every_report(ledger: Ledger) -> None:
                 from_nano(nano),
                 key=str(number),
                 what=kind,
-                model_id=drawn.choice("ab"),
-                decision_type=drawn.choice(["planning", "coding"]),
                 ts=NOON - timedelta(minutes=drawn.randrange(600)),
                 now=NOON,
+                of=ChargedTo(model_id=drawn.choice("ab"), decision_type=drawn.choice(["planning", "coding"])),
             )
             by_kind[kind] += nano
             total += nano
@@ -575,7 +589,7 @@ def test_whatever_is_done_no_reservation_exceeds_what_is_left(tmp_path_factory: 
                 else:
                     ledger.release(reservation, now=NOON)
             (budget,) = ledger.budgets(NOON)
-            assert budget.spent_usd == charged == sum((c["amount_usd"] for c in ledger.charges()), Decimal(0))
+            assert budget.spent_usd == charged == sum((c.amount_usd for c in ledger.charges()), Decimal(0))
             assert budget.reserved_usd == sum((reservation.amount_usd for reservation in held), Decimal(0))
 
 
@@ -592,7 +606,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path) -> None:
         with pytest.raises(LedgerUnavailable, match=r"full.*free some space"):
             for number in range(1000):
                 ledger.charge("tokens", "1", key=f"b{number}" * 20, what="x" * 2000, now=NOON)
-        assert ledger.spent(now=NOON) == sum(charge["amount_usd"] for charge in ledger.charges())
+        assert ledger.spent(now=NOON) == sum(charge.amount_usd for charge in ledger.charges())
 
 
 def test_a_damaged_database_is_told(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from storage.erase import erase_subject
 from storage.errors import DataFolderError, TableError
 from storage.land import land_decisions
 from storage.layout import Layout
+from storage.ledger_charges import ChargedTo
 from storage.schema import sql_columns
 from tests.storage.logs import (
     NOON,
@@ -270,7 +271,14 @@ def test_costs_and_models_come_from_the_ledger_as_of_the_query(tmp_path: Path) -
     with storage.connect(tmp_path) as con:
         assert con.execute("FROM costs").fetchall() == con.execute("FROM models").fetchall() == []
         with open_ledger(tmp_path) as ledger:
-            ledger.charge("tokens", Decimal("0.000000001"), key="a", what="a token", decision_type="planning", now=NOON)
+            ledger.charge(
+                "tokens",
+                Decimal("0.000000001"),
+                key="a",
+                what="a token",
+                now=NOON,
+                of=ChargedTo(decision_type="planning"),
+            )
             ledger.charge("training", Decimal(4), key="b", what="a job", now=NOON)
         assert con.execute("SELECT sum(amount_usd) FROM costs").fetchall() == [(Decimal("4.000000001"),)]
         assert con.execute("SELECT ts, kind, decision_type FROM costs ORDER BY kind").fetchall() == [

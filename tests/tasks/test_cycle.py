@@ -15,6 +15,8 @@ from storage.errors import BudgetExceeded
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.ledger import HOLD_TTL, open_ledger
+from storage.ledger_charges import ChargedTo
+from storage.ledger_rows import FineTuneJob, Model, UploadedDataset
 from tasks.errors import NotWorthIt
 from tasks.models import export, fine_tune
 from tasks.turn import TurnPolicy, plan_turn, turn_flywheel
@@ -69,7 +71,7 @@ def test_default_budgets_carry_a_candidate_beside_its_incumbent(tmp_path: Path) 
     Layout(tmp_path).create()
     with open_ledger(tmp_path, now=NOON) as ledger:
         ledger.reserve("0.50", purpose="incumbent", decision_type=TYPE, hourly_usd="5.49", now=NOON)
-        ledger.charge("training", "4", key="first", what="the first cycle", decision_type=TYPE, now=NOON)
+        ledger.charge("training", "4", key="first", what="the first cycle", now=NOON, of=ChargedTo(decision_type=TYPE))
         ledger.hold(Decimal(4) + 2 * Decimal("5.49"), TYPE, hourly_usd="5.49", now=NOON)
 
 
@@ -86,7 +88,7 @@ def test_a_cycle_that_a_budget_does_not_carry_is_refused_before_its_first_cent(
         with pytest.raises(BudgetExceeded, match=f"`reasoning costs set-budget {least} --period {period}`"):
             fine_tune(log, export(log, TYPE).path)
         with open_ledger(log) as ledger:
-            assert ledger.spent() == before and ledger.find("fine_tune_jobs") == []
+            assert ledger.spent() == before and ledger.find(FineTuneJob) == []
             assert ledger.held(TYPE) == (Decimal(0), Decimal(0))
     finally:
         with open_ledger(log) as ledger:
@@ -99,7 +101,7 @@ def test_the_plan_names_every_price_and_spends_nothing(log: Path, local: str) ->
     assert [step.step for step in plan.steps] == ["training", "candidate", "evaluation"]
     assert (plan.amount_usd, plan.hourly_usd, plan.blocked_by) == (Decimal("9.49"), Decimal("5.49"), [])
     with open_ledger(log) as ledger:
-        assert ledger.charges() == [] and ledger.find("datasets") == []
+        assert ledger.charges() == [] and ledger.find(UploadedDataset) == []
         ledger.set_budget("day", "9")
     env = {"REASONING_PROVIDER_URL": local}
     shown = reasoning("cycle", TYPE, "--plan", "--json", "--data", log, env=env)
@@ -168,14 +170,14 @@ def test_a_dataset_that_proves_nothing_is_said_at_export_and_not_trained_on(tmp_
     assert turn.outcome == "not_enough_data" and "certain to be refused" in turn.why
     with open_ledger(data) as ledger:
         assert ledger.charges() == [] and ledger.held(TYPE) == (Decimal(0), Decimal(0))
-        assert ledger.find("datasets") == []
+        assert ledger.find(UploadedDataset) == []
     job = fine_tune(data, export(data, TYPE).path, anyway=True)
-    assert job["state"] == "completed"
+    assert job.state == "completed"
     with open_ledger(data) as ledger:
         assert ledger.held(TYPE) == (Decimal(0), Decimal(0))
-        ledger.transition("models", job["model_id"], "promoted")
+        ledger.transition(Model, job.model_id, "promoted")
     # The next plan of the same dataset is of this model, not of another one beside it.
-    add_deployment(data, job["model_id"], "provisioning", "ready")
+    add_deployment(data, job.model_id, "provisioning", "ready")
     plan = plan_turn(data, TYPE, policy=TurnPolicy(anyway=True), force=True)
     assert [step.step for step in plan.steps] == ["training", "candidate", "evaluation"]
     assert (plan.steps[0].amount_usd, plan.hourly_usd) == (0, 0) and plan.steps[1].what.endswith("runs already")

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from provider.guard import GuardReport
 from provider.status import cost_report, model_status
 from storage.ledger import open_ledger
-from storage.money import to_nano
+from storage.ledger_charges import ChargedTo
+from storage.ledger_rows import Deployment, Model
 from tasks.reports import budget_rows, cost_fields, cost_rows, hide, markdown, plain, text
 from tasks.runs import publish
 
@@ -38,15 +39,15 @@ def test_the_guard_publishes_costs_budgets_and_models(tmp_path: Path, published:
 
     with open_ledger(tmp_path, now=NOW) as ledger:
         model = ledger.add(
-            "models", state="promoted", base_model="b", model_object_id="ml_1", decision_type="planning", now=NOW
+            Model, state="promoted", base_model="b", model_object_id="ml_1", decision_type="planning", now=NOW
         )
         deployment = ledger.add(
-            "deployments",
+            Deployment,
             state="intended",
             name="d",
-            model_id=model["id"],
+            model_id=model.id,
             decision_type="planning",
-            hourly_nano=to_nano("6"),
+            hourly_usd=Decimal("6"),
             max_replicas=1,
             model_object_id="ml_1",
             config="c",
@@ -54,7 +55,7 @@ def test_the_guard_publishes_costs_budgets_and_models(tmp_path: Path, published:
             now=NOW,
         )
         for state in ("provisioning", "ready"):
-            ledger.transition("deployments", deployment["id"], state, replicas=1, metered_until=NOW, now=NOW)
+            ledger.transition(Deployment, deployment.id, state, replicas=1, metered_until=NOW, now=NOW)
     guard.fn(tmp_path, idle_minutes=None, lease_minutes=3, now=NOW)
     assert set(published) == {"guard", "costs", "costs-by-model", "budgets", "models"}
     hour, day, month = published["budgets"]
@@ -124,20 +125,19 @@ def test_function_table_json_and_artifacts_say_the_same_figures(
     with open_ledger(tmp_path, now=now) as ledger:
         ledger.set_budget("day", "35.5", "planning")
         model = ledger.add(
-            "models", state="trained", base_model="b/1", model_object_id="ml_1", decision_type="planning", now=now
-        )["id"]
+            Model, state="trained", base_model="b/1", model_object_id="ml_1", decision_type="planning", now=now
+        ).id
         for number, (kind, usd) in enumerate([("training", "4"), ("endpoint", "1.830000001"), ("adjustment", "-0.25")]):
             ledger.charge(
                 kind,  # type: ignore[arg-type]
                 usd,
                 key=str(number),
                 what=kind,
-                decision_type="planning",
-                model_id=model,
                 quantity=20 if kind == "endpoint" else None,
                 now=now,
+                of=ChargedTo(decision_type="planning", model_id=model),
             )
-        ledger.charge("tokens", "0.123456789", key="t", what="tokens", decision_type="coding", now=now)
+        ledger.charge("tokens", "0.123456789", key="t", what="tokens", now=now, of=ChargedTo(decision_type="coding"))
         ledger.reserve("2.2", purpose="next", decision_type="coding", now=now)
 
     def asked(*command: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from provider.routes import publish_route
 from reasoning.routes import Arm, Route, read_routes
 from storage.layout import Layout
 from storage.ledger import open_ledger
-from storage.money import to_nano
+from storage.ledger_rows import Deployment, Model
 from tasks.errors import AmbiguousModel, MissingStep
 from tasks.models import undeploy
 from tasks.selection import Verb, find_model
@@ -25,7 +26,7 @@ TYPE = "should_respond"
 def add_model(data: Path, model_id: str, state: str = "trained", decision_type: str = TYPE) -> None:
     Layout(data).create()
     with open_ledger(data) as ledger:
-        ledger.add("models", id=model_id, state=state, decision_type=decision_type, base_model="b", model_object_id="o")
+        ledger.add(Model, id=model_id, state=state, decision_type=decision_type, base_model="b", model_object_id="o")
 
 
 def add_deployment(data: Path, model_id: str, *states: str, routed: bool = False) -> str:
@@ -33,12 +34,12 @@ def add_deployment(data: Path, model_id: str, *states: str, routed: bool = False
     name = f"project/{model_id}"
     with open_ledger(data) as ledger:
         row = ledger.add(
-            "deployments",
+            Deployment,
             state="intended",
             name=f"d-{model_id}",
             model_id=model_id,
             decision_type=TYPE,
-            hourly_nano=to_nano("5.49"),
+            hourly_usd=Decimal("5.49"),
             max_replicas=1,
             replicas=1,
             model_object_id="o",
@@ -47,7 +48,7 @@ def add_deployment(data: Path, model_id: str, *states: str, routed: bool = False
             served_name=name,
         )
         for state in states:
-            ledger.transition("deployments", row["id"], state)
+            ledger.transition(Deployment, row.id, state)
     if routed:
         arm = Arm(name="custom", source="custom", model=name, base_url="http://127.0.0.1:9", weight=1.0)
         publish_route(Layout(data).routes, TYPE, Route(arms=(arm,)))
@@ -64,7 +65,7 @@ def evaluate(data: Path, model_id: str) -> None:
 
 def found(data: Path, verb: Verb, model: str = TYPE) -> str:
     with open_ledger(data) as ledger:
-        return str(find_model(data, ledger, model, verb)["id"])
+        return str(find_model(data, ledger, model, verb).id)
 
 
 def test_a_type_is_what_bills_and_not_an_idle_newer_model(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_route_alone_is_what_undeploy_means(tmp_path: Path, local: str) -> Non
     assert undeploy(tmp_path, TYPE) == []
     assert read_routes(Layout(tmp_path).routes).routes == {}
     with open_ledger(tmp_path) as ledger:
-        assert ledger.get("models", "gone")["state"] == "trained"
+        assert ledger.get(Model, "gone").state == "trained"
 
 
 def test_two_that_cost_are_an_error_that_lists_both(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_undeploy_never_says_nothing_while_something_bills(tmp_path: Path, local
     assert "nothing of model new is deployed" in said and "old (promoted, deployment ready, has a route" in said
     assert reasoning("undeploy", TYPE, "--data", tmp_path, env=env).returncode == 0
     with open_ledger(tmp_path) as ledger:
-        assert [row["state"] for row in ledger.find("deployments")] == ["deleted"]
+        assert [row.state for row in ledger.find(Deployment)] == ["deleted"]
     none = reasoning("undeploy", TYPE, "--data", tmp_path, env=env)
     assert none.returncode == 0 and "nothing of model should_respond was deployed" in none.stderr
     again = reasoning("undeploy", "old", "--data", tmp_path, env=env)

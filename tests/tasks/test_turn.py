@@ -24,6 +24,7 @@ from reasoning.routes import Arm, Route, read_routes
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.ledger import open_ledger
+from storage.ledger_rows import Deployment, FineTuneJob, Model
 from tasks import models
 from tasks.models import undeploy
 from tasks.turn import Turn, TurnPolicy, Verbs, read_turn, turn_flywheel
@@ -59,7 +60,7 @@ def _submitted(data: Path) -> bool:
     if not (data / "ledger.sqlite").exists():
         return False
     with open_ledger(data) as ledger:
-        return bool(ledger.find("fine_tune_jobs"))
+        return bool(ledger.find(FineTuneJob))
 
 
 @pytest.mark.parametrize("end", [_interrupt, pytest.param(_kill, marks=pytest.mark.torture)])
@@ -76,10 +77,10 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
     turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=5))
     assert turn.outcome == "canary", turn.why
     with open_ledger(data) as ledger:
-        assert [job["state"] for job in ledger.find("fine_tune_jobs")] == ["completed"]
-        assert len(ledger.find("deployments")) == 1
-        assert [charge["kind"] for charge in ledger.charges()].count("training") == 1
-        assert ledger.get("models", turn.model_id)["state"] == "promoted"
+        assert [job.state for job in ledger.find(FineTuneJob)] == ["completed"]
+        assert len(ledger.find(Deployment)) == 1
+        assert [charge.kind for charge in ledger.charges()].count("training") == 1
+        assert ledger.get(Model, turn.model_id).state == "promoted"
     route = read_routes(Layout(data).routes).routes["should_respond"]
     assert {arm.name: arm.weight for arm in route.arms} == {"custom": 0.1, "original": 0.9}
     assert route.arms[0].base_url == local
@@ -96,7 +97,7 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
     assert {arm.name: arm.weight for arm in live.arms} == {"custom": 0.9, "original": pytest.approx(0.1)}
     assert live.salt == route.salt  # so that the canary's episodes stay the model's
 
-    assert [row["state"] for row in undeploy(data, "should_respond")] == ["deleted"]
+    assert [row.state for row in undeploy(data, "should_respond")] == ["deleted"]
     assert read_routes(Layout(data).routes).routes == {}
 
 
@@ -108,24 +109,24 @@ def test_a_revoked_key_takes_the_route_away_and_leaves_the_wish(tmp_path: Path, 
         with open_ledger(Layout(data).create().data) as ledger:
             object_id = _train(client, tmp_path)
             model = ledger.add(
-                "models",
+                Model,
                 state="trained",
                 decision_type="should_respond",
                 base_model="Qwen/Qwen3.5-2B",
                 model_object_id=object_id,
             )
-        row = models.deploy(data, model["id"])
-        arms = (Arm("custom", "custom", 1.0, model=row["served_name"], base_url=url),)
+        row = models.deploy(data, model.id)
+        arms = (Arm("custom", "custom", 1.0, model=row.served_name, base_url=url),)
         publish_route(Layout(data).routes, "should_respond", Route(arms))
         with open_ledger(data) as ledger:
-            ledger.transition("models", model["id"], "promoted")
+            ledger.transition(Model, model.id, "promoted")
         httpx.post(f"{url}/emulator/faults", json={"kind": "401", "match": "* /v*", "times": 50})
         with pytest.raises(ProviderRefused, match=r"401.*the guard stops it once"):
-            undeploy(data, model["id"])
+            undeploy(data, model.id)
         assert read_routes(Layout(data).routes).routes == {}
         with open_ledger(data) as ledger:
-            assert ledger.get("models", model["id"])["state"] == "trained"
-            assert ledger.get("deployments", row["id"])["state"] == "draining"
+            assert ledger.get(Model, model.id).state == "trained"
+            assert ledger.get(Deployment, row.id).state == "draining"
         httpx.delete(f"{url}/emulator/faults")
         assert client.endpoints.list().data != []
         guard_costs(data, client)
@@ -160,8 +161,8 @@ def test_a_model_that_is_not_better_is_dropped_and_nothing_runs_on(tmp_path: Pat
         again = turn_flywheel(data, "should_respond", now=later)
         assert (again.outcome, again.why) == ("not_due", "0 of 200 new labelled decisions")
     with open_ledger(data) as ledger:
-        assert [model["state"] for model in ledger.find("models")] == ["rejected"]
-        assert [deployment["state"] for deployment in ledger.find("deployments")] == ["deleted"]
+        assert [model.state for model in ledger.find(Model)] == ["rejected"]
+        assert [deployment.state for deployment in ledger.find(Deployment)] == ["deleted"]
     assert not Layout(data).routes.exists() or read_routes(Layout(data).routes).routes == {}
 
 
@@ -171,7 +172,7 @@ def test_a_canary_that_fails_is_withdrawn(tmp_path: Path, local: str):
     land_decisions(data)
     with open_ledger(data) as ledger:
         ledger.add(
-            "models", id="m1", state="promoted", decision_type="should_respond", base_model="b", model_object_id="o"
+            Model, id="m1", state="promoted", decision_type="should_respond", base_model="b", model_object_id="o"
         )
     canary = Turn("should_respond", outcome="canary", finished_at=NOON.isoformat(), model_id="m1")
     path = data / "datasets" / "should_respond" / "turn.json"
@@ -183,7 +184,7 @@ def test_a_canary_that_fails_is_withdrawn(tmp_path: Path, local: str):
     turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=6), now=later)
     assert (turn.outcome, turn.why) == ("rejected", "the canary failed to answer 2 of 6 questions")
     with open_ledger(data) as ledger:
-        assert ledger.get("models", "m1")["state"] == "rejected"
+        assert ledger.get(Model, "m1").state == "rejected"
 
 
 def test_too_little_to_learn_from_ends_the_turn_before_anything_is_spent(tmp_path: Path):

@@ -1,0 +1,38 @@
+"""Answering a question to a model: our models where that can be, else its own API, byte for byte."""
+
+from __future__ import annotations
+
+from gateway.anthropic import answer_coding
+from gateway.bodies import read_request
+from gateway.coding import DECISION_TYPE
+from gateway.decision_prompts import answer_decision_prompt, find_decision_prompt
+from gateway.exchange import Exchange
+from gateway.forward import forward
+from gateway.protocols.port import Operation
+from gateway.state import State
+
+
+async def answer(state: State, exchange: Exchange, operation: Operation, path: bytes) -> None:
+    """Answer a POST that is `operation` of the exchange's protocol."""
+    key, protocol = exchange.admission.key, exchange.protocol
+    assert key is not None
+    assert protocol is not None
+    exchange.route = operation.route
+    body = await exchange.read()
+    decides = state.settings.decisions and key.decisions
+    read = await read_request(exchange, body) if decides or operation.may_be_coding else None
+    if read is not None:
+        request, size = read[0], len(read[1])
+        del read  # an answer may take minutes
+        if decides and (found := find_decision_prompt(state, operation, request)):
+            await answer_decision_prompt(
+                state, exchange, found, operation=operation, path=path, body=body, request=request
+            )
+            return
+        if operation.may_be_coding and state.classifier(request, exchange.admission.headers).coding:
+            exchange.kind = DECISION_TYPE
+            await answer_coding(state, exchange, path, body, request, size)
+            return
+        del request
+    exchange.keep_body(body)
+    await forward(exchange, state.http, state.pools[protocol.name], path=path, body=body)
