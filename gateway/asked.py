@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.errors import ModelAnswerError
+from reasoning.bounded import MAX_BYTES
+from reasoning.model_calls import BYTES_PER_TOKEN
 from reasoning.redaction.placeholders import RedactedPrompt
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -20,7 +22,7 @@ class Asked:
     """`model` is the name that the answer carries; `names` are the tools' own ones by what `shorten_names` made of
     them; `tools_in_text` says that the model calls tools in its text (`gateway.turns`). Where there are tools on
     offer (`offers_tools`), a model may do so whatever it was told. `redacted` has the values of the placeholders that
-    the model was shown."""
+    the model was shown. `max_length` is how many characters its text and arguments may have in all."""
 
     model: str = ""
     stop_sequences: tuple[str, ...] = ()
@@ -30,6 +32,12 @@ class Asked:
     may_call: bool = True
     offers_tools: bool = False
     redacted: RedactedPrompt | None = None
+    max_length: int = MAX_BYTES
+
+    def check_length(self, length: int) -> None:
+        """Raises `ModelAnswerError` for an answer of more characters than the tokens that were asked for have."""
+        if length > self.max_length:
+            raise ModelAnswerError("too_long", f"{length} characters; at most {self.max_length} are read")
 
     def check_calls(self, count: int) -> None:
         """Raises `ModelAnswerError` when an answer with so many calls is not what `tool_choice` wants."""
@@ -51,6 +59,7 @@ def asked_of(chat: dict[str, Any], *, model: str, tools_in_text: bool = False) -
         must_call=choice not in ("auto", "none"),
         may_call=choice != "none",
         offers_tools=bool(chat.get("tools")),
+        max_length=min(BYTES_PER_TOKEN * chat.get("max_tokens", MAX_BYTES), MAX_BYTES),
     )
 
 

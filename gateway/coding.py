@@ -1,4 +1,4 @@
-"""Asking the coding model of `routes.json`: lease, draw, breaker, deadline; and what came of it.
+"""Asking the coding model of `routes.json` with the I/O of the gateway, and what came of it.
 
 The model is asked with our own credentials and headers only: nothing of the client's but the conversation goes there.
 """
@@ -24,21 +24,19 @@ from gateway.logs import log
 from gateway.redacted import redact_chat
 from gateway.security import Headers
 from gateway.sse import encode_event
-from gateway.translate import to_message
+from gateway.translate import finish_reason_of, to_message
 from gateway.translate_stream import ChatStream, error_event
 from gateway.turns import in_text, is_asked_in_text, shows_pictures
 from gateway.upstream import send
-from reasoning.bounded import MAX_BYTES, TooLarge, load_bounded
-from reasoning.breaker import REQUEST_ERRORS, CircuitBreaker
+from reasoning.bounded import MAX_BYTES
 from reasoning.completion import measure_confidence, read_completion
-from reasoning.config import Config, api_key_for
-from reasoning.errors import CallFailed, RoutesError, Unredactable
-from reasoning.lease import RoutesLease
+from reasoning.config import Config
+from reasoning.errors import CallFailed, Unredactable
+from reasoning.model_calls import Choice, ModelCalls, check_size, failed_io, failed_status, load_answer
 from reasoning.records import FallbackReason
-from reasoning.routes import Arm, Route, choose_arm
+from reasoning.routes import Arm, Route
 
 DECISION_TYPE = "coding"
-PATH = "/v1/chat/completions"
 PING_S = 15.0
 READ_OUT_S = 0.05
 INLINE_BYTES = 16 << 10
@@ -98,13 +96,6 @@ class Attempt:
         return told + ([(b"x-reasoning-decision-id", str(self.decision_id).encode())] if self.decision_id else [])
 
 
-class _CallFailed(Exception):
-    def __init__(self, reason: FallbackReason, detail: str, status: int = 0) -> None:
-        super().__init__(detail)
-        self.reason: FallbackReason = reason
-        self.status = status
-
-
 class CodingModel:
     """The model, or the deployments of it: arms of one model are replicas, of which the least busy one is asked."""
 
@@ -121,52 +112,34 @@ class CodingModel:
         self._session = session
         self._idle_timeout_s = idle_timeout_s
         self._tools = tools
-        self._clock = clock
         if not config.redaction.enabled:
             log.warning("models are asked with private data, but learn from redacted rows: [redaction] enabled = false")
-        self._lease = RoutesLease(config.routes, clock)
-        self._api_keys: dict[str, str | None] = {}  # by the place that may see it
+        self._calls = ModelCalls(config, clock)
         self._urls: dict[str, URL] = {}
-        self._breakers: dict[tuple[str | None, str | None], CircuitBreaker] = {}
-        self._active: dict[tuple[str | None, str | None], int] = {}
 
     def plan(self, session: str, chat: dict[str, Any]) -> Plan:
-        """Who answers `session` now. A plan with an arm holds its breaker's leave: `answer` must follow.
+        """Who answers `session` now. A plan with an arm has reserved a call of it: `answer` must follow.
 
         Raises `Untranslatable` for what the arm that is drawn cannot be asked.
         """
-        if not self._config.enabled:
-            return Plan(reason="disabled")
-        route, reason = self._lease.find(DECISION_TYPE, self._clock())
-        if route is None:
-            return Plan(reason=reason)
-        try:
-            drawn, probability = choose_arm(route, session)
-        except RoutesError:
-            return Plan(reason="no_route", route=route)
-        if drawn.source == "original":
-            return Plan(route=route, drawn=drawn, probability=probability)
-        if chat.get("tool_choice", "auto") not in ("auto", "none") and is_asked_in_text(drawn, self._tools):
+        choice = self._calls.draw(DECISION_TYPE, session)
+        if not choice.asks_model or choice.drawn is None:
+            return _plan(choice)
+        in_text = is_asked_in_text(choice.drawn, self._tools)
+        if in_text and chat.get("tool_choice", "auto") not in ("auto", "none"):
             raise Untranslatable("tool_choice", "a model that writes its calls as text cannot be made to")
-        if shows_pictures(chat) and is_asked_in_text(drawn, self._tools):
+        if in_text and shows_pictures(chat):
             raise Untranslatable("image", "a model that is asked in text sees none")
-        replicas = [
-            arm
-            for arm in route.arms
-            if arm.source == "custom" and arm.mode == "live" and arm.model == drawn.model and arm.weight > 0
-        ]
-        for arm in sorted(replicas, key=lambda arm: (self._active.get(_place(arm), 0) / arm.weight, arm is not drawn)):
-            if self._breaker(arm).allow():
-                return Plan(arm=arm, route=route, drawn=drawn, probability=probability)
-        return Plan(reason="circuit_open", route=route, drawn=drawn, probability=probability)
+        arm = self._calls.admit(choice)
+        return _plan(choice, arm) if arm is not None else _plan(choice._replace(reason="circuit_open"))
 
     def route(self, decision_type: str) -> Route | None:
         """The route of a decision type, if a lease is in force."""
-        return self._lease.find(decision_type, self._clock())[0]
+        return self._calls.find_route(decision_type)[0]
 
     def is_routed(self) -> bool:
         """Is there a route, be its lease in force or not?"""
-        return self._config.enabled and self._lease.find(DECISION_TYPE, self._clock())[1] != "no_route"
+        return self._calls.find_route(DECISION_TYPE)[1] not in ("no_route", "disabled")
 
     async def answer(
         self, exchange: Exchange, attempt: Attempt, route: Route, chat: dict[str, Any], keep: Keep
@@ -187,10 +160,10 @@ class CodingModel:
             await exchange.reply(200, orjson.dumps(message), attempt.headers)
 
     def may_ask(self, arm: Arm, chat: dict[str, Any]) -> bool:
-        """May this arm be asked beside the answer? Then it holds its breaker's leave, and `ask_beside` must follow."""
+        """May this arm be asked beside the answer? Then a call of it is reserved, and `ask_beside` must follow."""
         forced = chat.get("tool_choice", "auto") not in ("auto", "none")
         more_than_text = forced or shows_pictures(chat)
-        return not (more_than_text and is_asked_in_text(arm, self._tools)) and self._breaker(arm).allow()
+        return not (more_than_text and is_asked_in_text(arm, self._tools)) and self._calls.may_call(arm)
 
     async def ask_beside(self, arm: Arm, route: Route, chat: dict[str, Any]) -> Attempt:
         """Ask without serving: for shadow arms."""
@@ -201,54 +174,35 @@ class CodingModel:
 
     async def _call(self, attempt: Attempt, call: Coroutine[Any, Any, Any]) -> Any:
         """Await one call of the model and note what became of it. None where it failed."""
-        breaker, place = self._breaker(attempt.arm), _place(attempt.arm)
-        self._active[place] = self._active.get(place, 0) + 1
-        settled = False
         try:
             result = await call
-            breaker.succeed()
-            settled = True
-            return result
-        except (_CallFailed, ModelAnswerError, TimeoutError, aiohttp.ClientError, OSError) as error:
-            attempt.failed = True
-            attempt.reason, attempt.detail = _explain(error)
-            if _is_well(error) or attempt.cut_by_limit:
-                breaker.succeed()
-                settled = True
-            elif not (
-                isinstance(error, _CallFailed) and (error.status in REQUEST_ERRORS or error.reason == "disabled")
-            ):
-                breaker.fail()
-                settled = True
-            # What was wrong with one request says nothing about the server.
+        except (CallFailed, ModelAnswerError, TimeoutError, aiohttp.ClientError, OSError) as error:
+            failure = _failure(error, attempt)
+            attempt.failed, attempt.reason, attempt.detail = True, failure.reason, str(failure)
+            self._calls.settle(attempt.arm, failure)
             return None
+        except BaseException:  # the client went away, above all
+            self._calls.release(attempt.arm)
+            raise
+        else:
+            self._calls.settle(attempt.arm)
+            return result
         finally:
-            if not settled:
-                breaker.release()
-            self._active[place] -= 1
             attempt.latency_ms = attempt.latency_ms or (time.perf_counter() - attempt.started_at) * 1000
 
     def breaker_states(self) -> dict[str, str]:
         """State by model and place, for the statistics."""
-        return {f"{model}@{url}": breaker.state for (model, url), breaker in self._breakers.items()}
-
-    def _breaker(self, arm: Arm) -> CircuitBreaker:
-        place = _place(arm)
-        if place not in self._breakers:
-            self._breakers[place] = CircuitBreaker(self._config.breaker_failures, self._config.breaker_seconds)
-        return self._breakers[place]
+        return {f"{model}@{url}": state for (url, model), state in self._calls.states().items()}
 
     def _post(self, arm: Arm, chat: dict[str, Any]) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
         chat = {**self._config.decision_types[DECISION_TYPE].request_fields, **chat, "model": arm.model}
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        place = arm.base_url or ""
-        if place not in self._api_keys:
-            self._api_keys[place] = api_key_for(self._config, place)
-        if key := self._api_keys[place]:
-            headers["Authorization"] = f"Bearer {key}"
-        url = self._urls.get(place)
+        target = self._calls.target(arm)
+        if target.api_key:
+            headers["Authorization"] = f"Bearer {target.api_key}"
+        url = self._urls.get(target.url)
         if url is None:
-            url = self._urls[place] = URL(f"{place}{PATH}")
+            url = self._urls[target.url] = URL(target.url)
         return send(self._session, "POST", url, headers=headers, body=orjson.dumps(chat), repeatable=True)
 
     async def _prepare(self, arm: Arm, chat: dict[str, Any]) -> tuple[dict[str, Any], Asked]:
@@ -261,7 +215,7 @@ class CodingModel:
             sent, redacted = await redact_chat(sent, self._config.redaction.region)
         except Exception as error:  # what cannot be redacted is not sent, whatever the cause
             why = str(error) if isinstance(error, Unredactable) else type(error).__name__
-            raise _CallFailed("disabled", f"the prompt cannot be redacted: {why}") from None
+            raise CallFailed("disabled", f"the prompt cannot be redacted: {why}") from None
         return sent, replace(asked, redacted=redacted)
 
     async def _whole(self, route: Route, chat: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
@@ -274,14 +228,9 @@ class CodingModel:
             async with await self._post(arm, sent) as response:
                 body = await _read(response)
                 if response.status != 200:
-                    raise _status(response.status)
-        try:
-            completion = load_bounded(body)
-        except TooLarge as error:
-            raise _CallFailed("unparseable", str(error)) from None
-        except orjson.JSONDecodeError:
-            raise _CallFailed("provider_error", "the answer is not JSON") from None
-        attempt.cut_by_limit = _finish_reason(completion) == "length"
+                    raise failed_status(response.status)
+        completion = load_answer(body)
+        attempt.cut_by_limit = finish_reason_of(completion) == "length"
         if len(body) <= INLINE_BYTES:
             message = to_message(completion, asked)
         else:
@@ -290,7 +239,7 @@ class CodingModel:
         if route.min_confidence > 0:
             attempt.confidence = _confidence(body)
             if attempt.confidence is None or attempt.confidence < route.min_confidence:
-                raise _CallFailed("low_confidence", f"{attempt.confidence} is less than {route.min_confidence}")
+                raise CallFailed("low_confidence", f"{attempt.confidence} is less than {route.min_confidence}")
         return message
 
     async def _stream(
@@ -305,7 +254,7 @@ class CodingModel:
             async with asyncio.timeout(route.deadline_ms / 1000):  # to the first piece of the answer
                 response = await self._post(arm, sent)
                 if response.status != 200:
-                    raise _status(response.status)
+                    raise failed_status(response.status)
                 out = b""
                 while not out:
                     chunk = await response.content.readany()
@@ -384,16 +333,15 @@ class _Listener:
         self._timer = self._loop.call_later(left, self._look)
 
 
-def _place(arm: Arm) -> tuple[str | None, str | None]:
-    return arm.model, arm.base_url
+def _plan(choice: Choice, arm: Arm | None = None) -> Plan:
+    return Plan(arm, choice.reason, choice.route, choice.drawn, choice.probability)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     parts, size = [], 0
     while chunk := await response.content.readany():
         size += len(chunk)
-        if size > MAX_BYTES:
-            raise _CallFailed("unparseable", f"an answer of more than {MAX_BYTES} bytes")
+        check_size(size, MAX_BYTES)
         parts.append(chunk)
     return b"".join(parts)
 
@@ -408,36 +356,12 @@ async def _read_out(response: aiohttp.ClientResponse) -> None:
                 pass
 
 
-def _status(status: int) -> _CallFailed:
-    reason: FallbackReason = "over_budget" if status == 402 else "timeout" if status in (408, 504) else "provider_error"
-    return _CallFailed(reason, f"HTTP {status}", status)
-
-
-def _finish_reason(completion: Any) -> Any:
-    try:
-        return completion["choices"][0].get("finish_reason")
-    except (TypeError, KeyError, IndexError, AttributeError):
-        return None
-
-
-def _is_well(error: Exception) -> bool:
-    """Does the server that gave this answer do what it should, though the answer cannot be served? A whole answer with
-    status 200 comes from a healthy server, whatever its model wrote."""
-    if isinstance(error, ModelAnswerError):
-        return error.reason in ("content_filter", "tool_choice", "tool_arguments", "empty")
-    return isinstance(error, _CallFailed) and error.reason in ("low_confidence", "unparseable")
-
-
-def _explain(error: Exception) -> tuple[FallbackReason, str]:
+def _failure(error: Exception, attempt: Attempt) -> CallFailed:
     """Why a call failed, in words that hold nothing of its contents."""
-    if isinstance(error, _CallFailed):
-        return error.reason, str(error)
     if isinstance(error, ModelAnswerError):
-        broken = error.reason in ("error_in_stream", "unfinished", "content_filter")
-        return ("provider_error" if broken else "unparseable"), str(error)
-    if isinstance(error, TimeoutError):
-        return "timeout", "no answer in time"
-    return "provider_error", type(error).__name__
+        whole = error.whole or attempt.cut_by_limit
+        return CallFailed("unparseable" if whole else "provider_error", str(error))
+    return failed_io(error, "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 def _confidence(body: bytes) -> float | None:

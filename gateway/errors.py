@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from reasoning.errors import ReasoningError
 
+_OF_WHOLE_ANSWERS = frozenset({"content_filter", "cut", "tool_choice", "tool_arguments", "empty", "too_long"})
+
 
 class GatewayError(ReasoningError):
     """Base of the gateway's errors."""
@@ -50,11 +52,15 @@ class Untranslatable(GatewayError):
 
 
 class ModelAnswerError(GatewayError):
-    """What the custom model sent is not an answer that may be passed on."""
+    """What the custom model sent is not an answer that may be passed on.
+
+    `whole` says that it is an answer, from a server that does what it should: only its contents will not do.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+        self.whole = reason in _OF_WHOLE_ANSWERS
 
 
 class UpstreamError(GatewayError):

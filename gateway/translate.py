@@ -18,6 +18,7 @@ import orjson
 from gateway.asked import Asked
 from gateway.errors import ModelAnswerError, Untranslatable
 from reasoning.bounded import load_bounded
+from reasoning.completion import is_end
 from reasoning.errors import UnparseableAnswer
 from reasoning.markup import closed_fences
 from reasoning.redaction.placeholders import RedactedPrompt
@@ -48,10 +49,12 @@ _TOOL_KEYS = {
 
 
 def mint_tool_id() -> str:
+    """A new id of a tool call, with our prefix."""
     return f"{TOOL_ID_PREFIX}{_random.getrandbits(88):022x}"
 
 
 def mint_message_id() -> str:
+    """A new id of a message, with our prefix."""
     return f"{MESSAGE_ID_PREFIX}{_random.getrandbits(88):022x}"
 
 
@@ -413,15 +416,25 @@ def stop_reason_of(choice: dict[str, Any], *, has_tools: bool, stop_sequences: I
             return "max_tokens", None  # also within a tool call: its arguments are cut
         case "content_filter":
             raise ModelAnswerError("content_filter")
-        case "stop" | "eos" | "tool_calls" | "function_call":
+        case str() if is_end(finish):
             matched = choice.get("stop_reason")  # vLLM tells which one it was
             if has_tools:
                 return "tool_use", None
             if isinstance(matched, str) and matched in stop_sequences:
                 return "stop_sequence", matched
             return "end_turn", None
+        case str() if finish:
+            raise ModelAnswerError("cut", f"finish_reason {finish[:60]!r}")
         case _:
-            raise ModelAnswerError("unfinished", f"finish_reason {finish!r}")
+            raise ModelAnswerError("unfinished", "no finish_reason")
+
+
+def finish_reason_of(completion: Any) -> Any:
+    """Why a chat completion ended, in the server's word; None where it does not say, or is none."""
+    try:
+        return completion["choices"][0].get("finish_reason")
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return None
 
 
 def content_text(content: Any) -> str:
@@ -431,6 +444,13 @@ def content_text(content: Any) -> str:
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return ""
+
+
+def arguments_length(calls: Any) -> int:
+    """How many characters of arguments there are in `tool_calls`, whatever else is wrong with them."""
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    arguments = [function.get("arguments") for function in functions if isinstance(function, dict)]
+    return sum(len(text) for text in arguments if isinstance(text, str))
 
 
 def parse_arguments(arguments: Any) -> dict[str, Any]:
@@ -464,6 +484,7 @@ def to_message(completion: Any, asked: Asked) -> dict[str, Any]:
         answer = choice["message"]
         calls = answer.get("tool_calls") or []
         said = content_text(answer.get("content"))
+        asked.check_length(len(said) + arguments_length(calls))
         if (text := drop_leading_thoughts(said)) != said:
             text = text.lstrip("\n")
         functions = [(call["function"]["name"], call["function"].get("arguments")) for call in calls]

@@ -22,6 +22,7 @@ from gateway.errors import ModelAnswerError
 from gateway.sse import encode_event
 from gateway.text_filters import CallFilter, ThinkingFilter
 from gateway.translate import (
+    arguments_length,
     content_text,
     mint_message_id,
     mint_tool_id,
@@ -91,6 +92,7 @@ class ChatStream:
         self._calls: list[_Block] = []  # every tool call of the answer
         self._blanks: list[str] = []  # white space that may turn out to be all there is
         self._index = 0
+        self._length = 0  # characters of text and arguments that came
         self._unsent = False  # was there text since the last `_advance`
         self._out: list[bytes] = []
 
@@ -150,9 +152,12 @@ class ChatStream:
                 raise ModelAnswerError("malformed_stream", "delta")
             if self._choice is None:
                 # `reasoning` and `reasoning_content` are left out: unsigned thinking breaks the next turn at Anthropic.
-                if text := self._thinking.feed(content_text(delta.get("content"))):
+                said, calls = content_text(delta.get("content")), delta.get("tool_calls")
+                self._length += len(said) + (arguments_length(calls) if calls else 0)
+                self._asked.check_length(self._length)
+                if text := self._thinking.feed(said):
                     self._said(text)
-                if calls := delta.get("tool_calls"):
+                if calls:
                     self._tool_calls(calls)
             if choice.get("finish_reason"):
                 self._choice = choice if self._choice is None else self._choice

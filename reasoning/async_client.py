@@ -173,7 +173,7 @@ class AsyncDecisionClient:
         except CallFailed as error:
             response = error
         except BaseException:  # a cancellation, above all
-            self._core.give_up(arm)
+            self._core.calls.release(arm)
             raise
         return self._core.judge(question, arm, response, started)
 
@@ -196,7 +196,7 @@ class AsyncDecisionClient:
         return copy
 
     async def _shadow_model(self, question: Question, arm: Arm) -> None:
-        if self._core.may_call(arm):
+        if self._core.calls.may_call(arm):
             self._core.record_custom(question, await self._attempt(question, arm), served=False)
         else:
             self._core.count("shadows", "circuit_open")

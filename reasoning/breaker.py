@@ -6,9 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 
-REQUEST_ERRORS = frozenset({400, 413, 422})
-"""HTTP statuses about one request (too long a context, a tool's schema). They say nothing about the model's health."""
-
 
 class CircuitBreaker:
     """Closed (calls pass), open (none does), half-open (one probe does). One per model. Thread-safe.

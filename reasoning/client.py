@@ -192,7 +192,7 @@ class DecisionClient:
         except CallFailed as error:
             response = error
         except BaseException:  # KeyboardInterrupt and its like
-            self._core.give_up(arm)
+            self._core.calls.release(arm)
             raise
         return self._core.judge(question, arm, response, started)
 
@@ -213,7 +213,7 @@ class DecisionClient:
         return copy
 
     def _shadow_model(self, question: Question, arm: Arm) -> None:
-        if self._core.may_call(arm):
+        if self._core.calls.may_call(arm):
             self._core.record_custom(question, self._attempt(question, arm), served=False)
         else:
             self._core.count("shadows", "circuit_open")

@@ -9,15 +9,13 @@ from typing import Any
 
 import orjson
 
-from reasoning.bounded import load_bounded
 from reasoning.decision_types import AnswerFormat, DecisionType
 from reasoning.errors import CallFailed, UnparseableAnswer
 from reasoning.formats import get_form
 from reasoning.markup import check_length
-from reasoning.records import FallbackReason, Message
+from reasoning.model_calls import BYTES_PER_TOKEN, failed_status, load_answer
+from reasoning.records import Message
 from reasoning.routes import Arm
-
-PATH = "/v1/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +40,19 @@ _ENDED = frozenset(
         *("tool_calls", "function_call"),
     ]
 )
-_BYTES_PER_TOKEN = 16
-"""More than a completion has for each of the tokens that it may have."""
+
+
+def is_end(finish_reason: str) -> bool:
+    """Did the model end its answer itself? Any other reason, known or not, may have cut it."""
+    return finish_reason.lower() in _ENDED
 
 
 def check_whole(completion: Completion, max_tokens: int) -> None:
     """Raises `UnparseableAnswer` for a completion that was cut or filtered, or is longer than what was asked for."""
     reason = completion.finish_reason
-    if reason and reason.lower() not in _ENDED:
+    if reason and not is_end(reason):
         raise UnparseableAnswer(f"the completion was cut: finish_reason {reason[:60]!r}")
-    check_length(completion.text, _BYTES_PER_TOKEN * max_tokens)
+    check_length(completion.text, BYTES_PER_TOKEN * max_tokens)
 
 
 def request_body(arm: Arm, decision_type: DecisionType, messages: list[Message], *, stream: bool = False) -> bytes:
@@ -75,12 +76,14 @@ def read_completion(status: int, body: bytes) -> Completion:
     if status != 200:
         raise failed_status(status, body)
     try:
-        raw = load_bounded(body)
+        raw = load_answer(body)
         choice = raw["choices"][0]
         text = choice["message"]["content"]
         tokens, logprobs = read_logprobs(choice.get("logprobs"))
         input_tokens, output_tokens = read_usage(raw.get("usage"))
         finish_reason = read_finish_reason(choice)
+    except CallFailed:
+        raise
     except Exception as error:  # whatever a server says, the agent goes on
         raise CallFailed("provider_error", f"not a chat completion: {type(error).__name__}: {error}") from None
     text = text if isinstance(text, str) else ""
@@ -91,19 +94,6 @@ def read_finish_reason(choice: dict[str, Any]) -> str | None:
     """Why a choice ended, in the server's word. None when it does not say."""
     reason = choice.get("finish_reason")
     return None if reason is None else str(reason)
-
-
-def failed_status(status: int, body: bytes) -> CallFailed:
-    """The error that an HTTP status means: 402 is `over_budget`, 408 and 504 are `timeout`, else `provider_error`."""
-    try:
-        error = load_bounded(body)
-        error = error.get("error", error)
-        message = str(error.get("message", "") if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
-        message = ""
-    text = f"HTTP {status} {message}".strip()
-    reason: FallbackReason = "over_budget" if status == 402 else "timeout" if status in (408, 504) else "provider_error"
-    return CallFailed(reason, text, status)
 
 
 def read_logprobs(raw: Any) -> tuple[list[str], list[float | None]]:

@@ -21,17 +21,16 @@ from uuid import UUID
 
 import orjson
 
-from reasoning.breaker import REQUEST_ERRORS, CircuitBreaker
-from reasoning.completion import PATH, Completion, check_whole, measure_confidence, read_completion, request_body
-from reasoning.config import Config, api_key_for, load_config
+from reasoning.completion import Completion, check_whole, measure_confidence, read_completion, request_body
+from reasoning.config import Config, load_config
 from reasoning.decision_types import Context, DecisionType, check_demonstration, get_decision_type
-from reasoning.errors import CallFailed, RecordError, RoutesError, UnparseableAnswer, Unredactable
+from reasoning.errors import CallFailed, RecordError, UnparseableAnswer, Unredactable
 from reasoning.ids import uuid7
-from reasoning.lease import RoutesLease
+from reasoning.model_calls import ModelCalls
 from reasoning.records import Decision, FallbackReason, Feedback, FeedbackKind, Message, Source, encode_record
 from reasoning.redact import describe_error
 from reasoning.redaction.placeholders import RedactedPrompt
-from reasoning.routes import Arm, Route, choose_arm
+from reasoning.routes import Arm, Route
 from reasoning.spool import SegmentWriter
 
 _log = logging.getLogger("reasoning")
@@ -124,7 +123,7 @@ class Attempt:
 
 
 class ClientCore:
-    """The state of one client: configuration, lease, breakers, spool and counts."""
+    """The state of one client: configuration, calls of models, spool and counts."""
 
     def __init__(
         self, data: Path | str | None, agent_id: str | None, config: Config | None, clock: Callable[[], float]
@@ -134,10 +133,9 @@ class ClientCore:
         self.config = config or load_config(data)
         self.agent_id = str(agent_id) if agent_id else self.config.agent_id
         self.clock = clock
-        self.lease = RoutesLease(self.config.routes, clock)
+        self.calls = ModelCalls(self.config, clock)
         self.writer = SegmentWriter(self.config.spool, clock=clock)
         self.make_id: Callable[[Question], UUID] = lambda question: uuid7(question.ts)
-        self._headers: dict[str, tuple[tuple[bytes, bytes], ...]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -145,7 +143,7 @@ class ClientCore:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._recent: dict[UUID, tuple[DecisionType, Context | None]] = {}
         self._lock = threading.RLock()  # reentrant: a signal handler may decide in the middle of a decision
-        self._breakers: dict[tuple[str | None, str | None], CircuitBreaker] = {}
+        self.calls.reset()
 
     def ask(
         self,
@@ -177,38 +175,23 @@ class ClientCore:
                 "contexts refused", "a context cannot be shown to a model, the original answers: %s", question.error
             )
             return question
-        if not self.config.enabled:
-            question.fallback_reason = "disabled"
-            return question
-        question.route, question.fallback_reason = self.lease.find(decision_type, now)
-        question.error = self.lease.error
-        if question.route is not None:
-            try:
-                key = question.episode_id or str(question.request_id)
-                question.arm, question.arm_probability = choose_arm(question.route, key)
-            except RoutesError as error:
-                question.fallback_reason, question.error = "no_route", str(error)
-        if question.asks_model and not self.may_call(question.arm):
-            question.fallback_reason = "circuit_open"
+        choice = self.calls.draw(decision_type, question.episode_id or str(question.request_id), now)
+        question.route, question.arm, question.arm_probability, question.fallback_reason, question.error = choice
+        if choice.asks_model:
+            if (arm := self.calls.admit(choice)) is not None:
+                question.arm = arm
+            else:
+                question.fallback_reason = "circuit_open"
         return question
-
-    def may_call(self, arm: Arm | None) -> bool:
-        """Does the arm's breaker let a call through? Then `judge` or `give_up` must follow."""
-        return arm is not None and self._breaker(arm).allow()
 
     def request(
         self, question: Question, arm: Arm, *, stream: bool = False
     ) -> tuple[str, tuple[tuple[bytes, bytes], ...], bytes, float]:
         """URL, headers, body and deadline in seconds of the call to an arm."""
-        base_url = arm.base_url or ""
-        headers = self._headers.get(base_url)
-        if headers is None:
-            key = api_key_for(self.config, base_url)
-            headers = ((b"Authorization", f"Bearer {key}".encode()),) if key else ()
-            self._headers[base_url] = headers
+        target = self.calls.target(arm)
         body = request_body(arm, question.type, self.redact(question), stream=stream)
         assert question.route is not None
-        return f"{arm.base_url}{PATH}", headers, body, question.route.deadline_ms / 1000
+        return target.url, target.headers, body, question.route.deadline_ms / 1000
 
     def redact(self, question: Question) -> list[Message]:
         """The messages as models are asked them: redacted as training rows are, unless the configuration says no.
@@ -265,15 +248,10 @@ class ClientCore:
                 raise response
             completion = response if isinstance(response, Completion) else read_completion(*response)
         except CallFailed as error:
-            if error.status in REQUEST_ERRORS or error.reason == "disabled":  # that one was never sent
-                self._breaker(arm).release()
-            elif error.reason == "unparseable":  # a whole answer, of a server that is well
-                self._breaker(arm).succeed()
-            else:
-                self._breaker(arm).fail()
+            self.calls.settle(arm, error)
             attempt.fallback_reason, attempt.error = error.reason, describe_error(error, self.config.api_key)
             return attempt
-        self._breaker(arm).succeed()
+        self.calls.settle(arm)
         attempt.completion = completion
         try:
             check_whole(completion, question.type.max_tokens)
@@ -288,10 +266,6 @@ class ClientCore:
         if least > 0 and (attempt.confidence is None or attempt.confidence < least):
             attempt.fallback_reason = "low_confidence"
         return attempt
-
-    def give_up(self, arm: Arm) -> None:
-        """A call was cancelled: that says nothing about the model."""
-        self._breaker(arm).release()
 
     def serve_custom(self, question: Question, attempt: Attempt) -> Answer | None:
         """Record a live model's answer. None when the original has to answer in its place."""
@@ -434,8 +408,8 @@ class ClientCore:
             counts = sorted(self._counts.items())
         for (what, which), count in counts:
             groups.setdefault(what, {})[which] = count
-        groups["breakers"] = {f"{model} at {url}": b.state for (url, model), b in list(self._breakers.items())}
-        groups["routes_error"] = self.lease.error
+        groups["breakers"] = {f"{model} at {url}": state for (url, model), state in self.calls.states().items()}
+        groups["routes_error"] = self.calls.lease.error
         groups["records"] = {
             "written": self.writer.written,
             "dropped": dict(self.writer.dropped),
@@ -443,14 +417,6 @@ class ClientCore:
             "last_error": self.writer.last_error,
         }
         return groups
-
-    def _breaker(self, arm: Arm) -> CircuitBreaker:
-        key = (arm.base_url, arm.model)
-        breaker = self._breakers.get(key)
-        if breaker is None:
-            new = CircuitBreaker(self.config.breaker_failures, self.config.breaker_seconds)
-            breaker = self._breakers.setdefault(key, new)
-        return breaker
 
     def _row(self, question: Question, arm: Arm | None, *, served: bool) -> Decision:
         """A row of the original's, to be completed. How it was chosen is the drawn arm's, whoever answers."""

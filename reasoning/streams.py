@@ -9,9 +9,9 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Any, NoReturn
 
-from reasoning.completion import failed_status
 from reasoning.core import Answer, Attempt, ClientCore, Question
 from reasoning.errors import CallFailed, StreamInterrupted, UnparseableAnswer
+from reasoning.model_calls import failed_status
 from reasoning.redaction.placeholders import StreamRestorer
 from reasoning.routes import Arm
 from reasoning.sse import StreamedCompletion
@@ -78,7 +78,7 @@ class _Stream:
 
     def _abandon(self, arm: Arm, started: float) -> None:
         """The agent reads no further, or was cancelled: that says nothing about the model."""
-        self._core.give_up(arm)
+        self._core.calls.release(arm)
         self._core.count("streams", "abandoned")
         if self._begun:
             attempt = Attempt(arm, (time.perf_counter() - started) * 1000, self._streamed.so_far())

@@ -31,6 +31,7 @@ import httpcore2
 
 from reasoning.config import is_loopback
 from reasoning.errors import CallFailed
+from reasoning.model_calls import check_size, failed_io
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -290,7 +291,7 @@ def _trust() -> ssl.SSLContext:
 def _bounded(chunks: Iterable[bytes]) -> Iterator[bytes]:
     size = 0
     for chunk in chunks:
-        _check_size(size := size + len(chunk))
+        check_size(size := size + len(chunk), _MAX_BYTES)
         yield chunk
 
 
@@ -298,22 +299,15 @@ async def _abounded(response: httpcore2.Response) -> AsyncGenerator[bytes, None]
     size = 0
     async with contextlib.aclosing(response.aiter_stream()) as chunks:  # else a loop that ends finds it half-read
         async for chunk in chunks:
-            _check_size(size := size + len(chunk))
+            check_size(size := size + len(chunk), _MAX_BYTES)
             yield chunk
-
-
-def _check_size(size: int) -> None:
-    if size > _MAX_BYTES:
-        raise CallFailed("provider_error", f"the answer is longer than {_MAX_BYTES >> 20} MB")
 
 
 def _failed(error: Exception, seconds: float) -> CallFailed:
     """What an error of the network means for a decision."""
-    if isinstance(error, CallFailed):
-        return error
     if isinstance(error, httpcore2.TimeoutException | TimeoutError | queue.Empty):
-        return CallFailed("timeout", f"no complete answer within {seconds * 1000:g} ms")
-    return CallFailed("provider_error", f"{type(error).__name__}: {error}")
+        return failed_io(TimeoutError(), f"no complete answer within {seconds * 1000:g} ms")
+    return failed_io(error, f"{type(error).__name__}: {error}")
 
 
 def _chunks(response: httpcore2.Response, seconds: float) -> Iterator[bytes]:

@@ -120,7 +120,13 @@ UNAVAILABLE = {
     "html": whole(200, b"<html>oops</html>", content_type="text/html"),
     "bad arguments": json(chat_answer(None, [{"function": {"name": "Bash", "arguments": "{"}}], "tool_calls")),
 }
-REASONS = {"402": "over_budget", "hang": "timeout", "empty": "unparseable", "bad arguments": "unparseable"}
+REASONS = {
+    "402": "over_budget",
+    "hang": "timeout",
+    "empty": "unparseable",
+    "filtered": "unparseable",
+    "bad arguments": "unparseable",
+}
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -258,7 +264,7 @@ async def test_client_that_goes_stops_the_model(start: Start) -> None:
     async with asyncio.timeout(5):
         while running.gateway.active:
             await asyncio.sleep(0.01)
-    assert set(running.gateway.state.coding._active.values()) == {0}
+    assert set(running.gateway.state.coding._calls._active.values()) == {0}
     [row] = await running.records()  # what it had said is on record, and teaches nothing
     assert (row["source"], row["served"], row["valid"]) == ("custom", True, False)
     assert row["error"] == "the client went away"

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from reasoning.async_client import AsyncDecisionClient
-from reasoning.config import load_config
 from tests.gateway.conftest import Start
 from tests.gateway.scripted import (
     ANTHROPIC_MESSAGE,
@@ -20,7 +18,6 @@ from tests.gateway.scripted import (
     cut,
     json,
     stream,
-    whole,
 )
 from tests.gateway.test_gateway_coding import ask, coding
 from tests.gateway.test_gateway_http import head
@@ -47,23 +44,6 @@ async def test_a_small_max_tokens_is_the_matter_of_its_request(start: Start, kin
     running.model.script = json(chat_answer("Done."))
     request["stream"] = False
     assert (await ask(running, request))[1].get("x-reasoning-source") == "custom"  # the same session
-
-
-@pytest.mark.parametrize("status", [400, 413, 422, 401, 403, 404, 429, 500, 503])
-async def test_the_clients_breaker_is_not_opened_by_a_request(start: Start, status: int) -> None:
-    opens = status not in (400, 413, 422)
-    running = await start(config={"breaker_failures": 3})
-    running.route("should_respond")
-    running.model.script = whole(status, b'{"error":{"message":"context too long"}}')
-    config = load_config(running.data, env={})
-    client = AsyncDecisionClient(config=config)
-    context = {"agent_name": "Ada", "messages": [{"speaker": "Bob", "text": "hi"}]}
-    for _ in range(12):
-        await client.decide("should_respond", context, lambda context: "IGNORE")
-    states = set(client.stats()["breakers"].values())
-    await client.close()
-    assert states == ({"open"} if opens else {"closed"})
-    assert len(running.model.seen) == (config.breaker_failures if opens else 12)
 
 
 async def test_a_request_on_a_connection_that_was_just_closed_is_sent_again(start: Start) -> None:

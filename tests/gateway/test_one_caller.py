@@ -1,0 +1,111 @@
+"""Every outcome of asking a model means the same to the agent's clients and to the gateway's coding model.
+
+Both go through `reasoning.model_calls`. A second table of statuses or failures, on either side, fails here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from reasoning.async_client import AsyncDecisionClient
+from reasoning.client import DecisionClient
+from reasoning.config import Config
+from reasoning.records import FallbackReason
+from tests.gateway.conftest import Running, Start
+from tests.gateway.scripted import ANTHROPIC_MESSAGE, Script, chat_answer, cut, hang, json, whole
+from tests.gateway.test_gateway_coding import ask, coding
+
+CONTEXT = {"agent_name": "Ada", "messages": [{"speaker": "Bob", "text": "hi"}]}
+ROOT = Path(__file__).parents[2]
+
+
+class Case(NamedTuple):
+    script: Script
+    reason: FallbackReason | None
+    opens: bool
+    """Does it open the circuit breaker?"""
+
+
+def status(code: int) -> Case:
+    reason: FallbackReason = "over_budget" if code == 402 else "timeout" if code in (408, 504) else "provider_error"
+    return Case(whole(code, b'{"error":{"message":"no"}}'), reason, code not in (400, 409, 413, 422))
+
+
+STATUSES = [
+    *(201, 204, 301, 302, 307, 400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417),
+    *(418, 421, 422, 423, 424, 425, 426, 428, 429, 431, 451, 500, 501, 502, 503, 504, 507, 508, 511, 520, 524, 529),
+]
+CASES: dict[str, Case] = {
+    **{str(code): status(code) for code in STATUSES},
+    "connection cut": Case(cut, "provider_error", True),
+    "silence": Case(hang, "timeout", True),
+    "no JSON": Case(whole(200, b"<html>oops</html>"), "provider_error", True),
+    "an empty body": Case(whole(200, b""), "provider_error", True),
+    "no completion": Case(json({"hello": 1}), "provider_error", True),
+    "no choices": Case(json({"choices": []}), "provider_error", True),
+    "too large to read": Case(whole(200, b'{"a":"' + b"x" * (9 << 20) + b'"}'), "unparseable", False),
+    "too many values": Case(whole(200, b'{"choices":[' + b"[]," * 300_000 + b"0]}"), "unparseable", False),
+    "empty": Case(json(chat_answer("")), "unparseable", False),
+    "longer than asked": Case(json(chat_answer("x" * 100_000)), "unparseable", False),
+    "filtered": Case(json(chat_answer("x", finish="content_filter")), "unparseable", False),
+    "aborted": Case(json(chat_answer("x", finish="abort")), "unparseable", False),
+    "cut by its limit": Case(json(chat_answer(None, finish="length")), "unparseable", False),
+}
+FAILURES = 2
+ASKED = FAILURES + 1
+
+
+async def by_sync_client(running: Running, config: Config) -> tuple[set[Any], set[str]]:
+    def decide() -> tuple[set[Any], set[str]]:
+        with DecisionClient(config=config) as client:
+            answers = [client.decide("should_respond", CONTEXT, lambda _: "IGNORE") for _ in range(ASKED)]
+            return {a.fallback_reason for a in answers}, set(client.stats()["breakers"].values())
+
+    return await asyncio.to_thread(decide)
+
+
+async def by_async_client(running: Running, config: Config) -> tuple[set[Any], set[str]]:
+    async with AsyncDecisionClient(config=config) as client:
+        answers = [await client.decide("should_respond", CONTEXT, lambda _: "IGNORE") for _ in range(ASKED)]
+        return {a.fallback_reason for a in answers}, set(client.stats()["breakers"].values())
+
+
+async def by_gateway(running: Running, config: Config) -> tuple[set[Any], set[str]]:
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    for number in range(ASKED):
+        request = coding(f"fix the code {number}", max_tokens=1024)
+        assert (await ask(running, request))[0] == 200
+    states = set(running.gateway.state.coding.breaker_states().values())
+    rows = [row for row in await running.records() if row["source"] == "original"]
+    return {row["fallback_reason"] for row in rows}, states
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_every_outcome_means_the_same_to_all_callers(start: Start, name: str) -> None:
+    script, reason, opens = CASES[name]
+    running = await start(config={"breaker_failures": FAILURES})
+    running.model.script = script
+    for asked_by in (by_sync_client, by_async_client, by_gateway):
+        decision_type = "coding" if asked_by is by_gateway else "should_respond"
+        running.route(decision_type, deadline_ms=100.0 if name == "silence" else 10_000.0)
+        running.model.seen.clear()
+        reasons, states = await asked_by(running, running.gateway.config)
+        assert states == ({"open"} if opens else {"closed"}), asked_by
+        assert reasons == ({reason, "circuit_open"} if opens else {reason}), asked_by
+        assert len(running.model.seen) == (FAILURES if opens else ASKED), asked_by
+
+
+def test_statuses_are_read_in_one_place():
+    tables = re.compile(r"\b(40[0-9]|413|422|429|50[0-9])\b.*\b(40[0-9]|413|422|429|50[0-9])\b")
+    found = {
+        path.name
+        for path in [*(ROOT / "reasoning").rglob("*.py"), *(ROOT / "gateway").glob("coding*.py")]
+        for line in path.read_text().splitlines()
+        if tables.search(line.partition("#")[0]) and not line.startswith('    """')
+    }
+    assert found == {"model_calls.py"}
