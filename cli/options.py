@@ -27,6 +27,8 @@ from quality.settings import Moment
 
 
 class Provider(StrEnum):
+    """The values of `--provider`."""
+
     LOCAL = "local"
     TOGETHER = "together"
 

@@ -105,14 +105,7 @@ def evaluate(
     """
     kind = get_decision_type(decision_type) if isinstance(decision_type, str) else decision_type
     _check_rows(kind, labels, answers)
-    notes = []
-    kept = [i for i, label in enumerate(labels) if label.source != "original"]
-    independent = bool(kept)
-    if not independent:
-        kept = list(range(len(labels)))
-        notes.append("All labels are the original logic's own answers: agreement with it is measured, not quality.")
-    elif len(kept) < len(labels):
-        notes.append(f"{len(labels) - len(kept)} rows labelled by the original logic itself are left out.")
+    kept, independent, notes = _choose_rows(labels)
     labels = [labels[i] for i in kept]
     answers = {source: [given[i] for i in kept] for source, given in answers.items()}
     for source, given in answers.items():
@@ -132,16 +125,6 @@ def evaluate(
         source: _summarize(given, {m: _estimate(points[source][m][0], samples[source][m]) for m in points[source]})
         for source, given in answers.items()
     }
-    differences = {
-        f"{a} - {b}": {
-            m: _estimate(points[a][m][0] - points[b][m][0], samples[a][m] - samples[b][m])
-            for m in points[a]
-            if m in points[b]
-        }
-        for a in answers
-        for b in answers
-        if a != b
-    }
     form = get_metrics(kind.answer)
     better = form.better_primary
     primary = better if better and all(better in found for found in points.values()) else form.primary
@@ -156,7 +139,7 @@ def evaluate(
         independent=independent,
         primary=primary,
         sources=sources,
-        differences=differences,
+        differences=_differences(points, samples),
         notes=notes,
         resamples=resamples,
         seed=seed,
@@ -164,6 +147,32 @@ def evaluate(
     )
     notes += _wins_of_the_original(evaluation, form.less_is_better)
     return evaluation
+
+
+def _choose_rows(labels: Sequence[Label]) -> tuple[list[int], bool, list[str]]:
+    """The rows to compare on, whether their labels are independent of the original, and what to say of it."""
+    kept = [i for i, label in enumerate(labels) if label.source != "original"]
+    if not kept:
+        note = "All labels are the original logic's own answers: agreement with it is measured, not quality."
+        return list(range(len(labels))), False, [note]
+    left_out = len(labels) - len(kept)
+    return kept, True, [f"{left_out} rows labelled by the original logic itself are left out."] if left_out else []
+
+
+def _differences(
+    points: Mapping[str, Mapping[str, np.ndarray]], samples: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, dict[str, Estimate | None]]:
+    """Per pair of sources and metric that both have, the one's value less the other's."""
+    return {
+        f"{a} - {b}": {
+            m: _estimate(points[a][m][0] - points[b][m][0], samples[a][m] - samples[b][m])
+            for m in points[a]
+            if m in points[b]
+        }
+        for a in points
+        for b in points
+        if a != b
+    }
 
 
 def _check_rows(kind: DecisionType, labels: Sequence[Label], answers: Mapping[str, Sequence[Answer | None]]) -> None:
