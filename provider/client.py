@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from provider.errors import (
+    AccessDenied,
     CreationInDoubt,
     KeyRefused,
     ProviderError,
@@ -177,6 +178,8 @@ def asking(what: str) -> Iterator[None]:
             raise RemoteNotFound(message) from error
         if status == 401:
             raise KeyRefused(f"{message}. Check TOGETHER_API_KEY: it may have been revoked") from error
+        if status == 403:
+            raise AccessDenied(message) from error
         if status in (408, 409, 429) or status >= 500:
             raise ProviderUnavailable(message) from error
         raise ProviderRefused(message) from error

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from provider.client import Now, clock_of
-from provider.deployments import STARTING_STATES
+from provider.deployment_state import STARTING_STATES
 from provider.fine_tunes import PARAMETERS, estimate_job
 from provider.metering import hourly_usd
 from provider.prices import MINIMUM_FINE_TUNE_USD

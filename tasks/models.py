@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import provider.deployments
 import provider.shutdown
 from provider.client import Now, clock_of, connect
-from provider.deployments import LIVE_STATES, STARTING_STATES
+from provider.deployment_state import LIVE_STATES, STARTING_STATES
 from provider.errors import ProviderError
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from provider.deployments import deploy_model, undeploy_model
+from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt
 from provider.fine_tunes import PARAMETERS, cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
+from provider.shutdown import undeploy_model
 from provider.status import model_status
 from provider.tiers import resolve_tier
 from storage.ledger import open_ledger

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from provider.client import connect
 from provider.completions import complete_many
-from provider.deployments import deploy_model, undeploy_model
+from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, ProviderError, ProviderRefused, ProviderUnavailable, UnexpectedAnswer
 from provider.files import upload_dataset
 from provider.fine_tunes import follow_fine_tune, submit_fine_tune
 from provider.reconcile import reconcile_provider
 from provider.retries import PATIENCE_SECONDS, _read_retry_after, pause, retry_after, retrying
+from provider.shutdown import undeploy_model
 from storage.ledger import open_ledger
 from storage.ledger_rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.world import World
