@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     import together
     from together import AsyncTogether, Together
 
+    Client = Together
+    """What packages above call the connection: none of them imports the SDK."""
+
 TOGETHER_URL = "https://api.together.ai"
 INFERENCE_URL = "https://api-inference.together.ai"
 """Where the SDK sends chat completions unless a base URL is set (together 3.1.1, `resources/chat/completions.py`)."""

@@ -33,8 +33,7 @@ from tasks.errors import NotWorthIt
 from tasks.traffic import questions_per_hour
 
 if TYPE_CHECKING:
-    from together import Together
-
+    from provider.client import Client
     from storage.ledger import Ledger
 
 HOURS = 1
@@ -83,7 +82,7 @@ class CyclePlan:
 
 
 def training_step(
-    client: Together, ledger: Ledger, dataset_name: str, base: BaseModel, parameters: dict[str, Any] | None, again: bool
+    client: Client, ledger: Ledger, dataset_name: str, base: BaseModel, parameters: dict[str, Any] | None, again: bool
 ) -> Step:
     """What the fine-tune costs: nothing where it was done or is reserved, else the provider's estimate.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from provider.completions import complete_many
+from provider.completions import Sampling, complete_many
 from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, DeploymentFailed, NoCapacity, ProviderRefused
 from provider.guard import guard_costs
@@ -35,8 +35,7 @@ def test_a_model_is_served_asked_and_taken_down(world: World) -> None:
         world.client,
         row.served_name,
         [conversation(f"hello {i}")[:2] for i in range(20)],
-        max_tokens=64,
-        answer_format="label",
+        Sampling(max_tokens=64, answer_format="label"),
         ledger=world.ledger,
         now=world.now(),
     )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import together
 
-from provider.completions import complete_many
+from provider.completions import Sampling, complete_many
 from provider.deployment_state import sync_deployment
 from provider.deployments import deploy_model
 from provider.errors import (
@@ -85,8 +85,7 @@ def test_a_model_is_served_watched_and_stopped_in_every_form(world: World, forms
         world.client,
         row.served_name,
         [conversation("hi")[:2]],
-        max_tokens=kind.max_tokens,
-        fields=kind.request_fields,
+        Sampling(max_tokens=kind.max_tokens, fields=kind.request_fields),
     )
     assert kind.parse(answer.text) == {"action": "RESPOND"}
     assert undeploy(world, row, routes_path=world.data / "routes.json").state == "deleted"
