@@ -80,6 +80,7 @@ async def _runs(client: PrefectClient, *states: StateType) -> list[FlowRun]:
 
 
 async def prepare() -> None:
+    """Make the work pool, and settle what the last worker left."""
     async with get_client() as client:
         await make_work_pool(client)
         crashed, dropped = await settle_leftovers(client, datetime.now(UTC))
@@ -87,6 +88,7 @@ async def prepare() -> None:
 
 
 def main() -> int:
+    """Prepare the server and deploy every flow; returns the exit code."""
     os.umask(0o077)
     asyncio.run(prepare())
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]

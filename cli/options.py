@@ -15,6 +15,8 @@ from cli.output import print_note
 
 
 class Provider(StrEnum):
+    """The values of `--provider`."""
+
     LOCAL = "local"
     TOGETHER = "together"
 

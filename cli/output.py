@@ -24,6 +24,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 
 
 def print_json(value: Any) -> None:
+    """Print a value as indented JSON to stdout."""
     sys.stdout.write(orjson.dumps(plain(value), option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
@@ -50,6 +51,7 @@ def _has_rows(value: Any) -> bool:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None, header: bool = True
 ) -> None:
+    """Print a table; with `title: nothing` where there are no rows."""
     if not rows:
         print_line(f"{title}: nothing" if title else "nothing")
         return
@@ -96,6 +98,7 @@ def new_console() -> Console:
 
 
 def print_line(line: str) -> None:
+    """Print a line to stdout at once."""
     print(line, flush=True)
 
 

@@ -26,6 +26,8 @@ ANSWER_SECONDS = 60.0
 
 
 class OnExit(StrEnum):
+    """The values of `--on-exit`: what happens at the provider when `reasoning serve` ends."""
+
     STOP = "stop"
     KEEP = "keep"
 

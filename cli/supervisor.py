@@ -30,6 +30,8 @@ _POLL = 0.1  # seconds
 
 @dataclass(frozen=True)
 class Child:
+    """A running child process and its log file."""
+
     name: str
     process: subprocess.Popen[bytes]
     log: Path

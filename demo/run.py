@@ -227,6 +227,7 @@ def _progress(console: Console) -> Progress:
 
 
 def collect(demo: Demo, episodes: list[Episode]) -> None:
+    """Replay the episodes with the agent's own rules, and record them."""
     turns = sum(len(episode.turns) for episode in episodes)
     asked: Counter[str] = Counter()
     with demo.step("collect") as say, _client(demo) as client:

@@ -93,6 +93,8 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Catalog:
+    """The hardware and base models that the emulator offers, and its prices."""
+
     instance_types: tuple[InstanceType, ...]
     models: tuple[BaseModel, ...]
     minimum_training_price: Decimal

@@ -21,6 +21,8 @@ _GAVE_UP = "no replica became ready within 6 hours"
 
 @dataclass(frozen=True)
 class Status:
+    """The state of a deployment, and how many replicas are ready and scheduled."""
+
     state: str
     message: str
     ready: int

@@ -22,6 +22,8 @@ TRAINER_FILE = "trainer.json"
 
 
 class Model(Protocol):
+    """A model that answers chat completions."""
+
     def complete(
         self, messages: list[dict[str, Any]], *, max_tokens: int, temperature: float, logprobs: bool
     ) -> Completion: ...

@@ -13,6 +13,7 @@ from storage.files import private_umask
 
 
 def main() -> None:
+    """Run the gateway until a signal ends it."""
     parser = argparse.ArgumentParser(prog="gateway", description=__doc__)
     parser.add_argument("--data", type=Path, help="the data folder (default: as configured)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")

@@ -164,4 +164,5 @@ def error_status(error: ReasoningError) -> int:
 
 
 def error_body(error: ReasoningError) -> bytes:
+    """The JSON body of an error."""
     return orjson.dumps({"error": {"type": type(error).__name__, "message": str(error)}})

@@ -49,10 +49,12 @@ _TOOL_KEYS = {
 
 
 def mint_tool_id() -> str:
+    """A new id of a tool call, with our prefix."""
     return f"{TOOL_ID_PREFIX}{_random.getrandbits(88):022x}"
 
 
 def mint_message_id() -> str:
+    """A new id of a message, with our prefix."""
     return f"{MESSAGE_ID_PREFIX}{_random.getrandbits(88):022x}"
 
 

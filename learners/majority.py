@@ -20,6 +20,8 @@ from learners.errors import DatasetError
 
 @dataclass(frozen=True)
 class MajorityModel:
+    """The most frequent answer of a training file, and its share."""
+
     answer: str
     share: float
 
@@ -59,6 +61,7 @@ def train(
 
 
 def load_model(directory: Path) -> MajorityModel:
+    """Read a model from its artifact's folder."""
     return MajorityModel(**json.loads((directory / "majority.json").read_text()))
 
 

@@ -49,6 +49,7 @@ def _is_named(remote: Any, name: str) -> bool:
 
 
 def know_endpoint(ledger: Ledger, row: Deployment, endpoint: Any, now: datetime) -> Deployment:
+    """Write an endpoint's id and served name to the ledger. Raises `UnexpectedAnswer` where they are not as asked."""
     if text(endpoint.id) is None or bare_name(endpoint) != row.name:
         raise UnexpectedAnswer(f"endpoint {row.name}: the provider's answer is not as documented: id or name lack")
     return ledger.update(Deployment, row.id, endpoint_id=endpoint.id, served_name=endpoint.name, now=now)

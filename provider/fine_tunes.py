@@ -133,6 +133,7 @@ def submit_fine_tune(
 
 
 def estimate_job(client: Together, dataset: UploadedDataset, base_model: str, parameters: dict[str, Any]) -> Decimal:
+    """What the provider says that training costs, in US dollars."""
     return estimate_fine_tune(
         client,
         base_model=base_model,

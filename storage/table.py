@@ -166,6 +166,7 @@ def read_metadata(path: Path) -> pq.FileMetaData:
 
 
 def unreadable(path: Path, error: Exception) -> TableError:
+    """The error for a file of a table that cannot be read."""
     reason = " ".join(str(error).split())  # Thrift's are of several lines
     return TableError(f"{path} cannot be read ({reason}); move it out of the table and look at it")
 
