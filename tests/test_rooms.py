@@ -20,13 +20,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": {"reasoning"},
     "quality": {"storage", "reasoning"},
     "provider": {"storage", "reasoning"},
-    "tasks": {"quality", "provider", "storage", "reasoning"},
-    "flows": {"tasks", "quality", "provider", "storage", "reasoning"},
+    "pipeline": {"quality", "provider", "storage", "reasoning"},
+    "tasks": {"pipeline", "quality", "provider", "storage", "reasoning"},
+    "flows": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
     "gateway": {"storage", "reasoning"},
     "emulator": {"learners"},
     "learners": {"reasoning"},
-    "demo": {"tasks", "quality", "provider", "storage", "reasoning"},
-    "cli": {"demo", "tasks", "gateway", "quality", "provider", "storage", "reasoning"},
+    "demo": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
+    "cli": {"demo", "tasks", "pipeline", "gateway", "quality", "provider", "storage", "reasoning"},
 }
 
 # What an agent installs besides Python. Here names of distributions are names of modules.
