@@ -31,12 +31,12 @@ from reasoning.decision_types import Context
 from reasoning.errors import CallFailed
 from reasoning.records import FeedbackKind
 from reasoning.routes import Arm
-from reasoning.shadow import ShadowPool
+from reasoning.shadow import ShadowThreads
 
 if TYPE_CHECKING:
     from reasoning.async_client import AsyncDecisionClient
     from reasoning.streams import CodingStream
-    from reasoning.transport import Transport
+    from reasoning.transport_port import SyncPort
 
 __all__ = ["Answer", "AsyncDecisionClient", "DecisionClient"]
 
@@ -47,10 +47,13 @@ class DecisionClient:
     """For threads; one a process is enough. Broken configuration raises `ConfigError` here and nowhere later.
 
     `data` is the data folder and goes before the environment and `reasoning.toml`; `clock` gives seconds since the
-    epoch, for replays and tests. `original` is called as `original(context)` and gives a decision object, or text: the
-    action of a label type, or an answer as models write it, such as text with one block of code. A context may hold
-    `episode_id`, `room_id` and `subject_ids`, for where no argument gives them; `subject_ids` default to the speakers
-    of the conversation. It works after a fork, too.
+    epoch, for replays and tests; `transport` asks models in the network's place, such as a
+    `reasoning.mock_transport.MockTransport`.
+
+    `original` is called as `original(context)` and gives a decision object, or text: the action of a label type, or an
+    answer as models write it, such as text with one block of code. A context may hold `episode_id`, `room_id` and
+    `subject_ids`, for where no argument gives them; `subject_ids` default to the speakers of the conversation. It
+    works after a fork, too.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class DecisionClient:
         agent_id: str | None = None,
         config: Config | None = None,
         clock: Callable[[], float] = time.time,
+        transport: SyncPort | None = None,
     ) -> None:
+        self._given_transport = transport
         self._core = ClientCore(data, agent_id, config, clock)
         self.config = self._core.config
         self._reset()
@@ -155,9 +160,7 @@ class DecisionClient:
 
     def close(self, seconds: float = 5.0) -> None:
         """Wait so long for the shadows, then close connections and seal the segment. The client may be used again."""
-        dropped = self._shadows.close(seconds)
-        for _ in range(dropped):
-            self._core.count("shadows", "dropped")
+        self._shadows.close(seconds)
         if self._transport is not None:
             self._transport.close()
         self._core.writer.close()
@@ -169,14 +172,16 @@ class DecisionClient:
         self.close()
 
     def _reset(self) -> None:
-        self._transport: Transport | None = None
-        self._shadows = ShadowPool(self.config.shadow_workers, self.config.shadow_queue)
+        self._transport: SyncPort | None = self._given_transport
+        self._shadows = ShadowThreads(
+            self.config.shadow_workers, self.config.shadow_queue, partial(self._core.count, "shadows")
+        )
 
     def _reset_in_child(self) -> None:
         self._core.reset()
         self._reset()
 
-    def _http(self) -> Transport:
+    def _http(self) -> SyncPort:
         if self._transport is None:
             from reasoning.transport import Transport
 
@@ -209,7 +214,7 @@ class DecisionClient:
         copy = self._core.shadow_question(question)
         for arm in arms:
             if copy is not None and arm.source == "custom":
-                self._submit(partial(self._shadow_model, copy, arm))
+                self._shadows.submit(partial(self._shadow_model, copy, arm))
         return copy
 
     def _shadow_model(self, question: Question, arm: Arm) -> None:
@@ -221,7 +226,7 @@ class DecisionClient:
     def _shadow_original(self, question: Question, arms: list[Arm], original: Original) -> None:
         for arm in arms:
             if arm.source == "original":
-                self._submit(partial(self._answer_in_shadow, question, arm, original))
+                self._shadows.submit(partial(self._answer_in_shadow, question, arm, original))
 
     def _answer_in_shadow(self, question: Question, arm: Arm, original: Original) -> None:
         started = time.perf_counter()
@@ -231,9 +236,6 @@ class DecisionClient:
             self._core.record_original_error(question, arm, error, started)
         else:
             self._core.record_original(question, arm, result, started, served=False)
-
-    def _submit(self, work: Callable[[], None]) -> None:
-        self._core.count("shadows", "taken" if self._shadows.submit(work) else "dropped")
 
 
 _clients: weakref.WeakSet[DecisionClient] = weakref.WeakSet()
