@@ -24,9 +24,9 @@ from reasoning.redaction.prompts import redact_prompt
 from storage.ledger import open_ledger
 from storage.ledger_lives import save_evaluation
 from storage.ledger_rows import Deployment, Model, UploadedDataset, required
+from storage.progress import OnProgress, part_of
 from tasks.errors import MissingStep
 from tasks.models import at_work, find_dataset, find_deployment
-from tasks.progress import Progress, reading
 from tasks.selection import find_model
 from tasks.traffic import questions_per_hour
 
@@ -44,7 +44,7 @@ def evaluate_model(
     limit: int | None = None,
     margin: float = DEFAULT_MARGIN,
     now: datetime | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Evaluation:
     """Ask a deployed model (its id, or a decision type; `tasks.selection`) every question of the holdout, and compare.
 
@@ -76,7 +76,7 @@ def evaluate_model(
                 traffic,
                 region=config.redaction.region,
                 now=now,
-                progress=_part(progress, number, len(servers), source),
+                progress=part_of(progress, number, len(servers), source),
             )
     evaluation = evaluate(
         kind,
@@ -135,7 +135,7 @@ def _ask(
     *,
     region: str,
     now: datetime | None,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> list[Answer | None]:
     prompts = redact_questions(questions, region)
     completions = complete_many(
@@ -173,15 +173,3 @@ def read_decision(kind: DecisionType, prompt: RedactedPrompt, text: str) -> dict
         return prompt.restore_decision(kind.parse_reply(text, prompt.messages))
     except UnparseableAnswer:
         return None
-
-
-def _part(progress: Progress | None, number: int, of: int, what: str) -> Progress | None:
-    """The progress of one of several parts, as progress of the whole."""
-    if progress is None:
-        return None
-
-    def update(*said: float | str) -> None:
-        fraction, message = reading(*said)
-        progress((number + fraction) / of, f"{what}: {message}")
-
-    return update
