@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import AsyncRetrying, wait_exponential_jitter
 
-from provider.client import Progress, asking, asynchronous
+from provider.client import asking, asynchronous
 from provider.errors import ProviderError
 from provider.retries import retry_policy
 from reasoning import completion as client_completion
 from reasoning.decision_types import AnswerFormat, DecisionType
 from storage.ledger_rows import Deployment
+from storage.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from together import AsyncTogether, Together
@@ -79,7 +80,7 @@ def complete_many(
     *,
     concurrency: int = CONCURRENCY,
     ledger: Ledger | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     now: datetime | None = None,
 ) -> list[Completion]:
     """Ask `model` (a deployment's `served_name`) every conversation (a list of messages); answers in their order.
@@ -141,7 +142,7 @@ async def _complete_all(
     request: Mapping[str, Any],
     conversations: Sequence[Sequence[Any]],
     concurrency: int,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> list[Completion]:
     done, limit = 0, asyncio.Semaphore(concurrency)
     async with asynchronous(client) as its_twin:
@@ -152,7 +153,7 @@ async def _complete_all(
                 answer = await _complete(its_twin, request, messages)
             done += 1
             if progress:
-                progress(done / len(conversations), f"{done:,} of {len(conversations):,} answers")
+                progress(Progress(done, len(conversations), "answers"))
             return answer
 
         return await asyncio.gather(*(ask(messages) for messages in conversations))
@@ -160,7 +161,7 @@ async def _complete_all(
 
 async def _complete(client: AsyncTogether, request: Mapping[str, Any], messages: Sequence[Any]) -> Completion:
     try:
-        async for attempt in AsyncRetrying(**retry_policy(backoff=wait_exponential_jitter(0.2, 5))):
+        async for attempt in AsyncRetrying(**retry_policy(backoff=wait_exponential_jitter(multiplier=0.2, max=5))):
             with attempt, asking(f"asking {request['model']}"):
                 began = time.perf_counter()
                 answer = await client.chat.completions.create(messages=list(messages), logprobs=1, **request)
