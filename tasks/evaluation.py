@@ -12,7 +12,7 @@ from provider.client import clock_of
 from provider.completions import complete_many
 from provider.metering import hourly_usd
 from quality.dataset import DatasetRow, read_manifest, read_rows
-from quality.evaluation import Answer, Evaluation, Label, evaluate, write_evaluation
+from quality.evaluation import Answer, Evaluation, Label, evaluate
 from quality.promotion import judge
 from quality.redaction import redaction_note
 from quality.settings import DEFAULT_MARGIN
@@ -21,6 +21,8 @@ from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
+from storage.ledger import open_ledger
+from storage.ledger_lives import save_evaluation
 from storage.ledger_rows import Deployment, Model, UploadedDataset, required
 from storage.progress import OnProgress, part_of
 from tasks.errors import MissingStep
@@ -48,8 +50,8 @@ def evaluate_model(
 
     The incumbent is asked the same where one serves; the original's answers are those of the log. `dataset` is by
     default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
-    the deployment's price an hour over the questions of its type an hour, of the last 7 days. Written to
-    `evaluations/`, the verdict (`quality.promotion`) in `about`. Raises `MissingStep` where the model is not deployed.
+    the deployment's price an hour over the questions of its type an hour, of the last 7 days. Kept in the
+    ledger, the verdict (`quality.promotion`) in `about`. Raises `MissingStep` where the model is not deployed.
     """
     with at_work(data) as (client, ledger):
         row = find_model(data, ledger, model, "evaluate")
@@ -92,7 +94,8 @@ def evaluate_model(
     if note := redaction_note(read_manifest(folder), config):
         evaluation.notes.append(note)
     evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin))
-    write_evaluation(data, evaluation)
+    with open_ledger(data) as ledger:
+        save_evaluation(ledger, evaluation.as_dict())
     return evaluation
 
 

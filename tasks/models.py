@@ -26,6 +26,7 @@ from reasoning.decision_types import get_decision_type
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
+from storage.ledger_lives import drop_promotions
 from storage.ledger_rows import Deployment, FineTuneJob, Model, required
 from storage.progress import OnProgress
 from tasks.cycle import Step, hold_cycle, holding, look_ahead, require_worth, serving_steps, training_step
@@ -207,6 +208,7 @@ def take_down(
     """`undeploy` for whoever knows which model it is (its id): where nothing of it runs, nothing is done."""
     with open_ledger(data) as ledger:
         row = ledger.get(Model, model_id)
+        drop_promotions(ledger, model_id=model_id)
         for deployment in ledger.find(Deployment, model_id=model_id, state="deleted"):
             if deployment.served_name:  # a route to what is gone helps nobody
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
