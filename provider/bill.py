@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
-from provider.errors import RemoteNotFound
+from provider.errors import NotPermitted, RemoteNotFound
 from provider.fine_tunes import ENDED_STATES
 from provider.usage import KINDS, Bill, Billable, Billed, Kind, Objects, read_bill
 from storage.ledger import Ledger
@@ -73,7 +73,7 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
     everything = Objects(deployments=ledger.find(Deployment), jobs=ledger.find(FineTuneJob))
     try:
         bill = read_bill(client, everything, since=since, now=now, errors=errors)
-    except RemoteNotFound as error:
+    except (RemoteNotFound, NotPermitted) as error:
         ledger.note_state("billing", "api", "absent", why=str(error), now=now)
         compared.state = "absent"
         return compared
@@ -100,9 +100,9 @@ def bill_notes(ledger: Ledger) -> list[str]:
     api = ledger.history("billing", "api")
     if api and api[-1].to_state == "absent":
         notes.append(
-            f"the provider has no bill for this account to read (404 since {api[-1].ts:%Y-%m-%d %H:%M} UTC): what "
-            "was charged cannot be checked and stays as it is; compare it with the invoice, or ask the provider to "
-            "enable billing usage for the organisation"
+            f"the provider gives this key no bill to read (since {api[-1].ts:%Y-%m-%d %H:%M} UTC): charges cannot be "
+            "checked and stay as they are; compare them with the invoice, use a key that may read billing, or ask the "
+            "provider to enable billing usage for the organisation"
         )
     for kind in KINDS:
         if _is_unnamed(ledger, kind):

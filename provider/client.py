@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from provider.errors import (
     CreationInDoubt,
     KeyRefused,
+    NotPermitted,
     ProviderError,
     ProviderRefused,
     ProviderSettingsError,
@@ -177,6 +178,8 @@ def asking(what: str) -> Iterator[None]:
             raise RemoteNotFound(message) from error
         if status == 401:
             raise KeyRefused(f"{message}. Check TOGETHER_API_KEY: it may have been revoked") from error
+        if status == 403:
+            raise NotPermitted(message) from error
         if status in (408, 409, 429) or status >= 500:
             raise ProviderUnavailable(message) from error
         raise ProviderRefused(message) from error

@@ -8,8 +8,10 @@ lacks. Traffic, ledger and routes come after the money and cannot keep it from b
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _ENDED_JOBS = ("completed", "error", "user_error", "cancelled")
 _REQUEST_TIMEOUT = 20.0  # seconds
+_AT_ONCE = 8  # requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +105,9 @@ def _look(client: Together, installations: Iterable[str], known: Iterable[Runnin
     _attempt(report, "deployments", lambda: _find_deployments(client, report))
     _attempt(report, "fine-tunes", lambda: _find_jobs(client, report))
     listed_ids = {each.remote_id for each in report.found}
-    for each in known:
-        if each.remote_id not in listed_ids:
-            _attempt(report, each.name, lambda each=each: _look_at(client, each, report))  # type: ignore[misc]
+    unlisted = [each for each in known if each.remote_id not in listed_ids]
+    _attempt_all(report, [(each.name, functools.partial(_look_at, client, each, report)) for each in unlisted])
+    report.found.sort(key=lambda each: (each.kind, each.name, each.remote_id))
     return report
 
 
@@ -148,8 +151,7 @@ def stop_everything(
     if dry_run:
         return report
     asked_errors = list(report.errors)
-    for each in report.found:
-        _attempt(report, each.name, lambda each=each: _stop(patient, each))  # type: ignore[misc]
+    _attempt_all(report, [(each.name, functools.partial(_stop, patient, each)) for each in report.found])
     if not trouble:
         _tell_ledger(client, data, report)
     _withdraw_routes(data, report)
@@ -166,6 +168,13 @@ def _attempt(report: StopReport, what: str, act: Callable[[], None]) -> None:
         report.errors.append(f"{what}: {type(error).__name__}: {error}")
 
 
+def _attempt_all(report: StopReport, acts: Sequence[tuple[str, Callable[[], None]]]) -> None:
+    """Attempt all at once: a request that hangs must not keep the others waiting while they cost money."""
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="stop") as pool:
+        for attempt in [pool.submit(_attempt, report, what, act) for what, act in acts]:
+            attempt.result()
+
+
 def _is_ours(name: str | None, installations: Iterable[str]) -> bool:
     return bool(name) and any(str(name).startswith(f"rsn-{each}-") for each in installations)
 
@@ -173,14 +182,16 @@ def _is_ours(name: str | None, installations: Iterable[str]) -> bool:
 def _find_deployments(client: Together, report: StopReport) -> None:
     with asking("all endpoints"):
         endpoints = listed(client.endpoints.list())
+    ours: list[tuple[str, Callable[[], None]]] = []
     for number, endpoint in enumerate(endpoints, 1):
         name = bare_name(endpoint)
         if name is None:
             report.errors.append(f"endpoint {text(endpoint.id) or number} has no name: nobody can tell whose it is")
         elif _is_ours(name, report.installations):
-            _attempt(report, name, lambda e=endpoint, n=name: _look_under(client, e, n, report))  # type: ignore[misc]
+            ours.append((name, functools.partial(_look_under, client, endpoint, name, report)))
         elif name.startswith("rsn-"):
             report.others.append(f"endpoint {name}")
+    _attempt_all(report, ours)
 
 
 def _look_under(client: Together, endpoint: Any, name: str, report: StopReport) -> None:
@@ -214,10 +225,10 @@ def _add_if_it_costs(remote: Any, name: str, endpoint_id: str, report: StopRepor
 def _find_jobs(client: Together, report: StopReport) -> None:
     with asking("all fine-tunes"):
         jobs = listed(client.fine_tuning.list())
-    for job in jobs:
-        if text(getattr(job, "status", None)) in _ENDED_JOBS:
-            continue
-        _attempt(report, f"fine-tune {job.id}", lambda job=job: _judge_job(client, job, report))  # type: ignore[misc]
+    open_jobs = [job for job in jobs if text(getattr(job, "status", None)) not in _ENDED_JOBS]
+    _attempt_all(
+        report, [(f"fine-tune {job.id}", functools.partial(_judge_job, client, job, report)) for job in open_jobs]
+    )
 
 
 def _judge_job(client: Together, job: Any, report: StopReport) -> None:

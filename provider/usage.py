@@ -120,7 +120,8 @@ def fetch_windows(
     """The windows of every month from `since` to `now`, the months that the bill does not have (404), and its time.
 
     The time is `now`, or what the provider's clock says, if that is earlier. Raises RemoteNotFound when it has none of
-    these months: the API is not there for this account. Raises ProviderUnavailable, ProviderRefused.
+    these months: the API is not there for this account. Raises NotPermitted when the key may not read it, and
+    ProviderUnavailable, ProviderRefused.
     """
     months: dict[str, list[Any]] = {}
     missing: list[str] = []

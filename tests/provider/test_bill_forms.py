@@ -133,6 +133,16 @@ def test_a_bill_that_stops_naming_us_gives_nothing_back_from_then_on(world: Worl
     assert (report.adjustments, world.ledger.spent(), report.bill) == ([], spent, "unattributed")
 
 
+def test_a_key_that_may_not_read_the_bill_is_a_state_and_no_error(world: World) -> None:
+    live(world)
+    world.emulator.fault(403, "GET /v1/billing/*", times=1000)
+    for _ in range(2):
+        report = reconcile(world)
+        assert (report.errors, report.bill) == ([], "absent")
+        world.await_bill()
+    assert len(world.ledger.history("billing", "api")) == 1
+
+
 def test_an_account_without_a_bill_is_a_state_and_no_error(world: World) -> None:
     world.emulator.bill_form(api=False)
     live(world)
@@ -143,7 +153,7 @@ def test_an_account_without_a_bill_is_a_state_and_no_error(world: World) -> None
         world.await_bill()
     assert len(world.ledger.history("billing", "api")) == 1  # said once, not each ten minutes
     (alert,) = alerts(world.data, now=world.now())
-    assert "404" in alert
+    assert "no bill to read" in alert
     world.emulator.bill_form(api=True)
     assert reconcile(world).bill == "compared"
     assert world.ledger.spent() == billed(world)

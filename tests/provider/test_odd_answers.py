@@ -353,6 +353,23 @@ def test_why_a_job_failed_is_told_whatever_the_order_of_its_events(world: World)
     assert "out of memory" in sync_fine_tune(world.client, world.ledger, job.id, now=world.now()).error
 
 
+def test_a_failed_job_without_an_error_event_names_no_reason(world: World) -> None:
+    """Its last event, such as "Model upload complete", would read as the cause."""
+    dataset = world.upload()
+    world.emulator.fault("training_error", message="out of memory")
+    job = submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    while world.client.fine_tuning.retrieve(job.remote_id).status != "error":
+        world.wait(1)
+
+    def without_errors(answer: dict[str, Any]) -> dict[str, Any]:
+        return {**answer, "data": [event for event in answer["data"] if event["level"] != "error"]}
+
+    garble(world, "GET", "/events", without_errors)
+    error = sync_fine_tune(world.client, world.ledger, job.id, now=world.now()).error
+    assert error is not None
+    assert error.startswith("error: the provider names no reason; its last event was ")
+
+
 def test_a_file_of_the_older_form_is_taken(world: World) -> None:
     folder = world.write_dataset()
     lacks = ("processing_status", "validation_report")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from provider import stop as stop_module
 from provider.client import connect
 from provider.fine_tunes import submit_fine_tune
 from provider.routes import publish_route
@@ -152,3 +154,21 @@ def test_routes_of_ours_are_withdrawn_and_others_stay(world: World, dead: bool) 
     assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
     assert [arm.model for arm in read_routes(path).routes["planning"].arms] == ["acme/somebody-elses"]
     assert "should_respond" not in read_routes(path).routes
+
+
+def test_a_stop_that_hangs_does_not_keep_another_deployment_running(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both requests must be under way at once: one after the other, the barrier breaks."""
+    world.deploy()
+    world.deploy(world.model("planning"))
+    both, real = threading.Barrier(2, timeout=10), stop_module.scale_to_zero
+
+    def scale_to_zero(*args: Any) -> None:
+        both.wait()
+        real(*args)
+
+    monkeypatch.setattr(stop_module, "scale_to_zero", scale_to_zero)
+    report = stop_everything(world.client, world.data, wait=_no_wait)
+    assert report.is_clear
+    assert len(report.found) == 2
