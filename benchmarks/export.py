@@ -35,7 +35,7 @@ def progress(step, done, total):
     steps[step] = time.perf_counter() - begun
 from quality.dataset import export_dataset
 data, now, limit = sys.argv[1], datetime.fromisoformat(sys.argv[2]), int(sys.argv[3])
-manifest = export_dataset(data, "should_respond", now=now, limit=limit, progress=progress)
+manifest = export_dataset(data, "should_respond", ExportSettings(limit=limit), now=now, progress=progress)
 print(json.dumps({"seconds": time.perf_counter() - begun, "until_end_of_step": steps, "rows": manifest.rows,
                   "dropped": manifest.dropped, "leaks": manifest.as_dict()["leaks"],
                   "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from cli.options import AsJson, Data, DryRun, Provider, check_decision_type, find_data
+from cli.options import AsJson, Data, DryRun, Provider, check_decision_type, find_data, with_settings
 from cli.output import print_json, print_line, show
+from pipeline.parameters import GuardSettings
 from tasks.reports import plain
 
 app = typer.Typer()
@@ -67,18 +68,17 @@ def stop(
 
 
 @app.command()
+@with_settings
 def guard(
     data: Data = None,
-    idle_minutes: Annotated[int, typer.Option(min=0, help="Stop what nobody asked for so long; 0: never")] = 30,
-    lease_minutes: Annotated[
-        float, typer.Option(min=0.1, max=60, help="Routes stay good for so long without a tick")
-    ] = 3,
+    *,
+    settings: GuardSettings,
     as_json: AsJson = False,
 ) -> None:
     """One tick of the guard: charge what ran, enforce budgets, stop what idles, renew the lease if all is well."""
     from tasks.money import guard as guard_costs
 
-    report = guard_costs(find_data(data), idle_minutes=idle_minutes or None, lease_minutes=lease_minutes)
+    report = guard_costs(find_data(data), **asdict(settings))
     show(report, as_json=as_json, title="The guard")
     if report.errors:
         raise typer.Exit(1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.errors import CommandError
-from cli.options import AsJson, Data, DryRun, Yes, find_data
+from cli.options import AsJson, Data, Yes, find_data, with_settings
 from cli.output import print_json, print_note, print_table, progress_bar, show
+from pipeline.parameters import CheckSettings, CompactSettings, ExpireSettings
 from tasks.reports import hide
 
 app = typer.Typer()
@@ -38,40 +40,40 @@ def reland(data: Data = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@with_settings
 def compact(
     data: Data = None,
-    min_files: Annotated[int, typer.Option(min=2, help="Days with fewer files are left as they are")] = 2,
+    *,
+    settings: CompactSettings,
     as_json: AsJson = False,
 ) -> None:
     """Rewrite days that lie in many small files as one."""
     from storage.compact import compact_decisions
 
     with progress_bar("compacting") as progress:
-        report = compact_decisions(find_data(data), min_files=min_files, progress=progress)
+        report = compact_decisions(find_data(data), min_files=settings.min_files, progress=progress)
     show(report, as_json=as_json, title="Compacted")
 
 
 @app.command()
+@with_settings
 def expire(
     data: Data = None,
-    retention_days: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many days back all is kept", show_default="[retention] of reasoning.toml"),
-    ] = None,
-    dry_run: DryRun = False,
+    *,
+    settings: ExpireSettings,
     as_json: AsJson = False,
 ) -> None:
     """Delete decisions that are older than the retention, and their feedback. Without a setting nothing is deleted."""
     from storage.expire import expire_decisions
 
-    report = expire_decisions(find_data(data), retention_days=retention_days, dry_run=dry_run)
+    report = expire_decisions(find_data(data), **asdict(settings))
     if not report.configured and not as_json:
         print_note(
             "no retention is configured, so nothing is deleted: give --retention-days DAYS, or set `decisions = DAYS` "
             "under [retention] in reasoning.toml for the daily flow as well (docs/guides/storage.md)"
         )
         return
-    show(report, as_json=as_json, title="Would expire" if dry_run else "Expired")
+    show(report, as_json=as_json, title="Would expire" if settings.dry_run else "Expired")
 
 
 @app.command()
@@ -148,15 +150,17 @@ def restore(
 
 
 @app.command()
+@with_settings
 def check(
     data: Data = None,
-    days: Annotated[int, typer.Option(min=1, help="How many days back to look")] = 30,
+    *,
+    settings: CheckSettings,
     as_json: AsJson = False,
 ) -> None:
     """Judge whether the decision log is in order; exits with 1 when a critical expectation is not met."""
     from quality.checks import check_decisions
 
-    report = check_decisions(find_data(data), days=days)
+    report = check_decisions(find_data(data), days=settings.days)
     if as_json:
         print_json(report)
     else:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import AsJson, Data, DecisionType, Model, check_decision_type, find_data, parse_day
+from cli.options import AsJson, Data, DecisionType, Model, check_decision_type, find_data, with_settings
 from cli.output import print_json, print_line, print_note, progress_bar, show
+from pipeline import parameters
+from pipeline.parameters import (
+    CycleSettings,
+    DeploySettings,
+    EvaluateSettings,
+    FineTuneSettings,
+    PromoteSettings,
+    UndeploySettings,
+)
+from quality.settings import ExportSettings
 
 if TYPE_CHECKING:
     from tasks.cycle import CyclePlan
@@ -36,26 +46,13 @@ def interruptible(data: Path) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-Share = Annotated[float, typer.Option(min=0.01, max=1.0, help="Its share of the decisions; the rest is the original's")]
-ShadowOriginal = Annotated[
-    bool, typer.Option("--shadow-original", help="The original answers too, in the background, for comparison")
-]
-
-Anyway = Annotated[bool, typer.Option("--anyway", help="Train even a model that is certain to be refused afterwards")]
-
-
 @app.command()
+@with_settings
 def export(
-    decision_type: DecisionType,
-    data: Data = None,
-    since: Annotated[str | None, typer.Option(help="First day (UTC) to learn from")] = None,
-    until: Annotated[str | None, typer.Option(help="Last day (UTC), itself included")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Of more rows the latest are taken")] = 10_000,
-    seed: Annotated[int, typer.Option(help="For what is drawn by lot")] = 0,
-    holdout_share: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the latest rows to judge on")] = 0.2,
-    as_json: AsJson = False,
+    decision_type: DecisionType, data: Data = None, *, settings: ExportSettings, as_json: AsJson = False
 ) -> None:
     """Make a dataset of the decision log: selected, labelled, redacted, without duplicates, split by time."""
+    from quality.period import first_moment, moment_after
     from quality.promotion import promotion_warnings
     from reasoning.config import load_config
     from tasks.models import export as export_dataset
@@ -63,37 +60,23 @@ def export(
 
     folder = find_data(data)
     name = check_decision_type(decision_type, folder)
-    first, last = parse_day(since), parse_day(until)
-    if first and last and first > last:
-        raise typer.BadParameter(f"--since {since} is after --until {until}")
+    start, end = first_moment(settings.since), moment_after(settings.until)
+    if start and end and start >= end:
+        raise typer.BadParameter(f"--since {settings.since} is after --until {settings.until}")
     with progress_bar(f"exporting {name}") as progress:
-        manifest = export_dataset(
-            folder,
-            name,
-            since=first,
-            # A day without a time means the whole of it.
-            until=last.date() if last and until and len(until) == len("2026-11-22") else last,
-            limit=limit,
-            seed=seed,
-            holdout_share=holdout_share,
-            progress=progress,
-        )
+        manifest = export_dataset(folder, name, settings, progress=progress)
     show(manifest if as_json else hide(manifest, "query", "quality"), as_json=as_json, title="Exported")
     for warning in promotion_warnings(manifest.path, load_config(folder)):
         print_note(warning)
 
 
 @app.command("fine-tune")
+@with_settings
 def fine_tune(
-    dataset: Annotated[str, typer.Argument(help="A dataset's id or folder (`reasoning data datasets`)")],
+    dataset: Annotated[str, typer.Argument(help=parameters.DATASET_HELP + " `reasoning data datasets` lists them.")],
     data: Data = None,
-    tier: Annotated[
-        str | None,
-        typer.Option(help="small, medium, large or a model's own name", show_default="the decision type's"),
-    ] = None,
-    n_epochs: Annotated[int, typer.Option(min=1, max=20, help="How often the rows are gone through")] = 3,
-    again: Annotated[bool, typer.Option("--again", help="Train again even if the same was trained before")] = False,
-    anyway: Anyway = False,
+    *,
+    settings: FineTuneSettings,
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a dataset, within the budget, and wait for it."""
@@ -104,10 +87,10 @@ def fine_tune(
         job = train(
             folder,
             dataset,
-            tier=tier,
-            parameters={"n_epochs": n_epochs},
-            again=again,
-            anyway=anyway,
+            tier=settings.tier,
+            parameters={"n_epochs": settings.n_epochs},
+            again=settings.again,
+            anyway=settings.anyway,
             progress=progress,
         )
     if job.updated_at < begun:
@@ -116,10 +99,12 @@ def fine_tune(
 
 
 @app.command()
+@with_settings
 def deploy(
     model: Model,
     data: Data = None,
-    replicas: Annotated[int, typer.Option(min=1, max=8, help="How many copies; each costs the same")] = 1,
+    *,
+    settings: DeploySettings,
     as_json: AsJson = False,
 ) -> None:
     """Serve a model on an endpoint of its own, without traffic yet. It costs by the minute from then on."""
@@ -127,17 +112,17 @@ def deploy(
 
     folder = find_data(data)
     with progress_bar("deploying") as progress, interruptible(folder):
-        row = deploy_model(folder, model, replicas=replicas, progress=progress)
+        row = deploy_model(folder, model, replicas=settings.replicas, progress=progress)
     show(asdict(row), as_json=as_json, title="Deployed")
 
 
 @app.command()
+@with_settings
 def evaluate(
     model: Model,
     data: Data = None,
-    dataset: Annotated[str | None, typer.Option(help="Another dataset than the one it was trained on")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many of the latest holdout rows")] = None,
-    margin: Annotated[float, typer.Option(min=0.0, help="How much worse still counts as equal, if cheaper")] = 0.02,
+    *,
+    settings: EvaluateSettings,
     as_json: AsJson = False,
 ) -> None:
     """Compare a deployed model with the original and the incumbent on the holdout."""
@@ -146,7 +131,7 @@ def evaluate(
 
     folder = find_data(data)
     with progress_bar("evaluating") as progress:
-        found = evaluate_model(folder, model, dataset=dataset, limit=limit, margin=margin, progress=progress)
+        found = evaluate_model(folder, model, **asdict(settings), progress=progress)
     if as_json:
         print_json(found)
         return
@@ -157,38 +142,32 @@ def evaluate(
 
 
 @app.command()
+@with_settings
 def promote(
     model: Model,
     data: Data = None,
-    weight: Share = 0.9,
-    shadow: Annotated[bool, typer.Option("--shadow", help="Answer in the background and serve nothing")] = False,
-    deadline_ms: Annotated[float, typer.Option(min=1, help="Then the original's answer is taken")] = 800,
-    min_confidence: Annotated[float, typer.Option(min=0, max=1, help="Below, the original's answer is taken")] = 0,
-    shadow_original: ShadowOriginal = False,
-    force: Annotated[bool, typer.Option("--force", help="Without an evaluation, or against it")] = False,
+    *,
+    settings: PromoteSettings,
+    shadow: Annotated[bool, typer.Option("--shadow", hidden=True, help="The older form of --mode shadow")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Give a deployed model traffic, if its evaluation says so."""
     from tasks.promotion import promote_model
 
-    route = promote_model(
-        find_data(data),
-        model,
-        weight=weight,
-        mode="shadow" if shadow else "live",
-        deadline_ms=deadline_ms,
-        min_confidence=min_confidence,
-        shadow_original=shadow_original,
-        force=force,
-    )
+    if shadow:
+        print_note("--shadow is deprecated: use --mode shadow")
+        settings = replace(settings, mode="shadow")
+    route = promote_model(find_data(data), model, settings)
     show(route if as_json else list(route.arms), as_json=as_json, title=f"Arms of {route.experiment}")
 
 
 @app.command()
+@with_settings
 def undeploy(
     model: Model,
     data: Data = None,
-    why: Annotated[str, typer.Option(help="Kept in the ledger")] = "undeployed by the user",
+    *,
+    settings: UndeploySettings,
     as_json: AsJson = False,
 ) -> None:
     """Take a model's traffic away, let it drain, stop and delete what serves it."""
@@ -196,7 +175,7 @@ def undeploy(
 
     folder = find_data(data)
     with progress_bar("undeploying") as progress, interruptible(folder):
-        rows = undeploy_model(folder, model, why=why, progress=progress)
+        rows = undeploy_model(folder, model, why=settings.why, progress=progress)
     if as_json:
         print_json([asdict(row) for row in rows])
     else:
@@ -211,16 +190,12 @@ def undeploy(
 
 @app.command("turn", hidden=True)  # its older name
 @app.command("cycle")
+@with_settings
 def cycle(
     decision_type: DecisionType,
     data: Data = None,
-    min_new_decisions: Annotated[int, typer.Option(min=1, help="Labelled decisions that make a turn due")] = 200,
-    cool_down_hours: Annotated[float, typer.Option(min=0, help="Between two turns")] = 20,
-    weight: Share = 0.9,
-    canary_weight: Annotated[float, typer.Option(min=0, max=1, help="Its share at first; 0: the whole at once")] = 0.1,
-    shadow_original: ShadowOriginal = False,
-    force: Annotated[bool, typer.Option("--force", help="Even if none is due")] = False,
-    anyway: Anyway = False,
+    *,
+    settings: CycleSettings,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only print the steps, their prices and what blocks them; spends nothing")
     ] = False,
@@ -235,20 +210,12 @@ def cycle(
     from tasks.models import deploy as deploy_model
     from tasks.models import export as export_dataset
     from tasks.models import fine_tune as train
-    from tasks.turn import TurnPolicy, Verbs, plan_turn, turn_flywheel
+    from tasks.turn import Verbs, plan_turn, turn_flywheel
 
     folder = find_data(data)
     name = check_decision_type(decision_type, folder)
-    policy = TurnPolicy(
-        min_new_decisions=min_new_decisions,
-        cool_down=timedelta(hours=cool_down_hours),
-        weight=weight,
-        canary_weight=canary_weight or None,
-        shadow_original=shadow_original,
-        anyway=anyway,
-    )
     if plan:
-        _show_plan(plan_turn(folder, name, policy=policy, force=force), as_json=as_json)
+        _show_plan(plan_turn(folder, name, settings), as_json=as_json)
         return
     with (
         taking_turns(folder, f"turn_flywheel-{name}", "skip") as ours,
@@ -263,7 +230,7 @@ def cycle(
             deploy=partial(deploy_model, progress=progress),
             evaluate=partial(evaluate_model, progress=progress),
         )
-        found = turn_flywheel(folder, name, policy=policy, verbs=verbs, force=force)
+        found = turn_flywheel(folder, name, settings, verbs=verbs)
     show(found, as_json=as_json, title="The flywheel")
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from annotated_types import Ge, Gt, Le, Lt
 
 from cli.output import print_note
+from pipeline import parameters
+from pipeline.parameters import (
+    Parameter,
+    bound_broken,
+    collect_settings,
+    describe_bounds,
+    expand_settings,
+    parse_moment,
+)
+from quality.settings import Moment
 
 
 class Provider(StrEnum):
@@ -28,8 +40,8 @@ Data = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
-DecisionType = Annotated[str, typer.Argument(help="Such as should_respond, planning or coding")]
-Model = Annotated[str, typer.Argument(help="A model's id, or a decision type for what of it serves or costs")]
+DecisionType = Annotated[str, typer.Argument(help=parameters.DECISION_TYPE_HELP)]
+Model = Annotated[str, typer.Argument(help=parameters.MODEL_HELP)]
 
 
 def find_data(data: Path | None, *, may_be_new: bool = False) -> Path:
@@ -70,15 +82,44 @@ def check_decision_type(name: str, data: Path) -> str:
     return get_decision_type(name.replace("-", "_"), load_config(data)).name
 
 
-def parse_day(text: str | None) -> datetime | None:
-    """`2026-11-22`, or a time as in RFC 3339, as typed on a command line."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is neither a day (2026-11-22) nor a time (2026-11-22T08:00:00Z)") from error
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+def with_settings(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with the fields of its `settings` (`pipeline.parameters`) as options, for Typer."""
+    signature, fields = expand_settings(function, _option)
+
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        function(**collect_settings(function, values | {field.name: _read(field, values) for field in fields}))
+
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
+    return command
+
+
+def _option(parameter: Parameter) -> Any:
+    """The option of a parameter. Typer knows inclusive bounds; the help names the others, and `_read` checks them."""
+    flag = "--" + parameter.name.replace("_", "-")
+    is_open = any(isinstance(bound, Gt | Lt) for bound in parameter.bounds)
+    option = typer.Option(
+        flag,
+        help=f"{parameter.help} ({describe_bounds(parameter)})" if is_open else parameter.help,
+        min=None if is_open else next((bound.ge for bound in parameter.bounds if isinstance(bound, Ge)), None),  # type: ignore[arg-type]
+        max=None if is_open else next((bound.le for bound in parameter.bounds if isinstance(bound, Le)), None),  # type: ignore[arg-type]
+    )
+    return Annotated[str | None if parameter.type == Moment | None else parameter.type, option]
+
+
+def _read(parameter: Parameter, values: dict[str, Any]) -> Any:
+    """The value of an option. Raises BadParameter."""
+    value = values.get(parameter.name, parameter.default)
+    flag = "--" + parameter.name.replace("_", "-")
+    if (bound := bound_broken(parameter, value)) is not None:
+        raise typer.BadParameter(f"{value} is out of range; give one that is {bound}", param_hint=flag)
+    if parameter.type == Moment | None and value is not None:
+        try:
+            return parse_moment(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=flag) from error
+    return None if value == [] else value
 
 
 def _api(prefect: str | None) -> str | None:

@@ -408,7 +408,7 @@ def _shut_down(demo: Demo) -> None:
         acted = sum(len(tick["actions"]) for tick in demo.guard)
         for name in TYPES:
             ended = _flow(demo, "undeploy_model", model=name, data=demo.data, why="the demo ended", now=demo.now)
-            actions = [f"undeployed {row.model_id}: the demo ended" for row in ended]
+            actions = [f"undeployed {row['model_id']}: the demo ended" for row in ended]
             demo.guard.append({"now": plain(demo.clock.now), "actions": actions})
         demo.clock.move_to(demo.clock.now + timedelta(hours=2))  # the bill of an hour is complete an hour later
         demo.move_provider()

@@ -33,13 +33,13 @@ from gateway.record import Recorder
 from gateway.security import NOBODY, PROBES, Guard
 from gateway.sessions import Sessions
 from gateway.settings import Key, Settings, load_settings
-from gateway.shadow import Shadows
 from gateway.state import State
 from gateway.store import Store
 from gateway.tracing import Tracer, open_tracer
 from gateway.upstream import Pool, open_session
 from reasoning.config import Config, load_config
 from reasoning.errors import ReasoningError
+from reasoning.shadow import ShadowTasks
 
 OWN_PAGES = {
     b"/healthz": pages.healthz,
@@ -91,7 +91,7 @@ class Gateway:
             stack.push_async_callback(asyncio.to_thread, recorder.close)
             store = Store(config.data / "gateway.sqlite")
             stack.callback(store.close)
-            shadows = Shadows(metrics, workers=config.shadow_workers, queue=config.shadow_queue)
+            shadows = ShadowTasks(config.shadow_workers, config.shadow_queue, metrics.count_shadow)
             stack.push_async_callback(shadows.close)
             owners = open_owners(config.data / "gateway.secret")
             client = GatewayClient(config, recorder, owners, decisions=settings.record)

@@ -96,6 +96,10 @@ class Metrics:
         if first_byte is not None:
             children[2].observe(first_byte)
 
+    def count_shadow(self, outcome: str) -> None:
+        """Count what became of a question to a shadow arm, by `reasoning.shadow.Outcome`."""
+        self.shadows.labels(outcome).inc()
+
     def count_tokens(self, served_by: str, input_tokens: int, output_tokens: int) -> None:
         self.tokens.labels(served_by, "input").inc(input_tokens)
         self.tokens.labels(served_by, "output").inc(output_tokens)

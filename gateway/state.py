@@ -17,9 +17,9 @@ from gateway.prompts import PromptKind
 from gateway.record import Recorder
 from gateway.sessions import Sessions
 from gateway.settings import Settings
-from gateway.shadow import Shadows
 from gateway.upstream import Pool
 from reasoning.config import Config
+from reasoning.shadow import ShadowTasks
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class State:
     metrics: Metrics
     recorder: Recorder
     sessions: Sessions
-    shadows: Shadows
+    shadows: ShadowTasks
     classifier: Classifier
     coding: CodingModel
     prompt_kinds: tuple[PromptKind, ...]

@@ -15,6 +15,7 @@ A job that already trains is left to finish: its price was reserved when it bega
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -35,8 +36,8 @@ from reasoning.errors import ReasoningError
 from storage.errors import BudgetExceeded, LedgerUnavailable
 from storage.layout import Layout
 from storage.ledger import Budget, Ledger, open_ledger
-from storage.ledger_rows import Deployment, FineTuneJob
-from storage.money import format_usd
+from storage.ledger_rows import Deployment, DeploymentState, FineTuneJob
+from storage.money import format_usd, minutes_usd
 
 if TYPE_CHECKING:
     from together import Together
@@ -144,7 +145,8 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
     doomed |= _idle(ledger, doomed, policy, report)
     for deployment_id, (reason, immediately) in doomed.items():
         row = ledger.get(Deployment, deployment_id)
-        if row.state in RUNNING_STATES or (immediately and row.state == "draining"):
+        in_doubt = row.state == DeploymentState.INTENDED and row.attempted_at is not None
+        if row.state in RUNNING_STATES or in_doubt or (immediately and row.state == "draining"):
             begin_shutdown(ledger, deployment_id, why=reason, immediately=immediately, now=now)
             report.actions.append(f"{'stopping' if immediately else 'draining'} {row.name}: {reason}")
 
@@ -203,6 +205,11 @@ def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
                 report.actions.append(f"{job.suffix} is {ended.state} for {format_usd(ended.price_usd or Decimal(0))}")
 
 
+def _in_doubt(ledger: Ledger) -> list[Deployment]:
+    """Deployments whose create was sent and never answered. They may run, and cost from the moment it was sent."""
+    return [row for row in ledger.find(Deployment, state=DeploymentState.INTENDED) if row.attempted_at is not None]
+
+
 def _see_prices(ledger: Ledger, client: Together, report: GuardReport) -> None:
     """What runs may have become dearer: from now on it is charged and limited by the price of today."""
     running = ledger.find(Deployment, state=RUNNING_STATES)
@@ -243,7 +250,7 @@ def _over_budget(ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> di
         report.warnings.append(said)
         if level == "warn":
             continue
-        for row in ledger.find(Deployment, state=(*RUNNING_STATES, "draining")):
+        for row in (*ledger.find(Deployment, state=(*RUNNING_STATES, "draining")), *_in_doubt(ledger)):
             if budget.decision_type in (None, row.decision_type):
                 immediately = level == "stop" or doomed.get(row.id, ("", False))[1]
                 doomed[row.id] = (said, immediately)
@@ -255,9 +262,21 @@ def _out_of_runway(
 ) -> dict[str, tuple[str, bool]]:
     """Deployments whose next minutes cannot be reserved any more. What is reserved already pays for the draining.
 
-    Reserved is what runs: another hand may have scaled it up.
+    Reserved is what runs: another hand may have scaled it up. For a create that was never answered, all that it may
+    have cost since it was sent is reserved as well, because nothing of it can be charged yet.
     """
     found = {}
+    for row in _in_doubt(ledger):
+        if row.id in doomed or row.reservation_id is None or row.attempted_at is None:
+            continue
+        minutes = max(math.ceil((report.now - row.attempted_at).total_seconds() / 60), 0)
+        amount = minutes_usd(hourly_usd(row), minutes) + runway_usd(row)
+        try:
+            with ledger.transaction():  # whoever sent it may have had its answer meanwhile
+                if ledger.get(Deployment, row.id).state == DeploymentState.INTENDED:
+                    ledger.resize(row.reservation_id, amount, hourly_usd=hourly_usd(row), now=report.now)
+        except BudgetExceeded as error:
+            found[row.id] = (str(error), True)
     for row in ledger.find(Deployment, state=RUNNING_STATES):
         if row.id in doomed or row.reservation_id is None:
             continue
@@ -278,7 +297,7 @@ def _over_rate(ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: Guar
             continue
         running = [
             row
-            for row in ledger.find(Deployment, state=RUNNING_STATES)
+            for row in (*ledger.find(Deployment, state=RUNNING_STATES), *_in_doubt(ledger))
             if row.id not in doomed and budget.decision_type in (None, row.decision_type)
         ]
         rate = sum((hourly_usd(row) for row in running), Decimal(0))

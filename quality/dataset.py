@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,11 @@ from quality import funnel
 from quality.errors import DatasetRejected, InsufficientData
 from quality.gate import Expected, Profile, judge_profiles
 from quality.period import first_moment, moment_after
+from quality.settings import ExportSettings
 from quality.splits import SPLITS
 from quality.verdict import LIMITED_BELOW, DataVerdict, judge_data
 from reasoning.config import Redaction
-from reasoning.decision_types import get_decision_type
+from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.redaction.redact import REDACTION_VERSION
 from storage.errors import DatasetError
 from storage.files import make_tree_private, scratch_folder, sync, write_atomic
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 
 # Part of every configuration hash: change it when the same rows would give other bytes.
 EXPORT_VERSION = 2
-DEFAULT_LIMIT = 10_000
-# Together's models take at least 8k tokens a sample; an English token is about 4 characters, others are fewer.
-"""By the form of the answer. A coding tool's prompt holds its tools and whole files: as much as the provider takes."""
 
 Progress = Callable[[str, int, int], None]  # (step, done, in all)
 
@@ -101,47 +99,28 @@ class Manifest:
 def export_dataset(
     data: Path | str,
     decision_type: str,
+    settings: ExportSettings | None = None,
     *,
-    since: date | datetime | None = None,
-    until: date | datetime | None = None,
     now: datetime | None = None,
-    limit: int = DEFAULT_LIMIT,
-    seed: int = 0,
-    validation_share: float = 0.1,
-    holdout_share: float = 0.2,
-    retention_days: int | None = None,
-    label_sources: Sequence[str] | None = None,
-    max_class_share: float | None = None,
-    max_characters: int | None = None,
-    region: str | None = None,
     config: Config | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Select, label, redact, deduplicate, split, validate, gate and write the labelled decisions of one type.
+    """Select, label, redact, deduplicate, split, validate and write the labelled decisions of one type.
 
-    `since` and `until` are inclusive; a date means the whole day in UTC, so `until=date(2026, 1, 31)` has all of the
-    31st. Rows older than `retention_days` before `now` are not learned from even if they are still in the log. Of more
-    than `limit` rows the latest are kept (and of the log the latest four times `limit` are looked at). `label_sources`
-    are `demonstration` and `original`; by default demonstrations alone where there are 200 of them. `max_class_share`
-    thins the most frequent answer of the training rows out (drawn by `seed`). `max_characters` bounds a row's length
-    (by default that of the answer form: 24,000; for code and turns 131,072). `region` reads phone numbers (default:
-    that of `config`, as at serving).
+    `since` and `until` of the settings are inclusive; a date means the whole day in UTC. Of the log the latest four
+    times `limit` rows are looked at. `max_characters` is by default that of the answer form (24,000; for code and turns
+    131,072), `region` that of `config`, as at serving.
 
     Returns the manifest of the dataset; an equal one that is already there is left as it is. Raises `InsufficientData`,
     `DatasetRejected`, `UnknownDecisionType`, `DataFolderError`. Nothing is left behind on an error.
     """
     kind = get_decision_type(decision_type, config)
-    if limit < 1:
-        raise ValueError(f"limit: at least 1 row is needed, not {limit}")
-    if max_class_share is not None and not 0 < max_class_share < 1:
-        raise ValueError(f"max_class_share: {max_class_share} is not between 0 and 1")
-    max_characters = max_characters or kind.form.max_characters
-    region = region or (config.redaction.region if config else Redaction().region)
+    settings = _complete(settings or ExportSettings(), kind, config)
+    start, before = first_moment(settings.since), moment_after(settings.until)
+    if start and before and start >= before:
+        raise ValueError(f"since {settings.since} is after until {settings.until}: nothing lies between")
     now = now or datetime.now(UTC)
     report = progress or (lambda step, done, total: None)
-    start, before = first_moment(since), moment_after(until)
-    if start and before and start >= before:
-        raise ValueError(f"since {since} is after until {until}: nothing lies between")
     layout = Layout(data).check()
     home = layout.datasets / decision_type
     with scratch_folder(home, ".export-") as work:
@@ -153,77 +132,13 @@ def export_dataset(
             since=start,
             before=before,
             now=now,
-            expired_before=None if retention_days is None else now - timedelta(days=retention_days),
+            expired_before=None if settings.retention_days is None else now - timedelta(days=settings.retention_days),
         )
         report("select", 1, 1)
         try:
-            sources = list(label_sources or funnel.choose_label_sources(con, enough=LIMITED_BELOW))
-            settings = {
-                "version": EXPORT_VERSION,
-                "redaction": REDACTION_VERSION,
-                "since": _rfc3339(start),
-                "before": _rfc3339(before),
-                "limit": limit,
-                "seed": seed,
-                "validation_share": validation_share,
-                "holdout_share": holdout_share,
-                "retention_days": retention_days,
-                "label_sources": sources,
-                "max_class_share": max_class_share,
-                "max_characters": max_characters,
-                "region": region,
-                "type": asdict(kind) | {"labels": list(kind.labels), "stop": list(kind.stop)},
-            }
-            preparation = funnel.prepare_rows(
-                con,
-                kind,
-                label_sources=sources,
-                limit=limit,
-                max_characters=max_characters,
-                region=region,
-                progress=report,
-            )
-            funnel.drop_duplicates(con)
-            template = funnel.drop_near_duplicates(con, limit=limit, progress=report)
-            validation_from, holdout_from = funnel.assign_splits(
-                con, validation_share=validation_share, holdout_share=holdout_share
-            )
-            if max_class_share is not None:
-                funnel.balance_training(con, max_class_share=max_class_share, seed=seed)
-            verdict = _require_enough(con, now)
-            leaks = funnel.find_leaks(con, template, report)
             folder = work / "dataset"
             folder.mkdir()
-            hashes = {split: _write_split(con, split, folder / f"{split}.jsonl") for split in SPLITS}
-            rows_sha256 = _write_rows(con, folder / "rows.parquet")
-            report("judge", 0, 1)
-            quality = judge_profiles(
-                [Profile("splits", _profile_splits(con, folder, leaks), ["split"], _SPLITS_EXPECTED)],
-                docs=folder / "quality",
-            )
-            report("judge", 1, 1)
-            if not quality.success:
-                raise DatasetRejected([failure for failure in quality.failures if failure.severity == "critical"])
-            manifest = Manifest(
-                decision_type=decision_type,
-                query=settings,
-                config_hash=hashlib.sha256(_dump(settings)).hexdigest(),
-                selected=con.execute("SELECT count(*) FROM rows").fetchall()[0][0],
-                dropped=funnel.count_reasons(con),
-                faults=preparation.faults,
-                redactions=preparation.redactions,
-                label_sources=dict(
-                    con.execute(
-                        "SELECT label_source, count(*) FROM rows WHERE split IS NOT NULL GROUP BY 1 ORDER BY 1"
-                    ).fetchall()
-                ),
-                splits={split: _summarize(con, split, hashes[split]) for split in SPLITS},
-                validation_from=_rfc3339(validation_from) or "",
-                holdout_from=_rfc3339(holdout_from) or "",
-                leaks=leaks,
-                rows_sha256=rows_sha256,
-                quality=quality.as_dict(),
-            )
+            manifest, verdict = _build(con, kind, settings, folder, now=now, report=report)
             content = _dump(manifest.as_dict())
             dataset_id = hashlib.sha256(content).hexdigest()[:16]
             write_atomic(folder / "manifest.json", content)
@@ -231,6 +146,104 @@ def export_dataset(
         finally:
             con.close()
     return replace(manifest, dataset_id=dataset_id, path=home / dataset_id, verdict=verdict)
+
+
+def _complete(settings: ExportSettings, kind: DecisionType, config: Config | None) -> ExportSettings:
+    """The settings, with what they leave to the type and the configuration. Raises ValueError."""
+    if settings.limit < 1:
+        raise ValueError(f"limit: at least 1 row is needed, not {settings.limit}")
+    if settings.max_class_share is not None and not 0 < settings.max_class_share < 1:
+        raise ValueError(f"max_class_share: {settings.max_class_share} is not between 0 and 1")
+    return replace(
+        settings,
+        max_characters=settings.max_characters or kind.form.max_characters,
+        region=settings.region or (config.redaction.region if config else Redaction().region),
+    )
+
+
+def _build(
+    con: duckdb.DuckDBPyConnection,
+    kind: DecisionType,
+    settings: ExportSettings,
+    folder: Path,
+    *,
+    now: datetime,
+    report: Progress,
+) -> tuple[Manifest, DataVerdict]:
+    """Write the files of a dataset from the selected rows, all but its manifest, which is returned."""
+    chosen = settings.label_sources or funnel.choose_label_sources(con, enough=LIMITED_BELOW)
+    sources = [str(source) for source in chosen]
+    assert settings.max_characters is not None and settings.region is not None  # `_complete`
+    preparation = funnel.prepare_rows(
+        con,
+        kind,
+        label_sources=sources,
+        limit=settings.limit,
+        max_characters=settings.max_characters,
+        region=settings.region,
+        progress=report,
+    )
+    funnel.drop_duplicates(con)
+    template = funnel.drop_near_duplicates(con, limit=settings.limit, progress=report)
+    validation_from, holdout_from = funnel.assign_splits(
+        con, validation_share=settings.validation_share, holdout_share=settings.holdout_share
+    )
+    if settings.max_class_share is not None:
+        funnel.balance_training(con, max_class_share=settings.max_class_share, seed=settings.seed)
+    verdict = _require_enough(con, now)
+    leaks = funnel.find_leaks(con, template, report)
+    hashes = {split: _write_split(con, split, folder / f"{split}.jsonl") for split in SPLITS}
+    rows_sha256 = _write_rows(con, folder / "rows.parquet")
+    report("judge", 0, 1)
+    quality = judge_profiles(
+        [Profile("splits", _profile_splits(con, folder, leaks), ["split"], _SPLITS_EXPECTED)],
+        docs=folder / "quality",
+    )
+    report("judge", 1, 1)
+    if not quality.success:
+        raise DatasetRejected([failure for failure in quality.failures if failure.severity == "critical"])
+    query = _describe(settings, kind, sources)
+    manifest = Manifest(
+        decision_type=kind.name,
+        query=query,
+        config_hash=hashlib.sha256(_dump(query)).hexdigest(),
+        selected=con.execute("SELECT count(*) FROM rows").fetchall()[0][0],
+        dropped=funnel.count_reasons(con),
+        faults=preparation.faults,
+        redactions=preparation.redactions,
+        label_sources=dict(
+            con.execute(
+                "SELECT label_source, count(*) FROM rows WHERE split IS NOT NULL GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+        ),
+        splits={split: _summarize(con, split, hashes[split]) for split in SPLITS},
+        validation_from=_rfc3339(validation_from) or "",
+        holdout_from=_rfc3339(holdout_from) or "",
+        leaks=leaks,
+        rows_sha256=rows_sha256,
+        quality=quality.as_dict(),
+    )
+    return manifest, verdict
+
+
+def _describe(settings: ExportSettings, kind: DecisionType, label_sources: list[str]) -> dict[str, Any]:
+    """All that decides a dataset's bytes, for its manifest and its configuration hash."""
+    return {
+        "version": EXPORT_VERSION,
+        "redaction": REDACTION_VERSION,
+        "since": _rfc3339(first_moment(settings.since)),
+        "before": _rfc3339(moment_after(settings.until)),
+        "limit": settings.limit,
+        "seed": settings.seed,
+        "validation_share": settings.validation_share,
+        "holdout_share": settings.holdout_share,
+        "retention_days": settings.retention_days,
+        "label_sources": label_sources,
+        "max_class_share": settings.max_class_share,
+        "max_characters": settings.max_characters,
+        "region": settings.region,
+        "type": asdict(kind) | {"labels": list(kind.labels), "stop": list(kind.stop)},
+    }
 
 
 def read_manifest(dataset: Path | str) -> Manifest:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from quality.errors import EvaluationError
 from quality.evaluation import Estimate, Evaluation
+from quality.settings import DEFAULT_MARGIN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from quality.dataset import DatasetRow
     from reasoning.config import Config
 
-DEFAULT_MARGIN = 0.02
 MIN_ROWS = 50
 MIN_EPISODES = 20
 MAX_FAILED_SHARE = 0.05

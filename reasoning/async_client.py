@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import os
 import time
 import weakref
@@ -20,12 +19,12 @@ from reasoning.decision_types import Context
 from reasoning.errors import CallFailed
 from reasoning.records import FeedbackKind
 from reasoning.routes import Arm
+from reasoning.shadow import ShadowTasks
 
 if TYPE_CHECKING:
     from reasoning.streams import AsyncCodingStream
     from reasoning.transport import AsyncTransport
 
-_log = logging.getLogger("reasoning")
 AsyncOriginal = Callable[[Any], Awaitable[Any] | Any]
 
 
@@ -125,15 +124,7 @@ class AsyncDecisionClient:
 
     async def close(self, seconds: float = 5.0) -> None:
         """Wait so long for the shadows of this loop, then close connections and seal the segment."""
-        loop = asyncio.get_running_loop()
-        mine = [task for task in self._shadows if task.get_loop() is loop]
-        if mine:
-            await asyncio.wait(mine, timeout=seconds)
-        undone = [task for task in mine if not task.done()]
-        for task in undone:
-            self._core.count("shadows", "dropped")
-            task.cancel()
-        await asyncio.gather(*undone, return_exceptions=True)
+        await self._shadows.close(seconds)
         if self._transport is not None:
             await self._transport.close()
         self._core.writer.close()
@@ -146,9 +137,8 @@ class AsyncDecisionClient:
 
     def _reset(self) -> None:
         self._transport: AsyncTransport | None = None
-        self._shadows: set[asyncio.Task[None]] = set()
-        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
-            weakref.WeakKeyDictionary()
+        self._shadows = ShadowTasks(
+            self.config.shadow_workers, self.config.shadow_queue, partial(self._core.count, "shadows")
         )
 
     def _reset_in_child(self) -> None:
@@ -192,7 +182,7 @@ class AsyncDecisionClient:
         copy = self._core.shadow_question(question)
         for arm in arms:
             if copy is not None and arm.source == "custom":
-                self._submit(partial(self._shadow_model, copy, arm))
+                self._shadows.submit(partial(self._shadow_model, copy, arm))
         return copy
 
     async def _shadow_model(self, question: Question, arm: Arm) -> None:
@@ -204,7 +194,7 @@ class AsyncDecisionClient:
     def _shadow_original(self, question: Question, arms: list[Arm], original: AsyncOriginal) -> None:
         for arm in arms:
             if arm.source == "original":
-                self._submit(partial(self._answer_in_shadow, question, arm, original))
+                self._shadows.submit(partial(self._answer_in_shadow, question, arm, original))
 
     async def _answer_in_shadow(self, question: Question, arm: Arm, original: AsyncOriginal) -> None:
         started = time.perf_counter()
@@ -216,25 +206,6 @@ class AsyncDecisionClient:
             self._core.record_original_error(question, arm, error, started)
         else:
             self._core.record_original(question, arm, result, started, served=False)
-
-    def _submit(self, work: Callable[[], Awaitable[None]]) -> None:
-        if len(self._shadows) >= self.config.shadow_queue + self.config.shadow_workers:
-            self._core.count("shadows", "dropped")
-            return
-        loop = asyncio.get_running_loop()
-        turns = self._turns.setdefault(loop, asyncio.Semaphore(self.config.shadow_workers))
-        task = loop.create_task(_in_turn(turns, work))
-        self._shadows.add(task)
-        task.add_done_callback(self._shadows.discard)
-        self._core.count("shadows", "taken")
-
-
-async def _in_turn(turns: asyncio.Semaphore, work: Callable[[], Awaitable[None]]) -> None:
-    async with turns:
-        try:
-            await work()
-        except Exception:
-            _log.exception("a shadow question failed")
 
 
 _clients: weakref.WeakSet[AsyncDecisionClient] = weakref.WeakSet()

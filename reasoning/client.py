@@ -31,7 +31,7 @@ from reasoning.decision_types import Context
 from reasoning.errors import CallFailed
 from reasoning.records import FeedbackKind
 from reasoning.routes import Arm
-from reasoning.shadow import ShadowPool
+from reasoning.shadow import ShadowThreads
 
 if TYPE_CHECKING:
     from reasoning.async_client import AsyncDecisionClient
@@ -155,9 +155,7 @@ class DecisionClient:
 
     def close(self, seconds: float = 5.0) -> None:
         """Wait so long for the shadows, then close connections and seal the segment. The client may be used again."""
-        dropped = self._shadows.close(seconds)
-        for _ in range(dropped):
-            self._core.count("shadows", "dropped")
+        self._shadows.close(seconds)
         if self._transport is not None:
             self._transport.close()
         self._core.writer.close()
@@ -170,7 +168,9 @@ class DecisionClient:
 
     def _reset(self) -> None:
         self._transport: Transport | None = None
-        self._shadows = ShadowPool(self.config.shadow_workers, self.config.shadow_queue)
+        self._shadows = ShadowThreads(
+            self.config.shadow_workers, self.config.shadow_queue, partial(self._core.count, "shadows")
+        )
 
     def _reset_in_child(self) -> None:
         self._core.reset()
@@ -209,7 +209,7 @@ class DecisionClient:
         copy = self._core.shadow_question(question)
         for arm in arms:
             if copy is not None and arm.source == "custom":
-                self._submit(partial(self._shadow_model, copy, arm))
+                self._shadows.submit(partial(self._shadow_model, copy, arm))
         return copy
 
     def _shadow_model(self, question: Question, arm: Arm) -> None:
@@ -221,7 +221,7 @@ class DecisionClient:
     def _shadow_original(self, question: Question, arms: list[Arm], original: Original) -> None:
         for arm in arms:
             if arm.source == "original":
-                self._submit(partial(self._answer_in_shadow, question, arm, original))
+                self._shadows.submit(partial(self._answer_in_shadow, question, arm, original))
 
     def _answer_in_shadow(self, question: Question, arm: Arm, original: Original) -> None:
         started = time.perf_counter()
@@ -231,9 +231,6 @@ class DecisionClient:
             self._core.record_original_error(question, arm, error, started)
         else:
             self._core.record_original(question, arm, result, started, served=False)
-
-    def _submit(self, work: Callable[[], None]) -> None:
-        self._core.count("shadows", "taken" if self._shadows.submit(work) else "dropped")
 
 
 _clients: weakref.WeakSet[DecisionClient] = weakref.WeakSet()

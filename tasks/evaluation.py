@@ -13,8 +13,9 @@ from provider.completions import complete_many
 from provider.metering import hourly_usd
 from quality.dataset import DatasetRow, read_manifest, read_rows
 from quality.evaluation import Answer, Evaluation, Label, evaluate, write_evaluation
-from quality.promotion import DEFAULT_MARGIN, judge
+from quality.promotion import judge
 from quality.redaction import redaction_note
+from quality.settings import DEFAULT_MARGIN
 from reasoning.config import load_config
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer

@@ -10,11 +10,13 @@ from typing import Any
 from prefect import task
 from prefect.logging import get_run_logger
 
+from pipeline.parameters import PromoteSettings
 from quality.checks import check_decisions
 from quality.dataset import Manifest
 from quality.evaluation import Evaluation
 from quality.promotion import promotion_warnings
 from quality.report import QualityReport
+from quality.settings import ExportSettings
 from reasoning.config import load_config
 from reasoning.routes import Route
 from storage.ledger_rows import Deployment, FineTuneJob
@@ -33,9 +35,11 @@ def check(data: Path, *, days: int, now: datetime | None = None) -> QualityRepor
 
 
 @task(**REPEATABLE)
-def export(data: Path, decision_type: str, **options: Any) -> Manifest:
+def export(
+    data: Path, decision_type: str, settings: ExportSettings | None = None, *, now: datetime | None = None
+) -> Manifest:
     progress = run_progress("export-progress", f"Exporting {decision_type}")
-    manifest = models.export(data, decision_type, progress=progress, **options)
+    manifest = models.export(data, decision_type, settings, now=now, progress=progress)
     publish("dataset", hide(manifest, "query", "quality", "splits"), title=f"Dataset {manifest.dataset_id}")
     publish(
         "dataset-splits",
@@ -82,8 +86,8 @@ def evaluate(data: Path, model: str, **options: Any) -> Evaluation:
 
 
 @task(**REPEATABLE)
-def promote(data: Path, model: str, **options: Any) -> Route:
-    route = promotion.promote_model(data, model, **options)
+def promote(data: Path, model: str, settings: PromoteSettings | None = None, *, now: datetime | None = None) -> Route:
+    route = promotion.promote_model(data, model, settings, now=now)
     publish("route", list(route.arms), title=f"Arms of {route.experiment}")
     return route
 

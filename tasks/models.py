@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_
 from provider.routes import withdraw_model
 from provider.tiers import resolve_tier
 from quality.dataset import Manifest, export_dataset, read_manifest
+from quality.settings import ExportSettings
 from reasoning.config import is_loopback, load_config
 from reasoning.decision_types import get_decision_type
 from storage.errors import BudgetExceeded
@@ -65,9 +67,16 @@ def find_deployment(ledger: Ledger, model_id: str, *states: str) -> Deployment |
     return max(rows, key=lambda row: row.created_at, default=None)
 
 
-def export(data: Path, decision_type: str, **options: Any) -> Manifest:
-    """`quality.dataset.export_dataset` (its options too), also for a decision type that reasoning.toml declares."""
-    return export_dataset(data, decision_type, config=load_config(data), **options)
+def export(
+    data: Path,
+    decision_type: str,
+    settings: ExportSettings | None = None,
+    *,
+    now: datetime | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """`quality.dataset.export_dataset`, also for a decision type that reasoning.toml declares."""
+    return export_dataset(data, decision_type, settings, now=now, config=load_config(data), progress=progress)
 
 
 def fine_tune(

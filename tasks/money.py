@@ -16,7 +16,7 @@ def guard(
 ) -> GuardReport:
     """One tick of the guard, also when the provider cannot be reached: then it meters the log and renews nothing."""
     policy = GuardPolicy(
-        idle=None if idle_minutes is None else timedelta(minutes=idle_minutes), lease=timedelta(minutes=lease_minutes)
+        idle=timedelta(minutes=idle_minutes) if idle_minutes else None, lease=timedelta(minutes=lease_minutes)
     )
     try:
         client = connect(timeout=15)  # seconds: the next tick comes within a minute

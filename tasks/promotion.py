@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from pipeline.parameters import PromoteSettings
 from provider.client import clock_of, inference_url
 from provider.routes import publish_route
 from quality.dataset import read_manifest
@@ -22,33 +23,22 @@ from tasks.selection import find_model
 if TYPE_CHECKING:
     from storage.ledger import Ledger
 
-LIVE_WEIGHT = 0.9
-"""The rest stays with the original: it goes on teaching, and stays comparable."""
-
-DEADLINE_MS = 800.0
-
 
 def promote_model(
     data: Path,
     model: str,
+    settings: PromoteSettings | None = None,
     *,
-    weight: float = LIVE_WEIGHT,
-    mode: Literal["live", "shadow"] = "live",
-    deadline_ms: float = DEADLINE_MS,
-    min_confidence: float = 0.0,
-    shadow_original: bool = False,
-    force: bool = False,
     now: datetime | None = None,
 ) -> Route:
     """Publish the route of a deployed model (its id, or a decision type; `tasks.selection`); returns the route.
 
-    `weight` is its share of the decisions, the original's is the rest; in `shadow` mode it answers all of them in the
-    background and serves none. With `shadow_original` the original answers in the background what the model serves, so
-    that both can be compared on every question: for where it costs nothing. Called again with a greater weight, an
-    episode that was the model's stays the model's.
-    The model that it replaces is undeployed. Raises `MissingStep` unless the model is ready and its newest evaluation
-    says promote; `force` does without the latter.
+    In `shadow` mode the model answers all decisions in the background and serves none. Called again with a greater
+    weight, an episode that was the model's stays the model's. The model that it replaces is undeployed. Raises
+    `MissingStep` unless the model is ready and its newest evaluation says promote; `force` does without the latter.
     """
+    settings = settings or PromoteSettings()
+    force, mode = settings.force, settings.mode
     when = clock_of(now)()
     with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "promote --force" if force else "promote")
@@ -63,7 +53,7 @@ def promote_model(
             )
         if not force and verdict is not None and not verdict.promote:
             raise MissingStep(f"model {row.id} did not earn it: {verdict.why}. Insist with --force")
-        route = _route(data, ledger, row, deployment, weight, mode, deadline_ms, min_confidence, shadow_original)
+        route = _route(data, ledger, row, deployment, settings)
         publish_route(Layout(data).routes, name, route, now=when)
         replaced = []
         if mode == "live":
@@ -91,13 +81,10 @@ def _route(
     ledger: Ledger,
     model: Model,
     deployment: Deployment,
-    weight: float,
-    mode: Literal["live", "shadow"],
-    deadline_ms: float,
-    min_confidence: float,
-    shadow_original: bool,
+    settings: PromoteSettings,
 ) -> Route:
-    share = weight if mode == "live" else 1.0
+    mode = settings.mode
+    share = settings.weight if mode == "live" else 1.0
     dataset = find_dataset(data, dataset_of(ledger, model))
     custom = Arm(
         name="custom",
@@ -113,9 +100,9 @@ def _route(
     experiment = f"{model.decision_type}-{model.id}"
     shadow = Arm(name="original-shadow", source="original", mode="shadow")
     return Route(
-        arms=(custom, original, shadow) if shadow_original else (custom, original),
-        deadline_ms=deadline_ms,
-        min_confidence=min_confidence,
+        arms=(custom, original, shadow) if settings.shadow_original else (custom, original),
+        deadline_ms=settings.deadline_ms,
+        min_confidence=settings.min_confidence,
         experiment=experiment,
         salt=experiment,
     )

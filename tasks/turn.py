@@ -16,6 +16,7 @@ from typing import Literal
 import orjson
 
 import storage
+from pipeline.parameters import CycleSettings, PromoteSettings
 from provider.client import clock_of
 from provider.errors import FineTuneFailed
 from provider.prices import MINIMUM_FINE_TUNE_USD
@@ -35,31 +36,9 @@ from tasks.errors import FlowError, NotWorthIt
 from tasks.evaluation import evaluate_model
 from tasks.evaluation_files import read_verdict
 from tasks.models import at_work, deploy, export, find_dataset, fine_tune
-from tasks.promotion import LIVE_WEIGHT, promote_model, reject_model
+from tasks.promotion import promote_model, reject_model
 
 Outcome = Literal["not_due", "under_way", "not_enough_data", "failed", "rejected", "canary", "promoted"]
-
-
-@dataclass(frozen=True, slots=True)
-class TurnPolicy:
-    """When a turn is due, and how its model gets its traffic."""
-
-    min_new_decisions: int = 200
-    """Labelled decisions since the last turn's dataset."""
-    cool_down: timedelta = timedelta(hours=20)
-    """Between the end of a turn and the beginning of the next."""
-    weight: float = LIVE_WEIGHT
-    """Share of the decisions that a promoted model gets in the end."""
-    canary_weight: float | None = 0.1
-    """Share that it gets first, None for the whole at once."""
-    canary_requests: int = 50
-    """Questions that the canary must have been asked before it is judged."""
-    shadow_original: bool = False
-    """Shall the original answer in the background what the model serves, for comparison."""
-    max_failed_share: float = 0.05
-    """Of the canary's answers: above, it is withdrawn."""
-    anyway: bool = False
-    """Train even a model that is certain to be refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,35 +72,32 @@ class Verbs:
 def turn_flywheel(
     data: Path,
     decision_type: str,
+    settings: CycleSettings | None = None,
     *,
-    policy: TurnPolicy | None = None,
     verbs: Verbs | None = None,
-    force: bool = False,
     now: datetime | None = None,
 ) -> Turn:
-    """Take a turn up where it stands, begin one that is due (or any, with `force`), or see to a canary.
+    """Continue the cycle that is under way, begin one that is due (or any, with `force`), or judge a canary.
 
     Before its first cent the budgets must carry the whole cycle, and what is left of that is held to its end
     (`tasks.cycle`). For one process at a time (`tasks.exclusive.taking_turns`). What stops a turn for now (no capacity,
     a budget used up, an unreachable provider) is raised and leaves it under way; the next call tries again from there.
     """
-    policy, verbs = policy or TurnPolicy(), verbs or Verbs()
+    settings, verbs = settings or CycleSettings(), verbs or Verbs()
     decision_type = get_decision_type(decision_type, load_config(data)).name
     with holding(data, decision_type, now=now):
-        return _take(data, decision_type, policy, verbs, force=force, now=now)
+        return _take(data, decision_type, settings, verbs, now=now)
 
 
-def _take(
-    data: Path, decision_type: str, policy: TurnPolicy, verbs: Verbs, *, force: bool, now: datetime | None
-) -> Turn:
+def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs, *, now: datetime | None) -> Turn:
     clock = clock_of(now)
     turn = read_turn(data, decision_type)
     if turn is not None and turn.outcome == "canary":
-        turn = _see_to_canary(data, turn, policy, verbs, clock())
-        if not force:
+        turn = _see_to_canary(data, turn, settings, verbs, clock())
+        if not settings.force:
             return turn
     if turn is None or turn.outcome != "under_way":
-        why_not = None if force else _why_not_due(data, decision_type, turn, policy, clock())
+        why_not = None if settings.force else _why_not_due(data, decision_type, turn, settings, clock())
         if why_not:
             return replace(turn or Turn(decision_type), outcome="not_due", why=why_not)
         turn = Turn(decision_type, started_at=clock().isoformat())
@@ -134,7 +110,7 @@ def _take(
     if turn.model_id is None:
         try:
             # Here the money of the whole cycle is held; what is left of it at the end is given back by `holding`.
-            job = verbs.fine_tune(data, turn.dataset_id, anyway=policy.anyway, now=now)
+            job = verbs.fine_tune(data, turn.dataset_id, anyway=settings.anyway, now=now)
         except NotWorthIt as error:
             return _end(data, turn, "not_enough_data", str(error), clock())
         except FineTuneFailed as error:
@@ -152,18 +128,18 @@ def _take(
         verbs.reject(data, turn.model_id, why=verdict.why, now=now)
         return _end(data, turn, "rejected", verdict.why, clock())
     verbs.deploy(data, turn.model_id, now=now)  # the guard may have stopped it, if this turn lay still for long
-    canary = policy.canary_weight is not None
-    weight = policy.canary_weight if canary else policy.weight
-    verbs.promote(data, turn.model_id, weight=weight, shadow_original=policy.shadow_original, now=now)
+    canary = bool(settings.canary_weight)
+    weight = settings.canary_weight or settings.weight
+    share = PromoteSettings(weight=weight, shadow_original=settings.shadow_original)
+    verbs.promote(data, turn.model_id, share, now=now)
     return _end(data, turn, "canary" if canary else "promoted", verdict.why, clock())
 
 
 def plan_turn(
     data: Path,
     decision_type: str,
+    settings: CycleSettings | None = None,
     *,
-    policy: TurnPolicy | None = None,
-    force: bool = False,
     tier: str | None = None,
     now: datetime | None = None,
 ) -> CyclePlan:
@@ -171,7 +147,7 @@ def plan_turn(
 
     The dataset is exported (which is local, and the same again) to tell what its holdout can prove.
     """
-    policy, clock = policy or TurnPolicy(), clock_of(now)
+    settings, clock = settings or CycleSettings(), clock_of(now)
     config = load_config(data)
     kind = get_decision_type(decision_type, config)
     turn = read_turn(data, kind.name)
@@ -179,9 +155,9 @@ def plan_turn(
     blocked: list[str] = []
     notes: list[str] = []
     folder: Path | None = None
-    if turn is not None and turn.outcome == "canary" and not force:
+    if turn is not None and turn.outcome == "canary" and not settings.force:
         blocked.append("a canary has the traffic: its verdict comes first (--force begins a cycle beside it)")
-    elif not under_way and not force and (why := _why_not_due(data, kind.name, turn, policy, clock())):
+    elif not under_way and not settings.force and (why := _why_not_due(data, kind.name, turn, settings, clock())):
         blocked.append(f"not due: {why} (--force)")
     if turn is not None and under_way and turn.dataset_id:
         folder = find_dataset(data, turn.dataset_id)
@@ -200,7 +176,7 @@ def plan_turn(
         if folder is not None and name is not None:
             steps.insert(0, training_step(client, ledger, name, base, None, again=False))
             refusals, notes = look_ahead(data, folder, ledger, kind.name, steps, now=clock())
-            blocked += [f"{each} (--anyway)" for each in refusals if not policy.anyway]
+            blocked += [f"{each} (--anyway)" for each in refusals if not settings.anyway]
             notes.append(f"dataset {name}")
         else:
             steps.insert(0, Step("training", MINIMUM_FINE_TUNE_USD, Decimal(0), f"{base.name}, at least"))
@@ -219,16 +195,17 @@ def read_turn(data: Path, decision_type: str) -> Turn | None:
         raise FlowError(f"cannot read {path}: {error}. Remove it to begin a new turn") from error
 
 
-def _see_to_canary(data: Path, turn: Turn, policy: TurnPolicy, verbs: Verbs, now: datetime) -> Turn:
+def _see_to_canary(data: Path, turn: Turn, settings: CycleSettings, verbs: Verbs, now: datetime) -> Turn:
     """Give a canary that answered well its full weight, withdraw one that did not, or leave it a while longer."""
     asked, failed = _canary_answers(data, turn, now)
-    if asked < policy.canary_requests:
-        return replace(turn, why=f"the canary was asked {asked} of {policy.canary_requests} questions")
+    if asked < settings.canary_requests:
+        return replace(turn, why=f"the canary was asked {asked} of {settings.canary_requests} questions")
     said = f"the canary failed to answer {failed} of {asked} questions"
-    if failed > policy.max_failed_share * asked:
+    if failed > settings.max_failed_share * asked:
         verbs.reject(data, turn.model_id, why=said, now=now)
         return _end(data, turn, "rejected", said, now)
-    verbs.promote(data, turn.model_id, weight=policy.weight, shadow_original=policy.shadow_original, now=now)
+    share = PromoteSettings(weight=settings.weight, shadow_original=settings.shadow_original)
+    verbs.promote(data, turn.model_id, share, now=now)
     return _end(data, turn, "promoted", said, now)
 
 
@@ -245,10 +222,12 @@ def _canary_answers(data: Path, turn: Turn, now: datetime) -> tuple[int, int]:
     return asked, failed
 
 
-def _why_not_due(data: Path, decision_type: str, last: Turn | None, policy: TurnPolicy, now: datetime) -> str | None:
+def _why_not_due(
+    data: Path, decision_type: str, last: Turn | None, settings: CycleSettings, now: datetime
+) -> str | None:
     after = datetime.min.replace(tzinfo=UTC)
     if last is not None and last.finished_at:
-        begin = datetime.fromisoformat(last.finished_at) + policy.cool_down
+        begin = datetime.fromisoformat(last.finished_at) + timedelta(hours=settings.cool_down_hours)
         if now < begin:
             return f"the last turn ended {last.outcome} at {last.finished_at}: cooling down until {begin.isoformat()}"
     if last is not None and last.dataset_id:
@@ -259,8 +238,8 @@ def _why_not_due(data: Path, decision_type: str, last: Turn | None, policy: Turn
         WHERE decision_type = ? AND label IS NOT NULL AND label_source <> 'custom' AND date >= ? AND ts > ? AND ts <= ?
     """
     ((new,),) = storage.sql(data, query, [decision_type, after.date(), after, now]).rows
-    if new < policy.min_new_decisions:
-        return f"{new} of {policy.min_new_decisions} new labelled decisions"
+    if new < settings.min_new_decisions:
+        return f"{new} of {settings.min_new_decisions} new labelled decisions"
     return None
 
 

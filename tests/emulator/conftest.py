@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from emulator.conformance import serve, write_dataset
+from tests.emulator.conformance import serve, write_dataset
 
 BASE_MODEL = "Qwen/Qwen3.5-9B"
 CONFIG = "projects/proj_together/configs/cr_qwen35_9b_h100"

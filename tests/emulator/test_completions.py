@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from emulator.conformance import write_dataset
+from tests.emulator.conformance import write_dataset
 from tests.emulator.conftest import CONFIG, Server
 
 IGNORE = "<response><action>IGNORE</action></response>"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from emulator.conformance import Transcript, check_cli, check_sdk, write_dataset
 from emulator.server import ROUTES
+from tests.emulator.conformance import Transcript, check_cli, check_sdk, write_dataset
 from tests.emulator.conftest import Server
 
 

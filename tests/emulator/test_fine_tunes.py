@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from emulator.conformance import write_dataset
 from emulator.datasets import check_dataset
+from tests.emulator.conformance import write_dataset
 from tests.emulator.conftest import Server, write_lines
 
 

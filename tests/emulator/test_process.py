@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from emulator.conformance import write_dataset
+from tests.emulator.conformance import write_dataset
 from tests.emulator.conftest import Server, start
 
 

@@ -248,7 +248,7 @@ async def test_shadows_answer_beside_and_are_logged_beside(start: Start) -> None
         ("candidate", "custom", False, None),
         ("teacher", "original", False, None),
     }
-    assert running.gateway.state.metrics.statistics()["shadows"] == {"done": 2}
+    assert running.gateway.state.metrics.statistics()["shadows"] == {"taken": 2, "done": 2}
 
 
 async def test_shadows_are_bounded_and_their_failures_are_nobodys(start: Start) -> None:
@@ -270,7 +270,7 @@ async def test_shadows_are_bounded_and_their_failures_are_nobodys(start: Start) 
         assert (await ask(running, coding(f"fix the code {i}")))[0] == 200
     gate.set()
     await running.gateway.state.shadows.close()
-    assert running.gateway.state.metrics.statistics()["shadows"] == {"done": 2, "dropped": 2}
+    assert running.gateway.state.metrics.statistics()["shadows"] == {"taken": 2, "done": 2, "dropped": 2}
     rows = await running.records()
     assert (
         sorted((r["source"], r["served"], r["fallback_reason"]) for r in rows if r["source"] == "custom")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sqlite3
 import threading
 import time
@@ -22,6 +23,7 @@ from provider.deployments import begin_shutdown, undeploy_model
 from provider.errors import ProviderUnavailable
 from provider.fine_tunes import cancel_fine_tune, resume_fine_tune, submit_fine_tune
 from provider.guard import RUNNING_STATES, GuardPolicy, GuardReport, guard_costs
+from provider.metering import runway_usd
 from provider.reconcile import reconcile_provider
 from provider.routes import LEASE, publish_route, routed_models
 from provider.status import cost_report, model_status
@@ -33,7 +35,8 @@ from storage.errors import BudgetExceeded
 from storage.land import land_decisions
 from storage.ledger import open_ledger
 from storage.ledger_charges import ChargedTo
-from storage.ledger_rows import Deployment, FineTuneJob, Model
+from storage.ledger_rows import Deployment, DeploymentState, FineTuneJob, Model
+from storage.money import minutes_usd
 from tests.provider.odd_answers import garble
 from tests.provider.world import Killed, World
 
@@ -495,6 +498,28 @@ def test_many_hands_that_end_it_at_once_are_harmless(world: World) -> None:
         thread.join()
     assert errors == []
     assert world.ours() == []
+
+
+def test_a_create_that_was_never_answered_is_reserved_for_and_stopped_when_its_money_ends(world: World) -> None:
+    world.ledger.set_budget("total", world.ledger.spent() + 1)
+    model_id = world.model()
+    world.kill_after("POST", "/deployments")
+    with pytest.raises(Killed):
+        world.deploy(model_id)
+    world.revive()
+    (row,) = world.ledger.find(Deployment, state=DeploymentState.INTENDED)
+    assert row.attempted_at is not None and row.remote_id is None and row.reservation_id is not None
+    world.minutes(2)
+    guard(world)
+    minutes = math.ceil((world.now() - row.attempted_at).total_seconds() / 60)
+    held = world.ledger.reservation(row.reservation_id).amount_usd
+    assert held == minutes_usd(row.hourly_usd, minutes) + runway_usd(row)
+    for _ in range(6):  # $5.49 an hour: with its runway a dollar lasts for five minutes
+        world.minutes(1)
+        guard(world)
+    assert world.ledger.get(Deployment, row.id).state == DeploymentState.DELETED
+    assert world.ours() == []
+    assert world.ledger.spent() <= 1
 
 
 def test_what_was_intended_is_not_sent_once_other_things_have_spent_the_budget(world: World) -> None:

@@ -19,6 +19,7 @@ import storage
 from quality.dataset import export_dataset, read_manifest, read_rows
 from quality.errors import DatasetRejected, InsufficientData
 from quality.funnel import _prepare
+from quality.settings import ExportSettings
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import UnknownDecisionType
 from reasoning.redaction.redact import Finding
@@ -33,8 +34,8 @@ SPLITS = ("train", "validation", "holdout")
 KEY = "sk-" + "proj-" + "a1B2c3D4e5" * 4
 
 
-def _export(data, **options):
-    return export_dataset(data, "should_respond", now=NOW, **options)
+def _export(data, *, config=None, progress=None, **settings):
+    return export_dataset(data, "should_respond", ExportSettings(**settings), now=NOW, config=config, progress=progress)
 
 
 def _lines(manifest, split):

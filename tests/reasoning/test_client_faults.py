@@ -24,7 +24,7 @@ from reasoning.config import Config, load_config
 from reasoning.errors import RoutesError
 from reasoning.lease import RoutesLease
 from reasoning.routes import Arm, parse_routes
-from reasoning.shadow import ShadowPool
+from reasoning.shadow import ShadowThreads
 from reasoning.spool import SegmentWriter
 from tests.reasoning.conftest import CONTEXT, ModelServer, Request, completion, http, rows, says, sends
 from tests.reasoning.test_spool import at_bytecode, read_all
@@ -316,7 +316,7 @@ class TestFolders:
             raise RuntimeError("can't start new thread")
 
         monkeypatch.setattr(threading.Thread, "start", start)
-        assert ShadowPool(2, 2).submit(lambda: None) is False
+        assert ShadowThreads(2, 2, [].append).submit(lambda: None) is False
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

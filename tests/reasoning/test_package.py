@@ -83,10 +83,12 @@ with DecisionClient("data") as client:
 
 def test_beside_a_checkout_the_command_runs_its_cli(tmp_path: Path) -> None:
     shutil.copytree(CHECKOUT / "reasoning", tmp_path / "reasoning", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "cli").mkdir()
-    (tmp_path / "cli" / "__init__.py").touch()
-    (tmp_path / "cli" / "main.py").write_text("def main():\n    print('the command')\n")
-    done = run("-m", "reasoning", cwd=tmp_path)
+    users = tmp_path / "user"  # who has a package `cli` as well
+    for folder, text in ((tmp_path, "the command"), (users, "the user's")):
+        (folder / "cli").mkdir(parents=True)
+        (folder / "cli" / "__init__.py").touch()
+        (folder / "cli" / "__main__.py").write_text(f'print("{text}")\n')
+    done = run("-m", "reasoning", cwd=users, PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "the command\n")
 
 

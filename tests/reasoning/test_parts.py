@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +25,7 @@ from reasoning.errors import CallFailed
 from reasoning.ids import uuid7
 from reasoning.records import Decision, encode_record
 from reasoning.redact import describe_error
-from reasoning.shadow import ShadowPool
+from reasoning.shadow import ShadowTasks, ShadowThreads
 from reasoning.sse import EventDecoder, StreamedCompletion
 from tests.reasoning.conftest import at_bytecode, completion
 
@@ -266,26 +268,37 @@ class TestRedaction:
         assert describe_error(Bad()) == "Bad" and len(describe_error(ValueError("x" * 9999))) == 500
 
 
-class TestShadowPool:
+class Counts(Counter[str]):
+    """Counts what a pool tells it."""
+
+    def __call__(self, outcome: str) -> None:
+        self[outcome] += 1
+
+
+class TestShadowThreads:
     def test_what_was_taken_is_done_before_it_closes(self) -> None:
-        pool, done = ShadowPool(2, 50), []
+        counts = Counts()
+        pool, done = ShadowThreads(2, 50, counts), []
         for i in range(50):
             assert pool.submit(lambda i=i: done.append(i))
         assert pool.close(30) == 0 and sorted(done) == list(range(50))
         assert pool.submit(lambda: done.append(99)) and pool.close(30) == 0 and done[-1] == 99
+        assert counts == {"taken": 51, "done": 51}
 
     def test_failing_work_harms_nothing(self) -> None:
-        pool, done = ShadowPool(1, 10), []
+        counts = Counts()
+        pool, done = ShadowThreads(1, 10, counts), []
         pool.submit(lambda: 1 // 0)
         pool.submit(lambda: done.append(1))
         assert pool.close(30) == 0 and done == [1]
+        assert counts == {"taken": 2, "failed": 1, "done": 1}
 
     def test_a_signal_handler_may_submit_in_the_middle_of_a_submit(self) -> None:
         at, reached = 0, True
         while reached:
-            pool, done = ShadowPool(1, 10), []
+            pool, done = ShadowThreads(1, 10, Counts()), []
 
-            def act(pool: ShadowPool = pool, done: list[int] = done) -> None:
+            def act(pool: ShadowThreads = pool, done: list[int] = done) -> None:
                 assert pool.submit(partial(done.append, 1))
 
             with at_bytecode(at, shadow.__file__, act) as reached:
@@ -295,11 +308,53 @@ class TestShadowPool:
         assert at > 50
 
     def test_close_does_not_wait_longer_than_it_is_told(self) -> None:
-        pool, release = ShadowPool(1, 10), threading.Event()
+        counts = Counts()
+        pool, release = ShadowThreads(1, 10, counts), threading.Event()
         started = threading.Event()
         pool.submit(lambda: (started.set(), release.wait(30)))
         started.wait(30)
         for _ in range(5):
             pool.submit(lambda: None)
         assert pool.close(0.01) == 5
+        assert counts == {"taken": 6, "dropped": 5}
         release.set()
+
+    def test_the_limit_holds_for_what_waits_and_what_is_done_together(self) -> None:
+        counts, release = Counts(), threading.Event()
+        pool = ShadowThreads(2, 3, counts)
+        assert [pool.submit(lambda: release.wait(30)) for _ in range(7)] == [True] * 5 + [False] * 2
+        release.set()
+        assert pool.close(30) == 0 and counts == {"taken": 5, "dropped": 2, "done": 5}
+        assert pool.submit(lambda: None) and pool.close(30) == 0  # room again
+
+
+class TestShadowTasks:
+    async def test_tasks_have_the_limits_and_the_counts_of_threads(self) -> None:
+        counts, release, at_once = Counts(), asyncio.Event(), [0, 0]
+
+        async def work() -> None:
+            at_once[0] += 1
+            at_once[1] = max(at_once)
+            await release.wait()
+            at_once[0] -= 1
+
+        pool = ShadowTasks(2, 3, counts)
+        assert [pool.submit(work) for _ in range(7)] == [True] * 5 + [False] * 2
+        await asyncio.sleep(0)
+        release.set()
+        assert await pool.close(30) == 0 and at_once[1] == 2
+        assert counts == {"taken": 5, "dropped": 2, "done": 5}
+
+    async def test_failing_work_harms_nothing_and_late_work_is_dropped(self) -> None:
+        counts = Counts()
+        pool = ShadowTasks(1, 10, counts)
+
+        async def fail() -> None:
+            raise LookupError("mine")
+
+        pool.submit(fail)
+        for _ in range(2):
+            pool.submit(lambda: asyncio.sleep(60))
+        await asyncio.sleep(0.01)
+        assert await pool.close(0) == 2
+        assert counts == {"taken": 3, "failed": 1, "dropped": 2}

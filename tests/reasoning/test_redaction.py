@@ -182,16 +182,18 @@ def test_more_values_than_there_are_numbers_are_refused(monkeypatch):
     "pump", [f"{ANN} ", "[EMAIL_1] ", "[", "password=[SECRET_1] ", "{n}@ex.org ", "[EMAIL_{n}] ", "p: |\n  {n}"]
 )
 def test_redacting_and_restoring_take_time_in_proportion_to_the_text(pump):
-    took = []
-    for size in (1 << 14, 1 << 15):
-        text = "".join(pump.replace("{n}", str(n)) for n in range(size // len(pump)))
+    def seconds(size: int, number: int) -> float:
+        text = f"{number} " + "".join(pump.replace("{n}", str(n)) for n in range(size // len(pump))) + ANN
         begun = time.process_time()
-        prompt = ask(text + ANN)
+        prompt = ask(text)
         stream = StreamRestorer(prompt)
         restored = prompt.restore_text(texts(prompt)[0])[0]
-        assert "".join([stream.feed(texts(prompt)[0]), stream.finish()]) == restored == text + ANN
-        took.append(time.process_time() - begun)
-    assert took[1] < 3 * max(took[0], 0.03), took
+        assert "".join([stream.feed(texts(prompt)[0]), stream.finish()]) == restored == text
+        return time.process_time() - begun
+
+    # The best of three: a collection of a long test run's garbage takes longer than this.
+    short, long = (min(seconds(size, number) for number in range(3)) for size in (1 << 14, 1 << 15))
+    assert long < 3 * max(short, 0.03), (short, long)
 
 
 def test_a_content_that_was_seen_costs_a_digest(monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.parameters import CycleSettings
 from quality.dataset import DatasetRow
 from quality.promotion import certain_refusals, foresee
 from storage.errors import BudgetExceeded
@@ -19,7 +20,7 @@ from storage.ledger_charges import ChargedTo
 from storage.ledger_rows import FineTuneJob, Model, UploadedDataset
 from tasks.errors import NotWorthIt
 from tasks.models import export, fine_tune
-from tasks.turn import TurnPolicy, plan_turn, turn_flywheel
+from tasks.turn import plan_turn, turn_flywheel
 from tests.cli.test_commands import reasoning
 from tests.tasks.rooms import NOON, write_log
 from tests.tasks.test_selection import add_deployment
@@ -166,7 +167,7 @@ def test_a_dataset_that_proves_nothing_is_said_at_export_and_not_trained_on(tmp_
     assert said.returncode == 0 and "certain to be refused: the holdout has" in said.stderr
     with pytest.raises(NotWorthIt, match="--anyway insists"):
         fine_tune(data, export(data, TYPE).path)
-    turn = turn_flywheel(data, TYPE, force=True)
+    turn = turn_flywheel(data, TYPE, CycleSettings(force=True))
     assert turn.outcome == "not_enough_data" and "certain to be refused" in turn.why
     with open_ledger(data) as ledger:
         assert ledger.charges() == [] and ledger.held(TYPE) == (Decimal(0), Decimal(0))
@@ -178,6 +179,6 @@ def test_a_dataset_that_proves_nothing_is_said_at_export_and_not_trained_on(tmp_
         ledger.transition(Model, job.model_id, "promoted")
     # The next plan of the same dataset is of this model, not of another one beside it.
     add_deployment(data, job.model_id, "provisioning", "ready")
-    plan = plan_turn(data, TYPE, policy=TurnPolicy(anyway=True), force=True)
+    plan = plan_turn(data, TYPE, CycleSettings(anyway=True, force=True))
     assert [step.step for step in plan.steps] == ["training", "candidate", "evaluation"]
     assert (plan.steps[0].amount_usd, plan.hourly_usd) == (0, 0) and plan.steps[1].what.endswith("runs already")

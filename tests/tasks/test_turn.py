@@ -15,6 +15,7 @@ import httpx
 import orjson
 import pytest
 
+from pipeline.parameters import CycleSettings
 from provider.client import connect
 from provider.errors import ProviderRefused
 from provider.guard import guard_costs
@@ -27,7 +28,7 @@ from storage.ledger import open_ledger
 from storage.ledger_rows import Deployment, FineTuneJob, Model
 from tasks import models
 from tasks.models import undeploy
-from tasks.turn import Turn, TurnPolicy, Verbs, read_turn, turn_flywheel
+from tasks.turn import Turn, Verbs, read_turn, turn_flywheel
 from tests.tasks.rooms import NOON, start_emulator, write_answers, write_log
 
 
@@ -74,7 +75,7 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
     begun = read_turn(data, "should_respond")
     assert begun is not None and begun.outcome == "under_way" and begun.dataset_id and not begun.evaluation_id
 
-    turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=5))
+    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5))
     assert turn.outcome == "canary", turn.why
     with open_ledger(data) as ledger:
         assert [job.state for job in ledger.find(FineTuneJob)] == ["completed"]
@@ -85,12 +86,12 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
     assert {arm.name: arm.weight for arm in route.arms} == {"custom": 0.1, "original": 0.9}
     assert route.arms[0].base_url == local
 
-    asked = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=5))
+    asked = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5))
     assert (asked.outcome, asked.why) == ("canary", "the canary was asked 0 of 5 questions")
 
     write_answers(data, experiment=route.experiment, model=route.arms[0].model, good=6, failed=0)
     land_decisions(data)
-    turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=5))
+    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5))
     assert (turn.outcome, turn.why) == ("promoted", "the canary failed to answer 0 of 6 questions")
     assert "cooling down" in turn_flywheel(data, "should_respond").why
     live = read_routes(Layout(data).routes).routes["should_respond"]
@@ -181,7 +182,7 @@ def test_a_canary_that_fails_is_withdrawn(tmp_path: Path, local: str):
     write_answers(data, experiment="should_respond-m1", model="p/m1", good=4, failed=2, since=NOON)
     land_decisions(data)
     later = NOON + timedelta(hours=1)
-    turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(canary_requests=6), now=later)
+    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=6), now=later)
     assert (turn.outcome, turn.why) == ("rejected", "the canary failed to answer 2 of 6 questions")
     with open_ledger(data) as ledger:
         assert ledger.get(Model, "m1").state == "rejected"
@@ -191,7 +192,7 @@ def test_too_little_to_learn_from_ends_the_turn_before_anything_is_spent(tmp_pat
     data = tmp_path / "data"
     write_log(data, episodes=3, turns=4)
     land_decisions(data)
-    turn = turn_flywheel(data, "should_respond", policy=TurnPolicy(min_new_decisions=1), now=NOON)
+    turn = turn_flywheel(data, "should_respond", CycleSettings(min_new_decisions=1), now=NOON)
     assert turn.outcome == "not_enough_data"
     assert "usable rows" in turn.why
 

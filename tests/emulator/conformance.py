@@ -1,4 +1,4 @@
-"""Does the real client understand the emulator? `python -m emulator.conformance` asks it and prints what was called.
+"""Does the real client understand the emulator? `python -m tests.emulator.conformance` asks it and prints the calls.
 
 It starts an emulator of its own and drives it with the unmodified `together` SDK (strict response validation, sync and
 async) and with the unmodified `together` command, over HTTP. Any answer that the client does not take stops it.
@@ -121,7 +121,7 @@ async def _check_files(call: _Caller, dataset: Path) -> str:
     _expect(again.id == uploaded.id, "the same bytes are the same file")
     _expect(any(entry.id == file.id for entry in (await call("files.list")).data), "the file is listed")
     content = await call.read(await call("files.content", file.id))
-    _expect(content == dataset.read_bytes(), "the content comes back byte for byte")  # noqa: ASYNC240
+    _expect(content == dataset.read_bytes(), "the content comes back byte for byte")
     return str(file.id)
 
 
@@ -419,7 +419,7 @@ def serve(data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], st
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m emulator.conformance", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.emulator.conformance", description=__doc__.splitlines()[0])
     parser.add_argument("--trainer", default="sklearn", help="which trainer the emulator uses (%(default)s)")
     parser.add_argument("--no-cli", action="store_true", help="leave out the `together` command")
     options = parser.parse_args()

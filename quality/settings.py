@@ -1,0 +1,58 @@
+"""Settings of the verbs of this package. Light to import: the command line is made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Lt
+from typing_extensions import Doc
+
+DEFAULT_MARGIN = 0.02
+
+Moment = date | datetime
+"""A whole day (UTC), or a time."""
+
+
+class LabelSource(StrEnum):
+    """Where a label may come from: a person or a better model, or the answer of the fallback itself."""
+
+    DEMONSTRATION = "demonstration"
+    ORIGINAL = "original"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSettings:
+    """Which rows of the decision log become a dataset, and how they are split."""
+
+    since: Annotated[Moment | None, Doc("First day (UTC), or time, to learn from. Empty: all there is.")] = None
+    until: Annotated[Moment | None, Doc("Last day (UTC), or time, inclusive. Empty: now.")] = None
+    limit: Annotated[int, Ge(1), Doc("Most rows; of more, the latest are kept.")] = 10_000
+    seed: Annotated[int, Doc("Random seed for subsampling.")] = 0
+    validation_share: Annotated[
+        float, Gt(0), Lt(1), Doc("Share of the rows before the holdout that training is validated on.")
+    ] = 0.1
+    holdout_share: Annotated[
+        float, Gt(0), Lt(1), Doc("Share of the latest rows that is kept from training, for the evaluation.")
+    ] = 0.2
+    retention_days: Annotated[
+        int | None, Ge(1), Doc("Ignore rows older than this many days. Empty: use all rows of the log.")
+    ] = None
+    label_sources: Annotated[
+        list[LabelSource] | None,
+        Doc("Where labels may come from. Empty: demonstrations alone where there are 200 of them, else both."),
+    ] = None
+    max_class_share: Annotated[
+        float | None,
+        Gt(0),
+        Lt(1),
+        Doc("Thin out the most frequent answer of the training rows to this share. Empty: leave it."),
+    ] = None
+    max_characters: Annotated[
+        int | None, Ge(1), Doc("Drop rows with more characters than this. Empty: the limit of the answer form.")
+    ] = None
+    region: Annotated[
+        str | None, Doc("Region (such as US) for recognising phone numbers. Empty: that of reasoning.toml.")
+    ] = None
