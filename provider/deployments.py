@@ -101,7 +101,9 @@ def deploy_model(
     if replicas < 1:
         raise ValueError(f"a deployment has at least one replica, not {replicas}")
     clock = provider_clock(client, now)
-    row, ours = _intend(client, ledger, model_id, replicas, clock)
+    for attempt in retrying(wait, progress=progress, what=f"configs and prices for model {model_id}"):
+        with attempt:
+            row, ours = _intend(client, ledger, model_id, replicas, clock)
     try:
         row = _start(client, ledger, row, progress, clock, wait)
         return _await_ready(client, ledger, row, progress, poll_seconds, timeout, clock, wait)

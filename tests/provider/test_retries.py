@@ -60,6 +60,15 @@ def test_four_refusals_of_25_seconds_are_waited_for(world: World, status: int) -
     assert sum("the provider asks to wait 25 s" in message for message in said) == 4
 
 
+@pytest.mark.parametrize("match", ["GET /v2/projects/*/configs*", "GET /v2/public/inference-instance-types*"])
+def test_what_comes_before_a_deployment_waits_as_long_as_it_is_asked(world: World, match: str) -> None:
+    model_id, wait = world.model(), Waits(world)
+    world.emulator.fault(429, match, times=5, retry_after=25, should_retry=False)
+    assert deploy_model(world.client, world.ledger, model_id, poll_seconds=1, now=world.now, wait=wait).state == "ready"
+    assert wait.seconds.count(25.0) == 5
+    assert world.emulator.pending_faults() == 0
+
+
 @pytest.mark.parametrize("match", ["POST /v1/fine-tunes/estimate-price", "GET /v2/supported-models"])
 def test_what_comes_before_a_fine_tune_waits_as_long_as_it_is_asked(world: World, match: str) -> None:
     dataset = world.upload()

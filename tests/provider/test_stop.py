@@ -156,6 +156,12 @@ def test_routes_of_ours_are_withdrawn_and_others_stay(world: World, dead: bool) 
     assert "should_respond" not in read_routes(path).routes
 
 
+def test_a_stop_releases_what_is_held_for_cycles(world: World) -> None:
+    world.ledger.hold("3", "planning", now=world.now())
+    assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
+    assert world.ledger.held("planning", now=world.now())[0] == 0
+
+
 def test_a_stop_that_hangs_does_not_keep_another_deployment_running(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
