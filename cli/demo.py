@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from cli.environment import replace_environment
 from cli.output import new_console
 from cli.serve import HOST, PREFECT_SERVER, environment
 from cli.stopping import OnExit, settle_at_exit
@@ -50,8 +51,7 @@ def run(
             emulator = f"http://{HOST}:{free_port(HOST, 0, what='the local provider', option='')}"
         env = environment(folder, provider=provider, prefect=prefect, emulator=emulator, scratch=Path(scratch))
         # The flows run in this process, and Prefect and the provider room read their settings here, on import.
-        os.environ.clear()
-        os.environ.update(env, PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
+        replace_environment({**env, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"})
         with Supervisor(folder / "logs", env, stop_timeout=5) as children:
             # The supervisor notes signals for its own waits; the demo works between them, and ends at once. It is noted
             # here, too, as an exception that is raised anywhere may be lost (in a callback, by what catches all).

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli import costs, decisions, models, running
+from cli.environment import is_debug, set_debug
 from cli.errors import describe
 from reasoning.errors import ReasoningError
 
@@ -44,7 +45,7 @@ def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show where in the code an error comes from")] = False,
 ) -> None:
     if debug:
-        os.environ["REASONING_DEBUG"] = "1"
+        set_debug()
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
     try:
         app()
     except (ReasoningError, OSError) as error:
-        if os.environ.get("REASONING_DEBUG"):
+        if is_debug():
             raise
         if isinstance(error, BrokenPipeError):  # `reasoning sql … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from annotated_types import Ge, Gt, Le, Lt
 
+from cli.environment import set_prefect_password, use_emulator, use_prefect
 from cli.output import print_note
 from pipeline import parameters
 from pipeline.parameters import (
@@ -58,11 +59,10 @@ def find_data(data: Path | None, *, may_be_new: bool = False) -> Path:
         Layout(folder).check()
     _warn_of_rights(folder)
     urls = served(folder)
-    for name, url in (("REASONING_PROVIDER_URL", urls.get("emulator")), ("PREFECT_API_URL", _api(urls.get("prefect")))):
-        if url:
-            os.environ.setdefault(name, url)
-    if "prefect" in urls and os.environ["PREFECT_API_URL"] == _api(urls["prefect"]):  # never sent to another server
-        os.environ["PREFECT_API_AUTH_STRING"] = prefect_password(folder)
+    if emulator := urls.get("emulator"):
+        use_emulator(emulator)
+    if (prefect := _api(urls.get("prefect"))) and use_prefect(prefect):  # the password is never sent to another server
+        set_prefect_password(prefect_password(folder))
     return folder
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from cli.environment import has_provider_url, has_together_key, is_debug, provider_name
 from cli.options import AsJson, Data, Provider, Yes, find_data
 from cli.output import print_json, print_line, print_note, print_table, show
 from cli.stopping import OnExit
@@ -62,7 +63,7 @@ def serve(
 
     folder = load_config(data).data
     # The emulator ends with `serve`, and its bill with it. What another provider runs goes on.
-    costs = provider is Provider.TOGETHER or bool(os.environ.get("REASONING_PROVIDER_URL"))
+    costs = provider is Provider.TOGETHER or has_provider_url()
     try:
         signal_name = run(
             folder,
@@ -90,7 +91,7 @@ def serve(
 def _require_key() -> None:
     from cli.errors import CommandError
 
-    if not os.environ.get("TOGETHER_API_KEY"):
+    if not has_together_key():
         raise CommandError("TOGETHER_API_KEY is not set: the provider `together` needs it (`local` needs no key)")
 
 
@@ -157,7 +158,7 @@ def config(data: Data = None, as_json: AsJson = False) -> None:
     found = {
         **hide(settings, "api_key", "decision_types"),
         "api_key": "set" if settings.api_key else "not set",
-        "provider": os.environ.get("REASONING_PROVIDER", "local"),
+        "provider": provider_name() or "local",
         "provider_url": provider,
         "ledger": shown_url(ledger_url(settings.data)),
         "decision_types": {name: f"{kind.tier}, {kind.answer}" for name, kind in settings.decision_types.items()},
@@ -258,7 +259,7 @@ def demo(
             128 + interruption.number,
         )
     except (ReasoningError, OSError) as error:
-        if os.environ.get("REASONING_DEBUG"):
+        if is_debug():
             traceback.print_exc(file=sys.__stderr__)
         _end(f"error: {describe(error)}", 1)
     except Exception:

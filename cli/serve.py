@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.environment import has_provider_url
 from cli.errors import ServeError
 from cli.prefect_server import own_origins
 from cli.supervisor import Stopped, Supervisor, answers, free_port
+from reasoning.config import settings_file
 from reasoning.hosts import host_tag
 from storage.errors import DataFolderBusy
 from storage.files import make_folder, open_private
@@ -81,7 +83,7 @@ def serve(
         prefect = f"http://{HOST}:{free_port(HOST, prefect_port, what='Prefect', option='--prefect-port')}"
         gateway = f"http://{HOST}:{free_port(HOST, gateway_port, what='the gateway', option='--gateway-port')}"
         emulator = None
-        if provider == "local" and not os.environ.get("REASONING_PROVIDER_URL"):
+        if provider == "local" and not has_provider_url():
             port = free_port(HOST, emulator_port, what="the local provider", option="--emulator-port")
             emulator = f"http://{HOST}:{port}"
         with tempfile.TemporaryDirectory(prefix="reasoning-serve-") as scratch:
@@ -141,7 +143,7 @@ def environment(data: Path, *, provider: str, prefect: str, emulator: str | None
     """
     password = prefect_password(data)
     port = prefect.rpartition(":")[2]
-    config = Path(os.environ.get("REASONING_CONFIG") or "reasoning.toml")
+    config = settings_file()
     env = {name: value for name, value in os.environ.items() if name.upper() not in _NOT_INHERITED}
     env.setdefault("PREFECT_HOME", str(data / "prefect"))
     env |= {
@@ -162,9 +164,9 @@ def environment(data: Path, *, provider: str, prefect: str, emulator: str | None
         "PYTHONUNBUFFERED": "1",
         # `python -m` would import a `tasks.py` or `storage/` of the current folder, or of the user's PYTHONPATH.
         "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), *filter(None, [env.get("PYTHONPATH")])]),
         # Runs start as `python -m prefect.engine`: that must be this Python, in a virtual environment or not.
-        "PATH": os.pathsep.join([str(_python_on_path(scratch)), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(_python_on_path(scratch)), env.get("PATH", os.defpath)]),
     }
     if emulator:
         env["REASONING_PROVIDER_URL"] = emulator

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import signal
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cli.environment import provider_name, use_emulator
 from cli.output import print_note
 from reasoning.errors import ReasoningError
 
@@ -203,10 +203,10 @@ def folder_to_stop(data: Path | None) -> Path:
         folder = data.absolute()
     Layout(folder).check()
     if emulator := served(folder).get("emulator"):
-        os.environ.setdefault("REASONING_PROVIDER_URL", emulator)
+        use_emulator(emulator)
     return folder
 
 
 def chosen_provider(option: str | None, data: Path) -> str:
     """The provider to stop at: as asked for, else the environment's, else the one that was served last, else local."""
-    return option or os.environ.get("REASONING_PROVIDER") or last_provider(data) or "local"
+    return option or provider_name() or last_provider(data) or "local"

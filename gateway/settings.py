@@ -63,6 +63,7 @@ from gateway.known_tokens import TokenMark, mark_token
 from gateway.paths import EVERYTHING, check_pattern
 from gateway.prices import Price
 from gateway.protocols.table import DEFAULT_TABLE, ProtocolTable
+from reasoning.config import settings_file
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, switch, table, text
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -153,6 +154,11 @@ _SWITCHES = ("log_requests", "record")
 _CODING = {"enabled": "coding", "images": "coding_images"}
 
 
+def are_traces_wanted(env: Mapping[str, str] = os.environ) -> bool:
+    """Does OpenTelemetry's own configuration name a collector of traces?"""
+    return bool(env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+
+
 def load_settings(
     data: Path,
     path: Path | None = None,
@@ -160,7 +166,7 @@ def load_settings(
     protocols: ProtocolTable = DEFAULT_TABLE,
 ) -> Settings:
     """The settings, validated. A token file may be made in `data`. Raises `GatewayConfigError`."""
-    file = path or Path(env.get("REASONING_CONFIG") or "reasoning.toml")
+    file = path or settings_file(env)
     raw = _read(file)
     values: dict[str, Any] = {}
     known = {*_NUMBERS, *_SWITCHES, "allowed_hosts", "coding", "decisions", "prompts", "keys", "prices"}

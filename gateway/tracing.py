@@ -5,13 +5,13 @@ A span joins the trace of the request's `traceparent`. Its attributes are those 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from gateway.errors import GatewayConfigError
 from gateway.exchange import Exchange
+from gateway.settings import are_traces_wanted
 
 
 class Tracer(Protocol):
@@ -75,7 +75,7 @@ class OpenTelemetryTracer:
 
 def open_tracer() -> Tracer:
     """The tracer that the environment configures. Raises `GatewayConfigError` when its package is not installed."""
-    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+    if not are_traces_wanted():
         return NoTracer()
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

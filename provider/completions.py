@@ -142,7 +142,7 @@ async def _complete_all(
 
 async def _complete(client: AsyncTogether, request: Mapping[str, Any], messages: Sequence[Any]) -> Completion:
     try:
-        async for attempt in AsyncRetrying(**retry_policy(backoff=wait_exponential_jitter(0.2, 5))):
+        async for attempt in AsyncRetrying(**retry_policy(backoff=wait_exponential_jitter(multiplier=0.2, max=5))):
             with attempt, asking(f"asking {request['model']}"):
                 began = time.perf_counter()
                 answer = await client.chat.completions.create(messages=list(messages), logprobs=1, **request)

@@ -23,7 +23,7 @@ from reasoning.shadow import ShadowTasks
 
 if TYPE_CHECKING:
     from reasoning.streams import AsyncCodingStream
-    from reasoning.transport import AsyncTransport
+    from reasoning.transport_port import AsyncPort
 
 AsyncOriginal = Callable[[Any], Awaitable[Any] | Any]
 
@@ -38,7 +38,9 @@ class AsyncDecisionClient:
         agent_id: str | None = None,
         config: Config | None = None,
         clock: Callable[[], float] = time.time,
+        transport: AsyncPort | None = None,
     ) -> None:
+        self._given_transport = transport
         self._core = ClientCore(data, agent_id, config, clock)
         self.config = self._core.config
         self._reset()
@@ -126,7 +128,7 @@ class AsyncDecisionClient:
         """Wait so long for the shadows of this loop, then close connections and seal the segment."""
         await self._shadows.close(seconds)
         if self._transport is not None:
-            await self._transport.close()
+            await self._transport.aclose()
         self._core.writer.close()
 
     async def __aenter__(self) -> Self:
@@ -136,7 +138,7 @@ class AsyncDecisionClient:
         await self.close()
 
     def _reset(self) -> None:
-        self._transport: AsyncTransport | None = None
+        self._transport: AsyncPort | None = self._given_transport
         self._shadows = ShadowTasks(
             self.config.shadow_workers, self.config.shadow_queue, partial(self._core.count, "shadows")
         )
@@ -145,7 +147,7 @@ class AsyncDecisionClient:
         self._core.reset()
         self._reset()
 
-    def _http(self) -> AsyncTransport:
+    def _http(self) -> AsyncPort:
         if self._transport is None:
             from reasoning.transport import AsyncTransport
 
@@ -159,7 +161,7 @@ class AsyncDecisionClient:
         try:
             if self._core.redacts_long(question):
                 await asyncio.to_thread(self._core.redact, question)
-            response = await transport.post(*self._core.request(question, arm))
+            response = await transport.apost(*self._core.request(question, arm))
         except CallFailed as error:
             response = error
         except BaseException:  # a cancellation, above all

@@ -36,7 +36,7 @@ from reasoning.shadow import ShadowThreads
 if TYPE_CHECKING:
     from reasoning.async_client import AsyncDecisionClient
     from reasoning.streams import CodingStream
-    from reasoning.transport import Transport
+    from reasoning.transport_port import SyncPort
 
 __all__ = ["Answer", "AsyncDecisionClient", "DecisionClient"]
 
@@ -47,10 +47,13 @@ class DecisionClient:
     """For threads; one a process is enough. Broken configuration raises `ConfigError` here and nowhere later.
 
     `data` is the data folder and goes before the environment and `reasoning.toml`; `clock` gives seconds since the
-    epoch, for replays and tests. `original` is called as `original(context)` and gives a decision object, or text: the
-    action of a label type, or an answer as models write it, such as text with one block of code. A context may hold
-    `episode_id`, `room_id` and `subject_ids`, for where no argument gives them; `subject_ids` default to the speakers
-    of the conversation. It works after a fork, too.
+    epoch, for replays and tests; `transport` asks models in the network's place, such as a
+    `reasoning.mock_transport.MockTransport`.
+
+    `original` is called as `original(context)` and gives a decision object, or text: the action of a label type, or an
+    answer as models write it, such as text with one block of code. A context may hold `episode_id`, `room_id` and
+    `subject_ids`, for where no argument gives them; `subject_ids` default to the speakers of the conversation. It
+    works after a fork, too.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class DecisionClient:
         agent_id: str | None = None,
         config: Config | None = None,
         clock: Callable[[], float] = time.time,
+        transport: SyncPort | None = None,
     ) -> None:
+        self._given_transport = transport
         self._core = ClientCore(data, agent_id, config, clock)
         self.config = self._core.config
         self._reset()
@@ -167,7 +172,7 @@ class DecisionClient:
         self.close()
 
     def _reset(self) -> None:
-        self._transport: Transport | None = None
+        self._transport: SyncPort | None = self._given_transport
         self._shadows = ShadowThreads(
             self.config.shadow_workers, self.config.shadow_queue, partial(self._core.count, "shadows")
         )
@@ -176,7 +181,7 @@ class DecisionClient:
         self._core.reset()
         self._reset()
 
-    def _http(self) -> Transport:
+    def _http(self) -> SyncPort:
         if self._transport is None:
             from reasoning.transport import Transport
 

@@ -120,6 +120,16 @@ class Config:
         return self.data / "spool"
 
 
+def settings_file(env: Mapping[str, str] = os.environ) -> Path:
+    """`reasoning.toml`, or the file that is named instead. It need not exist."""
+    return Path(env.get("REASONING_CONFIG") or "reasoning.toml")
+
+
+def host_id(env: Mapping[str, str] = os.environ) -> str:
+    """The name of this host that `REASONING_HOST_ID` gives, for hosts that cannot be told apart otherwise."""
+    return env.get("REASONING_HOST_ID", "")
+
+
 def load_config(
     data: Path | str | None = None, path: Path | str | None = None, env: Mapping[str, str] = os.environ
 ) -> Config:

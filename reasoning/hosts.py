@@ -15,6 +15,8 @@ import socket
 import time
 from pathlib import Path
 
+from reasoning.config import host_id
+
 HEARTBEAT = 5.0  # seconds between two signs of life
 GRACE = 300.0  # seconds without one after which another host's work may be taken over
 # A writer that gave no sign for this long (it was suspended) no longer trusts its segment. Well below GRACE.
@@ -90,7 +92,7 @@ def _boot() -> str:
 
 
 def _override() -> str:
-    return os.environ.get("REASONING_HOST_ID", "")
+    return host_id()
 
 
 def _read(path: str) -> str:

@@ -15,7 +15,7 @@ from reasoning.model_calls import failed_status
 from reasoning.redaction.placeholders import StreamRestorer
 from reasoning.routes import Arm
 from reasoning.sse import StreamedCompletion
-from reasoning.transport import AsyncTransport, Transport
+from reasoning.transport_port import AsyncPort, SyncPort
 
 
 class _Stream:
@@ -117,7 +117,7 @@ class CodingStream(_Stream):
     """
 
     def __init__(
-        self, core: ClientCore, transport: Callable[[], Transport], question: Question, original: Callable[[Any], Any]
+        self, core: ClientCore, transport: Callable[[], SyncPort], question: Question, original: Callable[[Any], Any]
     ) -> None:
         super().__init__(core, question)
         self._pieces = self._run(transport, original)
@@ -129,7 +129,7 @@ class CodingStream(_Stream):
         """Read no further."""
         self._pieces.close()
 
-    def _run(self, transport: Callable[[], Transport], original: Callable[[Any], Any]) -> Generator[str, None, None]:
+    def _run(self, transport: Callable[[], SyncPort], original: Callable[[Any], Any]) -> Generator[str, None, None]:
         question, arm = self._question, self._question.arm
         if question.asks_model and arm is not None:
             started = time.perf_counter()
@@ -183,7 +183,7 @@ class AsyncCodingStream(_Stream):
     def __init__(
         self,
         core: ClientCore,
-        transport: Callable[[], AsyncTransport],
+        transport: Callable[[], AsyncPort],
         question: Question,
         original: Callable[[Any], Awaitable[Any] | Any],
     ) -> None:
@@ -198,7 +198,7 @@ class AsyncCodingStream(_Stream):
         await self._pieces.aclose()
 
     async def _run(
-        self, transport: Callable[[], AsyncTransport], original: Callable[[Any], Awaitable[Any] | Any]
+        self, transport: Callable[[], AsyncPort], original: Callable[[Any], Awaitable[Any] | Any]
     ) -> AsyncGenerator[str, None]:
         question, arm = self._question, self._question.arm
         if question.asks_model and arm is not None:
@@ -207,7 +207,7 @@ class AsyncCodingStream(_Stream):
                 if self._core.redacts_long(question):
                     await asyncio.to_thread(self._core.redact, question)
                 request = self._core.request(question, arm, stream=True)
-                async with transport().stream(*request) as (status, chunks):
+                async with transport().astream(*request) as (status, chunks):
                     if status != 200:
                         raise failed_status(status, b"".join([chunk async for chunk in chunks]))
                     async for chunk in chunks:

@@ -21,7 +21,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -32,8 +32,7 @@ import httpcore2
 from reasoning.config import is_loopback
 from reasoning.errors import CallFailed
 from reasoning.model_calls import check_size, failed_io
-
-Headers = Sequence[tuple[bytes, bytes]]
+from reasoning.transport_port import Headers
 
 _MAX_CALLS = 256
 """Calls at once, each of which takes a file descriptor of the agent's; more wait, within their deadlines."""
@@ -110,7 +109,7 @@ class AsyncTransport:
     def __init__(self) -> None:
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
 
-    async def post(self, url: str, headers: Headers, body: bytes, seconds: float) -> tuple[int, bytes]:
+    async def apost(self, url: str, headers: Headers, body: bytes, seconds: float) -> tuple[int, bytes]:
         """Status and body of the answer."""
         at = time.monotonic() + seconds
         try:
@@ -131,7 +130,7 @@ class AsyncTransport:
         return response.status, content
 
     @asynccontextmanager
-    async def stream(
+    async def astream(
         self, url: str, headers: Headers, body: bytes, seconds: float
     ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
         """Status, and the body as it comes: reading on may raise `CallFailed` as well."""
@@ -152,7 +151,7 @@ class AsyncTransport:
             stack.push_async_callback(chunks.aclose)
             yield response.status, chunks
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close this loop's idle connections."""
         loop = self._loops.pop(asyncio.get_running_loop(), None)
         for target in loop.targets.values() if loop else ():

@@ -23,6 +23,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
+from reasoning.config import settings_file
 from storage.errors import BackupError
 from storage.files import make_folder, open_private, remove_tree, scratch_folder, sync, write_atomic
 from storage.land import list_segments
@@ -327,7 +328,7 @@ def _find_files(layout: Layout) -> dict[str, Path]:
 
 def _find_settings() -> dict[str, Path]:
     """reasoning.toml, which holds no secrets."""
-    path = Path(os.environ.get("REASONING_CONFIG") or "reasoning.toml").absolute()
+    path = settings_file().absolute()
     return {"config/reasoning.toml": path} if path.is_file() else {}
 
 

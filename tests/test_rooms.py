@@ -123,6 +123,46 @@ def test_a_circle_is_found_wherever_its_imports_stand():
     assert "reasoning.records" in {name for name, _ in imported_modules(source)}
 
 
+# The only modules that may touch `os.environ`. Everything else asks these.
+READS_ENVIRONMENT = {
+    **dict.fromkeys(("reasoning/config.py", "gateway/settings.py", "cli/environment.py"), "configuration"),
+    "storage/layout.py": "configuration: the ledger's URL",
+    "storage/ledger_database.py": "names the variable in an error",
+    "provider/client.py": "configuration of the provider",
+    "cli/serve.py": "puts together what child processes get",
+    "emulator/scheduler.py": "puts together what a training process gets",
+    "tasks/entrypoints.py": "sets what Prefect and Great Expectations read when imported",
+    "quality/gate.py": "sets what Great Expectations reads when imported",
+}
+
+
+def environment_uses(source: str) -> list[int]:
+    """Lines that touch `os.environ`, `os.getenv` or `os.putenv`, however they are imported."""
+    names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if (isinstance(node, ast.Attribute) and node.attr in names and ast.unparse(node.value) == "os")
+        or (isinstance(node, ast.ImportFrom) and node.module == "os" and names & {alias.name for alias in node.names})
+    ]
+
+
+def test_only_configuration_reads_the_environment():
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for room in MAY_IMPORT
+        for path in sources(room)
+        if environment_uses(path.read_text())
+    }
+    assert found == READS_ENVIRONMENT.keys()  # one too many here is a module that was mended: take it out
+
+
+def test_a_use_of_the_environment_is_found_however_it_is_written():
+    for source in ("import os\nos.environ['A']", "from os import environ", "import os\nos.getenv('A')"):
+        assert environment_uses(source), source
+    assert environment_uses("import os\nos.path.join('a')") == []
+
+
 def test_nothing_imports_a_flow():
     """Flows are loaded by the entrypoints of prefect.yaml, not even by one another."""
     importers = [

@@ -46,9 +46,10 @@ def copy_prefect_database(config: pytest.Config, home: Path) -> None:
     It is made once and kept in pytest's cache, by Prefect's version. `test_serve_attack` starts without it.
     """
     home.mkdir(mode=0o700, parents=True)
-    if config.cache is None:  # run with `-p no:cacheprovider`
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if cache is None:  # run with `-p no:cacheprovider`
         return
-    kept = config.cache.mkdir("prefect") / f"{version('prefect')}.db"
+    kept = cache.mkdir("prefect") / f"{version('prefect')}.db"
     if not kept.exists():
         made = kept.with_suffix(f".{os.getpid()}")
         made.mkdir()

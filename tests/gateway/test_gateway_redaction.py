@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from typing import Any
@@ -35,6 +34,7 @@ from tests.gateway.scripted import (
     stream,
 )
 from tests.gateway.test_gateway_coding import ask, coding
+from tests.reasoning.test_client_redaction import longest_stall, seconds_of_redacting
 
 ANN, IP, SECRET = "ann@example.org", "203.0.113.9", 'p"w-12345'
 SAID = f"fix the code: mail {ANN} from {IP}, password='{SECRET}'"
@@ -246,20 +246,13 @@ async def test_a_long_prompt_holds_nobody_up(start: Start) -> None:
     running = await start()
     route(running, TEXT)
     running.model.script = stream(*chat_stream("Done."))
-    lines = "\n".join(f"line {n} with mail{n}@example.org and 198.51.100.{n % 250} in it" for n in range(3_000))
-    asking = asyncio.create_task(ask(running, coding(f"fix the code\n{lines}", stream=True)))
-    waits = []
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    while not asking.done():
-        begun = loop.time()
-        await running.ask("GET", "/healthz", headers={})
-        waits.append(loop.time() - begun)
-        await asyncio.sleep(0.005)
-    assert (await asking)[1]["x-reasoning-source"] == "custom"
+    text = "\n".join(f"line {n} with mail{n}@example.org and 198.51.100.{n % 250} in it" for n in range(1_500))
+    alone = seconds_of_redacting(text)
+    async with longest_stall() as stalls:
+        _, headers, _ = await ask(running, coding(f"fix the code\n{text}", stream=True))
+    assert headers["x-reasoning-source"] == "custom"
     assert "@" not in str(running.model.last.json["messages"][-1])
-    took = loop.time() - started
-    assert took > 0.2 and max(waits) < took / 3, (took, max(waits))
+    assert max(stalls) < max(alone / 2, 0.05), (alone, max(stalls))
 
 
 PIECES = st.sampled_from(

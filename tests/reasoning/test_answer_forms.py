@@ -179,7 +179,7 @@ def test_a_fifth_form_is_asked_of_a_model_with_its_confidence(config: Config, se
         assert (answer.decision, answer.fallback_reason) == ({"score": 1}, "unparseable")
     assert "1 to 5" in server.requests[0].json["messages"][0]["content"]
     assert [row["valid"] for row in rows(config.data)] == [True, False, True]
-    described = describe_api(config.decision_types)["paths"]["/v1/decide/urgency"]["post"]["requestBody"]
+    described = describe_api(config.decision_types, [])["paths"]["/v1/decide/urgency"]["post"]["requestBody"]
     original = described["content"]["application/json"]["schema"]["properties"]["original"]
     assert original["properties"]["score"]["maximum"] == 5
 
