@@ -31,9 +31,10 @@ _EXPORT = """
 import json, resource, sys, time
 from datetime import datetime
 steps, begun = {}, time.perf_counter()
-def progress(step, done, total):
-    steps[step] = time.perf_counter() - begun
+def progress(event):
+    steps[event.what] = time.perf_counter() - begun
 from quality.dataset import export_dataset
+from quality.settings import ExportSettings
 data, now, limit = sys.argv[1], datetime.fromisoformat(sys.argv[2]), int(sys.argv[3])
 manifest = export_dataset(data, "should_respond", ExportSettings(limit=limit), now=now, progress=progress)
 print(json.dumps({"seconds": time.perf_counter() - begun, "until_end_of_step": steps, "rows": manifest.rows,

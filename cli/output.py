@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from decimal import Decimal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tasks.progress import reading
+from storage.progress import OnProgress, Progress
 from tasks.reports import fields, hide, plain, text
 
 if TYPE_CHECKING:
@@ -108,20 +108,21 @@ def print_note(line: str) -> None:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[..., None]]:
-    """A progress callback for any of the rooms (`tasks.progress.reading`). Silent unless stderr is a terminal."""
+def progress_bar(what: str) -> Iterator[OnProgress]:
+    """A progress callback (`storage.progress`). Silent unless stderr is a terminal."""
     if not sys.stderr.isatty():
-        yield lambda *_: None
+        yield lambda _: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as ProgressBar
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
 
-        def update(*said: float | str) -> None:
-            fraction, message = reading(*said)
-            bar.update(task, completed=fraction, total=1.0, description=f"{what}: {message}" if message else what)
+        def update(progress: Progress) -> None:
+            description = f"{what}: {progress.message}" if progress.message else what
+            bar.update(task, completed=progress.fraction, total=1.0, description=description)
 
         yield update

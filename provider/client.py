@@ -38,7 +38,6 @@ INFERENCE_URL = "https://api-inference.together.ai"
 Now = datetime | Callable[[], datetime] | None
 """A fixed time, a clock to ask again and again, or None for the machine's."""
 
-Progress = Callable[[float, str], None]
 """Told how far the work is (0 to 1) and what it is at."""
 
 T = TypeVar("T")

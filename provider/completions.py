@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import AsyncRetrying, wait_exponential_jitter
 
-from provider.client import Progress, asking, asynchronous
+from provider.client import asking, asynchronous
 from provider.errors import ProviderError
 from provider.retries import retry_policy
 from reasoning import completion as client_completion
 from reasoning.decision_types import AnswerFormat
 from storage.ledger_rows import Deployment
+from storage.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from together import AsyncTogether, Together
@@ -61,7 +62,7 @@ def complete_many(
     answer_format: AnswerFormat | None = None,
     concurrency: int = CONCURRENCY,
     ledger: Ledger | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     now: datetime | None = None,
 ) -> list[Completion]:
     """Ask `model` (a deployment's `served_name`) every conversation (a list of messages); answers in their order.
@@ -123,7 +124,7 @@ async def _complete_all(
     request: Mapping[str, Any],
     conversations: Sequence[Sequence[Any]],
     concurrency: int,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> list[Completion]:
     done, limit = 0, asyncio.Semaphore(concurrency)
     async with asynchronous(client) as its_twin:
@@ -134,7 +135,7 @@ async def _complete_all(
                 answer = await _complete(its_twin, request, messages)
             done += 1
             if progress:
-                progress(done / len(conversations), f"{done:,} of {len(conversations):,} answers")
+                progress(Progress(done, len(conversations), "answers"))
             return answer
 
         return await asyncio.gather(*(ask(messages) for messages in conversations))

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.answers import text
-from provider.client import Now, Progress, asking, create_once
+from provider.client import Now, asking, create_once
 from provider.clock import provider_clock
 from provider.deployment_state import (
     LIVE_STATES,
@@ -50,6 +50,7 @@ from provider.shutdown import (
 from storage.errors import IllegalTransition, LedgerError
 from storage.ledger_database import new_id
 from storage.ledger_rows import Deployment, DeploymentState, Model, required
+from storage.progress import OnProgress, share_done
 
 if TYPE_CHECKING:
     from together import Together
@@ -85,7 +86,7 @@ def deploy_model(
     model_id: str,
     *,
     replicas: int = 1,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     poll_seconds: float = 5.0,
     timeout: timedelta = READY_TIMEOUT,
     now: Now = None,
@@ -195,7 +196,7 @@ def _start(
     client: Together,
     ledger: Ledger,
     row: Deployment,
-    progress: Progress | None,
+    progress: OnProgress | None,
     clock: Callable[[], datetime],
     wait: Callable[[float], None],
 ) -> Deployment:
@@ -297,7 +298,7 @@ def _await_ready(
     client: Together,
     ledger: Ledger,
     row: Deployment,
-    progress: Progress | None,
+    progress: OnProgress | None,
     poll_seconds: float,
     timeout: timedelta,
     clock: Callable[[], datetime],
@@ -313,7 +314,7 @@ def _await_ready(
         if row.state == "ready":
             _afford(ledger, row, reserved_usd, clock())
             if progress:
-                progress(1.0, f"{row.served_name} is ready{f' ({message})' if message else ''}")
+                progress(share_done(1.0, f"{row.served_name} is ready{f' ({message})' if message else ''}"))
             return row
         if row.state in (*SHUTTING_STATES, "deleted"):
             raise DeploymentFailed(f"{row.name} did not become ready ({row.state}): {row.reason or message}")
@@ -322,7 +323,7 @@ def _await_ready(
                 raise NoCapacity(f"{row.name}: no hardware within {timeout}: {message}. Try again later")
             raise DeploymentFailed(f"{row.name} was not ready within {timeout}: {message}")
         if progress:
-            progress(min(waited / timeout.total_seconds(), 0.95), message or row.state)
+            progress(share_done(min(waited / timeout.total_seconds(), 0.95), message or row.state))
         wait(seconds)
 
 

@@ -13,12 +13,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provider.client import Now, Progress, asking, clock_of
+from provider.client import Now, asking, clock_of
 from provider.errors import InvalidDataset, NotReady, ProviderUnavailable, RemoteNotFound, UploadFailed
 from provider.retries import pause, retry_after, retrying
 from provider.rows import CheckedFile, check_rows
 from storage.ledger_database import new_id
 from storage.ledger_rows import UploadedDataset, required
+from storage.progress import OnProgress, share_done
 
 if TYPE_CHECKING:
     from together import Together
@@ -34,7 +35,7 @@ def upload_dataset(
     dataset_dir: Path | str,
     *,
     decision_type: str | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
     timeout: timedelta = PROCESSING_TIMEOUT,
@@ -60,7 +61,7 @@ def upload_dataset(
 
 
 @contextmanager
-def _alone(ledger: Ledger, name: str, progress: Progress | None) -> Iterator[None]:
+def _alone(ledger: Ledger, name: str, progress: OnProgress | None) -> Iterator[None]:
     """One upload of a dataset at a time: two would move its row back and forth under each other."""
     lock = f"upload-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     with ledger.exclusive(lock) as alone:
@@ -68,7 +69,7 @@ def _alone(ledger: Ledger, name: str, progress: Progress | None) -> Iterator[Non
             yield
             return
     if progress:
-        progress(0.0, f"another process uploads {name}; waiting for it")
+        progress(share_done(0.0, f"another process uploads {name}; waiting for it"))
     with ledger.exclusive(lock, wait=True):
         yield
 
@@ -78,7 +79,7 @@ def _upload_files(
     ledger: Ledger,
     row: UploadedDataset,
     files: list[tuple[str, CheckedFile]],
-    progress: Progress | None,
+    progress: OnProgress | None,
     clock: Callable[[], Any],
     wait: Callable[[float], None],
     timeout: timedelta,
@@ -92,19 +93,19 @@ def _upload_files(
                 file_id = None
             if file_id is None:
                 if progress:
-                    progress(index / (len(files) + 1), f"uploading {split}.jsonl ({checked.rows:,} rows)")
+                    progress(share_done(index / (len(files) + 1), f"uploading {split}.jsonl ({checked.rows:,} rows)"))
                 file_id = _upload(client, f"{ledger.prefix}{row.id}-{split}.jsonl", checked, wait, progress)
                 row = ledger.transition(UploadedDataset, row.id, "intended", now=clock(), **{column: file_id})
         row = ledger.transition(UploadedDataset, row.id, "uploaded", now=clock())
         for split, checked in files:
             if progress:
-                progress(len(files) / (len(files) + 1), f"the provider checks {split}.jsonl")
+                progress(share_done(len(files) / (len(files) + 1), f"the provider checks {split}.jsonl"))
             _wait_until_processed(client, required(row.file_id(split), f"the file {split}"), checked, wait, timeout)
     except UploadFailed as error:
         ledger.transition(UploadedDataset, row.id, "failed", why=str(error), error=str(error), now=clock())
         raise
     if progress:
-        progress(1.0, "uploaded")
+        progress(share_done(1.0, "uploaded"))
     return ledger.transition(UploadedDataset, row.id, "ready", error=None, now=clock())
 
 
@@ -163,7 +164,7 @@ def _exists(client: Together, file_id: str | None) -> bool:
 
 
 def _upload(
-    client: Together, name: str, checked: CheckedFile, wait: Callable[[float], None], progress: Progress | None
+    client: Together, name: str, checked: CheckedFile, wait: Callable[[float], None], progress: OnProgress | None
 ) -> str:
     """Upload under our name. Sending again is safe: of content it has, the provider answers with the file it has."""
     from together.lib.resources.files import FileAlreadyExistsError

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.answers import count, created_at, job_price, listed, text
-from provider.client import Now, Progress, asking, clock_of, create_once
+from provider.client import Now, asking, clock_of, create_once
 from provider.clock import provider_clock
 from provider.deployment_state import SHOWS_WITHIN
 from provider.errors import (
@@ -36,6 +36,7 @@ from storage.ledger_database import new_id
 from storage.ledger_reports import ACTIVE_STATES
 from storage.ledger_rows import FineTuneJob, JobState, Model, UploadedDataset, required
 from storage.money import format_usd
+from storage.progress import OnProgress, share_done
 
 if TYPE_CHECKING:
     from together import Together
@@ -78,7 +79,7 @@ def submit_fine_tune(
     tier: str,
     parameters: Mapping[str, Any] | None = None,
     again: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
 ) -> FineTuneJob:
@@ -171,7 +172,7 @@ def resume_fine_tune(
     *,
     doubt_seconds: float = DOUBT_SECONDS,
     attempts: int = ATTEMPTS,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
 ) -> FineTuneJob:
@@ -391,7 +392,7 @@ def follow_fine_tune(
     ledger: Ledger,
     job_id: str,
     *,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     poll_seconds: float = 5.0,
     timeout: timedelta = FOLLOW_TIMEOUT,
     now: Now = None,
@@ -411,14 +412,14 @@ def follow_fine_tune(
             job = sync_fine_tune(client, ledger, job_id, now=clock)
             if progress and job.state in ACTIVE_STATES:
                 with contextlib.suppress(ProviderRefused):  # the job is well, whatever it tells of itself
-                    progress(*_how_far(client, job))
+                    progress(share_done(*_how_far(client, job)))
         except ProviderUnavailable as error:
             if time.monotonic() >= deadline:
                 raise
             seconds = pause(poll_seconds, error)
         if job.state == "completed":
             if progress:
-                progress(1.0, f"completed for {format_usd(job.price_usd or Decimal(0))}")
+                progress(share_done(1.0, f"completed for {format_usd(job.price_usd or Decimal(0))}"))
             return job
         if job.state not in ACTIVE_STATES:
             price = job.price_usd or Decimal(0)

@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
 from provider.answers import moment
-from provider.client import Progress
 from provider.clock import told_time
 from provider.errors import CreationInDoubt, ProviderUnavailable
+from storage.progress import OnProgress, share_done
 
 ATTEMPTS = 4
 """How often something is tried when the provider does not say when to come again."""
@@ -73,7 +73,7 @@ def retry_policy(
     attempts: int = ATTEMPTS,
     backoff: Callable[[RetryCallState], float] | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     what: str = "",
 ) -> dict[str, Any]:
     """Arguments for tenacity's `Retrying` and `AsyncRetrying`.
@@ -104,7 +104,7 @@ def retry_policy(
     def before_sleep(state: RetryCallState) -> None:
         if progress:
             asked = "the provider asks to wait" if retry_after(_error_of(state)) else "trying again in"
-            progress(0.0, f"{what}: {asked} {state.upcoming_sleep:.0f} s ({_error_of(state)})")
+            progress(share_done(0.0, f"{what}: {asked} {state.upcoming_sleep:.0f} s ({_error_of(state)})"))
 
     return {
         "retry": retry_if_exception_type((ProviderUnavailable, CreationInDoubt)),

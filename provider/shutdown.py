@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from provider.answers import etag_of, listed, may_run, moment, replicas_of, state_of, text
-from provider.client import Now, Progress, asking, clock_of, overwrite
+from provider.client import Now, asking, clock_of, overwrite
 from provider.clock import provider_clock
 from provider.deployment_state import find_endpoint, know_endpoint, move_deployment, split_traffic
 from provider.errors import (
@@ -33,6 +33,7 @@ from reasoning.errors import ReasoningError
 from storage.ledger_charges import ChargedTo
 from storage.ledger_rows import Deployment, required
 from storage.money import minutes_usd
+from storage.progress import OnProgress, share_done
 
 if TYPE_CHECKING:
     from together import Together
@@ -310,7 +311,7 @@ def undeploy_model(
     drain_seconds: float = 2.0,
     poll_seconds: float = 5.0,
     timeout: timedelta = timedelta(minutes=15),
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     now: Now = None,
     wait: Callable[[float], None] = time.sleep,
 ) -> Deployment:
@@ -358,7 +359,7 @@ def _follow_down(
     row: Deployment,
     poll_seconds: float,
     timeout: timedelta,
-    progress: Progress | None,
+    progress: OnProgress | None,
     now: Now,
     wait: Callable[[float], None],
 ) -> Deployment:
@@ -373,7 +374,7 @@ def _follow_down(
             trouble = error
         if row.state == "deleted":
             if progress:
-                progress(1.0, f"{row.name} is down")
+                progress(share_done(1.0, f"{row.name} is down"))
             return row
         refusals += row.state == "stopped" and trouble is None
         if refusals >= REFUSALS:
@@ -381,5 +382,5 @@ def _follow_down(
         if time.monotonic() >= deadline:
             raise trouble or NotReady(f"{row.name} is still {row.state}; the guard goes on stopping it")
         if progress:
-            progress(0.5, f"stopping {row.name}")
+            progress(share_done(0.5, f"stopping {row.name}"))
         wait(pause(poll_seconds, trouble))

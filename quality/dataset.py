@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +33,7 @@ from storage.errors import DatasetError
 from storage.files import make_tree_private, scratch_folder, sync, write_atomic
 from storage.layout import Layout
 from storage.locks import check_held, data_lock
+from storage.progress import OnProgress, Progress
 from storage.training_rows import find_line_fault
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 # Part of every configuration hash: change it when the same rows would give other bytes.
 EXPORT_VERSION = 2
-
-Progress = Callable[[str, int, int], None]  # (step, done, in all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,7 @@ def export_dataset(
     *,
     now: datetime | None = None,
     config: Config | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Manifest:
     """Select, label, redact, deduplicate, split, validate and write the labelled decisions of one type.
 
@@ -120,11 +118,11 @@ def export_dataset(
     if start and before and start >= before:
         raise ValueError(f"since {settings.since} is after until {settings.until}: nothing lies between")
     now = now or datetime.now(UTC)
-    report = progress or (lambda step, done, total: None)
+    report = progress or (lambda _: None)
     layout = Layout(data).check()
     home = layout.datasets / decision_type
     with scratch_folder(home, ".export-") as work:
-        report("select", 0, 1)
+        report(Progress(0, 1, what="select"))
         con = funnel.select_rows(
             data,
             work / "scratch.duckdb",
@@ -134,7 +132,7 @@ def export_dataset(
             now=now,
             expired_before=None if settings.retention_days is None else now - timedelta(days=settings.retention_days),
         )
-        report("select", 1, 1)
+        report(Progress(1, 1, what="select"))
         try:
             folder = work / "dataset"
             folder.mkdir()
@@ -168,7 +166,7 @@ def _build(
     folder: Path,
     *,
     now: datetime,
-    report: Progress,
+    report: OnProgress,
 ) -> tuple[Manifest, DataVerdict]:
     """Write the files of a dataset from the selected rows, all but its manifest, which is returned."""
     chosen = settings.label_sources or funnel.choose_label_sources(con, enough=LIMITED_BELOW)
@@ -194,12 +192,12 @@ def _build(
     leaks = funnel.find_leaks(con, template, report)
     hashes = {split: _write_split(con, split, folder / f"{split}.jsonl") for split in SPLITS}
     rows_sha256 = _write_rows(con, folder / "rows.parquet")
-    report("judge", 0, 1)
+    report(Progress(0, 1, what="judge"))
     quality = judge_profiles(
         [Profile("splits", _profile_splits(con, folder, leaks), ["split"], _SPLITS_EXPECTED)],
         docs=folder / "quality",
     )
-    report("judge", 1, 1)
+    report(Progress(1, 1, what="judge"))
     if not quality.success:
         raise DatasetRejected([failure for failure in quality.failures if failure.severity == "critical"])
     query = _describe(settings, kind, sources)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from quality.splits import SPLITS, split_rows
 from reasoning.decision_types import DecisionType
 from reasoning.errors import UnparseableAnswer, Unredactable
 from reasoning.redaction.prompts import redact_answer, redact_prompt
+from storage.progress import OnProgress, Progress
 from storage.training_rows import MAX_CHARACTERS, find_row_fault, row_length
 
 # Why a row is dropped, in the order of the steps.
@@ -55,7 +56,6 @@ LOOKED_AT = 4
 _BATCH = 2_000
 _MEMORY_LIMIT = "1GB"
 
-Progress = Callable[[str, int, int], None]
 
 _SELECT = """
 CREATE OR REPLACE TABLE scratch.selected AS
@@ -168,7 +168,7 @@ def prepare_rows(
     limit: int,
     max_characters: int,
     region: str,
-    progress: Progress,
+    progress: OnProgress,
 ) -> Preparation:
     """Label, redact and validate the latest rows, four times as many as the limit lets through."""
     con.execute(
@@ -188,7 +188,7 @@ def prepare_rows(
     redactions: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     done = 0
-    progress("prepare", 0, total)
+    progress(Progress(0, total, "rows", what="prepare"))
     query = "SELECT rowid, messages, label, original_decision FROM selected WHERE dropped IS NULL"
     for rows in _batches(con, query):
         prepared = [
@@ -200,7 +200,7 @@ def prepare_rows(
         con.execute("INSERT INTO prepared SELECT * FROM batch")
         con.unregister("batch")
         done += len(rows)
-        progress("prepare", done, total)
+        progress(Progress(done, total, "rows", what="prepare"))
     con.execute("""
         CREATE TABLE rows AS
         SELECT s.rowid AS n, request_id, decision_id, ts, subject_ids,
@@ -283,7 +283,7 @@ def drop_duplicates(con: duckdb.DuckDBPyConnection) -> None:
     """)
 
 
-def drop_near_duplicates(con: duckdb.DuckDBPyConnection, *, limit: int, progress: Progress) -> frozenset[str]:
+def drop_near_duplicates(con: duckdb.DuckDBPyConnection, *, limit: int, progress: OnProgress) -> frozenset[str]:
     """Going from the latest row to the oldest, keep `limit` rows that resemble no kept row of another episode.
 
     Returns the lines that were taken for the template's.
@@ -308,7 +308,7 @@ def drop_near_duplicates(con: duckdb.DuckDBPyConnection, *, limit: int, progress
             index.add(n, text, episode)
             kept += 1
         done += len(rows)
-        progress("near duplicates", done, total)
+        progress(Progress(done, total, "rows", what="near duplicates"))
     _set(con, _SET_DROPPED, fates)
     return template
 
@@ -370,7 +370,7 @@ def balance_training(con: duckdb.DuckDBPyConnection, *, max_class_share: float, 
     )
 
 
-def find_leaks(con: duckdb.DuckDBPyConnection, template: frozenset[str], progress: Progress) -> Leaks:
+def find_leaks(con: duckdb.DuckDBPyConnection, template: frozenset[str], progress: OnProgress) -> Leaks:
     """Compare each split with the earlier ones: episodes, whole prompts, and near duplicates, found anew."""
     ((shared_episodes, shared_prompts),) = con.execute("""
         SELECT (SELECT count(*) FROM (SELECT episode FROM rows GROUP BY 1 HAVING count(DISTINCT split) > 1)),
@@ -379,7 +379,7 @@ def find_leaks(con: duckdb.DuckDBPyConnection, template: frozenset[str], progres
     index = NearDuplicateIndex(lambda n: strip_template(_read_prompt(con, n), template))
     near, compared, highest = 0, 0, 0.0
     for number, split in enumerate(SPLITS):
-        progress("compare splits", number, len(SPLITS))
+        progress(Progress(number, len(SPLITS), "splits", what="compare splits"))
         if number > 0:
             for _, episode, prompt in _rows_of(con, split):
                 if match := index.find(strip_template(prompt, template), episode):
@@ -387,7 +387,7 @@ def find_leaks(con: duckdb.DuckDBPyConnection, template: frozenset[str], progres
                     near += match.similarity >= THRESHOLD
         for n, episode, prompt in _rows_of(con, split):
             compared += index.add(n, strip_template(prompt, template), episode)
-    progress("compare splits", len(SPLITS), len(SPLITS))
+    progress(Progress(len(SPLITS), len(SPLITS), "splits", what="compare splits"))
     return Leaks(shared_episodes, shared_prompts, near, compared, round(highest, 4))
 
 

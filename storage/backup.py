@@ -13,7 +13,7 @@ import errno
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,10 +29,9 @@ from storage.files import make_folder, open_private, remove_tree, scratch_folder
 from storage.land import list_segments
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock
+from storage.progress import OnProgress, Progress
 from storage.schema import PARTITIONS
 from storage.table import list_files
-
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 MANIFEST = "manifest.json"
 _VERSION = 1
@@ -99,7 +98,7 @@ def back_up(
     *,
     keep: int | None = None,
     now: datetime | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
 ) -> BackupReport:
     """Write a backup of `data` into the folder `target`; with `keep`, only so many of the latest stay there.
@@ -141,7 +140,7 @@ def back_up(
     return report
 
 
-def verify_backup(source: Path | str, *, progress: Progress | None = None) -> VerifyReport:
+def verify_backup(source: Path | str, *, progress: OnProgress | None = None) -> VerifyReport:
     """Compare every file of a backup, or of all backups in a folder, with its manifest.
 
     Raises `BackupError` where there is no finished backup.
@@ -164,7 +163,7 @@ def verify_backup(source: Path | str, *, progress: Progress | None = None) -> Ve
                 report.problems.append(f"{backup.name}/{name}: {problem}")
             done += entry["size"]
             if progress:
-                progress(done, total)
+                progress(Progress(done, total, "bytes"))
         found = {path.relative_to(backup).as_posix() for path in backup.rglob("*") if not path.is_dir()}
         report.problems += [
             f"{backup.name}/{name}: not in the manifest"
@@ -173,7 +172,7 @@ def verify_backup(source: Path | str, *, progress: Progress | None = None) -> Ve
     return report
 
 
-def restore_backup(source: Path | str, data: Path | str, *, progress: Progress | None = None) -> RestoreReport:
+def restore_backup(source: Path | str, data: Path | str, *, progress: OnProgress | None = None) -> RestoreReport:
     """Restore a backup, or the latest one of a folder, into `data`, which must be missing or empty.
 
     Every file is checked against the manifest. The folder appears only when all of it is on disk. Raises
@@ -200,7 +199,7 @@ def restore_backup(source: Path | str, data: Path | str, *, progress: Progress |
             report.files += 1
             report.bytes += size
             if progress:
-                progress(report.bytes, total)
+                progress(Progress(report.bytes, total, "bytes"))
         Layout(scratch).create()
         for folder in sorted({path.parent for path in scratch.rglob("*")} | {scratch}, reverse=True):
             sync(folder)
@@ -212,7 +211,7 @@ def restore_backup(source: Path | str, data: Path | str, *, progress: Progress |
 class _Copy:
     """The files being copied into a backup, with their manifest entries."""
 
-    def __init__(self, folder: Path, previous: list[Path], progress: Progress | None) -> None:
+    def __init__(self, folder: Path, previous: list[Path], progress: OnProgress | None) -> None:
         self.folder = folder
         self.entries: dict[str, dict[str, Any]] = {}
         self.reused = 0
@@ -232,7 +231,7 @@ class _Copy:
                 self._add(name, path)
             done += self.entries.get(name, {"size": 0})["size"]
             if self._progress:
-                self._progress(min(done, total), total)
+                self._progress(Progress(min(done, total), total, "bytes"))
 
     def _add(self, name: str, path: Path) -> None:
         status = path.stat()

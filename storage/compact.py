@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import duckdb
 from storage.land import finish_landing
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
+from storage.progress import OnProgress, Progress
 from storage.rewrite import Method, rewrite_partition
 from storage.schema import PARTITIONS, PartitionKey
 from storage.table import list_files, list_partitions, live_files, naming_unreadable
 from storage.views import connect
-
-Progress = Callable[[int, int], None]  # (partitions done, partitions in all)
 
 
 @dataclass
@@ -38,7 +36,7 @@ def compact_decisions(
     method: Method = "auto",
     memory_limit: str = "1GB",
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
 ) -> CompactReport:
     """Rewrite every partition of both tables that has `min_files` files or more as one file.
@@ -63,7 +61,7 @@ def compact_decisions(
                     _compact(con, layout, key, min_files, method, report)
                 time.sleep(0.05)  # longer than a waiting process pauses between two attempts to take the lock
             if progress:
-                progress(done, len(keys))
+                progress(Progress(done, len(keys), "partitions"))
     return report
 
 

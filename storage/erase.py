@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,13 +30,12 @@ from storage.land import finish_landing, list_segments
 from storage.layout import Layout
 from storage.ledger_streams import files_uploaded_of, models_trained_on
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock
+from storage.progress import OnProgress, Progress
 from storage.quarantine import QuarantineWriter, read_quarantine
 from storage.rewrite import rewrite_partition
 from storage.schema import PARTITIONS, PartitionKey
 from storage.table import list_files, naming_unreadable
 from storage.views import connect
-
-Progress = Callable[[int, int], None]  # (partitions done, partitions in all)
 
 
 @dataclass
@@ -74,7 +73,7 @@ def erase_subject(
     now: datetime | None = None,
     memory_limit: str = "1GB",
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
 ) -> EraseReport:
     """Erase the decisions that have `subject_id` among their `subject_ids`, and the feedback on them or by that author.
@@ -111,7 +110,7 @@ def erase_subject(
                     setattr(report, key.table, getattr(report, key.table) + dropped)
                     done += 1
                     if progress:
-                        progress(done, total)
+                        progress(Progress(done, total, "partitions"))
             if note.exists():
                 note.unlink()
                 sync(layout.erasures)

@@ -45,13 +45,12 @@ from storage.files import make_folder, make_private, sync
 from storage.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock
+from storage.progress import OnProgress, Progress
 from storage.quarantine import QuarantineWriter, reason_class
 from storage.rewrite import recover, use_one_disk
 from storage.schema import SCHEMAS, PartitionKey
 from storage.table import file_footer, live_files
 from storage.volumes import file_mark, is_foreign, quiet_for, volume_kind
-
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 # Segments that share files: many small ones must not become as many small files. The figures bound memory too.
 _GROUP_BYTES = 128 << 20
@@ -101,7 +100,7 @@ def land_decisions(
     data: Path | str,
     *,
     now: datetime | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
 ) -> LandReport:
     """Land every segment of `data` that no living writer holds.
@@ -115,7 +114,7 @@ def land_decisions(
         return finish_landing(layout, now=now, progress=progress)
 
 
-def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Progress | None = None) -> LandReport:
+def finish_landing(layout: Layout, *, now: datetime | None = None, progress: OnProgress | None = None) -> LandReport:
     """`land_decisions` for one who holds the lock. Whoever rewrites partitions calls it first."""
     recover(layout)
     limits = clock_limits(now)
@@ -131,7 +130,7 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: Pro
             while paths:
                 landing = _Landing(layout, paths, parsers, writers, limits)
                 try:
-                    landing.run(report, lambda done: progress(done, total) if progress else None)
+                    landing.run(report, lambda done: progress(Progress(done, total, "bytes")) if progress else None)
                     break
                 except _ReadError as error:
                     found = {error.path: error.reason, **_find_unreadable(paths)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +25,7 @@ from storage.land import finish_landing
 from storage.landed import ID_COLUMNS, LandedRows, find_repeated
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock
+from storage.progress import OnProgress, Progress
 from storage.quarantine import read_quarantine, reason_class
 from storage.schema import PartitionKey
 from storage.table import live_files
@@ -33,7 +33,6 @@ from storage.table import live_files
 _NAME = re.compile(r"(?P<segment>.+?)(?:\.r(?P<attempt>\d+))?\.jsonl")
 
 
-Progress = Callable[[int, int], None]  # (quarantine files done, in all)
 _Seen = dict[tuple[PartitionKey, str], bytes]  # the hash of a record, by what it is known by when it lands
 
 
@@ -57,7 +56,7 @@ def reland_quarantine(
     data: Path | str,
     *,
     now: datetime | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
 ) -> RelandReport:
     """Try every quarantined line again by the rules of today; what is in the spool is landed as well.
@@ -92,7 +91,7 @@ def reland_quarantine(
                 report.kept[reason] = report.kept.get(reason, 0) + 1
                 report.examples.setdefault(reason, f"{entry['reason']} ({path.name}:{number})")
             if progress:
-                progress(done, len(files))
+                progress(Progress(done, len(files), "files"))
         finish_landing(layout, now=now)
     return report
 

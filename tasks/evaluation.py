@@ -12,7 +12,7 @@ from provider.client import clock_of
 from provider.completions import complete_many
 from provider.metering import hourly_usd
 from quality.dataset import DatasetRow, read_manifest, read_rows
-from quality.evaluation import Answer, Evaluation, Label, evaluate, write_evaluation
+from quality.evaluation import Answer, Evaluation, Label, evaluate
 from quality.promotion import judge
 from quality.redaction import redaction_note
 from quality.settings import DEFAULT_MARGIN
@@ -21,10 +21,12 @@ from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
+from storage.ledger import open_ledger
+from storage.ledger_lives import save_evaluation
 from storage.ledger_rows import Deployment, Model, UploadedDataset, required
+from storage.progress import OnProgress, part_of
 from tasks.errors import MissingStep
 from tasks.models import at_work, find_dataset, find_deployment
-from tasks.progress import Progress, reading
 from tasks.selection import find_model
 from tasks.traffic import questions_per_hour
 
@@ -42,14 +44,14 @@ def evaluate_model(
     limit: int | None = None,
     margin: float = DEFAULT_MARGIN,
     now: datetime | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Evaluation:
     """Ask a deployed model (its id, or a decision type; `tasks.selection`) every question of the holdout, and compare.
 
     The incumbent is asked the same where one serves; the original's answers are those of the log. `dataset` is by
     default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
-    the deployment's price an hour over the questions of its type an hour, of the last 7 days. Written to
-    `evaluations/`, the verdict (`quality.promotion`) in `about`. Raises `MissingStep` where the model is not deployed.
+    the deployment's price an hour over the questions of its type an hour, of the last 7 days. Kept in the
+    ledger, the verdict (`quality.promotion`) in `about`. Raises `MissingStep` where the model is not deployed.
     """
     with at_work(data) as (client, ledger):
         row = find_model(data, ledger, model, "evaluate")
@@ -74,7 +76,7 @@ def evaluate_model(
                 traffic,
                 region=config.redaction.region,
                 now=now,
-                progress=_part(progress, number, len(servers), source),
+                progress=part_of(progress, number, len(servers), source),
             )
     evaluation = evaluate(
         kind,
@@ -92,7 +94,8 @@ def evaluate_model(
     if note := redaction_note(read_manifest(folder), config):
         evaluation.notes.append(note)
     evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin))
-    write_evaluation(data, evaluation)
+    with open_ledger(data) as ledger:
+        save_evaluation(ledger, evaluation.as_dict())
     return evaluation
 
 
@@ -132,7 +135,7 @@ def _ask(
     *,
     region: str,
     now: datetime | None,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> list[Answer | None]:
     prompts = redact_questions(questions, region)
     completions = complete_many(
@@ -170,15 +173,3 @@ def read_decision(kind: DecisionType, prompt: RedactedPrompt, text: str) -> dict
         return prompt.restore_decision(kind.parse_reply(text, prompt.messages))
     except UnparseableAnswer:
         return None
-
-
-def _part(progress: Progress | None, number: int, of: int, what: str) -> Progress | None:
-    """The progress of one of several parts, as progress of the whole."""
-    if progress is None:
-        return None
-
-    def update(*said: float | str) -> None:
-        fraction, message = reading(*said)
-        progress((number + fraction) / of, f"{what}: {message}")
-
-    return update

@@ -26,10 +26,11 @@ from reasoning.decision_types import get_decision_type
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
+from storage.ledger_lives import drop_promotions
 from storage.ledger_rows import Deployment, FineTuneJob, Model, required
+from storage.progress import OnProgress
 from tasks.cycle import Step, hold_cycle, holding, look_ahead, require_worth, serving_steps, training_step
 from tasks.errors import MissingStep
-from tasks.progress import Progress
 from tasks.selection import find_model, list_candidates
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def export(
     settings: ExportSettings | None = None,
     *,
     now: datetime | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Manifest:
     """`quality.dataset.export_dataset`, also for a decision type that reasoning.toml declares."""
     return export_dataset(data, decision_type, settings, now=now, config=load_config(data), progress=progress)
@@ -88,7 +89,7 @@ def fine_tune(
     again: bool = False,
     anyway: bool = False,
     now: Now = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> FineTuneJob:
     """Upload a dataset (its id, or its folder), train a model on it and wait; returns the job's ledger row.
 
@@ -135,7 +136,7 @@ def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
 
 
 def deploy(
-    data: Path, model: str, *, replicas: int = 1, now: Now = None, progress: Progress | None = None
+    data: Path, model: str, *, replicas: int = 1, now: Now = None, progress: OnProgress | None = None
 ) -> Deployment:
     """Serve a model (its id, or a type; `tasks.selection`) without traffic; returns the deployment's ledger row.
 
@@ -161,7 +162,7 @@ def deploy(
 
 
 def undeploy(
-    data: Path, model: str, *, why: str = "undeployed by the user", now: Now = None, progress: Progress | None = None
+    data: Path, model: str, *, why: str = "undeployed by the user", now: Now = None, progress: OnProgress | None = None
 ) -> list[Deployment]:
     """Withdraw a model's route, let it drain, stop and delete what serves it; returns the deployments' ledger rows.
 
@@ -202,11 +203,12 @@ def _end_each(
 
 
 def take_down(
-    data: Path, model_id: str, *, why: str, now: Now = None, progress: Progress | None = None
+    data: Path, model_id: str, *, why: str, now: Now = None, progress: OnProgress | None = None
 ) -> list[Deployment]:
     """`undeploy` for whoever knows which model it is (its id): where nothing of it runs, nothing is done."""
     with open_ledger(data) as ledger:
         row = ledger.get(Model, model_id)
+        drop_promotions(ledger, model_id=model_id)
         for deployment in ledger.find(Deployment, model_id=model_id, state="deleted"):
             if deployment.served_name:  # a route to what is gone helps nobody
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())

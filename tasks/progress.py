@@ -1,31 +1,18 @@
-"""How far a piece of work is, whoever says it and whoever listens.
-
-The rooms call `progress(done, total)`, `progress(step, done, total)` or `progress(fraction, message)`; whoever listens
-takes them all through `reading`.
-"""
+"""Progress of a Prefect run: its log, and a progress artifact."""
 
 from __future__ import annotations
 
 import contextvars
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+from storage.progress import Progress
 
 if TYPE_CHECKING:
     from logging import Logger, LoggerAdapter
 
-Progress = Callable[..., None]
-
 _EVERY_SECONDS = 2.0  # an update of an artifact is a request to the server
-
-
-def reading(*said: float | str) -> tuple[float, str]:
-    """Fraction (0 to 1) and message of one call of a progress callback."""
-    message = next((part for part in said if isinstance(part, str)), "")
-    numbers = [part for part in said if not isinstance(part, str)]
-    fraction = numbers[0] if len(numbers) == 1 else numbers[0] / numbers[1] if numbers[1] else 0.0
-    return min(max(float(fraction), 0.0), 1.0), message
 
 
 class RunProgress:
@@ -41,15 +28,14 @@ class RunProgress:
         # Work may report from a thread of its own, or from within an event loop there: it is this run's progress still.
         self._context = contextvars.copy_context()
 
-    def __call__(self, *said: float | str) -> None:
+    def __call__(self, progress: Progress) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-        fraction, message = reading(*said)
-        if time.monotonic() - self._updated_at < _EVERY_SECONDS and fraction < 1:
+        if time.monotonic() - self._updated_at < _EVERY_SECONDS and progress.fraction < 1:
             return
         self._updated_at = time.monotonic()
-        percent = round(100 * fraction, 1)
-        self._logger.info("%s: %g %% %s", self.description, percent, message)
+        percent = round(100 * progress.fraction, 1)
+        self._logger.info("%s: %g %% %s", self.description, percent, progress.message)
         if self._artifact is None:
             create: Any = create_progress_artifact  # whose types do not know of _sync
             self._artifact = self._context.run(create, percent, key=self.key, description=self.description, _sync=True)

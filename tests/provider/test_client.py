@@ -109,7 +109,7 @@ def test_a_question_that_fails_does_not_lose_the_others(world: World) -> None:
         row.served_name,
         [conversation("hi")[:2]] * 5,
         max_tokens=10,
-        progress=lambda share, message: seen.append(share),
+        progress=lambda event: seen.append(event.fraction),
     )
     assert [answer.error is None for answer in answers].count(False) == 1
     assert seen[-1] == 1

@@ -109,7 +109,7 @@ def test_a_slow_cold_start_is_waited_for(world: World) -> None:
         poll_seconds=60,
         now=world.now,
         wait=world.wait,
-        progress=lambda share, message: seen.append(message),
+        progress=lambda event: seen.append(event.message),
     )
     assert row.state == "ready"
     assert "replicas are starting" in seen

@@ -41,7 +41,7 @@ def test_a_job_is_trained_charged_and_becomes_a_model(world: World) -> None:
     dataset = world.upload()
     job = submit(world, dataset.id)
     assert world.ledger.budgets(world.now())[0].reserved_usd == 4
-    job = follow(world, job.id, progress=lambda share, message: seen.append((share, message)))
+    job = follow(world, job.id, progress=lambda event: seen.append((event.fraction, event.message)))
     model = world.ledger.get(Model, job.model_id)
     assert model.state == "trained"
     assert model.model_object_id.startswith("ml_")

@@ -20,6 +20,7 @@ from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provide
 from storage.errors import PriceUnknown
 from storage.ledger_charges import ChargedTo
 from storage.ledger_rows import Deployment, FineTuneJob
+from storage.progress import Progress
 from tests.provider.odd_answers import HTML, each, garble, instead, only
 from tests.provider.test_reconcile import forget
 from tests.provider.world import World
@@ -245,12 +246,12 @@ def test_a_deploy_waits_odd_answers_out_and_the_guard_stops_what_it_cannot_read(
         odd = next(answers, None)
         return odd if isinstance(odd, str) else {**answer, **(odd or {})}
 
-    def told(_: float, message: str) -> None:
+    def told(event: Progress) -> None:
         if not any("/deployments/" in path for path in messages):
             path = world.ledger.find(Deployment)[-1].remote_id
             messages.append(f"/deployments/{path}")
             garble(world, "GET", path, change)
-        messages.append(message)
+        messages.append(event.message)
 
     messages: list[str] = []
     row = deploy_model(

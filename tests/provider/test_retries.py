@@ -53,7 +53,7 @@ def submit(world: World, dataset: dict[str, Any], **options: Any) -> dict[str, A
 def test_four_refusals_of_25_seconds_are_waited_for(world: World, status: int) -> None:
     dataset, wait, said = world.upload(), Waits(world), []  # type: Any
     world.emulator.fault(status, JOB, times=4, retry_after=25)
-    job = submit(world, dataset, wait=wait, progress=lambda share, message: said.append(message))
+    job = submit(world, dataset, wait=wait, progress=lambda event: said.append(event.message))
     assert job.state == "submitted"
     assert len(world.our_jobs()) == 1
     assert [seconds for seconds in wait.seconds if seconds == 25] == [25.0] * 4
@@ -79,7 +79,7 @@ def test_what_comes_before_a_fine_tune_waits_as_long_as_it_is_asked(world: World
         world.ledger,
         dataset.id,
         tier="small",
-        progress=lambda _, words: said.append(words),
+        progress=lambda event: said.append(event.message),
         now=world.now,
         wait=world.wait,
     )

@@ -339,8 +339,8 @@ def _with_eve(data):
 def test_rows_erased_meanwhile_are_not_published(data):
     _with_eve(data)
 
-    def erase(step, done, total):
-        if step == "judge":
+    def erase(event):
+        if event.what == "judge":
             erase_subject(data, "eve")
 
     with pytest.raises(DatasetError, match="30 of the rows were erased"):
@@ -362,8 +362,8 @@ def test_a_dataset_that_rows_were_erased_from_can_still_be_read(data):
 
 
 def test_the_gate_stops_what_is_wrong_with_the_files(data):
-    def spoil(step, done, total):
-        if step == "judge" and done == 0:
+    def spoil(event):
+        if event.what == "judge" and event.done == 0:
             (work,) = (data / "datasets" / "should_respond").glob(".export-*")
             with (work / "dataset" / "train.jsonl").open("ab") as file:
                 file.write(b'{"messages": [], "metadata": {}}\n')
@@ -382,8 +382,8 @@ def test_a_killed_export_leaves_nothing_behind_for_long(data):
         import os, signal
         from datetime import datetime
         from quality.dataset import export_dataset
-        def die(step, done, total):
-            if step == "compare splits":
+        def die(event):
+            if event.what == "compare splits":
                 os.kill(os.getpid(), signal.SIGKILL)
         export_dataset({str(data)!r}, "should_respond", now=datetime.fromisoformat({NOW.isoformat()!r}), progress=die)
     """
@@ -398,8 +398,8 @@ def test_a_killed_export_leaves_nothing_behind_for_long(data):
 def test_a_workspace_in_use_is_left_alone(data):
     inner = []
 
-    def nest(step, done, total):
-        if step == "judge" and done == 0 and not inner:
+    def nest(event):
+        if event.what == "judge" and event.done == 0 and not inner:
             inner.append(None)
             inner[0] = _export(data)
 
@@ -416,8 +416,8 @@ def test_a_full_disk_leaves_nothing_behind(data):
         from quality.dataset import export_dataset
         import signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        def shrink(step, done, total):
-            if step == "compare splits":
+        def shrink(event):
+            if event.what == "compare splits":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         now = datetime.fromisoformat({NOW.isoformat()!r})
         export_dataset({str(data)!r}, "should_respond", now=now, progress=shrink)

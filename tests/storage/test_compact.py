@@ -22,6 +22,7 @@ from storage.expire import expire_decisions
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.locks import data_lock
+from storage.progress import Progress
 from storage.rewrite import Method
 from storage.table import HIDDEN, SCHEMA_KEY, file_segments, landed_segments, live_files
 from tests.storage.logs import (
@@ -292,9 +293,9 @@ def test_landing_gets_its_turn_between_partitions(tmp_path: Path) -> None:
     fill(tmp_path, 2)
     free = []
 
-    def probe(done: int, total: int) -> None:
+    def probe(event: Progress) -> None:
         with data_lock(Layout(tmp_path), "probe", timeout=0):
-            free.append((done, total))
+            free.append((event.done, event.total))
 
     compact_decisions(tmp_path, progress=probe)
     assert free == [(n, 4) for n in range(1, 5)]

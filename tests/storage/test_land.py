@@ -442,7 +442,7 @@ def test_progress_ends_at_the_size_of_the_backlog(tmp_path: Path, monkeypatch: p
     write_segment(tmp_path, make_days(1, 100))
     size = sum(path.stat().st_size for path in (tmp_path / "spool").iterdir())
     seen: list[tuple[int, int]] = []
-    land_decisions(tmp_path, progress=lambda done, total: seen.append((done, total)))
+    land_decisions(tmp_path, progress=lambda event: seen.append((event.done, event.total)))
     assert len(seen) > 1
     assert seen == sorted(seen)
     assert seen[-1] == (size, size)
