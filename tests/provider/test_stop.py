@@ -119,6 +119,7 @@ def test_an_id_is_remembered_with_those_before_it(world: World) -> None:
 
 def _submit(world: World) -> dict[str, Any]:
     dataset = world.upload()
+    world.emulator.fault("training_slow", seconds=30)  # it must still run when it is stopped
     return submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
 
 
