@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +87,28 @@ def test_what_the_provider_does_not_answer_is_unknown_and_never_called_stopped(w
     assert not report.is_clear
     assert any("500" in error for error in report.errors)
     world.emulator.clear_faults()
+    assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
+
+
+def test_a_deployment_that_the_provider_does_not_answer_for_delays_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, other = world.deploy(), world.deploy()
+    monkeypatch.setattr("provider.stop._REQUEST_TIMEOUT", 1.5)
+    stopped: dict[str, float] = {}
+
+    def note(response: httpx.Response) -> None:
+        if response.request.method == "PATCH":
+            stopped[response.request.url.path.rsplit("/", 1)[-1]] = time.monotonic()
+
+    world.client._client.event_hooks = {"response": [note]}
+    world.emulator.fault("hang", f"PATCH */deployments/{hung.remote_id}", times=1000)
+    began = time.monotonic()
+    report = stop_everything(world.client.with_options(max_retries=0), world.data, wait_seconds=0, wait=_no_wait)
+    assert not report.is_clear
+    assert stopped[str(other.remote_id)] - began < 1.5, "it waited for the one that hangs"
+    world.emulator.clear_faults()
+    world.revive()
     assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
 
 
