@@ -11,12 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-from provider.deployments import deploy_model, undeploy_model
+from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, ProviderUnavailable, UnexpectedAnswer
 from provider.files import upload_dataset
 from provider.fine_tunes import submit_fine_tune, sync_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
+from provider.shutdown import undeploy_model
 from storage.errors import PriceUnknown
 from storage.ledger_charges import ChargedTo
 from storage.ledger_rows import Deployment, FineTuneJob
@@ -352,23 +353,6 @@ def test_why_a_job_failed_is_told_whatever_the_order_of_its_events(world: World)
         world.wait(1)
     garble(world, "GET", "/events", lambda answer: {**answer, "data": answer["data"][::-1]})
     assert "out of memory" in sync_fine_tune(world.client, world.ledger, job.id, now=world.now()).error
-
-
-def test_a_failed_job_without_an_error_event_names_no_reason(world: World) -> None:
-    """Its last event, such as "Model upload complete", would read as the cause."""
-    dataset = world.upload()
-    world.emulator.fault("training_error", message="out of memory")
-    job = submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
-    while world.client.fine_tuning.retrieve(job.remote_id).status != "error":
-        world.wait(1)
-
-    def without_errors(answer: dict[str, Any]) -> dict[str, Any]:
-        return {**answer, "data": [event for event in answer["data"] if event["level"] != "error"]}
-
-    garble(world, "GET", "/events", without_errors)
-    error = sync_fine_tune(world.client, world.ledger, job.id, now=world.now()).error
-    assert error is not None
-    assert error.startswith("error: the provider names no reason; its last event was ")
 
 
 def test_a_file_of_the_older_form_is_taken(world: World) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provider import stop as stop_module
 from provider.client import connect
 from provider.fine_tunes import submit_fine_tune
 from provider.routes import publish_route
@@ -90,6 +90,28 @@ def test_what_the_provider_does_not_answer_is_unknown_and_never_called_stopped(w
     assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
 
 
+def test_a_deployment_that_the_provider_does_not_answer_for_delays_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, other = world.deploy(), world.deploy()
+    monkeypatch.setattr("provider.stop._REQUEST_TIMEOUT", 1.5)
+    stopped: dict[str, float] = {}
+
+    def note(response: httpx.Response) -> None:
+        if response.request.method == "PATCH":
+            stopped[response.request.url.path.rsplit("/", 1)[-1]] = time.monotonic()
+
+    world.client._client.event_hooks = {"response": [note]}
+    world.emulator.fault("hang", f"PATCH */deployments/{hung.remote_id}", times=1000)
+    began = time.monotonic()
+    report = stop_everything(world.client.with_options(max_retries=0), world.data, wait_seconds=0, wait=_no_wait)
+    assert not report.is_clear
+    assert stopped[str(other.remote_id)] - began < 1.5, "it waited for the one that hangs"
+    world.emulator.clear_faults()
+    world.revive()
+    assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
+
+
 def test_without_any_id_nothing_is_touched_and_the_names_are_told(world: World) -> None:
     row = world.deploy()
     _lose_ledger(world)
@@ -161,21 +183,3 @@ def test_a_stop_releases_what_is_held_for_cycles(world: World) -> None:
     world.ledger.hold("3", "planning", now=world.now())
     assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
     assert world.ledger.held("planning", now=world.now())[0] == 0
-
-
-def test_a_stop_that_hangs_does_not_keep_another_deployment_running(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both requests must be under way at once: one after the other, the barrier breaks."""
-    world.deploy()
-    world.deploy(world.model("planning"))
-    both, real = threading.Barrier(2, timeout=10), stop_module.scale_to_zero
-
-    def scale_to_zero(*args: Any) -> None:
-        both.wait()
-        real(*args)
-
-    monkeypatch.setattr(stop_module, "scale_to_zero", scale_to_zero)
-    report = stop_everything(world.client, world.data, wait=_no_wait)
-    assert report.is_clear
-    assert len(report.found) == 2
