@@ -348,6 +348,7 @@ def _tell_ledger(client: Together, data: Path | str, report: StopReport) -> None
             for row in ledger.find(Deployment, state=("intended", *BILLABLE_STATES)):
                 begin_shutdown(ledger, row.id, why="reasoning stop", immediately=True, now=now)
             _sync_jobs(client, ledger, report, now)
+            ledger.release_hold(None, now=now)  # no cycle goes on
     except Exception as error:
         report.notes.append(f"the ledger could not be told ({error}); `reasoning reconcile` makes up for it")
 

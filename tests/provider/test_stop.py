@@ -141,6 +141,7 @@ def test_an_id_is_remembered_with_those_before_it(world: World) -> None:
 
 def _submit(world: World) -> dict[str, Any]:
     dataset = world.upload()
+    world.emulator.fault("training_slow", seconds=30)  # it must still run when it is stopped
     return submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
 
 
@@ -176,3 +177,9 @@ def test_routes_of_ours_are_withdrawn_and_others_stay(world: World, dead: bool) 
     assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
     assert [arm.model for arm in read_routes(path).routes["planning"].arms] == ["acme/somebody-elses"]
     assert "should_respond" not in read_routes(path).routes
+
+
+def test_a_stop_releases_what_is_held_for_cycles(world: World) -> None:
+    world.ledger.hold("3", "planning", now=world.now())
+    assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
+    assert world.ledger.held("planning", now=world.now())[0] == 0
