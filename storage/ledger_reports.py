@@ -163,7 +163,10 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
     now = now or datetime.now(UTC)
     with ledger.read() as connection:
         models = connection.execute(
-            sa.select(schema.models).where(schema.models.c.state != "retired").order_by(schema.models.c.created_at)
+            sa.select(schema.models, schema.datasets.c.dataset)
+            .outerjoin(schema.datasets, schema.datasets.c.id == schema.models.c.dataset_id)
+            .where(schema.models.c.state != "retired")
+            .order_by(schema.models.c.created_at)
         ).mappings()
         usage = _usage(connection, None, None)
         charges = schema.charges
@@ -189,7 +192,8 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
                     "tier": model["tier"],
                     "base_model": model["base_model"],
                     "state": model["state"],
-                    "dataset_id": model["dataset_id"],
+                    "dataset_id": model["dataset"],  # as people see it: the name of its folder
+                    "upload_id": model["dataset_id"],
                     "job_id": model["job_id"],
                     "requests": used["requests"],
                     "input_tokens": used["input_tokens"],
