@@ -17,6 +17,7 @@ from quality.evaluation import is_right
 from quality.experiments import evaluate_log
 from reasoning.decision_types import get_decision_type
 from storage.ledger import open_ledger
+from storage.ledger_lives import read_evaluation
 from storage.ledger_rows import FineTuneJob
 from tasks.models import find_dataset
 from tasks.turn import Turn
@@ -76,8 +77,9 @@ def compare(data: Path, turns: Sequence[Turn], turned_at: datetime) -> list[Comp
     found = []
     for turn in turns:
         if turn.evaluation_id:
-            path = storage.layout.Layout(data).evaluations / f"{turn.evaluation_id}.json"
-            evaluation = json.loads(path.read_bytes())
+            with open_ledger(data) as ledger:
+                kept = read_evaluation(ledger, turn.evaluation_id)
+            evaluation = kept.content if kept is not None else {}
             found.append(
                 Comparison(
                     decision_type=turn.decision_type,

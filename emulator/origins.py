@@ -1,6 +1,7 @@
 """Which requests come from here: no web page may use the emulator, whose own routes need no key.
 
-The same rules as in front of Prefect's server (`cli/prefect_server.py`); the emulator imports nothing of ours.
+The same rules as in front of Prefect's server (`cli/prefect_server.py`). The emulator imports nothing of ours, so they
+stand here once more; `tests/test_same_origin.py` holds the two together.
 """
 
 from __future__ import annotations

@@ -20,7 +20,12 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.started = time.time()
-        r = self.registry
+        self._add_requests(self.registry)
+        self._add_money(self.registry)
+        self._add_operation(self.registry)
+        self._children: dict[tuple[str, str, int], tuple[Any, Any, Any]] = {}
+
+    def _add_requests(self, r: CollectorRegistry) -> None:
         self.requests = Counter(
             "reasoning_gateway_requests", "Requests answered", ["route", "served_by", "status"], registry=r
         )
@@ -50,6 +55,8 @@ class Metrics:
             ["served_by", "direction"],
             registry=r,
         )
+
+    def _add_money(self, r: CollectorRegistry) -> None:
         self.spend = Counter("reasoning_gateway_spend_usd", "What the custom models' tokens cost", registry=r)
         self.upstream_spend = Counter(
             "reasoning_gateway_upstream_spend_usd",
@@ -61,6 +68,8 @@ class Metrics:
             "What the upstream would have asked for the tokens that custom models served, less what those cost",
             registry=r,
         )
+
+    def _add_operation(self, r: CollectorRegistry) -> None:
         self.shadows = Counter("reasoning_gateway_shadows", "Questions to shadow arms", ["outcome"], registry=r)
         self.active = Gauge("reasoning_gateway_active_requests", "Requests under way", registry=r)
         self.disconnects = Counter(
@@ -79,7 +88,6 @@ class Metrics:
         self.late = Counter(
             "reasoning_gateway_records_late", "Answers that did not wait for their record: the disk is slow", registry=r
         )
-        self._children: dict[tuple[str, str, int], tuple[Any, Any, Any]] = {}
 
     def answered(self, route: str, served_by: str, status: int, latency: float, first_byte: float | None) -> None:
         """Count one answer; times in seconds."""

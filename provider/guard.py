@@ -16,7 +16,7 @@ A job that already trains is left to finish: its price was reserved when it bega
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -28,14 +28,16 @@ from provider.clock import correct_time
 from provider.deployment_state import LIVE_STATES, raise_price, sync_deployment
 from provider.deployments import READY_TIMEOUT
 from provider.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune, waiting_jobs
-from provider.metering import hourly_usd, meter_decisions, runway_usd
+from provider.metering import hourly_usd, last_metered, meter_decisions, runway_usd
 from provider.prices import hourly_prices
-from provider.routes import LEASE, keep_models, renew_lease, resume_routes
+from provider.routes import LEASE, keep_models, renew_lease, restore_route, resume_routes
 from provider.shutdown import advance_shutdown, begin_shutdown, stop_replicas
 from reasoning.errors import ReasoningError
+from reasoning.routes import parse_routes
 from storage.errors import BudgetExceeded, LedgerUnavailable
 from storage.layout import Layout
 from storage.ledger import Budget, Ledger, open_ledger
+from storage.ledger_lives import mark_published, promotions
 from storage.ledger_rows import Deployment, DeploymentState, FineTuneJob
 from storage.money import format_usd, minutes_usd
 
@@ -127,7 +129,7 @@ def guard_costs(
 
 def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: GuardPolicy, report: GuardReport) -> None:
     if client is not None:
-        report.now, _ = correct_time(client, report.now, report.warnings)
+        report.now, _ = correct_time(client, report.now, report.warnings, seen=last_metered(ledger))
     now = report.now
     before = ledger.spent()
     draining = {row.id for row in ledger.find(Deployment, state="draining")}
@@ -348,12 +350,25 @@ def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: Guard
         return model in serving or not _is_ours(ledger, model)
 
     try:
+        for decision_type in _restore(layout, ledger, keep, report):
+            report.actions.append(f"wrote the route of {decision_type} from the ledger: the routes file lacked it")
         for decision_type in resume_routes(layout.routes, keep, pause=waiting.__contains__, now=report.now):
             report.actions.append(f"gave {decision_type} its route back: its model is ready again")
         for decision_type, model in keep_models(layout.routes, keep, pause=waiting.__contains__, now=report.now):
             report.actions.append(f"withdrew {model} from {decision_type}")
     except (ReasoningError, OSError) as error:
         report.errors.append(f"the routes cannot be changed: {error}")
+
+
+def _restore(layout: Layout, ledger: Ledger, keep: Callable[[str, str], bool], report: GuardReport) -> Iterator[str]:
+    """Write promoted routes that never reached the routes file, or all of them where there is no file."""
+    for promotion in promotions(ledger, only_unpublished=layout.routes.exists()):
+        route = parse_routes(promotion.routes.encode()).routes[promotion.decision_type]
+        models = [arm.model or "" for arm in route.arms if arm.source == "custom"]
+        if all(keep(promotion.decision_type, model) for model in models):
+            restore_route(layout.routes, promotion.decision_type, route, now=report.now)
+            mark_published(ledger, promotion, now=report.now)
+            yield promotion.decision_type
 
 
 def _take_down(ledger: Ledger, client: Together, draining: set[str], report: GuardReport) -> None:

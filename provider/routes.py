@@ -29,6 +29,11 @@ def publish_route(
     return _change(path, now, lease, lambda routes: {**routes, decision_type: route})
 
 
+def restore_route(path: Path | str, decision_type: str, route: Route, *, now: datetime | None = None) -> None:
+    """Give a decision type its route without a lease: who guards the cost renews it when all is well."""
+    _change(path, now, None, lambda routes: {**routes, decision_type: route})
+
+
 def withdraw_model(path: Path | str, model: str, *, now: datetime | None = None) -> list[tuple[str, str]]:
     """Take every arm of a model (`<project slug>/<name>`) out; see `keep_models`."""
     return keep_models(path, lambda _, name: name != model, now=now)

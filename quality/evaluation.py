@@ -11,11 +11,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from quality import metrics
 from quality.answers import Answer as Answer
@@ -26,8 +24,6 @@ from quality.form_metrics.rows import Metric, Rows
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.ids import uuid7
-from storage.files import make_folder, write_atomic
-from storage.layout import Layout
 
 RESAMPLES = 2_000
 FEW_EPISODES = 20
@@ -212,15 +208,6 @@ def score(kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer 
 def is_right(kind: DecisionType, label: dict[str, Any], decision: dict[str, Any] | None) -> bool:
     """Is a decision the same answer as the label? (For code: the same text.)"""
     return decision is not None and kind.form.answer_class(label) == kind.form.answer_class(decision)
-
-
-def write_evaluation(data: Path | str, evaluation: Evaluation) -> Path:
-    """Write `<data>/evaluations/<evaluation_id>.json`."""
-    path = Layout(data).check().evaluations / f"{evaluation.evaluation_id}.json"
-    make_folder(path.parent)
-    content = orjson.dumps(evaluation.as_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-    write_atomic(path, content + b"\n")
-    return path
 
 
 def _wins_of_the_original(evaluation: Evaluation, less_is_better: Collection[str]) -> list[str]:

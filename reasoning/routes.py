@@ -140,14 +140,8 @@ def parse_routes(text: bytes) -> Routes:
     )
 
 
-def write_routes(path: Path | str, routes: Routes) -> None:
-    """Replace a routes file atomically (temporary file, fsync, rename, fsync of the folder).
-
-    Raises `RoutesError` for routes that `read_routes` would refuse, and OSError with the old file left in place.
-    """
-    import tempfile  # agents only read
-
-    path = Path(path)
+def format_routes(routes: Routes) -> bytes:
+    """The JSON of a routes file. Raises `RoutesError` for routes that `parse_routes` would refuse."""
     raw = asdict(routes)
     for name in ("issued_at", "expires_at"):
         raw[name] = raw[name].astimezone(UTC).isoformat().replace("+00:00", "Z")
@@ -155,6 +149,17 @@ def write_routes(path: Path | str, routes: Routes) -> None:
         route["arms"] = [{k: v for k, v in arm.items() if v is not None} for arm in route["arms"]]
     text = orjson.dumps(raw, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     parse_routes(text)
+    return text
+
+
+def write_routes(path: Path | str, routes: Routes) -> None:
+    """Replace a routes file atomically (temporary file, fsync, rename, fsync of the folder).
+
+    Raises `RoutesError` for routes that `read_routes` would refuse, and OSError with the old file left in place.
+    """
+    import tempfile  # agents only read
+
+    path, text = Path(path), format_routes(routes)
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

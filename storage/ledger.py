@@ -12,13 +12,16 @@ processes that reserve at the same moment never exceed a budget together. Charge
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime
 from pathlib import Path
 
 from storage.installation import remember_installation
+from storage.layout import Layout
 from storage.ledger_budgets import HOLD_TTL, RESERVATION_TTL, Budget, LedgerBudgets, Reservation
 from storage.ledger_charges import PERIODS, ChargedTo, ChargeKind, Period, period_start
 from storage.ledger_database import open_database, utc
+from storage.ledger_lives import take_in_files
 from storage.ledger_objects import LedgerObjects
 
 __all__ = [
@@ -45,7 +48,9 @@ def open_ledger(data_or_url: str | Path, *, now: datetime | None = None) -> Ledg
 
     Raises LedgerError when the database cannot be opened, or was written by a newer version of this project.
     """
-    engine, installation_id = open_database(data_or_url, utc(now))
-    if "://" not in str(data_or_url):
+    in_folder = "://" not in str(data_or_url)
+    take_in = functools.partial(take_in_files, layout=Layout(data_or_url)) if in_folder else None
+    engine, installation_id = open_database(data_or_url, utc(now), take_in=take_in)
+    if in_folder:
         remember_installation(data_or_url, installation_id)
     return Ledger(engine, installation_id)

@@ -10,7 +10,7 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,8 +78,12 @@ def shown_url(url: sa.URL) -> str:
     return url.set(query=harmless).render_as_string(hide_password=True)
 
 
-def open_database(data_or_url: str | Path, now: datetime) -> tuple[sa.Engine, str]:
+def open_database(
+    data_or_url: str | Path, now: datetime, *, take_in: Callable[[sa.Connection], None] | None = None
+) -> tuple[sa.Engine, str]:
     """Reach the database of a ledger, creating and migrating it where needed; with the id of the installation.
+
+    `take_in` is called in the transaction that brings the schema up to date.
 
     Raises LedgerError when the database cannot be opened, or was written by a newer version of this project, and
     DataFolderError or DataFolderBusy where an SQLite file is on a volume whose locks are not to be trusted.
@@ -95,7 +99,7 @@ def open_database(data_or_url: str | Path, now: datetime) -> tuple[sa.Engine, st
             os.close(open_private(path, os.O_RDWR | os.O_CREAT))
         # The memory that WAL shares between processes is of one host.
         engine = _make_engine(url, journal="WAL" if local else "DELETE")
-        _migrate(engine, now)
+        _migrate(engine, now, take_in)
         with engine.connect() as connection:
             installation_id = connection.execute(sa.select(schema.installation.c.id)).scalar_one()
     except sa.exc.SQLAlchemyError as error:
@@ -139,7 +143,7 @@ def _make_engine(url: sa.URL, *, journal: str) -> sa.Engine:
     return engine
 
 
-def _migrate(engine: sa.Engine, now: datetime) -> None:
+def _migrate(engine: sa.Engine, now: datetime, take_in: Callable[[sa.Connection], None] | None) -> None:
     """Bring the schema to `REVISION` and make the installation, in one transaction that others wait for."""
     if _revision(engine) == schema.REVISION:
         return
@@ -157,6 +161,8 @@ def _migrate(engine: sa.Engine, now: datetime) -> None:
             upgrade(config, "head")
         except CommandError as error:
             raise LedgerError(f"the ledger was written by a newer version of this project: {error}") from None
+        if take_in is not None:
+            take_in(connection)
         if connection.execute(sa.select(schema.installation.c.id)).first() is None:
             connection.execute(schema.installation.insert().values(id=new_id(6), created_at=now))
             for period, limit in DEFAULT_BUDGETS.items():

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 # The newest migration. Kept here so that opening an up-to-date ledger does not import Alembic.
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = sa.MetaData()
 
@@ -214,6 +214,45 @@ meters = sa.Table(
     sa.Column("output_tokens", sa.BigInteger, nullable=False),
     sa.Column("cost_nano", sa.BigInteger, nullable=False),
 )
+
+# Figures of an evaluation, as JSON; no text of anybody. The id is a UUIDv7: the greatest is the newest.
+evaluations = sa.Table(
+    "evaluations",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("model_id", sa.String(40)),
+    sa.Column("decision_type", sa.String(100)),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Index("evaluations_model", "model_id"),
+)
+
+# Where the cycle of a decision type stands, or how the last one ended. Times are RFC 3339.
+cycles = sa.Table(
+    "cycles",
+    metadata,
+    sa.Column("decision_type", sa.String(100), primary_key=True),
+    sa.Column("outcome", sa.String(20), nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("started_at", sa.String(40)),
+    sa.Column("finished_at", sa.String(40)),
+    sa.Column("dataset_id", sa.String(200)),
+    sa.Column("job_id", sa.String(40)),
+    sa.Column("model_id", sa.String(40)),
+    sa.Column("deployment_id", sa.String(40)),
+    sa.Column("evaluation_id", sa.String(40)),
+)
+
+# What was decided to get traffic, as the JSON of a routes file. `published_at` is NULL until the routes file has it.
+promotions = sa.Table(
+    "promotions",
+    metadata,
+    sa.Column("decision_type", sa.String(100), primary_key=True),
+    sa.Column("model_id", sa.String(40), nullable=False),
+    sa.Column("routes", sa.Text, nullable=False),
+    sa.Column("decided_at", UtcDateTime, nullable=False),
+    sa.Column("published_at", UtcDateTime),
+)
+
 
 OBJECTS = {table.name: table for table in (datasets, fine_tune_jobs, models, deployments)}
 

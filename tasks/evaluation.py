@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from provider.client import clock_of
-from provider.completions import complete_many
+from provider.completions import Sampling, complete_many
 from provider.metering import hourly_usd
 from quality.dataset import DatasetRow, read_manifest, read_rows
-from quality.evaluation import Answer, Evaluation, Label, evaluate, write_evaluation
+from quality.evaluation import Answer, Evaluation, Label, evaluate
 from quality.promotion import judge
 from quality.redaction import redaction_note
 from quality.settings import DEFAULT_MARGIN
@@ -21,6 +21,8 @@ from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
+from storage.ledger import open_ledger
+from storage.ledger_lives import save_evaluation
 from storage.ledger_rows import Deployment, Model, UploadedDataset, required
 from storage.progress import OnProgress, part_of
 from tasks.errors import MissingStep
@@ -29,8 +31,7 @@ from tasks.selection import find_model
 from tasks.traffic import questions_per_hour
 
 if TYPE_CHECKING:
-    from together import Together
-
+    from provider.client import Client
     from storage.ledger import Ledger
 
 
@@ -48,8 +49,8 @@ def evaluate_model(
 
     The incumbent is asked the same where one serves; the original's answers are those of the log. `dataset` is by
     default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
-    the deployment's price an hour over the questions of its type an hour, of the last 7 days. Written to
-    `evaluations/`, the verdict (`quality.promotion`) in `about`. Raises `MissingStep` where the model is not deployed.
+    the deployment's price an hour over the questions of its type an hour, of the last 7 days. Kept in the
+    ledger, the verdict (`quality.promotion`) in `about`. Raises `MissingStep` where the model is not deployed.
     """
     with at_work(data) as (client, ledger):
         row = find_model(data, ledger, model, "evaluate")
@@ -92,7 +93,8 @@ def evaluate_model(
     if note := redaction_note(read_manifest(folder), config):
         evaluation.notes.append(note)
     evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin))
-    write_evaluation(data, evaluation)
+    with open_ledger(data) as ledger:
+        save_evaluation(ledger, evaluation.as_dict())
     return evaluation
 
 
@@ -123,7 +125,7 @@ def _original_answer(question: DatasetRow) -> Answer | None:
 
 
 def _ask(
-    client: Together,
+    client: Client,
     ledger: Ledger,
     kind: DecisionType,
     server: Deployment,
@@ -139,10 +141,7 @@ def _ask(
         client,
         required(server.served_name, server.name),
         [prompt.messages for prompt in prompts],
-        max_tokens=kind.max_tokens,
-        temperature=kind.temperature,
-        fields=kind.request_fields,
-        answer_format=kind.answer,
+        Sampling.of(kind),
         ledger=ledger,
         progress=progress,
         now=now,

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import provider.deployments
 import provider.shutdown
 from provider.client import Now, clock_of, connect
-from provider.deployments import LIVE_STATES, STARTING_STATES
+from provider.deployment_state import LIVE_STATES, STARTING_STATES
 from provider.errors import ProviderError
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
@@ -26,6 +26,7 @@ from reasoning.decision_types import get_decision_type
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
+from storage.ledger_lives import drop_promotions
 from storage.ledger_rows import Deployment, FineTuneJob, Model, required
 from storage.progress import OnProgress
 from tasks.cycle import Step, hold_cycle, holding, look_ahead, require_worth, serving_steps, training_step
@@ -33,17 +34,17 @@ from tasks.errors import MissingStep
 from tasks.selection import find_model, list_candidates
 
 if TYPE_CHECKING:
-    from together import Together
+    from provider.client import Client
 
 
 @contextmanager
-def at_work(data: Path) -> Iterator[tuple[Together, Ledger]]:
+def at_work(data: Path) -> Iterator[tuple[Client, Ledger]]:
     """The provider's client and the ledger of a data folder."""
     with open_ledger(data) as ledger, connect() as client:
         yield client, ledger
 
 
-def poll_seconds(client: Together) -> float:
+def poll_seconds(client: Client) -> float:
     """How often to look how far something is: the local provider takes seconds for what Together takes minutes for."""
     return 0.25 if is_loopback(urlsplit(str(client.base_url)).hostname or "") else 5.0
 
@@ -186,9 +187,7 @@ def undeploy(
     return take_down(data, row.id, why=why, now=now, progress=progress)
 
 
-def _end_each(
-    client: Together | None, ledger: Ledger, deployments: list[Deployment], **options: Any
-) -> list[Deployment]:
+def _end_each(client: Client | None, ledger: Ledger, deployments: list[Deployment], **options: Any) -> list[Deployment]:
     """Undeploy each, also behind one that fails, for the others cost money too; then raises its error."""
     ended, troubles = [], []
     for deployment in deployments:
@@ -207,12 +206,13 @@ def take_down(
     """`undeploy` for whoever knows which model it is (its id): where nothing of it runs, nothing is done."""
     with open_ledger(data) as ledger:
         row = ledger.get(Model, model_id)
+        drop_promotions(ledger, model_id=model_id)
         for deployment in ledger.find(Deployment, model_id=model_id, state="deleted"):
             if deployment.served_name:  # a route to what is gone helps nobody
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
         deployments = ledger.find(Deployment, model_id=model_id, state=LIVE_STATES)
 
-        def end(client: Together | None, **options: Any) -> list[Deployment]:
+        def end(client: Client | None, **options: Any) -> list[Deployment]:
             return _end_each(client, ledger, deployments, routes_path=Layout(data).routes, why=why, now=now, **options)
 
         try:

@@ -10,15 +10,17 @@ from pipeline.parameters import PromoteSettings
 from provider.client import clock_of, inference_url
 from provider.routes import publish_route
 from quality.dataset import read_manifest
-from reasoning.routes import Arm, Route
+from reasoning.errors import ReasoningError
+from reasoning.routes import Arm, Route, Routes, format_routes
 from storage.layout import Layout
 from storage.ledger import open_ledger
-from storage.ledger_rows import Deployment, Model, required
+from storage.ledger_lives import Promotion, decide_promotion, drop_promotions, mark_published
+from storage.ledger_rows import Deployment, Model, ModelState, required
 from tasks.errors import MissingStep
 from tasks.evaluation import dataset_of
-from tasks.evaluation_files import last_verdict
 from tasks.models import find_dataset, find_deployment, take_down
 from tasks.selection import find_model
+from tasks.verdicts import last_verdict
 
 if TYPE_CHECKING:
     from storage.ledger import Ledger
@@ -46,7 +48,7 @@ def promote_model(
         deployment = find_deployment(ledger, row.id, "ready")
         if deployment is None:
             raise MissingStep(f"model {row.id} is not deployed: `reasoning deploy {row.id}` first")
-        verdict = last_verdict(data, row.id)
+        verdict = last_verdict(ledger, row.id)
         if not force and verdict is None:
             raise MissingStep(
                 f"model {row.id} was never evaluated: `reasoning evaluate {row.id}` first, or insist with --force"
@@ -54,11 +56,30 @@ def promote_model(
         if not force and verdict is not None and not verdict.promote:
             raise MissingStep(f"model {row.id} did not earn it: {verdict.why}. Insist with --force")
         route = _route(data, ledger, row, deployment, settings)
-        publish_route(Layout(data).routes, name, route, now=when)
+        promotion = Promotion(
+            decision_type=name,
+            model_id=row.id,
+            routes=format_routes(Routes(issued_at=when, expires_at=when, routes={name: route})).decode(),
+            decided_at=when,
+            published_at=None,
+        )
+        # One transaction decides it. The routes file is written from the ledger: here, or by the guard's next tick
+        # where this process dies first.
+        with ledger.transaction():
+            decide_promotion(ledger, promotion)
+            if mode == "live":
+                why = verdict.why if verdict and verdict.promote else "forced"
+                ledger.transition(Model, row.id, ModelState.PROMOTED, why=why, now=when)
+        try:
+            publish_route(Layout(data).routes, name, route, now=when)
+        except (ReasoningError, OSError) as error:
+            with ledger.transaction():
+                drop_promotions(ledger, decision_type=name)
+                ledger.transition(Model, row.id, row.state, why=str(error), now=when)
+            raise
+        mark_published(ledger, promotion, now=when)
         replaced = []
         if mode == "live":
-            why = verdict.why if verdict and verdict.promote else "forced"
-            ledger.transition(Model, row.id, "promoted", why=why, now=when)
             replaced = [
                 other.id
                 for other in ledger.find(Model, decision_type=row.decision_type, state="promoted")

@@ -13,16 +13,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
-from provider.deployments import LIVE_STATES, STARTING_STATES
+from provider.deployment_state import LIVE_STATES, STARTING_STATES
 from provider.metering import hourly_usd
 from reasoning.errors import RoutesError
 from reasoning.routes import read_routes
 from storage.layout import Layout
 from storage.ledger import Ledger
+from storage.ledger_lives import evaluated_models
 from storage.ledger_rows import Deployment, Model
 from storage.money import format_usd
 from tasks.errors import AmbiguousModel, MissingStep
-from tasks.evaluation_files import evaluated_models
 
 Verb = Literal["show", "deploy", "evaluate", "promote", "promote --force", "undeploy"]
 
@@ -116,7 +116,7 @@ def find_model(data: Path, ledger: Ledger, model: str, verb: Verb) -> Model:
 
 def list_candidates(data: Path, ledger: Ledger, decision_type: str) -> list[Candidate]:
     """Every model of a decision type, oldest first, with its deployments and whether it has a route."""
-    routed, evaluated = routed_names(data), evaluated_models(data)
+    routed, evaluated = routed_names(data), evaluated_models(ledger)
     found = []
     for model in ledger.find(Model, decision_type=decision_type):
         rows = ledger.find(Deployment, model_id=model.id)

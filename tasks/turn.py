@@ -1,7 +1,7 @@
 """One turn of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop.
 
-Where a turn stands is in `datasets/<decision type>/turn.json`, written after every step. A turn that was killed goes on
-from there, and as every step is idempotent by itself, a step that was cut short is done again at no further cost.
+Where a turn stands is in the ledger, written after every step. A turn that was killed goes on from there, and because
+every step is idempotent by itself, a step that was cut short is done again at no further cost.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
-
-import orjson
 
 import storage
 from pipeline.parameters import CycleSettings, PromoteSettings
@@ -27,16 +25,16 @@ from quality.evaluation import Evaluation
 from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type
 from reasoning.routes import Route
-from storage.files import make_folder, write_atomic
-from storage.layout import Layout
+from storage.ledger import open_ledger
+from storage.ledger_lives import CycleOutcome, CycleRow, read_cycle, save_cycle
 from storage.ledger_rows import Deployment, FineTuneJob
 from storage.money import format_usd
 from tasks.cycle import CyclePlan, Step, holding, known_jobs, look_ahead, make_plan, serving_steps, training_step
-from tasks.errors import FlowError, NotWorthIt
+from tasks.errors import NotWorthIt
 from tasks.evaluation import evaluate_model
-from tasks.evaluation_files import read_verdict
 from tasks.models import at_work, deploy, export, find_dataset, fine_tune
 from tasks.promotion import promote_model, reject_model
+from tasks.verdicts import read_verdict
 
 Outcome = Literal["not_due", "under_way", "not_enough_data", "failed", "rejected", "canary", "promoted"]
 
@@ -123,7 +121,8 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
         evaluation = verbs.evaluate(data, turn.model_id, now=now)
         turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
     assert turn.evaluation_id is not None
-    verdict = read_verdict(data, turn.evaluation_id)
+    with open_ledger(data) as ledger:
+        verdict = read_verdict(ledger, turn.evaluation_id)
     if not verdict.promote:
         verbs.reject(data, turn.model_id, why=verdict.why, now=now)
         return _end(data, turn, "rejected", verdict.why, clock())
@@ -186,13 +185,12 @@ def plan_turn(
 
 def read_turn(data: Path, decision_type: str) -> Turn | None:
     """Where the turn of a decision type stands, or how the last one ended; None before the first."""
-    path = _path(data, decision_type)
-    try:
-        return Turn(**orjson.loads(path.read_bytes()))
-    except FileNotFoundError:
+    with open_ledger(data) as ledger:
+        cycle = read_cycle(ledger, decision_type)
+    if cycle is None:
         return None
-    except (OSError, orjson.JSONDecodeError, TypeError) as error:
-        raise FlowError(f"cannot read {path}: {error}. Remove it to begin a new turn") from error
+    outcome: Outcome = cycle.outcome.value
+    return Turn(**{**asdict(cycle), "outcome": outcome})
 
 
 def _see_to_canary(data: Path, turn: Turn, settings: CycleSettings, verbs: Verbs, now: datetime) -> Turn:
@@ -248,11 +246,6 @@ def _end(data: Path, turn: Turn, outcome: Outcome, why: str, now: datetime) -> T
 
 
 def _save(data: Path, turn: Turn) -> Turn:
-    path = _path(data, turn.decision_type)
-    make_folder(path.parent)
-    write_atomic(path, orjson.dumps(asdict(turn), option=orjson.OPT_INDENT_2) + b"\n")
+    with open_ledger(data) as ledger:
+        save_cycle(ledger, CycleRow(**{**asdict(turn), "outcome": CycleOutcome(turn.outcome)}))
     return turn
-
-
-def _path(data: Path, decision_type: str) -> Path:
-    return Layout(data).datasets / decision_type / "turn.json"

@@ -10,10 +10,11 @@ from scipy.stats import bootstrap
 from sklearn import metrics as reference
 
 from quality.errors import EvaluationError
-from quality.evaluation import Answer, Label, evaluate, write_evaluation
+from quality.evaluation import Answer, Label, evaluate
 from quality.promotion import judge
 from quality.thresholds import choose_threshold
-from storage.layout import Layout
+from storage.ledger import open_ledger
+from storage.ledger_lives import last_evaluation, save_evaluation
 from tests.quality.conftest import NOW
 
 R, I = {"action": "RESPOND"}, {"action": "IGNORE"}  # noqa: E741
@@ -170,13 +171,15 @@ def test_what_cannot_be_compared(labels, answers, message):
         evaluate("should_respond", labels, answers)
 
 
-def test_it_is_written_as_json(tmp_path):
+def test_it_is_kept_in_the_ledger(tmp_path):
     labels, answers = _rows(episodes=25)
-    Layout(tmp_path / "data").create()
-    evaluation = evaluate("should_respond", labels, answers, resamples=20, now=NOW, about={"model": "m"})
-    path = write_evaluation(tmp_path / "data", evaluation)
-    assert path.name == f"{evaluation.evaluation_id}.json"
-    assert orjson.loads(path.read_bytes()) == orjson.loads(orjson.dumps(evaluation.as_dict()))
+    evaluation = evaluate("should_respond", labels, answers, resamples=20, now=NOW, about={"model_id": "m"})
+    with open_ledger(tmp_path / "data") as ledger:
+        save_evaluation(ledger, evaluation.as_dict())
+        save_evaluation(ledger, evaluation.as_dict())
+        kept = last_evaluation(ledger, "m")
+    assert kept.id == evaluation.evaluation_id
+    assert kept.content == orjson.loads(orjson.dumps(evaluation.as_dict()))
 
 
 # The verdict.

@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 
 import storage
 from quality.dataset import export_dataset, read_manifest, read_rows
-from quality.evaluation import Answer, Label, evaluate, write_evaluation
+from quality.evaluation import Answer, Label, evaluate
 from storage.erase import erase_subject
 from storage.expire import expire_decisions
+from storage.ledger import open_ledger
+from storage.ledger_lives import save_evaluation
 from tests.quality.log import START, conversations, land, records
 from tests.storage.test_erase import occurrences
 
@@ -32,7 +34,9 @@ def test_a_person_leaves_an_export_whose_decisions_have_expired(tmp_path: Path) 
     manifest = export_dataset(data, "should_respond", now=now)
     questions = read_rows(manifest.path, "holdout")
     labels = [Label(row.label, row.episode, row.label_source) for row in questions]
-    write_evaluation(data, evaluate("should_respond", labels, {"candidate": [Answer(row.label) for row in questions]}))
+    evaluation = evaluate("should_respond", labels, {"candidate": [Answer(row.label) for row in questions]})
+    with open_ledger(data) as ledger:  # its file is among those that are searched for her below
+        save_evaluation(ledger, evaluation.as_dict())
     expire_decisions(data, retention_days=1, now=now + timedelta(days=60))
     assert storage.sql(data, "SELECT count(*) FROM decisions").rows == [(0,)]
 

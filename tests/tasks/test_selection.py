@@ -7,13 +7,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from provider.routes import publish_route
 from reasoning.routes import Arm, Route, read_routes
 from storage.layout import Layout
 from storage.ledger import open_ledger
+from storage.ledger_lives import save_evaluation
 from storage.ledger_rows import Deployment, Model
 from tasks.errors import AmbiguousModel, MissingStep
 from tasks.models import undeploy
@@ -56,11 +56,10 @@ def add_deployment(data: Path, model_id: str, *states: str, routed: bool = False
 
 
 def evaluate(data: Path, model_id: str) -> None:
-    folder = data / "evaluations"
-    folder.mkdir(exist_ok=True)
     verdict = {"decision": "promote", "why": "better"}
     about = {"model_id": model_id, "verdict": verdict}
-    (folder / f"{model_id}.json").write_bytes(orjson.dumps({"about": about}))
+    with open_ledger(data) as ledger:
+        save_evaluation(ledger, {"evaluation_id": f"e-{model_id}", "about": about})
 
 
 def found(data: Path, verb: Verb, model: str = TYPE) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from reasoning.routes import Arm, Route, read_routes
 from storage.land import land_decisions
 from storage.layout import Layout
 from storage.ledger import open_ledger
+from storage.ledger_lives import CycleOutcome, CycleRow, save_cycle
 from storage.ledger_rows import Deployment, FineTuneJob, Model
 from tasks import models
 from tasks.models import undeploy
@@ -176,9 +178,8 @@ def test_a_canary_that_fails_is_withdrawn(tmp_path: Path, local: str):
             Model, id="m1", state="promoted", decision_type="should_respond", base_model="b", model_object_id="o"
         )
     canary = Turn("should_respond", outcome="canary", finished_at=NOON.isoformat(), model_id="m1")
-    path = data / "datasets" / "should_respond" / "turn.json"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(orjson.dumps(canary))
+    with open_ledger(data) as ledger:
+        save_cycle(ledger, CycleRow(**{**asdict(canary), "outcome": CycleOutcome.CANARY}))
     write_answers(data, experiment="should_respond-m1", model="p/m1", good=4, failed=2, since=NOON)
     land_decisions(data)
     later = NOON + timedelta(hours=1)
