@@ -343,7 +343,7 @@ def _plan(choice: Choice, arm: Arm | None = None) -> Plan:
 
 async def _feed(stream: ChatStream, piece: bytes) -> bytes:
     """What a piece of the model's stream gives. An event that is long is read beside the loop, as a long answer is."""
-    if stream.pending + len(piece) > INLINE_BYTES:
+    if stream.pending > INLINE_BYTES:
         return await asyncio.to_thread(stream.feed, piece)
     return stream.feed(piece)
 

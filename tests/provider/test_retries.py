@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provider.client import connect
-from provider.completions import complete_many
-from provider.deployments import deploy_model, undeploy_model
+from provider.completions import Sampling, complete_many
+from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, ProviderError, ProviderRefused, ProviderUnavailable, UnexpectedAnswer
 from provider.files import upload_dataset
 from provider.fine_tunes import follow_fine_tune, submit_fine_tune
 from provider.reconcile import reconcile_provider
 from provider.retries import PATIENCE_SECONDS, _read_retry_after, pause, retry_after, retrying
+from provider.shutdown import undeploy_model
 from storage.ledger import open_ledger
 from storage.ledger_rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.world import World
@@ -127,7 +128,10 @@ def test_questions_of_an_evaluation_wait_as_long_as_they_are_asked(world: World)
     row = world.deploy()
     world.emulator.fault(429, "POST /v1/chat/completions", times=4, retry_after=1)
     (answer,) = complete_many(
-        world.client, row.served_name, [[{"role": "user", "content": "Ann: hi"}]], max_tokens=20, temperature=0.0
+        world.client,
+        row.served_name,
+        [[{"role": "user", "content": "Ann: hi"}]],
+        Sampling(max_tokens=20, temperature=0.0),
     )
     assert answer.error is None
     undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
