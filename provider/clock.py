@@ -60,7 +60,7 @@ def correct_time(
         return now, False
     if abs(told - now) <= TOLERANCE:
         return now, True
-    if told - now > IMPLAUSIBLE and seen is not None and -TOLERANCE <= now - seen <= _LOOKED_AT:
+    if _is_refuted(told, now, seen):
         warnings.append(
             f"the provider's clock is {told - now} ahead of this machine's ({now:%Y-%m-%d %H:%M:%S} UTC), which agrees "
             "with the ledger: the provider's time is not used; if this machine's clock is wrong, synchronise it (NTP)"
@@ -75,14 +75,20 @@ def correct_time(
     return told, True
 
 
-def provider_clock(client: Together, now: Now) -> Callable[[], datetime]:
-    """The clock of a `now` argument, put right by the provider's where they differ by more than `TOLERANCE`.
+def _is_refuted(told: datetime, now: datetime, seen: datetime | None) -> bool:
+    """Is the provider so far ahead of this machine and of the ledger that it is the provider's clock that is wrong?"""
+    return told - now > IMPLAUSIBLE and seen is not None and -TOLERANCE <= now - seen <= _LOOKED_AT
 
-    Asks the provider once. Without an answer it is the clock as given.
+
+def provider_clock(client: Together, now: Now, *, seen: datetime | None) -> Callable[[], datetime]:
+    """The clock of a `now` argument, corrected by the provider's where they differ by more than `TOLERANCE`.
+
+    Asks the provider once. It is the clock as given without an answer, or with one that is not believed (`seen`: see
+    `correct_time`).
     """
     clock = clock_of(now)
     told = ask_time(client)
     offset = told - clock() if told is not None else timedelta(0)
-    if abs(offset) <= TOLERANCE:
+    if told is None or abs(offset) <= TOLERANCE or _is_refuted(told, clock(), seen):
         return clock
     return lambda: clock().astimezone(UTC) + offset

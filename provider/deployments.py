@@ -35,7 +35,7 @@ from provider.errors import (
     ProviderUnavailable,
     UnexpectedAnswer,
 )
-from provider.metering import hourly_usd, runway_of, runway_usd
+from provider.metering import hourly_usd, last_metered, runway_of, runway_usd
 from provider.prices import instance_price
 from provider.retries import pause, retrying
 from provider.serving_configs import ServingConfig, configs_of_trained
@@ -78,7 +78,7 @@ def deploy_model(
     """
     if replicas < 1:
         raise ValueError(f"a deployment has at least one replica, not {replicas}")
-    clock = provider_clock(client, now)
+    clock = provider_clock(client, now, seen=last_metered(ledger))
     for attempt in retrying(wait, progress=progress, what="reading configs and prices"):
         with attempt:
             row, ours = _intend(client, ledger, model_id, replicas, clock)

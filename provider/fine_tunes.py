@@ -27,6 +27,7 @@ from provider.errors import (
     RemoteNotFound,
     UnexpectedAnswer,
 )
+from provider.metering import last_metered
 from provider.prices import estimate_fine_tune, lora_rank
 from provider.retries import ATTEMPTS, pause, retrying
 from provider.tiers import resolve_tier
@@ -89,7 +90,7 @@ def submit_fine_tune(
     returned (resumed where needed), unless `again`. Spends nothing unless the model can be served, the price is known
     and the budget holds: NotServable, PriceUnknown, BudgetExceeded. For the rest see `resume_fine_tune`.
     """
-    clock = provider_clock(client, now)
+    clock = provider_clock(client, now, seen=last_metered(ledger))
     dataset = ledger.get(UploadedDataset, dataset_id)
     if dataset.state != "ready":
         raise LedgerError(f"dataset {dataset_id} is {dataset.state}: upload it first")
@@ -407,7 +408,7 @@ def follow_fine_tune(
     when it ended otherwise (what it cost is charged), NotReady after `timeout`.
     """
     deadline = time.monotonic() + timeout.total_seconds()
-    clock = provider_clock(client, now)  # what it costs counts in the provider's day
+    clock = provider_clock(client, now, seen=last_metered(ledger))  # what it costs counts in the provider's day
     job = resume_fine_tune(client, ledger, job_id, progress=progress, now=clock, wait=wait)
     while True:
         seconds = poll_seconds
@@ -447,7 +448,7 @@ def cancel_fine_tune(
     client: Together, ledger: Ledger, job_id: str, *, why: str = "cancelled by the user", now: Now = None
 ) -> FineTuneJob:
     """Cancel a job that has not ended; returns its ledger row. What it cost until then is charged when it has ended."""
-    clock = provider_clock(client, now)
+    clock = provider_clock(client, now, seen=last_metered(ledger))
     with ledger.exclusive("submit", wait=True):
         job = ledger.get(FineTuneJob, job_id)
         if job.state == "intended":

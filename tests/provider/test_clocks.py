@@ -149,7 +149,7 @@ def test_a_training_by_a_wrong_clock_counts_in_the_provider_s_day(world: World, 
 
 def test_a_small_difference_is_none(world: World) -> None:
     now = world.now() + TOLERANCE / 2
-    assert provider_clock(world.client, now)() == now
+    assert provider_clock(world.client, now, seen=None)() == now
     assert tick(world, TOLERANCE / 2).warnings == []
 
 
@@ -192,6 +192,9 @@ def test_a_provider_clock_that_jumps_days_ahead_charges_and_ends_nothing(world: 
     report = reconcile(world)
     assert "none that can be believed" in report.errors[-1]
     assert (report.actions, report.adjustments) == ([], [])
+    (row,) = world.ledger.find(Deployment)
+    undeploy_model(world.client, world.ledger, row.id, drain_seconds=0, now=world.now, wait=world.wait)
+    assert world.ledger.spent() <= spent + 9 * HOURLY / 60
     world.revive()
 
 
