@@ -36,13 +36,13 @@ def stop(
         typer.Option(help="The provider to stop at", show_default="REASONING_PROVIDER, else the one served last"),
     ] = None,
     installation: Annotated[
-        list[str] | None, typer.Option(help="Another id in the names rsn-ID-..., where the data folder has lost it")
+        list[str] | None, typer.Option(help="Another id in the names rsn-ID-..., if the data folder has lost it")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stop everything of this installation that costs money now: deployments and fine-tunes.
+    """Stop everything of this installation that costs money: deployments and fine-tunes.
 
-    Works without a ledger, from the provider's lists alone. Exit code 1: something runs on, or is not known.
+    Works from the provider's lists, even without a ledger. Exit code 1: something still runs, or its state is unknown.
     """
     from cli.stopping import chosen_provider, describe_running, folder_to_stop, report_lines, stop_command, stop_running
 
@@ -75,7 +75,7 @@ def guard(
     settings: GuardSettings,
     as_json: AsJson = False,
 ) -> None:
-    """One tick of the guard: charge what ran, enforce budgets, stop what idles, renew the lease if all is well."""
+    """Run the guard once: charge usage, enforce budgets, stop idle deployments, renew the lease if all is well."""
     from tasks.money import guard as guard_costs
 
     report = guard_costs(find_data(data), **asdict(settings))
@@ -90,7 +90,7 @@ def reconcile(data: Data = None, as_json: AsJson = False) -> None:
     from tasks.money import reconcile as reconcile_provider
 
     report = reconcile_provider(find_data(data))
-    show(report, as_json=as_json, title="The provider against the ledger; money of hours with a complete bill")
+    show(report, as_json=as_json, title="Provider compared with ledger; amounts of hours with a complete bill")
     if report.errors:
         raise typer.Exit(1)
 
@@ -98,10 +98,10 @@ def reconcile(data: Data = None, as_json: AsJson = False) -> None:
 @costs_app.command("report")
 def report(
     data: Data = None,
-    period: Annotated[Period, typer.Option(help="The calendar period (UTC) that now lies in")] = Period.MONTH,
+    period: Annotated[Period, typer.Option(help="The current calendar period (UTC)")] = Period.MONTH,
     as_json: AsJson = False,
 ) -> None:
-    """Show what was spent, by kind and by model, against the budgets, and where it is heading."""
+    """Show spending by kind and by model, against the budgets, with a forecast."""
     from provider.status import cost_report
     from tasks.reports import budget_rows, cost_fields, cost_rows
 
@@ -117,10 +117,10 @@ def report(
 @costs_app.command("charges")
 def charges(
     data: Data = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many of the latest")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Show only this many of the latest")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List what was charged, and what each charge was for, the latest last. Negative ones correct to the bill."""
+    """List charges and their reasons, the latest last. Negative amounts are corrections to the bill."""
     from storage.ledger import open_ledger
 
     with open_ledger(find_data(data)) as ledger:
@@ -136,7 +136,7 @@ def set_budget(
     decision_type: Annotated[str | None, typer.Option(help="Only for this decision type")] = None,
     data: Data = None,
 ) -> None:
-    """Set the most that may be spent."""
+    """Set a spending limit."""
     from storage.ledger import open_ledger
     from storage.money import format_usd
 

@@ -21,7 +21,7 @@ data_app = typer.Typer(help="What is in the data folder", no_args_is_help=True)
 
 @app.command()
 def land(data: Data = None, as_json: AsJson = False) -> None:
-    """Make rows of the decision log of what agents have written."""
+    """Ingest what agents have written into the decision log."""
     from storage.land import land_decisions
 
     with progress_bar("landing") as progress:
@@ -31,7 +31,7 @@ def land(data: Data = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def reland(data: Data = None, as_json: AsJson = False) -> None:
-    """Land the quarantined lines again that fit by now: after an upgrade, or mended by hand."""
+    """Retry quarantined lines, after an upgrade or a repair by hand."""
     from storage.reland import reland_quarantine
 
     with progress_bar("landing the quarantine") as progress:
@@ -47,7 +47,7 @@ def compact(
     settings: CompactSettings,
     as_json: AsJson = False,
 ) -> None:
-    """Rewrite days that lie in many small files as one."""
+    """Merge the small files of each day into one."""
     from storage.compact import compact_decisions
 
     with progress_bar("compacting") as progress:
@@ -63,7 +63,7 @@ def expire(
     settings: ExpireSettings,
     as_json: AsJson = False,
 ) -> None:
-    """Delete decisions that are older than the retention, and their feedback. Without a setting nothing is deleted."""
+    """Delete decisions older than the retention, and their feedback. Without a setting nothing is deleted."""
     from storage.expire import expire_decisions
 
     report = expire_decisions(find_data(data), **asdict(settings))
@@ -78,26 +78,26 @@ def expire(
 
 @app.command()
 def erase(
-    subject_id: Annotated[str, typer.Argument(help="The person, as in the decisions' subject_ids")],
+    subject_id: Annotated[str, typer.Argument(help="The person's id, as in the decisions' subject_ids")],
     data: Data = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Erase a person from log, spool, quarantine and datasets, and name the models that were trained on them."""
+    """Erase a person from log, spool, quarantine and datasets, and list the models trained on their data."""
     from storage.erase import erase_subject
 
     folder = find_data(data)
     if not subject_id:
         raise typer.BadParameter(
-            "it is empty: name the person as the decisions' subject_ids do", param_hint="SUBJECT_ID"
+            "it is empty; give the person's id as in the decisions' subject_ids", param_hint="SUBJECT_ID"
         )
     if not yes:
-        typer.confirm(f"Erase {subject_id} from {folder}? There is no way back", abort=True)
+        typer.confirm(f"Erase {subject_id} from {folder}? This cannot be undone", abort=True)
     with progress_bar("erasing") as progress:
         report = erase_subject(folder, subject_id, progress=progress)
     show(report, as_json=as_json, title="Erased")
     if not as_json:
-        print_note("backups of before still have what was erased: delete them, or erase again after a restore")
+        print_note("earlier backups still hold the erased data: delete them, or erase again after a restore")
 
 
 @app.command()
@@ -123,7 +123,7 @@ def verify(
     target: Annotated[Path, typer.Argument(help="A backup, or the folder of `reasoning backup`")],
     as_json: AsJson = False,
 ) -> None:
-    """Compare every file of the backups with its sha256; exits with 1 where one is damaged or missing."""
+    """Check every file of the backups by its SHA-256; exits with 1 if one is damaged or missing."""
     from storage.backup import verify_backup
 
     with progress_bar("verifying") as progress:
@@ -139,7 +139,7 @@ def restore(
     data: Annotated[Path, typer.Option("--data", help="The new data folder: it must not exist yet, or be empty")],
     as_json: AsJson = False,
 ) -> None:
-    """Make a new data folder of a backup. The next `land` makes rows of what was in its spool, each once."""
+    """Restore a backup into a new data folder. The next `land` ingests what was in its spool."""
     from storage.backup import restore_backup
 
     with progress_bar("restoring") as progress:
@@ -157,7 +157,7 @@ def check(
     settings: CheckSettings,
     as_json: AsJson = False,
 ) -> None:
-    """Judge whether the decision log is in order; exits with 1 when a critical expectation is not met."""
+    """Check the quality of the decision log; exits with 1 if a critical check fails."""
     from quality.checks import check_decisions
 
     report = check_decisions(find_data(data), days=settings.days)
@@ -188,7 +188,7 @@ def sql(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the decision log and the ledger in SQL (DuckDB's). Read-only; --unsafe lets a query write files."""
+    """Query the decision log and the ledger in DuckDB's SQL. Read-only; --unsafe lets a query write files."""
     import duckdb
 
     import storage
@@ -224,7 +224,7 @@ def _apart(columns: list[str]) -> list[str]:
 
 @data_app.command()
 def stats(data: Data = None, as_json: AsJson = False) -> None:
-    """Count the decisions of each type, and judge whether they are fit to learn from."""
+    """Count the decisions of each type, and say whether they are ready for training."""
     from quality.statistics import summarize_log
 
     rows = [

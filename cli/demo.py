@@ -39,7 +39,7 @@ def run(
     budget_usd: Decimal | None,
     confirm: Callable[[str], bool],
 ) -> DemoResult:
-    """Run the demo in `data`; returns its result. Its servers end with it.
+    """Run the demo in `data`; returns its result. Its servers stop with it.
 
     Raises what `demo.run.run_demo` does, `ChildDied` when a server cannot start or dies, and `Interrupted`. Flows may
     then be at work in threads still, which Python would wait for at exit, with their servers gone: end by `os._exit`.

@@ -1,4 +1,4 @@
-"""Make a Prefect server ours: the work pool, every deployment of `prefect.yaml`, and no leftovers of the last time.
+"""Prepare a Prefect server: the work pool, every deployment of `prefect.yaml`, and clean-up after the last worker.
 
 Run as a program of its own (`python -m cli.deployments`), so that `reasoning serve` need not import Prefect.
 """
@@ -55,7 +55,7 @@ async def settle_leftovers(client: PrefectClient, now: datetime) -> tuple[int, i
     crashed = await _runs(client, StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
     for run in crashed:
         state: State[None] = Crashed(
-            message="The worker ended before the run did. Run it again: it takes up where it stopped."
+            message="The worker stopped before the run finished. Run it again: it resumes where it stopped."
         )
         await client.set_flow_run_state(run.id, state, force=True)
     dropped = [

@@ -3,7 +3,7 @@
 ::
 
     ReasoningError
-    └── CommandError           a command cannot do what was asked (says why, and the mend)
+    └── CommandError           a command cannot do what was asked (says why, and the remedy)
         └── ServeError
             ├── PortInUse      another program listens on a port that `reasoning serve` needs
             └── ChildDied      a process of `reasoning serve` ended, or never became ready
@@ -34,7 +34,7 @@ class ChildDied(ServeError):
     """A process of `reasoning serve` ended, or never became ready."""
 
 
-STOP_HINT = "`reasoning stop` ends everything of this installation that costs money; with --dry-run it lists it"
+STOP_HINT = "`reasoning stop` stops everything of this installation that costs money; --dry-run lists it"
 
 
 def is_about_money(error: BaseException) -> bool:
@@ -54,5 +54,5 @@ def describe(error: ReasoningError | OSError) -> str:
     if isinstance(error, ReasoningError):
         return f"{error}\n{STOP_HINT}" if is_about_money(error) else str(error)
     where = f": {error.filename}" if error.filename else ""
-    mend = ". Free some space, then run the same again: nothing is half done" if error.errno in _DISK_FULL else ""
+    mend = ". Free some space and run it again: nothing is half done" if error.errno in _DISK_FULL else ""
     return f"{error.strerror or error}{where}{mend}"

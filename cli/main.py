@@ -15,7 +15,7 @@ from reasoning.errors import ReasoningError
 
 app = typer.Typer(
     name="reasoning",
-    help="A flywheel for agents' decisions: log them, learn small models from them, prove them, serve them.",
+    help="A flywheel for agents' decisions: log them, train small models on them, prove the models, serve them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

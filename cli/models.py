@@ -41,7 +41,7 @@ def interruptible(data: Path) -> Iterator[None]:
 
         lines = [f"{each['what']}: `{each['mend']}`" for each in running(data)]
         print_note(
-            "interrupted. " + ("\n".join(["At the provider there is still", *lines]) if lines else "Nothing runs")
+            "interrupted. " + ("\n".join(["Still running at the provider:", *lines]) if lines else "Nothing runs")
         )
         raise typer.Exit(130) from None
 
@@ -51,7 +51,7 @@ def interruptible(data: Path) -> Iterator[None]:
 def export(
     decision_type: DecisionType, data: Data = None, *, settings: ExportSettings, as_json: AsJson = False
 ) -> None:
-    """Make a dataset of the decision log: selected, labelled, redacted, without duplicates, split by time."""
+    """Export a dataset from the decision log: selected, labelled, redacted, deduplicated, split by time."""
     from quality.period import first_moment, moment_after
     from quality.promotion import promotion_warnings
     from reasoning.config import load_config
@@ -79,7 +79,7 @@ def fine_tune(
     settings: FineTuneSettings,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model on a dataset, within the budget, and wait for it."""
+    """Fine-tune a model on a dataset, within the budget, and wait for it."""
     from tasks.models import fine_tune as train
 
     folder, begun = find_data(data), datetime.now(UTC)
@@ -94,7 +94,7 @@ def fine_tune(
             progress=progress,
         )
     if job.updated_at < begun:
-        print_note("The same was trained before; nothing was spent. --again trains it anew")
+        print_note("The same was trained before; nothing was spent. --again trains it once more")
     show(asdict(job), as_json=as_json, title=f"Model {job.model_id}")
 
 
@@ -107,7 +107,7 @@ def deploy(
     settings: DeploySettings,
     as_json: AsJson = False,
 ) -> None:
-    """Serve a model on an endpoint of its own, without traffic yet. It costs by the minute from then on."""
+    """Deploy a model on its own endpoint, without traffic yet. From then on it costs by the minute."""
     from tasks.models import deploy as deploy_model
 
     folder = find_data(data)
@@ -125,7 +125,7 @@ def evaluate(
     settings: EvaluateSettings,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a deployed model with the original and the incumbent on the holdout."""
+    """Evaluate a deployed model against the fallback and the incumbent on the holdout."""
     from tasks.evaluation import evaluate_model
     from tasks.reports import evaluation_rows
 
@@ -151,7 +151,7 @@ def promote(
     shadow: Annotated[bool, typer.Option("--shadow", hidden=True, help="The older form of --mode shadow")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give a deployed model traffic, if its evaluation says so."""
+    """Give a deployed model traffic, if its evaluation approves it."""
     from tasks.promotion import promote_model
 
     if shadow:
@@ -170,7 +170,7 @@ def undeploy(
     settings: UndeploySettings,
     as_json: AsJson = False,
 ) -> None:
-    """Take a model's traffic away, let it drain, stop and delete what serves it."""
+    """Withdraw a model's traffic, drain its deployment, stop it and delete it."""
     from tasks.models import undeploy as undeploy_model
 
     folder = find_data(data)
@@ -223,7 +223,7 @@ def cycle(
         interruptible(folder),
     ):
         if not ours:
-            raise FlowBusy(f"{name} is being turned by another process already: wait for it, then run this again")
+            raise FlowBusy(f"{name} has a cycle running in another process: wait for it, then run this again")
         verbs = Verbs(
             export=partial(export_dataset, progress=progress),
             fine_tune=partial(train, progress=progress),
@@ -235,7 +235,7 @@ def cycle(
 
 
 def _show_plan(plan: CyclePlan, *, as_json: bool) -> None:
-    """Print a plan: a table of steps, a table of budgets, and what blocks it. Exits with 1 where anything does."""
+    """Print a plan: a table of steps, a table of budgets, and what blocks it. Exits with 1 if anything does."""
     if as_json:
         print_json(plan)
     else:
@@ -289,7 +289,7 @@ def status(model: Model, data: Data = None, as_json: AsJson = False) -> None:
 
 @models_app.command()
 def history(model: Model, data: Data = None, as_json: AsJson = False) -> None:
-    """List what happened to a model, its fine-tune and its deployments, and why, the latest last."""
+    """List the state changes of a model, its fine-tune and its deployments, and why, the latest last."""
     from storage.ledger import open_ledger
     from storage.ledger_reports import model_history
     from tasks.selection import find_model
@@ -302,7 +302,7 @@ def history(model: Model, data: Data = None, as_json: AsJson = False) -> None:
 
 @models_app.command("jobs")
 def list_jobs(data: Data = None, as_json: AsJson = False) -> None:
-    """List the fine-tunes: state, what they are estimated to cost and cost, and the model that came of them."""
+    """List fine-tunes: state, estimated and actual cost, and the resulting model."""
     from storage.ledger import open_ledger
 
     columns = ("id", "decision_type", "base_model", "state", "estimate_usd", "price_usd", "model_id")
@@ -319,7 +319,7 @@ def cancel(
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel a fine-tune. What was trained until then is owed."""
+    """Cancel a fine-tune. Training up to then is charged."""
     from tasks.models import cancel as cancel_job
 
     show(asdict(cancel_job(find_data(data), job)), as_json=as_json, title=f"Fine-tune {job}")

@@ -39,14 +39,14 @@ Data = Annotated[
     typer.Option("--data", help="The data folder", show_default="REASONING_DATA, else `data` in reasoning.toml"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 DecisionType = Annotated[str, typer.Argument(help=parameters.DECISION_TYPE_HELP)]
 Model = Annotated[str, typer.Argument(help=parameters.MODEL_HELP)]
 
 
 def find_data(data: Path | None, *, may_be_new: bool = False) -> Path:
-    """The data folder that is meant. Raises `DataFolderError` where it is none, unless it `may_be_new`.
+    """The data folder to use. Raises `DataFolderError` if it is not one, unless it `may_be_new`.
 
     The provider and the Prefect server of the `reasoning serve` that is up for it, if any, are taken too.
     """

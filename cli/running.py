@@ -39,11 +39,12 @@ def serve(
     on_exit: Annotated[
         OnExit | None,
         typer.Option(
-            help="What costs money at the provider when this ends", show_default="ask in a terminal, else stop"
+            help="What to do at the provider with what costs money when this ends",
+            show_default="ask in a terminal, otherwise stop",
         ),
     ] = None,
 ) -> None:
-    """Run everything: Prefect with every flow on its schedule, the local provider, the gateway. Ctrl-C stops it all."""
+    """Run everything: Prefect with every flow on its schedule, the local provider, the gateway. Ctrl-C stops it."""
     from cli.errors import ChildDied, ServeError
     from cli.serve import Service
     from cli.serve import serve as run
@@ -97,7 +98,7 @@ def _require_key() -> None:
 
 @app.command()
 def status(data: Data = None, as_json: AsJson = False) -> None:
-    """Show how things stand: what is served, what waits to be landed, models, the lease, the budgets."""
+    """Show the current state: what is served, what waits to be landed, models, the lease, the budgets."""
     from cli.serve import served
     from provider.status import alerts, cost_report, model_status
     from reasoning.errors import RoutesError
@@ -143,7 +144,7 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def config(data: Data = None, as_json: AsJson = False) -> None:
-    """Show the settings that hold here, without secrets."""
+    """Show the settings in effect here, without secrets."""
     from provider.client import provider_url
     from reasoning.config import load_config
     from storage.ledger_database import ledger_url, shown_url
@@ -183,7 +184,7 @@ def run_flow(
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a flow here and now. Prefect observes it: the server of `reasoning serve` if it is up, else a passing one."""
+    """Run a flow now, observed by Prefect: the server of `reasoning serve` if it is up, otherwise a temporary one."""
     from tasks.entrypoints import load_flow
     from tasks.entrypoints import run_flow as run
 
@@ -215,26 +216,28 @@ def _parse_parameter(text: str) -> tuple[str, Any]:
 
 @app.command()
 def demo(
-    data: Annotated[Path, typer.Option(help="Where the demo works; what an earlier demo left there goes")] = Path(
+    data: Annotated[Path, typer.Option(help="The demo's folder; results of an earlier demo in it are deleted")] = Path(
         "demo-data"
     ),
     # Not from the environment, unlike elsewhere: nobody spends money by trying the demo.
     provider: Annotated[
-        Provider, typer.Option(help="local costs nothing; together costs real money, and asks before")
+        Provider, typer.Option(help="local costs nothing; together costs real money and asks first")
     ] = Provider.LOCAL,
     conversations: Annotated[
         Path | None,
         typer.Option(
-            help="Other conversations, in the form of chitchat-dataset's dataset.json", dir_okay=False, exists=True
+            help="Other conversations, in the format of chitchat-dataset's dataset.json", dir_okay=False, exists=True
         ),
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(min=1, help="US dollars in all", show_default="110; with together the training and one hour"),
+        typer.Option(
+            min=1, help="US dollars in all", show_default="110; with together, the price of the training and one hour"
+        ),
     ] = None,
     yes: Yes = False,
 ) -> None:
-    """Turn the whole wheel on real conversations, on this machine, without an API key."""
+    """Run a full cycle on real conversations, on this machine, without an API key."""
     from decimal import Decimal
 
     from cli.demo import Interrupted, run
@@ -254,7 +257,7 @@ def demo(
         )
     except Interrupted as interruption:
         _end(
-            f"{Signals(interruption.number).name}: the demo and its servers are stopped. What is in {data} is whole; "
+            f"{Signals(interruption.number).name}: the demo and its servers are stopped. The data in {data} is whole; "
             "`reasoning demo` begins anew",
             128 + interruption.number,
         )

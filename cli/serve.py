@@ -131,7 +131,7 @@ def _start(
         Service("gateway", gateway, f"for agents; for people {gateway}/dashboard; the token: {data / 'gateway.token'}"),
         Service("Prefect", prefect, f"every flow, its runs and artifacts; the password: {data / PASSWORD}"),
         *services,
-        Service("logs", str(data / "logs"), "one file a process"),
+        Service("logs", str(data / "logs"), "one file per process"),
     ]
 
 

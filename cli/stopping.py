@@ -84,7 +84,7 @@ def report_lines(report: StopReport, command: str) -> list[str]:
     lines += [f"note: {note}" for note in report.notes]
     if report.others:
         names = ", ".join(report.others)
-        lines.append(f"note: named like ours, but of another installation, so not touched: {names}")
+        lines.append(f"note: of another installation, so not touched: {names}")
         lines.append("note: if one is yours, add `--installation ID` (the part between `rsn-` and the next dash)")
     if not report.is_clear:
         lines.append(f"Look again: {command} --dry-run; stop it: {command}")
@@ -113,7 +113,7 @@ def settle_at_exit(data: Path, provider: str, on_exit: OnExit | None, *, may_ask
         try:
             listed = stop_running(data, provider, dry_run=True, installations=[])
             if listed.is_clear:
-                say("At the provider nothing of this installation runs.", *report_lines(listed, command))
+                say("Nothing of this installation runs at the provider.", *report_lines(listed, command))
                 return 0
             say(*report_lines(listed, command))
             choice = on_exit or (_ask() if may_ask and listed.found else OnExit.STOP)
@@ -131,7 +131,7 @@ def settle_at_exit(data: Path, provider: str, on_exit: OnExit | None, *, may_ask
             return 1
         say(*report_lines(report, command))
         if report.is_clear:
-            say("Stopped: nothing of this installation runs at the provider any more.")
+            say("Stopped: nothing of this installation runs at the provider.")
         return 0 if report.is_clear else 1
 
 
@@ -140,15 +140,13 @@ def _by_ledger(data: Path) -> list[str]:
     from provider.status import running
 
     try:
-        return [f"By the ledger there is: {each['what']}: `{each['mend']}`" for each in running(data)]
+        return [f"According to the ledger: {each['what']}: `{each['mend']}`" for each in running(data)]
     except Exception as error:
-        return [f"The ledger does not tell either: {error}"]
+        return [f"The ledger does not know either: {error}"]
 
 
 def _ask() -> OnExit:
-    say(
-        f"Stop it, or keep it running without anything that watches its cost? [stop/keep], stop in {ANSWER_SECONDS:g} s"
-    )
+    say(f"Stop it, or keep it running with nothing watching its cost? [stop/keep], stops in {ANSWER_SECONDS:g} s")
     try:
         ready, _, _ = select.select([sys.stdin], [], [], ANSWER_SECONDS)
         answer = sys.stdin.readline().strip().lower() if ready else ""

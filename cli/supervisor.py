@@ -1,4 +1,4 @@
-"""A few child processes that live and die together.
+"""Supervise a group of child processes that start and stop together.
 
 Each child is a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone, which stops them in
 order. On Linux the kernel sends a child SIGTERM when the supervisor dies without a chance to stop it (kill -9).
@@ -154,7 +154,7 @@ def free_port(host: str, port: int, *, what: str, option: str) -> int:
             listener.bind((host, port))
         except OSError as error:
             raise PortInUse(
-                f"port {port} of {host}, which {what} needs, cannot be had ({error.strerror}). "
+                f"port {port} of {host}, which {what} needs, is not available ({error.strerror}). "
                 f"Stop the program that listens there, or choose another port: {option} PORT (0 for any)"
             ) from error
         return int(listener.getsockname()[1])

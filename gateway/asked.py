@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.errors import ModelAnswerError
-from reasoning.bounded import MAX_BYTES
 from reasoning.model_calls import BYTES_PER_TOKEN
 from reasoning.redaction.placeholders import RedactedPrompt
 
+MAX_CHARACTERS = 32 << 20
+"""No answer is longer, however many tokens were asked for: what was said is kept for the log."""
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
@@ -32,7 +33,7 @@ class Asked:
     may_call: bool = True
     offers_tools: bool = False
     redacted: RedactedPrompt | None = None
-    max_length: int = MAX_BYTES
+    max_length: int = MAX_CHARACTERS
 
     def check_length(self, length: int) -> None:
         """Raises `ModelAnswerError` for an answer of more characters than the tokens that were asked for have."""
@@ -59,7 +60,7 @@ def asked_of(chat: dict[str, Any], *, model: str, tools_in_text: bool = False) -
         must_call=choice not in ("auto", "none"),
         may_call=choice != "none",
         offers_tools=bool(chat.get("tools")),
-        max_length=min(BYTES_PER_TOKEN * chat.get("max_tokens", MAX_BYTES), MAX_BYTES),
+        max_length=min(BYTES_PER_TOKEN * chat.get("max_tokens", MAX_CHARACTERS), MAX_CHARACTERS),
     )
 
 

@@ -153,7 +153,7 @@ class CodingModel:
                 attempt.cut = "upstream"
                 await keep()
                 await self._break_off(exchange)
-        elif (message := await self._call(attempt, self._whole(route, chat, attempt))) is not None:
+        elif (message := await self._call(attempt, self._whole(route, chat, attempt, exchange))) is not None:
             attempt.served = True
             exchange.served_by = "custom"
             await keep()
@@ -218,7 +218,9 @@ class CodingModel:
             raise CallFailed("disabled", f"the prompt cannot be redacted: {why}") from None
         return sent, replace(asked, redacted=redacted)
 
-    async def _whole(self, route: Route, chat: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
+    async def _whole(
+        self, route: Route, chat: dict[str, Any], attempt: Attempt, exchange: Exchange | None = None
+    ) -> dict[str, Any]:
         """The message of an answer that comes as a whole."""
         arm = attempt.arm
         sent, asked = await self._prepare(arm, chat)
@@ -229,6 +231,8 @@ class CodingModel:
                 body = await _read(response)
                 if response.status != 200:
                     raise failed_status(response.status)
+        if exchange is not None:
+            exchange.count_copy(len(body))
         completion = load_answer(body)
         attempt.cut_by_limit = finish_reason_of(completion) == "length"
         if len(body) <= INLINE_BYTES:
@@ -258,7 +262,7 @@ class CodingModel:
                 out = b""
                 while not out:
                     chunk = await response.content.readany()
-                    out = stream.feed(chunk) if chunk else stream.finish()
+                    out = await _feed(stream, chunk) if chunk else stream.finish()
             attempt.served = True
             listener = _Listener(exchange, response.content, self._idle_timeout_s)
             exchange.served_by = "custom"
@@ -276,7 +280,7 @@ class CodingModel:
                         out = b""
                     if at:
                         await asyncio.sleep(0)
-                    out += stream.feed(chunk[at : at + _SLICE])
+                    out += await _feed(stream, chunk[at : at + _SLICE])
             attempt.note(stream.content, stream.usage, stream.stop_reason)
             await keep()
             await exchange.write(out, more=False)
@@ -335,6 +339,13 @@ class _Listener:
 
 def _plan(choice: Choice, arm: Arm | None = None) -> Plan:
     return Plan(arm, choice.reason, choice.route, choice.drawn, choice.probability)
+
+
+async def _feed(stream: ChatStream, piece: bytes) -> bytes:
+    """What a piece of the model's stream gives. An event that is long is read beside the loop, as a long answer is."""
+    if stream.pending > INLINE_BYTES:
+        return await asyncio.to_thread(stream.feed, piece)
+    return stream.feed(piece)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

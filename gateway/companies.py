@@ -31,7 +31,7 @@ def choose_protocol(table: ProtocolTable, path: bytes, query: bytes, admission: 
     secret = _by_secret(table, headers, query, own)
     by_header = _by_header(table, headers)
     owner = table.owner(path)
-    strong = _union(secret, by_header, [owner] if owner else [])
+    strong = [p for p in table.protocols if p is owner or p in secret or p in by_header]
     if len(strong) > 1:
         raise _doubt(secret or by_header, owner)
     soft = _by_weak_marks(table, headers, own, by_secret=not _takes_any_key(table, path))
@@ -72,12 +72,7 @@ def _default_of(sharing: Sequence[Protocol]) -> Protocol:
 
 def _takes_any_key(table: ProtocolTable, path: bytes) -> bool:
     """Servers that speak a protocol of others have keys of their own shape; what they are asked has these roots."""
-    root = b"/".join(path.split(b"/", 3)[:3])
-    return any(root in protocol.any_key_roots for protocol in table.protocols)
-
-
-def _union(*found: Sequence[Protocol]) -> Found:
-    return list({protocol.name: protocol for some in found for protocol in some}.values())
+    return b"/".join(path.split(b"/", 3)[:3]) in table.any_key_roots
 
 
 def _by_secret(table: ProtocolTable, headers: dict[bytes, bytes], query: bytes, own: frozenset[bytes]) -> Found:
@@ -102,11 +97,14 @@ def _basic(value: bytes) -> bytes:
 
 
 def _by_header(table: ProtocolTable, headers: dict[bytes, bytes]) -> Found:
+    prefixes, names = table.header_prefixes, table.header_names
+    marks = [name for name in headers if name in names or name.startswith(prefixes)]
+    if not marks:
+        return []
     return [
         protocol
         for protocol in table.protocols
-        if not protocol.header_names.isdisjoint(headers)
-        or any(name.startswith(prefix) for prefix in protocol.header_prefixes for name in headers)
+        if any(name in protocol.header_names or name.startswith(protocol.header_prefixes) for name in marks)
     ]
 
 
@@ -115,13 +113,18 @@ def _by_weak_marks(
 ) -> Found:
     bearer = headers.get(b"authorization", b"").partition(b" ")[2].strip() if b"authorization" not in own else b""
     agent = headers.get(b"user-agent", b"").lower()
-    return [
-        protocol
-        for protocol in table.protocols
-        if not protocol.weak_headers.isdisjoint(headers)
-        or (by_secret and protocol.weak_key_prefix is not None and bearer.startswith(protocol.weak_key_prefix))
-        or any(mark in agent for mark in protocol.agents)
-    ]
+    found = []
+    for protocol in table.protocols:  # a plain loop: this is done for every request
+        if not protocol.weak_headers.isdisjoint(headers) or (
+            by_secret and protocol.weak_key_prefix is not None and bearer.startswith(protocol.weak_key_prefix)
+        ):
+            found.append(protocol)
+            continue
+        for mark in protocol.agents:
+            if mark in agent:
+                found.append(protocol)
+                break
+    return found
 
 
 def _doubt(marks: Sequence[Protocol], path_of: Protocol | None) -> RequestRefused:

@@ -104,6 +104,12 @@ class Exchange:
             self._budget.give(size)
             self._held -= size
 
+    def count_copy(self, size: int) -> None:
+        """Count what is kept of an answer, until this request ends. Never refuses: other requests are, sooner."""
+        if self._budget is not None:
+            self._budget.used += size
+            self._held += size
+
     def keep_body(self, body: bytes) -> None:
         """From now on only the body as it came is needed."""
         self.drop()

@@ -164,6 +164,8 @@ async def _send_back(exchange: Exchange, response: aiohttp.ClientResponse, copy:
         while chunk := await response.content.readany():
             if copy is not None:
                 copy.add(chunk)
+                if copy.size <= MAX_COPY_BYTES:
+                    exchange.count_copy(len(chunk))
             left -= len(chunk)
             if left == 0 and copy is not None:
                 await copy.finish()

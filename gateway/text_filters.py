@@ -24,6 +24,7 @@ _THOUGHT_MARKS = (
     *("<|inner_suffix|>", "<|think|>", "<unused94>", "<unused95>", "<|channel", "<channel|>"),
 )
 _HELD = 1000
+_BLANKS = re.compile(r"\s*")
 _LONGEST_MARK = 200  # of a mark with its attributes
 _MARKS = tuple({mark[:n] for mark in (*CALL_MARKS, *_THOUGHT_MARKS) for n in range(1, len(mark) + 1)})
 _BEGINNINGS = frozenset(_MARKS)
@@ -51,29 +52,30 @@ class ThinkingFilter:
         self._blanks.append(text)
         if self._state != "inside" and not self._held and not text.strip():
             return ""  # looked at once, however many come
-        self._held += "".join(self._blanks)
+        held, at = self._held + "".join(self._blanks), 0
         self._blanks.clear()
         while True:
-            if self._state in ("start", "after"):
-                start = self._held.lstrip()
-                mark = MARK.match(start)
-                if mark is not None:
-                    self._state = "inside" if mark.lastgroup == "open" else "after"
-                    self._held = start[mark.end() :]
-                    continue
-                if not start:
-                    self._blanks, self._held = [self._held], ""
+            if self._state == "inside":
+                mark = next((found for found in MARK.finditer(held, at) if found.lastgroup == "close"), None)
+                if mark is None:
+                    self._held = held[max(at, len(held) - _LONGEST_MARK) :]
                     return ""
-                if len(start) < _LONGEST_MARK and _may_become_thought(start):
-                    return ""
-                if self._state == "after":
-                    self._held = self._held.lstrip("\n")
-                return self._pass()
-            mark = next((found for found in MARK.finditer(self._held) if found.lastgroup == "close"), None)
-            if mark is None:
-                self._held = self._held[-_LONGEST_MARK:]
+                self._state, at = "after", mark.end()
+                continue
+            begin = at + len(found.group()) if (found := _BLANKS.match(held, at)) else at
+            mark = MARK.match(held, begin)
+            if mark is not None:
+                self._state, at = "inside" if mark.lastgroup == "open" else "after", mark.end()
+                continue
+            self._held = held[at:]
+            if begin == len(held):
+                self._blanks, self._held = [self._held], ""
                 return ""
-            self._state, self._held = "after", self._held[mark.end() :]
+            if len(held) - begin < _LONGEST_MARK and _may_become_thought(held[begin:]):
+                return ""
+            if self._state == "after":
+                self._held = self._held.lstrip("\n")
+            return self._pass()
 
     def finish(self) -> str:
         """What was held back. Raises `ModelAnswerError` for a thought that does not end."""

@@ -111,6 +111,11 @@ class ChatStream:
                 self._chunk(event)
         return self._drain()
 
+    @property
+    def pending(self) -> int:
+        """Bytes of the event that has no end yet: what one more piece may have to read at once."""
+        return self._decoder.pending
+
     def finish(self) -> bytes:
         """The end of the model's bytes. Raises `ModelAnswerError` when the answer is not whole."""
         if not self.finished:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
-from provider.errors import RemoteNotFound
+from provider.errors import AccessDenied, RemoteNotFound
 from provider.fine_tunes import ENDED_STATES
 from provider.usage import KINDS, Bill, Billable, Billed, Kind, Objects, read_bill
 from storage.ledger import Ledger
@@ -35,7 +35,7 @@ BILL_SKEW = timedelta(days=1)
 BILL_CLOSED = timedelta(days=45)
 """What ended so long ago is not compared any more: its month is billed and paid. What was charged stays."""
 
-BillState = Literal["compared", "unattributed", "absent", "nothing to compare", "not compared"]
+BillState = Literal["compared", "unattributed", "absent", "denied", "nothing to compare", "not compared"]
 
 _WORDS: dict[Kind, str] = {"deployments": "deployments", "fine_tune_jobs": "fine-tunes"}
 _COLUMN: dict[Kind, Owner] = {"deployments": "deployment_id", "fine_tune_jobs": "job_id"}
@@ -59,8 +59,8 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
 
     Of a deployment these are the hours up to the last that names it, and all that are older than `BILL_SILENCE`. What
     ended is compared until `BILL_SILENCE` after its end: only then is it certain that it cost nothing in its last hour.
-    Lines that cannot be read are told in `errors`, a bill that this account does not have or that names nothing of ours
-    in the state. Raises ProviderUnavailable, ProviderRefused.
+    Lines that cannot be read are told in `errors`. A bill that this account does not have, that the key may not read,
+    or that names nothing of ours is told in the state. Raises ProviderUnavailable, ProviderRefused.
     """
     compared = Comparison(now)
     jobs = [j for j in ledger.find(FineTuneJob, state=ENDED_STATES, reconciled_at=None) if j.remote_id]
@@ -73,9 +73,9 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
     everything = Objects(deployments=ledger.find(Deployment), jobs=ledger.find(FineTuneJob))
     try:
         bill = read_bill(client, everything, since=since, now=now, errors=errors)
-    except RemoteNotFound as error:
-        ledger.note_state("billing", "api", "absent", why=str(error), now=now)
-        compared.state = "absent"
+    except (RemoteNotFound, AccessDenied) as error:
+        compared.state = "absent" if isinstance(error, RemoteNotFound) else "denied"
+        ledger.note_state("billing", "api", compared.state, why=str(error), now=now)
         return compared
     ledger.note_state("billing", "api", "there", now=now)
     for kind in bill.named:
@@ -103,6 +103,11 @@ def bill_notes(ledger: Ledger) -> list[str]:
             f"the provider has no bill for this account to read (404 since {api[-1].ts:%Y-%m-%d %H:%M} UTC): what "
             "was charged cannot be checked and stays as it is; compare it with the invoice, or ask the provider to "
             "enable billing usage for the organisation"
+        )
+    if api and api[-1].to_state == "denied":
+        notes.append(
+            f"the API key may not read the provider's bill (403 since {api[-1].ts:%Y-%m-%d %H:%M} UTC): charges cannot "
+            "be checked and stay as they are; use a key that may read billing, or compare them with the invoice"
         )
     for kind in KINDS:
         if _is_unnamed(ledger, kind):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from provider.errors import (
+    AccessDenied,
     CreationInDoubt,
     KeyRefused,
     ProviderError,
@@ -29,6 +30,9 @@ from reasoning.errors import ReasoningError
 if TYPE_CHECKING:
     import together
     from together import AsyncTogether, Together
+
+    Client = Together
+    """What packages above call the connection: none of them imports the SDK."""
 
 TOGETHER_URL = "https://api.together.ai"
 INFERENCE_URL = "https://api-inference.together.ai"
@@ -176,6 +180,8 @@ def asking(what: str) -> Iterator[None]:
             raise RemoteNotFound(message) from error
         if status == 401:
             raise KeyRefused(f"{message}. Check TOGETHER_API_KEY: it may have been revoked") from error
+        if status == 403:
+            raise AccessDenied(message) from error
         if status in (408, 409, 429) or status >= 500:
             raise ProviderUnavailable(message) from error
         raise ProviderRefused(message) from error

@@ -13,8 +13,13 @@ from provider.client import Now, clock_of
 if TYPE_CHECKING:
     from together import Together
 
+IMPLAUSIBLE = timedelta(days=1)
+"""A provider that is further ahead than this of a machine whose clock agrees with the ledger is not believed."""
+
 TOLERANCE = timedelta(minutes=1)
 """Two clocks that differ by less are one: an HTTP `Date` has whole seconds, and an answer takes its time."""
+
+_LOOKED_AT = timedelta(hours=1)  # how long ago the guard may have looked last for the ledger to be a witness
 
 
 def told_time(headers: Mapping[str, str]) -> datetime | None:
@@ -41,9 +46,13 @@ def ask_time(client: Together) -> datetime | None:
     return None
 
 
-def correct_time(client: Together, now: datetime, warnings: list[str]) -> tuple[datetime, bool]:
+def correct_time(
+    client: Together, now: datetime, warnings: list[str], *, seen: datetime | None = None
+) -> tuple[datetime, bool]:
     """`now`, or the provider's time where that differs by more than `TOLERANCE`; and whether the provider told it.
 
+    `seen` is when the ledger last metered something that runs, the third witness: where the provider is ahead by more
+    than `IMPLAUSIBLE` and this machine agrees with the ledger, the provider's time is not believed, as if it told none.
     A difference is said in `warnings`, with the remedy.
     """
     told = ask_time(client)
@@ -51,6 +60,12 @@ def correct_time(client: Together, now: datetime, warnings: list[str]) -> tuple[
         return now, False
     if abs(told - now) <= TOLERANCE:
         return now, True
+    if _is_refuted(told, now, seen):
+        warnings.append(
+            f"the provider's clock is {told - now} ahead of this machine's ({now:%Y-%m-%d %H:%M:%S} UTC), which agrees "
+            "with the ledger: the provider's time is not used; if this machine's clock is wrong, synchronise it (NTP)"
+        )
+        return now, False
     seconds = abs(int((now - told).total_seconds()))
     warnings.append(
         f"this machine's clock is {timedelta(seconds=seconds)} {'ahead of' if now > told else 'behind'} the provider's "
@@ -60,14 +75,20 @@ def correct_time(client: Together, now: datetime, warnings: list[str]) -> tuple[
     return told, True
 
 
-def provider_clock(client: Together, now: Now) -> Callable[[], datetime]:
-    """The clock of a `now` argument, put right by the provider's where they differ by more than `TOLERANCE`.
+def _is_refuted(told: datetime, now: datetime, seen: datetime | None) -> bool:
+    """Is the provider so far ahead of this machine and of the ledger that it is the provider's clock that is wrong?"""
+    return told - now > IMPLAUSIBLE and seen is not None and -TOLERANCE <= now - seen <= _LOOKED_AT
 
-    Asks the provider once. Without an answer it is the clock as given.
+
+def provider_clock(client: Together, now: Now, *, seen: datetime | None) -> Callable[[], datetime]:
+    """The clock of a `now` argument, corrected by the provider's where they differ by more than `TOLERANCE`.
+
+    Asks the provider once. It is the clock as given without an answer, or with one that is not believed (`seen`: see
+    `correct_time`).
     """
     clock = clock_of(now)
     told = ask_time(client)
     offset = told - clock() if told is not None else timedelta(0)
-    if abs(offset) <= TOLERANCE:
+    if told is None or abs(offset) <= TOLERANCE or _is_refuted(told, clock(), seen):
         return clock
     return lambda: clock().astimezone(UTC) + offset

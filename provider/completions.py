@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from provider.client import asking, asynchronous
 from provider.errors import ProviderError
 from provider.retries import retry_policy
 from reasoning import completion as client_completion
-from reasoning.decision_types import AnswerFormat
+from reasoning.decision_types import AnswerFormat, DecisionType
 from storage.ledger_rows import Deployment
 from storage.progress import OnProgress, Progress
 
@@ -51,15 +51,33 @@ class Completion:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a model is asked. `fields` are further fields of each request (`DecisionType.request_fields`)."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    answer_format: AnswerFormat | None = None
+    """What confidence is measured by; None: it is not measured."""
+
+    @classmethod
+    def of(cls, decision_type: DecisionType) -> Sampling:
+        """The sampling of a decision type."""
+        return cls(
+            max_tokens=decision_type.max_tokens,
+            temperature=decision_type.temperature,
+            fields=decision_type.request_fields,
+            answer_format=decision_type.answer,
+        )
+
+
 def complete_many(
     client: Together,
     model: str,
     conversations: Iterable[Sequence[Any]],
+    sampling: Sampling,
     *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    fields: Mapping[str, Any] | None = None,
-    answer_format: AnswerFormat | None = None,
     concurrency: int = CONCURRENCY,
     ledger: Ledger | None = None,
     progress: OnProgress | None = None,
@@ -67,22 +85,22 @@ def complete_many(
 ) -> list[Completion]:
     """Ask `model` (a deployment's `served_name`) every conversation (a list of messages); answers in their order.
 
-    `fields` are further fields of each request (`DecisionType.request_fields`). Passing trouble is retried; a question
-    that stays unanswered has its `error` set, so that one bad row does not lose the rest. With `ledger` the deployment
-    counts as used at `now`, so that the guard does not take it for idle.
+    Transient errors are retried; a question that stays unanswered has its `error` set, so that one bad row does not
+    lose the rest. With `ledger` the deployment counts as used at `now`, so that the guard does not take it for idle.
     """
     asked = list(conversations)
     _touch(ledger, model, now)
 
     def run() -> list[Completion]:
-        request = {"model": model, "max_tokens": max_tokens, "temperature": temperature, **(fields or {})}
+        request = {"model": model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
+        request |= sampling.fields
         return asyncio.run(_complete_all(client, request, asked, concurrency, progress))
 
     answers: list[Completion] = _outside_of_loop(run)
     _touch(ledger, model, now)
-    if answer_format is None:
+    if (form := sampling.answer_format) is None:
         return answers
-    return [replace(answer, confidence=_measure_confidence(answer_format, answer)) for answer in answers]
+    return [replace(answer, confidence=_measure_confidence(form, answer)) for answer in answers]
 
 
 def _measure_confidence(answer_format: AnswerFormat, answer: Completion) -> float | None:

@@ -19,7 +19,6 @@ from provider.answers import text
 from provider.client import Now, asking, create_once
 from provider.clock import provider_clock
 from provider.deployment_state import (
-    LIVE_STATES,
     SHUTTING_STATES,
     STARTING_STATES,
     find_deployment,
@@ -36,17 +35,11 @@ from provider.errors import (
     ProviderUnavailable,
     UnexpectedAnswer,
 )
-from provider.metering import hourly_usd, runway_of, runway_usd
+from provider.metering import hourly_usd, last_metered, runway_of, runway_usd
 from provider.prices import instance_price
 from provider.retries import pause, retrying
 from provider.serving_configs import ServingConfig, configs_of_trained
-from provider.shutdown import (
-    advance_shutdown,
-    begin_shutdown,
-    charge_double,
-    stop_replicas,
-    undeploy_model,
-)
+from provider.shutdown import advance_shutdown, begin_shutdown
 from storage.errors import IllegalTransition, LedgerError
 from storage.ledger_database import new_id
 from storage.ledger_rows import Deployment, DeploymentState, Model, required
@@ -56,22 +49,6 @@ if TYPE_CHECKING:
     from together import Together
 
     from storage.ledger import Ledger
-
-__all__ = [
-    "LIVE_STATES",
-    "READY_TIMEOUT",
-    "SHUTTING_STATES",
-    "STARTING_STATES",
-    "advance_shutdown",
-    "begin_shutdown",
-    "charge_double",
-    "deploy_model",
-    "find_deployment",
-    "find_endpoint",
-    "stop_replicas",
-    "sync_deployment",
-    "undeploy_model",
-]
 
 READY_TIMEOUT = timedelta(minutes=25)
 """Cold starts of up to about 20 minutes are reported."""
@@ -101,8 +78,10 @@ def deploy_model(
     """
     if replicas < 1:
         raise ValueError(f"a deployment has at least one replica, not {replicas}")
-    clock = provider_clock(client, now)
-    row, ours = _intend(client, ledger, model_id, replicas, clock)
+    clock = provider_clock(client, now, seen=last_metered(ledger))
+    for attempt in retrying(wait, progress=progress, what="reading configs and prices"):
+        with attempt:
+            row, ours = _intend(client, ledger, model_id, replicas, clock)
     try:
         row = _start(client, ledger, row, progress, clock, wait)
         return _await_ready(client, ledger, row, progress, poll_seconds, timeout, clock, wait)

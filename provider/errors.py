@@ -9,6 +9,7 @@
         │   └── UnexpectedAnswer   an answer that is not as documented (HTML, a field that lacks): as good as none
         ├── ProviderRefused        the provider said no (4xx): trying again is useless
         │   ├── RemoteNotFound     it has no such object
+        │   ├── AccessDenied       the API key may not do this (403)
         │   └── KeyRefused         the API key is not valid (any more): it says nothing of what was asked for
         ├── CreationInDoubt        a create was sent and not answered, and its object is not to be seen yet
         ├── NotServable            the model cannot be both fine-tuned and served: nothing was spent
@@ -50,6 +51,10 @@ class ProviderRefused(ProviderError):
 
 class RemoteNotFound(ProviderRefused):
     """The provider has no such object."""
+
+
+class AccessDenied(ProviderRefused):
+    """The API key is valid, but may not do this (403)."""
 
 
 class KeyRefused(ProviderRefused):

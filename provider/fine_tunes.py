@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from provider.errors import (
     RemoteNotFound,
     UnexpectedAnswer,
 )
+from provider.metering import last_metered
 from provider.prices import estimate_fine_tune, lora_rank
 from provider.retries import ATTEMPTS, pause, retrying
 from provider.tiers import resolve_tier
@@ -94,7 +95,7 @@ def submit_fine_tune(
     returned (resumed where needed), unless `again`. Spends nothing unless the model can be served, the price is known
     and the budget holds: NotServable, PriceUnknown, BudgetExceeded. For the rest see `resume_fine_tune`.
     """
-    clock = provider_clock(client, now)
+    clock = provider_clock(client, now, seen=last_metered(ledger))
     dataset = ledger.get(UploadedDataset, dataset_id)
     if dataset.state != "ready":
         raise LedgerError(f"dataset {dataset_id} is {dataset.state}: upload it first")
@@ -317,18 +318,25 @@ def _failure(client: Together, remote: Any) -> str | None:
         return None
     try:
         with asking(f"events of fine-tune {remote.id}"):
-            events = listed(client.fine_tuning.list_events(remote.id))
-            reason = _telling_event(events)
+            reason = _last_error(listed(client.fine_tuning.list_events(remote.id)))
+            if reason is None and _ENDED[remote.status] == "failed":
+                reason = "the provider gives no reason"
             return f"{remote.status}: {reason}" if reason else str(remote.status)
     except ProviderError:
         return str(remote.status)  # its money is settled, whatever it says about itself
 
 
-def _telling_event(events: list[Any]) -> str | None:
-    """The words of the event that says most of a job: its newest error, else its newest of all. In any order given."""
+def _last_error(events: list[Any]) -> str | None:
+    """The message of a job's newest error event. Other events are progress, never the reason of a failure."""
+    return _last_message(
+        event for event in events if "error" in f"{getattr(event, 'type', '')} {getattr(event, 'level', '')}"
+    )
+
+
+def _last_message(events: Iterable[Any]) -> str | None:
+    """The newest message of these events, which may be in any order."""
     newest = sorted(events, key=lambda event: str(getattr(event, "created_at", "")))
-    errors = [event for event in newest if "error" in f"{getattr(event, 'type', '')} {getattr(event, 'level', '')}"]
-    words = [said for event in (errors or newest) if (said := text(getattr(event, "message", None)))]
+    words = [said for event in newest if (said := text(getattr(event, "message", None)))]
     return words[-1] if words else None
 
 
@@ -405,7 +413,7 @@ def follow_fine_tune(
     when it ended otherwise (what it cost is charged), NotReady after `timeout`.
     """
     deadline = time.monotonic() + timeout.total_seconds()
-    clock = provider_clock(client, now)  # what it costs counts in the provider's day
+    clock = provider_clock(client, now, seen=last_metered(ledger))  # what it costs counts in the provider's day
     job = resume_fine_tune(client, ledger, job_id, progress=progress, now=clock, wait=wait)
     while True:
         seconds = poll_seconds
@@ -437,7 +445,7 @@ def _how_far(client: Together, job: FineTuneJob) -> tuple[float, str]:
         events = listed(client.fine_tuning.list_events(required(job.remote_id, job.suffix)))
         steps = [(event.step, event.total_steps) for event in events if event.step and event.total_steps]
         fraction = max((step / total for step, total in steps), default=0.0)
-        message = _telling_event(events) or job.remote_state
+        message = _last_error(events) or _last_message(events) or job.remote_state
     return min(0.95 * fraction, 0.95), str(message)  # the last twentieth is compressing and uploading the model
 
 
@@ -445,7 +453,7 @@ def cancel_fine_tune(
     client: Together, ledger: Ledger, job_id: str, *, why: str = "cancelled by the user", now: Now = None
 ) -> FineTuneJob:
     """Cancel a job that has not ended; returns its ledger row. What it cost until then is charged when it has ended."""
-    clock = provider_clock(client, now)
+    clock = provider_clock(client, now, seen=last_metered(ledger))
     with ledger.exclusive("submit", wait=True):
         job = ledger.get(FineTuneJob, job_id)
         if job.state == "intended":

@@ -28,7 +28,7 @@ from provider.clock import correct_time
 from provider.deployment_state import LIVE_STATES, raise_price, sync_deployment
 from provider.deployments import READY_TIMEOUT
 from provider.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune, waiting_jobs
-from provider.metering import hourly_usd, meter_decisions, runway_usd
+from provider.metering import hourly_usd, last_metered, meter_decisions, runway_usd
 from provider.prices import hourly_prices
 from provider.routes import LEASE, keep_models, renew_lease, restore_route, resume_routes
 from provider.shutdown import advance_shutdown, begin_shutdown, stop_replicas
@@ -129,7 +129,7 @@ def guard_costs(
 
 def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: GuardPolicy, report: GuardReport) -> None:
     if client is not None:
-        report.now, _ = correct_time(client, report.now, report.warnings)
+        report.now, _ = correct_time(client, report.now, report.warnings, seen=last_metered(ledger))
     now = report.now
     before = ledger.spent()
     draining = {row.id for row in ledger.find(Deployment, state="draining")}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import LedgerError
 from storage.ledger_charges import ChargedTo
+from storage.ledger_reports import BILLABLE_STATES
 from storage.ledger_rows import Deployment
 from storage.money import LARGEST_USD, minutes_usd
 
@@ -44,6 +45,13 @@ def runway_usd(deployment: Deployment) -> Decimal:
 def runway_of(hourly_usd: Decimal) -> Decimal:
     """US dollars for `RUNWAY` at this price an hour."""
     return minutes_usd(hourly_usd, RUNWAY // timedelta(minutes=1))
+
+
+def last_metered(ledger: Ledger) -> datetime | None:
+    """Until when anything that may still run was metered last; None where nothing runs."""
+    return max(
+        (row.metered_until for row in ledger.find(Deployment, state=BILLABLE_STATES) if row.metered_until), default=None
+    )
 
 
 def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: datetime) -> Decimal:

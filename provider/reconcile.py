@@ -31,20 +31,12 @@ from provider.answers import (
 from provider.bill import BillState, reconcile_bill
 from provider.client import asking
 from provider.clock import correct_time
-from provider.deployments import (
-    LIVE_STATES,
-    SHUTTING_STATES,
-    advance_shutdown,
-    begin_shutdown,
-    charge_double,
-    find_deployment,
-    sync_deployment,
-)
+from provider.deployment_state import LIVE_STATES, SHUTTING_STATES, find_deployment, sync_deployment
 from provider.errors import ProviderError, ProviderUnavailable, UnexpectedAnswer
 from provider.fine_tunes import ENDED_STATES, abandon_fine_tune, adopt_job, cancel_fine_tune, sync_fine_tune
-from provider.metering import meter_decisions
+from provider.metering import last_metered, meter_decisions
 from provider.prices import MINIMUM_FINE_TUNE_USD, hourly_prices
-from provider.shutdown import has_ended, scale_to_zero
+from provider.shutdown import advance_shutdown, begin_shutdown, charge_double, has_ended, scale_to_zero
 from storage.layout import Layout
 from storage.ledger import Ledger, open_ledger
 from storage.ledger_rows import Deployment, FineTuneJob
@@ -99,7 +91,7 @@ def reconcile_provider(
             if not alone:
                 report.skipped = True
                 return report
-            report.now, timed = correct_time(client, report.now, report.warnings)
+            report.now, timed = correct_time(client, report.now, report.warnings, seen=last_metered(opened))
             _reconcile_all(client, opened, report, timed=timed)
             _meter_late_rows(Layout(data), opened, report)
         return report
@@ -127,7 +119,8 @@ def _reconcile_all(client: Together, ledger: Ledger, report: ReconcileReport, *,
         report.errors.append(str(away))
     if not timed:
         report.errors.append(
-            "the provider did not tell the time: what no guard looks at, and the bill, are left to the next run"
+            "the provider did not tell the time, or none that can be believed: what no guard looks at, and the bill, "
+            "are left to the next run"
         )
         return
     with noting(report.errors, "what no guard looks at"):

@@ -26,7 +26,7 @@ from provider.errors import (
     RemoteNotFound,
     UnexpectedAnswer,
 )
-from provider.metering import meter_minutes
+from provider.metering import last_metered, meter_minutes
 from provider.retries import pause
 from provider.routes import longest_deadline, withdraw_model
 from reasoning.errors import ReasoningError
@@ -365,7 +365,7 @@ def _follow_down(
 ) -> Deployment:
     """Advance a shutdown until it is done. Raises NotReady, ProviderUnavailable, ProviderRefused."""
     deadline, refusals = time.monotonic() + timeout.total_seconds(), 0
-    clock = provider_clock(client, now)
+    clock = provider_clock(client, now, seen=last_metered(ledger))
     while True:
         trouble: ProviderUnavailable | None = None
         try:

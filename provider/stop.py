@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _ENDED_JOBS = ("completed", "error", "user_error", "cancelled")
 _REQUEST_TIMEOUT = 20.0  # seconds
+_AT_ONCE = 32  # requests; more objects than this at one installation are not expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +102,19 @@ def _look(client: Together, installations: Iterable[str], known: Iterable[Runnin
         report.errors.append(
             "the id of this installation is not known: neither the ledger nor the data folder names it"
         )
-    _attempt(report, "deployments", lambda: _find_deployments(client, report))
-    _attempt(report, "fine-tunes", lambda: _find_jobs(client, report))
+    _attempt_all(
+        report,
+        [
+            ("deployments", lambda: _find_deployments(client, report)),
+            ("fine-tunes", lambda: _find_jobs(client, report)),
+        ],
+    )
     listed_ids = {each.remote_id for each in report.found}
-    for each in known:
-        if each.remote_id not in listed_ids:
-            _attempt(report, each.name, lambda each=each: _look_at(client, each, report))  # type: ignore[misc]
+    _attempt_all(
+        report,
+        [(each.name, partial(_look_at, client, each, report)) for each in known if each.remote_id not in listed_ids],
+    )
+    report.found.sort(key=lambda each: (each.kind, each.name, each.remote_id))
     return report
 
 
@@ -148,8 +158,7 @@ def stop_everything(
     if dry_run:
         return report
     asked_errors = list(report.errors)
-    for each in report.found:
-        _attempt(report, each.name, lambda each=each: _stop(patient, each))  # type: ignore[misc]
+    _attempt_all(report, [(each.name, partial(_stop, patient, each)) for each in report.found])
     if not trouble:
         _tell_ledger(client, data, report)
     _withdraw_routes(data, report)
@@ -166,6 +175,13 @@ def _attempt(report: StopReport, what: str, act: Callable[[], None]) -> None:
         report.errors.append(f"{what}: {type(error).__name__}: {error}")
 
 
+def _attempt_all(report: StopReport, acts: Sequence[tuple[str, Callable[[], None]]]) -> None:
+    """Attempt all at the same time: an object that the provider does not answer for must not delay the others."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for what, act in acts:
+            pool.submit(_attempt, report, what, act)
+
+
 def _is_ours(name: str | None, installations: Iterable[str]) -> bool:
     return bool(name) and any(str(name).startswith(f"rsn-{each}-") for each in installations)
 
@@ -173,14 +189,16 @@ def _is_ours(name: str | None, installations: Iterable[str]) -> bool:
 def _find_deployments(client: Together, report: StopReport) -> None:
     with asking("all endpoints"):
         endpoints = listed(client.endpoints.list())
+    ours = []
     for number, endpoint in enumerate(endpoints, 1):
         name = bare_name(endpoint)
         if name is None:
             report.errors.append(f"endpoint {text(endpoint.id) or number} has no name: nobody can tell whose it is")
         elif _is_ours(name, report.installations):
-            _attempt(report, name, lambda e=endpoint, n=name: _look_under(client, e, n, report))  # type: ignore[misc]
+            ours.append((name, partial(_look_under, client, endpoint, name, report)))
         elif name.startswith("rsn-"):
             report.others.append(f"endpoint {name}")
+    _attempt_all(report, ours)
 
 
 def _look_under(client: Together, endpoint: Any, name: str, report: StopReport) -> None:
@@ -214,10 +232,8 @@ def _add_if_it_costs(remote: Any, name: str, endpoint_id: str, report: StopRepor
 def _find_jobs(client: Together, report: StopReport) -> None:
     with asking("all fine-tunes"):
         jobs = listed(client.fine_tuning.list())
-    for job in jobs:
-        if text(getattr(job, "status", None)) in _ENDED_JOBS:
-            continue
-        _attempt(report, f"fine-tune {job.id}", lambda job=job: _judge_job(client, job, report))  # type: ignore[misc]
+    running = [job for job in jobs if text(getattr(job, "status", None)) not in _ENDED_JOBS]
+    _attempt_all(report, [(f"fine-tune {job.id}", partial(_judge_job, client, job, report)) for job in running])
 
 
 def _judge_job(client: Together, job: Any, report: StopReport) -> None:
@@ -324,7 +340,7 @@ def _withdraw_routes(data: Path | str, report: StopReport) -> None:
 
 def _tell_ledger(client: Together, data: Path | str, report: StopReport) -> None:
     """So that nothing of ours starts them again, and the guard settles what they cost."""
-    from provider.deployments import begin_shutdown
+    from provider.shutdown import begin_shutdown
 
     now = datetime.now(UTC)
     try:
@@ -332,6 +348,7 @@ def _tell_ledger(client: Together, data: Path | str, report: StopReport) -> None
             for row in ledger.find(Deployment, state=("intended", *BILLABLE_STATES)):
                 begin_shutdown(ledger, row.id, why="reasoning stop", immediately=True, now=now)
             _sync_jobs(client, ledger, report, now)
+            ledger.release_hold(None, now=now)  # no cycle goes on
     except Exception as error:
         report.notes.append(f"the ledger could not be told ({error}); `reasoning reconcile` makes up for it")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from provider.answers import listed, moment, text, usd
 from provider.client import asking
 from provider.clock import told_time
-from provider.errors import ProviderError, RemoteNotFound
+from provider.errors import AccessDenied, ProviderError, RemoteNotFound
 from storage.ledger import period_start
 from storage.ledger_rows import Deployment, FineTuneJob
 
@@ -117,14 +117,16 @@ class _Alias:
 def fetch_windows(
     client: Together, *, since: datetime, now: datetime
 ) -> tuple[dict[str, list[Any]], list[str], datetime]:
-    """The windows of every month from `since` to `now`, the months that the bill does not have (404), and its time.
+    """The windows of every month from `since` to `now`, the months that cannot be read (404, 403), and the bill's time.
 
-    The time is `now`, or what the provider's clock says, if that is earlier. Raises RemoteNotFound when it has none of
-    these months: the API is not there for this account. Raises ProviderUnavailable, ProviderRefused.
+    The time is `now`, or what the provider's clock says, if that is earlier. Raises RemoteNotFound (the account has no
+    billing API) or AccessDenied (the key may not read it) when no month can be read. Raises ProviderUnavailable,
+    ProviderRefused.
     """
     months: dict[str, list[Any]] = {}
     missing: list[str] = []
-    as_of, month, absent = now, _hour(since).replace(day=1, hour=0), None
+    as_of, month = now, _hour(since).replace(day=1, hour=0)
+    absent: RemoteNotFound | AccessDenied | None = None
     organization = _organization(client)
     while month < now:
         name = f"{month:%Y-%m}"
@@ -135,7 +137,7 @@ def fetch_windows(
                 )
                 months[name] = listed(answer.parse())
             as_of = min(as_of, told_time(answer.headers) or as_of)
-        except RemoteNotFound as error:
+        except (RemoteNotFound, AccessDenied) as error:
             absent = error
             missing.append(name)
         month = (month + timedelta(days=32)).replace(day=1)
@@ -167,8 +169,7 @@ def read_bill(
 ) -> Bill:
     """The provider's bill from the month of `since` on, by our `objects` (rows of the ledger).
 
-    Lines that cannot be read are told in `errors`. Raises RemoteNotFound when the account has no such bill, else what
-    `fetch_windows` does.
+    Lines that cannot be read are told in `errors`. Raises what `fetch_windows` does.
     """
     months, missing, as_of = fetch_windows(client, since=since, now=now)
     bill = Bill(since=_hour(since).replace(day=1, hour=0), until=_hour(as_of - BILL_LAG), as_of=as_of, missing=missing)

@@ -96,7 +96,7 @@ class DecisionType:
         Text alone is the action of a label type; any other text is read as a completion is. The actions of a plan
         must be among those of the context, where it has any that can be read.
         """
-        if not isinstance(decision, dict | str):
+        if not isinstance(decision, (dict, str)):
             raise UnparseableAnswer(f"a decision is an object, not {type(decision).__name__}")
         return self.form.normalize(self, decision, context)
 

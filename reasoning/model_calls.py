@@ -9,7 +9,6 @@ Failures are `CallFailed`; what they say about the server is `server_health` and
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -60,6 +59,13 @@ class Target(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...]
 
 
+class _Server(NamedTuple):
+    """One model at one place. Of calls under way there is one item each: append and pop are atomic, += is not."""
+
+    breaker: CircuitBreaker
+    under_way: list[None]
+
+
 class ModelCalls:
     """The routes in force; and for each place and model a circuit breaker and a count of calls. Thread-safe."""
 
@@ -72,9 +78,7 @@ class ModelCalls:
 
     def reset(self) -> None:
         """As new, for a forked child, which inherits no lock that a thread may have held."""
-        self._breakers: dict[Place, CircuitBreaker] = {}
-        self._active: dict[Place, int] = {}
-        self._lock = threading.RLock()  # reentrant: a signal handler may decide in the middle of a decision
+        self._servers: dict[Place, _Server] = {}
 
     def find_route(self, decision_type: str, now: float | None = None) -> tuple[Route | None, FallbackReason | None]:
         """The route of a decision type at `now` (seconds since the epoch), or why none is in force."""
@@ -88,7 +92,8 @@ class ModelCalls:
         if route is None:
             return Choice(reason=reason, error=self.lease.error)
         try:
-            return Choice(route, *choose_arm(route, key), error=self.lease.error)
+            drawn, probability = choose_arm(route, key)
+            return Choice(route, drawn, probability, None, self.lease.error)
         except RoutesError as error:
             return Choice(route, reason="no_route", error=str(error))
 
@@ -101,18 +106,24 @@ class ModelCalls:
         drawn, route = choice.drawn, choice.route
         if drawn is None or route is None:
             return None
-        if len(route.arms) > 2 or all(arm.source == "custom" for arm in route.arms):
-            for arm in self._replicas(route, drawn):
-                if self.may_call(arm):
-                    return arm
-            return None
-        return drawn if self.may_call(drawn) else None
+        replicas = [
+            arm
+            for arm in route.arms
+            if arm.model == drawn.model and arm.source == "custom" and arm.mode == "live" and arm.weight > 0
+        ]
+        if len(replicas) > 1:
+            replicas.sort(key=lambda arm: (len(self._server(arm).under_way) / arm.weight, arm is not drawn))
+        for arm in replicas:
+            if self.may_call(arm):
+                return arm
+        return None
 
     def may_call(self, arm: Arm) -> bool:
         """Does the arm's breaker let a call through? Then it is counted as under way: `settle` or `release` follows."""
-        if not self._breaker(arm).allow():
+        server = self._server(arm)
+        if not server.breaker.allow():
             return False
-        self._count(arm, 1)
+        server.under_way.append(None)
         return True
 
     def target(self, arm: Arm) -> Target:
@@ -127,49 +138,33 @@ class ModelCalls:
 
     def settle(self, arm: Arm, failure: CallFailed | None = None) -> None:
         """A call that `may_call` let through has ended: with an answer that is served, or with `failure`."""
-        self._count(arm, -1)
-        breaker = self._breaker(arm)
-        match server_health(failure):
-            case "well":
-                breaker.succeed()
-            case "ill":
-                breaker.fail()
-            case "unknown":
-                breaker.release()
+        server = self._server(arm)
+        server.under_way.pop()
+        health = server_health(failure)
+        if health == "well":
+            server.breaker.succeed()
+        elif health == "ill":
+            server.breaker.fail()
+        else:
+            server.breaker.release()
 
     def release(self, arm: Arm) -> None:
         """A call that `may_call` let through was given up (a cancellation): that says nothing about the model."""
-        self._count(arm, -1)
-        self._breaker(arm).release()
+        server = self._server(arm)
+        server.under_way.pop()
+        server.breaker.release()
 
     def states(self) -> dict[Place, str]:
         """The state of each breaker, by base URL and model."""
-        return {place: breaker.state for place, breaker in list(self._breakers.items())}
+        return {place: server.breaker.state for place, server in list(self._servers.items())}
 
-    def _breaker(self, arm: Arm) -> CircuitBreaker:
+    def _server(self, arm: Arm) -> _Server:
         place = arm.base_url, arm.model
-        breaker = self._breakers.get(place)
-        if breaker is None:
+        server = self._servers.get(place)
+        if server is None:
             new = CircuitBreaker(self._config.breaker_failures, self._config.breaker_seconds)
-            breaker = self._breakers.setdefault(place, new)
-        return breaker
-
-    def _count(self, arm: Arm, by: int) -> None:
-        place = arm.base_url, arm.model
-        with self._lock:
-            self._active[place] = self._active.get(place, 0) + by
-
-    def _replicas(self, route: Route, drawn: Arm) -> list[Arm]:
-        arms = [
-            arm
-            for arm in route.arms
-            if arm.source == "custom" and arm.mode == "live" and arm.model == drawn.model and arm.weight > 0
-        ]
-
-        def load(arm: Arm) -> tuple[float, bool]:
-            return self._active.get((arm.base_url, arm.model), 0) / arm.weight, arm is not drawn
-
-        return sorted(arms, key=load)
+            server = self._servers.setdefault(place, _Server(new, []))
+        return server
 
 
 def server_health(failure: CallFailed | None) -> Literal["well", "ill", "unknown"]:

@@ -63,9 +63,14 @@ class EventDecoder:
             for line in lines:
                 if event := self._end_line(line):
                     events.append(event)
-        if self._size + self._line_size > self._max_bytes:
+        if self.pending > self._max_bytes:
             raise OversizedEvent(f"an event of more than {self._max_bytes} bytes")
         return events
+
+    @property
+    def pending(self) -> int:
+        """Bytes of the event that has no end yet."""
+        return self._size + self._line_size
 
     def _end_line(self, line: bytes) -> Event | None:
         if not line:

@@ -398,8 +398,8 @@ class LedgerBudgets(LedgerCharges):
             }
             return _read_reservation(connection.execute(_RESERVE, values).mappings().one())
 
-    def release_hold(self, decision_type: str, *, now: datetime | None = None) -> None:
-        """Give back what is still held for a cycle of the type. Harmless when there is nothing."""
+    def release_hold(self, decision_type: str | None, *, now: datetime | None = None) -> None:
+        """Release what is still held for the cycle of a type, or of every type (None). Harmless if nothing is."""
         with self.transaction() as connection:
             for row in connection.execute(self._holds(decision_type)).mappings():
                 self._update_reservation(connection, row["id"], amount_nano=0, state="released", closed_at=utc(now))
@@ -411,10 +411,10 @@ class LedgerBudgets(LedgerCharges):
             rows = [row for row in connection.execute(self._holds(decision_type)).mappings() if row["expires_at"] > now]
         return from_nano(sum(row["amount_nano"] for row in rows)), from_nano(sum(row["hourly_nano"] for row in rows))
 
-    def _holds(self, decision_type: str) -> sa.Select[Any]:
-        return sa.select(schema.reservations).filter_by(
-            state="open", decision_type=decision_type, purpose=f"{_HOLD}{decision_type}"
-        )
+    def _holds(self, decision_type: str | None) -> sa.Select[Any]:
+        table = schema.reservations
+        held = sa.select(table).where(table.c.state == "open", table.c.purpose == _HOLD + table.c.decision_type)
+        return held if decision_type is None else held.where(table.c.decision_type == decision_type)
 
     def _draw(
         self, connection: sa.Connection, amount: int, hourly: int, decision_type: str | None, now: datetime

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from provider.client import Now, clock_of
-from provider.deployments import STARTING_STATES
+from provider.deployment_state import STARTING_STATES
 from provider.fine_tunes import PARAMETERS, estimate_job
 from provider.metering import hourly_usd
 from provider.prices import MINIMUM_FINE_TUNE_USD
@@ -33,8 +33,7 @@ from tasks.errors import NotWorthIt
 from tasks.traffic import questions_per_hour
 
 if TYPE_CHECKING:
-    from together import Together
-
+    from provider.client import Client
     from storage.ledger import Ledger
 
 HOURS = 1
@@ -83,7 +82,7 @@ class CyclePlan:
 
 
 def training_step(
-    client: Together, ledger: Ledger, dataset_name: str, base: BaseModel, parameters: dict[str, Any] | None, again: bool
+    client: Client, ledger: Ledger, dataset_name: str, base: BaseModel, parameters: dict[str, Any] | None, again: bool
 ) -> Step:
     """What the fine-tune costs: nothing where it was done or is reserved, else the provider's estimate.
 

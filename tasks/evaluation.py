@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from provider.client import clock_of
-from provider.completions import complete_many
+from provider.completions import Sampling, complete_many
 from provider.metering import hourly_usd
 from quality.dataset import DatasetRow, read_manifest, read_rows
 from quality.evaluation import Answer, Evaluation, Label, evaluate
@@ -31,8 +31,7 @@ from tasks.selection import find_model
 from tasks.traffic import questions_per_hour
 
 if TYPE_CHECKING:
-    from together import Together
-
+    from provider.client import Client
     from storage.ledger import Ledger
 
 
@@ -126,7 +125,7 @@ def _original_answer(question: DatasetRow) -> Answer | None:
 
 
 def _ask(
-    client: Together,
+    client: Client,
     ledger: Ledger,
     kind: DecisionType,
     server: Deployment,
@@ -142,10 +141,7 @@ def _ask(
         client,
         required(server.served_name, server.name),
         [prompt.messages for prompt in prompts],
-        max_tokens=kind.max_tokens,
-        temperature=kind.temperature,
-        fields=kind.request_fields,
-        answer_format=kind.answer,
+        Sampling.of(kind),
         ledger=ledger,
         progress=progress,
         now=now,

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import provider.deployments
 import provider.shutdown
 from provider.client import Now, clock_of, connect
-from provider.deployments import LIVE_STATES, STARTING_STATES
+from provider.deployment_state import LIVE_STATES, STARTING_STATES
 from provider.errors import ProviderError
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
@@ -34,17 +34,17 @@ from tasks.errors import MissingStep
 from tasks.selection import find_model, list_candidates
 
 if TYPE_CHECKING:
-    from together import Together
+    from provider.client import Client
 
 
 @contextmanager
-def at_work(data: Path) -> Iterator[tuple[Together, Ledger]]:
+def at_work(data: Path) -> Iterator[tuple[Client, Ledger]]:
     """The provider's client and the ledger of a data folder."""
     with open_ledger(data) as ledger, connect() as client:
         yield client, ledger
 
 
-def poll_seconds(client: Together) -> float:
+def poll_seconds(client: Client) -> float:
     """How often to look how far something is: the local provider takes seconds for what Together takes minutes for."""
     return 0.25 if is_loopback(urlsplit(str(client.base_url)).hostname or "") else 5.0
 
@@ -187,9 +187,7 @@ def undeploy(
     return take_down(data, row.id, why=why, now=now, progress=progress)
 
 
-def _end_each(
-    client: Together | None, ledger: Ledger, deployments: list[Deployment], **options: Any
-) -> list[Deployment]:
+def _end_each(client: Client | None, ledger: Ledger, deployments: list[Deployment], **options: Any) -> list[Deployment]:
     """Undeploy each, also behind one that fails, for the others cost money too; then raises its error."""
     ended, troubles = [], []
     for deployment in deployments:
@@ -214,7 +212,7 @@ def take_down(
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
         deployments = ledger.find(Deployment, model_id=model_id, state=LIVE_STATES)
 
-        def end(client: Together | None, **options: Any) -> list[Deployment]:
+        def end(client: Client | None, **options: Any) -> list[Deployment]:
             return _end_each(client, ledger, deployments, routes_path=Layout(data).routes, why=why, now=now, **options)
 
         try:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
-from provider.deployments import LIVE_STATES, STARTING_STATES
+from provider.deployment_state import LIVE_STATES, STARTING_STATES
 from provider.metering import hourly_usd
 from reasoning.errors import RoutesError
 from reasoning.routes import read_routes

@@ -24,6 +24,9 @@ class ProtocolTable:
     key_headers: tuple[bytes, ...]
     secret_hints: tuple[bytes, ...]
     model_paths: tuple[str, ...]
+    header_prefixes: tuple[bytes, ...]
+    header_names: frozenset[bytes]
+    any_key_roots: frozenset[bytes]
 
     def owners(self, path: bytes) -> tuple[Protocol, ...]:
         """The protocols that have this path: none, its one owner, or all that share it."""
@@ -58,6 +61,9 @@ def make_table(protocols: Iterable[Protocol]) -> ProtocolTable:
         administration=frozenset().union(*(protocol.administration for protocol in protocols)),
         key_headers=tuple(dict.fromkeys([b"authorization", *(name for p in protocols for name in p.key_headers)])),
         secret_hints=tuple({hint for protocol in protocols for hint in protocol.secret_hints}),
+        header_prefixes=tuple(prefix for protocol in protocols for prefix in protocol.header_prefixes),
+        header_names=frozenset().union(*(protocol.header_names for protocol in protocols)),
+        any_key_roots=frozenset().union(*(protocol.any_key_roots for protocol in protocols)),
         model_paths=tuple(dict.fromkeys(path for protocol in protocols for path in protocol.model_paths)),
     )
 

@@ -17,7 +17,10 @@ _forms: dict[str, AnswerForm] = {}  # those that were used: an agent pays for th
 
 def get_form(name: str) -> AnswerForm:
     """The form called `name`. Raises `ConfigError`."""
-    return _forms.get(name) or _load(name)
+    try:
+        return _forms[name]
+    except KeyError:
+        return _load(name)
 
 
 def all_forms() -> dict[str, AnswerForm]:

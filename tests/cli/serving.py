@@ -122,6 +122,10 @@ def post(url: str, body: Any) -> Any:
     return _request(url, body, "POST")
 
 
+def patch(url: str, body: Any) -> Any:
+    return _request(url, body, "PATCH")
+
+
 def _request(url: str, body: Any, method: str) -> Any:
     content = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}

@@ -28,7 +28,7 @@ def test_a_port_in_use_is_named_with_the_mend_before_anything_starts(tmp_path: P
         command = [*COMMAND, "--data", str(tmp_path / "data"), "--gateway-port", str(port)]
         failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
-    assert failed.stderr.startswith(f"error: port {port} of 127.0.0.1, which the gateway needs, cannot be had")
+    assert failed.stderr.startswith(f"error: port {port} of 127.0.0.1, which the gateway needs, is not available")
     assert "--gateway-port PORT" in failed.stderr
     assert processes_of(tmp_path / "data") == []
 

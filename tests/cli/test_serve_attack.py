@@ -27,7 +27,7 @@ from cli.serve import PASSWORD, environment, served
 from provider.client import connect
 from storage.land import land_decisions
 from storage.ledger import open_ledger
-from tests.cli.serving import get, post, processes_of, run, run_as_scheduled, serving
+from tests.cli.serving import get, patch, post, processes_of, run, run_as_scheduled, serving
 from tests.provider.world import run_emulator
 from tests.storage.logs import make_decision, write_segment
 
@@ -170,7 +170,9 @@ def test_a_command_in_a_deployment_is_not_run_and_the_schedule_is(victim: Victim
     land_decisions(victim.data)
     deployments = post(f"{victim.prefect}/api/deployments/filter", {})
     expire = next(each["id"] for each in deployments if each["name"] == "expire_decisions")
-    _ask(victim, f"/api/deployments/{expire}", _payload(victim), method="PATCH", **_login(victim))
+    patch(f"{victim.prefect}/api/deployments/{expire}", _payload(victim))
+    deployment = get(f"{victim.prefect}/api/deployments/{expire}")
+    assert deployment["job_variables"] == _payload(victim)["job_variables"]
     done = run_as_scheduled(f"{victim.prefect}/api", expire)
     assert done["state"]["type"] == "COMPLETED", done["state"]
     assert not (victim.data / "stolen").exists()

@@ -146,4 +146,4 @@ def test_nothing_is_stopped_where_serve_never_began(costly: Costly) -> None:
         command = [sys.executable, "-m", "cli.main", "serve", "--provider", "together", "--data", str(costly.data)]
         command += ["--gateway-port", str(taken.getsockname()[1]), "--prefect-port", "0"]
         done = subprocess.run(command, env=costly.env(), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "cannot be had" in done.stderr and costly.runs
+    assert done.returncode == 1 and "is not available" in done.stderr and costly.runs

@@ -204,7 +204,7 @@ async def test_slow_client_holds_the_upstream_back(start: Start, coding: bool) -
 
     running.anthropic.script = running.model.script = script
     headers = running.headers | {"x-reasoning-coding": "on" if coding else "off"}
-    body = QUESTION[:-2] + b',"stream":true}'
+    body = QUESTION.replace(b":10,", b":2000000,")[:-2] + b',"stream":true}'
     async with running.http.post(running.url + "/v1/messages", data=body, headers=headers) as response:
         before = -1
         while sent < total and sent != before:  # until nothing moves any more

@@ -7,17 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
 import pytest
 
+from gateway.text_filters import ThinkingFilter
 from reasoning.async_client import AsyncDecisionClient
 from reasoning.client import DecisionClient
 from reasoning.config import Config
 from reasoning.records import FallbackReason
 from tests.gateway.conftest import Running, Start
-from tests.gateway.scripted import ANTHROPIC_MESSAGE, Script, chat_answer, cut, hang, json, whole
+from tests.gateway.legal import read_legal_stream
+from tests.gateway.scripted import (
+    ANTHROPIC_MESSAGE,
+    Script,
+    Seen,
+    chat_answer,
+    chat_stream,
+    cut,
+    hang,
+    json,
+    stream,
+    whole,
+)
 from tests.gateway.test_gateway_coding import ask, coding
 
 CONTEXT = {"agent_name": "Ada", "messages": [{"speaker": "Bob", "text": "hi"}]}
@@ -109,3 +124,73 @@ def test_statuses_are_read_in_one_place():
         if tables.search(line.partition("#")[0]) and not line.startswith('    """')
     }
     assert found == {"model_calls.py"}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_answer_of_more_than_16_characters_a_token_is_none(start: Start, streamed: bool) -> None:
+    running = await start(config={"breaker_failures": 1})
+    running.route(deadline_ms=10_000)
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    for length, source in ((160, "custom"), (161, None)):
+        text = "x" * length
+        answer = stream(*chat_stream(text)) if streamed else json(chat_answer(text))
+        running.model.script = answer
+        _, headers, _ = await ask(running, coding(f"fix the code {length}", max_tokens=10, stream=streamed))
+        assert headers.get("x-reasoning-source") == source
+    assert set(running.gateway.state.coding.breaker_states().values()) == {"closed"}
+    rows = await running.records()
+    assert [row["fallback_reason"] for row in rows if not row["served"]] == ["unparseable"]
+
+
+async def test_arguments_count_as_well(start: Start) -> None:
+    running = await start()
+    running.route(deadline_ms=10_000)
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    arguments = orjson.dumps({"command": "x" * 200}).decode()
+    call = {"id": "c", "type": "function", "function": {"name": "Bash", "arguments": arguments}}
+    running.model.script = json(chat_answer("I look.", [call], "tool_calls"))
+    assert "x-reasoning-source" not in (await ask(running, coding(max_tokens=10)))[1]
+    assert (await ask(running, coding("fix it again", max_tokens=100)))[1]["x-reasoning-source"] == "custom"
+
+
+async def test_a_long_event_of_a_stream_is_served(start: Start) -> None:
+    running = await start()
+    running.route(deadline_ms=10_000)
+    running.model.script = stream(*chat_stream("y" * 300_000, "end"))
+    _, headers, body = await ask(running, coding(max_tokens=32_000, stream=True))
+    message, error = read_legal_stream(body)
+    assert headers["x-reasoning-source"] == "custom" and error is None and message is not None
+    assert message["content"][0]["text"] == "y" * 300_000 + "end"
+
+
+@pytest.mark.parametrize("text", ["<think>a</think>\n", "<think> a\n", "</think>", "<think>a</think>\n   <thi"])
+def test_thoughts_in_one_piece_take_linear_time(text: str) -> None:
+    def seconds(size: int) -> float:
+        best = 60.0
+        for _ in range(3):
+            started = time.process_time()
+            ThinkingFilter().feed(text * (size // len(text)))
+            best = min(best, time.process_time() - started)
+        return best
+
+    assert seconds(256_000) < 12 * seconds(32_000) + 0.02  # 8 times as much; a square would be 64
+
+
+async def test_the_copies_of_answers_count_in_the_budget(start: Start) -> None:
+    running = await start()
+    budget, seen = running.gateway.budget, []
+
+    async def answer(request: Seen, writer: asyncio.StreamWriter) -> None:
+        body = b"data: " + b"z" * 500_000 + b"\n\n"
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(b"%x\r\n%b\r\n" % (len(body), body))
+        while budget.used < 500_000:  # would hang here if the copy did not count
+            await asyncio.sleep(0.005)
+        seen.append(budget.used)
+        writer.write(b"0\r\n\r\n")
+
+    running.anthropic.script = answer
+    assert (await asyncio.wait_for(ask(running, coding(stream=True)), 20))[0] == 200
+    assert seen
+    await asyncio.sleep(0)
+    assert budget.used == 0

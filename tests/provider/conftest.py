@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from provider.deployments import stop_replicas
+from provider.shutdown import stop_replicas
 from storage.ledger_rows import Model, required
 from tests.provider.world import Emulator, World, run_emulator
 

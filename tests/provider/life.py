@@ -12,11 +12,12 @@ from decimal import Decimal
 from typing import Any
 
 from provider.client import connect
-from provider.deployments import deploy_model, undeploy_model
+from provider.deployments import deploy_model
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import reconcile_provider
 from provider.routes import LEASE, publish_route, routed_models
+from provider.shutdown import undeploy_model
 from provider.tiers import resolve_tier
 from reasoning.errors import ReasoningError
 from reasoning.routes import Arm, Route, read_routes

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provider.client import INFERENCE_URL, asynchronous, connect, inference_url
-from provider.completions import complete_many
+from provider.completions import Sampling, complete_many
 from provider.errors import LONGEST_MESSAGE, ProviderRefused, brief
 from provider.fine_tunes import submit_fine_tune
 from provider.hardware import compare_hardware, read_hardware
@@ -139,7 +139,7 @@ def test_chat_goes_to_the_host_that_is_made_for_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", send)
     monkeypatch.delenv("TOGETHER_BASE_URL", raising=False)
     client = connect(provider="together", base_url=url, api_key="key", project_id="proj_1")
-    (answer,) = complete_many(client, "p/e", [conversation("hi")[:2]], max_tokens=1)
+    (answer,) = complete_many(client, "p/e", [conversation("hi")[:2]], Sampling(max_tokens=1))
     assert answer.error is not None
     assert asked == [host]
     assert client.base_url.host == host.replace("api-inference", "api")

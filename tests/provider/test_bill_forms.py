@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from provider.bill import BILL_CLOSED
-from provider.deployments import undeploy_model
 from provider.guard import guard_costs
 from provider.reconcile import ReconcileReport, reconcile_provider
+from provider.shutdown import undeploy_model
 from provider.status import alerts
 from storage.ledger_charges import ChargedTo
 from storage.ledger_rows import Deployment, FineTuneJob
@@ -147,6 +147,22 @@ def test_an_account_without_a_bill_is_a_state_and_no_error(world: World) -> None
     world.emulator.bill_form(api=True)
     assert reconcile(world).bill == "compared"
     assert world.ledger.spent() == billed(world)
+    assert alerts(world.data, now=world.now()) == []
+
+
+def test_a_key_that_may_not_read_the_bill_is_a_state_and_shown_once(world: World) -> None:
+    live(world)
+    spent = world.ledger.spent()
+    world.emulator.fault(403, "GET /v1/billing/usage*", times=1000)
+    for _ in range(3):
+        report = reconcile(world)
+        assert (report.errors, report.bill, world.ledger.spent()) == ([], "denied", spent)
+        world.await_bill()
+    assert len(world.ledger.history("billing", "api")) == 1
+    (alert,) = alerts(world.data, now=world.now())
+    assert "403" in alert
+    world.emulator.clear_faults()
+    assert reconcile(world).bill == "compared"
     assert alerts(world.data, now=world.now()) == []
 
 

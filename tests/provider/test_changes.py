@@ -7,12 +7,12 @@ from decimal import Decimal
 
 import pytest
 
-from provider.deployments import undeploy_model
 from provider.errors import CreationInDoubt
 from provider.fine_tunes import submit_fine_tune
 from provider.guard import GuardPolicy, GuardReport, guard_costs
 from provider.reconcile import reconcile_provider
 from provider.routes import publish_route
+from provider.shutdown import undeploy_model
 from reasoning.routes import Arm, Route
 from storage.errors import BudgetExceeded
 from storage.ledger_rows import Deployment

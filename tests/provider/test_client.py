@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from provider.client import connect, provider_url
-from provider.completions import complete_many
+from provider.completions import Sampling, complete_many
 from provider.errors import NotServable, ProviderRefused, ProviderSettingsError, ProviderUnavailable
 from provider.prices import hourly_prices, instance_price
 from provider.routes import keep_models, publish_route, renew_lease, routed_models
@@ -108,7 +108,7 @@ def test_a_question_that_fails_does_not_lose_the_others(world: World) -> None:
         world.client,
         row.served_name,
         [conversation("hi")[:2]] * 5,
-        max_tokens=10,
+        Sampling(max_tokens=10),
         progress=lambda event: seen.append(event.fraction),
     )
     assert [answer.error is None for answer in answers].count(False) == 1
@@ -117,7 +117,7 @@ def test_a_question_that_fails_does_not_lose_the_others(world: World) -> None:
 
 async def test_questions_may_be_asked_from_an_event_loop(world: World) -> None:
     row = world.deploy()
-    (answer,) = complete_many(world.client, row.served_name, [conversation("hi")[:2]], max_tokens=10)
+    (answer,) = complete_many(world.client, row.served_name, [conversation("hi")[:2]], Sampling(max_tokens=10))
     assert answer.error is None
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from decimal import Decimal
+from email.utils import format_datetime
 from typing import Any
 
 import httpx
 import pytest
 
 from provider.clock import TOLERANCE, ask_time, provider_clock, told_time
-from provider.deployments import deploy_model, undeploy_model
+from provider.deployments import deploy_model
 from provider.fine_tunes import PENDING_LONG, cancel_fine_tune, follow_fine_tune, submit_fine_tune, sync_fine_tune
 from provider.guard import GuardPolicy, GuardReport, guard_costs
 from provider.reconcile import ReconcileReport, reconcile_provider
 from provider.routes import LEASE, publish_route, routed_models
+from provider.shutdown import undeploy_model
 from provider.status import alerts
 from reasoning.errors import RoutesError
 from reasoning.lease import RoutesLease
@@ -147,7 +149,7 @@ def test_a_training_by_a_wrong_clock_counts_in_the_provider_s_day(world: World, 
 
 def test_a_small_difference_is_none(world: World) -> None:
     now = world.now() + TOLERANCE / 2
-    assert provider_clock(world.client, now)() == now
+    assert provider_clock(world.client, now, seen=None)() == now
     assert tick(world, TOLERANCE / 2).warnings == []
 
 
@@ -170,6 +172,29 @@ def test_without_the_provider_s_time_nothing_is_stopped_for_what_our_clock_says(
     report = reconcile(world, timedelta(hours=2))
     assert world.ledger.get(Deployment, row.id).state == "ready"
     assert "did not tell the time" in report.errors[-1]
+    world.revive()
+
+
+def test_a_provider_clock_that_jumps_days_ahead_charges_and_ends_nothing(world: World) -> None:
+    serve(world)
+    tick(world)
+    world.minutes(5)
+    spent = world.ledger.spent()
+
+    def jump(response: httpx.Response) -> None:
+        response.headers["date"] = format_datetime(world.now() + timedelta(days=3), usegmt=True)
+
+    world.client._client.event_hooks = {"response": [jump]}
+    report = tick(world)
+    assert "agrees with the ledger" in report.warnings[0]
+    assert report.lease == "renewed" and report.errors == []
+    assert spent < world.ledger.spent() <= spent + 7 * HOURLY / 60
+    report = reconcile(world)
+    assert "none that can be believed" in report.errors[-1]
+    assert (report.actions, report.adjustments) == ([], [])
+    (row,) = world.ledger.find(Deployment)
+    undeploy_model(world.client, world.ledger, row.id, drain_seconds=0, now=world.now, wait=world.wait)
+    assert world.ledger.spent() <= spent + 9 * HOURLY / 60
     world.revive()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from provider.deployments import undeploy_model
 from provider.reconcile import reconcile_provider
+from provider.shutdown import undeploy_model
 from storage.ledger_rows import Deployment, FineTuneJob, Model
 from tests.provider import deaths
 from tests.provider.deaths import Command, Death

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from provider.completions import complete_many
-from provider.deployments import begin_shutdown, deploy_model, undeploy_model
+from provider.completions import Sampling, complete_many
+from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, DeploymentFailed, NoCapacity, ProviderRefused
 from provider.guard import guard_costs
 from provider.routes import publish_route, routed_models
+from provider.shutdown import begin_shutdown, undeploy_model
 from reasoning.routes import Arm, Route
 from storage.errors import BudgetExceeded
 from storage.ledger_rows import Deployment
@@ -34,8 +35,7 @@ def test_a_model_is_served_asked_and_taken_down(world: World) -> None:
         world.client,
         row.served_name,
         [conversation(f"hello {i}")[:2] for i in range(20)],
-        max_tokens=64,
-        answer_format="label",
+        Sampling(max_tokens=64, answer_format="label"),
         ledger=world.ledger,
         now=world.now(),
     )
@@ -65,6 +65,14 @@ def test_trouble_while_creating_makes_one_endpoint_and_one_deployment(world: Wor
     row = world.deploy(model_id)
     (endpoint,) = world.ours()
     assert [deployment.id for deployment in endpoint.deployments] == [row.remote_id]
+
+
+@pytest.mark.parametrize("match", ["GET /v2/projects/*/configs*", "GET /v2/public/inference-instance-types*"])
+def test_trouble_with_configs_and_prices_is_waited_out(world: World, match: str) -> None:
+    model_id = world.model()
+    world.emulator.fault(503, match, times=5)  # more often than the SDK tries
+    assert world.deploy(model_id).state == "ready"
+    assert world.emulator.pending_faults() == 0
 
 
 @pytest.mark.parametrize("path", ["/endpoints", "/deployments"])

@@ -19,6 +19,7 @@ from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, resume_fine_tune, submit_fine_tune
 from storage.errors import BudgetExceeded
 from storage.ledger_rows import FineTuneJob, Model
+from tests.provider.odd_answers import garble
 from tests.provider.world import Killed, World
 
 CREATE = "POST /v1/fine-tunes"
@@ -115,6 +116,17 @@ def test_a_failed_job_is_told_with_its_reason(world: World) -> None:
         follow(world, job.id)
     assert world.ledger.spent() == world.emulator.bill({job.remote_id})
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
+
+
+def test_progress_is_not_the_reason_of_a_failed_job(world: World) -> None:
+    world.emulator.fault("training_error")
+    job = submit(world, world.upload().id)
+    event = {"object": "fine-tune-event", "created_at": "2026-01-01T00:00:00Z", "level": "info", "message": "Packing"}
+    garble(world, "GET", "/events", lambda answer: {"data": [{**event, "type": "JOB_START"}]})
+    with pytest.raises(FineTuneFailed, match="error: the provider gives no reason"):
+        follow(world, job.id)
+    assert "Packing" not in str(world.ledger.get(FineTuneJob, job.id).error)
+    world.revive()
 
 
 def test_a_cancelled_job_costs_what_the_provider_says(world: World) -> None:

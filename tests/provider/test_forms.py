@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import together
 
-from provider.completions import complete_many
-from provider.deployments import begin_shutdown, deploy_model, sync_deployment, undeploy_model
+from provider.completions import Sampling, complete_many
+from provider.deployment_state import sync_deployment
+from provider.deployments import deploy_model
 from provider.errors import (
     DeploymentFailed,
     KeyRefused,
@@ -26,6 +27,7 @@ from provider.errors import (
 from provider.guard import GuardReport, guard_costs
 from provider.reconcile import reconcile_provider
 from provider.routes import publish_route, routed_models
+from provider.shutdown import begin_shutdown, undeploy_model
 from provider.status import model_status
 from provider.tiers import resolve_tier
 from reasoning.decision_types import get_decision_type
@@ -83,8 +85,7 @@ def test_a_model_is_served_watched_and_stopped_in_every_form(world: World, forms
         world.client,
         row.served_name,
         [conversation("hi")[:2]],
-        max_tokens=kind.max_tokens,
-        fields=kind.request_fields,
+        Sampling(max_tokens=kind.max_tokens, fields=kind.request_fields),
     )
     assert kind.parse(answer.text) == {"action": "RESPOND"}
     assert undeploy(world, row, routes_path=world.data / "routes.json").state == "deleted"

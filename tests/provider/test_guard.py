@@ -19,13 +19,13 @@ import pytest
 import sqlalchemy as sa
 
 from provider.client import connect
-from provider.deployments import begin_shutdown, undeploy_model
 from provider.errors import ProviderUnavailable
 from provider.fine_tunes import cancel_fine_tune, resume_fine_tune, submit_fine_tune
 from provider.guard import RUNNING_STATES, GuardPolicy, GuardReport, guard_costs
 from provider.metering import runway_usd
 from provider.reconcile import reconcile_provider
 from provider.routes import LEASE, publish_route, routed_models
+from provider.shutdown import begin_shutdown, undeploy_model
 from provider.status import cost_report, model_status
 from reasoning.ids import uuid7
 from reasoning.records import Decision

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from provider.client import connect
-from provider.deployments import deploy_model, undeploy_model
+from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, DeploymentFailed, NotReady, ProviderUnavailable
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import reconcile_provider
+from provider.shutdown import undeploy_model
 from provider.status import model_status
 from storage.ledger_rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.world import Killed, World

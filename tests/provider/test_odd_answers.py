@@ -11,12 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-from provider.deployments import deploy_model, undeploy_model
+from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, ProviderUnavailable, UnexpectedAnswer
 from provider.files import upload_dataset
 from provider.fine_tunes import submit_fine_tune, sync_fine_tune
 from provider.guard import guard_costs
 from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
+from provider.shutdown import undeploy_model
 from storage.errors import PriceUnknown
 from storage.ledger_charges import ChargedTo
 from storage.ledger_rows import Deployment, FineTuneJob

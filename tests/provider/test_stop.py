@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,6 +90,28 @@ def test_what_the_provider_does_not_answer_is_unknown_and_never_called_stopped(w
     assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
 
 
+def test_a_deployment_that_the_provider_does_not_answer_for_delays_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, other = world.deploy(), world.deploy()
+    monkeypatch.setattr("provider.stop._REQUEST_TIMEOUT", 1.5)
+    stopped: dict[str, float] = {}
+
+    def note(response: httpx.Response) -> None:
+        if response.request.method == "PATCH":
+            stopped[response.request.url.path.rsplit("/", 1)[-1]] = time.monotonic()
+
+    world.client._client.event_hooks = {"response": [note]}
+    world.emulator.fault("hang", f"PATCH */deployments/{hung.remote_id}", times=1000)
+    began = time.monotonic()
+    report = stop_everything(world.client.with_options(max_retries=0), world.data, wait_seconds=0, wait=_no_wait)
+    assert not report.is_clear
+    assert stopped[str(other.remote_id)] - began < 1.5, "it waited for the one that hangs"
+    world.emulator.clear_faults()
+    world.revive()
+    assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
+
+
 def test_without_any_id_nothing_is_touched_and_the_names_are_told(world: World) -> None:
     row = world.deploy()
     _lose_ledger(world)
@@ -117,6 +141,7 @@ def test_an_id_is_remembered_with_those_before_it(world: World) -> None:
 
 def _submit(world: World) -> dict[str, Any]:
     dataset = world.upload()
+    world.emulator.fault("training_slow", seconds=30)  # it must still run when it is stopped
     return submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
 
 
@@ -152,3 +177,9 @@ def test_routes_of_ours_are_withdrawn_and_others_stay(world: World, dead: bool) 
     assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
     assert [arm.model for arm in read_routes(path).routes["planning"].arms] == ["acme/somebody-elses"]
     assert "should_respond" not in read_routes(path).routes
+
+
+def test_a_stop_releases_what_is_held_for_cycles(world: World) -> None:
+    world.ledger.hold("3", "planning", now=world.now())
+    assert stop_everything(world.client, world.data, wait=_no_wait).is_clear
+    assert world.ledger.held("planning", now=world.now())[0] == 0

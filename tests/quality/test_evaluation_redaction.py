@@ -9,7 +9,7 @@ import pytest
 import together
 
 import storage
-from provider.completions import complete_many
+from provider.completions import Sampling, complete_many
 from quality.dataset import read_rows
 from quality.evaluation import is_right
 from reasoning.decision_types import get_decision_type
@@ -43,7 +43,7 @@ def test_a_candidate_is_asked_what_it_will_be_asked_when_it_serves(data: Path, s
         together.Together(api_key="local", base_url=f"{server.url}/v1"),
         "acme/small",
         [prompt.messages for prompt in prompts],
-        max_tokens=64,
+        Sampling(max_tokens=64),
         concurrency=1,
     )
     for row, request, prompt, answer in zip(special, server.requests, prompts, answers, strict=True):

@@ -235,7 +235,7 @@ class TestTheNet:
         with DecisionClient(config=config) as client:
             asked = [client.decide_should_respond(CONTEXT, rule).fallback_reason for _ in range(3)]
             assert asked == ["provider_error"] * 3
-            (breaker,) = client._core.calls._breakers.values()
+            ((breaker, _),) = client._core.calls._servers.values()
             breaker._retry_at = time.monotonic() + 3600
             assert client.decide_should_respond(CONTEXT, rule).fallback_reason == "circuit_open"
             assert len(server.requests) == 3 and client.stats()["breakers"] == {f"acme/small at {server.url}": "open"}

@@ -290,7 +290,7 @@ class TestSignals:
 
                 with at_bytecode(at, str(module.__file__), decide) as reached:  # would hang here, on a lock of its own
                     decide()
-                assert client._core.calls._breaker(arm).state == "closed"
+                assert client._core.calls._server(arm).breaker.state == "closed"
                 client.close()
                 at += 1 if module is breaker else 7
             assert at > 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -123,6 +124,27 @@ def test_a_cut_completion_is_no_answer(reason: str) -> None:
 )
 def test_an_answer_in_a_whole_list_or_behind_one_counts(completion: str) -> None:
     assert should_respond.parse(completion)["action"] == "IGNORE"
+
+
+@given(
+    st.lists(
+        st.sampled_from([{"action": "RESPOND"}, {"action": "STOP", "reasoning": "[x]"}, {"other": [1, {}]}]), max_size=3
+    ),
+    st.integers(1, 3),
+    st.sampled_from([None, 1]),
+    st.sampled_from(["", "Options:\n", "As in [1]: "]),
+    st.integers(1, 200),
+)
+def test_a_list_of_decisions_counts_whole_and_never_cut(
+    others: list[dict[str, Any]], depth: int, indent: int | None, before: str, cut: int
+) -> None:
+    value: Any = [*others, {"action": "IGNORE"}]
+    for _ in range(depth - 1):
+        value = [value]
+    text = json.dumps(value, indent=indent)
+    assert should_respond.parse(before + text)["action"] == "IGNORE"
+    with pytest.raises(UnparseableAnswer):
+        should_respond.parse(before + text[: -min(cut, len(text) - 1)])
 
 
 QUOTING = "<response><reasoning>They asked about `<think>`{}.</reasoning><action>IGNORE</action></response>"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -56,6 +58,40 @@ def test_reservations_of_the_type_draw_on_what_is_held_for_its_cycle(tmp_path: P
         assert ledger.held(TYPE, now=later) == (Decimal(0), Decimal(0))  # of a killed process: it lapses
         ledger.release_hold(TYPE, now=NOON)
         assert ledger.held(TYPE, now=NOON) == (Decimal(0), Decimal(0))
+
+
+HOLDER = """
+import sys, time
+from datetime import datetime, UTC
+from pathlib import Path
+from tasks.cycle import holding
+from storage.ledger import open_ledger
+data = Path(sys.argv[1])
+with holding(data, "should_respond"), open_ledger(data) as ledger:
+    ledger.hold("9", "should_respond", hourly_usd="5", now=datetime.now(UTC))
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_hold_of_a_killed_cycle_is_taken_over_by_the_next_and_counted_once(tmp_path: Path) -> None:
+    Layout(tmp_path).create()
+    now = datetime.now(UTC)
+    with open_ledger(tmp_path, now=now) as ledger:
+        ledger.set_budget("day", "10", now=now)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+    with open_ledger(tmp_path) as ledger:
+        assert ledger.held(TYPE) == (Decimal(9), Decimal(5))  # nobody released it
+        with pytest.raises(BudgetExceeded):
+            ledger.reserve("2", purpose="another", decision_type="planning")
+        ledger.hold("9", TYPE, hourly_usd="5")
+        assert ledger.held(TYPE) == (Decimal(9), Decimal(5))
+        assert ledger.held(TYPE, now=datetime.now(UTC) + HOLD_TTL + timedelta(minutes=1)) == (Decimal(0), Decimal(0))
+        ledger.release_hold(None)
+        ledger.reserve("2", purpose="another", decision_type="planning")
 
 
 def test_a_refused_hold_changes_nothing(tmp_path: Path) -> None:
