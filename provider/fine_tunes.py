@@ -68,8 +68,13 @@ FOLLOW_TIMEOUT = timedelta(hours=24)
 PENDING_LONG = timedelta(hours=24)
 """A job whose state has not changed for so long is told of: a queue of days is not what anybody waits for."""
 
-_ENDED = {"completed": "completed", "error": "failed", "user_error": "failed", "cancelled": "cancelled"}
-ENDED_STATES = ("completed", "failed", "cancelled")
+_ENDED = {
+    "completed": JobState.COMPLETED,
+    "error": JobState.FAILED,
+    "user_error": JobState.FAILED,
+    "cancelled": JobState.CANCELLED,
+}
+ENDED_STATES = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
 
 def submit_fine_tune(

@@ -255,12 +255,19 @@ def to_row(kind: type[RowT], columns: Mapping[Any, Any]) -> RowT:
     return kind(**values)
 
 
-def to_columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as database columns: US dollars as nano-dollars, states as text. A list or tuple: each of its values."""
+def to_columns(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a row as database columns: US dollars as nano-dollars, states as text. A list: each of its values.
+
+    Raises ValueError for a state that `kind` does not have.
+    """
     columns: dict[str, Any] = {}
+    states = {name: state for name, _, state in _columns(kind.TABLE) if state is not None}
     for name, value in values.items():
         if name.endswith("_nano"):
             raise ValueError(f"no field {name}: give US dollars, as {name.removesuffix('_nano')}_usd")
+        if name in states:
+            for each in value if isinstance(value, list | tuple | set) else (value,):
+                states[name](each)
         if name.endswith("_usd"):
             columns[f"{name.removesuffix('_usd')}_nano"] = None if value is None else to_nano(value)
         else:

@@ -446,5 +446,5 @@ def test_what_is_given_back_for_one_day_swells_no_other_days_budget(world: World
     assert world.ledger.spent() == world.emulator.bill({row.remote_id})
     for day in (ended - timedelta(days=1), ended):
         lines = [item for item in world.emulator.bill_items() if item["resource_id"] == row.remote_id]
-        billed = sum(Decimal(line.amount_usd) for line in lines if line["start"][:10] == f"{day:%Y-%m-%d}")
+        billed = sum(Decimal(line["amount_usd"]) for line in lines if line["start"][:10] == f"{day:%Y-%m-%d}")
         assert world.ledger.spent("day", now=day) == billed > 0
