@@ -14,7 +14,7 @@ from provider.hardware import compare_hardware
 from provider.metering import meter_minutes
 from provider.prices import hourly_prices, price_of
 from provider.serving_configs import MODEL_PATH, base_of
-from storage.ledger_rows import Deployment, required
+from storage.ledger_rows import Deployment, DeploymentState, required
 from storage.money import format_usd
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from storage.ledger import Ledger
 
-STARTING_STATES = ("intended", "provisioning", "degraded")
-SHUTTING_STATES = ("draining", "stopping", "stopped", "failed")
+STARTING_STATES = (DeploymentState.INTENDED, DeploymentState.PROVISIONING, DeploymentState.DEGRADED)
+SHUTTING_STATES = (DeploymentState.DRAINING, DeploymentState.STOPPING, DeploymentState.STOPPED, DeploymentState.FAILED)
 SHOWS_WITHIN = timedelta(minutes=5)
 """What was created so lately, and is not found, is not taken for gone: the provider's reads may be behind."""
 
-LIVE_STATES = (*STARTING_STATES, "ready", *SHUTTING_STATES)
+LIVE_STATES = (*STARTING_STATES, DeploymentState.READY, *SHUTTING_STATES)
 
 
 def find_endpoint(client: Together, name: str) -> Any | None:

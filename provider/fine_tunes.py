@@ -68,14 +68,19 @@ FOLLOW_TIMEOUT = timedelta(hours=24)
 PENDING_LONG = timedelta(hours=24)
 """A job whose state has not changed for so long is told of: a queue of days is not what anybody waits for."""
 
-_ENDED = {"completed": "completed", "error": "failed", "user_error": "failed", "cancelled": "cancelled"}
-ENDED_STATES = ("completed", "failed", "cancelled")
+_ENDED = {
+    "completed": JobState.COMPLETED,
+    "error": JobState.FAILED,
+    "user_error": JobState.FAILED,
+    "cancelled": JobState.CANCELLED,
+}
+ENDED_STATES = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
 
 def submit_fine_tune(
     client: Together,
     ledger: Ledger,
-    dataset_id: str,
+    upload_id: str,
     *,
     tier: str,
     parameters: Mapping[str, Any] | None = None,
@@ -91,22 +96,22 @@ def submit_fine_tune(
     and the budget holds: NotServable, PriceUnknown, BudgetExceeded. For the rest see `resume_fine_tune`.
     """
     clock = provider_clock(client, now, seen=last_metered(ledger))
-    dataset = ledger.get(UploadedDataset, dataset_id)
+    dataset = ledger.get(UploadedDataset, upload_id)
     if dataset.state != "ready":
-        raise LedgerError(f"dataset {dataset_id} is {dataset.state}: upload it first")
+        raise LedgerError(f"upload {upload_id} of dataset {dataset.dataset} is {dataset.state}: upload it first")
     lora = (parameters or {}).get("lora") is not False
     for attempt in retrying(wait, attempts=1, progress=progress, what="looking for a model to train"):
         with attempt:
             base = resolve_tier(client, tier, lora=lora)
     sent = json.dumps({**PARAMETERS, **(parameters or {})}, sort_keys=True)
-    if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
+    if not again and (known := _same_job(ledger, upload_id, base.name, sent)):
         return resume_fine_tune(client, ledger, known.id, progress=progress, now=clock, wait=wait)
     for attempt in retrying(wait, attempts=1, progress=progress, what="pricing the fine-tune"):
         with attempt:
             price = estimate_job(client, dataset, base.name, json.loads(sent))
     with ledger.transaction():
         # Once more under the lock: two processes may have come here together.
-        if not again and (known := _same_job(ledger, dataset_id, base.name, sent)):
+        if not again and (known := _same_job(ledger, upload_id, base.name, sent)):
             job = known
         else:
             job_id = new_id()
@@ -123,7 +128,7 @@ def submit_fine_tune(
                 state="intended",
                 decision_type=dataset.decision_type,
                 suffix=f"{ledger.prefix}{job_id}",
-                dataset_id=dataset_id,
+                upload_id=upload_id,
                 tier=tier,
                 base_model=base.name,
                 parameters=sent,
@@ -147,10 +152,10 @@ def estimate_job(client: Together, dataset: UploadedDataset, base_model: str, pa
     )
 
 
-def _same_job(ledger: Ledger, dataset_id: str, base_model: str, parameters: str) -> FineTuneJob | None:
+def _same_job(ledger: Ledger, upload_id: str, base_model: str, parameters: str) -> FineTuneJob | None:
     found = ledger.find(
         FineTuneJob,
-        dataset_id=dataset_id,
+        upload_id=upload_id,
         base_model=base_model,
         parameters=parameters,
         state=(*ACTIVE_STATES, "completed"),
@@ -210,7 +215,7 @@ def _submit(
             if (found := find_remote_job(client, job.suffix)) is not None:
                 return found
         wait(doubt_seconds)
-    dataset = ledger.get(UploadedDataset, required(job.dataset_id, f"the dataset of {name}"))
+    dataset = ledger.get(UploadedDataset, required(job.upload_id, f"the dataset of {name}"))
     parameters = json.loads(job.parameters)
     if clock() - job.created_at >= PRICE_STANDS:  # it was killed, and comes again
         price = estimate_job(client, dataset, job.base_model, parameters)
@@ -356,7 +361,7 @@ def _settle(ledger: Ledger, job: FineTuneJob, state: str, remote: Any, error: st
                 decision_type=job.decision_type,
                 tier=job.tier,
                 base_model=job.base_model,
-                dataset_id=job.dataset_id,
+                upload_id=job.upload_id,
                 job_id=job.id,
                 model_object_id=remote.api_model_object_id,
                 output_name=text(remote.x_model_output_name),

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 Level = Literal["ok", "warn", "drain", "stop"]
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
-RUNNING_STATES = ("provisioning", "degraded", "ready")
+RUNNING_STATES = (DeploymentState.PROVISIONING, DeploymentState.DEGRADED, DeploymentState.READY)
 UNREADY = READY_TIMEOUT + timedelta(minutes=5)
 """Who deploys gives up after READY_TIMEOUT; what is not ready after this, its process has died."""
 

@@ -116,7 +116,7 @@ class LedgerCharges(LedgerDatabase):
     def charges(self, **where: Any) -> list[Charge]:
         """Charges in the order they were recorded, those whose fields equal `where`."""
         table = schema.charges
-        query = sa.select(table).filter_by(**to_columns(where)).order_by(table.c.id)
+        query = sa.select(table).filter_by(**to_columns(Charge, where)).order_by(table.c.id)
         with self.read() as connection:
             return [to_row(Charge, row) for row in connection.execute(query).mappings()]
 

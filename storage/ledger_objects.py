@@ -23,7 +23,7 @@ class LedgerObjects(LedgerDatabase):
         table, now = schema.OBJECTS[kind.TABLE], utc(now)
         object_id = id or new_id()
         with self.transaction() as connection:
-            columns = to_columns({"state": state, **values})
+            columns = to_columns(kind, {"state": state, **values})
             connection.execute(table.insert().values(id=object_id, created_at=now, updated_at=now, **columns))
             self._log_transition(connection, kind.TABLE, object_id, None, columns["state"], None, now)
             return self.get(kind, object_id)
@@ -40,7 +40,7 @@ class LedgerObjects(LedgerDatabase):
         """Objects whose fields equal `where` (a list or tuple: one of them), oldest first."""
         table = schema.OBJECTS[kind.TABLE]
         query = sa.select(table).order_by(table.c.created_at, table.c.id)
-        for column, value in to_columns(where).items():
+        for column, value in to_columns(kind, where).items():
             wanted = table.c[column]
             query = query.where(wanted.in_(value) if isinstance(value, list) else wanted == value)
         with self.read() as connection:
@@ -52,7 +52,9 @@ class LedgerObjects(LedgerDatabase):
             raise ValueError("the state of an object changes by Ledger.transition")
         table = schema.OBJECTS[kind.TABLE]
         with self.transaction() as connection:
-            connection.execute(table.update().filter_by(id=object_id).values(updated_at=utc(now), **to_columns(values)))
+            connection.execute(
+                table.update().filter_by(id=object_id).values(updated_at=utc(now), **to_columns(kind, values))
+            )
             return self.get(kind, object_id)
 
     def transition(
@@ -76,7 +78,7 @@ class LedgerObjects(LedgerDatabase):
                 if state not in schema.TRANSITIONS[kind.TABLE].get(before, set()):
                     raise IllegalTransition(f"{kind.TABLE} {object_id}: cannot go from {before} to {state}")
                 self._log_transition(connection, kind.TABLE, object_id, before, state, why, now)
-            columns = to_columns({"state": state, **values})
+            columns = to_columns(kind, {"state": state, **values})
             connection.execute(table.update().filter_by(id=object_id).values(updated_at=now, **columns))
             return self.get(kind, object_id)
 

@@ -17,18 +17,25 @@ import sqlalchemy as sa
 from storage import ledger_schema as schema
 from storage.forecast import forecast_spend
 from storage.ledger import PERIODS, Ledger, Period
-from storage.ledger_rows import Deployment, Model
+from storage.ledger_rows import Deployment, DeploymentState, JobState, Model
 from storage.money import from_nano
 
 STALE = timedelta(minutes=10)
 """What nobody has looked at for so long may be in any state."""
 
 # A deployment in one of these states may cost money.
-BILLABLE_STATES = ("provisioning", "degraded", "ready", "draining", "stopping", "failed")
+BILLABLE_STATES = (
+    DeploymentState.PROVISIONING,
+    DeploymentState.DEGRADED,
+    DeploymentState.READY,
+    DeploymentState.DRAINING,
+    DeploymentState.STOPPING,
+    DeploymentState.FAILED,
+)
 
 
 # A fine-tune in one of these will cost what was estimated.
-ACTIVE_STATES = ("intended", "submitted", "running", "cancelling")
+ACTIVE_STATES = (JobState.INTENDED, JobState.SUBMITTED, JobState.RUNNING, JobState.CANCELLING)
 
 
 def period_bounds(period: Period, now: datetime) -> tuple[datetime | None, datetime | None]:
@@ -67,26 +74,7 @@ def cost_report(
         hourly, owed = _hourly_usd(connection, now), _owed_usd(connection)
         budgets = ledger.budgets(now)
 
-    by_kind: Counter[str] = Counter()
-    by_model: dict[_Owner, Counter[str]] = defaultdict(Counter)
-    minutes: Counter[_Owner] = Counter()  # of endpoints
-    for row in charged:
-        # A job that came to nothing has no model: its cost is told under the job's own id.
-        owner = row["model_id"] or row["job_id"]
-        decision_type = models[owner]["decision_type"] if owner in models else row["decision_type"]
-        by_kind[row["kind"]] += int(row["amount"])
-        by_model[owner, decision_type][row["kind"]] += int(row["amount"])
-        if row["kind"] == "endpoint":
-            minutes[owner, decision_type] += int(row["quantity"] or 0)
-    for model_id, _ in usage:
-        if model_id in models:  # used, and nothing charged
-            by_model.setdefault((model_id, models[model_id]["decision_type"]), Counter())
-    lines = []
-    for (model_id, decision_type), spent in by_model.items():
-        used = usage.get((model_id, None) if model_id else (None, decision_type), _no_usage())
-        model, ran = models.get(model_id or ""), minutes[model_id, decision_type]
-        line = _model_line(model, spent, ran, used, of_whole_days=period != "hour")
-        lines.append({"model_id": model_id, "decision_type": decision_type, **line})
+    by_kind, lines = _model_lines(charged, usage, models, of_whole_days=period != "hour")
     total = from_nano(by_kind.total())
     added, exhausted = forecast_spend(budgets, hourly, owed, now=now, until=end, drain_share=drain_share)
     return {
@@ -118,6 +106,37 @@ def cost_report(
 
 
 _Owner = tuple[str | None, str | None]  # id of a model, or of a job without one, or None; and a decision type
+
+
+def _model_lines(
+    charged: Sequence[sa.RowMapping],
+    usage: dict[tuple[str | None, str | None], dict[str, int]],
+    models: dict[str, sa.RowMapping],
+    *,
+    of_whole_days: bool,
+) -> tuple[Counter[str], list[dict[str, Any]]]:
+    """Nano-dollars by the kind of charge, and a line a model, or a job without one, or a type's models of others."""
+    by_kind: Counter[str] = Counter()
+    by_model: dict[_Owner, Counter[str]] = defaultdict(Counter)
+    minutes: Counter[_Owner] = Counter()  # of endpoints
+    for row in charged:
+        # A job that came to nothing has no model: its cost is told under the job's own id.
+        owner = row["model_id"] or row["job_id"]
+        decision_type = models[owner]["decision_type"] if owner in models else row["decision_type"]
+        by_kind[row["kind"]] += int(row["amount"])
+        by_model[owner, decision_type][row["kind"]] += int(row["amount"])
+        if row["kind"] == "endpoint":
+            minutes[owner, decision_type] += int(row["quantity"] or 0)
+    for model_id, _ in usage:
+        if model_id in models:  # used, and nothing charged
+            by_model.setdefault((model_id, models[model_id]["decision_type"]), Counter())
+    lines = []
+    for (model_id, decision_type), spent in by_model.items():
+        used = usage.get((model_id, None) if model_id else (None, decision_type), _no_usage())
+        model, ran = models.get(model_id or ""), minutes[model_id, decision_type]
+        line = _model_line(model, spent, ran, used, of_whole_days=of_whole_days)
+        lines.append({"model_id": model_id, "decision_type": decision_type, **line})
+    return by_kind, lines
 
 
 def _charged(connection: sa.Connection, start: datetime | None, end: datetime | None) -> Sequence[sa.RowMapping]:
@@ -163,7 +182,10 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
     now = now or datetime.now(UTC)
     with ledger.read() as connection:
         models = connection.execute(
-            sa.select(schema.models).where(schema.models.c.state != "retired").order_by(schema.models.c.created_at)
+            sa.select(schema.models, schema.datasets.c.dataset)
+            .outerjoin(schema.datasets, schema.datasets.c.id == schema.models.c.dataset_id)
+            .where(schema.models.c.state != "retired")
+            .order_by(schema.models.c.created_at)
         ).mappings()
         usage = _usage(connection, None, None)
         charges = schema.charges
@@ -189,7 +211,8 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
                     "tier": model["tier"],
                     "base_model": model["base_model"],
                     "state": model["state"],
-                    "dataset_id": model["dataset_id"],
+                    "dataset_id": model["dataset"],  # as people see it: the name of its folder
+                    "upload_id": model["dataset_id"],
                     "job_id": model["job_id"],
                     "requests": used["requests"],
                     "input_tokens": used["input_tokens"],
@@ -281,7 +304,11 @@ def _no_usage() -> dict[str, int]:
 def _hourly_usd(connection: sa.Connection, now: datetime) -> dict[str | None, Decimal]:
     """What may run now costs an hour, by decision type."""
     table, nano = schema.deployments, defaultdict[str | None, int](int)
-    for row in connection.execute(sa.select(table).where(table.c.state.in_(("intended", *BILLABLE_STATES)))).mappings():
+    for row in connection.execute(
+        sa.select(table).where(
+            table.c.state.in_([state.value for state in (DeploymentState.INTENDED, *BILLABLE_STATES)])
+        )
+    ).mappings():
         nano[row["decision_type"]] += row["hourly_nano"] * (_worst_replicas(dict(row), now) or 0)
     return {decision_type: from_nano(amount) for decision_type, amount in nano.items()}
 
@@ -289,7 +316,9 @@ def _hourly_usd(connection: sa.Connection, now: datetime) -> dict[str | None, De
 def _owed_usd(connection: sa.Connection) -> dict[str | None, Decimal]:
     """What the jobs under way are estimated to cost, by decision type."""
     table = schema.fine_tune_jobs
-    query = sa.select(table.c.decision_type, sa.func.sum(table.c.estimate_nano)).where(table.c.state.in_(ACTIVE_STATES))
+    query = sa.select(table.c.decision_type, sa.func.sum(table.c.estimate_nano)).where(
+        table.c.state.in_([state.value for state in ACTIVE_STATES])
+    )
     rows = connection.execute(query.group_by(table.c.decision_type)).tuples()
     return {decision_type: from_nano(int(amount)) for decision_type, amount in rows}
 

@@ -77,7 +77,10 @@ class ReservationState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadedDataset:
-    """A dataset at the provider. `dataset` is its name on disk, `id` that of this row."""
+    """The upload of a dataset to the provider.
+
+    `id` is the `upload_id` of jobs and models; `dataset` is the dataset's own id, the name of its folder.
+    """
 
     TABLE: ClassVar[str] = "datasets"
 
@@ -115,7 +118,7 @@ class FineTuneJob:
     updated_at: datetime
     decision_type: str | None
     suffix: str
-    dataset_id: str | None
+    upload_id: str | None
     tier: str | None
     base_model: str
     parameters: str
@@ -143,7 +146,7 @@ class Model:
     decision_type: str | None
     tier: str | None
     base_model: str
-    dataset_id: str | None
+    upload_id: str | None
     job_id: str | None
     model_object_id: str
     output_name: str | None
@@ -226,6 +229,8 @@ ObjectT = TypeVar("ObjectT", UploadedDataset, FineTuneJob, Model, Deployment)
 RowT = TypeVar("RowT", UploadedDataset, FineTuneJob, Model, Deployment, Charge, Transition)
 
 ValueT = TypeVar("ValueT")
+# Fields whose columns have kept an older name.
+_COLUMN_OF = {"upload_id": "dataset_id"}
 _KINDS: dict[str, Any] = {
     kind.TABLE: kind for kind in (UploadedDataset, FineTuneJob, Model, Deployment, Charge, Transition)
 }
@@ -236,7 +241,7 @@ def to_row(kind: type[RowT], columns: Mapping[Any, Any]) -> RowT:
     values: dict[str, Any] = {}
     for name, column, state in _columns(kind.TABLE):
         value = columns[column]
-        if column != name:
+        if name.endswith("_usd"):
             value = None if value is None else from_nano(value)
         elif state is not None:
             try:
@@ -250,16 +255,24 @@ def to_row(kind: type[RowT], columns: Mapping[Any, Any]) -> RowT:
     return kind(**values)
 
 
-def to_columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as database columns: US dollars as nano-dollars, states as text. A list or tuple: each of its values."""
+def to_columns(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a row as database columns: US dollars as nano-dollars, states as text. A list: each of its values.
+
+    Raises ValueError for a state that `kind` does not have.
+    """
     columns: dict[str, Any] = {}
+    states = {name: state for name, _, state in _columns(kind.TABLE) if state is not None}
     for name, value in values.items():
         if name.endswith("_nano"):
             raise ValueError(f"no field {name}: give US dollars, as {name.removesuffix('_nano')}_usd")
+        if name in states:
+            for each in value if isinstance(value, list | tuple | set) else (value,):
+                states[name](each)
         if name.endswith("_usd"):
             columns[f"{name.removesuffix('_usd')}_nano"] = None if value is None else to_nano(value)
         else:
-            columns[name] = [_text(each) for each in value] if isinstance(value, list | tuple | set) else _text(value)
+            column = _COLUMN_OF.get(name, name)
+            columns[column] = [_text(each) for each in value] if isinstance(value, list | tuple | set) else _text(value)
     return columns
 
 
@@ -279,7 +292,7 @@ def _columns(table: str) -> tuple[tuple[str, str, type[StrEnum] | None], ...]:
         found.append(
             (
                 each.name,
-                f"{each.name.removesuffix('_usd')}_nano" if money else each.name,
+                f"{each.name.removesuffix('_usd')}_nano" if money else _COLUMN_OF.get(each.name, each.name),
                 state if isinstance(state, type) and issubclass(state, StrEnum) else None,
             )
         )

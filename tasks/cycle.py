@@ -82,15 +82,15 @@ class CyclePlan:
 
 
 def training_step(
-    client: Client, ledger: Ledger, dataset_name: str, base: BaseModel, parameters: dict[str, Any] | None, again: bool
+    client: Client, ledger: Ledger, dataset_id: str, base: BaseModel, parameters: dict[str, Any] | None, again: bool
 ) -> Step:
     """What the fine-tune costs: nothing where it was done or is reserved, else the provider's estimate.
 
     Before the dataset is uploaded the provider cannot tell, and it is the least that a job costs.
     """
     sent = {**PARAMETERS, **(parameters or {})}
-    rows = ledger.find(UploadedDataset, dataset=dataset_name)
-    known = [] if again else known_jobs(ledger, dataset_name, base, sent)
+    rows = ledger.find(UploadedDataset, dataset=dataset_id)
+    known = [] if again else known_jobs(ledger, dataset_id, base, sent)
     if known:
         state = known[-1].state
         return Step("training", Decimal(0), Decimal(0), f"job {known[-1].id} is {state}: paid, or reserved, already")
@@ -101,12 +101,12 @@ def training_step(
 
 
 def known_jobs(
-    ledger: Ledger, dataset_name: str, base: BaseModel, parameters: dict[str, Any] = PARAMETERS
+    ledger: Ledger, dataset_id: str, base: BaseModel, parameters: dict[str, Any] = PARAMETERS
 ) -> list[FineTuneJob]:
     """Jobs that `submit_fine_tune` would return instead of paying for another."""
     return ledger.find(
         FineTuneJob,
-        dataset_id=[row.id for row in ledger.find(UploadedDataset, dataset=dataset_name)],
+        upload_id=[row.id for row in ledger.find(UploadedDataset, dataset=dataset_id)],
         base_model=base.name,
         parameters=json.dumps(parameters, sort_keys=True),
         state=(*ACTIVE_STATES, "completed"),

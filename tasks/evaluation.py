@@ -100,7 +100,7 @@ def evaluate_model(
 
 def dataset_of(ledger: Ledger, model: Model) -> str:
     """Name on disk of the dataset that a model was trained on."""
-    return ledger.get(UploadedDataset, required(model.dataset_id, f"the dataset of model {model.id}")).dataset
+    return ledger.get(UploadedDataset, required(model.upload_id, f"the dataset of model {model.id}")).dataset
 
 
 def find_incumbent(ledger: Ledger, model: Model) -> Deployment | None:

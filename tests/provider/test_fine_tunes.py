@@ -17,8 +17,9 @@ from provider.errors import (
 )
 from provider.files import upload_dataset
 from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, resume_fine_tune, submit_fine_tune
+from provider.status import model_status
 from storage.errors import BudgetExceeded
-from storage.ledger_rows import FineTuneJob, Model
+from storage.ledger_rows import FineTuneJob, Model, UploadedDataset
 from tests.provider.odd_answers import garble
 from tests.provider.world import Killed, World
 
@@ -46,16 +47,27 @@ def test_a_job_is_trained_charged_and_becomes_a_model(world: World) -> None:
     model = world.ledger.get(Model, job.model_id)
     assert model.state == "trained"
     assert model.model_object_id.startswith("ml_")
-    assert model.dataset_id == dataset.id
+    assert model.upload_id == dataset.id
     assert world.ledger.spent() == 4 == world.emulator.bill({job.remote_id})
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
     assert seen[-1] == (1.0, "completed for $4.00")
 
 
+def test_people_see_the_datasets_own_id_and_the_column_keeps_its_name(world: World) -> None:
+    job = world.train()
+    upload = world.ledger.get(UploadedDataset, job.upload_id)
+    (shown,) = model_status(world.data, now=world.now())
+    assert (shown["dataset_id"], shown["upload_id"]) == (upload.dataset, upload.id)
+    assert upload.dataset != upload.id
+    with world.ledger.read() as connection:  # what older versions wrote, and read
+        column = "SELECT dataset_id FROM fine_tune_jobs UNION ALL SELECT dataset_id FROM models"
+        assert connection.exec_driver_sql(column).fetchall() == [(upload.id,), (upload.id,)]
+
+
 def test_the_same_training_is_not_paid_twice(world: World) -> None:
     job = world.train()
-    assert submit(world, job.dataset_id).id == job.id
-    assert submit(world, job.dataset_id, again=True).id != job.id
+    assert submit(world, job.upload_id).id == job.id
+    assert submit(world, job.upload_id, again=True).id != job.id
     assert len(world.our_jobs()) == 2
 
 

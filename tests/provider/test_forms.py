@@ -201,13 +201,13 @@ def test_hardware_that_is_the_same_or_cannot_be_compared_is_not_torn_down(world:
     row = world.deploy()
     report = guard(world)
     assert (row.state, report.errors) == ("ready", [])
-    assert world.ledger.get(Deployment, row.id).hourly_usd == 5_490_000_000
+    assert world.ledger.get(Deployment, row.id).hourly_usd == Decimal("5.49")
 
 
 def test_other_hardware_is_charged_as_what_it_is_and_held_to_the_budget(world: World) -> None:
     on_hardware(world, "4xnvidia-h100-80gb")
     row = world.deploy()
-    assert (row.hardware, row.hourly_usd) == ("4xnvidia-h100-80gb", 21_960_000_000)
+    assert (row.hardware, row.hourly_usd) == ("4xnvidia-h100-80gb", Decimal("21.96"))
     undeploy(world, row)
     world.ledger.set_budget("hour", "10")
     with pytest.raises(BudgetExceeded):
@@ -231,14 +231,14 @@ def test_a_price_that_doubles_is_seen_charged_and_held_to_the_budget(world: Worl
     assert "costs $10.98 an hour now, $5.49 before" in report.warnings[0]
     assert report.errors == []
     assert any("draining" in action for action in report.actions)
-    assert hourly(world, row) == 10_980_000_000
+    assert hourly(world, row) == Decimal("10.98")
     garble(world, "GET", "/inference-instance-types", each(priceCentsPerHour=100))
     guard(world)
-    assert hourly(world, row) == 10_980_000_000  # the bill tells whether it fell for what runs
+    assert hourly(world, row) == Decimal("10.98")  # the bill tells whether it fell for what runs
 
 
-def hourly(world: World, row: dict[str, Any]) -> int:
-    return int(world.ledger.get(Deployment, row.id).hourly_usd)
+def hourly(world: World, row: Deployment) -> Decimal:
+    return world.ledger.get(Deployment, row.id).hourly_usd
 
 
 @pytest.mark.parametrize("price", ["549", 549.0, "549.0"])

@@ -256,8 +256,8 @@ def test_an_emergency_stops_in_one_tick_and_cancels_what_waits(world: World) -> 
     assert report.level == "stop"
     assert routed(world) == frozenset()
     assert world.ours() == []
-    (first,) = world.ledger.find(FineTuneJob, dataset_id=running)
-    (second,) = world.ledger.find(FineTuneJob, dataset_id=waiting)
+    (first,) = world.ledger.find(FineTuneJob, upload_id=running)
+    (second,) = world.ledger.find(FineTuneJob, upload_id=waiting)
     assert second.state in ("cancelling", "cancelled")
     assert any("cancelled" in action and second.suffix in action for action in report.actions)
     assert first.state == "running"  # its money was reserved when it began

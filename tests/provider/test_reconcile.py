@@ -179,7 +179,7 @@ def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(world: World) ->
 
 def test_a_second_job_of_one_suffix_is_cancelled(world: World) -> None:
     job = world.train()
-    dataset = world.ledger.get(UploadedDataset, job.dataset_id)
+    dataset = world.ledger.get(UploadedDataset, job.upload_id)
     world.emulator.fault("training_slow", seconds=20)
     double = world.client.fine_tuning.create(
         model=job.base_model, training_file=dataset.train_file_id, suffix=job.suffix, lora=True

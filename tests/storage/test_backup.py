@@ -277,12 +277,12 @@ def test_a_full_target_keeps_nothing_of_the_backup(tmp_path: Path) -> None:
     fill(data)
     made = back_up(data, target).path
     (data / "evaluations").mkdir()
-    (data / "evaluations" / "large.json").write_bytes(b"x" * 200_000)
+    (data / "evaluations" / "large.json").write_bytes(b"x" * 2_000_000)
     # A limit of the size of a file is told by the same error as a full disk, and needs no mount.
     code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nfrom storage import backup\n"
-    code += "from storage.errors import BackupError\nresource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
+    code += "from storage.errors import BackupError\nresource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000))\n"
     for call in (f"back_up({str(data)!r}, {str(target)!r})", f"restore_backup({made!r}, {str(tmp_path / 'new')!r})"):
-        limit = code if "back_up" in call else code.replace("150_000", "10_000")
+        limit = code if "back_up" in call else code.replace("900_000", "10_000")
         run = subprocess.run([sys.executable, "-c", f"{limit}backup.{call}"], cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 1 and "File too large" in run.stderr, run.stderr
     assert [str(path) for path in target.iterdir()] == [made] and verify_backup(target).problems == []

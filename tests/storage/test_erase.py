@@ -73,10 +73,16 @@ def add_models(data: Path, *datasets: str) -> None:
         for name in datasets:
             counts = {"train_sha256": "", "train_rows": 3, "validation_rows": 0}
             ledger.add(
-                UploadedDataset, id=name, state="ready", dataset=name, train_file_id=f"file-{name}", **counts, **facts
+                UploadedDataset,
+                id=name,
+                state="ready",
+                dataset=name,
+                train_file_id=f"file-{name}",
+                **counts,
+                **facts,
             )
             ledger.add(
-                Model, id=f"m-{name}", state="trained", dataset_id=name, base_model="b", model_object_id="o", **facts
+                Model, id=f"m-{name}", state="trained", upload_id=name, base_model="b", model_object_id="o", **facts
             )
 
 

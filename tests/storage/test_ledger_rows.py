@@ -111,6 +111,13 @@ def test_an_unknown_state_names_its_row(ledger: Ledger) -> None:
             connection.execute(sa.update(schema.models).where(schema.models.c.id == row.id).values(state="trained"))
 
 
+def test_a_misspelt_state_is_refused_instead_of_found_nowhere(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="'reddy' is not a valid DeploymentState"):
+        ledger.find(Deployment, state=("ready", "reddy"))
+    with pytest.raises(ValueError, match="'reddy' is not a valid ModelState"):
+        ledger.add(Model, state="reddy", base_model="b", model_object_id="ml_1")
+
+
 @pytest.mark.parametrize("kind", [UploadedDataset, FineTuneJob, Model, Deployment, Charge, Transition])
 def test_a_row_has_a_field_for_every_column_of_its_table(kind: Any) -> None:
     columns = {re.sub("_nano$", "_usd", column.name) for column in schema.metadata.tables[kind.TABLE].columns}
