@@ -93,8 +93,8 @@ def record() -> Any:
 
 def recorders(scratch: Path, count: int) -> list[Times]:
     """Ours, its floor, and what the standard library offers."""
+    from reasoning.io.spool import SegmentWriter, frame_line
     from reasoning.records import encode_record
-    from reasoning.spool import SegmentWriter, frame_line
 
     made = record()
     line = frame_line(encode_record(made))
@@ -213,10 +213,10 @@ def calls(scratch: Path, count: int) -> None:
     import httpcore2
 
     from reasoning import AsyncDecisionClient, DecisionClient
-    from reasoning.completion import request_body
     from reasoning.decision_types import DECISION_TYPES
-    from reasoning.routes import Arm, Route, Routes, choose_arm, write_routes
-    from reasoning.transport import Transport
+    from reasoning.io.transport import Transport
+    from reasoning.serving.completion import request_body
+    from reasoning.serving.routes import Arm, Route, Routes, choose_arm, write_routes
 
     with subprocess.Popen([sys.executable, str(HERE / "chat_server.py")], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

@@ -33,11 +33,11 @@ import duckdb
 
 import storage
 from reasoning.ids import uuid7
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, Feedback, Message
-from reasoning.spool import SegmentWriter
-from storage.compact import compact_decisions
-from storage.land import land_decisions
 from storage.layout import Layout
+from storage.log.compact import compact_decisions
+from storage.log.land import land_decisions
 
 # The records have fixed dates and land in any year.
 os.environ |= {"REASONING_MAX_DAYS_AHEAD": "36500", "REASONING_MAX_DAYS_BEHIND": "36500"}

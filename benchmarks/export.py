@@ -18,10 +18,10 @@ from pathlib import Path
 
 from reasoning.decision_types import get_decision_type
 from reasoning.ids import uuid7
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, Feedback
-from reasoning.spool import SegmentWriter
-from storage.land import land_decisions
 from storage.layout import Layout
+from storage.log.land import land_decisions
 
 # The records have fixed dates and land in any year.
 os.environ |= {"REASONING_MAX_DAYS_AHEAD": "36500", "REASONING_MAX_DAYS_BEHIND": "36500"}
@@ -33,7 +33,7 @@ from datetime import datetime
 steps, begun = {}, time.perf_counter()
 def progress(event):
     steps[event.what] = time.perf_counter() - begun
-from quality.dataset import export_dataset
+from quality.dataset.export import export_dataset
 from quality.settings import ExportSettings
 data, now, limit = sys.argv[1], datetime.fromisoformat(sys.argv[2]), int(sys.argv[3])
 manifest = export_dataset(data, "should_respond", ExportSettings(limit=limit), now=now, progress=progress)

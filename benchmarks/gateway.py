@@ -392,7 +392,7 @@ def child(run: Any, *arguments: Any) -> Iterator[int]:
 
 
 def write_coding_route(data: Path, upstream: str) -> None:
-    from reasoning.routes import Arm, Route, Routes, write_routes
+    from reasoning.serving.routes import Arm, Route, Routes, write_routes
 
     now = datetime.now(UTC)
     arm = Arm("custom", "custom", weight=1.0, model="coder", base_url=upstream)

@@ -23,7 +23,7 @@ from demo.episodes import Episode, Turn
 from demo.functions import read_tasks
 from demo.originals import ORIGINALS
 from learners.linear import load_model, train
-from quality.evaluation import Answer, Label, evaluate
+from quality.evaluation.evaluate import Answer, Label, evaluate
 from reasoning.decision_types import DecisionType, get_decision_type
 
 VALIDATION_SHARE = 0.15

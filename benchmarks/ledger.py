@@ -22,7 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from storage.errors import BudgetExceeded
-from storage.ledger import Ledger, open_ledger
+from storage.ledger.ledger import Ledger, open_ledger
 
 PRICE = Decimal("0.01")
 _context = multiprocessing.get_context("forkserver")

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import together._base_client
 
-from provider.client import connect
-from storage.ledger_rows import Deployment, FineTuneJob, Model
+from provider.together.client import connect
+from storage.ledger.rows import Deployment, FineTuneJob, Model
 from tests.provider.life import FAULTS, Life
 from tests.provider.world import Emulator, World, run_emulator
 

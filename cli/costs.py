@@ -12,7 +12,7 @@ import typer
 from cli.options import AsJson, Data, DryRun, Provider, check_decision_type, find_data, with_settings
 from cli.output import print_json, print_line, show
 from pipeline.parameters import GuardSettings
-from tasks.reports import plain
+from pipeline.reports import plain
 
 app = typer.Typer()
 costs_app = typer.Typer(help="What was spent, and what may be", no_args_is_help=True)
@@ -76,7 +76,7 @@ def guard(
     as_json: AsJson = False,
 ) -> None:
     """Run the guard once: charge usage, enforce budgets, stop idle deployments, renew the lease if all is well."""
-    from tasks.money import guard as guard_costs
+    from pipeline.money import guard as guard_costs
 
     report = guard_costs(find_data(data), **asdict(settings))
     show(report, as_json=as_json, title="The guard")
@@ -87,7 +87,7 @@ def guard(
 @app.command()
 def reconcile(data: Data = None, as_json: AsJson = False) -> None:
     """Compare the provider with the ledger: stop orphans, charge them, compare the bill."""
-    from tasks.money import reconcile as reconcile_provider
+    from pipeline.money import reconcile as reconcile_provider
 
     report = reconcile_provider(find_data(data))
     show(report, as_json=as_json, title="Provider compared with ledger; amounts of hours with a complete bill")
@@ -102,8 +102,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Show spending by kind and by model, against the budgets, with a forecast."""
-    from provider.status import cost_report
-    from tasks.reports import budget_rows, cost_fields, cost_rows
+    from pipeline.reports import budget_rows, cost_fields, cost_rows
+    from provider.lifecycle.status import cost_report
 
     found = cost_report(find_data(data), period=period.value)
     if as_json:
@@ -121,7 +121,7 @@ def charges(
     as_json: AsJson = False,
 ) -> None:
     """List charges and their reasons, the latest last. Negative amounts are corrections to the bill."""
-    from storage.ledger import open_ledger
+    from storage.ledger.ledger import open_ledger
 
     with open_ledger(find_data(data)) as ledger:
         rows = [asdict(row) for row in ledger.charges()[-limit:]]
@@ -137,8 +137,8 @@ def set_budget(
     data: Data = None,
 ) -> None:
     """Set a spending limit."""
-    from storage.ledger import open_ledger
-    from storage.money import format_usd
+    from storage.ledger.ledger import open_ledger
+    from storage.ledger.money import format_usd
 
     folder = find_data(data)
     limit = None if limit_usd.lower() == "none" else limit_usd.removeprefix("$")

@@ -13,7 +13,7 @@ from cli.errors import CommandError
 from cli.options import AsJson, Data, Yes, find_data, with_settings
 from cli.output import print_json, print_note, print_table, progress_bar, show
 from pipeline.parameters import CheckSettings, CompactSettings, ExpireSettings
-from tasks.reports import hide
+from pipeline.reports import hide
 
 app = typer.Typer()
 data_app = typer.Typer(help="What is in the data folder", no_args_is_help=True)
@@ -22,7 +22,7 @@ data_app = typer.Typer(help="What is in the data folder", no_args_is_help=True)
 @app.command()
 def land(data: Data = None, as_json: AsJson = False) -> None:
     """Ingest what agents have written into the decision log."""
-    from storage.land import land_decisions
+    from storage.log.land import land_decisions
 
     with progress_bar("landing") as progress:
         report = land_decisions(find_data(data), progress=progress)
@@ -32,7 +32,7 @@ def land(data: Data = None, as_json: AsJson = False) -> None:
 @app.command()
 def reland(data: Data = None, as_json: AsJson = False) -> None:
     """Retry quarantined lines, after an upgrade or a repair by hand."""
-    from storage.reland import reland_quarantine
+    from storage.log.reland import reland_quarantine
 
     with progress_bar("landing the quarantine") as progress:
         report = reland_quarantine(find_data(data), progress=progress)
@@ -48,7 +48,7 @@ def compact(
     as_json: AsJson = False,
 ) -> None:
     """Merge the small files of each day into one."""
-    from storage.compact import compact_decisions
+    from storage.log.compact import compact_decisions
 
     with progress_bar("compacting") as progress:
         report = compact_decisions(find_data(data), min_files=settings.min_files, progress=progress)
@@ -64,7 +64,7 @@ def expire(
     as_json: AsJson = False,
 ) -> None:
     """Delete decisions older than the retention, and their feedback. Without a setting nothing is deleted."""
-    from storage.expire import expire_decisions
+    from storage.log.expire import expire_decisions
 
     report = expire_decisions(find_data(data), **asdict(settings))
     if not report.configured and not as_json:
@@ -84,7 +84,7 @@ def erase(
     as_json: AsJson = False,
 ) -> None:
     """Erase a person from log, spool, quarantine and datasets, and list the models trained on their data."""
-    from storage.erase import erase_subject
+    from storage.erasure.erase import erase_subject
 
     folder = find_data(data)
     if not subject_id:
@@ -158,7 +158,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check the quality of the decision log; exits with 1 if a critical check fails."""
-    from quality.checks import check_decisions
+    from quality.checks.log import check_decisions
 
     report = check_decisions(find_data(data), days=settings.days)
     if as_json:
@@ -225,7 +225,7 @@ def _apart(columns: list[str]) -> list[str]:
 @data_app.command()
 def stats(data: Data = None, as_json: AsJson = False) -> None:
     """Count the decisions of each type, and say whether they are ready for training."""
-    from quality.statistics import summarize_log
+    from quality.dataset.statistics import summarize_log
 
     rows = [
         {
@@ -248,7 +248,7 @@ def stats(data: Data = None, as_json: AsJson = False) -> None:
 @data_app.command()
 def datasets(data: Data = None, as_json: AsJson = False) -> None:
     """List the exported datasets."""
-    from quality.dataset import read_manifest
+    from quality.dataset.export import read_manifest
     from storage.layout import Layout
 
     layout = Layout(find_data(data))

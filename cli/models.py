@@ -25,7 +25,7 @@ from pipeline.parameters import (
 from quality.settings import ExportSettings
 
 if TYPE_CHECKING:
-    from tasks.cycle import CyclePlan
+    from pipeline.cycle_plan import CyclePlan
 
 app = typer.Typer()
 models_app = typer.Typer(help="The models there are", no_args_is_help=True)
@@ -37,7 +37,7 @@ def interruptible(data: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from provider.status import running
+        from provider.lifecycle.status import running
 
         lines = [f"{each['what']}: `{each['mend']}`" for each in running(data)]
         print_note(
@@ -52,11 +52,11 @@ def export(
     decision_type: DecisionType, data: Data = None, *, settings: ExportSettings, as_json: AsJson = False
 ) -> None:
     """Export a dataset from the decision log: selected, labelled, redacted, deduplicated, split by time."""
+    from pipeline.models import export as export_dataset
+    from pipeline.reports import hide
+    from quality.evaluation.promotion import promotion_warnings
     from quality.period import first_moment, moment_after
-    from quality.promotion import promotion_warnings
     from reasoning.config import load_config
-    from tasks.models import export as export_dataset
-    from tasks.reports import hide
 
     folder = find_data(data)
     name = check_decision_type(decision_type, folder)
@@ -80,7 +80,7 @@ def fine_tune(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a model on a dataset, within the budget, and wait for it."""
-    from tasks.models import fine_tune as train
+    from pipeline.models import fine_tune as train
 
     folder, begun = find_data(data), datetime.now(UTC)
     with progress_bar("fine-tuning") as progress, interruptible(folder):
@@ -108,7 +108,7 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Deploy a model on its own endpoint, without traffic yet. From then on it costs by the minute."""
-    from tasks.models import deploy as deploy_model
+    from pipeline.models import deploy as deploy_model
 
     folder = find_data(data)
     with progress_bar("deploying") as progress, interruptible(folder):
@@ -126,8 +126,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a deployed model against the fallback and the incumbent on the holdout."""
-    from tasks.evaluation import evaluate_model
-    from tasks.reports import evaluation_rows
+    from pipeline.evaluation import evaluate_model
+    from pipeline.reports import evaluation_rows
 
     folder = find_data(data)
     with progress_bar("evaluating") as progress:
@@ -152,7 +152,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Give a deployed model traffic, if its evaluation approves it."""
-    from tasks.promotion import promote_model
+    from pipeline.promotion import promote_model
 
     if shadow:
         print_note("--shadow is deprecated: use --mode shadow")
@@ -171,7 +171,7 @@ def undeploy(
     as_json: AsJson = False,
 ) -> None:
     """Withdraw a model's traffic, drain its deployment, stop it and delete it."""
-    from tasks.models import undeploy as undeploy_model
+    from pipeline.models import undeploy as undeploy_model
 
     folder = find_data(data)
     with progress_bar("undeploying") as progress, interruptible(folder):
@@ -204,13 +204,13 @@ def cycle(
     """Run a cycle of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop. Resumes where it was."""
     from functools import partial
 
-    from tasks.errors import FlowBusy
-    from tasks.evaluation import evaluate_model
-    from tasks.exclusive import taking_turns
-    from tasks.models import deploy as deploy_model
-    from tasks.models import export as export_dataset
-    from tasks.models import fine_tune as train
-    from tasks.turn import Verbs, plan_turn, turn_flywheel
+    from pipeline.cycle import Verbs, plan_turn, turn_flywheel
+    from pipeline.errors import FlowBusy
+    from pipeline.evaluation import evaluate_model
+    from pipeline.exclusive import taking_turns
+    from pipeline.models import deploy as deploy_model
+    from pipeline.models import export as export_dataset
+    from pipeline.models import fine_tune as train
 
     folder = find_data(data)
     name = check_decision_type(decision_type, folder)
@@ -256,7 +256,7 @@ def _show_plan(plan: CyclePlan, *, as_json: bool) -> None:
 @models_app.command("list")
 def list_models(data: Data = None, as_json: AsJson = False) -> None:
     """List the models: state, what serves them, cost."""
-    from provider.status import model_status
+    from provider.lifecycle.status import model_status
 
     columns = (
         "model_id",
@@ -275,9 +275,9 @@ def list_models(data: Data = None, as_json: AsJson = False) -> None:
 @models_app.command()
 def status(model: ModelName, data: Data = None, as_json: AsJson = False) -> None:
     """Show everything about one model."""
-    from provider.status import model_status
-    from storage.ledger import open_ledger
-    from tasks.selection import find_model
+    from pipeline.selection import find_model
+    from provider.lifecycle.status import model_status
+    from storage.ledger.ledger import open_ledger
 
     folder = find_data(data)
     with open_ledger(folder) as ledger:
@@ -290,9 +290,9 @@ def status(model: ModelName, data: Data = None, as_json: AsJson = False) -> None
 @models_app.command()
 def history(model: ModelName, data: Data = None, as_json: AsJson = False) -> None:
     """List the state changes of a model, its fine-tune and its deployments, and why, the latest last."""
-    from storage.ledger import open_ledger
-    from storage.ledger_reports import model_history
-    from tasks.selection import find_model
+    from pipeline.selection import find_model
+    from storage.ledger.ledger import open_ledger
+    from storage.ledger.reports import model_history
 
     folder = find_data(data)
     with open_ledger(folder) as ledger:
@@ -303,10 +303,10 @@ def history(model: ModelName, data: Data = None, as_json: AsJson = False) -> Non
 @models_app.command("jobs")
 def list_jobs(data: Data = None, as_json: AsJson = False) -> None:
     """List fine-tunes: state, estimated and actual cost, and the resulting model."""
-    from storage.ledger import open_ledger
+    from storage.ledger.ledger import open_ledger
 
     columns = ("id", "decision_type", "base_model", "state", "estimate_usd", "price_usd", "model_id")
-    from storage.ledger_rows import FineTuneJob
+    from storage.ledger.rows import FineTuneJob
 
     with open_ledger(find_data(data)) as ledger:
         rows = [asdict(row) for row in ledger.find(FineTuneJob)]
@@ -320,6 +320,6 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel a fine-tune. Training up to then is charged."""
-    from tasks.models import cancel as cancel_job
+    from pipeline.models import cancel as cancel_job
 
     show(asdict(cancel_job(find_data(data), job)), as_json=as_json, title=f"Fine-tune {job}")

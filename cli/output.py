@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from pipeline.reports import fields, hide, plain, text
 from storage.progress import OnProgress, Progress
-from tasks.reports import fields, hide, plain, text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -49,7 +49,7 @@ def serve(
     from cli.serve import Service
     from cli.serve import serve as run
     from cli.stopping import in_terminal, say, settle_at_exit
-    from provider.client import provider_url
+    from provider.together.client import provider_url
     from reasoning.config import load_config
 
     if provider is Provider.TOGETHER:
@@ -100,11 +100,11 @@ def _require_key() -> None:
 def status(data: Data = None, as_json: AsJson = False) -> None:
     """Show the current state: what is served, what waits to be landed, models, the lease, the budgets."""
     from cli.serve import served
-    from provider.status import alerts, cost_report, model_status
+    from pipeline.reports import budget_rows
+    from provider.lifecycle.status import alerts, cost_report, model_status
     from reasoning.errors import RoutesError
-    from reasoning.routes import read_routes
+    from reasoning.serving.routes import read_routes
     from storage.layout import Layout
-    from tasks.reports import budget_rows
 
     folder = find_data(data)
     layout = Layout(folder)
@@ -145,10 +145,10 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
 @app.command()
 def config(data: Data = None, as_json: AsJson = False) -> None:
     """Show the settings in effect here, without secrets."""
-    from provider.client import provider_url
+    from pipeline.reports import hide
+    from provider.together.client import provider_url
     from reasoning.config import load_config
-    from storage.ledger_database import ledger_url, shown_url
-    from tasks.reports import hide
+    from storage.ledger.database import ledger_url, shown_url
 
     find_data(data, may_be_new=True)
     settings = load_config(data)
@@ -242,7 +242,7 @@ def demo(
 
     from cli.demo import Interrupted, run
     from cli.errors import describe
-    from provider.client import provider_url
+    from provider.together.client import provider_url
 
     if provider is Provider.TOGETHER:
         provider_url("together")

@@ -23,7 +23,7 @@ from cli.errors import ServeError
 from cli.prefect_server import own_origins
 from cli.supervisor import Stopped, Supervisor, answers, free_port
 from reasoning.config import settings_file
-from reasoning.hosts import host_tag
+from reasoning.io.hosts import host_tag
 from storage.errors import DataFolderBusy
 from storage.files import make_folder, open_private
 from storage.layout import Layout

@@ -19,7 +19,7 @@ from cli.output import print_note
 from reasoning.errors import ReasoningError
 
 if TYPE_CHECKING:
-    from provider.stop import Running, StopReport
+    from provider.lifecycle.stop import Running, StopReport
 
 ANSWER_SECONDS = 60.0
 """So long a question waits. Meanwhile nothing watches the cost, so silence means stop."""
@@ -53,7 +53,7 @@ def stop_command(data: Path, provider: str) -> str:
 
 def describe_running(each: Running) -> str:
     """One line: what it is, and what it costs."""
-    from storage.money import format_usd
+    from storage.ledger.money import format_usd
 
     if each.kind == "fine-tune":
         price = "price unknown" if each.job_usd is None else f"{format_usd(each.job_usd)} when it completes"
@@ -66,7 +66,7 @@ def describe_running(each: Running) -> str:
 
 def total_a_day(found: list[Running]) -> str:
     """What the deployments cost a day together; unknown prices are named, not counted."""
-    from storage.money import format_usd
+    from storage.ledger.money import format_usd
 
     daily = [each.daily_usd for each in found if each.kind == "deployment"]
     known = sum((price for price in daily if price is not None), Decimal(0))
@@ -94,8 +94,8 @@ def report_lines(report: StopReport, command: str) -> list[str]:
 
 def stop_running(data: Path, provider: str, *, dry_run: bool = False, installations: list[str]) -> StopReport:
     """Stop (or list) what costs money. Raises `ProviderError` where the provider cannot be asked at all."""
-    from provider.client import connect
-    from provider.stop import stop_everything
+    from provider.lifecycle.stop import stop_everything
+    from provider.together.client import connect
 
     with contextlib.closing(connect(provider=provider, timeout=20)) as client:
         return stop_everything(client, data, dry_run=dry_run, installations=installations)
@@ -137,7 +137,7 @@ def settle_at_exit(data: Path, provider: str, on_exit: OnExit | None, *, may_ask
 
 def _by_ledger(data: Path) -> list[str]:
     """What the ledger says, where the provider does not answer."""
-    from provider.status import running
+    from provider.lifecycle.status import running
 
     try:
         return [f"According to the ledger: {each['what']}: `{each['mend']}`" for each in running(data)]

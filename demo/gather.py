@@ -11,16 +11,16 @@ from pathlib import Path
 
 import storage
 from demo.result import Comparison, DecisionCount, FunnelResult, Place, SpendPoint, TrainingOutcome
-from quality.dataset import read_manifest
+from pipeline.cycle import Turn
+from pipeline.models import find_dataset
+from quality.dataset.export import read_manifest
 from quality.errors import EvaluationError
-from quality.evaluation import is_right
-from quality.experiments import evaluate_log
+from quality.evaluation.evaluate import is_right
+from quality.evaluation.experiments import evaluate_log
 from reasoning.decision_types import get_decision_type
-from storage.ledger import open_ledger
-from storage.ledger_lives import read_evaluation
-from storage.ledger_rows import FineTuneJob
-from tasks.models import find_dataset
-from tasks.turn import Turn
+from storage.ledger.ledger import open_ledger
+from storage.ledger.lives import read_evaluation
+from storage.ledger.rows import FineTuneJob
 
 
 def count_decisions(data: Path, turned_at: datetime) -> list[DecisionCount]:

@@ -43,12 +43,12 @@ from demo.functions import read_tasks
 from demo.replay import Replay, ReplayClock, Served
 from demo.report import print_report, write_report
 from demo.result import DemoResult, GuardAction, Reconciliation, StepResult
+from pipeline.cycle import read_turn
+from pipeline.reports import plain
 from reasoning.client import DecisionClient
 from reasoning.config import load_config
-from storage.ledger import open_ledger
+from storage.ledger.ledger import open_ledger
 from tasks.entrypoints import load_flow
-from tasks.reports import plain
-from tasks.turn import read_turn
 
 TYPES = ("should_respond", "planning")
 COLLECT_FROM = datetime(2018, 4, 10, tzinfo=UTC)
@@ -266,11 +266,11 @@ def _land_and_check(demo: Demo) -> None:
 
 
 def _set_budget(demo: Demo, budget_usd: Decimal | None, confirm: Callable[[str], bool]) -> None:
-    from provider.client import connect
-    from provider.prices import MINIMUM_FINE_TUNE_USD
-    from provider.tiers import resolve_tier
+    from provider.together.client import connect
+    from provider.together.prices import MINIMUM_FINE_TUNE_USD
+    from provider.together.tiers import resolve_tier
     from reasoning.decision_types import get_decision_type
-    from storage.money import format_usd
+    from storage.ledger.money import format_usd
 
     demo.move_provider(frozen=False)  # training and starting take their time
     with connect() as client:
@@ -400,7 +400,7 @@ def _round(demo: Demo) -> None:
 
 def _shut_down(demo: Demo) -> None:
     """Stop what the guard has not stopped yet, then compare the provider's bill with our charges."""
-    from storage.money import format_usd
+    from storage.ledger.money import format_usd
 
     with demo.step("shut down") as say:
         demo.clock.move_to(demo.clock.now + TICK)

@@ -153,7 +153,7 @@ def _described(schema: dict[str, Any]) -> str:
 
 
 def records_page() -> Iterator[str]:
-    from storage.schema import PARTITIONS, SCHEMAS
+    from storage.log.schema import PARTITIONS, SCHEMAS
 
     yield "# Record columns\n"
     yield "What each column means is in [architecture.md](../concepts/architecture.md#records-reasoningrecordspy).\n"
@@ -181,7 +181,7 @@ def used_variables() -> set[str]:
 
 
 def metrics_page() -> Iterator[str]:
-    from gateway import metrics
+    from gateway.ops import metrics
 
     registry = next(value().registry for value in vars(metrics).values() if _has_registry(value))
     yield "# Metrics\n"
@@ -195,7 +195,9 @@ def metrics_page() -> Iterator[str]:
 
 
 def _has_registry(value: Any) -> bool:
-    return inspect.isclass(value) and value.__module__ == "gateway.metrics" and "registry" in inspect.getsource(value)
+    return (
+        inspect.isclass(value) and value.__module__ == "gateway.ops.metrics" and "registry" in inspect.getsource(value)
+    )
 
 
 def errors_page() -> Iterator[str]:

@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from emulator.context import Settings
 from emulator.errors import ApiError, StartError
-from emulator.serving import TRAINERS
+from emulator.world.context import Settings
+from emulator.world.serving import TRAINERS
 
 
 def _parser(defaults: Settings) -> argparse.ArgumentParser:
@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         forms=tuple((name, value) for name, _, value in (entry.partition("=") for entry in options.form)),
         allowed_hosts=(*defaults.allowed_hosts, *options.allow_host),
     )
-    from emulator.clock import parse_time
     from emulator.server import run
+    from emulator.world.clock import parse_time
 
     try:
         now = parse_time(options.clock) if options.clock else None

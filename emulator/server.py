@@ -26,17 +26,28 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from emulator import account, adapters, admin, completions, deployments, endpoints, files, fine_tunes, models, offers
-from emulator.catalog import load_catalog
-from emulator.clock import Clock
-from emulator.context import Emulator, Settings
+from emulator.api import (
+    account,
+    adapters,
+    admin,
+    completions,
+    deployments,
+    endpoints,
+    files,
+    fine_tunes,
+    models,
+    offers,
+)
+from emulator.billing.catalog import load_catalog
 from emulator.errors import ApiError, StartError
-from emulator.faults import FaultMiddleware, Faults
-from emulator.forms import set_forms
 from emulator.origins import SameOriginMiddleware
-from emulator.scheduler import Scheduler
-from emulator.serving import TRAINERS, ModelCache
-from emulator.state import State
+from emulator.world.clock import Clock
+from emulator.world.context import Emulator, Settings
+from emulator.world.faults import FaultMiddleware, Faults
+from emulator.world.forms import set_forms
+from emulator.world.scheduler import Scheduler
+from emulator.world.serving import TRAINERS, ModelCache
+from emulator.world.state import State
 
 _PROJECT = "/v2/projects/{project}"
 _ENDPOINT = _PROJECT + "/endpoints/{endpoint}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import flow
 
+from pipeline.errors import FlowError
+from pipeline.exclusive import taking_turns
 from pipeline.parameters import CheckSettings
-from quality.report import QualityReport
-from tasks.errors import FlowError
-from tasks.exclusive import taking_turns
+from quality.checks.report import QualityReport
 from tasks.model_tasks import check
 from tasks.parameters import with_settings
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
+from pipeline.exclusive import taking_turns
 from pipeline.parameters import CompactSettings
-from storage.compact import CompactReport
-from tasks.exclusive import taking_turns
+from storage.log.compact import CompactReport
 from tasks.log_tasks import compact
 from tasks.parameters import with_settings
 from tasks.runs import DataFolder, IfBusy, data_folder, skipped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from storage.erase import EraseReport
+from storage.erasure.erase import EraseReport
 from tasks.log_tasks import erase
 from tasks.runs import DataFolder, Moment, data_folder, utc
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from prefect import flow
 
 from pipeline.parameters import EvaluateSettings
-from quality.evaluation import Evaluation
+from quality.evaluation.evaluate import Evaluation
 from tasks.model_tasks import evaluate
 from tasks.parameters import with_settings
 from tasks.runs import DataFolder, Moment, data_folder, utc

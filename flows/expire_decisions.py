@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
+from pipeline.exclusive import taking_turns
 from pipeline.parameters import ExpireSettings
-from storage.expire import ExpireReport
-from tasks.exclusive import taking_turns
+from storage.log.expire import ExpireReport
 from tasks.log_tasks import expire
 from tasks.parameters import with_settings
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import flow
 
+from pipeline.errors import FlowError
+from pipeline.exclusive import taking_turns
 from pipeline.parameters import GuardSettings
-from provider.guard import GuardReport
-from tasks.errors import FlowError
-from tasks.exclusive import taking_turns
+from provider.lifecycle.guard import GuardReport
 from tasks.money_tasks import guard
 from tasks.parameters import with_settings
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc

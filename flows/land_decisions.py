@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect import flow
 
-from storage.land import LandReport
-from tasks.exclusive import taking_turns
+from pipeline.exclusive import taking_turns
+from storage.log.land import LandReport
 from tasks.log_tasks import land
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
 

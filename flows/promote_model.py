@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from pipeline.parameters import PromoteSettings
-from reasoning.routes import Route
+from reasoning.serving.routes import Route
 from tasks.model_tasks import promote
 from tasks.parameters import with_settings
 from tasks.runs import DataFolder, Moment, data_folder, utc

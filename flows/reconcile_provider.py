@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
-from provider.reconcile import ReconcileReport
-from tasks.errors import FlowError
-from tasks.exclusive import taking_turns
+from pipeline.errors import FlowError
+from pipeline.exclusive import taking_turns
+from provider.lifecycle.reconcile import ReconcileReport
 from tasks.money_tasks import reconcile
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from prefect import flow
 from prefect.logging import get_run_logger
 
+from pipeline.cycle import Turn, Verbs
+from pipeline.cycle import turn_flywheel as run_cycle
+from pipeline.errors import FlowError
+from pipeline.exclusive import taking_turns
 from pipeline.parameters import CycleSettings
 from reasoning.config import load_config
 from reasoning.errors import ReasoningError
 from tasks import model_tasks
-from tasks.errors import FlowError
-from tasks.exclusive import taking_turns
 from tasks.parameters import with_settings
 from tasks.runs import DataFolder, DecisionTypeName, IfBusy, Moment, data_folder, skipped, utc
-from tasks.turn import Turn, Verbs
-from tasks.turn import turn_flywheel as run_cycle
 
 VERBS = Verbs(
     export=model_tasks.export,

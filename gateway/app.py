@@ -10,36 +10,37 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gateway import decisions, pages
-from gateway.budget import Budget
-from gateway.classify import load_classifier
 from gateway.client import GatewayClient
-from gateway.coding import CodingModel
-from gateway.companies import choose_protocol, guess_protocol
-from gateway.episodes import Episodes
+from gateway.coding.classify import load_classifier
+from gateway.coding.model import CodingModel
+from gateway.coding.sessions import Sessions
+from gateway.decisions import api as decisions
+from gateway.decisions.episodes import Episodes
+from gateway.decisions.owners import open_owners
+from gateway.decisions.prompts import read_kinds
 from gateway.errors import RequestRefused, UpstreamError
-from gateway.exchange import MAX_BODY_BYTES, ClientGone, Exchange, Receive, Send
-from gateway.forward import error_of, forward
-from gateway.logs import AccessLog, log
-from gateway.metrics import Metrics
+from gateway.http.budget import Budget
+from gateway.http.companies import choose_protocol, guess_protocol
+from gateway.http.exchange import MAX_BODY_BYTES, ClientGone, Exchange, Receive, Send
+from gateway.http.forward import error_of, forward
+from gateway.http.paths import is_allowed
+from gateway.http.security import NOBODY, PROBES, Guard
+from gateway.http.upstream import Pool, open_session
 from gateway.operations import answer
-from gateway.owners import open_owners
-from gateway.paths import is_allowed
-from gateway.prompts import read_kinds
+from gateway.ops import pages
+from gateway.ops.logs import AccessLog, log
+from gateway.ops.metrics import Metrics
+from gateway.ops.record import Recorder
+from gateway.ops.tracing import Tracer, open_tracer
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.port import Protocol
 from gateway.protocols.table import make_table
-from gateway.record import Recorder
-from gateway.security import NOBODY, PROBES, Guard
-from gateway.sessions import Sessions
 from gateway.settings import Key, Settings, load_settings
 from gateway.state import State
 from gateway.store import Store
-from gateway.tracing import Tracer, open_tracer
-from gateway.upstream import Pool, open_session
 from reasoning.config import Config, load_config
 from reasoning.errors import ReasoningError
-from reasoning.shadow import ShadowTasks
+from reasoning.serving.shadow import ShadowTasks
 
 OWN_PAGES = {
     b"/healthz": pages.healthz,

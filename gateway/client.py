@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway.owners import Owners
-from gateway.record import Recorder
+from gateway.decisions.owners import Owners
+from gateway.ops.record import Recorder
 from reasoning.client import Answer, AsyncDecisionClient
 from reasoning.config import Config
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, Feedback
-from reasoning.spool import SegmentWriter
 
 
 class _QueuedWriter(SegmentWriter):

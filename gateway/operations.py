@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gateway.anthropic import answer_coding
-from gateway.bodies import read_request
-from gateway.coding import DECISION_TYPE
-from gateway.decision_prompts import answer_decision_prompt, find_decision_prompt
-from gateway.exchange import Exchange
-from gateway.forward import forward
+from gateway.coding.anthropic import answer_coding
+from gateway.coding.model import DECISION_TYPE
+from gateway.decisions.answering import answer_decision_prompt, find_decision_prompt
+from gateway.http.bodies import read_request
+from gateway.http.exchange import Exchange
+from gateway.http.forward import forward
 from gateway.protocols.port import Operation
 from gateway.state import State
 

@@ -17,9 +17,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.app import UPGRADE, Gateway
-from gateway.logs import configure_logs, log
+from gateway.http.security import MAX_HEADER_BYTES
+from gateway.ops.logs import configure_logs, log
 from gateway.protocols import PROTOCOLS
-from gateway.security import MAX_HEADER_BYTES
 from gateway.settings import Settings
 
 GRACE_S = 600

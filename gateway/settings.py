@@ -18,9 +18,9 @@
 `body_budget_mb`              memory of the bodies under way, decompressed and parsed; a request of more than 64 KB that
                               does not fit is told to come back, 503 (512)
 `[gateway.coding]`            `enabled` (true), `images` (false: the coding model takes none), `threshold` (1.0) and
-                              `classifier` (a JSON file of weights; see `gateway.classify`), `idle_timeout_s` (60) and
-                              `tools`: how the model gets them, `native`, `text` (`gateway.turns`), or `auto`: as text
-                              where its name says that it was trained by this project (auto)
+                              `classifier` (a JSON file of weights; see `gateway.coding.classify`), `idle_timeout_s`
+                              (60) and `tools`: how the model gets them, `native`, `text` (`gateway.coding.turns`), or
+                              `auto`: as text where its name says that it was trained by this project (auto)
 `[gateway.prices."<model>"]`  what an upstream's models cost, `*` standing for anything in the name:
                               `input_usd_per_mtok`, `output_usd_per_mtok`, `cache_read_usd_per_mtok` (a tenth of the
                               input's) and `cache_write_usd_per_mtok` (1.25 of it). Without it costs are unknown
@@ -59,9 +59,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import GatewayConfigError
-from gateway.known_tokens import TokenMark, mark_token
-from gateway.paths import EVERYTHING, check_pattern
-from gateway.prices import Price
+from gateway.http.known_tokens import TokenMark, mark_token
+from gateway.http.paths import EVERYTHING, check_pattern
+from gateway.ops.prices import Price
 from gateway.protocols.table import DEFAULT_TABLE, ProtocolTable
 from reasoning.config import settings_file
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, switch, table, text

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from gateway.classify import Classifier
 from gateway.client import GatewayClient
-from gateway.coding import CodingModel
-from gateway.episodes import Episodes
-from gateway.metrics import Metrics
-from gateway.owners import Owners
-from gateway.prompts import PromptKind
-from gateway.record import Recorder
-from gateway.sessions import Sessions
+from gateway.coding.classify import Classifier
+from gateway.coding.model import CodingModel
+from gateway.coding.sessions import Sessions
+from gateway.decisions.episodes import Episodes
+from gateway.decisions.owners import Owners
+from gateway.decisions.prompts import PromptKind
+from gateway.http.upstream import Pool
+from gateway.ops.metrics import Metrics
+from gateway.ops.record import Recorder
 from gateway.settings import Settings
-from gateway.upstream import Pool
 from reasoning.config import Config
-from reasoning.shadow import ShadowTasks
+from reasoning.serving.shadow import ShadowTasks
 
 
 @dataclass(slots=True)

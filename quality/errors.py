@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from reasoning.errors import ReasoningError
 
 if TYPE_CHECKING:
-    from quality.report import Failure
-    from quality.verdict import DataVerdict
+    from quality.checks.report import Failure
+    from quality.dataset.readiness import DataVerdict
 
 
 class QualityError(ReasoningError):

@@ -18,12 +18,12 @@ from reasoning.core import Answer, Attempt, ClientCore, Question
 from reasoning.decision_types import Context
 from reasoning.errors import CallFailed
 from reasoning.records import FeedbackKind
-from reasoning.routes import Arm
-from reasoning.shadow import ShadowTasks
+from reasoning.serving.routes import Arm
+from reasoning.serving.shadow import ShadowTasks
 
 if TYPE_CHECKING:
-    from reasoning.streams import AsyncCodingStream
-    from reasoning.transport_port import AsyncPort
+    from reasoning.io.transport_port import AsyncPort
+    from reasoning.serving.streams import AsyncCodingStream
 
 AsyncOriginal = Callable[[Any], Awaitable[Any] | Any]
 
@@ -97,7 +97,7 @@ class AsyncDecisionClient:
         """As `DecisionClient.decide_coding`; with `stream`, an asynchronous iterator."""
         if not stream:
             return await self.decide("coding", context, original, **ids)
-        from reasoning.streams import AsyncCodingStream
+        from reasoning.serving.streams import AsyncCodingStream
 
         return AsyncCodingStream(self._core, self._http, self._core.ask("coding", context, **ids), original)
 
@@ -149,7 +149,7 @@ class AsyncDecisionClient:
 
     def _http(self) -> AsyncPort:
         if self._transport is None:
-            from reasoning.transport import AsyncTransport
+            from reasoning.io.transport import AsyncTransport
 
             self._transport = AsyncTransport()
         return self._transport

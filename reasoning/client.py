@@ -30,13 +30,13 @@ from reasoning.core import Answer, Attempt, ClientCore, Question
 from reasoning.decision_types import Context
 from reasoning.errors import CallFailed
 from reasoning.records import FeedbackKind
-from reasoning.routes import Arm
-from reasoning.shadow import ShadowThreads
+from reasoning.serving.routes import Arm
+from reasoning.serving.shadow import ShadowThreads
 
 if TYPE_CHECKING:
     from reasoning.async_client import AsyncDecisionClient
-    from reasoning.streams import CodingStream
-    from reasoning.transport_port import SyncPort
+    from reasoning.io.transport_port import SyncPort
+    from reasoning.serving.streams import CodingStream
 
 __all__ = ["Answer", "AsyncDecisionClient", "DecisionClient"]
 
@@ -127,7 +127,7 @@ class DecisionClient:
         """
         if not stream:
             return self.decide("coding", context, original, **ids)
-        from reasoning.streams import CodingStream
+        from reasoning.serving.streams import CodingStream
 
         return CodingStream(self._core, self._http, self._core.ask("coding", context, **ids), original)
 
@@ -183,7 +183,7 @@ class DecisionClient:
 
     def _http(self) -> SyncPort:
         if self._transport is None:
-            from reasoning.transport import Transport
+            from reasoning.io.transport import Transport
 
             self._transport = Transport()
         return self._transport

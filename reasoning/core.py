@@ -21,17 +21,17 @@ from uuid import UUID
 
 import orjson
 
-from reasoning.completion import Completion, check_whole, measure_confidence, read_completion, request_body
 from reasoning.config import Config, load_config
 from reasoning.decision_types import Context, DecisionType, check_demonstration, get_decision_type
+from reasoning.error_text import describe_error
 from reasoning.errors import CallFailed, RecordError, UnparseableAnswer, Unredactable
 from reasoning.ids import uuid7
-from reasoning.model_calls import ModelCalls
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, FallbackReason, Feedback, FeedbackKind, Message, Source, encode_record
-from reasoning.redact import describe_error
 from reasoning.redaction.placeholders import RedactedPrompt
-from reasoning.routes import Arm, Route
-from reasoning.spool import SegmentWriter
+from reasoning.serving.completion import Completion, check_whole, measure_confidence, read_completion, request_body
+from reasoning.serving.model_calls import ModelCalls
+from reasoning.serving.routes import Arm, Route
 
 _log = logging.getLogger("reasoning")
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, cast, overload
 from reasoning.client import DecisionClient
 from reasoning.core import Answer
 from reasoning.decision_types import Context, get_decision_type
+from reasoning.error_text import describe_error
 from reasoning.errors import ConfigError
-from reasoning.redact import describe_error
 
 if TYPE_CHECKING:
     from reasoning.async_client import AsyncDecisionClient

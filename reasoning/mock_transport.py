@@ -23,9 +23,9 @@ from typing import Any
 import orjson
 
 from reasoning.errors import CallFailed
-from reasoning.model_calls import failed_io
-from reasoning.routes import MAX_LEASE, Arm, Route, Routes, write_routes
-from reasoning.transport_port import Headers
+from reasoning.io.transport_port import Headers
+from reasoning.serving.model_calls import failed_io
+from reasoning.serving.routes import MAX_LEASE, Arm, Route, Routes, write_routes
 
 MOCK_URL = "http://127.0.0.1:9"
 """Where the routes of `write_mock_routes` lead. Nothing is ever sent there."""

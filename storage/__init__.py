@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from storage.views import connect as connect
-    from storage.views import read as read
-    from storage.views import refresh as refresh
-    from storage.views import sql as sql
+    from storage.log.views import connect as connect
+    from storage.log.views import read as read
+    from storage.log.views import refresh as refresh
+    from storage.log.views import sql as sql
 
 _VIEWS = ("connect", "read", "refresh", "sql")
 __all__ = ["connect", "read", "refresh", "sql"]
@@ -17,7 +17,7 @@ __all__ = ["connect", "read", "refresh", "sql"]
 def __getattr__(name: str) -> Any:
     # Late: duckdb takes a quarter of a second to import, and the ledger does not need it.
     if name in _VIEWS:
-        from storage import views
+        from storage.log import views
 
         return getattr(views, name)
     raise AttributeError(f"module 'storage' has no attribute {name!r}")

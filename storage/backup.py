@@ -26,12 +26,12 @@ import sqlalchemy as sa
 from reasoning.config import settings_file
 from storage.errors import BackupError
 from storage.files import make_folder, open_private, remove_tree, scratch_folder, sync, write_atomic
-from storage.land import list_segments
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock
+from storage.log.land import list_segments
+from storage.log.schema import PARTITIONS
+from storage.log.table import list_files
 from storage.progress import OnProgress, Progress
-from storage.schema import PARTITIONS
-from storage.table import list_files
 
 MANIFEST = "manifest.json"
 _VERSION = 1

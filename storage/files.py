@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from reasoning.hosts import host_tag, same_machine
+from reasoning.io.hosts import host_tag, same_machine
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

@@ -24,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from reasoning import hosts
+from reasoning.io import hosts
 from storage.errors import DataFolderBusy, DataFolderError, LockLost
 from storage.files import open_private, write_once
 from storage.layout import Layout
@@ -293,7 +293,7 @@ def _advisory_lock(wait: _Wait) -> Iterator[None]:
     if not wait.layout.ledger_url.startswith(("postgresql:", "postgresql+", "postgres:")):
         yield
         return
-    from storage.ledger_database import LedgerDatabase, open_database
+    from storage.ledger.database import LedgerDatabase, open_database
 
     with LedgerDatabase(*open_database(wait.layout.data, datetime.now(UTC))) as database:
         name = f"data folder {_folder_id(wait.layout)}"

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import orjson
 
-from reasoning import hosts
+from reasoning.io import hosts
 from storage.errors import DataFolderBusy, DataFolderError
 from storage.files import write_atomic
 from storage.layout import Layout, read_settings

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import FlowError, UnknownFlow
+from pipeline.errors import FlowError, UnknownFlow
 
 if TYPE_CHECKING:
     from prefect import Flow

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from prefect import task
 
-from storage.compact import CompactReport, compact_decisions
-from storage.erase import EraseReport, erase_subject
-from storage.expire import ExpireReport, expire_decisions
-from storage.land import LandReport, land_decisions
-from storage.reland import RelandReport, reland_quarantine
-from tasks.reports import hide
+from pipeline.reports import hide
+from storage.erasure.erase import EraseReport, erase_subject
+from storage.log.compact import CompactReport, compact_decisions
+from storage.log.expire import ExpireReport, expire_decisions
+from storage.log.land import LandReport, land_decisions
+from storage.log.reland import RelandReport, reland_quarantine
 from tasks.runs import REPEATABLE, publish, run_progress
 
 

@@ -10,20 +10,20 @@ from typing import Any
 from prefect import task
 from prefect.logging import get_run_logger
 
+from pipeline import evaluation, models, promotion
+from pipeline.cycle import Turn
 from pipeline.parameters import PromoteSettings
-from quality.checks import check_decisions
-from quality.dataset import Manifest
-from quality.evaluation import Evaluation
-from quality.promotion import promotion_warnings
-from quality.report import QualityReport
+from pipeline.reports import evaluation_rows, hide
+from quality.checks.log import check_decisions
+from quality.checks.report import QualityReport
+from quality.dataset.export import Manifest
+from quality.evaluation.evaluate import Evaluation
+from quality.evaluation.promotion import promotion_warnings
 from quality.settings import ExportSettings
 from reasoning.config import load_config
-from reasoning.routes import Route
-from storage.ledger_rows import Deployment, FineTuneJob
-from tasks import evaluation, models, promotion
-from tasks.reports import evaluation_rows, hide
+from reasoning.serving.routes import Route
+from storage.ledger.rows import Deployment, FineTuneJob
 from tasks.runs import ONCE, REPEATABLE, publish, run_progress
-from tasks.turn import Turn
 
 
 @task(**REPEATABLE)

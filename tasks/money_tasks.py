@@ -8,12 +8,12 @@ from pathlib import Path
 
 from prefect import task
 
-from provider.guard import GuardReport
-from provider.reconcile import ReconcileReport
-from provider.status import cost_report, model_status
+from pipeline import money
+from pipeline.reports import budget_rows, cost_fields, cost_rows, hide, model_rows
+from provider.lifecycle.guard import GuardReport
+from provider.lifecycle.reconcile import ReconcileReport
+from provider.lifecycle.status import cost_report, model_status
 from storage.errors import LedgerError
-from tasks import money
-from tasks.reports import budget_rows, cost_fields, cost_rows, hide, model_rows
 from tasks.runs import ONCE, REPEATABLE, publish
 
 

@@ -12,13 +12,13 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 from pydantic import Field
 
+from pipeline.reports import hide, markdown, text
 from provider.errors import ProviderUnavailable
-from provider.retries import retry_after
+from provider.together.retries import retry_after
 from reasoning.config import load_config
 from storage.errors import DataFolderBusy
 from storage.files import private_umask
 from tasks.progress import RunProgress
-from tasks.reports import hide, markdown, text
 
 # Parameters that several flows have. Prefect's forms take their descriptions from the flows' docstrings.
 DataFolder = Path | None

@@ -16,7 +16,7 @@ from typer.main import get_command
 from cli.main import app
 from gateway.settings import load_settings
 from reasoning.config import load_config
-from storage.land import land_decisions
+from storage.log.land import land_decisions
 from tests.storage.logs import make_days, write_segment
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -240,13 +240,13 @@ def test_no_pattern_grows_faster_than_its_text(name: str) -> None:
 
 # Calls whose pattern is put together when they are made. Each quotes what it is given, or is its module's own text.
 PUT_TOGETHER = {
-    "reasoning/redact.py": "its module's text, tested with it",
-    "reasoning/action_lists.py": "the name of a field",
-    "gateway/prompts.py": "a person's own settings, and quoted names",
-    "gateway/pages.py": "names of our own tags",
-    "gateway/classify.py": "its module's own texts",
-    "provider/reconcile.py": "a quoted prefix",
-    "storage/erase_datasets.py": "a quoted id",
+    "reasoning/error_text.py": "its module's text, tested with it",
+    "reasoning/formats/action_lists.py": "the name of a field",
+    "gateway/decisions/prompts.py": "a person's own settings, and quoted names",
+    "gateway/ops/pages.py": "names of our own tags",
+    "gateway/coding/classify.py": "its module's own texts",
+    "provider/lifecycle/reconcile.py": "a quoted prefix",
+    "storage/erasure/datasets.py": "a quoted id",
     "learners/transcript.py": "quoted names, and its module's own texts",
     "demo/originals.py": "a quoted name",
     "reasoning/redaction/credentials.py": "its module's own texts",

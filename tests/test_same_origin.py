@@ -15,7 +15,7 @@ import pytest
 from cli.prefect_server import SameOriginOnly
 from emulator.origins import LOOPBACK, SameOriginMiddleware
 from gateway.errors import RequestRefused
-from gateway.security import Guard
+from gateway.http.security import Guard
 from gateway.settings import Settings, load_settings
 
 HOSTS = [

@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 
 from gateway.errors import ModelAnswerError
-from gateway.prices import Price
-from reasoning.bounded import TooLarge, load_bounded
+from gateway.ops.prices import Price
 from reasoning.errors import OversizedEvent
-from reasoning.sse import Event, EventDecoder
-from reasoning.turns import format_call
+from reasoning.formats.turns import format_call
+from reasoning.io.bounded import TooLarge, load_bounded
+from reasoning.io.sse import Event, EventDecoder
 
 JSON, EVENTS = b"application/json", b"text/event-stream; charset=utf-8"
 
@@ -36,7 +36,7 @@ class UpstreamAnswer:
 
     @property
     def completion(self) -> str:
-        """Text and tool calls as one text, as `reasoning.turns` writes a turn."""
+        """Text and tool calls as one text, as `reasoning.formats.turns` writes a turn."""
         calls = [format_call(call["name"], call["arguments"]) for call in self.tool_calls]
         return "\n".join([self.text, *calls] if self.text else calls)
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import orjson
 
+from gateway.coding.translate import mint_message_id
 from gateway.errors import ModelAnswerError
+from gateway.http.sse import encode_event
 from gateway.protocols.answers import EVENTS, JSON, OwnAnswer, UpstreamAnswer, read_json_or_events
 from gateway.protocols.port import MB, OpenApiPath, Operation, Protocol, roots
 from gateway.protocols.questions import Question, read_question
-from gateway.sse import encode_event
-from gateway.translate import mint_message_id
-from reasoning.bounded import load_bounded
 from reasoning.errors import OversizedEvent
-from reasoning.sse import Event, EventDecoder
+from reasoning.io.bounded import load_bounded
+from reasoning.io.sse import Event, EventDecoder
 
 
 def _question(request: Mapping[str, Any]) -> Question | None:

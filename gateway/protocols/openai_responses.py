@@ -12,13 +12,13 @@ from typing import Any
 import orjson
 
 from gateway.errors import ModelAnswerError
+from gateway.http.sse import encode_event
 from gateway.protocols.answers import EVENTS, JSON, OwnAnswer, UpstreamAnswer, read_json_or_events
 from gateway.protocols.openai_usage import read_usage
 from gateway.protocols.port import Operation
 from gateway.protocols.questions import Question, read_question
-from gateway.sse import encode_event
-from reasoning.bounded import load_bounded
-from reasoning.sse import Event
+from reasoning.io.bounded import load_bounded
+from reasoning.io.sse import Event
 
 
 def _question(request: Mapping[str, Any]) -> Question | None:

@@ -1,7 +1,7 @@
 """Answer forms: each is one object that renders, parses, normalizes, formats and compares answers (`AnswerForm`).
 
 A module of this package that has a `FORM` is a form, of the module's name: a new one is a module here and a module of
-its metrics in `quality.form_metrics`. `answer` of a decision type names its form.
+its metrics in `quality.evaluation.form_metrics`. `answer` of a decision type names its form.
 """
 
 from __future__ import annotations

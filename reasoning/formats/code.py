@@ -9,8 +9,8 @@
               <context>                                                 indented by two spaces
             Task: <prompt>                                              further lines indented by two spaces
 
-Coding tools write their own prompts (what the gateway logs of them is in `gateway.turns`). An answer to one of these
-that is not one block of code is a turn (`reasoning.formats.turn`).
+Coding tools write their own prompts (what the gateway logs of them is in `gateway.coding.turns`). An answer to one of
+these that is not one block of code is a turn (`reasoning.formats.turn`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from reasoning.errors import InvalidContext, UnparseableAnswer
 from reasoning.formats import turn
 from reasoning.formats.conversation import read_text
 from reasoning.formats.fields import shorten, text_field
+from reasoning.formats.markup import check_length, whole_json_object
 from reasoning.formats.port import TEXT_SCHEMA, AnswerForm, Context, Decision, Parameters, Schema
-from reasoning.markup import check_length, whole_json_object
+from reasoning.formats.thoughts import drop_leading_thoughts, drop_thoughts_around
+from reasoning.formats.transcript import clean_text, indent_lines
 from reasoning.records import Message
-from reasoning.thoughts import drop_leading_thoughts, drop_thoughts_around
-from reasoning.transcript import clean_text, indent_lines
 
 _FENCE_RUN = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from reasoning.errors import InvalidContext
 from reasoning.formats.port import TEXT_SCHEMA, Context, Parameters, Schema
+from reasoning.formats.transcript import clean_name, clean_text, render_transcript
 from reasoning.records import Message
-from reasoning.transcript import clean_name, clean_text, render_transcript
 
 MESSAGES_SCHEMA: Schema = {
     "type": "array",

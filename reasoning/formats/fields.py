@@ -5,7 +5,7 @@ write them. What a completion holds beside its answer may be a draft, or a quota
 answer. So:
 
 * nothing before the last end of a thought counts, and a thought that does not end leaves no answer
-  (`reasoning.thoughts`);
+  (`reasoning.formats.thoughts`);
 * the last complete answer wins, an element or an object;
 * an element, object or list of objects that is begun and not ended, or malformed, is an error wherever it stands, and
   so is an answer in the middle of a sentence;
@@ -18,9 +18,9 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from reasoning.action_lists import read_xml_names
 from reasoning.errors import UnparseableAnswer
-from reasoning.markup import (
+from reasoning.formats.action_lists import read_xml_names
+from reasoning.formats.markup import (
     check_length,
     child_elements,
     escape_cdata,
@@ -30,8 +30,8 @@ from reasoning.markup import (
     json_objects,
     whole_json_object,
 )
-from reasoning.thoughts import drop_thoughts
-from reasoning.transcript import clean_text
+from reasoning.formats.thoughts import drop_thoughts
+from reasoning.formats.transcript import clean_text
 
 _RESPONSE_BEGIN = re.compile(r"<response\b", re.IGNORECASE)
 

@@ -15,8 +15,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from reasoning.action_lists import read_names
 from reasoning.errors import InvalidContext, UnparseableAnswer
+from reasoning.formats.action_lists import read_names
 from reasoning.formats.conversation import conversation_schema, render_conversation
 from reasoning.formats.fields import element, read_fields, text_field
 from reasoning.formats.port import (
@@ -28,8 +28,8 @@ from reasoning.formats.port import (
     Schema,
     canonical_json,
 )
+from reasoning.formats.transcript import clean_text
 from reasoning.records import Message
-from reasoning.transcript import clean_text
 
 _BEGIN = re.compile(r"(?P<xml><actions\s{0,8}>)|(?P<json>\"actions\"\s{0,8}:\s{0,8})", re.IGNORECASE)
 _XML_END = re.compile(r"</actions", re.IGNORECASE)

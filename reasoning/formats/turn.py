@@ -1,4 +1,4 @@
-"""Text, calls of the tools on offer, or both: one turn of an agent or a coding tool (`reasoning.turns`).
+"""Text, calls of the tools on offer, or both: one turn of an agent or a coding tool (`reasoning.formats.turns`).
 
 A declared type of this form offers the tools of its context::
 
@@ -20,11 +20,11 @@ import orjson
 from reasoning.errors import InvalidContext, UnparseableAnswer
 from reasoning.formats.conversation import conversation_schema, render_conversation
 from reasoning.formats.port import TEXT_SCHEMA, AnswerForm, Context, Decision, Parameters, Schema, canonical_json
+from reasoning.formats.transcript import clean_text
+from reasoning.formats.turns import format_turn as format_turn
+from reasoning.formats.turns import normalize_turn as normalize_turn
+from reasoning.formats.turns import parse_turn as parse_turn
 from reasoning.records import Message
-from reasoning.transcript import clean_text
-from reasoning.turns import format_turn as format_turn
-from reasoning.turns import normalize_turn as normalize_turn
-from reasoning.turns import parse_turn as parse_turn
 
 _OBJECT: Schema = {"type": "object"}
 _HOW = """Answer with text, with calls of tools, or with both. Write each call so, on lines of its own:

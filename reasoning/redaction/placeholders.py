@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from reasoning.errors import UnparseableAnswer
-from reasoning.markup import closed_fences
+from reasoning.formats.markup import closed_fences
 from reasoning.records import Message
 
 KINDS = ("secret", "email", "iban", "card", "ssn", "ip", "phone")

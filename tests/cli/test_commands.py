@@ -19,11 +19,11 @@ import pytest
 from cli.errors import STOP_HINT
 from cli.main import main
 from cli.output import print_table
-from reasoning.routes import Routes, write_routes
+from reasoning.serving.routes import Routes, write_routes
 from storage.errors import DataFolderError
-from storage.land import land_decisions
-from storage.ledger import open_ledger
-from storage.ledger_rows import FineTuneJob
+from storage.ledger.ledger import open_ledger
+from storage.ledger.rows import FineTuneJob
+from storage.log.land import land_decisions
 from tests.tasks.rooms import write_log
 
 # Settings of whoever runs the tests have no say.

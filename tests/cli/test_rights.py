@@ -61,10 +61,10 @@ def test_a_turn_of_commands(tmp_path: Path) -> None:
 
 def test_the_library_as_well(tmp_path: Path) -> None:
     """Without our command, so without our umask: in a notebook, or in an agent."""
-    from storage.compact import compact_decisions
-    from storage.erase import erase_subject
-    from storage.land import land_decisions
-    from storage.ledger import open_ledger
+    from storage.erasure.erase import erase_subject
+    from storage.ledger.ledger import open_ledger
+    from storage.log.compact import compact_decisions
+    from storage.log.land import land_decisions
 
     data = tmp_path / "deep" / "data"
     client = DecisionClient(data=data)

@@ -13,10 +13,10 @@ from cli import serve
 from cli.errors import ServeError
 from cli.serve import check_served, environment, only_one, served
 from cli.stopping import last_provider
-from reasoning import hosts
+from reasoning.io import hosts
 from storage import locks, volumes
 from storage.errors import DataFolderBusy, DataFolderError
-from storage.ledger import open_ledger
+from storage.ledger.ledger import open_ledger
 from tests.cli.serving import COMMAND, processes_of
 
 

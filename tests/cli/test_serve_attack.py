@@ -24,9 +24,9 @@ from websockets.sync.client import connect as open_websocket
 
 import storage
 from cli.serve import PASSWORD, environment, served
-from provider.client import connect
-from storage.land import land_decisions
-from storage.ledger import open_ledger
+from provider.together.client import connect
+from storage.ledger.ledger import open_ledger
+from storage.log.land import land_decisions
 from tests.cli.serving import get, patch, post, processes_of, run, run_as_scheduled, serving
 from tests.provider.world import run_emulator
 from tests.storage.logs import make_decision, write_segment

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from provider.client import connect
-from storage.ledger import open_ledger
+from provider.together.client import connect
+from storage.ledger.ledger import open_ledger
 from tests.provider.world import run_emulator
 
 ENDED = "import cli.main, cli.serve; cli.serve.serve = lambda *a, **k: {ending}; cli.main.main()"

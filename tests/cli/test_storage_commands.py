@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from storage import volumes
-from storage.land import land_decisions
+from storage.log.land import land_decisions
 from storage.volumes import Mount
 from tests.cli.test_commands import reasoning
 from tests.storage.logs import make_days, write_segment

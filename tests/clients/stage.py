@@ -16,10 +16,10 @@ from typing import Any
 import aiohttp
 import orjson
 
+from gateway.http.sse import encode_event
 from gateway.protocols.answers import OwnAnswer
 from gateway.protocols.anthropic import MESSAGES
-from gateway.sse import encode_event
-from reasoning.routes import Arm, Route, Routes, write_routes
+from reasoning.serving.routes import Arm, Route, Routes, write_routes
 from tests.gateway import scripted
 from tests.gateway.scripted import Scripted, Seen
 

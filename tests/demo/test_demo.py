@@ -17,8 +17,8 @@ import pytest
 import storage
 from cli.serve import served
 from demo.conversations import dataset_path
-from storage.ledger import open_ledger
-from storage.ledger_rows import Deployment, FineTuneJob
+from storage.ledger.ledger import open_ledger
+from storage.ledger.rows import Deployment, FineTuneJob
 from tasks.entrypoints import entrypoints
 from tests.cli.serving import COMMAND, copy_prefect_database, get, post, processes_of, run, run_as_scheduled, serving
 from tests.tasks.rooms import write_log

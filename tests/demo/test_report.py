@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from demo.report import print_report, write_report
-from quality.evaluation import Answer, Label, evaluate
+from quality.evaluation.evaluate import Answer, Label, evaluate
 
 VOID = {"meta", "br", "link", "img"}
 

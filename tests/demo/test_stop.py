@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import storage
-from storage.land import land_decisions
+from storage.log.land import land_decisions
 
 
 @pytest.mark.torture

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulator.bill import _count_minutes
+from emulator.billing.bill import _count_minutes
 from tests.emulator.conftest import START, Server, start
 
 

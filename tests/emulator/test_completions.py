@@ -41,7 +41,7 @@ def test_answer_carries_its_probability(server: Server, model: str) -> None:
 
 
 def test_stop_and_max_tokens_cut_the_answer(server: Server, trained: str) -> None:
-    from emulator.completions import _cut
+    from emulator.api.completions import _cut
     from learners.completion import fixed_completion
 
     whole = fixed_completion("one two three", -1.0, [], max_tokens=10)

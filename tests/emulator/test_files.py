@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from emulator.datasets import check_dataset
+from emulator.api.datasets import check_dataset
 from tests.emulator.conftest import Server, write_lines
 
 USER = {"role": "user", "content": "hi"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from emulator.datasets import check_dataset
+from emulator.api.datasets import check_dataset
 from tests.emulator.conformance import write_dataset
 from tests.emulator.conftest import Server, write_lines
 

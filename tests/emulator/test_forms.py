@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from emulator.forms import FORMS
+from emulator.world.forms import FORMS
 from tests.emulator.conftest import Server, start
 
 PROJECT = "/v2/projects/proj_local"

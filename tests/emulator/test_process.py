@@ -114,7 +114,7 @@ def children(pid: int) -> list[int]:
 
 
 def forget_fault(data: Path, job_id: str) -> None:
-    from emulator.state import State
+    from emulator.world.state import State
 
     state = State(data)
     state.update("fine_tunes", job_id, fault=None)
@@ -209,7 +209,7 @@ def test_unknown_route_is_refused_in_the_shape_of_its_api(server: Server) -> Non
 
 
 def test_worker_ends_when_the_emulator_is_gone() -> None:
-    command = [sys.executable, "-m", "emulator.worker"]
+    command = [sys.executable, "-m", "emulator.world.worker"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert worker.stdin is not None
     worker.stdin.close()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.errors import UnknownFlow
+from pipeline.exclusive import taking_turns
 from tasks.entrypoints import PROJECT, entrypoints, load_flow
-from tasks.errors import UnknownFlow
-from tasks.exclusive import taking_turns
 
 DEPLOYMENTS = {each["name"]: each for each in yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]}
 

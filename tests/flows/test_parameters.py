@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quality.checks.log.log
+import quality.dataset.export.export
 import yaml
 from prefect.exceptions import ParameterTypeError
 from typer.main import get_command
 from typer.testing import CliRunner
 
-import provider.deployments
-import provider.guard
-import quality.checks
-import quality.dataset
-import storage.compact
-import storage.expire
-import tasks.evaluation
-import tasks.models
-import tasks.promotion
-import tasks.turn
+import pipeline.cycle
+import pipeline.evaluation
+import pipeline.models
+import pipeline.promotion
+import provider.lifecycle.deployments
+import provider.lifecycle.guard
+import storage.log.compact
+import storage.log.expire
 from cli.main import app
 from pipeline.parameters import SETTINGS, PromoteSettings, describe_bounds, parameters_of
 from tasks.entrypoints import PROJECT, load_flow
@@ -76,17 +76,17 @@ NOT_OFFERED = {
 PLUMBING = {"data", "decision_type", "model", "model_id", "settings", "client", "ledger", "now", "progress", "config"}
 
 FUNCTIONS: dict[str, Any] = {
-    "check_decisions": quality.checks.check_decisions,
-    "compact_decisions": storage.compact.compact_decisions,
-    "expire_decisions": storage.expire.expire_decisions,
-    "export_dataset": quality.dataset.export_dataset,
-    "fine_tune": tasks.models.fine_tune,
-    "deploy_model": provider.deployments.deploy_model,
-    "evaluate_model": tasks.evaluation.evaluate_model,
-    "promote_model": tasks.promotion.promote_model,
-    "undeploy_model": tasks.models.undeploy,
-    "guard_costs": provider.guard.GuardPolicy,
-    "turn_flywheel": tasks.turn.plan_turn,
+    "check_decisions": quality.checks.log.check_decisions,
+    "compact_decisions": storage.log.compact.compact_decisions,
+    "expire_decisions": storage.log.expire.expire_decisions,
+    "export_dataset": quality.dataset.export.export_dataset,
+    "fine_tune": pipeline.models.fine_tune,
+    "deploy_model": provider.lifecycle.deployments.deploy_model,
+    "evaluate_model": pipeline.evaluation.evaluate_model,
+    "promote_model": pipeline.promotion.promote_model,
+    "undeploy_model": pipeline.models.undeploy,
+    "guard_costs": provider.lifecycle.guard.GuardPolicy,
+    "turn_flywheel": pipeline.cycle.plan_turn,
 }
 
 
@@ -203,14 +203,14 @@ def test_a_day_and_a_time_are_told_apart_by_both(
     validated = load_flow("export_dataset").validate_parameters({"decision_type": "coding", "until": text})["until"]
     assert (type(validated), validated) == (type(moment), moment)
     asked: list[Any] = []
-    monkeypatch.setattr("tasks.models.export", lambda *arguments, **_: asked.append(arguments[2].until) or 1 / 0)
+    monkeypatch.setattr("pipeline.models.export", lambda *arguments, **_: asked.append(arguments[2].until) or 1 / 0)
     CliRunner().invoke(app, ["export", "coding", "--data", str(tmp_path), "--until", text])
     assert (type(asked[0]), asked[0]) == (type(moment), moment)
 
 
 def test_the_older_option_for_shadow_still_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     asked: list[PromoteSettings] = []
-    monkeypatch.setattr("tasks.promotion.promote_model", lambda *arguments: asked.append(arguments[2]) or 1 / 0)
+    monkeypatch.setattr("pipeline.promotion.promote_model", lambda *arguments: asked.append(arguments[2]) or 1 / 0)
     result = CliRunner().invoke(app, ["promote", "x", "--data", str(tmp_path), "--shadow"])
     assert [each.mode for each in asked] == ["shadow"]
     assert "use --mode shadow" in result.output

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from reasoning.sse import EventDecoder
+from reasoning.io.sse import EventDecoder
 
 
 def read_legal_stream(body: bytes) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

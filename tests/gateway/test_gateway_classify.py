@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.classify import WEIGHTS, load_classifier, signals
+from gateway.coding.classify import WEIGHTS, load_classifier, signals
 from gateway.errors import GatewayConfigError
 
 CLASSIFY = load_classifier(None)
@@ -92,7 +92,7 @@ def test_header_decides() -> None:
 
 
 def test_every_signal_has_a_weight_and_a_line_in_the_table() -> None:
-    from gateway import classify
+    from gateway.coding import classify
 
     for name in WEIGHTS:
         assert f"`{name}`" in str(classify.__doc__)

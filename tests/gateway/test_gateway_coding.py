@@ -17,11 +17,11 @@ import aiohttp
 import orjson
 import pytest
 
-from gateway.episodes import Episodes
-from gateway.sessions import Sessions
+from gateway.coding.sessions import Sessions
+from gateway.decisions.episodes import Episodes
 from gateway.store import Store
-from reasoning.routes import Arm
-from reasoning.spool import read_segment
+from reasoning.io.spool import read_segment
+from reasoning.serving.routes import Arm
 from tests.gateway import scripted
 from tests.gateway.conftest import Running, Start
 from tests.gateway.legal import read_legal_stream
@@ -96,7 +96,7 @@ async def test_streamed_answer(start: Start) -> None:
 
 
 async def test_streamed_answers_share_connections(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.coding.READ_OUT_S", 10)
+    monkeypatch.setattr("gateway.coding.model.READ_OUT_S", 10)
     running = await start()
     running.route()
     running.model.script = stream(*chat_stream("Hel", "lo"))
@@ -215,7 +215,7 @@ async def test_fault_within_the_stream_is_an_error_event_and_the_retry_is_anthro
 
 
 async def test_a_silent_model_is_bridged_by_pings(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.coding.PING_S", 0.03)
+    monkeypatch.setattr("gateway.coding.model.PING_S", 0.03)
     running = await start()
     running.route()
     pinged = asyncio.Event()
@@ -546,7 +546,7 @@ async def test_what_was_cut_on_its_way_is_on_record_and_teaches_nobody(
         await response.content.readany()
         told[response.headers["x-reasoning-decision-id"]] = ("client", "")
     await asyncio.wait_for(running.anthropic.last.closed.wait(), 5)
-    monkeypatch.setattr("gateway.forward.MAX_COPY_BYTES", 600)
+    monkeypatch.setattr("gateway.http.forward.MAX_COPY_BYTES", 600)
     running.anthropic.script = stream(*events)
     _, headers, _ = await ask(running, coding("fix the code of the long one"))
     told[headers["x-reasoning-decision-id"]] = ("size", "")
@@ -623,7 +623,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         return write(fd, text)
 
     monkeypatch.setattr(os, "write", hangs)
-    monkeypatch.setattr("gateway.record.LOOK_S", 0.02)
+    monkeypatch.setattr("gateway.ops.record.LOOK_S", 0.02)
     yield works
     works.set()
 

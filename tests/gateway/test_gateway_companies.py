@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gateway.companies import choose_protocol
 from gateway.errors import RequestRefused
+from gateway.http.companies import choose_protocol
+from gateway.http.security import Admission
 from gateway.protocols.table import DEFAULT_TABLE
-from gateway.security import Admission
 from tests.gateway.conftest import TOKEN, Start
 from tests.gateway.scripted import json
 

@@ -9,8 +9,8 @@ import brotli
 import orjson
 import pytest
 
-from gateway import bodies
-from gateway.bodies import zstd
+from gateway.http import bodies
+from gateway.http.bodies import zstd
 from tests.gateway.conftest import Running, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, chat_answer, json
 from tests.gateway.test_gateway_coding import coding

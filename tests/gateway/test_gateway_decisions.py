@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.episodes import Episodes
-from gateway.prompts import read_decision, read_kinds, recognise, write_answer
+from gateway.decisions.episodes import Episodes
+from gateway.decisions.prompts import read_decision, read_kinds, recognise, write_answer
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.answers import OwnAnswer
 from gateway.store import Store

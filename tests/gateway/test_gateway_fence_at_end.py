@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.text_filters import CallFilter
+from gateway.coding.text_filters import CallFilter
 
 CALL = '<tool_call>{"name":"Bash","arguments":{"command":"ls"}}</tool_call>'
 

@@ -10,11 +10,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.http.upstream import Pool
 from gateway.protocols.anthropic import ANTHROPIC
 from gateway.protocols.openai import OPENAI
 from gateway.protocols.table import make_table
 from gateway.settings import UpstreamSettings
-from gateway.upstream import Pool
 from tests.gateway import scripted
 from tests.gateway.conftest import TOKEN, UPSTREAM_KEY, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, json, stream, whole

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.decisions.owners import Owners, open_owners
 from gateway.errors import GatewayConfigError
-from gateway.known_tokens import KnownTokens, mark_token
-from gateway.owners import Owners, open_owners
-from gateway.paths import is_allowed
+from gateway.http.known_tokens import KnownTokens, mark_token
+from gateway.http.paths import is_allowed
 from gateway.protocols.table import DEFAULT_TABLE
 from gateway.settings import hash_token, load_settings
 from tests.gateway.conftest import TOKEN, UPSTREAM_KEY, Running, Start

@@ -18,12 +18,12 @@ import brotli
 import orjson
 import pytest
 
-from gateway.bodies import MAX_VALUES
-from gateway.budget import Budget
 from gateway.errors import RequestRefused
-from reasoning.bounded import MAX_VALUES as MAX_PARSED_VALUES
-from reasoning.bounded import count_values
-from reasoning.routes import Arm, Route, Routes, write_routes
+from gateway.http.bodies import MAX_VALUES
+from gateway.http.budget import Budget
+from reasoning.io.bounded import MAX_VALUES as MAX_PARSED_VALUES
+from reasoning.io.bounded import count_values
+from reasoning.serving.routes import Arm, Route, Routes, write_routes
 from tests.gateway.conftest import TOKEN, Start
 from tests.gateway.scripted import (
     ANTHROPIC_MESSAGE,

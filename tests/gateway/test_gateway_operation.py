@@ -18,8 +18,8 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.logs import JsonFormatter, Sink
-from reasoning.spool import read_segment
+from gateway.ops.logs import JsonFormatter, Sink
+from reasoning.io.spool import read_segment
 from tests.gateway import scripted
 from tests.gateway.conftest import TOKEN, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, chat_answer, json, stream, whole
@@ -114,7 +114,7 @@ async def test_spans_when_configured(start: Start) -> None:
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from gateway.tracing import OpenTelemetryTracer
+    from gateway.ops.tracing import OpenTelemetryTracer
 
     running = await start()
     exporter = InMemorySpanExporter()
@@ -138,7 +138,7 @@ async def test_spans_when_configured(start: Start) -> None:
 
 def test_traces_without_the_package_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from gateway.errors import GatewayConfigError
-    from gateway.tracing import open_tracer
+    from gateway.ops.tracing import open_tracer
 
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)

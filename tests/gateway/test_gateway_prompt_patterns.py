@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from gateway.decisions.prompts import read_kinds, recognise
 from gateway.errors import GatewayConfigError
-from gateway.prompts import read_kinds, recognise
 from reasoning.decision_types import DECISION_TYPES
 
 TABLE = {

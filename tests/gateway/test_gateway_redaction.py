@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.asked import Asked
+from gateway.coding.answer_spec import Asked
+from gateway.coding.translate import to_message
+from gateway.coding.translate_stream import ChatStream
 from gateway.errors import ModelAnswerError
-from gateway.translate import to_message
-from gateway.translate_stream import ChatStream
-from quality.funnel import _prepare
+from quality.dataset.funnel import _prepare
 from reasoning.config import Redaction
 from reasoning.decision_types import get_decision_type
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
-from reasoning.routes import Arm
+from reasoning.serving.routes import Arm
 from tests.gateway.conftest import Running, Start
 from tests.gateway.legal import read_legal_stream
 from tests.gateway.scripted import (

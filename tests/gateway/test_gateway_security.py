@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import GatewayConfigError, RequestRefused
-from gateway.logs import AccessLog
-from gateway.security import check_path
+from gateway.http.security import check_path
+from gateway.ops.logs import AccessLog
 from gateway.settings import hash_token, load_settings
 from tests.gateway.conftest import TOKEN, UPSTREAM_KEY, Running, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, chat_answer, json

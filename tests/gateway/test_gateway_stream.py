@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.asked import Asked
+from gateway.coding.answer_spec import Asked
+from gateway.coding.translate_stream import ChatStream, error_event
 from gateway.errors import ModelAnswerError
-from gateway.translate_stream import ChatStream, error_event
 from reasoning.errors import OversizedEvent
-from reasoning.sse import EventDecoder
+from reasoning.io.sse import EventDecoder
 from tests.gateway.legal import read_legal_stream
 from tests.gateway.scripted import DONE, USAGE, chat_chunk, chat_stream
 

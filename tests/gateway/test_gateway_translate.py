@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.asked import Asked
+from gateway.coding.answer_spec import Asked
+from gateway.coding.translate import to_chat, to_message
 from gateway.errors import ModelAnswerError, Untranslatable
-from gateway.translate import to_chat, to_message
 from tests.gateway.scripted import chat_answer
 
 

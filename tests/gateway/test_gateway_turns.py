@@ -15,16 +15,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.asked import Asked
+from gateway.coding.answer_spec import Asked
+from gateway.coding.translate import to_chat, to_message
+from gateway.coding.translate_stream import ChatStream
+from gateway.coding.turns import render_turns
 from gateway.errors import GatewayConfigError, ModelAnswerError
-from gateway.prices import Price
+from gateway.ops.prices import Price
 from gateway.settings import load_settings
-from gateway.translate import to_chat, to_message
-from gateway.translate_stream import ChatStream
-from gateway.turns import render_turns
 from reasoning.errors import UnparseableAnswer
-from reasoning.routes import Arm
-from reasoning.turns import check_no_calls, format_turn, normalize_turn, parse_turn
+from reasoning.formats.turns import check_no_calls, format_turn, normalize_turn, parse_turn
+from reasoning.serving.routes import Arm
 from tests.gateway.conftest import TOKEN, Running, Start
 from tests.gateway.legal import read_legal_stream
 from tests.gateway.scripted import (

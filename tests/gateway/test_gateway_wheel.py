@@ -19,15 +19,15 @@ import pytest
 import storage
 from gateway.app import Gateway
 from gateway.settings import UpstreamSettings, load_settings
-from provider.client import connect
-from provider.guard import guard_costs
-from provider.routes import publish_route
+from pipeline.models import deploy, export, fine_tune
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.routes import publish_route
+from provider.together.client import connect
 from reasoning.config import load_config
-from reasoning.routes import Arm, Route
-from storage.land import land_decisions
+from reasoning.serving.routes import Arm, Route
 from storage.layout import Layout
-from storage.ledger import open_ledger
-from tasks.models import deploy, export, fine_tune
+from storage.ledger.ledger import open_ledger
+from storage.log.land import land_decisions
 from tests.gateway.conftest import TOKEN, serving
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, Scripted, Seen, chat_answer, json
 from tests.gateway.test_gateway_coding import DOCUMENT, TOOLS, coding, turn

@@ -1,6 +1,6 @@
 """Every outcome of asking a model means the same to the agent's clients and to the gateway's coding model.
 
-Both go through `reasoning.model_calls`. A second table of statuses or failures, on either side, fails here.
+Both go through `reasoning.serving.model_calls`. A second table of statuses or failures, on either side, fails here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 
-from gateway.text_filters import ThinkingFilter
+from gateway.coding.text_filters import ThinkingFilter
 from reasoning.async_client import AsyncDecisionClient
 from reasoning.client import DecisionClient
 from reasoning.config import Config

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.prompts import ELIZA_KINDS, read_decision, recognise
+from gateway.decisions.prompts import ELIZA_KINDS, read_decision, recognise
 from reasoning.decision_types import DECISION_TYPES
 from reasoning.errors import UnparseableAnswer
 

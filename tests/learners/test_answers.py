@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learners.answers import parse_answer
-from reasoning.completion import Completion, measure_confidence
 from reasoning.decision_types import get_decision_type
+from reasoning.serving.completion import Completion, measure_confidence
 
 NAMES = st.lists(st.from_regex(r"[A-Za-z&][A-Za-z0-9_&. -]{0,15}[A-Za-z]", fullmatch=True), max_size=5, unique=True)
 LOG_P = st.floats(-12, 0)

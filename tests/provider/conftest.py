@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from provider.shutdown import stop_replicas
-from storage.ledger_rows import Model, required
+from provider.lifecycle.shutdown import stop_replicas
+from storage.ledger.rows import Model, required
 from tests.provider.world import Emulator, World, run_emulator
 
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import httpx
 
-from provider.client import connect
-from provider.deployments import deploy_model
-from provider.files import upload_dataset
-from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
-from provider.guard import guard_costs
-from provider.reconcile import reconcile_provider
-from provider.shutdown import undeploy_model
-from storage.ledger import open_ledger
+from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.reconcile import reconcile_provider
+from provider.lifecycle.shutdown import undeploy_model
+from provider.together.client import connect
+from provider.together.files import upload_dataset
+from provider.together.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
+from storage.ledger.ledger import open_ledger
 from tests.provider.world import Emulator
 
 _context = multiprocessing.get_context("forkserver")

@@ -11,18 +11,18 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from provider.client import connect
-from provider.deployments import deploy_model
-from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
-from provider.guard import guard_costs
-from provider.reconcile import reconcile_provider
-from provider.routes import LEASE, publish_route, routed_models
-from provider.shutdown import undeploy_model
-from provider.tiers import resolve_tier
+from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.reconcile import reconcile_provider
+from provider.lifecycle.routes import LEASE, publish_route, routed_models
+from provider.lifecycle.shutdown import undeploy_model
+from provider.together.client import connect
+from provider.together.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
+from provider.together.tiers import resolve_tier
 from reasoning.errors import ReasoningError
-from reasoning.routes import Arm, Route, read_routes
-from storage.ledger_reports import ACTIVE_STATES, BILLABLE_STATES
-from storage.ledger_rows import Deployment, FineTuneJob, Model, UploadedDataset, required
+from reasoning.serving.routes import Arm, Route, read_routes
+from storage.ledger.reports import ACTIVE_STATES, BILLABLE_STATES
+from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset, required
 from tests.provider.world import Killed, World
 
 CREATES = (("train", "/v1/fine-tunes"), ("deploy", "/endpoints"), ("deploy", "/deployments"))

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provider.client import INFERENCE_URL, asynchronous, connect, inference_url
-from provider.completions import Sampling, complete_many
 from provider.errors import LONGEST_MESSAGE, ProviderRefused, brief
-from provider.fine_tunes import submit_fine_tune
-from provider.hardware import compare_hardware, read_hardware
-from provider.prices import lora_rank, price_of
-from provider.serving_configs import ServingConfig, fittest
-from storage.ledger_rows import Deployment
+from provider.together.client import INFERENCE_URL, asynchronous, connect, inference_url
+from provider.together.completions import Sampling, complete_many
+from provider.together.fine_tunes import submit_fine_tune
+from provider.together.hardware import compare_hardware, read_hardware
+from provider.together.prices import lora_rank, price_of
+from provider.together.serving_configs import ServingConfig, fittest
+from storage.ledger.rows import Deployment
 from tests.provider.world import World, conversation
 
 PAGE = "<!DOCTYPE html><html><head><title>502 Bad\n Gateway</title><style>b{}</style></head><body>" + "x" * 9000

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from provider.bill import BILL_CLOSED
-from provider.guard import guard_costs
-from provider.reconcile import ReconcileReport, reconcile_provider
-from provider.shutdown import undeploy_model
-from provider.status import alerts
-from storage.ledger_charges import ChargedTo
-from storage.ledger_rows import Deployment, FineTuneJob
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
+from provider.lifecycle.shutdown import undeploy_model
+from provider.lifecycle.status import alerts
+from provider.money.bill import BILL_CLOSED
+from storage.ledger.charges import ChargedTo
+from storage.ledger.rows import Deployment, FineTuneJob
 from tests.provider.odd_answers import garble
 from tests.provider.world import World
 

@@ -8,14 +8,14 @@ from decimal import Decimal
 import pytest
 
 from provider.errors import CreationInDoubt
-from provider.fine_tunes import submit_fine_tune
-from provider.guard import GuardPolicy, GuardReport, guard_costs
-from provider.reconcile import reconcile_provider
-from provider.routes import publish_route
-from provider.shutdown import undeploy_model
-from reasoning.routes import Arm, Route
+from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.reconcile import reconcile_provider
+from provider.lifecycle.routes import publish_route
+from provider.lifecycle.shutdown import undeploy_model
+from provider.together.fine_tunes import submit_fine_tune
+from reasoning.serving.routes import Arm, Route
 from storage.errors import BudgetExceeded
-from storage.ledger_rows import Deployment
+from storage.ledger.rows import Deployment
 from tests.provider.world import Killed, World
 
 MINUTE = Decimal("5.49") / 60
@@ -35,7 +35,7 @@ def test_a_deployment_that_is_taken_up_again_is_reserved_at_todays_price(
     with pytest.raises(Killed):
         world.deploy(model_id)
     world.revive()
-    monkeypatch.setattr("provider.deployments.instance_price", lambda *_: Decimal(9))
+    monkeypatch.setattr("provider.lifecycle.deployments.instance_price", lambda *_: Decimal(9))
     world.ledger.set_budget("hour", "8")
     with pytest.raises(BudgetExceeded, match=r"needs \$3\.51 an hour"):
         world.deploy(model_id)
@@ -56,7 +56,7 @@ def test_a_fine_tune_that_is_taken_up_again_is_reserved_at_todays_price(
     world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
     with pytest.raises(CreationInDoubt):
         submit()
-    monkeypatch.setattr("provider.fine_tunes.estimate_fine_tune", lambda *_, **__: Decimal(6))
+    monkeypatch.setattr("provider.together.fine_tunes.estimate_fine_tune", lambda *_, **__: Decimal(6))
     world.minutes(6)
     world.ledger.set_budget("total", "5")
     with pytest.raises(BudgetExceeded):

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from provider.client import connect, provider_url
-from provider.completions import Sampling, complete_many
 from provider.errors import NotServable, ProviderRefused, ProviderSettingsError, ProviderUnavailable
-from provider.prices import hourly_prices, instance_price
-from provider.routes import keep_models, publish_route, renew_lease, routed_models
-from provider.tiers import TIERS, resolve_tier
+from provider.lifecycle.routes import keep_models, publish_route, renew_lease, routed_models
+from provider.together.client import connect, provider_url
+from provider.together.completions import Sampling, complete_many
+from provider.together.prices import hourly_prices, instance_price
+from provider.together.tiers import TIERS, resolve_tier
 from reasoning.errors import RoutesError
-from reasoning.routes import Arm, Route, read_routes
+from reasoning.serving.routes import Arm, Route, read_routes
 from storage.errors import PriceUnknown
 from tests.provider.world import World, conversation
 

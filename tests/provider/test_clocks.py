@@ -10,19 +10,25 @@ from typing import Any
 import httpx
 import pytest
 
-from provider.clock import TOLERANCE, ask_time, provider_clock, told_time
-from provider.deployments import deploy_model
-from provider.fine_tunes import PENDING_LONG, cancel_fine_tune, follow_fine_tune, submit_fine_tune, sync_fine_tune
-from provider.guard import GuardPolicy, GuardReport, guard_costs
-from provider.reconcile import ReconcileReport, reconcile_provider
-from provider.routes import LEASE, publish_route, routed_models
-from provider.shutdown import undeploy_model
-from provider.status import alerts
+from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
+from provider.lifecycle.routes import LEASE, publish_route, routed_models
+from provider.lifecycle.shutdown import undeploy_model
+from provider.lifecycle.status import alerts
+from provider.together.clock import TOLERANCE, ask_time, provider_clock, told_time
+from provider.together.fine_tunes import (
+    PENDING_LONG,
+    cancel_fine_tune,
+    follow_fine_tune,
+    submit_fine_tune,
+    sync_fine_tune,
+)
 from reasoning.errors import RoutesError
-from reasoning.lease import RoutesLease
-from reasoning.routes import Arm, Route, read_routes
+from reasoning.serving.lease import RoutesLease
+from reasoning.serving.routes import Arm, Route, read_routes
 from storage.layout import Layout
-from storage.ledger_rows import Deployment
+from storage.ledger.rows import Deployment
 from tests.provider.world import World
 
 HOURLY = Decimal("5.49")

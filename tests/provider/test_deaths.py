@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from provider.reconcile import reconcile_provider
-from provider.shutdown import undeploy_model
-from storage.ledger_rows import Deployment, FineTuneJob, Model
+from provider.lifecycle.reconcile import reconcile_provider
+from provider.lifecycle.shutdown import undeploy_model
+from storage.ledger.rows import Deployment, FineTuneJob, Model
 from tests.provider import deaths
 from tests.provider.deaths import Command, Death
 from tests.provider.world import World

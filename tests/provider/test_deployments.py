@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from provider.completions import Sampling, complete_many
-from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, DeploymentFailed, NoCapacity, ProviderRefused
-from provider.guard import guard_costs
-from provider.routes import publish_route, routed_models
-from provider.shutdown import begin_shutdown, undeploy_model
-from reasoning.routes import Arm, Route
+from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.routes import publish_route, routed_models
+from provider.lifecycle.shutdown import begin_shutdown, undeploy_model
+from provider.together.completions import Sampling, complete_many
+from reasoning.serving.routes import Arm, Route
 from storage.errors import BudgetExceeded
-from storage.ledger_rows import Deployment
+from storage.ledger.rows import Deployment
 from tests.provider.world import Killed, World, conversation
 
 ENDPOINTS = "POST /v2/projects/*/endpoints"

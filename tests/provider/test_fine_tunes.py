@@ -15,11 +15,11 @@ from provider.errors import (
     ProviderRefused,
     ProviderUnavailable,
 )
-from provider.files import upload_dataset
-from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, resume_fine_tune, submit_fine_tune
-from provider.status import model_status
+from provider.lifecycle.status import model_status
+from provider.together.files import upload_dataset
+from provider.together.fine_tunes import cancel_fine_tune, follow_fine_tune, resume_fine_tune, submit_fine_tune
 from storage.errors import BudgetExceeded
-from storage.ledger_rows import FineTuneJob, Model, UploadedDataset
+from storage.ledger.rows import FineTuneJob, Model, UploadedDataset
 from tests.provider.odd_answers import garble
 from tests.provider.world import Killed, World
 

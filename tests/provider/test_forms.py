@@ -12,9 +12,6 @@ from typing import Any
 import pytest
 import together
 
-from provider.completions import Sampling, complete_many
-from provider.deployment_state import sync_deployment
-from provider.deployments import deploy_model
 from provider.errors import (
     DeploymentFailed,
     KeyRefused,
@@ -24,17 +21,20 @@ from provider.errors import (
     ProviderRefused,
     ProviderUnavailable,
 )
-from provider.guard import GuardReport, guard_costs
-from provider.reconcile import reconcile_provider
-from provider.routes import publish_route, routed_models
-from provider.shutdown import begin_shutdown, undeploy_model
-from provider.status import model_status
-from provider.tiers import resolve_tier
+from provider.lifecycle.deployment_state import sync_deployment
+from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.guard import GuardReport, guard_costs
+from provider.lifecycle.reconcile import reconcile_provider
+from provider.lifecycle.routes import publish_route, routed_models
+from provider.lifecycle.shutdown import begin_shutdown, undeploy_model
+from provider.lifecycle.status import model_status
+from provider.together.completions import Sampling, complete_many
+from provider.together.tiers import resolve_tier
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import RoutesError
-from reasoning.routes import Arm, Route
+from reasoning.serving.routes import Arm, Route
 from storage.errors import BudgetExceeded
-from storage.ledger_rows import Deployment
+from storage.ledger.rows import Deployment
 from tests.provider.odd_answers import each, garble
 from tests.provider.test_hangs import hanging
 from tests.provider.test_reconcile import forget

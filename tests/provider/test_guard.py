@@ -18,25 +18,25 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from provider.client import connect
 from provider.errors import ProviderUnavailable
-from provider.fine_tunes import cancel_fine_tune, resume_fine_tune, submit_fine_tune
-from provider.guard import RUNNING_STATES, GuardPolicy, GuardReport, guard_costs
-from provider.metering import runway_usd
-from provider.reconcile import reconcile_provider
-from provider.routes import LEASE, publish_route, routed_models
-from provider.shutdown import begin_shutdown, undeploy_model
-from provider.status import cost_report, model_status
+from provider.lifecycle.guard import RUNNING_STATES, GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.reconcile import reconcile_provider
+from provider.lifecycle.routes import LEASE, publish_route, routed_models
+from provider.lifecycle.shutdown import begin_shutdown, undeploy_model
+from provider.lifecycle.status import cost_report, model_status
+from provider.money.metering import runway_usd
+from provider.together.client import connect
+from provider.together.fine_tunes import cancel_fine_tune, resume_fine_tune, submit_fine_tune
 from reasoning.ids import uuid7
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision
-from reasoning.routes import Arm, Route, read_routes
-from reasoning.spool import SegmentWriter
+from reasoning.serving.routes import Arm, Route, read_routes
 from storage.errors import BudgetExceeded
-from storage.land import land_decisions
-from storage.ledger import open_ledger
-from storage.ledger_charges import ChargedTo
-from storage.ledger_rows import Deployment, DeploymentState, FineTuneJob, Model
-from storage.money import minutes_usd
+from storage.ledger.charges import ChargedTo
+from storage.ledger.ledger import open_ledger
+from storage.ledger.money import minutes_usd
+from storage.ledger.rows import Deployment, DeploymentState, FineTuneJob, Model
+from storage.log.land import land_decisions
 from tests.provider.odd_answers import garble
 from tests.provider.world import Killed, World
 

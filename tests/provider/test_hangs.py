@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from provider.client import connect
-from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, DeploymentFailed, NotReady, ProviderUnavailable
-from provider.files import upload_dataset
-from provider.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
-from provider.guard import guard_costs
-from provider.reconcile import reconcile_provider
-from provider.shutdown import undeploy_model
-from provider.status import model_status
-from storage.ledger_rows import Deployment, FineTuneJob, UploadedDataset
+from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.reconcile import reconcile_provider
+from provider.lifecycle.shutdown import undeploy_model
+from provider.lifecycle.status import model_status
+from provider.together.client import connect
+from provider.together.files import upload_dataset
+from provider.together.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
+from storage.ledger.rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.world import Killed, World
 
 ENDPOINT = "POST /v2/projects/*/endpoints"

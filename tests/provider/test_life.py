@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from provider.client import connect
+from provider.together.client import connect
 from tests.postgres import fresh_database, run_postgres
 from tests.provider.life import CREATES, FAULTS, Life
 from tests.provider.world import Emulator, World

@@ -11,16 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
-from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, ProviderUnavailable, UnexpectedAnswer
-from provider.files import upload_dataset
-from provider.fine_tunes import submit_fine_tune, sync_fine_tune
-from provider.guard import guard_costs
-from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
-from provider.shutdown import undeploy_model
+from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
+from provider.lifecycle.shutdown import undeploy_model
+from provider.together.files import upload_dataset
+from provider.together.fine_tunes import submit_fine_tune, sync_fine_tune
 from storage.errors import PriceUnknown
-from storage.ledger_charges import ChargedTo
-from storage.ledger_rows import Deployment, FineTuneJob
+from storage.ledger.charges import ChargedTo
+from storage.ledger.rows import Deployment, FineTuneJob
 from storage.progress import Progress
 from tests.provider.odd_answers import HTML, each, garble, instead, only
 from tests.provider.test_reconcile import forget

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from provider.guard import GuardReport, guard_costs
-from provider.reconcile import reconcile_provider
-from storage.ledger import open_ledger
+from provider.lifecycle.guard import GuardReport, guard_costs
+from provider.lifecycle.reconcile import reconcile_provider
+from storage.ledger.ledger import open_ledger
 from tests.postgres import fresh_database, run_postgres
 from tests.provider import deaths
 from tests.provider.deaths import Death

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-import tasks.promotion
+import pipeline.promotion
+from pipeline.models import take_down
 from pipeline.parameters import PromoteSettings
-from provider.guard import guard_costs
+from pipeline.promotion import promote_model
+from provider.lifecycle.guard import guard_costs
 from reasoning.errors import RoutesError
-from reasoning.routes import read_routes
-from storage.ledger_lives import promotions
-from storage.ledger_rows import Deployment, Model, ModelState
-from tasks.models import take_down
-from tasks.promotion import promote_model
+from reasoning.serving.routes import read_routes
+from storage.ledger.lives import promotions
+from storage.ledger.rows import Deployment, Model, ModelState
 from tests.provider.world import World
 
 
@@ -36,7 +36,7 @@ def _promote_and_die(world: World, row: Deployment) -> None:
     def die(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    tasks.promotion.publish_route = die
+    pipeline.promotion.publish_route = die
     promote_model(world.data, str(row.model_id), PromoteSettings(force=True), now=world.now())
 
 
@@ -85,7 +85,7 @@ def test_what_was_taken_down_does_not_come_back(
 ) -> None:
     row = deploy(world)
     promote_model(world.data, str(row.model_id), PromoteSettings(force=True), now=world.now())
-    monkeypatch.setattr("tasks.models.connect", lambda: world.client)
+    monkeypatch.setattr("pipeline.models.connect", lambda: world.client)
     take_down(world.data, str(row.model_id), why="test", now=world.now)
     (world.data / "routes.json").unlink()
     guard(world)

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt
-from provider.fine_tunes import PARAMETERS, cancel_fine_tune, follow_fine_tune, submit_fine_tune
-from provider.guard import guard_costs
-from provider.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
-from provider.shutdown import undeploy_model
-from provider.status import model_status
-from provider.tiers import resolve_tier
-from storage.ledger import open_ledger
-from storage.ledger_database import new_id
-from storage.ledger_rows import Deployment, FineTuneJob, UploadedDataset
+from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
+from provider.lifecycle.shutdown import undeploy_model
+from provider.lifecycle.status import model_status
+from provider.together.fine_tunes import PARAMETERS, cancel_fine_tune, follow_fine_tune, submit_fine_tune
+from provider.together.tiers import resolve_tier
+from storage.ledger.database import new_id
+from storage.ledger.ledger import open_ledger
+from storage.ledger.rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.odd_answers import each, garble
 from tests.provider.world import Emulator, Killed, World
 
@@ -35,7 +35,7 @@ def forget(world: World) -> None:
     for file in world.data.glob("ledger.sqlite*"):
         file.unlink()
     world.ledger = open_ledger(world.data)
-    from storage.ledger_schema import installation
+    from storage.ledger.schema import installation
 
     with world.ledger.transaction() as connection:
         connection.execute(installation.update().values(id=old))

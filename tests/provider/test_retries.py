@@ -14,17 +14,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from provider.client import connect
-from provider.completions import Sampling, complete_many
-from provider.deployments import deploy_model
 from provider.errors import CreationInDoubt, ProviderError, ProviderRefused, ProviderUnavailable, UnexpectedAnswer
-from provider.files import upload_dataset
-from provider.fine_tunes import follow_fine_tune, submit_fine_tune
-from provider.reconcile import reconcile_provider
-from provider.retries import PATIENCE_SECONDS, _read_retry_after, pause, retry_after, retrying
-from provider.shutdown import undeploy_model
-from storage.ledger import open_ledger
-from storage.ledger_rows import Deployment, FineTuneJob, UploadedDataset
+from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.reconcile import reconcile_provider
+from provider.lifecycle.shutdown import undeploy_model
+from provider.together.client import connect
+from provider.together.completions import Sampling, complete_many
+from provider.together.files import upload_dataset
+from provider.together.fine_tunes import follow_fine_tune, submit_fine_tune
+from provider.together.retries import PATIENCE_SECONDS, _read_retry_after, pause, retry_after, retrying
+from storage.ledger.ledger import open_ledger
+from storage.ledger.rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.world import World
 
 JOB = "POST /v1/fine-tunes"

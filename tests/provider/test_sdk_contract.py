@@ -20,9 +20,9 @@ from together.types.finetune_model_limits import LoraTraining
 from together.types.models import Config
 from together.types.supported_model_deployment_profile import SupportedModelDeploymentProfile
 
-from provider.guard import guard_costs
-from provider.shutdown import undeploy_model
-from provider.tiers import resolve_tier
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.shutdown import undeploy_model
+from provider.together.tiers import resolve_tier
 from tests.provider.world import World
 
 # method and path -> query parameters and body fields that the SDK documents for it

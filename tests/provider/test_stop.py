@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provider.client import connect
-from provider.fine_tunes import submit_fine_tune
-from provider.routes import publish_route
-from provider.stop import _is_ours, stop_everything
-from reasoning.routes import Arm, Route, read_routes
+from provider.lifecycle.routes import publish_route
+from provider.lifecycle.stop import _is_ours, stop_everything
+from provider.together.client import connect
+from provider.together.fine_tunes import submit_fine_tune
+from reasoning.serving.routes import Arm, Route, read_routes
 from storage.installation import FILE, remembered_installations
 from storage.layout import Layout
-from storage.ledger_rows import Deployment, FineTuneJob
+from storage.ledger.rows import Deployment, FineTuneJob
 from tests.provider.world import World
 
 
@@ -96,7 +96,7 @@ def test_a_deployment_that_the_provider_does_not_answer_for_delays_no_other(
 ) -> None:
     rows = [world.deploy(), world.deploy()]
     hung, other = rows[number], rows[1 - number]
-    monkeypatch.setattr("provider.stop._REQUEST_TIMEOUT", 1.5)
+    monkeypatch.setattr("provider.lifecycle.stop._REQUEST_TIMEOUT", 1.5)
     asked: dict[str, float] = {}
     answered: dict[str, float] = {}
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provider.usage import Bill, Objects, _aliases, _kind_of, _names_somebody, _read_window
-from storage.money import LARGEST_USD
+from provider.together.usage import Bill, Objects, _aliases, _kind_of, _names_somebody, _read_window
+from storage.ledger.money import LARGEST_USD
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 DEPLOYMENT = SimpleNamespace(

@@ -16,15 +16,15 @@ from typing import Any
 
 import httpx
 
-from provider.client import connect
-from provider.deployments import deploy_model
-from provider.files import upload_dataset
-from provider.fine_tunes import follow_fine_tune, submit_fine_tune
-from quality.dataset import Manifest, SplitSummary
-from quality.funnel import Leaks
+from provider.lifecycle.deployments import deploy_model
+from provider.together.client import connect
+from provider.together.files import upload_dataset
+from provider.together.fine_tunes import follow_fine_tune, submit_fine_tune
+from quality.dataset.export import Manifest, SplitSummary
+from quality.dataset.funnel import Leaks
 from storage.layout import Layout
-from storage.ledger import Ledger, open_ledger
-from storage.ledger_rows import Deployment, FineTuneJob, Model, UploadedDataset, required
+from storage.ledger.ledger import Ledger, open_ledger
+from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset, required
 
 
 @contextmanager
@@ -69,7 +69,7 @@ class Emulator:
         self.http.post("/faults", json=[order]).raise_for_status()
 
     def forms(self, **forms: str) -> None:
-        """Answer in these documented forms from now on (`emulator.forms`)."""
+        """Answer in these documented forms from now on (`emulator.world.forms`)."""
         self.http.post("/forms", json=forms).raise_for_status()
 
     def clear_forms(self) -> None:
@@ -79,7 +79,7 @@ class Emulator:
         self.http.delete("/faults").raise_for_status()
 
     def bill_form(self, **form: Any) -> None:
-        """How the billing API answers: `attributes` (see `emulator.bill`), and `api`, whether it is there."""
+        """How the billing API answers: `attributes` (see `emulator.billing.bill`), and `api`, whether it is there."""
         self.http.post("/bill", json=form).raise_for_status()
 
     def pending_faults(self) -> int:

@@ -11,10 +11,10 @@ from typing import Any
 
 from reasoning.decision_types import get_decision_type
 from reasoning.ids import uuid7
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, Feedback
-from reasoning.spool import SegmentWriter
-from storage.land import land_decisions
 from storage.layout import Layout
+from storage.log.land import land_decisions
 
 START = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
 WORDS = """

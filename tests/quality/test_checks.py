@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from quality.checks import check_decisions
-from quality.data_docs import write_data_docs
-from quality.drift import homogeneity_p_value, population_stability_index
-from quality.gate import Expected, Profile, judge_profiles
-from quality.report import QualityReport
+from quality.checks.data_docs import write_data_docs
+from quality.checks.drift import homogeneity_p_value, population_stability_index
+from quality.checks.gate import Expected, Profile, judge_profiles
+from quality.checks.log import check_decisions
+from quality.checks.report import QualityReport
 from storage import files
 from storage.errors import DataFolderError
 from storage.layout import Layout

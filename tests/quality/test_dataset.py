@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
-from quality.dataset import export_dataset, read_manifest, read_rows
+from quality.dataset.export import export_dataset, read_manifest, read_rows
+from quality.dataset.funnel import _prepare
 from quality.errors import DatasetRejected, InsufficientData
-from quality.funnel import _prepare
 from quality.settings import ExportSettings
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import UnknownDecisionType
 from reasoning.redaction.redact import Finding
-from storage.compact import compact_decisions
-from storage.erase import erase_subject
+from storage.erasure.erase import erase_subject
 from storage.errors import DatasetError
+from storage.log.compact import compact_decisions
 from storage.training_rows import find_row_fault
 from tests.quality.conftest import NOW
 from tests.quality.log import START, Turn, conversations, land, records, sentence
@@ -381,7 +381,7 @@ def test_a_killed_export_leaves_nothing_behind_for_long(data):
     script = f"""
         import os, signal
         from datetime import datetime
-        from quality.dataset import export_dataset
+        from quality.dataset.export import export_dataset
         def die(event):
             if event.what == "compare splits":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -413,7 +413,7 @@ def test_a_full_disk_leaves_nothing_behind(data):
     script = f"""
         import resource
         from datetime import datetime
-        from quality.dataset import export_dataset
+        from quality.dataset.export import export_dataset
         import signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         def shrink(event):

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.duplicates import MIN_SHINGLES, THRESHOLD, NearDuplicateIndex, jaccard, shingles, strip_template
+from quality.dataset.duplicates import MIN_SHINGLES, THRESHOLD, NearDuplicateIndex, jaccard, shingles, strip_template
 from tests.quality.log import sentence
 
 

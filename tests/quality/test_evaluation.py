@@ -10,11 +10,11 @@ from scipy.stats import bootstrap
 from sklearn import metrics as reference
 
 from quality.errors import EvaluationError
-from quality.evaluation import Answer, Label, evaluate
-from quality.promotion import judge
-from quality.thresholds import choose_threshold
-from storage.ledger import open_ledger
-from storage.ledger_lives import last_evaluation, save_evaluation
+from quality.evaluation.evaluate import Answer, Label, evaluate
+from quality.evaluation.promotion import judge
+from quality.evaluation.thresholds import choose_threshold
+from storage.ledger.ledger import open_ledger
+from storage.ledger.lives import last_evaluation, save_evaluation
 from tests.quality.conftest import NOW
 
 R, I = {"action": "RESPOND"}, {"action": "IGNORE"}  # noqa: E741

@@ -9,12 +9,12 @@ import pytest
 import together
 
 import storage
-from provider.completions import Sampling, complete_many
-from quality.dataset import read_rows
-from quality.evaluation import is_right
+from pipeline.evaluation import read_decision, redact_questions
+from provider.together.completions import Sampling, complete_many
+from quality.dataset.export import read_rows
+from quality.evaluation.evaluate import is_right
 from reasoning.decision_types import get_decision_type
 from reasoning.redaction.prompts import redact_prompt
-from tasks.evaluation import read_decision, redact_questions
 from tests.quality.conftest import NOW
 from tests.quality.log import land, records
 from tests.quality.test_dataset import _export, _special

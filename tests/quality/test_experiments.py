@@ -6,8 +6,8 @@ from datetime import date, timedelta
 import pytest
 
 from quality.errors import EvaluationError
-from quality.experiments import evaluate_log
-from quality.promotion import judge
+from quality.evaluation.experiments import evaluate_log
+from quality.evaluation.promotion import judge
 from tests.quality.conftest import NOW
 from tests.quality.log import conversations, land, records
 

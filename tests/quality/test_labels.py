@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from quality.labels import format_label
+from quality.dataset.labels import format_label
 from reasoning.decision_types import DECISION_TYPES
 from reasoning.errors import UnparseableAnswer
 

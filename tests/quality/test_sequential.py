@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.sequential import confidence_sequence
+from quality.evaluation.sequential import confidence_sequence
 
 
 def test_it_covers_the_mean_at_all_times_at_once():

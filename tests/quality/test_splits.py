@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.splits import SPLITS, split_rows
+from quality.dataset.splits import SPLITS, split_rows
 
 ORIGIN = datetime(2026, 1, 1, tzinfo=UTC)
 ROWS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 30)), max_size=200)

@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from quality.statistics import summarize_log
-from quality.verdict import judge_data
+from quality.dataset.readiness import judge_data
+from quality.dataset.statistics import summarize_log
 from tests.quality.conftest import NOW
 from tests.quality.log import START, conversations, land, records
 

@@ -16,8 +16,8 @@ import orjson
 import pytest
 
 from reasoning.config import Config, load_config
-from reasoning.routes import Arm, Route, Routes, write_routes
-from reasoning.spool import read_segment
+from reasoning.io.spool import read_segment
+from reasoning.serving.routes import Arm, Route, Routes, write_routes
 
 CONTEXT = {"agent_name": "Bot", "messages": [{"speaker": "Ann", "text": "hi Bot"}, {"speaker": "Bob", "text": "hm"}]}
 

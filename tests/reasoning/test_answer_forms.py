@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-import quality.form_metrics
+import quality.evaluation.form_metrics
 import reasoning.formats
-from gateway.openapi import describe_api
-from quality.dataset import export_dataset, read_rows
-from quality.evaluation import Answer, Label, evaluate
-from quality.thresholds import choose_threshold
+from gateway.ops.openapi import describe_api
+from quality.dataset.export import export_dataset, read_rows
+from quality.evaluation.evaluate import Answer, Label, evaluate
+from quality.evaluation.thresholds import choose_threshold
 from reasoning import DecisionClient
 from reasoning.config import Config, load_config
 from reasoning.decision_types import DECISION_TYPES, DecisionType
 from reasoning.errors import ConfigError, InvalidContext, RecordError, UnparseableAnswer
 from reasoning.formats import all_forms, get_form
-from reasoning.routes import Arm, Route, Routes, write_routes
-from storage.land import land_decisions
+from reasoning.serving.routes import Arm, Route, Routes, write_routes
+from storage.log.land import land_decisions
 from tests.quality.log import sentence
 from tests.reasoning.conftest import ModelServer, rows, says
 
@@ -89,7 +89,7 @@ class ScoreForm(AnswerForm):
 FORM = ScoreForm()
 '''
 METRICS = """
-from quality.form_metrics.rows import FormMetrics, measure_exact_match
+from quality.evaluation.form_metrics.rows import FormMetrics, measure_exact_match
 
 
 def measure(rows):
@@ -110,7 +110,7 @@ question = "How urgent is the last message?"
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
     """The configuration of a type of the form `score`, whose two files are found as those of the packages are."""
-    for package, text in ((reasoning.formats, FORM), (quality.form_metrics, METRICS)):
+    for package, text in ((reasoning.formats, FORM), (quality.evaluation.form_metrics, METRICS)):
         folder = tmp_path / package.__name__
         folder.mkdir()
         (folder / "score.py").write_text(text)
@@ -119,7 +119,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
     monkeypatch.chdir(tmp_path)
     yield load_config(tmp_path / "data", env={})
     vars(reasoning.formats)["_forms"].pop("score", None)
-    for package in (reasoning.formats, quality.form_metrics):
+    for package in (reasoning.formats, quality.evaluation.form_metrics):
         sys.modules.pop(f"{package.__name__}.score", None)
         vars(package).pop("score", None)
 
@@ -258,11 +258,11 @@ def test_nothing_outside_the_formats_asks_which_form_an_answer_has() -> None:
     for room in ("reasoning", "storage", "quality", "provider", "tasks", "flows", "gateway", "cli", "demo"):
         for path in sorted((ROOT / room).rglob("*.py")):
             place = path.relative_to(ROOT).as_posix()
-            if place.startswith(("reasoning/formats/", "quality/form_metrics/")):
+            if place.startswith(("reasoning/formats/", "quality/evaluation/form_metrics/")):
                 continue
             found += [f"{place}:{line}" for line in questions(path.read_text(), names)]
     # elizaOS's prompts ask for labels and plans in words of its own; other forms are read and written as they are.
-    assert [place for place in found if not place.startswith("gateway/prompts.py")] == []
+    assert [place for place in found if not place.startswith("gateway/decisions/prompts.py")] == []
 
 
 def questions(source: str, names: set[str]) -> Iterator[int]:

@@ -12,7 +12,7 @@ import pytest
 from reasoning import AsyncDecisionClient
 from reasoning.config import Config
 from reasoning.errors import StreamInterrupted, UnknownDecisionType
-from reasoning.routes import Arm
+from reasoning.serving.routes import Arm
 from tests.reasoning.conftest import CONTEXT, ModelServer, Request, completion, events, http, rows, says, sends, streams
 
 Write = Callable[..., Any]

@@ -16,8 +16,8 @@ import pytest
 from reasoning.client import Answer, DecisionClient
 from reasoning.config import Config, load_config
 from reasoning.errors import CallFailed, RecordError, StreamInterrupted, UnknownDecisionType
-from reasoning.routes import Arm
-from reasoning.transport import Transport
+from reasoning.io.transport import Transport
+from reasoning.serving.routes import Arm
 from tests.reasoning.conftest import (
     CONTEXT,
     Hangup,

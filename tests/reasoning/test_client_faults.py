@@ -19,13 +19,15 @@ from typing import Any
 import orjson
 import pytest
 
-from reasoning import AsyncDecisionClient, DecisionClient, breaker, core, model_calls, spool
+from reasoning import AsyncDecisionClient, DecisionClient, core
 from reasoning.config import Config, load_config
 from reasoning.errors import RoutesError
-from reasoning.lease import RoutesLease
-from reasoning.routes import Arm, parse_routes
-from reasoning.shadow import ShadowThreads
-from reasoning.spool import SegmentWriter
+from reasoning.io import spool
+from reasoning.io.spool import SegmentWriter
+from reasoning.serving import breaker, model_calls
+from reasoning.serving.lease import RoutesLease
+from reasoning.serving.routes import Arm, parse_routes
+from reasoning.serving.shadow import ShadowThreads
 from tests.reasoning.conftest import CONTEXT, ModelServer, Request, completion, http, rows, says, sends
 from tests.reasoning.test_spool import at_bytecode, read_all
 from tests.reasoning.writers import decide_in_child, record
@@ -85,7 +87,7 @@ class TestRoutes:
 
     def test_any_error_of_the_file_is_no_route(self, data: Path, route: Write, monkeypatch: Any) -> None:
         route()
-        monkeypatch.setattr("reasoning.lease.read_routes", lambda path: [][0])
+        monkeypatch.setattr("reasoning.serving.lease.read_routes", lambda path: [][0])
         assert RoutesLease(data / "routes.json", time.time).find("planning", 0.0) == (None, "no_route")
 
     def test_a_file_that_could_not_be_read_is_read_again(self, data: Path, route: Write) -> None:
@@ -104,7 +106,7 @@ class TestRoutes:
         self, data: Path, route: Write, monkeypatch: Any
     ) -> None:
         wall, mono, real = [time.time()], [100.0], time.time
-        monkeypatch.setattr("reasoning.lease.time.monotonic", lambda: mono[0])
+        monkeypatch.setattr("reasoning.serving.lease.time.monotonic", lambda: mono[0])
         route(minutes=10, now=datetime.fromtimestamp(wall[0] - 540, UTC))  # one minute of it is left
         lease = RoutesLease(data / "routes.json", real)
         assert lease.find("planning", wall[0])[1] is None
@@ -169,7 +171,7 @@ class TestAnswers:
         self, data: Path, server: ModelServer, route: Write, monkeypatch: Any, caplog: Any, stream: bool
     ) -> None:
         route()
-        monkeypatch.setattr("reasoning.model_calls.api_key_for", lambda *_: KEY)
+        monkeypatch.setattr("reasoning.serving.model_calls.api_key_for", lambda *_: KEY)
 
         def echo(request: Request, connection: socket.socket) -> None:
             told = request.headers["authorization"]

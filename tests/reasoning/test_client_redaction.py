@@ -17,13 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quality.funnel import _prepare
+from quality.dataset.funnel import _prepare
 from reasoning.client import AsyncDecisionClient, DecisionClient
 from reasoning.config import Redaction, load_config
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import ConfigError, StreamInterrupted
 from reasoning.redaction.prompts import redact_prompt
-from reasoning.routes import Arm
+from reasoning.serving.routes import Arm
 from tests.reasoning.conftest import ModelServer, rows, says, streams
 
 ANN = "ann@example.org"

@@ -7,11 +7,11 @@ import orjson
 import pytest
 
 from reasoning.client import DecisionClient
-from reasoning.completion import request_body
 from reasoning.config import Config, api_key_for, load_config
 from reasoning.decision_types import DECISION_TYPES
 from reasoning.errors import ConfigError
-from reasoning.routes import Arm
+from reasoning.serving.completion import request_body
+from reasoning.serving.routes import Arm
 
 KEY = "tgp_v1_0123456789abcdef"
 

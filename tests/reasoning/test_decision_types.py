@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reasoning.config import load_config
 from reasoning.decision_types import DECISION_TYPES, get_decision_type
 from reasoning.errors import InvalidContext, UnknownDecisionType
-from reasoning.transcript import clean_name, clean_text
+from reasoning.formats.transcript import clean_name, clean_text
 
 should_respond, planning, coding = (DECISION_TYPES[name] for name in ("should_respond", "planning", "coding"))
 CONTEXT = {"agent_name": "Bot", "messages": [{"speaker": "Ann", "text": "hi\nthere"}, {"speaker": "Bot", "text": "yo"}]}

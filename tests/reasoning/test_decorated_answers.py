@@ -7,7 +7,7 @@ import pytest
 from reasoning.decision_types import DECISION_TYPES, check_demonstration
 from reasoning.errors import UnparseableAnswer
 from reasoning.formats.label import parse_label
-from reasoning.turns import parse_turn
+from reasoning.formats.turns import parse_turn
 
 TYPE = DECISION_TYPES["should_respond"]
 

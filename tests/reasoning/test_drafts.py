@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.completion import Completion, check_whole
 from reasoning.decision_types import DECISION_TYPES
 from reasoning.errors import UnparseableAnswer
+from reasoning.serving.completion import Completion, check_whole
 
 should_respond, planning, coding = (DECISION_TYPES[name] for name in ("should_respond", "planning", "coding"))
 DRAFT = "<response><action>RESPOND</action></response>"

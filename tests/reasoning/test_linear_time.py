@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from reasoning.completion import Completion, measure_confidence
 from reasoning.decision_types import DECISION_TYPES
 from reasoning.errors import UnparseableAnswer
-from reasoning.turns import parse_turn
+from reasoning.formats.turns import parse_turn
+from reasoning.serving.completion import Completion, measure_confidence
 
 PARSERS: dict[str, Callable[[str], Any]] = {
     **{name: kind.parse for name, kind in DECISION_TYPES.items()},

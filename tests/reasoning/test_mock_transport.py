@@ -13,7 +13,7 @@ from reasoning import AsyncDecisionClient, DecisionClient
 from reasoning.config import Config
 from reasoning.errors import CallFailed, StreamInterrupted
 from reasoning.mock_transport import MOCK_URL, MockTransport, ModelRequest, ModelResponse, write_mock_routes
-from reasoning.streams import AsyncCodingStream
+from reasoning.serving.streams import AsyncCodingStream
 from tests.reasoning.conftest import CONTEXT, rows
 
 IGNORE = "<response><action>IGNORE</action></response>"
@@ -124,7 +124,7 @@ def test_an_async_handler_needs_the_async_client(data: Path) -> None:
 
 
 def test_a_second_deployment_is_asked_while_the_first_ones_breaker_is_open(data: Path, route: Any) -> None:
-    from reasoning.routes import Arm
+    from reasoning.serving.routes import Arm
 
     route(
         Arm("a", "custom", 1.0, model="m", base_url="http://a.example"),

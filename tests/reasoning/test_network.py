@@ -18,7 +18,7 @@ import trustme
 
 from reasoning import Answer, AsyncDecisionClient, DecisionClient
 from reasoning.config import load_config
-from reasoning.routes import Arm
+from reasoning.serving.routes import Arm
 from tests.reasoning.conftest import CONTEXT, ModelServer, rows
 
 Write = Callable[..., Any]

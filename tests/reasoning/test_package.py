@@ -9,7 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from reasoning.spool import read_segment
+from reasoning.io.spool import read_segment
 
 CHECKOUT = Path(__file__).parents[2]
 # Of what the project uses elsewhere, nothing may come along; asyncio and httpcore2 only when they are needed.
@@ -66,7 +66,7 @@ from pathlib import Path
 for name in ("re2", "phonenumbers", "mnemonic", "stdnum"):
     sys.modules[name] = None
 from reasoning import DecisionClient
-from reasoning.routes import Arm, Route, Routes, write_routes
+from reasoning.serving.routes import Arm, Route, Routes, write_routes
 now = datetime.now(UTC)
 arm = Arm("custom", "custom", 1.0, model="m", base_url="http://127.0.0.1:9")
 Path("data").mkdir()

@@ -18,15 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning import shadow
-from reasoning.breaker import CircuitBreaker
-from reasoning.completion import Completion, measure_confidence, read_completion
+from reasoning.error_text import describe_error
 from reasoning.errors import CallFailed
 from reasoning.ids import uuid7
+from reasoning.io.sse import EventDecoder, StreamedCompletion
 from reasoning.records import Decision, encode_record
-from reasoning.redact import describe_error
-from reasoning.shadow import ShadowTasks, ShadowThreads
-from reasoning.sse import EventDecoder, StreamedCompletion
+from reasoning.serving import shadow
+from reasoning.serving.breaker import CircuitBreaker
+from reasoning.serving.completion import Completion, measure_confidence, read_completion
+from reasoning.serving.shadow import ShadowTasks, ShadowThreads
 from tests.reasoning.conftest import at_bytecode, completion
 
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.errors import RoutesError
-from reasoning.lease import RoutesLease
-from reasoning.routes import Arm, Route, Routes, choose_arm, parse_routes, read_routes, write_routes
+from reasoning.serving.lease import RoutesLease
+from reasoning.serving.routes import Arm, Route, Routes, choose_arm, parse_routes, read_routes, write_routes
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 CUSTOM = Arm("custom", "custom", 0.25, model="acme/small", base_url="http://h:1", input_usd_per_mtok="0.48")
@@ -175,7 +175,7 @@ class TestLease:
                 go_on.wait(10)
             return read_routes(path)
 
-        monkeypatch.setattr("reasoning.lease.read_routes", slow_read)
+        monkeypatch.setattr("reasoning.serving.lease.read_routes", slow_read)
         first = threading.Thread(target=lease.find, args=("planning", now))
         first.start()
         assert reading.wait(10)

@@ -22,11 +22,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning import spool
 from reasoning.errors import SegmentError
 from reasoning.ids import uuid7
+from reasoning.io import spool
+from reasoning.io.spool import SegmentWriter, check_line, frame_line, parse_line, read_segment
 from reasoning.records import Decision
-from reasoning.spool import SegmentWriter, check_line, frame_line, parse_line, read_segment
 from tests.reasoning.conftest import at_bytecode
 from tests.reasoning.writers import record
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from reasoning.ids import uuid7
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Feedback
-from reasoning.spool import SegmentWriter
 
 
 def record(i: int = 0, size: int = 0) -> Feedback:

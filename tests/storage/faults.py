@@ -18,22 +18,22 @@ from pathlib import Path
 
 import orjson
 
-import storage.erase
-import storage.erase_datasets
-from reasoning.spool import SegmentWriter
-from storage.compact import compact_decisions
-from storage.erase import erase_subject
+import storage.erasure.datasets
+import storage.erasure.erase
+from reasoning.io.spool import SegmentWriter
+from storage.erasure.erase import erase_subject
 from storage.errors import DataFolderBusy
-from storage.expire import expire_decisions
-from storage.land import land_decisions, list_segments
 from storage.layout import Layout
 from storage.locks import data_lock
-from storage.rewrite import recover, rewrite_partition
-from storage.table import list_partitions
+from storage.log.compact import compact_decisions
+from storage.log.expire import expire_decisions
+from storage.log.land import land_decisions, list_segments
+from storage.log.rewrite import recover, rewrite_partition
+from storage.log.table import list_partitions
 from tests.storage.logs import make_decision, segment_id
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__, "storage.ledger"])
+_context.set_forkserver_preload([__name__, "storage.ledger.ledger"])
 
 
 @contextmanager
@@ -170,4 +170,4 @@ def erase_until(data: Path, subject_id: str, step: int) -> None:
         (storage.erase, "_erase_spool"),
     ):
         setattr(module, name, killing(getattr(module, name)))
-    storage.erase.erase_subject(data, subject_id, threads=1)
+    storage.erasure.erase.erase_subject(data, subject_id, threads=1)

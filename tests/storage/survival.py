@@ -12,14 +12,14 @@ import duckdb
 import orjson
 
 import storage
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, encode_record
-from reasoning.spool import SegmentWriter
-from storage.compact import compact_decisions
-from storage.erase import erase_subject
-from storage.expire import expire_decisions
-from storage.land import land_decisions
-from storage.quarantine import read_quarantine
-from storage.reland import reland_quarantine
+from storage.erasure.erase import erase_subject
+from storage.log.compact import compact_decisions
+from storage.log.expire import expire_decisions
+from storage.log.land import land_decisions
+from storage.log.quarantine import read_quarantine
+from storage.log.reland import reland_quarantine
 from tests.storage.logs import (
     NOON,
     make_days,

@@ -22,15 +22,15 @@ from uuid import UUID
 
 import pytest
 
-from reasoning.spool import SegmentWriter
+from reasoning.io.spool import SegmentWriter
 from storage import backup
 from storage.backup import MANIFEST, back_up, restore_backup, verify_backup
-from storage.compact import compact_decisions
-from storage.erase import erase_subject
+from storage.erasure.erase import erase_subject
 from storage.errors import BackupError
-from storage.land import land_decisions
 from storage.layout import Layout
-from storage.ledger import open_ledger
+from storage.ledger.ledger import open_ledger
+from storage.log.compact import compact_decisions
+from storage.log.land import land_decisions
 from tests.postgres import fresh_database, run_postgres
 from tests.storage.logs import NOON, landed_ids, make_days, make_decision, make_feedback, write_dataset, write_segment
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoning.ids import uuid7
-from reasoning.spool import frame_line
-from storage import batches
-from storage.batches import ERASED, Batch, parse_lines
+from reasoning.io.spool import frame_line
+from storage.log import batches
+from storage.log.batches import ERASED, Batch, parse_lines
 from tests.storage.logs import NOON, make_days, make_decision, make_feedback, to_line
 
 DECISION = to_line(

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from storage import clock_watch
-from storage.clocks import clock_limits
 from storage.errors import ClockJumped
-from storage.expire import expire_decisions
-from storage.land import land_decisions
 from storage.layout import Layout
+from storage.log import clock_watch
+from storage.log.clocks import clock_limits
+from storage.log.expire import expire_decisions
+from storage.log.land import land_decisions
 from tests.storage.logs import make_decision, write_segment
 
 DAY = timedelta(days=1)

@@ -14,17 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
-from storage import files, rewrite
-from storage.compact import compact_decisions
-from storage.erase import erase_subject
+from storage import files
+from storage.erasure.erase import erase_subject
 from storage.errors import TableError
-from storage.expire import expire_decisions
-from storage.land import land_decisions
 from storage.layout import Layout
 from storage.locks import data_lock
+from storage.log import rewrite
+from storage.log.compact import compact_decisions
+from storage.log.expire import expire_decisions
+from storage.log.land import land_decisions
+from storage.log.rewrite import Method
+from storage.log.table import HIDDEN, SCHEMA_KEY, file_segments, landed_segments, live_files
 from storage.progress import Progress
-from storage.rewrite import Method
-from storage.table import HIDDEN, SCHEMA_KEY, file_segments, landed_segments, live_files
 from tests.storage.logs import (
     NOON,
     landed_ids,

@@ -8,7 +8,7 @@ import pytest
 
 import storage
 from reasoning import DecisionClient
-from storage.land import land_decisions
+from storage.log.land import land_decisions
 
 CONTEXT = {"agent_name": "Ada", "messages": [{"speaker": "Bob", "text": "hi"}], "actions": [{"name": "REPLY"}]}
 

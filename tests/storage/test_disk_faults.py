@@ -11,7 +11,7 @@ import pytest
 
 import storage
 from storage.errors import StorageError
-from storage.land import land_decisions
+from storage.log.land import land_decisions
 from tests.storage.disk_faults import MODES, failing_disk
 from tests.storage.survival import VERBS, check_survived, fill
 

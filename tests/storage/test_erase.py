@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
+from reasoning.io.spool import SegmentWriter, frame_line
 from reasoning.records import Decision, Feedback, encode_record
-from reasoning.spool import SegmentWriter, frame_line
-from storage import erase
-from storage.erase import erase_subject
+from storage.erasure import erase
+from storage.erasure.erase import erase_subject
 from storage.errors import DatasetError
-from storage.land import land_decisions
-from storage.ledger_rows import Model, UploadedDataset
-from storage.quarantine import read_quarantine
-from storage.reland import reland_quarantine
+from storage.ledger.rows import Model, UploadedDataset
+from storage.log.land import land_decisions
+from storage.log.quarantine import read_quarantine
+from storage.log.reland import reland_quarantine
 from tests.storage import faults
 from tests.storage.logs import (
     NOON,
@@ -66,7 +66,7 @@ def make_pair(second: int, **values: object) -> list:
 
 def add_models(data: Path, *datasets: str) -> None:
     """A model trained on each dataset, which was uploaded."""
-    from storage.ledger import open_ledger
+    from storage.ledger.ledger import open_ledger
 
     with open_ledger(data) as ledger:
         facts = {"decision_type": "should_respond", "now": NOON}

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 import storage
-from quality.dataset import export_dataset, read_manifest, read_rows
-from quality.evaluation import Answer, Label, evaluate
-from storage.erase import erase_subject
-from storage.expire import expire_decisions
-from storage.ledger import open_ledger
-from storage.ledger_lives import save_evaluation
+from quality.dataset.export import export_dataset, read_manifest, read_rows
+from quality.evaluation.evaluate import Answer, Label, evaluate
+from storage.erasure.erase import erase_subject
+from storage.ledger.ledger import open_ledger
+from storage.ledger.lives import save_evaluation
+from storage.log.expire import expire_decisions
 from tests.quality.log import START, conversations, land, records
 from tests.storage.test_erase import occurrences
 

@@ -11,9 +11,9 @@ import pytest
 
 import storage
 from reasoning.records import SCHEMA_VERSION
-from storage.compact import compact_decisions
-from storage.land import land_decisions
 from storage.layout import Layout
+from storage.log.compact import compact_decisions
+from storage.log.land import land_decisions
 from tests.storage.logs import NOON, make_decision, make_feedback, write_segment
 
 FIXTURES = Path(__file__).parent / "fixtures"

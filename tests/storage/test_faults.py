@@ -23,14 +23,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
-from reasoning.spool import SegmentWriter
-from storage import rewrite
-from storage.compact import compact_decisions
-from storage.erase import erase_subject
+from reasoning.io.spool import SegmentWriter
+from storage.erasure.erase import erase_subject
 from storage.errors import StorageError
-from storage.land import land_decisions
 from storage.layout import Layout
-from storage.quarantine import read_quarantine
+from storage.log import rewrite
+from storage.log.compact import compact_decisions
+from storage.log.land import land_decisions
+from storage.log.quarantine import read_quarantine
 from tests.disks import small_disk
 from tests.storage import faults
 from tests.storage.logs import (

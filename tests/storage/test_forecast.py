@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.forecast import HORIZON, forecast_spend
-from storage.ledger import Budget, Period
+from storage.ledger.forecast import HORIZON, forecast_spend
+from storage.ledger.ledger import Budget, Period
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 MONTH_END = datetime(2026, 12, 1, tzinfo=UTC)

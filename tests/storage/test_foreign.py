@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import storage
-from storage.compact import compact_decisions
-from storage.erase import erase_subject
+from storage.erasure.erase import erase_subject
 from storage.errors import DataFolderError, LandingError, TableError
-from storage.expire import expire_decisions
-from storage.land import land_decisions
-from storage.reland import reland_quarantine
+from storage.log.compact import compact_decisions
+from storage.log.expire import expire_decisions
+from storage.log.land import land_decisions
+from storage.log.reland import reland_quarantine
 from tests.disks import small_disk
 from tests.storage.logs import NOON, landed_ids, make_days, write_segment
 

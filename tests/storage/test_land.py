@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 
 import storage
 from reasoning.ids import uuid7
-from reasoning.spool import SegmentWriter, frame_line
-from storage import land
-from storage.batches import Parsed
+from reasoning.io.spool import SegmentWriter, frame_line
 from storage.errors import DataFolderBusy, DataFolderError, LandingError
-from storage.land import land_decisions
 from storage.layout import Layout
 from storage.locks import data_lock
-from storage.quarantine import read_quarantine
-from storage.reland import reland_quarantine
+from storage.log import land
+from storage.log.batches import Parsed
+from storage.log.land import land_decisions
+from storage.log.quarantine import read_quarantine
+from storage.log.reland import reland_quarantine
 from tests.storage.logs import (
     NOON,
     landed_ids,
@@ -496,7 +496,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     write_segment(tmp_path, decisions)
     before = {path.name: path.read_bytes() for path in (tmp_path / "spool").iterdir()}
     done = run_python(
-        "import resource, signal, sys; from storage.land import land_decisions\n"
+        "import resource, signal, sys; from storage.log.land import land_decisions\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
         "land_decisions(sys.argv[1])",

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import storage
-from reasoning.spool import frame_line
-from storage import land
-from storage.compact import compact_decisions
+from reasoning.io.spool import frame_line
 from storage.errors import TableError
-from storage.land import land_decisions
 from storage.layout import Layout
-from storage.quarantine import read_quarantine
-from storage.reland import reland_quarantine
+from storage.log import land
+from storage.log.compact import compact_decisions
+from storage.log.land import land_decisions
+from storage.log.quarantine import read_quarantine
+from storage.log.reland import reland_quarantine
 from tests.storage.logs import (
     NOON,
     landed_ids,

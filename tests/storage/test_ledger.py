@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import ledger_schema as schema
 from storage.errors import (
     BudgetExceeded,
     ChargeConflict,
@@ -27,11 +26,12 @@ from storage.errors import (
     NoSuchObject,
     PriceUnknown,
 )
-from storage.ledger import Ledger, open_ledger
-from storage.ledger_charges import ChargedTo
-from storage.ledger_reports import cost_report, model_history, model_status
-from storage.ledger_rows import Deployment, FineTuneJob, Model, UploadedDataset
-from storage.money import format_usd, from_nano, to_nano
+from storage.ledger import schema as schema
+from storage.ledger.charges import ChargedTo
+from storage.ledger.ledger import Ledger, open_ledger
+from storage.ledger.money import format_usd, from_nano, to_nano
+from storage.ledger.reports import cost_report, model_history, model_status
+from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset
 from tests.postgres import fresh_database, run_postgres
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -342,12 +342,12 @@ def test_the_migrations_make_the_tables_that_the_code_uses(ledger: Ledger) -> No
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    import storage.migrations
+    import storage.ledger.migrations
 
     with ledger.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
     config = Config()
-    config.set_main_option("script_location", str(Path(storage.migrations.__file__).parent))
+    config.set_main_option("script_location", str(Path(storage.ledger.migrations.__file__).parent))
     assert ScriptDirectory.from_config(config).get_current_head() == schema.REVISION
 
 

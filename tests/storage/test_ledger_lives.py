@@ -12,13 +12,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-
-import storage.ledger
-from storage import ledger_schema as schema
-from storage.backup import back_up, restore_backup
-from storage.errors import LedgerError
-from storage.ledger import open_ledger
-from storage.ledger_lives import (
+import storage.ledger.ledger.ledger
+from storage.ledger.ledger.ledger import open_ledger
+from storage.ledger.ledger.lives import (
     CycleOutcome,
     CycleRow,
     evaluated_models,
@@ -28,6 +24,10 @@ from storage.ledger_lives import (
     save_cycle,
     save_evaluation,
 )
+
+from storage.backup import back_up, restore_backup
+from storage.errors import LedgerError
+from storage.ledger import schema as schema
 from tests.postgres import fresh_database, run_postgres
 
 VERDICT = {"decision": "promote", "why": "better"}
@@ -113,12 +113,12 @@ def _open_and_die(data: Path, take_in: Callable[..., None]) -> None:
         take_in(*args, **options)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    storage.ledger.take_in_files = die
+    storage.ledger.ledger.take_in_files = die
     open_ledger(data)
 
 
 def test_a_process_killed_while_it_takes_files_in_leaves_the_ledger_as_it_was(old_data: Path) -> None:
-    take_in = storage.ledger.take_in_files
+    take_in = storage.ledger.ledger.take_in_files
     process = multiprocessing.get_context("fork").Process(target=_open_and_die, args=(old_data, take_in))
     process.start()
     process.join()

@@ -14,10 +14,11 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import ledger_schema as schema
 from storage.errors import LedgerError
-from storage.ledger import Ledger, open_ledger
-from storage.ledger_rows import (
+from storage.ledger import schema as schema
+from storage.ledger.ledger import Ledger, open_ledger
+from storage.ledger.money import from_nano
+from storage.ledger.rows import (
     Charge,
     Deployment,
     DeploymentState,
@@ -28,7 +29,6 @@ from storage.ledger_rows import (
     Transition,
     UploadedDataset,
 )
-from storage.money import from_nano
 from tests.postgres import fresh_database, run_postgres
 
 ROOT = Path(__file__).parents[2]

@@ -25,15 +25,15 @@ from hypothesis.stateful import (
 
 import storage
 from reasoning.ids import uuid7, uuid7_time
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, Feedback
-from reasoning.spool import SegmentWriter
-from storage.compact import compact_decisions
-from storage.erase import erase_subject
-from storage.expire import expire_decisions
-from storage.land import land_decisions
+from storage.erasure.erase import erase_subject
 from storage.layout import Layout
-from storage.quarantine import read_quarantine
-from storage.reland import reland_quarantine
+from storage.log.compact import compact_decisions
+from storage.log.expire import expire_decisions
+from storage.log.land import land_decisions
+from storage.log.quarantine import read_quarantine
+from storage.log.reland import reland_quarantine
 from tests.storage.logs import NOON, make_decision, make_feedback
 
 PEOPLE = ["ann", "Ann", "an", "bob", 'o"%_b', "ä", "a\u0308", ""]

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import storage
-from reasoning.spool import SegmentWriter
-from storage import rewrite
+from reasoning.io.spool import SegmentWriter
 from storage.errors import StorageError
-from storage.land import land_decisions
 from storage.layout import Layout
+from storage.log import rewrite
+from storage.log.land import land_decisions
 from tests.storage.logs import make_days
 from tests.storage.power import record, write_state
 from tests.storage.survival import VERBS, check_survived, fill, read_all

@@ -11,11 +11,11 @@ import duckdb
 import pytest
 
 import storage
-from storage import views
-from storage.compact import compact_decisions
 from storage.errors import QueryRefused
-from storage.land import land_decisions
-from storage.ledger import open_ledger
+from storage.ledger.ledger import open_ledger
+from storage.log import views
+from storage.log.compact import compact_decisions
+from storage.log.land import land_decisions
 from tests.storage.logs import make_days, write_segment
 
 SECRET = "rsn-secret-token"

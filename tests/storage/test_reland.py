@@ -10,12 +10,12 @@ import pytest
 
 import reasoning.records
 import storage
+from reasoning.io.spool import frame_line
 from reasoning.records import Decision, Feedback
-from reasoning.spool import frame_line
-from storage import reland
 from storage.errors import QuarantineError
-from storage.land import land_decisions
-from storage.reland import reland_quarantine
+from storage.log import reland
+from storage.log.land import land_decisions
+from storage.log.reland import reland_quarantine
 from tests.storage.logs import landed_ids, make_days, make_feedback, to_line, write_lines
 
 

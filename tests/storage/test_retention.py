@@ -16,13 +16,13 @@ from reasoning.config import Retention, load_config
 from reasoning.errors import ConfigError
 from reasoning.ids import uuid7
 from reasoning.records import Decision
-from storage.clocks import ClockLimits, counting_day
-from storage.compact import compact_decisions
 from storage.errors import DataFolderError
-from storage.expire import expire_decisions
-from storage.land import land_decisions
-from storage.reland import reland_quarantine
-from storage.table import live_files
+from storage.log.clocks import ClockLimits, counting_day
+from storage.log.compact import compact_decisions
+from storage.log.expire import expire_decisions
+from storage.log.land import land_decisions
+from storage.log.reland import reland_quarantine
+from storage.log.table import live_files
 from tests.storage.logs import NOON, landed_ids, make_days, make_decision, make_feedback, write_segment
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import storage
 from reasoning.ids import uuid7
-from storage.land import land_decisions
+from storage.log.land import land_decisions
 from tests.storage.logs import NOON, make_decision, make_feedback, write_segment
 
 PAGE = Path(__file__).parents[2].joinpath("docs", "guides", "sql.md").read_text()
@@ -23,7 +23,7 @@ STOCK = re.findall(r"```duckdb\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from storage.ledger import open_ledger
+    from storage.ledger.ledger import open_ledger
 
     folder = tmp_path_factory.mktemp("sql")
     records: list[Any] = []

@@ -20,13 +20,13 @@ import pytest
 
 import storage
 from reasoning.ids import uuid7
-from storage.compact import compact_decisions
-from storage.erase import erase_subject
+from storage.erasure.erase import erase_subject
 from storage.errors import DataFolderError, TableError
-from storage.land import land_decisions
 from storage.layout import Layout
-from storage.ledger_charges import ChargedTo
-from storage.schema import sql_columns
+from storage.ledger.charges import ChargedTo
+from storage.log.compact import compact_decisions
+from storage.log.land import land_decisions
+from storage.log.schema import sql_columns
 from tests.storage.logs import (
     NOON,
     list_parquet,
@@ -265,7 +265,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_costs_and_models_come_from_the_ledger_as_of_the_query(tmp_path: Path) -> None:
-    from storage.ledger import open_ledger
+    from storage.ledger.ledger import open_ledger
 
     Layout(tmp_path).create()
     with storage.connect(tmp_path) as con:

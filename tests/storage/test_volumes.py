@@ -21,20 +21,21 @@ from uuid import UUID
 import orjson
 import pytest
 
-from reasoning import hosts, spool
 from reasoning.ids import uuid7
-from reasoning.spool import SegmentWriter
-from storage import expire, land, locks, reland, rewrite, volumes
+from reasoning.io import hosts, spool
+from reasoning.io.spool import SegmentWriter
+from storage import locks, volumes
 from storage.backup import back_up, restore_backup, verify_backup
-from storage.compact import compact_decisions
-from storage.erase import erase_subject
+from storage.erasure.erase import erase_subject
 from storage.errors import DataFolderBusy, DataFolderError, LedgerError, LockLost, StorageError
-from storage.expire import expire_decisions
-from storage.land import land_decisions
 from storage.layout import Layout
-from storage.ledger import open_ledger
+from storage.ledger.ledger import open_ledger
 from storage.locks import check_held, data_lock
-from storage.reland import reland_quarantine
+from storage.log import expire, land, reland, rewrite
+from storage.log.compact import compact_decisions
+from storage.log.expire import expire_decisions
+from storage.log.land import land_decisions
+from storage.log.reland import reland_quarantine
 from storage.volumes import Mount, classify, find_mount, quiet_for
 from tests.postgres import fresh_database, run_postgres
 from tests.storage.logs import NOON, landed_ids, make_days, make_decision, to_line, write_lines, write_segment
@@ -260,7 +261,7 @@ class TestTakingOver:
         self, data: Path, short_grace: list[float], kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """On a local volume at once. On others it may be another host that has the machine's id (a copied image)."""
-        monkeypatch.setattr("storage.land.volume_kind", lambda layout: kind)
+        monkeypatch.setattr("storage.log.land.volume_kind", lambda layout: kind)
         tag = hosts.host_tag(data)[:8] + "0" * 8
         write_lines(data, [to_line(make_decision())], of_host(tag), ".open")
         assert land_decisions(data).taken_over == (1 if kind == "local" else 0)
@@ -271,7 +272,7 @@ class TestTakingOver:
         self, data: Path, short_grace: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         write_lines(data, [to_line(make_decision())], suffix=".open")
-        monkeypatch.setattr("storage.land.volume_kind", lambda layout: "unknown")
+        monkeypatch.setattr("storage.log.land.volume_kind", lambda layout: "unknown")
         assert land_decisions(data).waiting == 1
         monkeypatch.undo()
         assert land_decisions(data).taken_over == 1
@@ -291,7 +292,7 @@ class TestTakingOver:
         code = (
             "import os, sys, time; from pathlib import Path; from reasoning import hosts\n"
             "hosts._machine = lambda: '0' * 8\n"
-            "from tests.storage.logs import make_decision; from reasoning.spool import SegmentWriter\n"
+            "from tests.storage.logs import make_decision; from reasoning.io.spool import SegmentWriter\n"
             "writer = SegmentWriter(Path(sys.argv[1])); assert writer.write(make_decision())\n"
             "print('ready', flush=True); time.sleep(60)"
         )
@@ -310,7 +311,7 @@ class TestTakingOver:
         """On this very host: a sandbox or a driver whose flock does nothing."""
         code = (
             "import fcntl, os, sys, time; from pathlib import Path; fcntl.flock = lambda fd, how: None\n"
-            "from tests.storage.logs import make_decision; from reasoning.spool import SegmentWriter\n"
+            "from tests.storage.logs import make_decision; from reasoning.io.spool import SegmentWriter\n"
             "from storage.layout import Layout; from storage.locks import check_held, data_lock\n"
             "writer = SegmentWriter(Path(sys.argv[1], 'spool')); assert writer.write(make_decision())\n"
             "with data_lock(Layout(sys.argv[1]), 'compaction'): print('ready', flush=True); sys.stdin.readline()\n"

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reasoning import hosts, spool
+from reasoning.io import hosts, spool
 from storage import locks, volumes
 
 
@@ -30,9 +30,9 @@ def become(host: str) -> None:
     if kind := settings.get("KIND"):
         volumes.volume_kind = lambda layout: kind
         locks.check_volume = lambda layout, verb: kind  # type: ignore[attr-defined]
-        import storage.land
+        import storage.log.land
 
-        storage.land.volume_kind = lambda layout: kind  # type: ignore[attr-defined]
+        storage.log.land.volume_kind = lambda layout: kind  # type: ignore[attr-defined]
     if folder := settings.get("FLOCKS"):
         keep_locks_apart(Path(folder) / host)
 
@@ -88,8 +88,8 @@ def repeat(verb: Any, data: Path, seconds: float) -> None:
 
 def main() -> None:
     from storage.backup import back_up
-    from storage.compact import compact_decisions
-    from storage.land import land_decisions
+    from storage.log.compact import compact_decisions
+    from storage.log.land import land_decisions
 
     role, data, host = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     seconds = float(sys.argv[4]) if len(sys.argv) > 4 else 3.0

@@ -15,8 +15,8 @@ import orjson
 
 from reasoning.decision_types import DECISION_TYPES
 from reasoning.ids import uuid7
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, Feedback
-from reasoning.spool import SegmentWriter
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 TOPICS = ("the weather", "a film", "the match", "my garden", "the news", "that recipe", "our holidays", "the traffic")

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cycle import plan_turn, turn_flywheel
+from pipeline.errors import NotWorthIt
+from pipeline.models import export, fine_tune
 from pipeline.parameters import CycleSettings
-from quality.dataset import DatasetRow
-from quality.promotion import certain_refusals, foresee
+from quality.dataset.export import DatasetRow
+from quality.evaluation.promotion import certain_refusals, foresee
 from storage.errors import BudgetExceeded
-from storage.land import land_decisions
 from storage.layout import Layout
-from storage.ledger import HOLD_TTL, open_ledger
-from storage.ledger_charges import ChargedTo
-from storage.ledger_rows import FineTuneJob, Model, UploadedDataset
-from tasks.errors import NotWorthIt
-from tasks.models import export, fine_tune
-from tasks.turn import plan_turn, turn_flywheel
+from storage.ledger.charges import ChargedTo
+from storage.ledger.ledger import HOLD_TTL, open_ledger
+from storage.ledger.rows import FineTuneJob, Model, UploadedDataset
+from storage.log.land import land_decisions
 from tests.cli.test_commands import reasoning
 from tests.tasks.rooms import NOON, write_log
 from tests.tasks.test_selection import add_deployment
@@ -64,8 +64,8 @@ HOLDER = """
 import sys, time
 from datetime import datetime, UTC
 from pathlib import Path
-from tasks.cycle import holding
-from storage.ledger import open_ledger
+from pipeline.cycle_plan import holding
+from storage.ledger.ledger import open_ledger
 data = Path(sys.argv[1])
 with holding(data, "should_respond"), open_ledger(data) as ledger:
     ledger.hold("9", "should_respond", hourly_usd="5", now=datetime.now(UTC))

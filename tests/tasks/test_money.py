@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from provider.guard import GuardReport
-from provider.status import cost_report, model_status
-from storage.ledger import open_ledger
-from storage.ledger_charges import ChargedTo
-from storage.ledger_rows import Deployment, Model
-from tasks.reports import budget_rows, cost_fields, cost_rows, hide, markdown, plain, text
+from pipeline.reports import budget_rows, cost_fields, cost_rows, hide, markdown, plain, text
+from provider.lifecycle.guard import GuardReport
+from provider.lifecycle.status import cost_report, model_status
+from storage.ledger.charges import ChargedTo
+from storage.ledger.ledger import open_ledger
+from storage.ledger.rows import Deployment, Model
 from tasks.runs import publish
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from provider.routes import publish_route
-from reasoning.routes import Arm, Route, read_routes
+from pipeline.errors import AmbiguousModel, MissingStep
+from pipeline.models import undeploy
+from pipeline.selection import Verb, find_model
+from provider.lifecycle.routes import publish_route
+from reasoning.serving.routes import Arm, Route, read_routes
 from storage.layout import Layout
-from storage.ledger import open_ledger
-from storage.ledger_lives import save_evaluation
-from storage.ledger_rows import Deployment, Model
-from tasks.errors import AmbiguousModel, MissingStep
-from tasks.models import undeploy
-from tasks.selection import Verb, find_model
+from storage.ledger.ledger import open_ledger
+from storage.ledger.lives import save_evaluation
+from storage.ledger.rows import Deployment, Model
 from tests.cli.test_commands import failure, reasoning
 
 TYPE = "should_respond"

@@ -16,21 +16,21 @@ import httpx
 import orjson
 import pytest
 
+from pipeline import models
+from pipeline.cycle import Turn, Verbs, read_turn, turn_flywheel
+from pipeline.models import undeploy
 from pipeline.parameters import CycleSettings
-from provider.client import connect
 from provider.errors import ProviderRefused
-from provider.guard import guard_costs
-from provider.routes import publish_route
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.routes import publish_route
+from provider.together.client import connect
 from reasoning.errors import UnknownDecisionType
-from reasoning.routes import Arm, Route, read_routes
-from storage.land import land_decisions
+from reasoning.serving.routes import Arm, Route, read_routes
 from storage.layout import Layout
-from storage.ledger import open_ledger
-from storage.ledger_lives import CycleOutcome, CycleRow, save_cycle
-from storage.ledger_rows import Deployment, FineTuneJob, Model
-from tasks import models
-from tasks.models import undeploy
-from tasks.turn import Turn, Verbs, read_turn, turn_flywheel
+from storage.ledger.ledger import open_ledger
+from storage.ledger.lives import CycleOutcome, CycleRow, save_cycle
+from storage.ledger.rows import Deployment, FineTuneJob, Model
+from storage.log.land import land_decisions
 from tests.tasks.rooms import NOON, start_emulator, write_answers, write_log
 
 

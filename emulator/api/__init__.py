@@ -1,0 +1,1 @@
+"""The emulated API of Together, one module per resource."""

@@ -1,0 +1,1 @@
+"""What is behind the API: time, faults, state, machines and running jobs."""

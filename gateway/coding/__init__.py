@@ -1,0 +1,1 @@
+"""Coding turns: recognised, translated for a model of ours, answered and recorded."""

@@ -1,0 +1,1 @@
+"""Decisions: asked for outright, or recognised in the prompts of agent frameworks."""

@@ -1,0 +1,1 @@
+"""Operating the gateway: pages, metrics, logs, traces, prices, records."""

@@ -1,0 +1,141 @@
+"""The gateway's own pages: health, metrics, statistics; and for people a dashboard and documentation. All work offline.
+
+The pages for people hold no data and need no token. They ask for what they show with the token that one types in.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import re
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any, Protocol
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from gateway.http.exchange import Exchange
+from gateway.http.security import Headers
+from gateway.ops.openapi import describe_api
+from gateway.settings import Settings
+from gateway.state import State
+from reasoning.config import Config
+from reasoning.errors import RoutesError
+from reasoning.serving.routes import read_routes
+
+
+class Gateway(Protocol):
+    """What the pages show of `gateway.app.Gateway`."""
+
+    config: Config
+    settings: Settings
+    state: State
+    active: int
+    draining: bool
+
+
+async def healthz(gateway: Gateway, exchange: Exchange) -> None:
+    """The process answers."""
+    await exchange.reply(200, b'{"status":"ok"}')
+
+
+async def readyz(gateway: Gateway, exchange: Exchange) -> None:
+    """Requests may be sent here: not while it drains, nor when no upstream can be reached."""
+    state = gateway.state
+    if gateway.draining:
+        await exchange.reply(503, b'{"status":"draining"}')
+    elif not any(pool.is_healthy() for pool in state.pools.values()):
+        await exchange.reply(503, b'{"status":"no upstream can be reached"}')
+    else:
+        await exchange.reply(200, b'{"status":"ready"}')
+
+
+async def metrics(gateway: Gateway, exchange: Exchange) -> None:
+    """For Prometheus. Scrape it with the gateway's token (`authorization: credentials_file`)."""
+    gateway.state.metrics.active.set(gateway.active)
+    await _page(exchange, CONTENT_TYPE_LATEST.encode(), gateway.state.metrics.exposition())
+
+
+async def stats(gateway: Gateway, exchange: Exchange) -> None:
+    """The same totals as JSON, and how the upstreams and models do."""
+    state = gateway.state
+    found = state.metrics.statistics()
+    found["active"] = gateway.active
+    found["breakers"] = state.coding.breaker_states()
+    found["upstreams"] = {
+        pool.name: [
+            {"url": upstream.base, "active": upstream.active, "failures": upstream.failures}
+            for upstream in pool.upstreams
+        ]
+        for pool in state.pools.values()
+    }
+    found["sessions"] = state.sessions.count()
+    found["lease"] = _lease(gateway)
+    await exchange.reply(200, orjson.dumps(found))
+
+
+def _lease(gateway: Gateway) -> dict[str, Any]:
+    """What `routes.json` says, and whether it still holds."""
+    try:
+        routes = read_routes(gateway.config.routes)
+    except (OSError, RoutesError):
+        return {"in_force": False, "expires_at": None, "arms": []}
+    arms = [
+        {"decision_type": name, "name": arm.name, "model": arm.model, "weight": arm.weight, "mode": arm.mode}
+        for name, route in routes.routes.items()
+        for arm in route.arms
+    ]
+    return {"in_force": routes.in_force(datetime.now(UTC)), "expires_at": routes.expires_at, "arms": arms}
+
+
+async def openapi(gateway: Gateway, exchange: Exchange) -> None:
+    """The API's description (OpenAPI 3.1)."""
+    await exchange.reply(
+        200, orjson.dumps(describe_api(gateway.config.decision_types, gateway.settings.protocols.protocols))
+    )
+
+
+async def docs(gateway: Gateway, exchange: Exchange) -> None:
+    """The description as a page."""
+    await _html(exchange, "docs.html")
+
+
+async def dashboard(gateway: Gateway, exchange: Exchange) -> None:
+    """The statistics as a page."""
+    await _html(exchange, "dashboard.html")
+
+
+async def home(gateway: Gateway, exchange: Exchange) -> None:
+    """Where a person who opened the address in a browser finds what."""
+    await _html(exchange, "home.html")
+
+
+async def _html(exchange: Exchange, name: str) -> None:
+    page, policy = _load(name)
+    headers = [
+        (b"content-security-policy", policy),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+    ]
+    await _page(exchange, b"text/html; charset=utf-8", page, headers)
+
+
+@functools.cache
+def _load(name: str) -> tuple[bytes, bytes]:
+    """A page, and the policy that lets its own script and style run and nothing else (CSP Level 3, hashes)."""
+    page = (files("gateway") / name).read_bytes()
+
+    def hashes(tag: bytes) -> bytes:
+        found = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.S)
+        return b" ".join(b"'sha256-%b'" % base64.b64encode(hashlib.sha256(text).digest()) for text in found)
+
+    policy = b"default-src 'none'; script-src %b; style-src %b; connect-src 'self'; form-action 'none'; "
+    return page, (policy + b"frame-ancestors 'none'; base-uri 'none'") % (hashes(b"script"), hashes(b"style"))
+
+
+async def _page(exchange: Exchange, content_type: bytes, body: bytes, headers: Headers | None = None) -> None:
+    base = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    await exchange.start(200, base + (headers or []))
+    await exchange.write(body, more=False)

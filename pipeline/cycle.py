@@ -1,0 +1,261 @@
+"""One turn of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop.
+
+Where a turn stands is in the ledger, written after every step. A turn that was killed goes on from there, and because
+every step is idempotent by itself, a step that was cut short is done again at no further cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+import storage
+from pipeline.cycle_plan import (
+    CyclePlan,
+    Step,
+    holding,
+    known_jobs,
+    look_ahead,
+    make_plan,
+    serving_steps,
+    training_step,
+)
+from pipeline.errors import NotWorthIt
+from pipeline.evaluation import evaluate_model
+from pipeline.models import at_work, deploy, export, find_dataset, fine_tune
+from pipeline.parameters import CycleSettings, PromoteSettings
+from pipeline.promotion import promote_model, reject_model
+from pipeline.verdicts import read_verdict
+from provider.errors import FineTuneFailed
+from provider.together.client import clock_of
+from provider.together.prices import MINIMUM_FINE_TUNE_USD
+from provider.together.tiers import resolve_tier
+from quality.dataset.export import Manifest, read_manifest
+from quality.errors import DatasetRejected, InsufficientData
+from quality.evaluation.evaluate import Evaluation
+from reasoning.config import load_config
+from reasoning.decision_types import get_decision_type
+from reasoning.serving.routes import Route
+from storage.ledger.ledger import open_ledger
+from storage.ledger.lives import CycleOutcome, CycleRow, read_cycle, save_cycle
+from storage.ledger.money import format_usd
+from storage.ledger.rows import Deployment, FineTuneJob
+
+Outcome = Literal["not_due", "under_way", "not_enough_data", "failed", "rejected", "canary", "promoted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Where a turn stands, or how it ended."""
+
+    decision_type: str
+    outcome: Outcome = "under_way"
+    why: str = ""
+    started_at: str | None = None
+    finished_at: str | None = None
+    dataset_id: str | None = None
+    job_id: str | None = None
+    model_id: str | None = None
+    deployment_id: str | None = None
+    evaluation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """What the steps are done with: the plain functions, or the same as Prefect tasks."""
+
+    export: Callable[..., Manifest] = export
+    fine_tune: Callable[..., FineTuneJob] = fine_tune
+    deploy: Callable[..., Deployment] = deploy
+    evaluate: Callable[..., Evaluation] = evaluate_model
+    promote: Callable[..., Route] = promote_model
+    reject: Callable[..., None] = reject_model
+
+
+def turn_flywheel(
+    data: Path,
+    decision_type: str,
+    settings: CycleSettings | None = None,
+    *,
+    verbs: Verbs | None = None,
+    now: datetime | None = None,
+) -> Turn:
+    """Continue the cycle that is under way, begin one that is due (or any, with `force`), or judge a canary.
+
+    Before its first cent the budgets must carry the whole cycle, and what is left of that is held to its end
+    (`pipeline.cycle_plan`). For one process at a time (`pipeline.exclusive.taking_turns`). What stops a turn for now
+    (no capacity, a budget used up, an unreachable provider) is raised and leaves it under way; the next call tries
+    again from there.
+    """
+    settings, verbs = settings or CycleSettings(), verbs or Verbs()
+    decision_type = get_decision_type(decision_type, load_config(data)).name
+    with holding(data, decision_type, now=now):
+        return _take(data, decision_type, settings, verbs, now=now)
+
+
+def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs, *, now: datetime | None) -> Turn:
+    clock = clock_of(now)
+    turn = read_turn(data, decision_type)
+    if turn is not None and turn.outcome == "canary":
+        turn = _see_to_canary(data, turn, settings, verbs, clock())
+        if not settings.force:
+            return turn
+    if turn is None or turn.outcome != "under_way":
+        why_not = None if settings.force else _why_not_due(data, decision_type, turn, settings, clock())
+        if why_not:
+            return replace(turn or Turn(decision_type), outcome="not_due", why=why_not)
+        turn = Turn(decision_type, started_at=clock().isoformat())
+        try:
+            manifest = verbs.export(data, decision_type, now=now)
+        except (InsufficientData, DatasetRejected) as error:
+            return _end(data, turn, "not_enough_data", str(error), clock())
+        turn = _save(data, replace(turn, dataset_id=manifest.dataset_id))
+    assert turn.dataset_id is not None
+    if turn.model_id is None:
+        try:
+            # Here the money of the whole cycle is held; what is left of it at the end is given back by `holding`.
+            job = verbs.fine_tune(data, turn.dataset_id, anyway=settings.anyway, now=now)
+        except NotWorthIt as error:
+            return _end(data, turn, "not_enough_data", str(error), clock())
+        except FineTuneFailed as error:
+            return _end(data, turn, "failed", str(error), clock())
+        turn = _save(data, replace(turn, job_id=job.id, model_id=job.model_id))
+    assert turn.model_id is not None
+    if turn.evaluation_id is None:
+        deployment = verbs.deploy(data, turn.model_id, now=now)
+        turn = _save(data, replace(turn, deployment_id=deployment.id))
+        evaluation = verbs.evaluate(data, turn.model_id, now=now)
+        turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
+    assert turn.evaluation_id is not None
+    with open_ledger(data) as ledger:
+        verdict = read_verdict(ledger, turn.evaluation_id)
+    if not verdict.promote:
+        verbs.reject(data, turn.model_id, why=verdict.why, now=now)
+        return _end(data, turn, "rejected", verdict.why, clock())
+    verbs.deploy(data, turn.model_id, now=now)  # the guard may have stopped it, if this turn lay still for long
+    canary = bool(settings.canary_weight)
+    weight = settings.canary_weight or settings.weight
+    share = PromoteSettings(weight=weight, shadow_original=settings.shadow_original)
+    verbs.promote(data, turn.model_id, share, now=now)
+    return _end(data, turn, "canary" if canary else "promoted", verdict.why, clock())
+
+
+def plan_turn(
+    data: Path,
+    decision_type: str,
+    settings: CycleSettings | None = None,
+    *,
+    tier: str | None = None,
+    now: datetime | None = None,
+) -> CyclePlan:
+    """What `turn_flywheel` would do and cost, and all that stands in the way; spends nothing and uploads nothing.
+
+    The dataset is exported (which is local, and the same again) to tell what its holdout can prove.
+    """
+    settings, clock = settings or CycleSettings(), clock_of(now)
+    config = load_config(data)
+    kind = get_decision_type(decision_type, config)
+    turn = read_turn(data, kind.name)
+    under_way = turn is not None and turn.outcome == "under_way"
+    blocked: list[str] = []
+    notes: list[str] = []
+    folder: Path | None = None
+    if turn is not None and turn.outcome == "canary" and not settings.force:
+        blocked.append("a canary has the traffic: its verdict comes first (--force begins a cycle beside it)")
+    elif not under_way and not settings.force and (why := _why_not_due(data, kind.name, turn, settings, clock())):
+        blocked.append(f"not due: {why} (--force)")
+    if turn is not None and under_way and turn.dataset_id:
+        folder = find_dataset(data, turn.dataset_id)
+    else:
+        try:
+            folder = export(data, kind.name, now=now).path
+        except (InsufficientData, DatasetRejected) as error:
+            blocked.append(str(error))
+    with at_work(data) as (client, ledger):
+        base = resolve_tier(client, tier or kind.tier)
+        model_id = turn.model_id if turn is not None and under_way else None
+        name = None if folder is None else read_manifest(folder).dataset_id
+        if name is not None and model_id is None and (jobs := known_jobs(ledger, name, base)):
+            model_id = jobs[-1].model_id  # it may run already, and then it costs nothing more
+        steps = serving_steps(ledger, kind.name, base, model_id=model_id)
+        if folder is not None and name is not None:
+            steps.insert(0, training_step(client, ledger, name, base, None, again=False))
+            refusals, notes = look_ahead(data, folder, ledger, kind.name, steps, now=clock())
+            blocked += [f"{each} (--anyway)" for each in refusals if not settings.anyway]
+            notes.append(f"dataset {name}")
+        else:
+            steps.insert(0, Step("training", MINIMUM_FINE_TUNE_USD, Decimal(0), f"{base.name}, at least"))
+        notes.append(f"once promoted, a model on {base.hardware} costs {format_usd(base.hourly_usd * 24)} a day")
+        return make_plan(ledger, kind.name, steps, blocked, notes, now=clock())
+
+
+def read_turn(data: Path, decision_type: str) -> Turn | None:
+    """Where the turn of a decision type stands, or how the last one ended; None before the first."""
+    with open_ledger(data) as ledger:
+        cycle = read_cycle(ledger, decision_type)
+    if cycle is None:
+        return None
+    outcome: Outcome = cycle.outcome.value
+    return Turn(**{**asdict(cycle), "outcome": outcome})
+
+
+def _see_to_canary(data: Path, turn: Turn, settings: CycleSettings, verbs: Verbs, now: datetime) -> Turn:
+    """Give a canary that answered well its full weight, withdraw one that did not, or leave it a while longer."""
+    asked, failed = _canary_answers(data, turn, now)
+    if asked < settings.canary_requests:
+        return replace(turn, why=f"the canary was asked {asked} of {settings.canary_requests} questions")
+    said = f"the canary failed to answer {failed} of {asked} questions"
+    if failed > settings.max_failed_share * asked:
+        verbs.reject(data, turn.model_id, why=said, now=now)
+        return _end(data, turn, "rejected", said, now)
+    share = PromoteSettings(weight=settings.weight, shadow_original=settings.shadow_original)
+    verbs.promote(data, turn.model_id, share, now=now)
+    return _end(data, turn, "promoted", said, now)
+
+
+def _canary_answers(data: Path, turn: Turn, now: datetime) -> tuple[int, int]:
+    """Answers of the turn's model since it got its traffic, and how many of them the original had to stand in for."""
+    since = datetime.fromisoformat(turn.finished_at or now.isoformat())
+    query = """
+        SELECT count(*), count(*) FILTER (NOT valid OR fallback_reason IN ('timeout', 'provider_error', 'unparseable'))
+        FROM decisions
+        WHERE decision_type = ? AND source = 'custom' AND experiment = ? AND date >= ? AND ts >= ?
+    """
+    experiment = f"{turn.decision_type}-{turn.model_id}"
+    ((asked, failed),) = storage.sql(data, query, [turn.decision_type, experiment, since.date(), since]).rows
+    return asked, failed
+
+
+def _why_not_due(
+    data: Path, decision_type: str, last: Turn | None, settings: CycleSettings, now: datetime
+) -> str | None:
+    after = datetime.min.replace(tzinfo=UTC)
+    if last is not None and last.finished_at:
+        begin = datetime.fromisoformat(last.finished_at) + timedelta(hours=settings.cool_down_hours)
+        if now < begin:
+            return f"the last turn ended {last.outcome} at {last.finished_at}: cooling down until {begin.isoformat()}"
+    if last is not None and last.dataset_id:
+        newest = read_manifest(find_dataset(data, last.dataset_id)).splits["holdout"].last
+        after = datetime.fromisoformat(newest) if newest else after
+    query = """
+        SELECT count(*) FROM labelled_decisions
+        WHERE decision_type = ? AND label IS NOT NULL AND label_source <> 'custom' AND date >= ? AND ts > ? AND ts <= ?
+    """
+    ((new,),) = storage.sql(data, query, [decision_type, after.date(), after, now]).rows
+    if new < settings.min_new_decisions:
+        return f"{new} of {settings.min_new_decisions} new labelled decisions"
+    return None
+
+
+def _end(data: Path, turn: Turn, outcome: Outcome, why: str, now: datetime) -> Turn:
+    return _save(data, replace(turn, outcome=outcome, why=why, finished_at=now.isoformat()))
+
+
+def _save(data: Path, turn: Turn) -> Turn:
+    with open_ledger(data) as ledger:
+        save_cycle(ledger, CycleRow(**{**asdict(turn), "outcome": CycleOutcome(turn.outcome)}))
+    return turn

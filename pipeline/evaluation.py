@@ -1,0 +1,173 @@
+"""Candidate, incumbent and original on the holdout that none of them has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import MissingStep
+from pipeline.models import at_work, find_dataset, find_deployment
+from pipeline.selection import find_model
+from pipeline.traffic import questions_per_hour
+from provider.money.metering import hourly_usd
+from provider.together.client import clock_of
+from provider.together.completions import Sampling, complete_many
+from quality.dataset.export import DatasetRow, read_manifest, read_rows
+from quality.dataset.redaction import redaction_note
+from quality.evaluation.evaluate import Answer, Evaluation, Label, evaluate
+from quality.evaluation.promotion import judge
+from quality.settings import DEFAULT_MARGIN
+from reasoning.config import load_config
+from reasoning.decision_types import DecisionType, get_decision_type
+from reasoning.errors import UnparseableAnswer
+from reasoning.redaction.placeholders import RedactedPrompt
+from reasoning.redaction.prompts import redact_prompt
+from storage.ledger.ledger import open_ledger
+from storage.ledger.lives import save_evaluation
+from storage.ledger.rows import Deployment, Model, UploadedDataset, required
+from storage.progress import OnProgress, part_of
+
+if TYPE_CHECKING:
+    from provider.together.client import Client
+    from storage.ledger.ledger import Ledger
+
+
+def evaluate_model(
+    data: Path,
+    model: str,
+    *,
+    dataset: str | None = None,
+    limit: int | None = None,
+    margin: float = DEFAULT_MARGIN,
+    now: datetime | None = None,
+    progress: OnProgress | None = None,
+) -> Evaluation:
+    """Ask a deployed model (its id, or a decision type; `pipeline.selection`) every question of the holdout, and
+    compare.
+
+    The incumbent is asked the same where one serves; the original's answers are those of the log. `dataset` is by
+    default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
+    the deployment's price an hour over the questions of its type an hour, of the last 7 days. Kept in the
+    ledger, the verdict (`quality.evaluation.promotion`) in `about`. Raises `MissingStep` where the model is not
+    deployed.
+    """
+    with at_work(data) as (client, ledger):
+        row = find_model(data, ledger, model, "evaluate")
+        config = load_config(data)
+        kind = get_decision_type(required(row.decision_type, f"the decision type of model {row.id}"), config)
+        folder = find_dataset(data, dataset or dataset_of(ledger, row))
+        questions = read_rows(folder, "holdout", config=config)[-limit if limit else None :]
+        if not questions:
+            raise MissingStep(f"the holdout of {folder} has no rows: export a dataset of more decisions")
+        servers = {"candidate": _server_of(ledger, row)}
+        if (incumbent := find_incumbent(ledger, row)) is not None:
+            servers["incumbent"] = incumbent
+        traffic = questions_per_hour(data, kind.name, clock_of(now)())
+        answers: dict[str, Sequence[Answer | None]] = {"original": [_original_answer(row) for row in questions]}
+        for number, (source, server) in enumerate(servers.items()):
+            answers[source] = _ask(
+                client,
+                ledger,
+                kind,
+                server,
+                questions,
+                traffic,
+                region=config.redaction.region,
+                now=now,
+                progress=part_of(progress, number, len(servers), source),
+            )
+    evaluation = evaluate(
+        kind,
+        [Label(question.label, question.episode, question.label_source) for question in questions],
+        answers,
+        now=now,
+        about={
+            "model_id": row.id,
+            "base_model": row.base_model,
+            "served_name": servers["candidate"].served_name,
+            "incumbent_model_id": servers["incumbent"].model_id if "incumbent" in servers else None,
+            "dataset_id": read_manifest(folder).dataset_id,
+        },
+    )
+    if note := redaction_note(read_manifest(folder), config):
+        evaluation.notes.append(note)
+    evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin))
+    with open_ledger(data) as ledger:
+        save_evaluation(ledger, evaluation.as_dict())
+    return evaluation
+
+
+def dataset_of(ledger: Ledger, model: Model) -> str:
+    """Name on disk of the dataset that a model was trained on."""
+    return ledger.get(UploadedDataset, required(model.upload_id, f"the dataset of model {model.id}")).dataset
+
+
+def find_incumbent(ledger: Ledger, model: Model) -> Deployment | None:
+    """The ready deployment of the model of the same decision type, other than `model`, that is promoted."""
+    for row in reversed(ledger.find(Model, decision_type=model.decision_type, state="promoted")):
+        if row.id != model.id and (deployment := find_deployment(ledger, row.id, "ready")):
+            return deployment
+    return None
+
+
+def _server_of(ledger: Ledger, model: Model) -> Deployment:
+    deployment = find_deployment(ledger, model.id, "ready")
+    if deployment is None:
+        raise MissingStep(f"model {model.id} is not deployed: `reasoning deploy {model.id}` first")
+    return deployment
+
+
+def _original_answer(question: DatasetRow) -> Answer | None:
+    if question.original is None:
+        return None
+    return Answer(question.original, latency_ms=question.original_latency_ms, cost_usd=question.original_cost_usd)
+
+
+def _ask(
+    client: Client,
+    ledger: Ledger,
+    kind: DecisionType,
+    server: Deployment,
+    questions: Sequence[DatasetRow],
+    questions_per_hour: float,
+    *,
+    region: str,
+    now: datetime | None,
+    progress: OnProgress | None,
+) -> list[Answer | None]:
+    prompts = redact_questions(questions, region)
+    completions = complete_many(
+        client,
+        required(server.served_name, server.name),
+        [prompt.messages for prompt in prompts],
+        Sampling.of(kind),
+        ledger=ledger,
+        progress=progress,
+        now=now,
+    )
+    cost_usd = float(hourly_usd(server)) / questions_per_hour if questions_per_hour else None
+    answers: list[Answer | None] = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        decision = None if completion.error is not None else read_decision(kind, prompt, completion.text)
+        answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))
+    return answers
+
+
+def redact_questions(questions: Sequence[DatasetRow], region: str) -> list[RedactedPrompt]:
+    """The prompts of a holdout as agents ask models. Rows of an export are redacted already, which changes nothing."""
+    return [
+        redact_prompt([{"role": m["role"], "content": m["content"]} for m in question.messages], region=region)
+        for question in questions
+    ]
+
+
+def read_decision(kind: DecisionType, prompt: RedactedPrompt, text: str) -> dict[str, Any] | None:
+    """The decision of a completion; None where an agent would get its fallback: it is none, or acts on a placeholder
+    that its prompt does not have."""
+    try:
+        return prompt.restore_decision(kind.parse_reply(text, prompt.messages))
+    except UnparseableAnswer:
+        return None

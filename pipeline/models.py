@@ -1,0 +1,231 @@
+"""A model's life as verbs on a data folder: export, fine-tune, deploy, undeploy. Idempotent, as the steps beneath are:
+stopped at any point and called again, each goes on where it was and spends nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import provider.lifecycle.deployments
+import provider.lifecycle.shutdown
+from pipeline.cycle_plan import Step, hold_cycle, holding, look_ahead, require_worth, serving_steps, training_step
+from pipeline.errors import MissingStep
+from pipeline.selection import find_model, list_candidates
+from provider.errors import ProviderError
+from provider.lifecycle.deployment_state import LIVE_STATES, STARTING_STATES
+from provider.lifecycle.routes import withdraw_model
+from provider.together.client import Now, clock_of, connect
+from provider.together.files import upload_dataset
+from provider.together.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
+from provider.together.tiers import resolve_tier
+from quality.dataset.export import Manifest, export_dataset, read_manifest
+from quality.settings import ExportSettings
+from reasoning.config import is_loopback, load_config
+from reasoning.decision_types import get_decision_type
+from storage.errors import BudgetExceeded
+from storage.layout import Layout
+from storage.ledger.ledger import Ledger, open_ledger
+from storage.ledger.lives import drop_promotions
+from storage.ledger.rows import Deployment, FineTuneJob, Model, required
+from storage.progress import OnProgress
+
+if TYPE_CHECKING:
+    from provider.together.client import Client
+
+
+@contextmanager
+def at_work(data: Path) -> Iterator[tuple[Client, Ledger]]:
+    """The provider's client and the ledger of a data folder."""
+    with open_ledger(data) as ledger, connect() as client:
+        yield client, ledger
+
+
+def poll_seconds(client: Client) -> float:
+    """How often to look how far something is: the local provider takes seconds for what Together takes minutes for."""
+    return 0.25 if is_loopback(urlsplit(str(client.base_url)).hostname or "") else 5.0
+
+
+def find_dataset(data: Path, dataset: str | Path) -> Path:
+    """Folder of a dataset, given its id or the folder itself. Raises `MissingStep`."""
+    if (folder := Path(dataset)).joinpath("manifest.json").is_file():
+        return folder
+    found = sorted(Layout(data).datasets.glob(f"*/{dataset}/manifest.json"))
+    if not found:
+        raise MissingStep(
+            f"there is no dataset {str(dataset)!r} in {Layout(data).datasets}: "
+            "`reasoning data datasets` lists them, `reasoning export DECISION_TYPE` makes one"
+        )
+    return found[0].parent
+
+
+def find_deployment(ledger: Ledger, model_id: str, *states: str) -> Deployment | None:
+    """Ledger row of the newest deployment of a model in one of `states` (default: any but deleted)."""
+    rows = ledger.find(Deployment, model_id=model_id, state=states or LIVE_STATES)
+    return max(rows, key=lambda row: row.created_at, default=None)
+
+
+def export(
+    data: Path,
+    decision_type: str,
+    settings: ExportSettings | None = None,
+    *,
+    now: datetime | None = None,
+    progress: OnProgress | None = None,
+) -> Manifest:
+    """`quality.dataset.export.export_dataset`, also for a decision type that reasoning.toml declares."""
+    return export_dataset(data, decision_type, settings, now=now, config=load_config(data), progress=progress)
+
+
+def fine_tune(
+    data: Path,
+    dataset: str | Path,
+    *,
+    tier: str | None = None,
+    parameters: dict[str, Any] | None = None,
+    again: bool = False,
+    anyway: bool = False,
+    now: Now = None,
+    progress: OnProgress | None = None,
+) -> FineTuneJob:
+    """Upload a dataset (its id, or its folder), train a model on it and wait; returns the job's ledger row.
+
+    `tier` is `small`, `medium`, `large` or a model's own name; by default the decision type's. What was trained before
+    with the same parameters is not trained again, unless `again`. Before anything is spent the budgets must carry the
+    whole cycle (BudgetExceeded), and a model that is certain to be refused afterwards is not trained (NotWorthIt),
+    unless `anyway`. Raises what `provider.together.fine_tunes` does.
+    """
+    folder = find_dataset(data, dataset)
+    manifest, clock = read_manifest(folder), clock_of(now)
+    name = manifest.decision_type
+    tier = tier or get_decision_type(name, load_config(data)).tier
+    with holding(data, name, now=now), at_work(data) as (client, ledger):
+        base = resolve_tier(client, tier)
+
+        def steps() -> list[Step]:
+            first = training_step(client, ledger, manifest.dataset_id, base, parameters, again)
+            return [first, *serving_steps(ledger, name, base)]
+
+        if (planned := steps())[0].amount_usd:
+            if not anyway:
+                require_worth(look_ahead(data, folder, ledger, name, planned, now=clock())[0])
+            hold_cycle(ledger, name, planned, now=clock())
+        row = upload_dataset(client, ledger, folder, now=now, progress=progress)
+        # Its true price is known only now. What was paid for before is followed to its end, whatever the budgets say.
+        with suppress(BudgetExceeded) if not (planned := steps())[0].amount_usd else nullcontext():
+            hold_cycle(ledger, name, planned, now=clock())
+        job = submit_fine_tune(
+            client, ledger, row.id, tier=tier, parameters=parameters, again=again, progress=progress, now=now
+        )
+        return follow_fine_tune(client, ledger, job.id, now=now, progress=progress, poll_seconds=poll_seconds(client))
+
+
+def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
+    """Cancel a fine-tune (its id) that has not ended; returns its ledger row. What it cost until then is charged.
+
+    Raises `MissingStep` where there is none of that id.
+    """
+    with open_ledger(data) as ledger:
+        if not ledger.find(FineTuneJob, id=job):
+            raise MissingStep(f"there is no fine-tune {job!r}: `reasoning models jobs` lists them")
+        with connect() as client:
+            return cancel_fine_tune(client, ledger, job, now=now)
+
+
+def deploy(
+    data: Path, model: str, *, replicas: int = 1, now: Now = None, progress: OnProgress | None = None
+) -> Deployment:
+    """Serve a model (its id, or a type; `pipeline.selection`) without traffic; returns the deployment's ledger row.
+
+    The budgets must carry it, and the incumbent beside it, until the verdict (BudgetExceeded), else nothing is begun.
+    """
+    with at_work(data) as (client, ledger):
+        row = find_model(data, ledger, model, "deploy")
+        name = required(row.decision_type, f"the decision type of model {row.id}")
+        with holding(data, name, now=now):
+            if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, "ready")):
+                base = resolve_tier(client, row.base_model)
+                steps = serving_steps(ledger, name, base, model_id=row.id, replicas=replicas)
+                hold_cycle(ledger, name, steps, now=clock_of(now)())
+            return provider.lifecycle.deployments.deploy_model(
+                client,
+                ledger,
+                row.id,
+                replicas=replicas,
+                now=now,
+                progress=progress,
+                poll_seconds=poll_seconds(client),
+            )
+
+
+def undeploy(
+    data: Path, model: str, *, why: str = "undeployed by the user", now: Now = None, progress: OnProgress | None = None
+) -> list[Deployment]:
+    """Withdraw a model's route, let it drain, stop and delete what serves it; returns the deployments' ledger rows.
+
+    `model` is its id, or a decision type for what of it serves or costs. A model that had traffic is `trained` again.
+    Given the id of a model of which nothing runs, nothing is done. Raises `MissingStep` where something else of its
+    decision type does run (lists it). Of a type of which nothing runs, nothing is stopped. Where the provider cannot be
+    reached, or refuses the key, the routes are withdrawn all the same and the guard stops the deployments later; then
+    raises.
+    """
+    with open_ledger(data) as ledger:
+        known = list_candidates(data, ledger, model.replace("-", "_"))
+        if known and not any(candidate.serves_or_costs for candidate in known):
+            return []
+        row = find_model(data, ledger, model, "undeploy")
+        candidates = list_candidates(data, ledger, required(row.decision_type, f"the decision type of model {row.id}"))
+        running = [candidate for candidate in candidates if candidate.serves_or_costs]
+        if running and row.id not in {candidate.model.id for candidate in running}:
+            raise MissingStep(
+                f"nothing of model {row.id} is deployed: nothing was stopped. "
+                f"Of {row.decision_type} there still runs {'; '.join(map(str, running))}"
+            )
+    return take_down(data, row.id, why=why, now=now, progress=progress)
+
+
+def _end_each(client: Client | None, ledger: Ledger, deployments: list[Deployment], **options: Any) -> list[Deployment]:
+    """Undeploy each, also behind one that fails, for the others cost money too; then raises its error."""
+    ended, troubles = [], []
+    for deployment in deployments:
+        try:
+            ended.append(provider.lifecycle.shutdown.undeploy_model(client, ledger, deployment.id, **options))
+        except ProviderError as error:
+            troubles.append(error)
+    if troubles:
+        raise troubles[0]
+    return ended
+
+
+def take_down(
+    data: Path, model_id: str, *, why: str, now: Now = None, progress: OnProgress | None = None
+) -> list[Deployment]:
+    """`undeploy` for whoever knows which model it is (its id): where nothing of it runs, nothing is done."""
+    with open_ledger(data) as ledger:
+        row = ledger.get(Model, model_id)
+        drop_promotions(ledger, model_id=model_id)
+        for deployment in ledger.find(Deployment, model_id=model_id, state="deleted"):
+            if deployment.served_name:  # a route to what is gone helps nobody
+                withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
+        deployments = ledger.find(Deployment, model_id=model_id, state=LIVE_STATES)
+
+        def end(client: Client | None, **options: Any) -> list[Deployment]:
+            return _end_each(client, ledger, deployments, routes_path=Layout(data).routes, why=why, now=now, **options)
+
+        try:
+            client = connect()
+        except ProviderError as error:
+            if not end(None):
+                raise
+            raise type(error)(
+                f"{error}. Its route is withdrawn and its end is written down: the guard stops it once the provider "
+                "can be asked"
+            ) from error
+        finally:
+            if row.state == "promoted":  # it has no traffic any more, whatever becomes of the rest
+                ledger.transition(Model, row.id, "trained", why=why, now=clock_of(now)())
+        with client:
+            return end(client, progress=progress, poll_seconds=poll_seconds(client))

@@ -1,0 +1,34 @@
+"""The watch over the money, as verbs on a data folder."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from provider.errors import ProviderError
+from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
+from provider.together.client import connect
+
+
+def guard(
+    data: Path, *, idle_minutes: int | None = 30, lease_minutes: float = 3, now: datetime | None = None
+) -> GuardReport:
+    """One tick of the guard, also when the provider cannot be reached: then it meters the log and renews nothing."""
+    policy = GuardPolicy(
+        idle=timedelta(minutes=idle_minutes) if idle_minutes else None, lease=timedelta(minutes=lease_minutes)
+    )
+    try:
+        client = connect(timeout=15)  # seconds: the next tick comes within a minute
+    except ProviderError as error:
+        report = guard_costs(data, None, policy=policy, now=now)
+        report.errors.append(str(error))
+        return report
+    with client:
+        return guard_costs(data, client, policy=policy, now=now)
+
+
+def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
+    """What runs at the provider against the ledger. Raises `ProviderUnavailable`."""
+    with connect() as client:
+        return reconcile_provider(data, client, now=now)

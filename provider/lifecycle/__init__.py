@@ -1,0 +1,1 @@
+"""The life of a deployment: begun, watched, given traffic, stopped."""

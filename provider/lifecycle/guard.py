@@ -1,0 +1,422 @@
+"""The guard: charges what ran, enforces the budgets, stops what nobody uses, and renews the lease if all is well.
+
+`guard_costs` is meant to run every minute and needs no memory of its own: it works from the ledger, the decision log
+and what the provider says, so a missed tick is made up by the next one, two at once are harmless (the second one
+leaves), and a dead guard costs nothing more than its lease: past that, every decision is the agents' own.
+
+======  ======================================================================================================
+80 %    of a budget spent: warn
+95 %    drain: routes withdrawn at once, deployments stopped at the next tick, when their last requests have ended
+100 %   emergency stop: routes withdrawn and deployments scaled to zero in this tick, jobs that wait are cancelled
+======  ======================================================================================================
+
+A job that already trains is left to finish: its price was reserved when it began, and is owed by and large anyway.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from provider.lifecycle.deployment_state import LIVE_STATES, raise_price, sync_deployment
+from provider.lifecycle.deployments import READY_TIMEOUT
+from provider.lifecycle.routes import LEASE, keep_models, renew_lease, restore_route, resume_routes
+from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, stop_replicas
+from provider.money.metering import hourly_usd, last_metered, meter_decisions, runway_usd
+from provider.together.answers import noting
+from provider.together.clock import correct_time
+from provider.together.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune, waiting_jobs
+from provider.together.prices import hourly_prices
+from reasoning.errors import ReasoningError
+from reasoning.serving.routes import parse_routes
+from storage.errors import BudgetExceeded, LedgerUnavailable
+from storage.layout import Layout
+from storage.ledger.ledger import Budget, Ledger, open_ledger
+from storage.ledger.lives import mark_published, promotions
+from storage.ledger.money import format_usd, minutes_usd
+from storage.ledger.rows import Deployment, DeploymentState, FineTuneJob
+
+if TYPE_CHECKING:
+    from together import Together
+
+Level = Literal["ok", "warn", "drain", "stop"]
+_LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
+RUNNING_STATES = (DeploymentState.PROVISIONING, DeploymentState.DEGRADED, DeploymentState.READY)
+UNREADY = READY_TIMEOUT + timedelta(minutes=5)
+"""Who deploys gives up after READY_TIMEOUT; what is not ready after this, its process has died."""
+
+BLIND = timedelta(minutes=10)
+"""How long a deployment may run while the ledger cannot be written."""
+
+STOP_MINUTES = 10
+"""What was told to stop and has not for so long is told to people: it may cost on."""
+
+PUT_BACK = timedelta(hours=1)
+"""What was charged so far ahead of the clock, one of the two clocks was wrong: nothing is metered until it agrees."""
+
+DRAIN_SHARE = 0.95
+"""Where a budget is as good as spent: what it covers is stopped."""
+
+_METERED_DAYS = 3  # the rest is seen to by reconcile_provider
+
+
+@dataclass(frozen=True, slots=True)
+class GuardPolicy:
+    """What the guard goes by. Shares are of a budget's limit."""
+
+    idle: timedelta | None = timedelta(minutes=30)
+    lease: timedelta = LEASE
+    warn_share: float = 0.80
+    drain_share: float = DRAIN_SHARE
+
+
+@dataclass(slots=True)
+class GuardReport:
+    """What one tick found and did. `lease` is `renewed`, `left` (to expire), or `none` when there are no routes."""
+
+    now: datetime
+    skipped: bool = False
+    level: Level = "ok"
+    charged_usd: Decimal = Decimal(0)
+    budgets: list[Budget] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    lease: Literal["renewed", "left", "none"] = "none"
+    lease_expires_at: datetime | None = None
+
+
+def guard_costs(
+    data: Path | str,
+    client: Together | None,
+    *,
+    policy: GuardPolicy | None = None,
+    ledger: Ledger | None = None,
+    now: datetime | None = None,
+) -> GuardReport:
+    """One tick. `client` None means that the provider could not be reached: nothing is renewed then.
+
+    Never raises for what the provider or the decision log does: that is in `errors`, and the lease is not renewed.
+    A ledger that cannot be written is an error as well, and what it has not metered for `BLIND` loses its routes and is
+    stopped. Raises
+    LedgerError when the ledger cannot even be opened.
+    """
+    report = GuardReport(now=now or datetime.now(UTC))
+    opened = ledger or open_ledger(data, now=report.now)
+    try:
+        with opened.exclusive("guard") as alone:
+            if alone:
+                _tick(Layout(data), opened, client, policy or GuardPolicy(), report)
+            else:
+                report.skipped = True
+        return report
+    except LedgerUnavailable as error:
+        report.errors.append(str(error))
+        if report.lease != "renewed":  # else it was lost at the very end
+            report.lease = "left"
+        if client is not None:
+            _stop_unmetered(Layout(data), opened, client, report)
+        return report
+    finally:
+        if ledger is None:
+            opened.close()
+
+
+def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: GuardPolicy, report: GuardReport) -> None:
+    if client is not None:
+        report.now, _ = correct_time(client, report.now, report.warnings, seen=last_metered(ledger))
+    now = report.now
+    before = ledger.spent()
+    draining = {row.id for row in ledger.find(Deployment, state="draining")}
+    if client is None:
+        report.errors.append("the provider cannot be reached")
+    else:
+        _look(ledger, client, report)
+    report.warnings += waiting_jobs(ledger, now=now)
+    _meter_decisions(layout, ledger, report)
+    report.budgets = ledger.budgets(now)
+
+    doomed = _over_budget(ledger, policy, report)
+    doomed |= _out_of_runway(ledger, doomed, report)
+    doomed |= _over_rate(ledger, doomed, report)
+    doomed |= _idle(ledger, doomed, policy, report)
+    for deployment_id, (reason, immediately) in doomed.items():
+        row = ledger.get(Deployment, deployment_id)
+        in_doubt = row.state == DeploymentState.INTENDED and row.attempted_at is not None
+        if row.state in RUNNING_STATES or in_doubt or (immediately and row.state == "draining"):
+            begin_shutdown(ledger, deployment_id, why=reason, immediately=immediately, now=now)
+            report.actions.append(f"{'stopping' if immediately else 'draining'} {row.name}: {reason}")
+
+    _withdraw(layout, ledger, policy, report)  # before anything is scaled down: clients go to their own logic
+    if client is not None:
+        _take_down(ledger, client, draining, report)
+        _cancel_waiting_jobs(ledger, client, policy, report)
+    report.charged_usd = ledger.spent() - before
+    report.budgets = ledger.budgets(now)  # with what this tick reserved, and what it charged at the end of something
+    _renew(layout, policy, report)
+
+
+def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: GuardReport) -> None:
+    """No charge can be written, so no budget can hold: stop what the ledger, as far as it can be read, says runs.
+
+    Nothing of it is recorded; the first tick with a ledger sees what happened, and charges it.
+    """
+    try:
+        rows = ledger.find(Deployment, state=(*RUNNING_STATES, "draining", "stopping"))
+    except LedgerUnavailable:
+        return  # said already
+    blind = [row for row in rows if report.now - (row.metered_until or row.created_at) >= BLIND]
+    names = {row.served_name for row in blind}
+    try:
+        keep_models(layout.routes, lambda _, model: model not in names, now=report.now)
+    except (ReasoningError, OSError) as error:
+        report.errors.append(f"the routes cannot be changed, and end with their lease: {error}")
+    for row in blind:
+        if row.endpoint_id:
+            with noting(report.errors, row.name):
+                stop_replicas(client, row.endpoint_id, known=[row.remote_id] if row.remote_id else [])
+                report.actions.append(f"stopped {row.name}, whose minutes the ledger cannot take down")
+
+
+def _is_ours(ledger: Ledger, model: str) -> bool:
+    return model.rsplit("/", 1)[-1].startswith(ledger.prefix)
+
+
+def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
+    """See how everything of ours is, and charge what it cost since the last look."""
+    _see_prices(ledger, client, report)
+    for row in ledger.find(Deployment, state=LIVE_STATES):
+        with noting(report.errors, row.name):
+            after, message = sync_deployment(client, ledger, row.id, now=report.now)
+            if after.state != row.state:
+                report.actions.append(f"{row.name} is {after.state}{f': {message}' if message else ''}")
+            if after.metered_until and after.metered_until - report.now >= PUT_BACK:
+                report.errors.append(
+                    f"{row.name} was charged until {after.metered_until:%Y-%m-%d %H:%M} UTC, and it is only "
+                    f"{report.now:%Y-%m-%d %H:%M} by the clock: it counts no minutes, so its lease is left to run out"
+                )
+    for job in ledger.find(FineTuneJob, state=("submitted", "running", "cancelling")):
+        with noting(report.errors, job.suffix):
+            ended = sync_fine_tune(client, ledger, job.id, now=report.now)
+            if ended.state in ENDED_STATES:
+                report.actions.append(f"{job.suffix} is {ended.state} for {format_usd(ended.price_usd or Decimal(0))}")
+
+
+def _in_doubt(ledger: Ledger) -> list[Deployment]:
+    """Deployments whose create was sent and never answered. They may run, and cost from the moment it was sent."""
+    return [row for row in ledger.find(Deployment, state=DeploymentState.INTENDED) if row.attempted_at is not None]
+
+
+def _see_prices(ledger: Ledger, client: Together, report: GuardReport) -> None:
+    """What runs may have become dearer: from now on it is charged and limited by the price of today."""
+    running = ledger.find(Deployment, state=RUNNING_STATES)
+    if not running:
+        return
+    # No price is no reason to let the lease run out: that of yesterday was known, and the bill corrects it.
+    with noting(report.warnings, "today's prices"):
+        prices = hourly_prices(client)
+        report.warnings.extend(filter(None, (raise_price(ledger, row, prices, now=report.now) for row in running)))
+
+
+def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> None:
+    with noting(report.errors, "the decision log cannot be read"):  # the guard goes on, and fails closed: no lease
+        meter_decisions(layout, ledger, since=report.now - timedelta(days=_METERED_DAYS), now=report.now)
+
+
+def _level(budget: Budget, policy: GuardPolicy) -> Level:
+    levels: tuple[tuple[Level, float], ...] = (("stop", 1), ("drain", policy.drain_share), ("warn", policy.warn_share))
+    for level, share in levels:
+        if budget.used_usd >= budget.limit_usd * Decimal(str(share)):
+            return level
+    return "ok"
+
+
+def _spent_budgets(budgets: Iterable[Budget]) -> list[Budget]:
+    return [budget for budget in budgets if budget.period != "hour"]
+
+
+def _over_budget(ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> dict[str, tuple[str, bool]]:
+    """Deployments that a spent budget stops, with the reason and whether it is at once."""
+    doomed: dict[str, tuple[str, bool]] = {}
+    for budget in _spent_budgets(report.budgets):
+        level = _level(budget, policy)
+        report.level = max(report.level, level, key=_LEVELS.index)
+        if level == "ok":
+            continue
+        said = f"{format_usd(budget.spent_usd)} of the {budget.name} budget of {format_usd(budget.limit_usd)} is spent"
+        report.warnings.append(said)
+        if level == "warn":
+            continue
+        for row in (*ledger.find(Deployment, state=(*RUNNING_STATES, "draining")), *_in_doubt(ledger)):
+            if budget.decision_type in (None, row.decision_type):
+                immediately = level == "stop" or doomed.get(row.id, ("", False))[1]
+                doomed[row.id] = (said, immediately)
+    return doomed
+
+
+def _out_of_runway(
+    ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: GuardReport
+) -> dict[str, tuple[str, bool]]:
+    """Deployments whose next minutes cannot be reserved any more. What is reserved already pays for the draining.
+
+    Reserved is what runs: another hand may have scaled it up. For a create that was never answered, all that it may
+    have cost since it was sent is reserved as well, because nothing of it can be charged yet.
+    """
+    found = {}
+    for row in _in_doubt(ledger):
+        if row.id in doomed or row.reservation_id is None or row.attempted_at is None:
+            continue
+        minutes = max(math.ceil((report.now - row.attempted_at).total_seconds() / 60), 0)
+        amount = minutes_usd(hourly_usd(row), minutes) + runway_usd(row)
+        try:
+            with ledger.transaction():  # whoever sent it may have had its answer meanwhile
+                if ledger.get(Deployment, row.id).state == DeploymentState.INTENDED:
+                    ledger.resize(row.reservation_id, amount, hourly_usd=hourly_usd(row), now=report.now)
+        except BudgetExceeded as error:
+            found[row.id] = (str(error), True)
+    for row in ledger.find(Deployment, state=RUNNING_STATES):
+        if row.id in doomed or row.reservation_id is None:
+            continue
+        try:
+            with ledger.transaction():  # undeployed meanwhile, its reservation is closed and must not open again
+                if (row := ledger.get(Deployment, row.id)).state in RUNNING_STATES:
+                    ledger.resize(row.reservation_id, runway_usd(row), hourly_usd=hourly_usd(row), now=report.now)
+        except BudgetExceeded as error:
+            found[row.id] = (str(error), False)
+    return found
+
+
+def _over_rate(ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: GuardReport) -> dict[str, tuple[str, bool]]:
+    """The newest deployments, until the rest runs within what an hour may cost."""
+    found = {}
+    for budget in report.budgets:
+        if budget.period != "hour":
+            continue
+        running = [
+            row
+            for row in (*ledger.find(Deployment, state=RUNNING_STATES), *_in_doubt(ledger))
+            if row.id not in doomed and budget.decision_type in (None, row.decision_type)
+        ]
+        rate = sum((hourly_usd(row) for row in running), Decimal(0))
+        while running and rate > budget.limit_usd:
+            row = running.pop()
+            rate -= hourly_usd(row)
+            found[row.id] = (f"more than {format_usd(budget.limit_usd)} an hour would run", False)
+    return found
+
+
+def _idle(
+    ledger: Ledger, doomed: dict[str, tuple[str, bool]], policy: GuardPolicy, report: GuardReport
+) -> dict[str, tuple[str, bool]]:
+    """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing.
+
+    Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
+    """
+    found = {}
+    for row in ledger.find(Deployment, state=RUNNING_STATES):
+        starting = row.ready_at is None and not row.replicas
+        patience = max(policy.idle or UNREADY, UNREADY) if starting else policy.idle
+        busy_at = max(at for at in (row.ready_at, row.last_request_at, row.created_at) if at)
+        if patience is not None and row.id not in doomed and report.now - busy_at >= patience:
+            minutes = int((report.now - busy_at).total_seconds() // 60)
+            found[row.id] = (f"{'not ready' if starting else 'idle'} for {minutes} minutes", False)
+    return found
+
+
+def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> None:
+    """Leave only arms whose deployment serves, and none of a decision type whose budget is used up.
+
+    What had been ready and may become so again (a passing DEGRADED) gets its route back when it has.
+    """
+    running = ledger.find(Deployment, state=RUNNING_STATES)
+    serving = {
+        row.served_name
+        for row in running
+        if row.state == "ready" or (row.state == "degraded" and row.ready_at and row.replicas)
+    }
+    waiting = {row.served_name for row in running if row.ready_at} - serving
+    spent_types = {
+        budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) in ("drain", "stop")
+    }
+
+    def keep(decision_type: str, model: str) -> bool:
+        if None in spent_types or decision_type in spent_types:
+            return False
+        return model in serving or not _is_ours(ledger, model)
+
+    try:
+        for decision_type in _restore(layout, ledger, keep, report):
+            report.actions.append(f"wrote the route of {decision_type} from the ledger: the routes file lacked it")
+        for decision_type in resume_routes(layout.routes, keep, pause=waiting.__contains__, now=report.now):
+            report.actions.append(f"gave {decision_type} its route back: its model is ready again")
+        for decision_type, model in keep_models(layout.routes, keep, pause=waiting.__contains__, now=report.now):
+            report.actions.append(f"withdrew {model} from {decision_type}")
+    except (ReasoningError, OSError) as error:
+        report.errors.append(f"the routes cannot be changed: {error}")
+
+
+def _restore(layout: Layout, ledger: Ledger, keep: Callable[[str, str], bool], report: GuardReport) -> Iterator[str]:
+    """Write promoted routes that never reached the routes file, or all of them where there is no file."""
+    for promotion in promotions(ledger, only_unpublished=layout.routes.exists()):
+        route = parse_routes(promotion.routes.encode()).routes[promotion.decision_type]
+        models = [arm.model or "" for arm in route.arms if arm.source == "custom"]
+        if all(keep(promotion.decision_type, model) for model in models):
+            restore_route(layout.routes, promotion.decision_type, route, now=report.now)
+            mark_published(ledger, promotion, now=report.now)
+            yield promotion.decision_type
+
+
+def _take_down(ledger: Ledger, client: Together, draining: set[str], report: GuardReport) -> None:
+    """Go on with what is to end. What began to drain in this tick still answers its last requests."""
+    for row in ledger.find(Deployment, state=("draining", "stopping", "stopped", "failed")):
+        if row.state == "draining" and row.id not in draining:
+            continue
+        with noting(report.errors, row.name):
+            after = advance_shutdown(client, ledger, row.id, now=report.now)
+            if after.state != row.state:
+                report.actions.append(f"{row.name} is {after.state}")
+            if after.state == "stopping":
+                _say_if_it_runs_on(ledger, after, report)
+            if after.state == "stopped" and after.reason:  # it costs nothing, so no lease runs out for it
+                report.warnings.append(f"{row.name}: {after.reason}; it is tried again every minute")
+
+
+def _say_if_it_runs_on(ledger: Ledger, row: Deployment, report: GuardReport) -> None:
+    """The provider took the order to stop, and does not carry it out: it may cost on."""
+    told = [step.ts for step in ledger.history(Deployment, row.id) if step.to_state == "stopping"]
+    minutes = int((report.now - told[-1]).total_seconds() // 60) if told else 0
+    if minutes >= STOP_MINUTES:
+        report.warnings.append(
+            f"{row.name} was told to stop {minutes} minutes ago and has not yet: {row.replicas} replicas at "
+            f"{format_usd(row.hourly_usd)} an hour. It is told every minute; see the provider's console"
+        )
+
+
+def _cancel_waiting_jobs(ledger: Ledger, client: Together, policy: GuardPolicy, report: GuardReport) -> None:
+    over = {budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) == "stop"}
+    for job in ledger.find(FineTuneJob, state="submitted"):
+        if None in over or job.decision_type in over:
+            with noting(report.errors, job.suffix):
+                cancel_fine_tune(client, ledger, job.id, why="the budget is spent", now=report.now)
+                report.actions.append(f"cancelled {job.suffix}, which had not begun to train: the budget is spent")
+
+
+def _renew(layout: Layout, policy: GuardPolicy, report: GuardReport) -> None:
+    """Give the routes their next minutes, only when nothing at all is wrong."""
+    try:
+        if not layout.routes.exists():
+            return
+        if report.errors:
+            report.lease = "left"
+            return
+        routes = renew_lease(layout.routes, lease=policy.lease, now=report.now)
+        if routes is not None and routes.routes:
+            report.lease, report.lease_expires_at = "renewed", routes.expires_at
+    except (ReasoningError, OSError) as error:
+        report.errors.append(f"the lease cannot be renewed: {error}")
+        report.lease = "left"

@@ -1,0 +1,363 @@
+"""Stop everything of an installation that costs money now, from the provider's own lists.
+
+The last resort, so it leans on as little as possible: the names of remote objects (`rsn-<installation id>-...`), one
+request that scales a deployment to zero, one that cancels a fine-tune. A ledger that can be read adds what a list
+lacks. Traffic, ledger and routes come after the money and cannot keep it from being stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from provider.errors import RemoteNotFound, UnexpectedAnswer
+from provider.lifecycle.routes import keep_models
+from provider.lifecycle.shutdown import scale_to_zero
+from provider.together.answers import bare_name, job_price, listed, may_run, replicas_of, state_of, text
+from provider.together.client import asking
+from provider.together.prices import hourly_prices
+from reasoning.errors import ReasoningError
+from storage.installation import remembered_installations
+from storage.layout import Layout
+from storage.ledger.database import ledger_url
+from storage.ledger.ledger import Ledger, open_ledger
+from storage.ledger.reports import ACTIVE_STATES, BILLABLE_STATES
+from storage.ledger.rows import Deployment, FineTuneJob
+
+if TYPE_CHECKING:
+    from together import Together
+
+_ENDED_JOBS = ("completed", "error", "user_error", "cancelled")
+_REQUEST_TIMEOUT = 20.0  # seconds
+_AT_ONCE = 32  # requests; more objects than this at one installation are not expected
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A remote object that costs money. US dollars are None where nobody told the price."""
+
+    kind: str
+    """`deployment` or `fine-tune`."""
+    name: str
+    remote_id: str
+    state: str
+    hourly_usd: Decimal | None = None
+    job_usd: Decimal | None = None
+    endpoint_id: str | None = None
+    replicas: int = 1
+    hardware: str | None = None
+
+    @property
+    def daily_usd(self) -> Decimal | None:
+        return None if self.hourly_usd is None else self.hourly_usd * 24
+
+
+@dataclass(slots=True)
+class StopReport:
+    """`found` cost money at first, `remaining` may do so still. `errors` say what is not known, or was refused.
+
+    Only an empty `remaining` with empty `errors` means that nothing costs money any more.
+    """
+
+    installations: list[str] = field(default_factory=list)
+    found: list[Running] = field(default_factory=list)
+    remaining: list[Running] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    """Objects named like ours, of installations that this data folder does not know."""
+
+    @property
+    def is_clear(self) -> bool:
+        return not self.remaining and not self.errors
+
+
+def installations_of(data: Path | str) -> tuple[list[str], str | None]:
+    """Ids of the installation of a data folder, and why the ledger did not tell its own, if it did not."""
+    known = remembered_installations(data)
+    try:
+        url = ledger_url(data)
+        if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+            return known, "there is no ledger"  # opening would make a new one, with a new id
+        with open_ledger(data) as ledger:
+            return list(dict.fromkeys([*known, ledger.installation_id])), None
+    except ReasoningError as error:
+        return known, str(error)
+    except Exception as error:  # a damaged file may fail in any way, and must not keep the money running
+        return known, f"{type(error).__name__}: {error}"
+
+
+def _look(client: Together, installations: Iterable[str], known: Iterable[Running]) -> StopReport:
+    """What of these installations costs money now, by the provider's lists; `known` is asked for where they lack it."""
+    report = StopReport(installations=list(installations))
+    if not report.installations:
+        report.errors.append(
+            "the id of this installation is not known: neither the ledger nor the data folder names it"
+        )
+    _attempt_all(
+        report,
+        [
+            ("deployments", lambda: _find_deployments(client, report)),
+            ("fine-tunes", lambda: _find_jobs(client, report)),
+        ],
+    )
+    listed_ids = {each.remote_id for each in report.found}
+    _attempt_all(
+        report,
+        [(each.name, partial(_look_at, client, each, report)) for each in known if each.remote_id not in listed_ids],
+    )
+    report.found.sort(key=lambda each: (each.kind, each.name, each.remote_id))
+    return report
+
+
+def _look_at(client: Together, each: Running, report: StopReport) -> None:
+    """Ask for an object of the ledger by its id: a list may be behind. That it does not exist is no error."""
+    with contextlib.suppress(RemoteNotFound), asking(each.name):
+        if each.endpoint_id is None:
+            job = client.fine_tuning.retrieve(each.remote_id)
+            if text(job.status) not in _ENDED_JOBS:
+                report.found.append(replace(each, state=text(job.status) or "unknown"))
+        else:
+            remote = client.endpoints.deployments.retrieve(each.remote_id, endpoint_id=each.endpoint_id)
+            _add_if_it_costs(remote, each.name, each.endpoint_id, report)
+
+
+def stop_everything(
+    client: Together,
+    data: Path | str,
+    *,
+    dry_run: bool = False,
+    installations: Iterable[str] = (),
+    wait_seconds: float = 60.0,
+    wait: Callable[[float], None] = time.sleep,
+) -> StopReport:
+    """Scale our deployments to zero and cancel our fine-tunes; then withdraw routes and tell the ledger.
+
+    Waits up to `wait_seconds` until the provider says that all has ended. Works without a ledger; `installations` adds
+    ids that the data folder has lost. Never raises for what the provider or the ledger does: it is in the report.
+    """
+    known, trouble = installations_of(data)
+    ids = list(dict.fromkeys([*known, *installations]))
+    prices, of_ledger = ({}, []) if trouble else _read_ledger(data)
+    patient = client.with_options(timeout=_REQUEST_TIMEOUT)
+    report = _look(patient, ids, of_ledger)
+    report.found = _with_prices(patient, report.found, prices)
+    report.remaining = list(report.found)
+    if trouble:
+        report.notes.append(
+            f"the ledger cannot be used ({trouble}); what runs is taken from the provider's lists alone"
+        )
+    if dry_run:
+        return report
+    asked_errors = list(report.errors)
+    _attempt_all(report, [(each.name, partial(_stop, patient, each)) for each in report.found])
+    if not trouble:
+        _tell_ledger(client, data, report)
+    _withdraw_routes(data, report)
+    _await_end(lambda: _look(patient, ids, of_ledger), report, asked_errors, wait_seconds, wait)
+    return report
+
+
+def _attempt(report: StopReport, what: str, act: Callable[[], None]) -> None:
+    try:
+        act()
+    except ReasoningError as error:
+        report.errors.append(f"{what}: {error}")
+    except Exception as error:
+        report.errors.append(f"{what}: {type(error).__name__}: {error}")
+
+
+def _attempt_all(report: StopReport, acts: Sequence[tuple[str, Callable[[], None]]]) -> None:
+    """Attempt all at the same time: an object that the provider does not answer for must not delay the others."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for what, act in acts:
+            pool.submit(_attempt, report, what, act)
+
+
+def _is_ours(name: str | None, installations: Iterable[str]) -> bool:
+    return bool(name) and any(str(name).startswith(f"rsn-{each}-") for each in installations)
+
+
+def _find_deployments(client: Together, report: StopReport) -> None:
+    with asking("all endpoints"):
+        endpoints = listed(client.endpoints.list())
+    ours = []
+    for number, endpoint in enumerate(endpoints, 1):
+        name = bare_name(endpoint)
+        if name is None:
+            report.errors.append(f"endpoint {text(endpoint.id) or number} has no name: nobody can tell whose it is")
+        elif _is_ours(name, report.installations):
+            ours.append((name, partial(_look_under, client, endpoint, name, report)))
+        elif name.startswith("rsn-"):
+            report.others.append(f"endpoint {name}")
+    _attempt_all(report, ours)
+
+
+def _look_under(client: Together, endpoint: Any, name: str, report: StopReport) -> None:
+    if text(endpoint.id) is None:
+        raise UnexpectedAnswer("the provider does not tell the id of this endpoint of ours: it cannot be stopped")
+    with asking(f"what runs under endpoint {name}"):
+        remotes = listed(client.endpoints.deployments.list(endpoint.id))
+    for remote in remotes:
+        _add_if_it_costs(remote, name, endpoint.id, report)
+
+
+def _add_if_it_costs(remote: Any, name: str, endpoint_id: str, report: StopReport) -> None:
+    state = state_of(remote)
+    if state == "stopped" or (state == "failed" and not may_run(remote)):
+        return
+    most = getattr(getattr(remote, "autoscaling", None), "max_replicas", None)
+    at_most = most if isinstance(most, int) and most > 0 else 1
+    report.found.append(
+        Running(
+            kind="deployment",
+            name=name,
+            remote_id=str(remote.id),
+            state=state or "unknown",
+            endpoint_id=endpoint_id,
+            replicas=max(replicas_of(remote, at_most), at_most if may_run(remote) else 1),
+            hardware=text(getattr(remote, "hardware", None)),
+        )
+    )
+
+
+def _find_jobs(client: Together, report: StopReport) -> None:
+    with asking("all fine-tunes"):
+        jobs = listed(client.fine_tuning.list())
+    running = [job for job in jobs if text(getattr(job, "status", None)) not in _ENDED_JOBS]
+    _attempt_all(report, [(f"fine-tune {job.id}", partial(_judge_job, client, job, report)) for job in running])
+
+
+def _judge_job(client: Together, job: Any, report: StopReport) -> None:
+    suffix = text(getattr(job, "suffix", None))
+    output = text(getattr(job, "x_model_output_name", None)) or ""
+    if suffix is None and "rsn-" in output:  # a list may leave the suffix out; a stranger's text may hold ours
+        with asking(f"fine-tune {job.id}"):
+            suffix = (
+                text(getattr(client.fine_tuning.retrieve(job.id), "suffix", None)) or output[output.index("rsn-") :]
+            )
+    if suffix is None or not suffix.startswith("rsn-"):
+        return
+    if not _is_ours(suffix, report.installations):
+        report.others.append(f"fine-tune {suffix} ({job.id})")
+        return
+    report.found.append(
+        Running(
+            kind="fine-tune",
+            name=suffix,
+            remote_id=str(job.id),
+            state=text(job.status) or "unknown",
+            job_usd=job_price(job) or None,
+        )
+    )
+
+
+def _read_ledger(data: Path | str) -> tuple[dict[str, Decimal], list[Running]]:
+    """US dollars by name (of a replica's hour, of a whole fine-tune), and what the ledger holds for running."""
+    try:
+        with open_ledger(data) as ledger:
+            prices = {row.name: row.hourly_usd for row in ledger.find(Deployment)}
+            jobs = ledger.find(FineTuneJob, state=ACTIVE_STATES)
+            prices |= {job.suffix: job.estimate_usd for job in jobs}
+            rows = ledger.find(Deployment, state=BILLABLE_STATES)
+    except Exception:  # whatever ails it, the provider's lists are gone by
+        return {}, []
+    known = [
+        Running("deployment", row.name, row.remote_id, row.state, endpoint_id=row.endpoint_id)
+        for row in rows
+        if row.remote_id and row.endpoint_id
+    ]
+    known += [Running("fine-tune", job.suffix, job.remote_id, job.state) for job in jobs if job.remote_id]
+    return prices, known
+
+
+def _with_prices(client: Together, found: list[Running], known: Mapping[str, Decimal]) -> list[Running]:
+    offered: Mapping[str, Decimal] = {}
+    if any(each.kind == "deployment" and not known.get(each.name) for each in found):
+        try:
+            offered = hourly_prices(client)
+        except ReasoningError:
+            offered = {}  # the price is only for the reader
+    priced = []
+    for each in found:
+        if each.kind == "fine-tune":
+            priced.append(replace(each, job_usd=each.job_usd or known.get(each.name)))
+            continue
+        hourly = known.get(each.name) or offered.get(each.hardware or "") or offered.get((each.hardware or "").lower())
+        priced.append(replace(each, hourly_usd=hourly and hourly * each.replicas))
+    return priced
+
+
+def _stop(client: Together, each: Running) -> None:
+    if each.kind == "fine-tune":
+        if each.state != "cancel_requested":
+            with asking(f"cancelling fine-tune {each.name}"):
+                client.fine_tuning.cancel(each.remote_id)
+        return
+    assert each.endpoint_id is not None
+    scale_to_zero(client, each.endpoint_id, each.remote_id)
+
+
+def _await_end(
+    look: Callable[[], StopReport],
+    report: StopReport,
+    asked_errors: list[str],
+    wait_seconds: float,
+    wait: Callable[[float], None],
+) -> None:
+    """Look again until nothing is left. What was refused but has ended all the same is no error any more."""
+    refused = [error for error in report.errors if error not in asked_errors]
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        after = look()
+        done = not after.found and not after.errors
+        if done or time.monotonic() >= deadline:
+            break
+        wait(min(1.0, max(wait_seconds, 0.0)))
+    known = {each.remote_id: each for each in report.found}
+    report.remaining = [
+        replace(known[each.remote_id], state=each.state) if each.remote_id in known else each for each in after.found
+    ]
+    report.errors = after.errors + ([] if done else refused)
+
+
+def _withdraw_routes(data: Path | str, report: StopReport) -> None:
+    """Agents fall back at once instead of running into what was stopped."""
+    try:
+        prefixes = tuple(f"rsn-{each}-" for each in report.installations)
+        keep_models(Layout(data).routes, lambda _, model: not model.rsplit("/", 1)[-1].startswith(prefixes))
+    except Exception as error:
+        report.notes.append(f"the routes could not be withdrawn ({error}); agents fall back when a request fails")
+
+
+def _tell_ledger(client: Together, data: Path | str, report: StopReport) -> None:
+    """So that nothing of ours starts them again, and the guard settles what they cost."""
+    from provider.lifecycle.shutdown import begin_shutdown
+
+    now = datetime.now(UTC)
+    try:
+        with open_ledger(data) as ledger:
+            for row in ledger.find(Deployment, state=("intended", *BILLABLE_STATES)):
+                begin_shutdown(ledger, row.id, why="reasoning stop", immediately=True, now=now)
+            _sync_jobs(client, ledger, report, now)
+            ledger.release_hold(None, now=now)  # no cycle goes on
+    except Exception as error:
+        report.notes.append(f"the ledger could not be told ({error}); `reasoning reconcile` makes up for it")
+
+
+def _sync_jobs(client: Together, ledger: Ledger, report: StopReport, now: datetime) -> None:
+    from provider.together.fine_tunes import cancel_fine_tune
+
+    for job in ledger.find(FineTuneJob, state=ACTIVE_STATES):
+        try:
+            cancel_fine_tune(client, ledger, job.id, why="reasoning stop", now=now)
+        except ReasoningError as error:
+            report.notes.append(f"the ledger does not know yet how {job.suffix} ended ({error})")

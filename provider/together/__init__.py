@@ -1,0 +1,1 @@
+"""Together: its connection, its answers, its files, fine-tunes, models and prices."""

@@ -1,0 +1,115 @@
+"""What things cost, read from the provider. A price that cannot be read is unknown, never zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from provider.together.answers import count, listed, text, usd
+from provider.together.client import asking
+from provider.together.hardware import compare_hardware
+from storage.errors import PriceUnknown
+
+if TYPE_CHECKING:
+    from together import Together
+
+MINIMUM_FINE_TUNE_USD = Decimal(4)
+"""The least that a job costs (Together's documentation, 2026-08), whatever the estimate says."""
+
+
+def estimate_fine_tune(
+    client: Together,
+    *,
+    base_model: str,
+    train_file_id: str,
+    validation_file_id: str | None,
+    n_epochs: int,
+    n_evals: int,
+    training_type: dict[str, Any],
+) -> Decimal:
+    """US dollars that the fine-tune will cost, by the provider's own estimate and at least its minimum.
+
+    Raises PriceUnknown, with the reason, when the provider cannot tell or says that the account cannot pay it.
+    """
+    request: dict[str, Any] = {"validation_file": validation_file_id} if validation_file_id else {}
+    with asking(f"price of a fine-tune of {base_model}"):
+        estimate = client.fine_tuning.estimate_price(
+            training_file=train_file_id,
+            model=base_model,
+            n_epochs=n_epochs,
+            n_evals=n_evals if validation_file_id else 0,
+            training_type=training_type,  # type: ignore[arg-type]
+            training_method={"method": "sft", "train_on_inputs": "auto"},
+            **request,
+        )
+        available = estimate.estimation_available
+    if available is not True:
+        reason = getattr(estimate, "unavailable_reason", None) or "no reason given"
+        raise PriceUnknown(f"the provider cannot say what a fine-tune of {base_model} costs ({reason})")
+    said = getattr(estimate, "estimated_total_price", None)
+    price = usd(said)
+    if price is None:
+        told = "names no price" if said is None else f"is {said!r}, which is no price"
+        raise PriceUnknown(f"the provider's estimate for a fine-tune of {base_model} {told}")
+    if getattr(estimate, "allowed_to_proceed", True) is False:
+        raise PriceUnknown(
+            f"the account cannot pay the estimated ${price} for a fine-tune of {base_model}; "
+            "such a job is cancelled half-way. Add credit at the provider"
+        )
+    return max(price, MINIMUM_FINE_TUNE_USD)
+
+
+def lora_rank(parameters: Mapping[str, Any], limits: Any) -> int:
+    """The rank that a LoRA fine-tune will have: the one asked for, else the model's default, and not above its cap.
+
+    The SDK's `create` takes the same default (together 3.1.1, `lib/resources/fine_tuning.py`), so that what is priced
+    is what is trained.
+    """
+    lora = getattr(limits, "lora_training", None)
+    default = count(getattr(lora, "default_rank", None)) or count(getattr(lora, "max_rank", None)) or 64
+    cap = count(getattr(lora, "max_rank", None))
+    rank = int(parameters.get("lora_r") or default)
+    return min(rank, cap) if cap else rank
+
+
+def price_of(prices: Mapping[str, Decimal], hardware: str) -> Decimal | None:
+    """Price of hardware in a table of `hourly_prices`: by its name, else by what the name says. None: not known.
+
+    Several that it may be at different prices: the dearest is the safe guess.
+    """
+    if hardware in prices:
+        return prices[hardware]
+    same = [price for name, price in prices.items() if compare_hardware(name, hardware) == "same"]
+    return max(same, default=None)
+
+
+def instance_price(client: Together, hardware: str) -> Decimal:
+    """US dollars an hour of one running replica on `hardware` (an instance type's name or id, `1xnvidia-h100-80gb`).
+
+    It is billed by the minute. Raises PriceUnknown.
+    """
+    prices = hourly_prices(client)
+    price = price_of(prices, hardware)
+    if price is None:
+        raise PriceUnknown(
+            f"the provider lists no price for {hardware}; it lists {', '.join(sorted(prices)) or 'none'}"
+        )
+    return price
+
+
+def hourly_prices(client: Together) -> dict[str, Decimal]:
+    """US dollars an hour by the name, the id and `<count>x<gpu type>` of each instance type that has a price."""
+    with asking("prices of hardware"):
+        instance_types = listed(client.endpoints.hardware.list())
+    prices: dict[str, Decimal] = {}
+    for kind in instance_types:
+        if cents := usd(getattr(kind, "price_cents_per_hour", None)):  # JSON may write it as text
+            price = cents / 100
+            names = {name for name in (text(kind.name), text(kind.id)) if name}
+            prices |= dict.fromkeys(names, price)
+            if count(kind.gpu_count) and text(kind.gpu_type):
+                # Two types of the same GPUs at two prices: the dearer one is the safe guess.
+                shape = f"{kind.gpu_count}x{kind.gpu_type}".lower()
+                prices[shape] = max(price, prices.get(shape, price))
+    return prices

@@ -1,0 +1,1 @@
+"""Checks of the decision log, judged by Great Expectations."""

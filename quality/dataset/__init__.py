@@ -1,0 +1,1 @@
+"""Datasets: selected, labelled, redacted, deduplicated, split and accounted for."""

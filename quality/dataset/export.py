@@ -1,0 +1,488 @@
+"""A dataset: what a model is taught, tuned and tested on, with a manifest that accounts for every row.
+
+The same log and the same arguments give the same bytes, in whatever order rows landed and however files were compacted.
+A dataset is published as a whole: its folder, named by the hash of its manifest, appears with one rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import storage
+from quality.checks.gate import Expected, Profile, judge_profiles
+from quality.dataset import funnel
+from quality.dataset.readiness import LIMITED_BELOW, DataVerdict, judge_data
+from quality.dataset.splits import SPLITS
+from quality.errors import DatasetRejected, InsufficientData
+from quality.period import first_moment, moment_after
+from quality.settings import ExportSettings
+from reasoning.config import Redaction
+from reasoning.decision_types import DecisionType, get_decision_type
+from reasoning.redaction.redact import REDACTION_VERSION
+from storage.errors import DatasetError
+from storage.files import make_tree_private, scratch_folder, sync, write_atomic
+from storage.layout import Layout
+from storage.locks import check_held, data_lock
+from storage.progress import OnProgress, Progress
+from storage.training_rows import find_line_fault
+
+if TYPE_CHECKING:
+    from reasoning.config import Config
+
+# Part of every configuration hash: change it when the same rows would give other bytes.
+EXPORT_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSummary:
+    """One split: its file, the half-open stretch of time it was cut from, and what is in it."""
+
+    rows: int
+    episodes: int
+    first: str | None
+    last: str | None
+    answers: dict[str, int]
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is in a dataset and where it came from. `selected` = rows in all splits + the sum of `dropped`.
+
+    Times are RFC 3339 in UTC. `path` is the dataset's folder, whose name is `dataset_id`: the start of the SHA-256 of
+    `manifest.json` as it was published. (An erasure takes rows out of a dataset, and leaves its name.)
+    """
+
+    decision_type: str
+    query: dict[str, Any]
+    config_hash: str
+    selected: int
+    dropped: dict[str, int]
+    faults: dict[str, int]
+    redactions: dict[str, int]
+    label_sources: dict[str, int]
+    splits: dict[str, SplitSummary]
+    validation_from: str
+    holdout_from: str
+    leaks: funnel.Leaks
+    rows_sha256: str
+    quality: dict[str, Any]
+    dataset_id: str = field(default="", compare=False)
+    path: Path = field(default=Path(), compare=False)
+    verdict: DataVerdict | None = field(default=None, compare=False)
+
+    @property
+    def rows(self) -> int:
+        """Rows in all splits."""
+        return sum(split.rows for split in self.splits.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `manifest.json` holds."""
+        content = asdict(self)
+        for derived in ("dataset_id", "path", "verdict"):
+            del content[derived]
+        return content
+
+
+def export_dataset(
+    data: Path | str,
+    decision_type: str,
+    settings: ExportSettings | None = None,
+    *,
+    now: datetime | None = None,
+    config: Config | None = None,
+    progress: OnProgress | None = None,
+) -> Manifest:
+    """Select, label, redact, deduplicate, split, validate and write the labelled decisions of one type.
+
+    `since` and `until` of the settings are inclusive; a date means the whole day in UTC. Of the log the latest four
+    times `limit` rows are looked at. `max_characters` is by default that of the answer form (24,000; for code and turns
+    131,072), `region` that of `config`, as at serving.
+
+    Returns the manifest of the dataset; an equal one that is already there is left as it is. Raises `InsufficientData`,
+    `DatasetRejected`, `UnknownDecisionType`, `DataFolderError`. Nothing is left behind on an error.
+    """
+    kind = get_decision_type(decision_type, config)
+    settings = _complete(settings or ExportSettings(), kind, config)
+    start, before = first_moment(settings.since), moment_after(settings.until)
+    if start and before and start >= before:
+        raise ValueError(f"since {settings.since} is after until {settings.until}: nothing lies between")
+    now = now or datetime.now(UTC)
+    report = progress or (lambda _: None)
+    layout = Layout(data).check()
+    home = layout.datasets / decision_type
+    with scratch_folder(home, ".export-") as work:
+        report(Progress(0, 1, what="select"))
+        con = funnel.select_rows(
+            data,
+            work / "scratch.duckdb",
+            decision_type,
+            since=start,
+            before=before,
+            now=now,
+            expired_before=None if settings.retention_days is None else now - timedelta(days=settings.retention_days),
+        )
+        report(Progress(1, 1, what="select"))
+        try:
+            folder = work / "dataset"
+            folder.mkdir()
+            manifest, verdict = _build(con, kind, settings, folder, now=now, report=report)
+            content = _dump(manifest.as_dict())
+            dataset_id = hashlib.sha256(content).hexdigest()[:16]
+            write_atomic(folder / "manifest.json", content)
+            _publish(layout, con, folder, home / dataset_id)
+        finally:
+            con.close()
+    return replace(manifest, dataset_id=dataset_id, path=home / dataset_id, verdict=verdict)
+
+
+def _complete(settings: ExportSettings, kind: DecisionType, config: Config | None) -> ExportSettings:
+    """The settings, with what they leave to the type and the configuration. Raises ValueError."""
+    if settings.limit < 1:
+        raise ValueError(f"limit: at least 1 row is needed, not {settings.limit}")
+    if settings.max_class_share is not None and not 0 < settings.max_class_share < 1:
+        raise ValueError(f"max_class_share: {settings.max_class_share} is not between 0 and 1")
+    return replace(
+        settings,
+        max_characters=settings.max_characters or kind.form.max_characters,
+        region=settings.region or (config.redaction.region if config else Redaction().region),
+    )
+
+
+def _build(
+    con: duckdb.DuckDBPyConnection,
+    kind: DecisionType,
+    settings: ExportSettings,
+    folder: Path,
+    *,
+    now: datetime,
+    report: OnProgress,
+) -> tuple[Manifest, DataVerdict]:
+    """Write the files of a dataset from the selected rows, all but its manifest, which is returned."""
+    chosen = settings.label_sources or funnel.choose_label_sources(con, enough=LIMITED_BELOW)
+    sources = [str(source) for source in chosen]
+    assert settings.max_characters is not None and settings.region is not None  # `_complete`
+    preparation = funnel.prepare_rows(
+        con,
+        kind,
+        label_sources=sources,
+        limit=settings.limit,
+        max_characters=settings.max_characters,
+        region=settings.region,
+        progress=report,
+    )
+    funnel.drop_duplicates(con)
+    template = funnel.drop_near_duplicates(con, limit=settings.limit, progress=report)
+    validation_from, holdout_from = funnel.assign_splits(
+        con, validation_share=settings.validation_share, holdout_share=settings.holdout_share
+    )
+    if settings.max_class_share is not None:
+        funnel.balance_training(con, max_class_share=settings.max_class_share, seed=settings.seed)
+    verdict = _require_enough(con, now)
+    leaks = funnel.find_leaks(con, template, report)
+    hashes = {split: _write_split(con, split, folder / f"{split}.jsonl") for split in SPLITS}
+    rows_sha256 = _write_rows(con, folder / "rows.parquet")
+    report(Progress(0, 1, what="judge"))
+    quality = judge_profiles(
+        [Profile("splits", _profile_splits(con, folder, leaks), ["split"], _SPLITS_EXPECTED)],
+        docs=folder / "quality",
+    )
+    report(Progress(1, 1, what="judge"))
+    if not quality.success:
+        raise DatasetRejected([failure for failure in quality.failures if failure.severity == "critical"])
+    query = _describe(settings, kind, sources)
+    manifest = Manifest(
+        decision_type=kind.name,
+        query=query,
+        config_hash=hashlib.sha256(_dump(query)).hexdigest(),
+        selected=con.execute("SELECT count(*) FROM rows").fetchall()[0][0],
+        dropped=funnel.count_reasons(con),
+        faults=preparation.faults,
+        redactions=preparation.redactions,
+        label_sources=_count_label_sources(con),
+        splits={split: _summarize(con, split, hashes[split]) for split in SPLITS},
+        validation_from=_rfc3339(validation_from) or "",
+        holdout_from=_rfc3339(holdout_from) or "",
+        leaks=leaks,
+        rows_sha256=rows_sha256,
+        quality=quality.as_dict(),
+    )
+    return manifest, verdict
+
+
+def _count_label_sources(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    query = "SELECT label_source, count(*) FROM rows WHERE split IS NOT NULL GROUP BY 1 ORDER BY 1"
+    return dict(con.execute(query).fetchall())
+
+
+def _describe(settings: ExportSettings, kind: DecisionType, label_sources: list[str]) -> dict[str, Any]:
+    """All that decides a dataset's bytes, for its manifest and its configuration hash."""
+    return {
+        "version": EXPORT_VERSION,
+        "redaction": REDACTION_VERSION,
+        "since": _rfc3339(first_moment(settings.since)),
+        "before": _rfc3339(moment_after(settings.until)),
+        "limit": settings.limit,
+        "seed": settings.seed,
+        "validation_share": settings.validation_share,
+        "holdout_share": settings.holdout_share,
+        "retention_days": settings.retention_days,
+        "label_sources": label_sources,
+        "max_class_share": settings.max_class_share,
+        "max_characters": settings.max_characters,
+        "region": settings.region,
+        "type": asdict(kind) | {"labels": list(kind.labels), "stop": list(kind.stop)},
+    }
+
+
+def read_manifest(dataset: Path | str) -> Manifest:
+    """The manifest of a published dataset. Raises `DatasetError` where a file is not what the manifest says."""
+    dataset = Path(dataset)
+    try:
+        fields = orjson.loads((dataset / "manifest.json").read_bytes())
+        fields["splits"] = {name: SplitSummary(**split) for name, split in fields["splits"].items()}
+        fields["leaks"] = funnel.Leaks(**fields["leaks"])
+        manifest = Manifest(**fields)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DatasetError(f"{dataset} is not a dataset: its manifest.json cannot be read ({error})") from error
+    expected = {f"{name}.jsonl": split.sha256 for name, split in manifest.splits.items()}
+    for name, sha256 in {**expected, "rows.parquet": manifest.rows_sha256}.items():
+        try:
+            found = _hash_file(dataset / name)
+        except OSError as error:
+            raise DatasetError(
+                f"{dataset / name} cannot be read ({error.strerror}); export the dataset again"
+            ) from error
+        if found != sha256:
+            raise DatasetError(f"{dataset / name} is not the file that the manifest names; export the dataset again")
+    return replace(manifest, dataset_id=dataset.name, path=dataset)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRow:
+    """One line of a split, with what the side file knows of it. `messages` are without the answer, which is `label`."""
+
+    split: str
+    line: int
+    decision_id: str
+    episode: str
+    ts: datetime
+    label_source: str
+    messages: list[dict[str, str]]
+    label: dict[str, Any]
+    original: dict[str, Any] | None
+    original_latency_ms: float | None
+    original_cost_usd: float | None
+
+
+def read_rows(dataset: Path | str, split: str, *, config: Config | None = None) -> list[DatasetRow]:
+    """The rows of one split of a published dataset, in the file's order. Raises `DatasetError`."""
+    manifest = read_manifest(dataset)
+    if split not in SPLITS:
+        raise DatasetError(f"{split!r} is no split: {', '.join(SPLITS)}")
+    kind = get_decision_type(manifest.decision_type, config)
+    side = pq.read_table(manifest.path / "rows.parquet", filters=[("split", "=", split)]).to_pylist()
+    rows = []
+    with (manifest.path / f"{split}.jsonl").open("rb") as file:
+        for known, line in zip(side, file, strict=True):
+            messages = orjson.loads(line)["messages"]
+            rows.append(
+                DatasetRow(
+                    split=split,
+                    line=known["line"],
+                    decision_id=known["decision_id"],
+                    episode=known["episode_id"] or known["decision_id"],
+                    ts=known["ts"],
+                    label_source=known["label_source"],
+                    messages=messages[:-1],
+                    label=kind.parse_reply(messages[-1]["content"], messages[:-1]),
+                    original=None if known["original"] is None else orjson.loads(known["original"]),
+                    original_latency_ms=known["original_latency_ms"],
+                    original_cost_usd=known["original_cost_usd"],
+                )
+            )
+    return rows
+
+
+def _rfc3339(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _require_enough(con: duckdb.DuckDBPyConnection, now: datetime) -> DataVerdict:
+    ((rows, episodes, first, last),) = con.execute(
+        "SELECT count(*), count(DISTINCT episode), min(ts), max(ts) FROM rows WHERE dropped IS NULL"
+    ).fetchall()
+    classes = dict(
+        con.execute("SELECT answer, count(*) FROM rows WHERE dropped IS NULL GROUP BY 1 ORDER BY 1").fetchall()
+    )
+    verdict = judge_data(rows=rows, episodes=episodes, classes=classes, first=first, last=last, now=now)
+    filled = con.execute("SELECT count(DISTINCT split) FROM rows WHERE dropped IS NULL").fetchall()[0][0]
+    taught = [
+        answer
+        for (answer,) in con.execute(
+            "SELECT DISTINCT answer FROM rows WHERE dropped IS NULL AND split = 'train' ORDER BY 1 LIMIT 2"
+        ).fetchall()
+    ]
+    advice = None
+    if verdict.level == "Insufficient":
+        advice = verdict.advice
+    elif filled < len(SPLITS):
+        advice = [f"They come from {episodes} episodes, too few to test on other ones than were learned from."]
+    elif len(taught) < 2:
+        advice = [f"Every training row has the answer {taught[0]!r}: there is nothing to learn."]
+    if advice is not None:
+        raise InsufficientData(DataVerdict("Insufficient", rows, episodes, list(advice)), funnel.count_reasons(con))
+    return verdict
+
+
+def _write_split(con: duckdb.DuckDBPyConnection, split: str, path: Path) -> str:
+    digest = hashlib.sha256()
+    cursor = con.cursor()
+    cursor.execute("SELECT line FROM rows JOIN texts USING (n) WHERE split = ? ORDER BY ts, request_id", [split])
+    with path.open("wb") as file:
+        while rows := cursor.fetchmany(1000):
+            block = b"".join(line.encode() + b"\n" for (line,) in rows)
+            digest.update(block)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    cursor.close()
+    return digest.hexdigest()
+
+
+def _write_rows(con: duckdb.DuckDBPyConnection, path: Path) -> str:
+    reader = con.sql("""
+        SELECT split, (row_number() OVER (PARTITION BY split ORDER BY ts, request_id) - 1)::BIGINT AS line,
+               decision_id::VARCHAR AS decision_id, request_id::VARCHAR AS request_id, episode_id, ts, subject_ids,
+               label_source, original, original_latency_ms, original_cost_usd
+        FROM rows JOIN texts USING (n) WHERE split IS NOT NULL
+        ORDER BY list_position(['train', 'validation', 'holdout'], split), line
+    """).to_arrow_reader(10_000)
+    schema = reader.schema.set(reader.schema.get_field_index("ts"), pa.field("ts", pa.timestamp("us", tz="UTC")))
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in reader:
+            writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=10_000)
+    sync(path)
+    return _hash_file(path)
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_SPLITS_EXPECTED = [
+    Expected("rows", "every split has rows", "critical", min_value=1),
+    Expected("missing_rows", "every line of a file has its row in rows.parquet", "critical", min_value=0, max_value=0),
+    Expected("faulty_lines", "every line keeps to the fine-tuning format", "critical", max_value=0),
+    Expected("unredacted_lines", "no line has personal data or a secret left", "critical", max_value=0),
+    Expected("repeated_decisions", "no decision stands twice", "critical", max_value=0),
+    Expected("out_of_order", "every split lies after the one before it", "critical", max_value=0),
+    Expected("answers", "a split has more than one answer", "warning", min_value=2),
+    Expected("rows", "a split has 20 rows or more, or its figures mean little", "warning", min_value=20),
+    Expected("episodes", "a split has 10 episodes or more, or its intervals mean little", "warning", min_value=10),
+    Expected("largest_answer_share", "no answer makes up more than 95 % of a split", "warning", max_value=0.95),
+    Expected("shared_episodes", "no episode is in two splits", "critical", max_value=0),
+    Expected("shared_prompts", "no prompt is in two splits", "critical", max_value=0),
+    Expected("near_duplicates", "no prompt has a near duplicate in an earlier split", "critical", max_value=0),
+]
+
+
+def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path, leaks: funnel.Leaks) -> Any:
+    """One row per split, counted from the files as they were written, with what all splits have in common."""
+    import pandas as pd
+
+    from reasoning.redaction.redact import redact
+
+    profile = []
+    last_before = None
+    for split in SPLITS:
+        lines = faulty = unredacted = 0
+        with (folder / f"{split}.jsonl").open("rb") as file:
+            for line in file:
+                lines += 1
+                faulty += find_line_fault(line, is_first=lines == 1) is not None
+                row = orjson.loads(line)
+                unredacted += any(redact(message["content"])[1] for message in row["messages"])
+        side = pq.read_table(folder / "rows.parquet", filters=[("split", "=", split)])
+        times = side["ts"].to_pylist()
+        answers = [
+            count
+            for (count,) in con.execute("SELECT count(*) FROM rows WHERE split = ? GROUP BY answer", [split]).fetchall()
+        ]
+        profile.append(
+            {
+                "split": split,
+                "rows": lines,
+                "missing_rows": abs(lines - side.num_rows),
+                "faulty_lines": faulty,
+                "unredacted_lines": unredacted,
+                "repeated_decisions": side.num_rows - len(set(side["decision_id"].to_pylist())),
+                "out_of_order": int(bool(times) and last_before is not None and min(times) <= last_before),
+                "answers": len(answers),
+                "episodes": len(
+                    {
+                        a or b
+                        for a, b in zip(side["episode_id"].to_pylist(), side["decision_id"].to_pylist(), strict=True)
+                    }
+                ),
+                "largest_answer_share": max(answers, default=0) / max(sum(answers), 1),
+                **asdict(leaks),
+            }
+        )
+        last_before = max(times, default=last_before)
+    return pd.DataFrame(profile)
+
+
+def _summarize(con: duckdb.DuckDBPyConnection, split: str, sha256: str) -> SplitSummary:
+    ((rows, episodes, first, last),) = con.execute(
+        "SELECT count(*), count(DISTINCT episode), min(ts), max(ts) FROM rows WHERE split = ?", [split]
+    ).fetchall()
+    # Answers of a plan or a program are as many as the rows: the manifest names the most frequent ones.
+    answers = con.execute(
+        "SELECT answer, count(*) FROM rows WHERE split = ? GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 20", [split]
+    ).fetchall()
+    return SplitSummary(
+        rows, episodes, _rfc3339(first), _rfc3339(last), {answer[:200]: count for answer, count in answers}, sha256
+    )
+
+
+def _publish(layout: Layout, con: duckdb.DuckDBPyConnection, folder: Path, target: Path) -> None:
+    """Rename the finished folder to its place, unless rows of it were erased from the log meanwhile."""
+    ids = pq.read_table(folder / "rows.parquet", columns=["decision_id"])
+
+    def count_gone(log: duckdb.DuckDBPyConnection) -> int:
+        log.register("exported", ids)
+        ((gone,),) = log.execute(
+            "SELECT count(*) FROM exported WHERE decision_id::UUID NOT IN (SELECT decision_id FROM decisions)"
+        ).fetchall()
+        return int(gone)
+
+    make_tree_private(folder)
+    with data_lock(layout, "publishing a dataset"):
+        if gone := storage.read(layout.data, count_gone):
+            raise DatasetError(f"{gone} of the rows were erased from the log during the export. Export again")
+        for path in (*folder.rglob("*"), folder):
+            sync(path)
+        check_held(layout)
+        try:
+            folder.rename(target)
+        except OSError:
+            # It is there already: the same id means the same content.
+            read_manifest(target)
+            return
+        sync(target.parent)
+
+
+def _dump(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"

@@ -1,0 +1,1 @@
+"""Evaluation: how right each source of answers is, with intervals, and which model may serve."""

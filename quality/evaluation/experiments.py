@@ -1,0 +1,179 @@
+"""What live traffic shows: the evaluation of logged answers, from a shadow arm or from an A/B test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+import storage
+from quality.errors import EvaluationError
+from quality.evaluation.evaluate import RESAMPLES, Answer, Estimate, Evaluation, Label, evaluate, is_right
+from quality.evaluation.sequential import confidence_sequence
+from quality.period import first_moment, moment_after
+from reasoning.decision_types import DecisionType, get_decision_type
+from reasoning.errors import UnparseableAnswer
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from reasoning.config import Config
+
+Design = Literal["shadow", "ab"]
+MAX_ROWS = 50_000
+
+# Labels of the original's own making would show nothing, so only demonstrations are read.
+_ROWS = """
+SELECT l.ts, coalesce(l.episode_id, l.request_id::VARCHAR) AS episode, l.demonstration,
+       l.arm, l.arm_probability, l.decision, l.valid, l.source, l.confidence, l.latency_ms, l.cost_usd,
+       l.fallback_reason IS NULL AND o.decision_id IS NOT NULL AND c.decision_id IS NOT NULL AS both,
+       l.original_decision, o.latency_ms AS original_latency_ms, o.cost_usd AS original_cost_usd,
+       l.custom_decision, l.custom_confidence, c.latency_ms AS custom_latency_ms, c.cost_usd AS custom_cost_usd
+FROM labelled_decisions AS l
+LEFT JOIN decisions AS o
+    ON o.date = l.date AND o.decision_type = l.decision_type AND o.decision_id = l.original_decision_id
+LEFT JOIN decisions AS c
+    ON c.date = l.date AND c.decision_type = l.decision_type AND c.decision_id = l.custom_decision_id
+WHERE l.decision_type = $decision_type AND l.demonstration IS NOT NULL AND l.served
+  AND ($since::TIMESTAMPTZ IS NULL OR (l.ts >= $since AND l.date >= $since_date::DATE))
+  AND ($before::TIMESTAMPTZ IS NULL OR (l.ts < $before AND l.date <= $before_date::DATE))
+ORDER BY l.ts DESC, l.request_id DESC LIMIT $limit
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """The evaluation of the logged answers, and the sequential test: by how much more often is the custom side right?
+
+    `design` is `shadow` where both sides answered the same questions, `ab` where an arm was drawn. `sequential` may be
+    looked at as often as one likes (`quality.evaluation.sequential`); it is per episode, whatever its number of rows.
+    """
+
+    design: Design
+    evaluation: Evaluation
+    sequential: Estimate | None
+
+
+def evaluate_log(
+    data: Path | str,
+    decision_type: str,
+    *,
+    since: date | datetime | None = None,
+    until: date | datetime | None = None,
+    design: Design | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    now: datetime | None = None,
+    config: Config | None = None,
+) -> Experiment:
+    """Evaluate what was logged from `since` to `until` (inclusive; the latest 50,000 rows that have a demonstration).
+
+    In the `shadow` design the sources are `original` and `custom`, on the questions that both answered. In the `ab`
+    design they are the arms, each with what the agent got when that arm was drawn, fallbacks included, weighted by 1 /
+    `arm_probability`. By default `shadow` if any question was answered by both. Raises `EvaluationError` where there is
+    nothing to compare.
+    """
+    kind = get_decision_type(decision_type, config)
+    start, before = first_moment(since), moment_after(until)
+    parameters = {
+        "decision_type": decision_type,
+        "since": start,
+        "before": before,
+        "since_date": start and start.date(),
+        "before_date": before and before.date(),
+        "limit": MAX_ROWS,
+    }
+
+    def fetch(log: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+        cursor = log.execute(_ROWS, parameters)
+        names = [column[0] for column in cursor.description or []]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()][::-1]
+
+    rows = []
+    for row in storage.read(data, fetch):
+        try:
+            row["label"] = kind.normalize(orjson.loads(row["demonstration"]))
+        except UnparseableAnswer:
+            continue
+        rows.append(row)
+    design = design or ("shadow" if any(row["both"] for row in rows) else "ab")
+    rows = [row for row in rows if (row["both"] if design == "shadow" else row["arm"] and row["arm_probability"])]
+    if not rows:
+        wanted = "was answered by both sides" if design == "shadow" else "has an arm that was drawn"
+        raise EvaluationError(
+            f"no labelled {decision_type} decision {wanted} in this time; give demonstrations as feedback"
+        )
+    labels = [Label(row["label"], row["episode"]) for row in rows]
+    answers = _shadow_answers(rows) if design == "shadow" else _arm_answers(rows)
+    if len(answers) < 2:
+        raise EvaluationError(f"only the arm {next(iter(answers))!r} has labelled rows: there is nothing to compare")
+    about = {"design": design, "first": rows[0]["ts"].isoformat(), "last": rows[-1]["ts"].isoformat()}
+    evaluation = evaluate(
+        kind, labels, answers, resamples=resamples, seed=seed, now=now or datetime.now(UTC), about=about
+    )
+    return Experiment(design, evaluation, _sequential(kind, labels, answers))
+
+
+def _shadow_answers(rows: Sequence[dict[str, Any]]) -> dict[str, Sequence[Answer | None]]:
+    return {
+        side: [
+            Answer(
+                _decision(row[f"{side}_decision"]),
+                row["custom_confidence"] if side == "custom" else None,
+                row[f"{side}_latency_ms"],
+                row[f"{side}_cost_usd"],
+            )
+            for row in rows
+        ]
+        for side in ("original", "custom")
+    }
+
+
+def _arm_answers(rows: Sequence[dict[str, Any]]) -> dict[str, Sequence[Answer | None]]:
+    return {
+        arm: [
+            Answer(
+                _decision(row["decision"]) if row["valid"] else None,
+                row["confidence"],
+                row["latency_ms"],
+                row["cost_usd"],
+                weight=1 / row["arm_probability"],
+            )
+            if row["arm"] == arm
+            else None
+            for row in rows
+        ]
+        for arm in sorted({row["arm"] for row in rows})
+    }
+
+
+def _decision(text: str | None) -> dict[str, Any] | None:
+    return None if text is None else orjson.loads(text)
+
+
+def _sequential(
+    kind: DecisionType, labels: Sequence[Label], answers: dict[str, Sequence[Answer | None]]
+) -> Estimate | None:
+    """Per episode, in order of time: the share of right answers of the custom side less that of the original.
+
+    In an A/B test an episode shows one side only; weighted by 1 / probability it is right on average (Horvitz and
+    Thompson, JASA 1952).
+    """
+    if "original" not in answers or len(answers) != 2:
+        return None
+    (custom,) = set(answers) - {"original"}
+    episodes: dict[str, tuple[list[float], list[float]]] = {}
+    bound = 1.0
+    for label, ours, theirs in zip(labels, answers[custom], answers["original"], strict=True):
+        pair = episodes.setdefault(label.episode, ([], []))
+        for number, answer in enumerate((ours, theirs)):
+            if answer is not None:
+                pair[number].append(is_right(kind, label.decision, answer.decision) * answer.weight)
+                bound = max(bound, answer.weight)
+    values = [sum(ours) / max(len(ours), 1) - sum(theirs) / max(len(theirs), 1) for ours, theirs in episodes.values()]
+    low, high = confidence_sequence(values, low=-bound, high=bound)
+    return Estimate(round(sum(values) / len(values), 6), round(float(low[-1]), 6), round(float(high[-1]), 6))

@@ -1,0 +1,176 @@
+"""Shall a candidate serve? Better beyond doubt, or as good within a margin and cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from quality.errors import EvaluationError
+from quality.evaluation.evaluate import Estimate, Evaluation
+from quality.settings import DEFAULT_MARGIN
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from quality.dataset.export import DatasetRow
+    from reasoning.config import Config
+
+MIN_ROWS = 50
+MIN_EPISODES = 20
+MAX_FAILED_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`promote` gives the candidate traffic, `keep` leaves things as they are, `refuse` says that it is worse."""
+
+    decision: Literal["promote", "keep", "refuse"]
+    why: str
+
+    @property
+    def promote(self) -> bool:
+        """Shall the candidate serve?"""
+        return self.decision == "promote"
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What a holdout can show at best: told before a model is trained, as its verdict follows from it.
+
+    `rows` and `episodes` are those that the evaluation will keep. `original_cost_usd` is the mean cost of an answer of
+    the original, None where it is not known of any.
+    """
+
+    rows: int
+    episodes: int
+    independent: bool
+    original_answers: int
+    original_cost_usd: float | None
+
+
+def foresee(rows: Sequence[DatasetRow]) -> Prospect:
+    """What the rows of a holdout can show, by the rules of `evaluate`: the original's own labels count only alone."""
+    kept = [row for row in rows if row.label_source != "original"]
+    independent = bool(kept)
+    kept = kept or list(rows)
+    costs = [row.original_cost_usd for row in kept if row.original is not None and row.original_cost_usd is not None]
+    return Prospect(
+        rows=len(kept),
+        episodes=len({row.episode for row in kept}),
+        independent=independent,
+        original_answers=sum(row.original is not None for row in kept),
+        original_cost_usd=sum(costs) / len(costs) if costs else None,
+    )
+
+
+def certain_refusals(
+    prospect: Prospect, *, cost_usd: float | None = None, incumbent_cost_usd: float | None = None, priced: bool = False
+) -> list[str]:
+    """Why no model can be promoted on this holdout, however good; empty where one can.
+
+    With `priced` also by cost: `cost_usd` is what an answer of the candidate will cost (None: not known, since nothing
+    was asked lately), `incumbent_cost_usd` the same of the incumbent where one serves.
+    """
+    found = []
+    if prospect.rows < MIN_ROWS or prospect.episodes < MIN_EPISODES:
+        found.append(
+            f"the holdout has {prospect.rows} rows of {prospect.episodes} episodes, and the verdict needs {MIN_ROWS} "
+            f"of {MIN_EPISODES}: log more, or export with a greater --holdout-share"
+        )
+    if not prospect.original_answers:
+        found.append("the original answered none of the holdout's questions, so there is nothing to compare with")
+    if prospect.independent:
+        return found
+    only = "all labels are the original's own answers, so a model can only be promoted for being cheaper"
+    remedy = "give demonstrations as feedback"
+    other = prospect.original_cost_usd if incumbent_cost_usd is None else incumbent_cost_usd
+    against = "the original" if incumbent_cost_usd is None else "the incumbent"
+    if other is None:
+        found.append(f"{only}, and what the original costs is not known: {remedy}, or log cost_usd with the decisions")
+    elif priced and (cost_usd is None or cost_usd >= other):
+        costs = "an amount that is not known, as nothing was asked lately" if cost_usd is None else f"${cost_usd:.6f}"
+        found.append(f"{only}, and an answer of it will cost {costs}, against ${other:.6f} of {against}: {remedy}")
+    return found
+
+
+def promotion_warnings(dataset: Path, config: Config | None = None) -> list[str]:
+    """What is certain, or harder, for every model of a dataset, as known when it is exported. Raises `DatasetError`."""
+    from quality.dataset.export import read_rows
+
+    prospect = foresee(read_rows(dataset, "holdout", config=config))
+    refusals = certain_refusals(prospect)
+    return [f"A model of it is certain to be refused: {each}." for each in refusals] + prospect_notes(prospect)
+
+
+def prospect_notes(prospect: Prospect) -> list[str]:
+    """What makes a promotion harder on this holdout, though not impossible."""
+    found = []
+    if not prospect.independent:
+        found.append("All labels are the original's own answers: a model can be as good and cheaper, never better.")
+    elif prospect.original_cost_usd is None:
+        found.append("What the original costs is not known: a model must be better beyond doubt; as good not enough.")
+    return found
+
+
+def judge(
+    evaluation: Evaluation,
+    *,
+    candidate: str = "candidate",
+    against: str | None = None,
+    margin: float = DEFAULT_MARGIN,
+) -> Verdict:
+    """Judge `candidate` by the evaluation's primary metric, against what serves now.
+
+    That is `incumbent` where it was evaluated, else `original`. Promoted is what is better with the interval of the
+    difference above zero, or what is not worse by more than `margin` (the interval above -margin) and costs less. What
+    is to replace an incumbent must also not be worse than the original by more than the margin.
+    """
+    against = against or ("incumbent" if "incumbent" in evaluation.sources else "original")
+    for source in (candidate, against):
+        if source not in evaluation.sources:
+            raise EvaluationError(f"{source!r} was not evaluated; there are {', '.join(evaluation.sources)}")
+    if margin < 0:
+        raise ValueError(f"margin: {margin} is below 0")
+    result = evaluation.sources[candidate]
+    if result.failed > MAX_FAILED_SHARE * result.rows:
+        return Verdict("refuse", f"{result.failed} of {result.rows} answers of {candidate} failed or did not parse")
+    if evaluation.rows < MIN_ROWS or evaluation.episodes < MIN_EPISODES:
+        return Verdict(
+            "keep",
+            f"{evaluation.rows} rows of {evaluation.episodes} episodes prove nothing: "
+            f"{MIN_ROWS} of {MIN_EPISODES} are needed",
+        )
+    difference = evaluation.difference(candidate, against)
+    if difference is None:
+        return Verdict("keep", f"{evaluation.primary} is undefined for {candidate} or {against} on these rows")
+    verdict = _compare(evaluation, candidate, against, difference, margin)
+    if verdict.promote and "original" in evaluation.sources and "original" not in (candidate, against):
+        floor = evaluation.difference(candidate, "original")
+        if floor is None or floor.low <= -margin:
+            return Verdict("keep", f"{verdict.why}; but it may be worse than the original: {_say(evaluation, floor)}")
+    return verdict
+
+
+def _compare(evaluation: Evaluation, candidate: str, against: str, difference: Estimate, margin: float) -> Verdict:
+    said = f"{candidate} against {against}: {_say(evaluation, difference)}"
+    if difference.low > 0 and evaluation.independent:
+        return Verdict("promote", f"better. {said}")
+    if difference.high < 0 and difference.low <= -margin:
+        return Verdict("refuse", f"worse. {said}")
+    if difference.low > -margin:
+        cost = evaluation.sources[candidate].cost_per_1000_usd
+        other = evaluation.sources[against].cost_per_1000_usd
+        if cost is not None and other is not None and cost < other:
+            return Verdict(
+                "promote",
+                f"as good within {margin:g}, and cheaper (${cost:.4f} against ${other:.4f} per 1,000). {said}",
+            )
+        return Verdict("keep", f"as good within {margin:g}, but not cheaper. {said}")
+    return Verdict("keep", f"not proven: the interval reaches from worse to better. {said}")
+
+
+def _say(evaluation: Evaluation, estimate: Estimate | None) -> str:
+    if estimate is None:
+        return f"{evaluation.primary} is undefined"
+    return f"{evaluation.primary} {estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"

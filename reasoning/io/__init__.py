@@ -1,0 +1,1 @@
+"""Bytes in and out: HTTP, server-sent events, bounded JSON, the spool."""

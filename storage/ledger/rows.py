@@ -1,0 +1,310 @@
+"""Rows of the ledger's objects as frozen dataclasses, and the one place where a database row becomes one and back.
+
+The database keeps money in columns `*_nano` (whole nano-dollars). Outside `storage` there are only Decimal US dollars:
+the column `hourly_nano` is the field `hourly_usd`. States are enumerated; their text is what the database has always
+kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, ClassVar, TypeVar
+
+from storage.errors import LedgerError
+from storage.ledger.money import from_nano, to_nano
+
+
+class DatasetState(StrEnum):
+    """How far a dataset is on its way to the provider."""
+
+    INTENDED = "intended"
+    UPLOADED = "uploaded"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class JobState(StrEnum):
+    """How far a fine-tune job is."""
+
+    INTENDED = "intended"
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    ABANDONED = "abandoned"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class ModelState(StrEnum):
+    """What was decided about a model."""
+
+    TRAINED = "trained"
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    RETIRED = "retired"
+
+
+class DeploymentState(StrEnum):
+    """How a deployment is."""
+
+    INTENDED = "intended"
+    PROVISIONING = "provisioning"
+    DEGRADED = "degraded"
+    READY = "ready"
+    FAILED = "failed"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    DELETED = "deleted"
+
+
+class ReservationState(StrEnum):
+    """What became of reserved money."""
+
+    OPEN = "open"
+    SETTLED = "settled"
+    RELEASED = "released"
+    LAPSED = "lapsed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadedDataset:
+    """The upload of a dataset to the provider.
+
+    `id` is the `upload_id` of jobs and models; `dataset` is the dataset's own id, the name of its folder.
+    """
+
+    TABLE: ClassVar[str] = "datasets"
+
+    id: str
+    state: DatasetState
+    created_at: datetime
+    updated_at: datetime
+    decision_type: str | None
+    dataset: str
+    train_sha256: str
+    validation_sha256: str | None
+    train_rows: int
+    validation_rows: int
+    train_file_id: str | None
+    validation_file_id: str | None
+    error: str | None
+
+    def file_id(self, split: str) -> str | None:
+        """The provider's id of the file of `train` or `validation`."""
+        return self.train_file_id if split == "train" else self.validation_file_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuneJob:
+    """A fine-tune. `parameters` is the JSON that is sent, so that a resumed submission sends the same.
+
+    `attempted_at` is when a create was last sent; `reconciled_at` when its charges were made equal to the final bill.
+    """
+
+    TABLE: ClassVar[str] = "fine_tune_jobs"
+
+    id: str
+    state: JobState
+    created_at: datetime
+    updated_at: datetime
+    decision_type: str | None
+    suffix: str
+    upload_id: str | None
+    tier: str | None
+    base_model: str
+    parameters: str
+    estimate_usd: Decimal
+    reservation_id: int | None
+    attempted_at: datetime | None
+    remote_id: str | None
+    remote_state: str | None
+    price_usd: Decimal | None
+    model_id: str | None
+    reconciled_at: datetime | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A trained model. `model_object_id` (`ml_...`) is what a deployment serves."""
+
+    TABLE: ClassVar[str] = "models"
+
+    id: str
+    state: ModelState
+    created_at: datetime
+    updated_at: datetime
+    decision_type: str | None
+    tier: str | None
+    base_model: str
+    upload_id: str | None
+    job_id: str | None
+    model_object_id: str
+    output_name: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A deployment. `name` is that of the endpoint and of its deployment, `served_name` the `model` of a request.
+
+    `hourly_usd` is the price of one replica, `replicas` how many were seen running last, `reason` why it is being
+    stopped or what failed.
+    """
+
+    TABLE: ClassVar[str] = "deployments"
+
+    id: str
+    state: DeploymentState
+    created_at: datetime
+    updated_at: datetime
+    decision_type: str | None
+    name: str
+    model_id: str | None
+    model_object_id: str
+    config: str
+    hardware: str
+    hourly_usd: Decimal
+    max_replicas: int
+    reservation_id: int | None
+    attempted_at: datetime | None
+    endpoint_id: str | None
+    remote_id: str | None
+    served_name: str | None
+    replicas: int
+    metered_until: datetime | None
+    billed_minutes: int
+    ready_at: datetime | None
+    last_request_at: datetime | None
+    stopped_at: datetime | None
+    reconciled_at: datetime | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """A cost that was written down. `ts` is when it arose; `quantity` are tokens, or minutes of one replica."""
+
+    TABLE: ClassVar[str] = "charges"
+
+    id: int
+    key: str
+    ts: datetime
+    recorded_at: datetime
+    kind: str
+    amount_usd: Decimal
+    what: str
+    decision_type: str | None
+    model_id: str | None
+    job_id: str | None
+    deployment_id: str | None
+    quantity: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """One change of state. `object` is the table of what changed, or another subject (`Ledger.note_state`)."""
+
+    TABLE: ClassVar[str] = "transitions"
+
+    id: int
+    ts: datetime
+    object: str
+    object_id: str
+    from_state: str | None
+    to_state: str
+    why: str | None
+
+
+Object = UploadedDataset | FineTuneJob | Model | Deployment
+ObjectT = TypeVar("ObjectT", UploadedDataset, FineTuneJob, Model, Deployment)
+RowT = TypeVar("RowT", UploadedDataset, FineTuneJob, Model, Deployment, Charge, Transition)
+
+ValueT = TypeVar("ValueT")
+# Fields whose columns have kept an older name.
+_COLUMN_OF = {"upload_id": "dataset_id"}
+_KINDS: dict[str, Any] = {
+    kind.TABLE: kind for kind in (UploadedDataset, FineTuneJob, Model, Deployment, Charge, Transition)
+}
+
+
+def to_row(kind: type[RowT], columns: Mapping[Any, Any]) -> RowT:
+    """A database row as a dataclass. Raises LedgerError for a state that this version does not know."""
+    values: dict[str, Any] = {}
+    for name, column, state in _columns(kind.TABLE):
+        value = columns[column]
+        if name.endswith("_usd"):
+            value = None if value is None else from_nano(value)
+        elif state is not None:
+            try:
+                value = state(value)
+            except ValueError:
+                raise LedgerError(
+                    f"unknown state in the ledger: {value!r} of {kind.TABLE} {columns['id']}; known: "
+                    f"{', '.join(state)}. Use the version of this project that wrote it, or correct the row"
+                ) from None
+        values[name] = value
+    return kind(**values)
+
+
+def to_columns(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a row as database columns: US dollars as nano-dollars, states as text. A list: each of its values.
+
+    Raises ValueError for a state that `kind` does not have.
+    """
+    columns: dict[str, Any] = {}
+    states = {name: state for name, _, state in _columns(kind.TABLE) if state is not None}
+    for name, value in values.items():
+        if name.endswith("_nano"):
+            raise ValueError(f"no field {name}: give US dollars, as {name.removesuffix('_nano')}_usd")
+        if name in states:
+            for each in value if isinstance(value, list | tuple | set) else (value,):
+                states[name](each)
+        if name.endswith("_usd"):
+            columns[f"{name.removesuffix('_usd')}_nano"] = None if value is None else to_nano(value)
+        else:
+            column = _COLUMN_OF.get(name, name)
+            columns[column] = [_text(each) for each in value] if isinstance(value, list | tuple | set) else _text(value)
+    return columns
+
+
+def _text(value: Any) -> Any:
+    return value.value if isinstance(value, StrEnum) else value
+
+
+@functools.cache
+def _columns(table: str) -> tuple[tuple[str, str, type[StrEnum] | None], ...]:
+    """(field, column, the enumeration of its states or None) of a row's dataclass."""
+    kind = _KINDS[table]
+    hints = typing.get_type_hints(kind)
+    found = []
+    for each in fields(kind):
+        money = _is(hints[each.name], Decimal)
+        state = hints[each.name]
+        found.append(
+            (
+                each.name,
+                f"{each.name.removesuffix('_usd')}_nano" if money else _COLUMN_OF.get(each.name, each.name),
+                state if isinstance(state, type) and issubclass(state, StrEnum) else None,
+            )
+        )
+    return tuple(found)
+
+
+def _is(hint: Any, wanted: type) -> bool:
+    return hint is wanted or (isinstance(hint, types.UnionType) and wanted in typing.get_args(hint))
+
+
+def required(value: ValueT | None, what: str) -> ValueT:
+    """A field that a step cannot do without. Raises LedgerError where the ledger lacks it."""
+    if value is None:
+        raise LedgerError(f"the ledger does not know {what}: `reasoning reconcile` finds it, or the row was changed")
+    return value
