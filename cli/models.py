@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import AsJson, Data, DecisionType, Model, check_decision_type, find_data, with_settings
+from cli.options import AsJson, Data, DecisionType, ModelName, check_decision_type, find_data, with_settings
 from cli.output import print_json, print_line, print_note, progress_bar, show
 from pipeline import parameters
 from pipeline.parameters import (
@@ -101,7 +101,7 @@ def fine_tune(
 @app.command()
 @with_settings
 def deploy(
-    model: Model,
+    model: ModelName,
     data: Data = None,
     *,
     settings: DeploySettings,
@@ -119,7 +119,7 @@ def deploy(
 @app.command()
 @with_settings
 def evaluate(
-    model: Model,
+    model: ModelName,
     data: Data = None,
     *,
     settings: EvaluateSettings,
@@ -144,7 +144,7 @@ def evaluate(
 @app.command()
 @with_settings
 def promote(
-    model: Model,
+    model: ModelName,
     data: Data = None,
     *,
     settings: PromoteSettings,
@@ -164,7 +164,7 @@ def promote(
 @app.command()
 @with_settings
 def undeploy(
-    model: Model,
+    model: ModelName,
     data: Data = None,
     *,
     settings: UndeploySettings,
@@ -273,7 +273,7 @@ def list_models(data: Data = None, as_json: AsJson = False) -> None:
 
 
 @models_app.command()
-def status(model: Model, data: Data = None, as_json: AsJson = False) -> None:
+def status(model: ModelName, data: Data = None, as_json: AsJson = False) -> None:
     """Show everything about one model."""
     from provider.status import model_status
     from storage.ledger import open_ledger
@@ -288,7 +288,7 @@ def status(model: Model, data: Data = None, as_json: AsJson = False) -> None:
 
 
 @models_app.command()
-def history(model: Model, data: Data = None, as_json: AsJson = False) -> None:
+def history(model: ModelName, data: Data = None, as_json: AsJson = False) -> None:
     """List the state changes of a model, its fine-tune and its deployments, and why, the latest last."""
     from storage.ledger import open_ledger
     from storage.ledger_reports import model_history

@@ -42,7 +42,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 DecisionType = Annotated[str, typer.Argument(help=parameters.DECISION_TYPE_HELP)]
-Model = Annotated[str, typer.Argument(help=parameters.MODEL_HELP)]
+ModelName = Annotated[str, typer.Argument(help=parameters.MODEL_HELP)]
 
 
 def find_data(data: Path | None, *, may_be_new: bool = False) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from learners import training
 from learners.model import load_model
+from learners.progress import Progress
 
 __all__ = ["load_model", "train"]
 
@@ -16,7 +17,7 @@ def train(
     output_dir: Path,
     *,
     n_epochs: int = 1,
-    progress: training.Progress | None = None,
+    progress: Progress | None = None,
 ) -> training.TrainingResult:
     """`learners.training.train` with `auto`. `n_epochs` is without effect: the fits run to their end."""
     return training.train(train_path, validation_path, output_dir, learner="auto", progress=progress)

@@ -7,7 +7,7 @@ calibrated by temperature scaling (Guo et al., "On Calibration of Modern Neural 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
@@ -18,6 +18,7 @@ from sklearn.metrics import f1_score, recall_score
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from learners.artifact import Parts
+from learners.progress import Progress
 from learners.representations import BLOCKS, Block
 from learners.transcript import Transcript
 
@@ -27,8 +28,6 @@ PRIOR_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FOLDS = 4
 LINEAR = ("numbers", "words")
 """What the learner `linear` sees."""
-
-Progress = Callable[[float, dict[str, float]], None]
 
 
 class ChoiceModel:
@@ -159,9 +158,23 @@ def fit_choice(
     truth = np.append(y, np.array([index[validation_labels[i]] for i in known], dtype=int))
     best, head, scores, _ = _choose(matrix, y, held_out, truth, _folds(train, y), progress)
     model.take(head, widths)
+    metrics = _calibrate(model, scores, truth, y)
+    return model, {
+        "train_loss": _loss(head.score(matrix) / model.temperature, y),
+        "eval_loss": _loss(scores / model.temperature, truth),
+        "strength": best,
+        **metrics,
+    }
+
+
+def _calibrate(model: ChoiceModel, scores: np.ndarray, truth: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Set the temperature and the deciding offsets by the scores of rows that were not fitted to; the metrics there.
+
+    `y` are the classes of the training rows, whose shares are the prior.
+    """
     model.temperature = _fit_temperature(scores, truth)
     log_p = log_softmax(scores / model.temperature, axis=1)
-    prior = np.log(np.bincount(y, minlength=len(classes)) / len(y))
+    prior = np.log(np.bincount(y, minlength=len(model.classes)) / len(y))
 
     def quality(exponent: float) -> float:
         decided = np.argmax(log_p - exponent * prior, axis=1)
@@ -172,19 +185,15 @@ def fit_choice(
     model.offsets = -exponent * prior
     decided = np.argmax(log_p + model.offsets, axis=1)
     share, least = automated(np.exp(log_p[np.arange(len(decided)), decided]), decided == truth)
-    metrics = {
-        "train_loss": _loss(head.score(matrix) / model.temperature, y),
-        "eval_loss": _loss(scores / model.temperature, truth),
+    return {
         "eval_accuracy": float(np.mean(decided == truth)),
         "eval_macro_f1": float(f1_score(truth, decided, average="macro", zero_division=0)),
         "eval_quality": quality(exponent),
         "eval_automated": share,
         "automated_from": least,
-        "strength": best,
         "temperature": model.temperature,
         "prior_exponent": exponent,
     }
-    return model, metrics
 
 
 def _choose(

@@ -9,7 +9,7 @@ conversation. The order is the one in which logged plans mostly had the actions.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -20,6 +20,7 @@ from sklearn.model_selection import GroupKFold
 
 from learners.artifact import Parts
 from learners.plan_features import Plan, PlanLog
+from learners.progress import Progress
 from learners.transcript import Action, Transcript
 
 MAX_ROWS = 2000
@@ -31,7 +32,6 @@ STRENGTH = 0.03
 MAX_DEVIATIONS = 5.0
 """Features count up to so many standard deviations from their mean."""
 
-Progress = Callable[[float, dict[str, float]], None]
 Judged = tuple[Sequence[Action], np.ndarray]
 """Actions on offer, and the probability of each."""
 
@@ -188,6 +188,17 @@ def fit_plans(
         judged.append((offer, model.judge(log.features(transcript, offer, like))))
         truth.append(plan)
 
+    metrics = _calibrate(model, judged, truth)
+    return model, {
+        "train_loss": float(log_loss(targets, model.classifier.probabilities(flat), labels=[False, True])),
+        "eval_loss": float(log_loss(targets, probabilities, labels=[False, True])),
+        **metrics,
+    }
+
+
+def _calibrate(model: PlanModel, judged: Sequence[Judged], truth: Sequence[Plan]) -> dict[str, float]:
+    """Set the threshold and the weights of the evidence by rows that were not fitted to; the metrics there."""
+
     def score(threshold: float) -> float:
         return float(
             np.mean([_score(model.select(one, threshold), plan) for one, plan in zip(judged, truth, strict=True)])
@@ -200,14 +211,7 @@ def fit_plans(
         evidence = np.array([_evidence(one, plan) for one, plan in zip(judged, decided, strict=True)])
         # The constant is one of the columns, and the little regularisation keeps a tiny sample from claiming certainty.
         model.evidence = LogisticRegression(C=10.0, fit_intercept=False, max_iter=500).fit(evidence, right).coef_[0]
-    metrics = {
-        "train_loss": float(log_loss(targets, model.classifier.probabilities(flat), labels=[False, True])),
-        "eval_loss": float(log_loss(targets, probabilities, labels=[False, True])),
-        "eval_exact": float(right.mean()),
-        "eval_score": score(model.threshold),
-        "threshold": model.threshold,
-    }
-    return model, metrics
+    return {"eval_exact": float(right.mean()), "eval_score": score(model.threshold), "threshold": model.threshold}
 
 
 def _standardise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

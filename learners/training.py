@@ -28,6 +28,7 @@ from learners.errors import MissingExtra
 from learners.examples import Example, read_examples
 from learners.model import Core, Task
 from learners.plans import PlanModel, fit_plans
+from learners.progress import Progress
 from learners.retrieval import NearestAnswer
 
 Learner = Literal["linear", "encoder", "stacked", "auto"]
@@ -44,8 +45,6 @@ MAX_TEXTS = 50
 """Open answers of at most so many distinct texts are a choice among them."""
 SHARE = 0.9
 """This share of the answers must have a form for it to be the form that is learned."""
-
-Progress = Callable[[float, dict[str, float]], None]
 
 
 @dataclass(frozen=True, slots=True)

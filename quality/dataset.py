@@ -209,11 +209,7 @@ def _build(
         dropped=funnel.count_reasons(con),
         faults=preparation.faults,
         redactions=preparation.redactions,
-        label_sources=dict(
-            con.execute(
-                "SELECT label_source, count(*) FROM rows WHERE split IS NOT NULL GROUP BY 1 ORDER BY 1"
-            ).fetchall()
-        ),
+        label_sources=_count_label_sources(con),
         splits={split: _summarize(con, split, hashes[split]) for split in SPLITS},
         validation_from=_rfc3339(validation_from) or "",
         holdout_from=_rfc3339(holdout_from) or "",
@@ -222,6 +218,11 @@ def _build(
         quality=quality.as_dict(),
     )
     return manifest, verdict
+
+
+def _count_label_sources(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    query = "SELECT label_source, count(*) FROM rows WHERE split IS NOT NULL GROUP BY 1 ORDER BY 1"
+    return dict(con.execute(query).fetchall())
 
 
 def _describe(settings: ExportSettings, kind: DecisionType, label_sources: list[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tasks.selection import find_model
 from tasks.verdicts import last_verdict
 
 if TYPE_CHECKING:
+    from quality.promotion import Verdict
     from storage.ledger import Ledger
 
 
@@ -49,12 +50,8 @@ def promote_model(
         if deployment is None:
             raise MissingStep(f"model {row.id} is not deployed: `reasoning deploy {row.id}` first")
         verdict = last_verdict(ledger, row.id)
-        if not force and verdict is None:
-            raise MissingStep(
-                f"model {row.id} was never evaluated: `reasoning evaluate {row.id}` first, or insist with --force"
-            )
-        if not force and verdict is not None and not verdict.promote:
-            raise MissingStep(f"model {row.id} did not earn it: {verdict.why}. Insist with --force")
+        if not force:
+            _require_approval(row.id, verdict)
         route = _route(data, ledger, row, deployment, settings)
         promotion = Promotion(
             decision_type=name,
@@ -88,6 +85,16 @@ def promote_model(
     for other in replaced:
         take_down(data, other, why=f"replaced by {row.id}", now=now)
     return route
+
+
+def _require_approval(model_id: str, verdict: Verdict | None) -> None:
+    """Raise `MissingStep` unless the newest evaluation of a model says promote."""
+    if verdict is None:
+        raise MissingStep(
+            f"model {model_id} was never evaluated: `reasoning evaluate {model_id}` first, or insist with --force"
+        )
+    if not verdict.promote:
+        raise MissingStep(f"model {model_id} did not earn it: {verdict.why}. Insist with --force")
 
 
 def reject_model(data: Path, model_id: str, *, why: str, now: datetime | None = None) -> None:

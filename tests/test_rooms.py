@@ -176,6 +176,23 @@ def test_a_use_of_the_environment_is_found_however_it_is_written():
     assert environment_uses("import os\nos.path.join('a')") == []
 
 
+# Of `tasks`, what needs Prefect. The rest are the verbs, plain functions on a data folder.
+NEEDS_PREFECT = {"entrypoints", "log_tasks", "model_tasks", "money_tasks", "parameters", "progress", "runs"}
+
+
+def test_the_verbs_know_nothing_of_prefect():
+    """Nor of what needs it: a verb runs from the command line, or from any other scheduler, without it."""
+    forbidden = {"prefect", "pydantic"} | {f"tasks.{name}" for name in NEEDS_PREFECT}
+    found = {
+        f"{path.relative_to(ROOT)}:{line}: {module}"
+        for path in [*sources("tasks"), *sources("pipeline")]
+        if path.parent.name != "tasks" or path.stem not in NEEDS_PREFECT
+        for module, line in imported_modules(path.read_text())
+        if module in forbidden or module.split(".")[0] in {"prefect", "pydantic"}
+    }
+    assert found == set()
+
+
 def test_nothing_imports_a_flow():
     """Flows are loaded by the entrypoints of prefect.yaml, not even by one another."""
     importers = [
