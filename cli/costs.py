@@ -12,7 +12,7 @@ import typer
 from cli.options import AsJson, Data, DryRun, Provider, check_decision_type, find_data, with_settings
 from cli.output import print_json, print_line, show
 from pipeline.parameters import GuardSettings
-from pipeline.reports import plain
+from pipeline.reports import to_jsonable
 
 app = typer.Typer()
 costs_app = typer.Typer(help="What was spent, and what may be", no_args_is_help=True)
@@ -50,7 +50,7 @@ def stop(
     at = chosen_provider(provider, folder)
     report = stop_running(folder, at, dry_run=dry_run, installations=list(installation or ()))
     if as_json:
-        print_json({"dry_run": dry_run, "provider": at, "is_clear": report.is_clear, **plain(report)})
+        print_json({"dry_run": dry_run, "provider": at, "is_clear": report.is_clear, **to_jsonable(report)})
     else:
         left = {each.remote_id for each in report.remaining}
         for each in report.found:

@@ -13,7 +13,7 @@ from cli.errors import CommandError
 from cli.options import AsJson, Data, Yes, find_data, with_settings
 from cli.output import print_json, print_note, print_table, progress_bar, show
 from pipeline.parameters import CheckSettings, CompactSettings, ExpireSettings
-from pipeline.reports import hide
+from pipeline.reports import without
 
 app = typer.Typer()
 data_app = typer.Typer(help="What is in the data folder", no_args_is_help=True)
@@ -144,7 +144,7 @@ def restore(
 
     with progress_bar("restoring") as progress:
         report = restore_backup(source, data, progress=progress)
-    show(report if as_json else hide(report, "warnings"), as_json=as_json, title="Restored")
+    show(report if as_json else without(report, "warnings"), as_json=as_json, title="Restored")
     for warning in () if as_json else report.warnings:
         print_note(warning)
 

@@ -50,7 +50,7 @@ def run(
         if provider == "local":
             emulator = f"http://{HOST}:{free_port(HOST, 0, what='the local provider', option='')}"
         env = environment(folder, provider=provider, prefect=prefect, emulator=emulator, scratch=Path(scratch))
-        # The flows run in this process, and Prefect and the provider room read their settings here, on import.
+        # The flows run in this process, and Prefect and the provider package read their settings here, on import.
         replace_environment({**env, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"})
         with Supervisor(folder / "logs", env, stop_timeout=5) as children:
             # The supervisor notes signals for its own waits; the demo works between them, and ends at once. It is noted

@@ -53,7 +53,7 @@ def export(
 ) -> None:
     """Export a dataset from the decision log: selected, labelled, redacted, deduplicated, split by time."""
     from pipeline.models import export as export_dataset
-    from pipeline.reports import hide
+    from pipeline.reports import without
     from quality.evaluation.promotion import promotion_warnings
     from quality.period import first_moment, moment_after
     from reasoning.config import load_config
@@ -65,7 +65,7 @@ def export(
         raise typer.BadParameter(f"--since {settings.since} is after --until {settings.until}")
     with progress_bar(f"exporting {name}") as progress:
         manifest = export_dataset(folder, name, settings, progress=progress)
-    show(manifest if as_json else hide(manifest, "query", "quality"), as_json=as_json, title="Exported")
+    show(manifest if as_json else without(manifest, "query", "quality"), as_json=as_json, title="Exported")
     for warning in promotion_warnings(manifest.path, load_config(folder)):
         print_note(warning)
 
@@ -204,10 +204,10 @@ def cycle(
     """Run a cycle of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop. Resumes where it was."""
     from functools import partial
 
-    from pipeline.cycle import Verbs, plan_turn, turn_flywheel
+    from pipeline.cycle import Verbs, plan_cycle, turn_flywheel
     from pipeline.errors import FlowBusy
     from pipeline.evaluation import evaluate_model
-    from pipeline.exclusive import taking_turns
+    from pipeline.exclusive import exclusive_run
     from pipeline.models import deploy as deploy_model
     from pipeline.models import export as export_dataset
     from pipeline.models import fine_tune as train
@@ -215,10 +215,10 @@ def cycle(
     folder = find_data(data)
     name = check_decision_type(decision_type, folder)
     if plan:
-        _show_plan(plan_turn(folder, name, settings), as_json=as_json)
+        _show_plan(plan_cycle(folder, name, settings), as_json=as_json)
         return
     with (
-        taking_turns(folder, f"turn_flywheel-{name}", "skip") as ours,
+        exclusive_run(folder, f"turn_flywheel-{name}", "skip") as ours,
         progress_bar(f"turning {name}") as progress,
         interruptible(folder),
     ):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from pipeline.reports import fields, hide, plain, text
+from pipeline.reports import fields, text, to_jsonable, without
 from storage.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON to stdout."""
-    sys.stdout.write(orjson.dumps(plain(value), option=orjson.OPT_INDENT_2).decode() + "\n")
+    sys.stdout.write(orjson.dumps(to_jsonable(value), option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def show(report: Any, *, as_json: bool, title: str | None = None) -> None:
@@ -34,7 +34,7 @@ def show(report: Any, *, as_json: bool, title: str | None = None) -> None:
         print_json(report)
         return
     if isinstance(report, list):
-        rows = [hide(row) for row in report]
+        rows = [without(row) for row in report]
         print_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title=title)
         return
     told = list(fields(report))

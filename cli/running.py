@@ -145,7 +145,7 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
 @app.command()
 def config(data: Data = None, as_json: AsJson = False) -> None:
     """Show the settings in effect here, without secrets."""
-    from pipeline.reports import hide
+    from pipeline.reports import without
     from provider.together.client import provider_url
     from reasoning.config import load_config
     from storage.ledger.database import ledger_url, shown_url
@@ -157,7 +157,7 @@ def config(data: Data = None, as_json: AsJson = False) -> None:
     except ReasoningError as error:
         provider = f"none: {error}"
     found = {
-        **hide(settings, "api_key", "decision_types"),
+        **without(settings, "api_key", "decision_types"),
         "api_key": "set" if settings.api_key else "not set",
         "provider": provider_name() or "local",
         "provider_url": provider,

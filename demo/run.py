@@ -44,7 +44,7 @@ from demo.replay import Replay, ReplayClock, Served
 from demo.report import print_report, write_report
 from demo.result import DemoResult, GuardAction, Reconciliation, StepResult
 from pipeline.cycle import read_turn
-from pipeline.reports import plain
+from pipeline.reports import to_jsonable
 from reasoning.client import DecisionClient
 from reasoning.config import load_config
 from storage.ledger.ledger import open_ledger
@@ -395,7 +395,7 @@ def _round(demo: Demo) -> None:
         lease_minutes=1.5 * TICK.total_seconds() / 60,
         now=demo.now,
     )
-    demo.guard.append(plain(report))
+    demo.guard.append(to_jsonable(report))
 
 
 def _shut_down(demo: Demo) -> None:
@@ -409,12 +409,12 @@ def _shut_down(demo: Demo) -> None:
         for name in TYPES:
             ended = _flow(demo, "undeploy_model", model=name, data=demo.data, why="the demo ended", now=demo.now)
             actions = [f"undeployed {row['model_id']}: the demo ended" for row in ended]
-            demo.guard.append({"now": plain(demo.clock.now), "actions": actions})
+            demo.guard.append({"now": to_jsonable(demo.clock.now), "actions": actions})
         demo.clock.move_to(demo.clock.now + timedelta(hours=2))  # the bill of an hour is complete an hour later
         demo.move_provider()
         _flow(demo, "land_decisions", data=demo.data, now=demo.now)
         report = _flow(demo, "reconcile_provider", data=demo.data, now=demo.now)
-        demo.reconciliation = plain(report)
+        demo.reconciliation = to_jsonable(report)
         bill = f"the provider billed {format_usd(report.billed_usd)}, we charged {format_usd(report.charged_usd)}"
         if demo.emulator_url is None:
             bill = "the provider's bill is not complete yet"
@@ -424,13 +424,13 @@ def _shut_down(demo: Demo) -> None:
 def _gather(demo: Demo, turned_at: datetime, seconds: float) -> DemoResult:
     turns = [turn for name in TYPES if (turn := read_turn(demo.data, name)) is not None]
     with open_ledger(demo.data) as ledger:
-        budgets = [plain(budget) for budget in ledger.budgets(demo.now) if budget.period != "hour"]
+        budgets = [to_jsonable(budget) for budget in ledger.budgets(demo.now) if budget.period != "hour"]
     return DemoResult(
         provider="local" if demo.emulator_url else "together",
         seconds=seconds,
-        collected_from=plain(COLLECT_FROM),
-        turned_at=plain(turned_at),
-        served_until=plain(demo.clock.now),
+        collected_from=to_jsonable(COLLECT_FROM),
+        turned_at=to_jsonable(turned_at),
+        served_until=to_jsonable(demo.clock.now),
         steps=[StepResult(name=step.name, seconds=step.seconds, said=step.said) for step in demo.steps],
         decisions=gather.count_decisions(demo.data, turned_at),
         funnels=gather.read_funnels(demo.data, turns),

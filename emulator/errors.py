@@ -2,7 +2,7 @@
 
 ::
 
-    EmulatorError              (stands alone: this room imports none of the others)
+    EmulatorError              (stands alone: this package imports none of the others)
     ├── StartError             the emulator cannot start: port in use, data folder in use, unreadable catalog
     └── ApiError               an answer with a status >= 400; knows both of Together's body shapes
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from pipeline.errors import FlowError
-from pipeline.exclusive import taking_turns
+from pipeline.exclusive import exclusive_run
 from pipeline.parameters import CheckSettings
 from quality.checks.report import QualityReport
 from tasks.model_tasks import check
@@ -26,7 +26,7 @@ async def check_decisions(
     `quality/` in the data folder. The run fails when a critical expectation is not met.
     """
     folder = data_folder(data)
-    with taking_turns(folder, "check_decisions", if_busy) as ours:
+    with exclusive_run(folder, "check_decisions", if_busy) as ours:
         if not ours:
             return skipped("check_decisions")
         report = check(folder, days=settings.days, now=utc(now))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from pipeline.exclusive import taking_turns
+from pipeline.exclusive import exclusive_run
 from pipeline.parameters import CompactSettings
 from storage.log.compact import CompactReport
 from tasks.log_tasks import compact
@@ -19,5 +19,5 @@ async def compact_decisions(
 ) -> CompactReport:
     """Rewrite every day of the log that lies in several files as one. Readers notice nothing."""
     folder = data_folder(data)
-    with taking_turns(folder, "compact_decisions", if_busy) as ours:
+    with exclusive_run(folder, "compact_decisions", if_busy) as ours:
         return compact(folder, min_files=settings.min_files) if ours else skipped("compact_decisions")

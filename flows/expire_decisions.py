@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from pipeline.exclusive import taking_turns
+from pipeline.exclusive import exclusive_run
 from pipeline.parameters import ExpireSettings
 from storage.log.expire import ExpireReport
 from tasks.log_tasks import expire
@@ -25,7 +25,7 @@ async def expire_decisions(
     back: a dry run tells what would go.
     """
     folder = data_folder(data)
-    with taking_turns(folder, "expire_decisions", if_busy) as ours:
+    with exclusive_run(folder, "expire_decisions", if_busy) as ours:
         return (
             expire(folder, retention_days=settings.retention_days, dry_run=settings.dry_run, now=utc(now))
             if ours

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from pipeline.errors import FlowError
-from pipeline.exclusive import taking_turns
+from pipeline.exclusive import exclusive_run
 from pipeline.parameters import GuardSettings
 from provider.lifecycle.guard import GuardReport
 from tasks.money_tasks import guard
@@ -26,7 +26,7 @@ async def guard_costs(
     when it is not: then the lease is left to expire, and every decision is the agents' own.
     """
     folder = data_folder(data)
-    with taking_turns(folder, "guard_costs", if_busy) as ours:
+    with exclusive_run(folder, "guard_costs", if_busy) as ours:
         if not ours:
             return skipped("guard_costs")
         report = guard(folder, idle_minutes=settings.idle_minutes, lease_minutes=settings.lease_minutes, now=utc(now))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from pipeline.exclusive import taking_turns
+from pipeline.exclusive import exclusive_run
 from storage.log.land import LandReport
 from tasks.log_tasks import land
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
@@ -20,5 +20,5 @@ async def land_decisions(data: DataFolder = None, now: Moment = None, if_busy: I
         if_busy: When another run of this flow is at work: wait for it, or end at once.
     """
     folder = data_folder(data)
-    with taking_turns(folder, "land_decisions", if_busy) as ours:
+    with exclusive_run(folder, "land_decisions", if_busy) as ours:
         return land(folder, now=utc(now)) if ours else skipped("land_decisions")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from pipeline.errors import FlowError
-from pipeline.exclusive import taking_turns
+from pipeline.exclusive import exclusive_run
 from provider.lifecycle.reconcile import ReconcileReport
 from tasks.money_tasks import reconcile
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
@@ -22,7 +22,7 @@ async def reconcile_provider(data: DataFolder = None, now: Moment = None, if_bus
         if_busy: When another run of this flow is at work: wait for it, or end at once.
     """
     folder = data_folder(data)
-    with taking_turns(folder, "reconcile_provider", if_busy) as ours:
+    with exclusive_run(folder, "reconcile_provider", if_busy) as ours:
         if not ours:
             return skipped("reconcile_provider")
         report = reconcile(folder, now=utc(now))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from pipeline.exclusive import taking_turns
+from pipeline.exclusive import exclusive_run
 from storage.log.reland import RelandReport
 from tasks.log_tasks import reland
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc
@@ -20,5 +20,5 @@ async def reland_quarantine(data: DataFolder = None, now: Moment = None, if_busy
         if_busy: When another run of this flow is at work: wait for it, or end at once.
     """
     folder = data_folder(data)
-    with taking_turns(folder, "reland_quarantine", if_busy) as ours:
+    with exclusive_run(folder, "reland_quarantine", if_busy) as ours:
         return reland(folder, now=utc(now)) if ours else skipped("reland_quarantine")

@@ -8,7 +8,7 @@ from prefect.logging import get_run_logger
 from pipeline.cycle import Turn, Verbs
 from pipeline.cycle import turn_flywheel as run_cycle
 from pipeline.errors import FlowError
-from pipeline.exclusive import taking_turns
+from pipeline.exclusive import exclusive_run
 from pipeline.parameters import CycleSettings
 from reasoning.config import load_config
 from reasoning.errors import ReasoningError
@@ -42,7 +42,7 @@ async def turn_flywheel(
     folder = data_folder(data)
     turns, errors = [], []
     for name in [decision_type.replace("-", "_")] if decision_type else load_config(folder).decision_types:
-        with taking_turns(folder, f"turn_flywheel-{name}", if_busy) as ours:
+        with exclusive_run(folder, f"turn_flywheel-{name}", if_busy) as ours:
             if not ours:
                 continue
             try:

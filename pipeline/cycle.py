@@ -87,7 +87,7 @@ def turn_flywheel(
     """Continue the cycle that is under way, begin one that is due (or any, with `force`), or judge a canary.
 
     Before its first cent the budgets must carry the whole cycle, and what is left of that is held to its end
-    (`pipeline.cycle_plan`). For one process at a time (`pipeline.exclusive.taking_turns`). What stops a turn for now
+    (`pipeline.cycle_plan`). For one process at a time (`pipeline.exclusive.exclusive_run`). What stops a turn for now
     (no capacity, a budget used up, an unreachable provider) is raised and leaves it under way; the next call tries
     again from there.
     """
@@ -144,7 +144,7 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
     return _end(data, turn, "canary" if canary else "promoted", verdict.why, clock())
 
 
-def plan_turn(
+def plan_cycle(
     data: Path,
     decision_type: str,
     settings: CycleSettings | None = None,

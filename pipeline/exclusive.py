@@ -10,7 +10,7 @@ from storage.ledger.ledger import open_ledger
 
 
 @contextmanager
-def taking_turns(data: Path, flow: str, if_busy: str) -> Iterator[bool]:
+def exclusive_run(data: Path, flow: str, if_busy: str) -> Iterator[bool]:
     """Hold the lock of a flow in this installation; yields False when another holds it and `if_busy` is `skip`.
 
     Not Prefect's concurrency limits: their CANCEL_NEW cancels the run a person started when it meets a tick, ENQUEUE

@@ -1,4 +1,4 @@
-"""Reports of the rooms as plain data and as Markdown, for the CLI, Prefect's artifacts and JSON."""
+"""Reports as plain data and as Markdown, for the CLI, Prefect's artifacts and JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from quality.evaluation.evaluate import Estimate, Evaluation
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """`value` as JSON has it: dataclasses become objects, decimals and paths text, times RFC 3339."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [to_jsonable(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
@@ -29,7 +29,7 @@ def plain(value: Any) -> Any:
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
-def hide(report: Any, *names: str) -> dict[str, Any]:
+def without(report: Any, *names: str) -> dict[str, Any]:
     """A report without some of its fields."""
     return {name: value for name, value in _items(report) if name not in names}
 
@@ -68,7 +68,7 @@ def cost_fields(costs: dict[str, Any]) -> dict[str, Any]:
     """A cost report without its tables; what each kind of charge came to goes by the name that a model's has."""
     kinds = {f"{kind}_usd": usd for kind, usd in costs["by_kind_usd"].items()}
     found: dict[str, Any] = {}
-    for name, value in hide(costs, "models", "budgets").items():
+    for name, value in without(costs, "models", "budgets").items():
         found |= kinds if name == "by_kind_usd" else {name: value}
     return found
 
@@ -82,7 +82,7 @@ def cost_rows(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def budget_rows(budgets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The budgets of a cost report as a table, a row a budget, what matters most first."""
     return [
-        hide(budget, "used_fraction", "exhausted_at", "left_usd")
+        without(budget, "used_fraction", "exhausted_at", "left_usd")
         | {
             "decision_type": budget["decision_type"] or "all",
             "used": f"{budget['used_fraction']:.1%}",
@@ -118,7 +118,7 @@ def text(value: Any) -> str:
     if isinstance(value, Decimal):
         digits = 4 if value == 0 or abs(value) >= Decimal("0.0001") else 9
         return f"{value:,.{digits}f}".rstrip("0").rstrip(".")
-    value = value if isinstance(value, list | dict) else plain(value)
+    value = value if isinstance(value, list | dict) else to_jsonable(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -30,7 +30,7 @@ from reasoning.errors import ReasoningError
 
 
 class ProviderError(ReasoningError):
-    """Base of the provider room's errors."""
+    """Base of the provider package's errors."""
 
 
 class ProviderSettingsError(ProviderError):

@@ -1,4 +1,4 @@
-"""Errors of the quality room.
+"""Errors of the quality package.
 
 ::
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class QualityError(ReasoningError):
-    """Base of this room's errors."""
+    """Base of the errors of this package."""
 
 
 class InsufficientData(QualityError):

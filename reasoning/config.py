@@ -19,7 +19,7 @@ environment                reasoning.toml                  meaning (default)
                            `[storage] max_days_behind`     is not quarantined, see `Config` (2 and 366)
 =========================  ==============================  =====================================================
 
-Tables that are not named here belong to the other rooms.
+Tables that are not named here belong to the other packages.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _refuse_unknown(file: Path, raw: dict[str, Any]) -> None:
         if name in ("api_key", "together_api_key"):
             raise ConfigError(f"{file}: {name}: a key has no place in a file; set TOGETHER_API_KEY and remove it")
         if isinstance(value, dict) or name in _TABLES:
-            if name not in _TABLES and (close := similar_name(name, _TABLES)):  # another one is another room's
+            if name not in _TABLES and (close := similar_name(name, _TABLES)):  # another one is another package's
                 raise ConfigError(f"{file}: [{name}] is not known; did you mean [{close}]?")
         else:
             refuse_unknown(f"{file}:", (name,), _KEYS, ConfigError)

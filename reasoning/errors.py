@@ -15,7 +15,7 @@
     ├── SegmentError           a segment file cannot be read
     └── RoutesError            routes.json cannot be read
 
-The other rooms derive theirs from `ReasoningError` as well, in an `errors` module of their own.
+The other packages derive theirs from `ReasoningError` as well, in an `errors` module of their own.
 """
 
 from __future__ import annotations

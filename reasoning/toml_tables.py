@@ -1,6 +1,6 @@
 """Values of a TOML file, checked one by one: each error names the place, the value and the mend.
 
-The rooms that read `reasoning.toml` raise errors of their own, so every function takes the class to raise. A `place`
+The packages that read `reasoning.toml` raise errors of their own, so every function takes the class to raise. A `place`
 is what a reader of the error looks for, such as `reasoning.toml: [client] shadow_queue`.
 """
 

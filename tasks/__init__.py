@@ -1,1 +1,1 @@
-"""Prefect tasks: the rooms' functions with retries, progress and artifacts."""
+"""Prefect tasks: functions of the other packages with retries, progress and artifacts."""

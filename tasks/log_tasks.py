@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefect import task
 
-from pipeline.reports import hide
+from pipeline.reports import without
 from storage.erasure.erase import EraseReport, erase_subject
 from storage.log.compact import CompactReport, compact_decisions
 from storage.log.expire import ExpireReport, expire_decisions
@@ -27,7 +27,7 @@ def land(data: Path, *, now: datetime | None = None) -> LandReport:
 def reland(data: Path, *, now: datetime | None = None) -> RelandReport:
     report = reland_quarantine(data, now=now, progress=run_progress("relanding-progress", "Landing the quarantine"))
     # The examples quote what was recorded, which an artifact would keep.
-    publish("relanding", hide(report, "examples"), title="What was landed from the quarantine")
+    publish("relanding", without(report, "examples"), title="What was landed from the quarantine")
     return report
 
 
@@ -50,5 +50,5 @@ def expire(data: Path, *, retention_days: int | None, dry_run: bool, now: dateti
 def erase(data: Path, subject_id: str, *, now: datetime | None = None) -> EraseReport:
     report = erase_subject(data, subject_id, now=now, progress=run_progress("erasure-progress", "Erasing"))
     # An artifact outlives the erasure: the name of whoever wanted to be forgotten is not kept in one.
-    publish("erasure", hide(report, "subject_id"), title="What was erased")
+    publish("erasure", without(report, "subject_id"), title="What was erased")
     return report

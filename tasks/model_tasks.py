@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 from pipeline import evaluation, models, promotion
 from pipeline.cycle import Turn
 from pipeline.parameters import PromoteSettings
-from pipeline.reports import evaluation_rows, hide
+from pipeline.reports import evaluation_rows, without
 from quality.checks.log import check_decisions
 from quality.checks.report import QualityReport
 from quality.dataset.export import Manifest
@@ -29,7 +29,7 @@ from tasks.runs import ONCE, REPEATABLE, publish, run_progress
 @task(**REPEATABLE)
 def check(data: Path, *, days: int, now: datetime | None = None) -> QualityReport:
     report = check_decisions(data, days=days, now=now)
-    publish("quality", hide(report, "failures"), title="Is the decision log in order?")
+    publish("quality", without(report, "failures"), title="Is the decision log in order?")
     publish("quality-failures", report.failures, title="Expectations that were not met")
     return report
 
@@ -40,7 +40,7 @@ def export(
 ) -> Manifest:
     progress = run_progress("export-progress", f"Exporting {decision_type}")
     manifest = models.export(data, decision_type, settings, now=now, progress=progress)
-    publish("dataset", hide(manifest, "query", "quality", "splits"), title=f"Dataset {manifest.dataset_id}")
+    publish("dataset", without(manifest, "query", "quality", "splits"), title=f"Dataset {manifest.dataset_id}")
     publish(
         "dataset-splits",
         [

@@ -9,7 +9,7 @@ from pathlib import Path
 from prefect import task
 
 from pipeline import money
-from pipeline.reports import budget_rows, cost_fields, cost_rows, hide, model_rows
+from pipeline.reports import budget_rows, cost_fields, cost_rows, model_rows, without
 from provider.lifecycle.guard import GuardReport
 from provider.lifecycle.reconcile import ReconcileReport
 from provider.lifecycle.status import cost_report, model_status
@@ -20,7 +20,7 @@ from tasks.runs import ONCE, REPEATABLE, publish
 @task(**ONCE)  # the next tick comes within a minute, and makes up for this one
 def guard(data: Path, *, idle_minutes: int | None, lease_minutes: float, now: datetime | None = None) -> GuardReport:
     report = money.guard(data, idle_minutes=idle_minutes, lease_minutes=lease_minutes, now=now)
-    publish("guard", hide(report, "budgets"), title="What the guard found and did")
+    publish("guard", without(report, "budgets"), title="What the guard found and did")
     with suppress(LedgerError):  # the guard has said so
         costs = cost_report(data, now=now)
         publish("costs", cost_fields(costs), title="What this month cost, and will cost at this rate")

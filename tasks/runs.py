@@ -12,7 +12,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 from pydantic import Field
 
-from pipeline.reports import hide, markdown, text
+from pipeline.reports import markdown, text, without
 from provider.errors import ProviderUnavailable
 from provider.together.retries import retry_after
 from reasoning.config import load_config
@@ -53,7 +53,7 @@ def run_progress(key: str, description: str) -> RunProgress:
 def publish(key: str, report: Any, *, title: str) -> None:
     """A report as an artifact of the current run: a table for a list, else Markdown. `key`: lower case and dashes."""
     if isinstance(report, list):
-        rows = [{name.replace("_", " "): text(value) for name, value in hide(row).items()} for row in report]
+        rows = [{name.replace("_", " "): text(value) for name, value in without(row).items()} for row in report]
         create_table_artifact(rows, key=key, description=title)
     else:
         create_markdown_artifact(markdown(report), key=key, description=title)
@@ -76,7 +76,7 @@ def passing(task: Any, run: Any, state: Any) -> bool:
 
 
 # For steps that may be repeated whatever became of them. A step that spends money gets none of Prefect's retries: the
-# provider room repeats what may be repeated. No cache: the same arguments tomorrow are other work.
+# provider package repeats what may be repeated. No cache: the same arguments tomorrow are other work.
 REPEATABLE: dict[str, Any] = {
     "retries": 2,
     "retry_delay_seconds": [5, 30],

@@ -19,7 +19,7 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AnswerSpec:
     """`model` is the name that the answer carries; `names` are the tools' own ones by what `shorten_names` made of
     them; `tools_in_text` says that the model calls tools in its text (`gateway.coding.turns`). Where there are tools on
     offer (`offers_tools`), a model may do so whatever it was told. `redacted` has the values of the placeholders that
@@ -48,11 +48,11 @@ class Asked:
             raise ModelAnswerError("tool_choice", "no tool call where one was wanted")
 
 
-def asked_of(chat: dict[str, Any], *, model: str, tools_in_text: bool = False) -> Asked:
+def asked_of(chat: dict[str, Any], *, model: str, tools_in_text: bool = False) -> AnswerSpec:
     """What a chat request of `gateway.coding.translate.to_chat` wants of its answer."""
     choice = chat.get("tool_choice", "auto")
     names = {} if tools_in_text else {_short(name): name for name in _names(chat) if not _NAME.fullmatch(name)}
-    return Asked(
+    return AnswerSpec(
         model,
         tuple(chat.get("stop", ())),
         tools_in_text,
@@ -67,7 +67,7 @@ def asked_of(chat: dict[str, Any], *, model: str, tools_in_text: bool = False) -
 def shorten_names(chat: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """`chat` with tool names that every chat API takes: at most 64 of `a-zA-Z0-9_-`. MCP's tools may have longer ones.
 
-    `names` are those of `Asked`. The request itself stays as it is: the log keeps the tools' own names.
+    `names` are those of `AnswerSpec`. The request itself stays as it is: the log keeps the tools' own names.
     """
     if not names:
         return chat

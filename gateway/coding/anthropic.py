@@ -12,7 +12,7 @@ from gateway.coding.model import DECISION_TYPE, Attempt, Plan
 from gateway.coding.records import CodingRequest, record_custom, record_original
 from gateway.coding.sessions import session_of, side_in_conversation
 from gateway.coding.translate import to_chat
-from gateway.decisions.episodes import told_episode
+from gateway.decisions.episodes import episode_of
 from gateway.errors import Untranslatable
 from gateway.http.exchange import Exchange
 from gateway.http.forward import Copy, fetch, forward
@@ -59,7 +59,7 @@ def _plan(
 ) -> tuple[CodingRequest, str | None]:
     """The request as the log has it, with the plan for it, and why it is not the coding model's, if that is known."""
     enabled = state.settings.coding and key.coding
-    told = told_episode(exchange.admission.headers, {})
+    told = episode_of(exchange.admission.headers, {})
     chat: dict[str, Any] | None = None
     plan, reason, untranslatable = Plan(), None, None
     try:

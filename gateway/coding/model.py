@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from gateway.coding.answer_spec import Asked, asked_of, shorten_names
+from gateway.coding.answer_spec import AnswerSpec, asked_of, shorten_names
 from gateway.coding.redacted import redact_chat
 from gateway.coding.translate import finish_reason_of, to_message
 from gateway.coding.translate_stream import ChatStream, error_event
@@ -44,7 +44,7 @@ INLINE_BYTES = 16 << 10
 _SLICE = 8 << 10
 """Of a burst of a stream, so much is looked at before others get their turn, in bytes."""
 
-Keep = Callable[[], Awaitable[None]]
+SaveRecord = Callable[[], Awaitable[None]]
 """Puts an attempt on record."""
 
 
@@ -142,7 +142,7 @@ class CodingModel:
         return self._calls.find_route(DECISION_TYPE)[1] not in ("no_route", "disabled")
 
     async def answer(
-        self, exchange: Exchange, attempt: Attempt, route: Route, chat: dict[str, Any], keep: Keep
+        self, exchange: Exchange, attempt: Attempt, route: Route, chat: dict[str, Any], keep: SaveRecord
     ) -> None:
         """Ask the model and answer the client. Before the first byte every failure leaves `served` false; after it the
         client gets an `error` event. What was served is kept before its end goes out. Call it inside
@@ -205,7 +205,7 @@ class CodingModel:
             url = self._urls[target.url] = URL(target.url)
         return send(self._session, "POST", url, headers=headers, body=orjson.dumps(chat), repeatable=True)
 
-    async def _prepare(self, arm: Arm, chat: dict[str, Any]) -> tuple[dict[str, Any], Asked]:
+    async def _prepare(self, arm: Arm, chat: dict[str, Any]) -> tuple[dict[str, Any], AnswerSpec]:
         """The request as the arm's model gets it, redacted, and what it wants of its answer."""
         asked = asked_of(chat, model=str(arm.model), tools_in_text=is_asked_in_text(arm, self._tools))
         sent = in_text(chat) if asked.tools_in_text else shorten_names(chat, asked.names)
@@ -247,7 +247,7 @@ class CodingModel:
         return message
 
     async def _stream(
-        self, exchange: Exchange, route: Route, chat: dict[str, Any], attempt: Attempt, keep: Keep
+        self, exchange: Exchange, route: Route, chat: dict[str, Any], attempt: Attempt, keep: SaveRecord
     ) -> None:
         arm = attempt.arm
         sent, asked = await self._prepare(arm, chat)

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from gateway.coding.answer_spec import Asked
+from gateway.coding.answer_spec import AnswerSpec
 from gateway.errors import ModelAnswerError, Untranslatable
 from reasoning.errors import UnparseableAnswer
 from reasoning.formats.markup import closed_fences
@@ -476,7 +476,7 @@ def restore_arguments(redacted: RedactedPrompt, arguments: dict[str, Any]) -> di
     return restored
 
 
-def to_message(completion: Any, asked: Asked) -> dict[str, Any]:
+def to_message(completion: Any, asked: AnswerSpec) -> dict[str, Any]:
     """The Anthropic message of a chat completion. Raises `ModelAnswerError` when it is empty, filtered or malformed, or
     not what was asked for."""
     try:

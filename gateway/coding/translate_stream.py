@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from gateway.coding.answer_spec import Asked
+from gateway.coding.answer_spec import AnswerSpec
 from gateway.coding.text_filters import CallFilter, ThinkingFilter
 from gateway.coding.translate import (
     arguments_length,
@@ -76,7 +76,7 @@ class _Block:
 class ChatStream:
     """Translates one stream. Where a tool has to be called, nothing comes out before a call does."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: AnswerSpec) -> None:
         self.started = False
         self.finished = False
         self.stop_reason: str | None = None

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from gateway.decisions.api import count_answer
-from gateway.decisions.episodes import told_episode, told_room, told_user
+from gateway.decisions.episodes import episode_of, room_of, user_of
 from gateway.decisions.prompts import STAGE_ONE_TOOL, DecisionPrompt, read_decision, recognise, write_answer
 from gateway.errors import ModelAnswerError, UpstreamError
 from gateway.http.exchange import Exchange
@@ -125,8 +125,8 @@ async def answer_decision_prompt(
                 prompt.context,
                 upstream,
                 episode_id=_episode(state, exchange, prompt, request),
-                room_id=told_room(exchange.admission.headers, request),
-                subject_ids=[*prompt.subject_ids, *filter(None, [told_user(request)])],
+                room_id=room_of(exchange.admission.headers, request),
+                subject_ids=[*prompt.subject_ids, *filter(None, [user_of(request)])],
                 tags={"door": operation.name, "key": key.name},
             )
         except (ModelAnswerError, UnparseableAnswer, InvalidContext):
@@ -163,7 +163,7 @@ async def answer_decision_prompt(
 def _episode(state: State, exchange: Exchange, prompt: DecisionPrompt, request: dict[str, Any]) -> str:
     key = exchange.admission.key
     assert key is not None
-    if told := told_episode(exchange.admission.headers, request):
+    if told := episode_of(exchange.admission.headers, request):
         return key.episode(told)
-    scope = (key.name, prompt.context["agent_name"], told_user(request) or "")
+    scope = (key.name, prompt.context["agent_name"], user_of(request) or "")
     return state.episodes.find("\0".join(scope), prompt.marks)

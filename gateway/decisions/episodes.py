@@ -64,7 +64,7 @@ class Episodes:
         return next((found[key] for key in asked if key in found), None)
 
 
-def told_episode(headers: Mapping[bytes, bytes], request: Mapping[str, Any]) -> str | None:
+def episode_of(headers: Mapping[bytes, bytes], request: Mapping[str, Any]) -> str | None:
     """The conversation as the client names it."""
     for name in (b"x-reasoning-episode-id", b"x-reasoning-episode"):
         if told := headers.get(name):
@@ -78,7 +78,7 @@ def told_episode(headers: Mapping[bytes, bytes], request: Mapping[str, Any]) -> 
     return claude_session(metadata.get("user_id"))
 
 
-def told_room(headers: Mapping[bytes, bytes], request: Mapping[str, Any]) -> str | None:
+def room_of(headers: Mapping[bytes, bytes], request: Mapping[str, Any]) -> str | None:
     """The room, as the client names it."""
     if told := headers.get(b"x-reasoning-room-id"):
         return told.decode("latin-1")[:_MAX_ID]
@@ -87,7 +87,7 @@ def told_room(headers: Mapping[bytes, bytes], request: Mapping[str, Any]) -> str
     return room[:_MAX_ID] if isinstance(room, str) and room else None
 
 
-def told_user(request: Mapping[str, Any]) -> str | None:
+def user_of(request: Mapping[str, Any]) -> str | None:
     """The person whom the client asks for: OpenAI's `safety_identifier` or `user`."""
     user = request.get("safety_identifier") or request.get("user")
     return user[:_MAX_ID] if isinstance(user, str) and user else None

@@ -31,11 +31,11 @@ SMALL_ANSWER = 16 << 10
 LOOK_S = 0.125
 """How long the thread may take for what it has taken, before nobody waits for it any more."""
 
-Make = Callable[[], Iterable[Decision | Feedback]]
+RecordFactory = Callable[[], Iterable[Decision | Feedback]]
 
 
 class _Job(NamedTuple):
-    make: Make
+    make: RecordFactory
     size: int
     written: asyncio.Future[bool]
 
@@ -59,7 +59,7 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="gateway-recorder", daemon=True)
         self._thread.start()
 
-    async def record(self, make: Make, size: int, *, answer: int) -> None:
+    async def record(self, make: RecordFactory, size: int, *, answer: int) -> None:
         """Have `make` called and its records written, and return when they are, or when the disk takes too long.
 
         `size` is about how many bytes `make` holds, `answer` how many of them are an answer's. Never raises for a
@@ -70,7 +70,7 @@ class Recorder:
         else:
             await self.submit(make, size)
 
-    def submit(self, make: Make, size: int) -> asyncio.Future[bool]:
+    def submit(self, make: RecordFactory, size: int) -> asyncio.Future[bool]:
         """Have `make` called and its records written, by the thread. `size` is about how many bytes it holds.
 
         The future comes true when all is written; false when something was dropped, or is late."""
@@ -137,7 +137,7 @@ class Recorder:
             if len(jobs) < len(found):
                 return
 
-    def _write(self, make: Make) -> bool:
+    def _write(self, make: RecordFactory) -> bool:
         records = self._make(make)
         written = sum(self._writer.write(record) for record in records)
         self._metrics.recorded.inc(written)
@@ -145,7 +145,7 @@ class Recorder:
             self._metrics.dropped.labels("not_written").inc(len(records) - written)
         return written == len(records)
 
-    def _make(self, make: Make) -> list[Decision | Feedback]:
+    def _make(self, make: RecordFactory) -> list[Decision | Feedback]:
         try:
             return list(make())
         except Exception as error:  # a record must never end the recorder

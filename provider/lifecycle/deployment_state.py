@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from provider.errors import KeyRefused, ProviderRefused, RemoteNotFound, UnexpectedAnswer, brief
 from provider.money.metering import meter_minutes
 from provider.together.answers import bare_name, created_at, listed, replicas_of, state_of, text
-from provider.together.client import Now, asking, clock_of, overwrite
+from provider.together.client import Now, clock_of, overwrite, translate_sdk_errors
 from provider.together.hardware import compare_hardware
 from provider.together.prices import hourly_prices, price_of
 from provider.together.serving_configs import MODEL_PATH, base_of
@@ -67,7 +67,7 @@ def sync_deployment(client: Together, ledger: Ledger, deployment_id: str, *, now
     if row.remote_id is None or row.state in ("intended", "stopped", "deleted"):
         return row, ""
     try:
-        with asking(f"deployment {row.name}"):
+        with translate_sdk_errors(f"deployment {row.name}"):
             remote = client.endpoints.deployments.retrieve(
                 row.remote_id, endpoint_id=required(row.endpoint_id, row.name)
             )
@@ -124,7 +124,7 @@ def _wrong_model(client: Together, row: Deployment, remote: Any) -> str | None:
     if path and path[1] != client.project_id:
         return reason
     try:
-        with asking(f"model {ours}"):
+        with translate_sdk_errors(f"model {ours}"):
             base = base_of(client.models.retrieve(ours))
     except KeyRefused:
         raise
@@ -180,7 +180,7 @@ def raise_price(ledger: Ledger, row: Deployment, prices: Mapping[str, Decimal], 
 
 
 def _give_traffic(client: Together, row: Deployment) -> None:
-    with asking(f"traffic of {row.name}"):
+    with translate_sdk_errors(f"traffic of {row.name}"):
         endpoint_id, remote_id = required(row.endpoint_id, row.name), required(row.remote_id, row.name)
         endpoint = client.endpoints.retrieve(endpoint_id)
         split = {entry.deployment_id: entry.weight for entry in endpoint.traffic_split or ()}

@@ -35,7 +35,7 @@ from provider.lifecycle.deployment_state import (
 from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown
 from provider.money.metering import hourly_usd, last_metered, runway_of, runway_usd
 from provider.together.answers import text
-from provider.together.client import Now, asking, create_once
+from provider.together.client import Now, create_once, translate_sdk_errors
 from provider.together.clock import provider_clock
 from provider.together.prices import instance_price
 from provider.together.retries import pause, retrying
@@ -234,7 +234,7 @@ def _create_both(client: Together, ledger: Ledger, row: Deployment, clock: Calla
         lambda: once.endpoints.create(name=name),
         path="/endpoints",
     )
-    with asking(f"endpoint {name}"):
+    with translate_sdk_errors(f"endpoint {name}"):
         row = know_endpoint(ledger, row, endpoint, clock())
     remote = create_once(
         f"deployment {name}",

@@ -28,7 +28,7 @@ from provider.lifecycle.deployments import READY_TIMEOUT
 from provider.lifecycle.routes import LEASE, keep_models, renew_lease, restore_route, resume_routes
 from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, stop_replicas
 from provider.money.metering import hourly_usd, last_metered, meter_decisions, runway_usd
-from provider.together.answers import noting
+from provider.together.answers import collect_errors
 from provider.together.clock import correct_time
 from provider.together.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune, waiting_jobs
 from provider.together.prices import hourly_prices
@@ -141,11 +141,11 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
     _meter_decisions(layout, ledger, report)
     report.budgets = ledger.budgets(now)
 
-    doomed = _over_budget(ledger, policy, report)
-    doomed |= _out_of_runway(ledger, doomed, report)
-    doomed |= _over_rate(ledger, doomed, report)
-    doomed |= _idle(ledger, doomed, policy, report)
-    for deployment_id, (reason, immediately) in doomed.items():
+    to_stop = _over_budget(ledger, policy, report)
+    to_stop |= _out_of_runway(ledger, to_stop, report)
+    to_stop |= _over_rate(ledger, to_stop, report)
+    to_stop |= _idle(ledger, to_stop, policy, report)
+    for deployment_id, (reason, immediately) in to_stop.items():
         row = ledger.get(Deployment, deployment_id)
         in_doubt = row.state == DeploymentState.INTENDED and row.attempted_at is not None
         if row.state in RUNNING_STATES or in_doubt or (immediately and row.state == "draining"):
@@ -178,7 +178,7 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: Gu
         report.errors.append(f"the routes cannot be changed, and end with their lease: {error}")
     for row in blind:
         if row.endpoint_id:
-            with noting(report.errors, row.name):
+            with collect_errors(report.errors, row.name):
                 stop_replicas(client, row.endpoint_id, known=[row.remote_id] if row.remote_id else [])
                 report.actions.append(f"stopped {row.name}, whose minutes the ledger cannot take down")
 
@@ -191,7 +191,7 @@ def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
     """See how everything of ours is, and charge what it cost since the last look."""
     _see_prices(ledger, client, report)
     for row in ledger.find(Deployment, state=LIVE_STATES):
-        with noting(report.errors, row.name):
+        with collect_errors(report.errors, row.name):
             after, message = sync_deployment(client, ledger, row.id, now=report.now)
             if after.state != row.state:
                 report.actions.append(f"{row.name} is {after.state}{f': {message}' if message else ''}")
@@ -201,7 +201,7 @@ def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
                     f"{report.now:%Y-%m-%d %H:%M} by the clock: it counts no minutes, so its lease is left to run out"
                 )
     for job in ledger.find(FineTuneJob, state=("submitted", "running", "cancelling")):
-        with noting(report.errors, job.suffix):
+        with collect_errors(report.errors, job.suffix):
             ended = sync_fine_tune(client, ledger, job.id, now=report.now)
             if ended.state in ENDED_STATES:
                 report.actions.append(f"{job.suffix} is {ended.state} for {format_usd(ended.price_usd or Decimal(0))}")
@@ -218,13 +218,15 @@ def _see_prices(ledger: Ledger, client: Together, report: GuardReport) -> None:
     if not running:
         return
     # No price is no reason to let the lease run out: that of yesterday was known, and the bill corrects it.
-    with noting(report.warnings, "today's prices"):
+    with collect_errors(report.warnings, "today's prices"):
         prices = hourly_prices(client)
         report.warnings.extend(filter(None, (raise_price(ledger, row, prices, now=report.now) for row in running)))
 
 
 def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> None:
-    with noting(report.errors, "the decision log cannot be read"):  # the guard goes on, and fails closed: no lease
+    with collect_errors(
+        report.errors, "the decision log cannot be read"
+    ):  # the guard goes on, and fails closed: no lease
         meter_decisions(layout, ledger, since=report.now - timedelta(days=_METERED_DAYS), now=report.now)
 
 
@@ -242,7 +244,7 @@ def _spent_budgets(budgets: Iterable[Budget]) -> list[Budget]:
 
 def _over_budget(ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> dict[str, tuple[str, bool]]:
     """Deployments that a spent budget stops, with the reason and whether it is at once."""
-    doomed: dict[str, tuple[str, bool]] = {}
+    to_stop: dict[str, tuple[str, bool]] = {}
     for budget in _spent_budgets(report.budgets):
         level = _level(budget, policy)
         report.level = max(report.level, level, key=_LEVELS.index)
@@ -254,13 +256,13 @@ def _over_budget(ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> di
             continue
         for row in (*ledger.find(Deployment, state=(*RUNNING_STATES, "draining")), *_in_doubt(ledger)):
             if budget.decision_type in (None, row.decision_type):
-                immediately = level == "stop" or doomed.get(row.id, ("", False))[1]
-                doomed[row.id] = (said, immediately)
-    return doomed
+                immediately = level == "stop" or to_stop.get(row.id, ("", False))[1]
+                to_stop[row.id] = (said, immediately)
+    return to_stop
 
 
 def _out_of_runway(
-    ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: GuardReport
+    ledger: Ledger, to_stop: dict[str, tuple[str, bool]], report: GuardReport
 ) -> dict[str, tuple[str, bool]]:
     """Deployments whose next minutes cannot be reserved any more. What is reserved already pays for the draining.
 
@@ -269,7 +271,7 @@ def _out_of_runway(
     """
     found = {}
     for row in _in_doubt(ledger):
-        if row.id in doomed or row.reservation_id is None or row.attempted_at is None:
+        if row.id in to_stop or row.reservation_id is None or row.attempted_at is None:
             continue
         minutes = max(math.ceil((report.now - row.attempted_at).total_seconds() / 60), 0)
         amount = minutes_usd(hourly_usd(row), minutes) + runway_usd(row)
@@ -280,7 +282,7 @@ def _out_of_runway(
         except BudgetExceeded as error:
             found[row.id] = (str(error), True)
     for row in ledger.find(Deployment, state=RUNNING_STATES):
-        if row.id in doomed or row.reservation_id is None:
+        if row.id in to_stop or row.reservation_id is None:
             continue
         try:
             with ledger.transaction():  # undeployed meanwhile, its reservation is closed and must not open again
@@ -291,7 +293,9 @@ def _out_of_runway(
     return found
 
 
-def _over_rate(ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: GuardReport) -> dict[str, tuple[str, bool]]:
+def _over_rate(
+    ledger: Ledger, to_stop: dict[str, tuple[str, bool]], report: GuardReport
+) -> dict[str, tuple[str, bool]]:
     """The newest deployments, until the rest runs within what an hour may cost."""
     found = {}
     for budget in report.budgets:
@@ -300,7 +304,7 @@ def _over_rate(ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: Guar
         running = [
             row
             for row in (*ledger.find(Deployment, state=RUNNING_STATES), *_in_doubt(ledger))
-            if row.id not in doomed and budget.decision_type in (None, row.decision_type)
+            if row.id not in to_stop and budget.decision_type in (None, row.decision_type)
         ]
         rate = sum((hourly_usd(row) for row in running), Decimal(0))
         while running and rate > budget.limit_usd:
@@ -311,7 +315,7 @@ def _over_rate(ledger: Ledger, doomed: dict[str, tuple[str, bool]], report: Guar
 
 
 def _idle(
-    ledger: Ledger, doomed: dict[str, tuple[str, bool]], policy: GuardPolicy, report: GuardReport
+    ledger: Ledger, to_stop: dict[str, tuple[str, bool]], policy: GuardPolicy, report: GuardReport
 ) -> dict[str, tuple[str, bool]]:
     """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing.
 
@@ -322,7 +326,7 @@ def _idle(
         starting = row.ready_at is None and not row.replicas
         patience = max(policy.idle or UNREADY, UNREADY) if starting else policy.idle
         busy_at = max(at for at in (row.ready_at, row.last_request_at, row.created_at) if at)
-        if patience is not None and row.id not in doomed and report.now - busy_at >= patience:
+        if patience is not None and row.id not in to_stop and report.now - busy_at >= patience:
             minutes = int((report.now - busy_at).total_seconds() // 60)
             found[row.id] = (f"{'not ready' if starting else 'idle'} for {minutes} minutes", False)
     return found
@@ -376,7 +380,7 @@ def _take_down(ledger: Ledger, client: Together, draining: set[str], report: Gua
     for row in ledger.find(Deployment, state=("draining", "stopping", "stopped", "failed")):
         if row.state == "draining" and row.id not in draining:
             continue
-        with noting(report.errors, row.name):
+        with collect_errors(report.errors, row.name):
             after = advance_shutdown(client, ledger, row.id, now=report.now)
             if after.state != row.state:
                 report.actions.append(f"{row.name} is {after.state}")
@@ -401,7 +405,7 @@ def _cancel_waiting_jobs(ledger: Ledger, client: Together, policy: GuardPolicy, 
     over = {budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) == "stop"}
     for job in ledger.find(FineTuneJob, state="submitted"):
         if None in over or job.decision_type in over:
-            with noting(report.errors, job.suffix):
+            with collect_errors(report.errors, job.suffix):
                 cancel_fine_tune(client, ledger, job.id, why="the budget is spent", now=report.now)
                 report.actions.append(f"cancelled {job.suffix}, which had not begun to train: the budget is spent")
 

@@ -23,6 +23,7 @@ from provider.money.bill import BillState, reconcile_bill
 from provider.money.metering import last_metered, meter_decisions
 from provider.together.answers import (
     bare_name,
+    collect_errors,
     count,
     created_at,
     etag_of,
@@ -30,10 +31,9 @@ from provider.together.answers import (
     listed,
     may_run,
     moment,
-    noting,
     text,
 )
-from provider.together.client import asking
+from provider.together.client import translate_sdk_errors
 from provider.together.clock import correct_time
 from provider.together.fine_tunes import ENDED_STATES, abandon_fine_tune, adopt_job, cancel_fine_tune, sync_fine_tune
 from provider.together.prices import MINIMUM_FINE_TUNE_USD, hourly_prices
@@ -107,7 +107,7 @@ def _reconcile_all(client: Together, ledger: Ledger, report: ReconcileReport, *,
         _reconcile_jobs(client, ledger, report)
     except ProviderError as error:
         away = error
-    with noting(report.errors, "what was to end"):
+    with collect_errors(report.errors, "what was to end"):
         _go_on_stopping(client, ledger, report)
     try:
         _reconcile_deployments(client, ledger, report)
@@ -123,9 +123,9 @@ def _reconcile_all(client: Together, ledger: Ledger, report: ReconcileReport, *,
             "are left to the next run"
         )
         return
-    with noting(report.errors, "what no guard looks at"):
+    with collect_errors(report.errors, "what no guard looks at"):
         _stop_unwatched(client, ledger, report)
-    with noting(report.errors, "the bill was not compared, and no charge was changed"):
+    with collect_errors(report.errors, "the bill was not compared, and no charge was changed"):
         compared = reconcile_bill(client, ledger, now=report.now, errors=report.errors)
         report.bill = compared.state
         report.warnings += compared.warnings
@@ -136,7 +136,7 @@ def _reconcile_all(client: Together, ledger: Ledger, report: ReconcileReport, *,
 
 def _meter_late_rows(layout: Layout, ledger: Ledger, report: ReconcileReport) -> None:
     """Decisions of agents that were away: the guard looks at the last days only."""
-    with noting(report.errors, "the decision log cannot be read"):  # the provider was reconciled
+    with collect_errors(report.errors, "the decision log cannot be read"):  # the provider was reconciled
         meter_decisions(layout, ledger, since=report.now - LATE_ROWS, now=report.now)
 
 
@@ -149,7 +149,7 @@ def _nobodys(what: str, number: int, remote: Any, report: ReconcileReport) -> No
 
 
 def _reconcile_jobs(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
-    with asking("all fine-tunes"):
+    with translate_sdk_errors("all fine-tunes"):
         remotes = listed(client.fine_tuning.list())
     ours, all_judged = [], True
     for number, job in enumerate(remotes, 1):
@@ -164,7 +164,7 @@ def _reconcile_jobs(client: Together, ledger: Ledger, report: ReconcileReport) -
         else:
             ours.append((suffix, job))
     for suffix, remote in sorted(ours, key=lambda pair: created_at(pair[1])):
-        with noting(report.errors, suffix):
+        with collect_errors(report.errors, suffix):
             _reconcile_job(client, ledger, suffix, remote, report)
     present = {suffix for suffix, _ in ours}
     with ledger.exclusive("submit") as alone:  # nobody is just submitting
@@ -186,7 +186,7 @@ def _is_a_strangers(client: Together, remote: Any, prefix: str) -> bool:
     """A list may leave a job's suffix out, and the name of its output may hold ours behind a stranger's words."""
     if remote.suffix:
         return False
-    with asking(f"fine-tune {remote.id}"):
+    with translate_sdk_errors(f"fine-tune {remote.id}"):
         suffix = getattr(client.fine_tuning.retrieve(remote.id), "suffix", None)  # the SDK knows it of lists only
         return bool(suffix) and not str(suffix).startswith(prefix)
 
@@ -243,7 +243,7 @@ def _add_orphan_job(ledger: Ledger, suffix: str, remote: Any, now: datetime) -> 
 
 
 def _reconcile_deployments(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
-    with asking("all endpoints"):
+    with translate_sdk_errors("all endpoints"):
         endpoints = listed(client.endpoints.list())
     ours, all_judged = {}, True
     for number, endpoint in enumerate(endpoints, 1):
@@ -255,7 +255,7 @@ def _reconcile_deployments(client: Together, ledger: Ledger, report: ReconcileRe
         else:
             report.strangers += 1
     for name, endpoint in ours.items():
-        with noting(report.errors, name):
+        with collect_errors(report.errors, name):
             _reconcile_endpoint(client, ledger, name, endpoint, report)
     with ledger.exclusive("submit") as alone:
         for row in ledger.find(Deployment, state="intended") if alone and all_judged else ():
@@ -263,7 +263,7 @@ def _reconcile_deployments(client: Together, ledger: Ledger, report: ReconcileRe
                 _end(client, ledger, row.id, "it never reached the provider", report)
     for row in ledger.find(Deployment, state=LIVE_STATES):
         if row.name not in ours and row.state != "intended":
-            with noting(report.errors, row.name):  # it is gone: its money is settled
+            with collect_errors(report.errors, row.name):  # it is gone: its money is settled
                 if sync_deployment(client, ledger, row.id, now=report.now)[0].state in SHUTTING_STATES:
                     advance_shutdown(client, ledger, row.id, now=report.now)
 
@@ -365,7 +365,7 @@ def _adopt_intended(client: Together, ledger: Ledger, row: Deployment, endpoint:
         row = ledger.get(Deployment, row.id)
         if not alone or row.state != "intended":
             return
-        with asking(f"deployment {row.name}"):
+        with translate_sdk_errors(f"deployment {row.name}"):
             remote = find_deployment(client, endpoint.id, row.name)
         if remote is not None:
             ledger.transition(
@@ -389,7 +389,7 @@ def _stop_doubles(client: Together, ledger: Ledger, row: Deployment, endpoint: A
     for double in endpoint.deployments or ():
         if row.remote_id is None or double.id == row.remote_id:
             continue
-        with noting(report.errors, row.name), asking(f"deployment {double.id}"):
+        with collect_errors(report.errors, row.name), translate_sdk_errors(f"deployment {double.id}"):
             remote = client.endpoints.deployments.retrieve(double.id, endpoint_id=endpoint.id)
             if may_run(remote) and not has_ended(remote):
                 report.orphans.append(f"deployment {double.id} beside {row.name}")
@@ -402,7 +402,7 @@ def _stop_doubles(client: Together, ledger: Ledger, row: Deployment, endpoint: A
 
 
 def _end(client: Together, ledger: Ledger, deployment_id: str, why: str, report: ReconcileReport) -> None:
-    with noting(report.errors, ledger.get(Deployment, deployment_id).name):
+    with collect_errors(report.errors, ledger.get(Deployment, deployment_id).name):
         begin_shutdown(ledger, deployment_id, why=why, immediately=True, now=report.now)
         row = advance_shutdown(client, ledger, deployment_id, now=report.now)
         report.actions.append(f"{row.name} is {row.state}: {why}")

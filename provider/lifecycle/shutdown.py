@@ -26,7 +26,7 @@ from provider.lifecycle.deployment_state import find_endpoint, know_endpoint, mo
 from provider.lifecycle.routes import longest_deadline, withdraw_model
 from provider.money.metering import last_metered, meter_minutes
 from provider.together.answers import etag_of, listed, may_run, moment, replicas_of, state_of, text
-from provider.together.client import Now, asking, clock_of, overwrite
+from provider.together.client import Now, clock_of, overwrite, translate_sdk_errors
 from provider.together.clock import provider_clock
 from provider.together.retries import pause
 from reasoning.errors import ReasoningError
@@ -78,7 +78,7 @@ def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, no
     if row.state != "stopped":
         row = move_deployment(ledger, deployment_id, "stopping", now=clock())
     if row.endpoint_id is None:
-        with asking(f"looking for endpoint {row.name}"):
+        with translate_sdk_errors(f"looking for endpoint {row.name}"):
             endpoint = find_endpoint(client, row.name)
         if endpoint is None:
             return _gone(ledger, row, clock())
@@ -86,7 +86,7 @@ def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, no
     try:
         return _take_down(client, ledger, row, clock)
     except RemoteNotFound as error:
-        with asking(f"looking for endpoint {row.name}"):
+        with translate_sdk_errors(f"looking for endpoint {row.name}"):
             if find_endpoint(client, row.name) is not None:
                 raise UnexpectedAnswer(f"{error}; its endpoint is still there, so it is looked at again") from error
         return _gone(ledger, row, clock())
@@ -135,7 +135,7 @@ def _look_quickly(client: Together, endpoint_id: str, known: Iterable[str], at_m
     patience = min(LOOK_SECONDS, client.timeout) if isinstance(client.timeout, int | float) else LOOK_SECONDS
     hasty = client.with_options(timeout=patience, max_retries=0)
     try:
-        with asking("looking at it"):
+        with translate_sdk_errors("looking at it"):
             remotes = _with_unlisted(hasty, endpoint_id, known, listed(hasty.endpoints.deployments.list(endpoint_id)))
             return sum(replicas_of(remote, at_most) for remote in remotes)
     except ProviderError:
@@ -148,9 +148,13 @@ def _delete_all(client: Together, row: Deployment, remotes: Iterable[Any]) -> Pr
     endpoint_id = required(row.endpoint_id, row.name)
     for remote in remotes:
         # Gone already: the answer to an earlier delete was lost. Its endpoint is still there.
-        with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound), asking(f"deleting {remote.name}"):
+        with (
+            _noting_refusal(refusals),
+            contextlib.suppress(RemoteNotFound),
+            translate_sdk_errors(f"deleting {remote.name}"),
+        ):
             client.endpoints.deployments.delete(remote.id, endpoint_id=endpoint_id, **etag_of(remote))
-    with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound), asking(f"deleting {row.name}"):
+    with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound), translate_sdk_errors(f"deleting {row.name}"):
         client.endpoints.delete(endpoint_id, **etag_of(client.endpoints.retrieve(endpoint_id)))
     return refusals[0] if refusals else None
 
@@ -181,7 +185,7 @@ def stop_replicas(client: Together, endpoint_id: str, *, known: Iterable[str] = 
         with _going_on(troubles):
             scale_to_zero(client, endpoint_id, id)
             done.add(id)
-    with _going_on(troubles), asking(f"looking at what is under endpoint {endpoint_id}"):
+    with _going_on(troubles), translate_sdk_errors(f"looking at what is under endpoint {endpoint_id}"):
         remotes = listed(client.endpoints.deployments.list(endpoint_id))
         for remote in remotes:
             if remote.id not in done and may_run(remote):
@@ -190,7 +194,7 @@ def stop_replicas(client: Together, endpoint_id: str, *, known: Iterable[str] = 
     with contextlib.suppress(ProviderError):
         withdraw_traffic(client, endpoint_id)
     try:
-        with asking(f"looking at what is under endpoint {endpoint_id}"):
+        with translate_sdk_errors(f"looking at what is under endpoint {endpoint_id}"):
             remotes = _with_unlisted(client, endpoint_id, known, listed(client.endpoints.deployments.list(endpoint_id)))
     except RemoteNotFound:
         raise
@@ -205,7 +209,7 @@ def _with_unlisted(client: Together, endpoint_id: str, known: Iterable[str], rem
     """What is listed, and what a list leaves out that is there all the same: it may be behind."""
     found = list(remotes)
     for id in set(known) - {remote.id for remote in remotes}:
-        with contextlib.suppress(RemoteNotFound), asking(f"deployment {id}"):
+        with contextlib.suppress(RemoteNotFound), translate_sdk_errors(f"deployment {id}"):
             found.append(client.endpoints.deployments.retrieve(id, endpoint_id=endpoint_id))
     return found
 
@@ -239,7 +243,7 @@ def withdraw_traffic(client: Together, endpoint_id: str) -> None:
 
     Both are documented. An empty list is no populated field, so the update names what it changes.
     """
-    with asking(f"traffic of endpoint {endpoint_id}"):
+    with translate_sdk_errors(f"traffic of endpoint {endpoint_id}"):
         endpoint = client.endpoints.retrieve(endpoint_id)
         split = [entry.deployment_id for entry in endpoint.traffic_split or () if entry.weight != 0]
         if not split:

@@ -22,7 +22,7 @@ from provider.errors import RemoteNotFound, UnexpectedAnswer
 from provider.lifecycle.routes import keep_models
 from provider.lifecycle.shutdown import scale_to_zero
 from provider.together.answers import bare_name, job_price, listed, may_run, replicas_of, state_of, text
-from provider.together.client import asking
+from provider.together.client import translate_sdk_errors
 from provider.together.prices import hourly_prices
 from reasoning.errors import ReasoningError
 from storage.installation import remembered_installations
@@ -120,7 +120,7 @@ def _look(client: Together, installations: Iterable[str], known: Iterable[Runnin
 
 def _look_at(client: Together, each: Running, report: StopReport) -> None:
     """Ask for an object of the ledger by its id: a list may be behind. That it does not exist is no error."""
-    with contextlib.suppress(RemoteNotFound), asking(each.name):
+    with contextlib.suppress(RemoteNotFound), translate_sdk_errors(each.name):
         if each.endpoint_id is None:
             job = client.fine_tuning.retrieve(each.remote_id)
             if text(job.status) not in _ENDED_JOBS:
@@ -187,7 +187,7 @@ def _is_ours(name: str | None, installations: Iterable[str]) -> bool:
 
 
 def _find_deployments(client: Together, report: StopReport) -> None:
-    with asking("all endpoints"):
+    with translate_sdk_errors("all endpoints"):
         endpoints = listed(client.endpoints.list())
     ours = []
     for number, endpoint in enumerate(endpoints, 1):
@@ -204,7 +204,7 @@ def _find_deployments(client: Together, report: StopReport) -> None:
 def _look_under(client: Together, endpoint: Any, name: str, report: StopReport) -> None:
     if text(endpoint.id) is None:
         raise UnexpectedAnswer("the provider does not tell the id of this endpoint of ours: it cannot be stopped")
-    with asking(f"what runs under endpoint {name}"):
+    with translate_sdk_errors(f"what runs under endpoint {name}"):
         remotes = listed(client.endpoints.deployments.list(endpoint.id))
     for remote in remotes:
         _add_if_it_costs(remote, name, endpoint.id, report)
@@ -230,7 +230,7 @@ def _add_if_it_costs(remote: Any, name: str, endpoint_id: str, report: StopRepor
 
 
 def _find_jobs(client: Together, report: StopReport) -> None:
-    with asking("all fine-tunes"):
+    with translate_sdk_errors("all fine-tunes"):
         jobs = listed(client.fine_tuning.list())
     running = [job for job in jobs if text(getattr(job, "status", None)) not in _ENDED_JOBS]
     _attempt_all(report, [(f"fine-tune {job.id}", partial(_judge_job, client, job, report)) for job in running])
@@ -240,7 +240,7 @@ def _judge_job(client: Together, job: Any, report: StopReport) -> None:
     suffix = text(getattr(job, "suffix", None))
     output = text(getattr(job, "x_model_output_name", None)) or ""
     if suffix is None and "rsn-" in output:  # a list may leave the suffix out; a stranger's text may hold ours
-        with asking(f"fine-tune {job.id}"):
+        with translate_sdk_errors(f"fine-tune {job.id}"):
             suffix = (
                 text(getattr(client.fine_tuning.retrieve(job.id), "suffix", None)) or output[output.index("rsn-") :]
             )
@@ -299,7 +299,7 @@ def _with_prices(client: Together, found: list[Running], known: Mapping[str, Dec
 def _stop(client: Together, each: Running) -> None:
     if each.kind == "fine-tune":
         if each.state != "cancel_requested":
-            with asking(f"cancelling fine-tune {each.name}"):
+            with translate_sdk_errors(f"cancelling fine-tune {each.name}"):
                 client.fine_tuning.cancel(each.remote_id)
         return
     assert each.endpoint_id is not None

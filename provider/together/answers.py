@@ -18,7 +18,7 @@ from storage.ledger.money import LARGEST_USD
 
 
 @contextmanager
-def noting(errors: list[str], what: str) -> Iterator[None]:
+def collect_errors(errors: list[str], what: str) -> Iterator[None]:
     """Go on with the others where one thing fails, and say which in `errors`. Without the ledger none does."""
     try:
         yield
@@ -31,7 +31,8 @@ def noting(errors: list[str], what: str) -> Iterator[None]:
 
 
 def listed(answer: Any) -> list[Any]:
-    """All that a list holds, over all its pages. Raises ValueError (see `asking`) when it is none, or never ends.
+    """All that a list holds, over all its pages. Raises ValueError (see `translate_sdk_errors`) when it is none, or
+    never ends.
 
     An answer without `data` is no empty list: absence decides whether something is created once more, or given up.
     """

@@ -152,7 +152,7 @@ def asynchronous(client: Together) -> AsyncTogether:
 def _find_project(client: Together, url: str) -> str:
     import httpx
 
-    with asking(f"looking for this key's project at {url}"):
+    with translate_sdk_errors(f"looking for this key's project at {url}"):
         answer = client.get("/v3/whoami", cast_to=httpx.Response).json()
         project = (answer.get("project") or {}).get("id")
     if not project:
@@ -161,7 +161,7 @@ def _find_project(client: Together, url: str) -> str:
 
 
 @contextmanager
-def asking(what: str) -> Iterator[None]:
+def translate_sdk_errors(what: str) -> Iterator[None]:
     """Turn the SDK's errors into ours, which say what was being asked.
 
     Also those of reading the answer, where that is done in the block: UnexpectedAnswer.
@@ -238,13 +238,13 @@ def overwrite(what: str, read: Callable[[], Any], update: Callable[[dict[str, An
     first refusal.
     """
     try:
-        with asking(what):
+        with translate_sdk_errors(what):
             return update({})
     except ProviderError as first:
         if getattr(first.__cause__, "status_code", None) not in _WANTS_A_VERSION:
             raise
         for _ in range(2):  # it may change once more in between
-            with suppress(ProviderError), asking(what):
+            with suppress(ProviderError), translate_sdk_errors(what):
                 if etag := getattr(read(), "etag", None):
                     return update({"etag": etag})
         raise
@@ -260,11 +260,11 @@ def create_once(what: str, find: Callable[[], T | None], create: Callable[[], T]
     import httpx
     import together
 
-    with asking(f"looking for {what}"):
+    with translate_sdk_errors(f"looking for {what}"):
         if (found := find()) is not None:
             return found
     try:
-        with asking(f"creating {what}"):
+        with translate_sdk_errors(f"creating {what}"):
             return create()
     except ProviderError as error:
         cause = error.__cause__
@@ -278,7 +278,7 @@ def create_once(what: str, find: Callable[[], T | None], create: Callable[[], T]
             cause.__cause__, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
         ):
             raise  # never left this machine
-        with asking(f"looking for {what} after a lost answer"):
+        with translate_sdk_errors(f"looking for {what} after a lost answer"):
             if (found := find()) is not None:
                 return found
         raise CreationInDoubt(

@@ -22,7 +22,7 @@ TOLERANCE = timedelta(minutes=1)
 _LOOKED_AT = timedelta(hours=1)  # how long ago the guard may have looked last for the ledger to be a witness
 
 
-def told_time(headers: Mapping[str, str]) -> datetime | None:
+def time_from_headers(headers: Mapping[str, str]) -> datetime | None:
     """The time of an answer's `Date` header (RFC 9110); None without one, or with one that is not a time."""
     try:
         return moment(parsedate_to_datetime(headers["date"]))
@@ -38,9 +38,9 @@ def ask_time(client: Together) -> datetime | None:
     once = client.with_options(max_retries=0)  # a refusal tells the time as well
     for _ in range(2):
         try:
-            return told_time(once.get("/v3/whoami", cast_to=httpx.Response).headers)
+            return time_from_headers(once.get("/v3/whoami", cast_to=httpx.Response).headers)
         except together.APIStatusError as error:
-            return told_time(error.response.headers)
+            return time_from_headers(error.response.headers)
         except together.APIConnectionError:
             continue
     return None

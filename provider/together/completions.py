@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import AsyncRetrying, wait_exponential_jitter
 
 from provider.errors import ProviderError
-from provider.together.client import asking, asynchronous
+from provider.together.client import asynchronous, translate_sdk_errors
 from provider.together.retries import retry_policy
 from reasoning.decision_types import AnswerFormat, DecisionType
 from reasoning.serving import completion as client_completion
@@ -162,7 +162,7 @@ async def _complete_all(
 async def _complete(client: AsyncTogether, request: Mapping[str, Any], messages: Sequence[Any]) -> Completion:
     try:
         async for attempt in AsyncRetrying(**retry_policy(backoff=wait_exponential_jitter(multiplier=0.2, max=5))):
-            with attempt, asking(f"asking {request['model']}"):
+            with attempt, translate_sdk_errors(f"asking {request['model']}"):
                 began = time.perf_counter()
                 answer = await client.chat.completions.create(messages=list(messages), logprobs=1, **request)
                 return _read(answer, (time.perf_counter() - began) * 1000)

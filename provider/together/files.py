@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from provider.errors import InvalidDataset, NotReady, ProviderUnavailable, RemoteNotFound, UploadFailed
 from provider.rows import CheckedFile, check_rows
-from provider.together.client import Now, asking, clock_of
+from provider.together.client import Now, clock_of, translate_sdk_errors
 from provider.together.retries import pause, retry_after, retrying
 from storage.ledger.database import new_id
 from storage.ledger.rows import UploadedDataset, required
@@ -157,7 +157,7 @@ def _exists(client: Together, file_id: str | None) -> bool:
     if file_id is None:
         return False
     try:
-        with asking(f"file {file_id}"):
+        with translate_sdk_errors(f"file {file_id}"):
             return _status_of(client.files.retrieve(file_id)) not in ("FAILED", "INVALID_FORMAT")
     except RemoteNotFound:
         return False
@@ -176,7 +176,7 @@ def _upload(
         except OSError:  # another filesystem
             shutil.copyfile(checked.path, named)
         for attempt in retrying(wait, attempts=3, progress=progress, what=f"uploading {checked.path.name}"):
-            with attempt, asking(f"uploading {checked.path}"):
+            with attempt, translate_sdk_errors(f"uploading {checked.path}"):
                 try:
                     file_id = client.files.upload(
                         named, purpose="fine-tune", check=False, raise_if_already_exists=True
@@ -211,7 +211,7 @@ def _wait_until_processed(
     deadline, seconds = time.monotonic() + timeout.total_seconds(), 0.1
     while True:
         try:
-            with asking(f"file {file_id}"):
+            with translate_sdk_errors(f"file {file_id}"):
                 file = client.files.retrieve(file_id)
                 status, report = _status_of(file), file.validation_report
         except ProviderUnavailable as error:

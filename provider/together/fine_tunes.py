@@ -26,7 +26,7 @@ from provider.errors import (
 from provider.lifecycle.deployment_state import SHOWS_WITHIN
 from provider.money.metering import last_metered
 from provider.together.answers import count, created_at, job_price, listed, text
-from provider.together.client import Now, asking, clock_of, create_once
+from provider.together.client import Now, clock_of, create_once, translate_sdk_errors
 from provider.together.clock import provider_clock
 from provider.together.prices import estimate_fine_tune, lora_rank
 from provider.together.retries import ATTEMPTS, pause, retrying
@@ -166,7 +166,7 @@ def _same_job(ledger: Ledger, upload_id: str, base_model: str, parameters: str) 
 def _training_type(client: Together, base_model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     if parameters.get("lora") is False:
         return {"type": "Full"}
-    with asking(f"limits of {base_model}"):
+    with translate_sdk_errors(f"limits of {base_model}"):
         rank = lora_rank(parameters, client.fine_tuning.model_limits(model_name=base_model))
     return {"type": "Lora", "lora_r": rank, "lora_alpha": int(parameters.get("lora_alpha") or 2 * rank)}
 
@@ -211,7 +211,7 @@ def _submit(
     name = f"fine-tune {job.suffix}"
     if job.attempted_at is not None:
         # Sent before, never answered. A request may still be on its way: give it time before another is sent.
-        with asking(f"looking for {name}"):
+        with translate_sdk_errors(f"looking for {name}"):
             if (found := find_remote_job(client, job.suffix)) is not None:
                 return found
         wait(doubt_seconds)
@@ -223,7 +223,7 @@ def _submit(
             ledger.resize(job.reservation_id, price, now=clock())
             ledger.update(FineTuneJob, job.id, estimate_usd=price, now=clock())
     ledger.recheck(job.reservation_id, now=clock())
-    with asking(f"limits of {job.base_model}"):
+    with translate_sdk_errors(f"limits of {job.base_model}"):
         limits = client.fine_tuning.model_limits(model_name=job.base_model)
     if not dataset.validation_file_id:
         parameters["n_evals"] = 0
@@ -290,12 +290,12 @@ def sync_fine_tune(client: Together, ledger: Ledger, job_id: str, *, now: Now = 
         return job
     clock = clock_of(now)
     try:
-        with asking(f"fine-tune {job.suffix}"):
+        with translate_sdk_errors(f"fine-tune {job.suffix}"):
             remote = client.fine_tuning.retrieve(required(job.remote_id, job.suffix))
             if text(remote.status) is None:
                 raise UnexpectedAnswer(f"fine-tune {job.suffix}: the provider does not say how it is")
     except RemoteNotFound as error:
-        with asking(f"looking for fine-tune {job.suffix}"):
+        with translate_sdk_errors(f"looking for fine-tune {job.suffix}"):
             if any(remote.id == job.remote_id for remote in listed(client.fine_tuning.list())):
                 raise UnexpectedAnswer(f"{error}; but the provider lists it, so it is looked at again") from error
         if clock() - job.created_at < SHOWS_WITHIN:
@@ -317,7 +317,7 @@ def _failure(client: Together, remote: Any) -> str | None:
     if remote.status == "completed":
         return None
     try:
-        with asking(f"events of fine-tune {remote.id}"):
+        with translate_sdk_errors(f"events of fine-tune {remote.id}"):
             reason = _last_error(listed(client.fine_tuning.list_events(remote.id)))
             if reason is None and _ENDED[remote.status] == "failed":
                 reason = "the provider gives no reason"
@@ -441,7 +441,7 @@ def follow_fine_tune(
 
 
 def _how_far(client: Together, job: FineTuneJob) -> tuple[float, str]:
-    with asking(f"events of fine-tune {job.suffix}"):
+    with translate_sdk_errors(f"events of fine-tune {job.suffix}"):
         events = listed(client.fine_tuning.list_events(required(job.remote_id, job.suffix)))
         steps = [(event.step, event.total_steps) for event in events if event.step and event.total_steps]
         fraction = max((step / total for step, total in steps), default=0.0)
@@ -457,14 +457,14 @@ def cancel_fine_tune(
     with ledger.exclusive("submit", wait=True):
         job = ledger.get(FineTuneJob, job_id)
         if job.state == "intended":
-            with asking(f"looking for fine-tune {job.suffix}"):
+            with translate_sdk_errors(f"looking for fine-tune {job.suffix}"):
                 remote = find_remote_job(client, job.suffix)
             if remote is None:
                 return abandon_fine_tune(ledger, job_id, why=why, now=clock())
             job = adopt_job(ledger, job_id, remote, now=clock())
     if job.state in ("submitted", "running"):
         try:
-            with asking(f"cancelling fine-tune {job.suffix}"):
+            with translate_sdk_errors(f"cancelling fine-tune {job.suffix}"):
                 client.fine_tuning.cancel(required(job.remote_id, job.suffix))
             ledger.transition(FineTuneJob, job_id, "cancelling", why=why, now=clock())
         except ProviderRefused:

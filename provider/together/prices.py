@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.together.answers import count, listed, text, usd
-from provider.together.client import asking
+from provider.together.client import translate_sdk_errors
 from provider.together.hardware import compare_hardware
 from storage.errors import PriceUnknown
 
@@ -33,7 +33,7 @@ def estimate_fine_tune(
     Raises PriceUnknown, with the reason, when the provider cannot tell or says that the account cannot pay it.
     """
     request: dict[str, Any] = {"validation_file": validation_file_id} if validation_file_id else {}
-    with asking(f"price of a fine-tune of {base_model}"):
+    with translate_sdk_errors(f"price of a fine-tune of {base_model}"):
         estimate = client.fine_tuning.estimate_price(
             training_file=train_file_id,
             model=base_model,
@@ -100,7 +100,7 @@ def instance_price(client: Together, hardware: str) -> Decimal:
 
 def hourly_prices(client: Together) -> dict[str, Decimal]:
     """US dollars an hour by the name, the id and `<count>x<gpu type>` of each instance type that has a price."""
-    with asking("prices of hardware"):
+    with translate_sdk_errors("prices of hardware"):
         instance_types = listed(client.endpoints.hardware.list())
     prices: dict[str, Decimal] = {}
     for kind in instance_types:

@@ -17,7 +17,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from provider.errors import CreationInDoubt, ProviderUnavailable
 from provider.together.answers import moment
-from provider.together.clock import told_time
+from provider.together.clock import time_from_headers
 from storage.progress import OnProgress, share_done
 
 ATTEMPTS = 4
@@ -60,7 +60,7 @@ def _read_retry_after(headers: Mapping[str, str]) -> float | None:
     if at is None:
         return None
     # By the clock of who said it: ours may differ.
-    return max((at - (told_time(headers) or datetime.now(UTC))).total_seconds(), 0.0)
+    return max((at - (time_from_headers(headers) or datetime.now(UTC))).total_seconds(), 0.0)
 
 
 def pause(seconds: float, error: BaseException | None) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from provider.errors import KeyRefused, NotServable, ProviderRefused, UnexpectedAnswer
 from provider.together.answers import count, listed, text
-from provider.together.client import asking
+from provider.together.client import translate_sdk_errors
 from provider.together.hardware import selected_hardware, selector
 from provider.together.prices import hourly_prices, price_of
 
@@ -110,7 +110,7 @@ def _perhaps_untold() -> Iterator[None]:
 def _references(client: Together, model_object_id: str) -> list[str]:
     """Ids of the models whose configs serve a trained model: its base, then itself."""
     base = None  # the catalogue may still tell
-    with _perhaps_untold(), asking(f"model {model_object_id}"):
+    with _perhaps_untold(), translate_sdk_errors(f"model {model_object_id}"):
         base = base_of(client.models.retrieve(model_object_id))
     return [id for id in (base, model_object_id) if id]
 
@@ -122,7 +122,7 @@ def base_of(model: Any) -> str | None:
 
 
 def _profiles_of(client: Together, base_name: str) -> dict[str, _Profile]:
-    with _perhaps_untold(), asking(f"what serves {base_name}"):
+    with _perhaps_untold(), translate_sdk_errors(f"what serves {base_name}"):
         rows = listed(client.models.list_supported())
         return _profiles(next((row for row in rows if getattr(row, "name", None) == base_name), None))
     return {}  # the configs API tells the rest
@@ -159,7 +159,7 @@ def _configs_by_path(client: Together, references: Iterable[str]) -> dict[str, A
     found: dict[str, Any] = {}
     for reference in references:
         configs: list[Any] = []
-        with _perhaps_untold(), asking(f"configs of {reference}"):
+        with _perhaps_untold(), translate_sdk_errors(f"configs of {reference}"):
             configs = listed(client.models.configs.list(reference_model_id=reference))
         for config in configs:
             id, project = text(getattr(config, "id", None)), text(getattr(config, "project_id", None))
@@ -175,7 +175,7 @@ def _configs_at(client: Together, paths: Iterable[str]) -> dict[str, Any]:
     found = {}
     for path in paths:
         if parts := _CONFIG_PATH.fullmatch(path):
-            with _perhaps_untold(), asking(f"config {parts[2]}"):
+            with _perhaps_untold(), translate_sdk_errors(f"config {parts[2]}"):
                 found[path] = client.models.configs.retrieve(parts[2], project_id=parts[1])
     return found
 

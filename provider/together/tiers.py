@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from provider.errors import KeyRefused, NotServable, ProviderRefused, UnexpectedAnswer
 from provider.together.answers import listed
-from provider.together.client import asking
+from provider.together.client import translate_sdk_errors
 from provider.together.prices import hourly_prices
 from provider.together.serving_configs import configs_of_supported, fittest
 
@@ -48,13 +48,13 @@ def resolve_tier(client: Together, tier: str, *, lora: bool = True) -> BaseModel
     candidates = TIERS.get(tier, (tier,) if "/" in tier else ())
     if not candidates:
         raise NotServable(f"no tier {tier!r}: use one of {', '.join(TIERS)}, or a model's name (`owner/name`)")
-    with asking("models that can be trained and served"):
+    with translate_sdk_errors("models that can be trained and served"):
         rows = {getattr(model, "name", None): model for model in listed(client.models.list_supported())}
     prices = hourly_prices(client)
     reasons = []
     for name in candidates:
         try:
-            with asking(f"what serves {name}"):
+            with translate_sdk_errors(f"what serves {name}"):
                 chosen = _judge(client, name, rows.get(name), prices)
                 if isinstance(chosen, BaseModel) and lora:
                     chosen = _why_not_merged(client, name) or chosen
@@ -87,7 +87,7 @@ def _judge(client: Together, name: str, row: Any, prices: Mapping[str, Decimal])
 def _why_not_merged(client: Together, name: str) -> str | None:
     """Why a LoRA fine-tune of a model would be paid and could not be deployed, by its limits; None where it could."""
     try:
-        with asking(f"limits of {name}"):
+        with translate_sdk_errors(f"limits of {name}"):
             limits = client.fine_tuning.model_limits(model_name=name)
     except KeyRefused:
         raise

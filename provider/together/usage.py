@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from provider.errors import AccessDenied, ProviderError, RemoteNotFound
 from provider.together.answers import listed, moment, text, usd
-from provider.together.client import asking
-from provider.together.clock import told_time
+from provider.together.client import translate_sdk_errors
+from provider.together.clock import time_from_headers
 from storage.ledger.ledger import period_start
 from storage.ledger.rows import Deployment, FineTuneJob
 
@@ -131,12 +131,12 @@ def fetch_windows(
     while month < now:
         name = f"{month:%Y-%m}"
         try:
-            with asking(f"the bill of {name}"):
+            with translate_sdk_errors(f"the bill of {name}"):
                 answer = client.organization.usage.costs.with_raw_response.list(
                     granularity="hour", month=name, limit=PAGE_SIZE, **organization
                 )
                 months[name] = listed(answer.parse())
-            as_of = min(as_of, told_time(answer.headers) or as_of)
+            as_of = min(as_of, time_from_headers(answer.headers) or as_of)
         except (RemoteNotFound, AccessDenied) as error:
             absent = error
             missing.append(name)
@@ -151,7 +151,7 @@ def _organization(client: Together) -> dict[str, Any]:
     import httpx
 
     try:
-        with asking("this key's organization"):
+        with translate_sdk_errors("this key's organization"):
             answer = client.get("/v3/whoami", cast_to=httpx.Response).json()
             told = text((answer.get("organization") or {}).get("id"))
     except ProviderError:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class Check:
     """That every value of `column` (NULL apart) lies within `min_value` and `max_value`, inclusive."""
 
     column: str
@@ -39,7 +39,7 @@ class Profile:
     name: str
     frame: pd.DataFrame
     keys: Sequence[str]
-    expected: Sequence[Expected]
+    expected: Sequence[Check]
     may_be_empty: bool = False
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import storage
 from quality.checks.drift import PSI_LIMIT, measure_drift
-from quality.checks.gate import Expected, Profile, judge_profiles
+from quality.checks.gate import Check, Profile, judge_profiles
 from quality.checks.report import QualityReport
 from storage.files import make_folder
 from storage.layout import Layout
@@ -62,21 +62,21 @@ FROM (
 GROUP BY decision_type ORDER BY decision_type
 """
 _PARTITIONS_EXPECTED = [
-    Expected("repeated_ids", "no decision is logged twice", "critical", max_value=0),
-    Expected("missing_ids", "every row has its ids", "critical", max_value=0),
-    Expected("missing_messages", "every row has the question's messages", "critical", max_value=0),
-    Expected("valid_without_decision", "what parsed has a decision", "critical", max_value=0),
-    Expected("invalid_served", "no answer that did not parse was served", "critical", max_value=0),
-    Expected("bad_confidence", "confidences are within 0..1", "critical", max_value=0),
-    Expected("bad_probability", "arm probabilities are above 0 and at most 1", "critical", max_value=0),
-    Expected("negative_figures", "latency, tokens and cost are not negative", "critical", max_value=0),
-    Expected("nameless_models", "a custom answer names its model", "critical", max_value=0),
-    Expected("empty_messages", "no message is empty", "warning", max_value=0),
-    Expected("future_rows", "no row is of the future (an agent's clock is wrong)", "warning", max_value=0),
-    Expected("missing_episode_share", "at most half of the rows have no episode", "warning", max_value=0.5),
-    Expected("parse_rate", "95 % of the custom models' answers parse", "warning", min_value=0.95),
-    Expected("unmeasured_share", "the custom models' confidence is measured", "info", max_value=0.5),
-    Expected(
+    Check("repeated_ids", "no decision is logged twice", "critical", max_value=0),
+    Check("missing_ids", "every row has its ids", "critical", max_value=0),
+    Check("missing_messages", "every row has the question's messages", "critical", max_value=0),
+    Check("valid_without_decision", "what parsed has a decision", "critical", max_value=0),
+    Check("invalid_served", "no answer that did not parse was served", "critical", max_value=0),
+    Check("bad_confidence", "confidences are within 0..1", "critical", max_value=0),
+    Check("bad_probability", "arm probabilities are above 0 and at most 1", "critical", max_value=0),
+    Check("negative_figures", "latency, tokens and cost are not negative", "critical", max_value=0),
+    Check("nameless_models", "a custom answer names its model", "critical", max_value=0),
+    Check("empty_messages", "no message is empty", "warning", max_value=0),
+    Check("future_rows", "no row is of the future (an agent's clock is wrong)", "warning", max_value=0),
+    Check("missing_episode_share", "at most half of the rows have no episode", "warning", max_value=0.5),
+    Check("parse_rate", "95 % of the custom models' answers parse", "warning", min_value=0.95),
+    Check("unmeasured_share", "the custom models' confidence is measured", "info", max_value=0.5),
+    Check(
         "fallback_rate",
         "at most 20 % of what a custom model was asked fell back to the original",
         "warning",
@@ -84,11 +84,11 @@ _PARTITIONS_EXPECTED = [
     ),
 ]
 _TYPES_EXPECTED = [
-    Expected("largest_label_share", "no label makes up more than 95 %", "warning", max_value=0.95),
-    Expected("label_share", "half of the questions have a label", "info", min_value=0.5),
+    Check("largest_label_share", "no label makes up more than 95 %", "warning", max_value=0.95),
+    Check("label_share", "half of the questions have a label", "info", min_value=0.5),
 ]
 _DRIFT_EXPECTED = [
-    Expected(
+    Check(
         "significant_psi", f"the last day is like the week before (PSI <= {PSI_LIMIT})", "warning", max_value=PSI_LIMIT
     )
 ]

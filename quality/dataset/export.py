@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import storage
-from quality.checks.gate import Expected, Profile, judge_profiles
+from quality.checks.gate import Check, Profile, judge_profiles
 from quality.dataset import funnel
 from quality.dataset.readiness import LIMITED_BELOW, DataVerdict, judge_data
 from quality.dataset.splits import SPLITS
@@ -382,19 +382,19 @@ def _hash_file(path: Path) -> str:
 
 
 _SPLITS_EXPECTED = [
-    Expected("rows", "every split has rows", "critical", min_value=1),
-    Expected("missing_rows", "every line of a file has its row in rows.parquet", "critical", min_value=0, max_value=0),
-    Expected("faulty_lines", "every line keeps to the fine-tuning format", "critical", max_value=0),
-    Expected("unredacted_lines", "no line has personal data or a secret left", "critical", max_value=0),
-    Expected("repeated_decisions", "no decision stands twice", "critical", max_value=0),
-    Expected("out_of_order", "every split lies after the one before it", "critical", max_value=0),
-    Expected("answers", "a split has more than one answer", "warning", min_value=2),
-    Expected("rows", "a split has 20 rows or more, or its figures mean little", "warning", min_value=20),
-    Expected("episodes", "a split has 10 episodes or more, or its intervals mean little", "warning", min_value=10),
-    Expected("largest_answer_share", "no answer makes up more than 95 % of a split", "warning", max_value=0.95),
-    Expected("shared_episodes", "no episode is in two splits", "critical", max_value=0),
-    Expected("shared_prompts", "no prompt is in two splits", "critical", max_value=0),
-    Expected("near_duplicates", "no prompt has a near duplicate in an earlier split", "critical", max_value=0),
+    Check("rows", "every split has rows", "critical", min_value=1),
+    Check("missing_rows", "every line of a file has its row in rows.parquet", "critical", min_value=0, max_value=0),
+    Check("faulty_lines", "every line keeps to the fine-tuning format", "critical", max_value=0),
+    Check("unredacted_lines", "no line has personal data or a secret left", "critical", max_value=0),
+    Check("repeated_decisions", "no decision stands twice", "critical", max_value=0),
+    Check("out_of_order", "every split lies after the one before it", "critical", max_value=0),
+    Check("answers", "a split has more than one answer", "warning", min_value=2),
+    Check("rows", "a split has 20 rows or more, or its figures mean little", "warning", min_value=20),
+    Check("episodes", "a split has 10 episodes or more, or its intervals mean little", "warning", min_value=10),
+    Check("largest_answer_share", "no answer makes up more than 95 % of a split", "warning", max_value=0.95),
+    Check("shared_episodes", "no episode is in two splits", "critical", max_value=0),
+    Check("shared_prompts", "no prompt is in two splits", "critical", max_value=0),
+    Check("near_duplicates", "no prompt has a near duplicate in an earlier split", "critical", max_value=0),
 ]
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.errors import UnknownFlow
-from pipeline.exclusive import taking_turns
+from pipeline.exclusive import exclusive_run
 from tasks.entrypoints import PROJECT, entrypoints, load_flow
 
 DEPLOYMENTS = {each["name"]: each for each in yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]}
@@ -33,7 +33,7 @@ TICKS = [
 
 @pytest.mark.parametrize("name", TICKS)
 def test_a_tick_leaves_a_run_at_work_alone(name: str, tmp_path: Path):
-    with taking_turns(tmp_path, name, "wait"):
+    with exclusive_run(tmp_path, name, "wait"):
         state = asyncio.run(load_flow(name).fn(data=tmp_path, if_busy="skip"))
     assert (state.type, state.name) == ("COMPLETED", "Skipped")
 

@@ -86,7 +86,7 @@ FUNCTIONS: dict[str, Any] = {
     "promote_model": pipeline.promotion.promote_model,
     "undeploy_model": pipeline.models.undeploy,
     "guard_costs": provider.lifecycle.guard.GuardPolicy,
-    "turn_flywheel": pipeline.cycle.plan_turn,
+    "turn_flywheel": pipeline.cycle.plan_cycle,
 }
 
 

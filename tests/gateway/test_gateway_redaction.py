@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.coding.answer_spec import Asked
+from gateway.coding.answer_spec import AnswerSpec
 from gateway.coding.translate import to_message
 from gateway.coding.translate_stream import ChatStream
 from gateway.errors import ModelAnswerError
@@ -270,7 +270,7 @@ PIECES = st.sampled_from(
 def test_a_stream_says_what_the_whole_answer_says(said: str, command: str, cuts: int, native: bool) -> None:
     """Placeholders across the borders of pieces, in words, in code and in calls, whether known or not."""
     redacted = RedactedPrompt([], PLACES)
-    asked = Asked(tools_in_text=not native, offers_tools=True, redacted=redacted)
+    asked = AnswerSpec(tools_in_text=not native, offers_tools=True, redacted=redacted)
     arguments = orjson.dumps({"command": command}).decode()
     if native:
         chunks = [chat_chunk(content=said[at : at + cuts]) for at in range(0, len(said), cuts)]
@@ -295,7 +295,7 @@ def test_a_stream_says_what_the_whole_answer_says(said: str, command: str, cuts:
     assert outcome[0] == outcome[1]
 
 
-def streamed(asked: Asked, chunks: list[bytes]) -> list[dict[str, Any]]:
+def streamed(asked: AnswerSpec, chunks: list[bytes]) -> list[dict[str, Any]]:
     stream = ChatStream(asked)
     out = b"".join([stream.feed(chunk) for chunk in [*chunks, chat_chunk(finish_reason="stop", usage=USAGE), DONE]])
     message, error = read_legal_stream(out)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.coding.answer_spec import Asked
+from gateway.coding.answer_spec import AnswerSpec
 from gateway.coding.translate_stream import ChatStream, error_event
 from gateway.errors import ModelAnswerError
 from reasoning.errors import OversizedEvent
@@ -36,7 +36,7 @@ def call(index: int | None = None, id: str | None = None, name: str | None = Non
 
 def run(*chunks: bytes, stop: tuple[str, ...] = ()) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The stream as a client sees it, the way the door sends it: (message, error)."""
-    chat = ChatStream(Asked("ep/coder", stop))
+    chat = ChatStream(AnswerSpec("ep/coder", stop))
     out = b""
     try:
         for chunk in chunks:
@@ -79,7 +79,7 @@ def test_text_and_usage() -> None:
 
 
 def test_nothing_is_sent_before_the_first_piece() -> None:
-    chat = ChatStream(Asked("m"))
+    chat = ChatStream(AnswerSpec("m"))
     assert chat.feed(chat_chunk(role="assistant", content="")) == b""
     assert chat.feed(b": comment\n\n") == b""
     assert chat.feed(chat_chunk(content="\n ")) == b""
@@ -241,7 +241,7 @@ def test_stop_sequence_is_told_when_the_server_tells_it() -> None:
 
 
 def test_content_is_kept_for_the_log() -> None:
-    chat = ChatStream(Asked("m"))
+    chat = ChatStream(AnswerSpec("m"))
     for chunk in (chat_chunk(content="A"), chat_chunk(tool_calls=[call(0, "a", "read", '{"x":1}')])):
         chat.feed(chunk)
     chat.feed(b"".join(chat_stream(finish="tool_calls")))
@@ -359,7 +359,7 @@ def test_event_without_an_end_does_not_fill_memory() -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_a_chat_stream_in_every_form_that_the_specification_allows(end: bytes) -> None:
     body = b"".join(chat_stream("a", "b")).replace(b'"choices":', b'\ndata: "choices":')
-    stream = ChatStream(Asked("m"))
+    stream = ChatStream(AnswerSpec("m"))
     out = b"".join(stream.feed(bytes([byte])) for byte in (b"\xef\xbb\xbf" + body).replace(b"\n", end))
     message, error = read_legal_stream(out + stream.finish())
     assert error is None and message is not None
@@ -368,7 +368,7 @@ def test_a_chat_stream_in_every_form_that_the_specification_allows(end: bytes) -
 
 def test_an_event_that_is_too_large_is_an_error_of_the_models() -> None:
     with pytest.raises(ModelAnswerError, match="malformed_stream"):
-        ChatStream(Asked("m")).feed(b"data: [" + b"[]," * (1 << 20) + b"0]\n\n")
+        ChatStream(AnswerSpec("m")).feed(b"data: [" + b"[]," * (1 << 20) + b"0]\n\n")
 
 
 @pytest.mark.parametrize("begin", ["", "text <think> ", "```py\n", "```py\n<tool_call>", "``` a"])
@@ -377,7 +377,7 @@ def test_small_pieces_of_a_long_answer_take_linear_time(begin: str, unit: str) -
     # 56 KB in pieces of 4 characters held the gateway's loop for 12 seconds.
     def seconds(size: int) -> float:
         text = begin + unit * (size // len(unit))
-        stream = ChatStream(Asked("m", (), True))
+        stream = ChatStream(AnswerSpec("m", (), True))
         events = [chat_chunk(content=text[at : at + 8]) for at in range(0, len(text), 8)]
         started = time.process_time()
         with suppress(ModelAnswerError):

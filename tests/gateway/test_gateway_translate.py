@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.coding.answer_spec import Asked
+from gateway.coding.answer_spec import AnswerSpec
 from gateway.coding.translate import to_chat, to_message
 from gateway.errors import ModelAnswerError, Untranslatable
 from tests.gateway.scripted import chat_answer
@@ -214,7 +214,7 @@ def test_plain_documents_are_text() -> None:
     assert chat([user(document, text("q"))])["messages"] == [{"role": "user", "content": "T\nD\nq"}]
 
 
-ASKED = Asked("m")
+ASKED = AnswerSpec("m")
 
 
 def test_whole_answers() -> None:

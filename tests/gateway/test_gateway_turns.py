@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.coding.answer_spec import Asked
+from gateway.coding.answer_spec import AnswerSpec
 from gateway.coding.translate import to_chat, to_message
 from gateway.coding.translate_stream import ChatStream
 from gateway.coding.turns import render_turns
@@ -139,7 +139,7 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=8).map("".join), st.integers())
 def test_calls_in_a_streamed_text_are_those_of_the_whole(text: str, seed: int) -> None:
     def read(cuts: list[str]) -> Any:
-        chat = ChatStream(Asked("m", tools_in_text=True))
+        chat = ChatStream(AnswerSpec("m", tools_in_text=True))
         try:
             out = b"".join(chat.feed(chunk) for chunk in chat_stream(*cuts)) + chat.finish()
         except ModelAnswerError as error:
@@ -165,7 +165,7 @@ def test_a_turn_that_was_written_is_streamed_as_it_was_meant(text: str, argument
     except UnparseableAnswer:
         text = "x"
     turn["text"] = text = text or "x"
-    chat = ChatStream(Asked("m", tools_in_text=True))
+    chat = ChatStream(AnswerSpec("m", tools_in_text=True))
     for chunk in chat_stream(format_turn(turn)):
         chat.feed(chunk)
     assert [block["input"] for block in chat.content if block["type"] == "tool_use"] == arguments
@@ -426,7 +426,7 @@ async def test_a_request_that_the_model_refuses_says_nothing_about_its_server(st
 
 def test_a_call_with_another_name_is_another_call_or_an_error() -> None:
     def read(*functions: dict[str, Any]) -> list[str]:
-        chat = ChatStream(Asked("m"))
+        chat = ChatStream(AnswerSpec("m"))
         chunks = [chat_chunk(tool_calls=[{"index": 0, "function": function}]) for function in functions]
         for chunk in (*chunks, chat_chunk(finish_reason="tool_calls"), DONE):
             chat.feed(chunk)
@@ -445,7 +445,7 @@ MOVED_FENCE = f"{CALL}```\n```\n{CALL}\n````"
 def test_a_fence_that_only_a_call_keeps_from_being_one_hides_no_call(text: str) -> None:
     """Without the call before it, it begins a line, and the block that follows ends where it began."""
     for size in (1, 7, len(text)):
-        chat = ChatStream(Asked("m", tools_in_text=True))
+        chat = ChatStream(AnswerSpec("m", tools_in_text=True))
         with pytest.raises(ModelAnswerError) as raised:
             for chunk in chat_stream(*(text[at : at + size] for at in range(0, len(text), size))):
                 chat.feed(chunk)
@@ -454,7 +454,7 @@ def test_a_fence_that_only_a_call_keeps_from_being_one_hides_no_call(text: str) 
 
 
 def test_a_fence_behind_a_call_alone_does_no_harm() -> None:
-    chat = ChatStream(Asked("m", tools_in_text=True))
+    chat = ChatStream(AnswerSpec("m", tools_in_text=True))
     for chunk in chat_stream(f"{CALL}```\n```py\nx = 1\n```\n"):
         chat.feed(chunk)
     assert [block["type"] for block in chat.content] == ["tool_use", "text"]
@@ -465,7 +465,7 @@ def test_a_fence_behind_a_call_alone_does_no_harm() -> None:
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_no_mark_of_a_call_outside_a_code_block_reaches_the_tool(text: str) -> None:
     """Whole and streamed, and whether the model was told to call in its text or not."""
-    for asked in (Asked("m", tools_in_text=True), Asked("m", offers_tools=True)):
+    for asked in (AnswerSpec("m", tools_in_text=True), AnswerSpec("m", offers_tools=True)):
         chat = ChatStream(asked)
         said = []
         with suppress(ModelAnswerError):
@@ -483,7 +483,7 @@ def test_no_mark_of_a_call_outside_a_code_block_reaches_the_tool(text: str) -> N
 @pytest.mark.parametrize("cuts", [1, 3, 1000])
 def test_a_call_behind_words_on_their_line_is_a_call(cuts: int) -> None:
     text = 'I look. <tool_call>{"name": "Bash", "arguments": {"command": "echo \\"</tool_call>\\""}}</tool_call>'
-    chat = ChatStream(Asked("m", tools_in_text=True))
+    chat = ChatStream(AnswerSpec("m", tools_in_text=True))
     for chunk in chat_stream(*(text[at : at + cuts] for at in range(0, len(text), cuts))):
         chat.feed(chunk)
     assert [(block["type"], block.get("input")) for block in chat.content] == [
@@ -500,7 +500,7 @@ def test_a_call_behind_words_on_their_line_is_a_call(cuts: int) -> None:
 def test_a_call_in_a_code_block_is_text() -> None:
     text = f"So one calls:\n```xml\n{CALL}\n```\nThat is all."
     assert parse_turn(text) == {"text": text, "tool_calls": []}
-    chat = ChatStream(Asked("m", tools_in_text=True))
+    chat = ChatStream(AnswerSpec("m", tools_in_text=True))
     for chunk in chat_stream(*text):
         chat.feed(chunk)
     assert chat.content == [{"type": "text", "text": text}]
@@ -521,9 +521,9 @@ def test_a_call_in_a_code_block_is_text() -> None:
 def test_marks_of_calls_that_are_none_are_no_answer(text: str) -> None:
     with pytest.raises(UnparseableAnswer):
         parse_turn(text)
-    chat = ChatStream(Asked("m", offers_tools=True))
+    chat = ChatStream(AnswerSpec("m", offers_tools=True))
     with pytest.raises(ModelAnswerError):
         for chunk in chat_stream(*text):
             chat.feed(chunk)
     with pytest.raises(ModelAnswerError):
-        to_message(chat_answer(text), Asked("m", offers_tools=True))
+        to_message(chat_answer(text), AnswerSpec("m", offers_tools=True))

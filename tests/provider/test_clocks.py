@@ -16,7 +16,7 @@ from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
 from provider.lifecycle.routes import LEASE, publish_route, routed_models
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.status import alerts
-from provider.together.clock import TOLERANCE, ask_time, provider_clock, told_time
+from provider.together.clock import TOLERANCE, ask_time, provider_clock, time_from_headers
 from provider.together.fine_tunes import (
     PENDING_LONG,
     cancel_fine_tune,
@@ -169,7 +169,7 @@ def test_a_refusal_tells_the_time_as_well(world: World, status: int) -> None:
 
 @pytest.mark.parametrize("date", [None, "", "yesterday", "2026-11-28T10:00:00Z", "Sat, 99 Nov 2026 10:00:00 GMT"])
 def test_what_is_no_time_is_none(date: str | None) -> None:
-    assert told_time(httpx.Headers({} if date is None else {"date": date})) is None
+    assert time_from_headers(httpx.Headers({} if date is None else {"date": date})) is None
 
 
 def test_without_the_provider_s_time_nothing_is_stopped_for_what_our_clock_says(world: World) -> None:

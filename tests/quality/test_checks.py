@@ -12,7 +12,7 @@ import pytest
 
 from quality.checks.data_docs import write_data_docs
 from quality.checks.drift import homogeneity_p_value, population_stability_index
-from quality.checks.gate import Expected, Profile, judge_profiles
+from quality.checks.gate import Check, Profile, judge_profiles
 from quality.checks.log import check_decisions
 from quality.checks.report import QualityReport
 from storage import files
@@ -135,8 +135,8 @@ def test_chance_is_told_from_drift():
 def test_a_missing_column_is_a_failure_and_an_empty_frame_too():
     frame = pd.DataFrame({"key": ["x"], "value": [1.0]})
     expected = [
-        Expected("value", "the value is small", "warning", max_value=3),
-        Expected("gone", "something is there", "critical", max_value=3),
+        Check("value", "the value is small", "warning", max_value=3),
+        Check("gone", "something is there", "critical", max_value=3),
     ]
     report = judge_profiles([Profile("things", frame, ["key"], expected)])
     assert not report.success
@@ -151,7 +151,7 @@ def test_a_missing_column_is_a_failure_and_an_empty_frame_too():
 
 def test_a_warning_is_no_failure_of_the_whole():
     frame = pd.DataFrame({"key": ["x", "y"], "value": [1.0, 5.0]})
-    report = judge_profiles([Profile("things", frame, ["key"], [Expected("value", "small", "warning", max_value=3)])])
+    report = judge_profiles([Profile("things", frame, ["key"], [Check("value", "small", "warning", max_value=3)])])
     assert report.success
     assert [(failure.where, failure.observed) for failure in report.failures] == [(["y"], [5.0])]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cycle import plan_turn, turn_flywheel
+from pipeline.cycle import plan_cycle, turn_flywheel
 from pipeline.errors import NotWorthIt
 from pipeline.models import export, fine_tune
 from pipeline.parameters import CycleSettings
@@ -134,7 +134,7 @@ def test_a_cycle_that_a_budget_does_not_carry_is_refused_before_its_first_cent(
 
 
 def test_the_plan_names_every_price_and_spends_nothing(log: Path, local: str) -> None:
-    plan = plan_turn(log, TYPE)
+    plan = plan_cycle(log, TYPE)
     assert [step.step for step in plan.steps] == ["training", "candidate", "evaluation"]
     assert (plan.amount_usd, plan.hourly_usd, plan.blocked_by) == (Decimal("9.49"), Decimal("5.49"), [])
     with open_ledger(log) as ledger:
@@ -215,6 +215,6 @@ def test_a_dataset_that_proves_nothing_is_said_at_export_and_not_trained_on(tmp_
         ledger.transition(Model, job.model_id, "promoted")
     # The next plan of the same dataset is of this model, not of another one beside it.
     add_deployment(data, job.model_id, "provisioning", "ready")
-    plan = plan_turn(data, TYPE, CycleSettings(anyway=True, force=True))
+    plan = plan_cycle(data, TYPE, CycleSettings(anyway=True, force=True))
     assert [step.step for step in plan.steps] == ["training", "candidate", "evaluation"]
     assert (plan.steps[0].amount_usd, plan.hourly_usd) == (0, 0) and plan.steps[1].what.endswith("runs already")

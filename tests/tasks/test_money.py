@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.reports import budget_rows, cost_fields, cost_rows, hide, markdown, plain, text
+from pipeline.reports import budget_rows, cost_fields, cost_rows, markdown, text, to_jsonable, without
 from provider.lifecycle.guard import GuardReport
 from provider.lifecycle.status import cost_report, model_status
 from storage.ledger.charges import ChargedTo
@@ -70,7 +70,7 @@ def test_the_guard_publishes_costs_budgets_and_models(tmp_path: Path, published:
 
 def test_a_report_is_told_in_times_and_money_that_people_read() -> None:
     report = GuardReport(now=NOW, charged_usd=Decimal("0.091500001"), errors=["no|good"])
-    assert markdown(hide(report, "budgets", "skipped")).splitlines() == [
+    assert markdown(without(report, "budgets", "skipped")).splitlines() == [
         "| what | value |",
         "| --- | --- |",
         "| now | 2026-11-22 12:00:00Z |",
@@ -85,7 +85,7 @@ def test_a_report_is_told_in_times_and_money_that_people_read() -> None:
         "0",
         "1,234.5",
     ]
-    assert plain([Decimal("1E-9"), Decimal("0E-8")]) == ["0.000000001", "0.00000000"]
+    assert to_jsonable([Decimal("1E-9"), Decimal("0E-8")]) == ["0.000000001", "0.00000000"]
     assert [text(value) for value in (None, True, 1234, 1 / 3, [NOW], {"a": Decimal(4)})] == [
         "",
         "yes",
@@ -157,13 +157,13 @@ def test_function_table_json_and_artifacts_say_the_same_figures(
     moving = {"now"}  # by the moment of asking
     as_json = json.loads(asked("costs", "report", "--json"))
     assert {key: value for key, value in as_json.items() if key not in moving} == {
-        key: value for key, value in plain(costs).items() if key not in moving
+        key: value for key, value in to_jsonable(costs).items() if key not in moving
     }
     assert published["costs"] == cost_fields(costs)
     assert published["costs-by-model"] == cost_rows(costs["models"]) == costs["models"]
     assert published["budgets"] == budget_rows(costs["budgets"])
     (json_status,) = json.loads(asked("models", "list", "--json"))
-    assert json_status == plain(status) == plain(published["models"][0])
+    assert json_status == to_jsonable(status) == to_jsonable(published["models"][0])
     assert Decimal(json_status["cost_usd"]) == Decimal("5.580000001") == costs["models"][0]["total_usd"]
 
     shown = asked("costs", "report")

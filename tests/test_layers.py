@@ -1,4 +1,4 @@
-"""The order of the rooms: imports run downwards, the emulator stands alone, nothing imports a flow."""
+"""The order of the packages: imports run downwards, the emulator stands alone, nothing imports a flow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What each room may import of ours, besides itself (docs/concepts/architecture.md, Rooms).
+# What each package may import of ours, besides itself (docs/concepts/architecture.md, Packages).
 MAY_IMPORT: dict[str, set[str]] = {
     "reasoning": set(),
     "storage": {"reasoning"},
@@ -55,18 +55,18 @@ def imported_modules(source: str) -> Iterator[tuple[str, int]]:
                 yield node.args[0].value, node.lineno
 
 
-def sources(room: str) -> list[Path]:
-    return sorted((ROOT / room).rglob("*.py"))
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
 
 
-def trespasses(room: str) -> list[str]:
+def trespasses(package: str) -> list[str]:
     found = set()
-    for path in sources(room):
+    for path in sources(package):
         place = path.relative_to(ROOT).as_posix()
         for module, line in imported_modules(path.read_text()):
             other = module.split(".")[0]
-            if other in MAY_IMPORT and other != room and other not in MAY_IMPORT[room]:
-                found.add(f"{place}:{line}: {room} must not import {other}")
+            if other in MAY_IMPORT and other != package and other not in MAY_IMPORT[package]:
+                found.add(f"{place}:{line}: {package} must not import {other}")
     return sorted(found)
 
 
@@ -74,24 +74,24 @@ def test_only_the_provider_package_knows_the_sdk():
     """Packages above use `provider.together.client.Client`, also in annotations: another provider has another SDK."""
     found = [
         f"{path.relative_to(ROOT).as_posix()}:{line}"
-        for room in MAY_IMPORT
-        if room != "provider"
-        for path in sources(room)
+        for package in MAY_IMPORT
+        if package != "provider"
+        for path in sources(package)
         for module, line in imported_modules(path.read_text())
         if module.split(".")[0] == "together"
     ]
     assert found == []
 
 
-def test_every_room_is_named_here():
+def test_every_package_is_named_here():
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert packages == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_imports_run_downwards(room: str):
-    assert sources(room), f"no sources in {room}/"
-    assert trespasses(room) == []
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_run_downwards(package: str):
+    assert sources(package), f"no sources in {package}/"
+    assert trespasses(package) == []
 
 
 # Imports that close a circle and are being removed: (importer, imported).
@@ -102,8 +102,8 @@ def import_graph() -> dict[str, set[str]]:
     """The modules of ours that each module imports, wherever the import stands and under `TYPE_CHECKING` too."""
     modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for room in MAY_IMPORT
-        for path in sources(room)
+        for package in MAY_IMPORT
+        for path in sources(package)
     }
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
@@ -163,8 +163,8 @@ def environment_uses(source: str) -> list[int]:
 def test_only_configuration_reads_the_environment():
     found = {
         path.relative_to(ROOT).as_posix()
-        for room in MAY_IMPORT
-        for path in sources(room)
+        for package in MAY_IMPORT
+        for path in sources(package)
         if environment_uses(path.read_text())
     }
     assert found == READS_ENVIRONMENT.keys()  # one too many here is a module that was mended: take it out
@@ -197,16 +197,16 @@ def test_nothing_imports_a_flow():
     """Flows are loaded by the entrypoints of prefect.yaml, not even by one another."""
     importers = [
         f"{path.relative_to(ROOT)}:{line}"
-        for room in MAY_IMPORT
-        for path in sources(room)
+        for package in MAY_IMPORT
+        for path in sources(package)
         for module, line in imported_modules(path.read_text())
         if module.split(".")[0] == "flows"
     ]
     assert importers == []
 
 
-def test_no_flow_file_is_named_like_a_room():
-    """Run as a script from flows/, `quality.py` would shadow the room `quality`."""
+def test_no_flow_file_is_named_like_a_package():
+    """Run as a script from flows/, `quality.py` would shadow the package `quality`."""
     assert {path.stem for path in sources("flows")} & set(MAY_IMPORT) == set()
 
 
