@@ -10,7 +10,7 @@ from reasoning import decision
 
 @decision("should_respond")
 async def should_respond(context):
-    """The agent's own logic; once a model is promoted, the model answers, and this is its net."""
+    """The agent's own logic; once a model is promoted, the model answers, and this is its fallback."""
     return "RESPOND" if "eliza" in context["messages"][-1]["text"].lower() else "IGNORE"
 
 

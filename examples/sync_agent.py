@@ -7,7 +7,7 @@ from reasoning import DecisionClient
 
 
 def my_rule(context):
-    """The agent's own logic. It answers whenever no custom model does."""
+    """The fallback: it answers whenever no custom model does."""
     last = context["messages"][-1]["text"]
     return "RESPOND" if context["agent_name"].lower() in last.lower() else "IGNORE"
 

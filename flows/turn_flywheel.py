@@ -1,4 +1,4 @@
-"""One turn of the flywheel."""
+"""One cycle of the flywheel."""
 
 from __future__ import annotations
 

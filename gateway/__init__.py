@@ -1,1 +1,1 @@
-"""The HTTP doors."""
+"""The gateway: HTTP for agents and coding tools."""

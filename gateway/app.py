@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: who may come in, which door is theirs, and what was done for them."""
+"""The gateway as an ASGI application: admission, routing to the endpoint, and accounting of each request."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Gateway:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[State]:
-        """Open what the doors share, and close it. The lifespan does; tests may as well."""
+        """Open what the endpoints share, and close it. The lifespan does; tests may as well."""
         config, settings = self.config, self.settings
         async with AsyncExitStack() as stack:
             http = await stack.enter_async_context(open_session(settings))

@@ -34,7 +34,8 @@ class BadRequest(GatewayError):
 
 
 class RequestRefused(GatewayError):
-    """The request may not pass. `type` is Anthropic's name for the kind of error; every door shapes its own body."""
+    """The request may not pass. `type` is Anthropic's name for the kind of error; every protocol shapes its own
+    body."""
 
     def __init__(self, status: int, type: str, message: str) -> None:
         super().__init__(message)

@@ -184,7 +184,7 @@ class _UntilClose:
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM `/readyz` says no for `drain_s`, so that a load balancer turns away first; then the door closes and
+    """On SIGTERM `/readyz` says no for `drain_s`, so that a load balancer turns away first; then the port closes and
     the answers under way are finished. Ten times a second it looks for what takes too long to come or to go."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:

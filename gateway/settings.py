@@ -11,7 +11,7 @@
 `body_timeout_s`              longest silence within a request's body; and after it a body has to have come at 8 KB a
                               second (60)
 `write_timeout_s`             for a client to read something of an answer that waits for it (600)
-`drain_s`                     after SIGTERM: `/readyz` says no for so long before the door closes (0)
+`drain_s`                     after SIGTERM: `/readyz` says no for so long before the port closes (0)
 `log_requests`                one JSON line a request on stderr, without prompts and keys (true)
 `record`                      log coding conversations and decisions for learning (true)
 `record_queue_mb`             what may wait to be recorded; more is dropped and counted (64)
@@ -29,7 +29,7 @@
 `[[gateway.<protocol>]]`      an upstream of `anthropic` or `openai`: `url`, `weight` (1), `api_key_env`
                               (ANTHROPIC_API_KEY, OPENAI_API_KEY)
 `[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and what it may do:
-                              `coding`, `decisions` (true): our models may answer for it; without `decisions` the doors
+                              `coding`, `decisions` (true): our models may answer for it; without `decisions` the routes
                               `/v1/decide` and `/v1/feedback` are closed as well;
                               `protocols`: of "anthropic", "openai", "decisions" (all);
                               `paths`: what it may reach upstream (asking models: the protocols' `model_paths`). Entries

@@ -1,4 +1,4 @@
-"""What all doors of one gateway share."""
+"""What all endpoints of one gateway share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One turn of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop.
+"""One cycle of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop.
 
 Where a turn stands is in the ledger, written after every step. A turn that was killed goes on from there, and because
 every step is idempotent by itself, a step that was cut short is done again at no further cost.

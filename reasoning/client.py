@@ -1,4 +1,4 @@
-"""The decision client: ask a custom model where the routes say so, else the agent's own logic; record every answer.
+"""The decision client: ask a custom model where the routes say so, otherwise the fallback; record every answer.
 
 ::
 
@@ -7,7 +7,7 @@
     ...
     client.feedback("helpful", True, decision_id=answer.decision_id)
 
-Whatever fails on our side (routes, network, model, disk), the agent gets its own logic's answer, with the reason
+Whatever fails on our side (routes, network, model, disk), the agent gets the fallback's answer, with the reason
 recorded. After construction the clients raise only what the original itself raises, `UnknownDecisionType`, and
 `RecordError` for a feedback that is none.
 """

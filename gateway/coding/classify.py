@@ -1,4 +1,4 @@
-"""Is a request on the Anthropic door coding? A linear classifier over signals that a person can check.
+"""Is an Anthropic request coding? A linear classifier over signals that a person can check.
 
 Every signal is 0 or 1; their weights are added, and a request at or above the threshold is coding:
 

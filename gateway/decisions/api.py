@@ -1,4 +1,4 @@
-"""The doors for agents that ask for decisions outright: what `AsyncDecisionClient` does, over HTTP."""
+"""Endpoints for agents that ask for decisions outright: what `AsyncDecisionClient` does, over HTTP."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class ClientGone(Exception):
 
 
 class Exchange:
-    """A request that was admitted, and how its answer goes. Doors fill in `route`, `served_by`, `reason` and `kind`."""
+    """An admitted request and the sending of its answer. Handlers set `route`, `served_by`, `reason` and `kind`."""
 
     __slots__ = (
         *("scope", "admission", "method", "path", "query", "request_id", "route", "served_by", "reason", "kind"),

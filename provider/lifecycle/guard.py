@@ -152,7 +152,7 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
             begin_shutdown(ledger, deployment_id, why=reason, immediately=immediately, now=now)
             report.actions.append(f"{'stopping' if immediately else 'draining'} {row.name}: {reason}")
 
-    _withdraw(layout, ledger, policy, report)  # before anything is scaled down: clients go to their own logic
+    _withdraw(layout, ledger, policy, report)  # before anything is scaled down: clients use their fallback
     if client is not None:
         _take_down(ledger, client, draining, report)
         _cancel_waiting_jobs(ledger, client, policy, report)

@@ -273,7 +273,7 @@ def create_once(what: str, find: Callable[[], T | None], create: Callable[[], T]
         if not sent or isinstance(error, ProviderRefused):
             raise
         if isinstance(cause, together.RateLimitError):
-            raise  # refused at the door
+            raise  # refused before anything was done
         if isinstance(cause, together.APIConnectionError) and isinstance(
             cause.__cause__, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
         ):

@@ -93,11 +93,11 @@ class _Stream:
         self._answer = self._core.serve_original(self._question, result, started)
         try:
             return self._question.type.format_answer(result)
-        except UnparseableAnswer:  # the user's own logic: it passes as it is
+        except UnparseableAnswer:  # the fallback's answer passes as it is
             return str(result)
 
     def _abandon_original(self, pieces: list[str], started: float) -> None:
-        """The agent reads no further of what its own logic streams."""
+        """The agent stops reading the fallback's stream."""
         self._core.count("streams", "abandoned")
         self._core.record_abandoned_original(self._question, "".join(pieces), started)
 

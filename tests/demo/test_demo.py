@@ -1,4 +1,4 @@
-"""The whole wheel, as a stranger turns it, on part of the conversations; then what one does with what it left."""
+"""The demo as a new user runs it, on part of the conversations; then what one does with its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coding on the Anthropic door: served by the model, fallen back from, kept on its side, and recorded."""
+"""Coding over Anthropic's API: served by the model, fallen back from, kept on its side, and recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a client or a server sends, no door falls: what is odd goes to who can say what is wrong with it."""
+"""Whatever a client or a server sends, the gateway stands: odd requests go to whoever can say what is wrong."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The whole wheel through the gateway's doors, with a real local provider: what agents asked is logged and learned, the
-model serves through the same doors, the guard takes it away, and feedback arrives where labels are read."""
+"""A full cycle through the gateway with a real local provider: what agents asked is logged and learned, the model
+serves through the same endpoints, the guard withdraws it, and feedback arrives where labels are read."""
 
 from __future__ import annotations
 
