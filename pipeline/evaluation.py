@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,19 +66,10 @@ def evaluate_model(
         if (incumbent := find_incumbent(ledger, row)) is not None:
             servers["incumbent"] = incumbent
         traffic = questions_per_hour(data, kind.name, clock_of(now)())
+        exam = _Exam(kind, questions, traffic, config.redaction.region, now)
         answers: dict[str, Sequence[Answer | None]] = {"original": [_original_answer(row) for row in questions]}
         for number, (source, server) in enumerate(servers.items()):
-            answers[source] = _ask(
-                client,
-                ledger,
-                kind,
-                server,
-                questions,
-                traffic,
-                region=config.redaction.region,
-                now=now,
-                progress=part_of(progress, number, len(servers), source),
-            )
+            answers[source] = _ask(client, ledger, exam, server, part_of(progress, number, len(servers), source))
     evaluation = evaluate(
         kind,
         [Label(question.label, question.episode, question.label_source) for question in questions],
@@ -126,32 +117,34 @@ def _original_answer(question: DatasetRow) -> Answer | None:
     return Answer(question.original, latency_ms=question.original_latency_ms, cost_usd=question.original_cost_usd)
 
 
+@dataclass(frozen=True, slots=True)
+class _Exam:
+    """What every source is asked. `per_hour` is how often decisions of the type are asked for."""
+
+    kind: DecisionType
+    questions: Sequence[DatasetRow]
+    per_hour: float
+    region: str
+    now: datetime | None
+
+
 def _ask(
-    client: Client,
-    ledger: Ledger,
-    kind: DecisionType,
-    server: Deployment,
-    questions: Sequence[DatasetRow],
-    questions_per_hour: float,
-    *,
-    region: str,
-    now: datetime | None,
-    progress: OnProgress | None,
+    client: Client, ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress | None
 ) -> list[Answer | None]:
-    prompts = redact_questions(questions, region)
+    prompts = redact_questions(exam.questions, exam.region)
     completions = complete_many(
         client,
         required(server.served_name, server.name),
         [prompt.messages for prompt in prompts],
-        Sampling.of(kind),
+        Sampling.of(exam.kind),
         ledger=ledger,
         progress=progress,
-        now=now,
+        now=exam.now,
     )
-    cost_usd = float(hourly_usd(server)) / questions_per_hour if questions_per_hour else None
+    cost_usd = float(hourly_usd(server)) / exam.per_hour if exam.per_hour else None
     answers: list[Answer | None] = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        decision = None if completion.error is not None else read_decision(kind, prompt, completion.text)
+        decision = None if completion.error is not None else read_decision(exam.kind, prompt, completion.text)
         answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))
     return answers
 
