@@ -224,7 +224,7 @@ def test_ctrl_c_ends_a_long_query_at_once_and_without_a_word(data: Path):
     code = """
 import os, signal, sys, threading
 import duckdb
-from storage import views
+from storage.log import views
 run = views._interruptible
 def begin(con, function):
     threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()

@@ -218,7 +218,7 @@ def test_ctrl_c_stops_what_costs_money_at_the_provider(victim: Victim) -> None:
     assert victim.process.returncode == 0, told
     assert "everything is stopped" not in told
     assert f"{prefix}abc" in told and "$131.76 a day" in told and "reasoning stop --provider together" in told
-    assert "nothing of this installation runs at the provider any more" in told
+    assert "nothing of this installation runs at the provider" in told
     (left,) = client.endpoints.deployments.list(mine.id).data or []
     assert left.status is not None and left.status.state == "DEPLOYMENT_STATE_STOPPED"
     (untouched,) = client.endpoints.deployments.list(strangers.id).data or []

@@ -142,8 +142,8 @@ def test_calls_in_a_streamed_text_are_those_of_the_whole(text: str, seed: int) -
         chat = ChatStream(AnswerSpec("m", tools_in_text=True))
         try:
             out = b"".join(chat.feed(chunk) for chunk in chat_stream(*cuts)) + chat.finish()
-        except ModelAnswerError as error:
-            return error.reason
+        except ModelAnswerError:
+            return "refused"  # the reason may differ: a part of the text is judged before the rest is there
         assert read_legal_stream(out)[1] is None
         return "".join(b.get("text", "") for b in chat.content), [b["input"] for b in chat.content if "input" in b]
 

@@ -205,6 +205,7 @@ class TestSignals:
     """A handler runs between two bytecodes, so here it runs, or raises, at every single one of them in turn."""
 
     @pytest.mark.timeout(400)  # tracing makes it long where others work too
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it raises in `__del__` as well
     @pytest.mark.parametrize("handler", ["records", "raises"])
     def test_a_handler_at_every_bytecode_of_the_writer(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str

@@ -162,12 +162,12 @@ def erase_until(data: Path, subject_id: str, step: int) -> None:
         return call
 
     for module, name in (
-        (storage.erase, "write_atomic"),
-        (storage.erase, "erase_lines"),
-        (storage.erase_datasets, "replace_folder"),
-        (storage.erase, "_erase_quarantine"),
-        (storage.erase, "rewrite_partition"),
-        (storage.erase, "_erase_spool"),
+        (storage.erasure.erase, "write_atomic"),
+        (storage.erasure.erase, "erase_lines"),
+        (storage.erasure.datasets, "replace_folder"),
+        (storage.erasure.erase, "_erase_quarantine"),
+        (storage.erasure.erase, "rewrite_partition"),
+        (storage.erasure.erase, "_erase_spool"),
     ):
         setattr(module, name, killing(getattr(module, name)))
     storage.erasure.erase.erase_subject(data, subject_id, threads=1)

@@ -290,7 +290,7 @@ class TestTakingOver:
     def test_processes_of_one_host_go_by_flock(self, data: Path) -> None:
         """Containers of one host as well: whatever their names, process ids and machine ids."""
         code = (
-            "import os, sys, time; from pathlib import Path; from reasoning import hosts\n"
+            "import os, sys, time; from pathlib import Path; from reasoning.io import hosts\n"
             "hosts._machine = lambda: '0' * 8\n"
             "from tests.storage.logs import make_decision; from reasoning.io.spool import SegmentWriter\n"
             "writer = SegmentWriter(Path(sys.argv[1])); assert writer.write(make_decision())\n"
