@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import quality.checks.log.log
-import quality.dataset.export.export
 import yaml
 from prefect.exceptions import ParameterTypeError
 from typer.main import get_command
@@ -22,6 +20,8 @@ import pipeline.models
 import pipeline.promotion
 import provider.lifecycle.deployments
 import provider.lifecycle.guard
+import quality.checks.log
+import quality.dataset.export
 import storage.log.compact
 import storage.log.expire
 from cli.main import app

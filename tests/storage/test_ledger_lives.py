@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import storage.ledger.ledger.ledger
-from storage.ledger.ledger.ledger import open_ledger
-from storage.ledger.ledger.lives import (
+
+import storage.ledger.ledger
+from storage.backup import back_up, restore_backup
+from storage.errors import LedgerError
+from storage.ledger import schema as schema
+from storage.ledger.ledger import open_ledger
+from storage.ledger.lives import (
     CycleOutcome,
     CycleRow,
     evaluated_models,
@@ -24,10 +28,6 @@ from storage.ledger.ledger.lives import (
     save_cycle,
     save_evaluation,
 )
-
-from storage.backup import back_up, restore_backup
-from storage.errors import LedgerError
-from storage.ledger import schema as schema
 from tests.postgres import fresh_database, run_postgres
 
 VERDICT = {"decision": "promote", "why": "better"}
