@@ -111,15 +111,6 @@ def load_encoder(identity: str = IDENTITY) -> SentenceEncoder:
     return SentenceEncoder(session, tokenizer)
 
 
-def is_installed() -> bool:
-    """Can `load_encoder` work here?"""
-    try:
-        load_encoder()
-    except MissingExtra:
-        return False
-    return True
-
-
 def _find(name: str, package: str, sha256: str) -> Path:
     try:
         path = Path(str(importlib.metadata.distribution(package).locate_file(name)))

@@ -184,7 +184,7 @@ def plan_cycle(
         steps = serving_steps(ledger, kind.name, base, model_id=model_id)
         if folder is not None and name is not None:
             steps.insert(0, training_step(client, ledger, name, base, None, again=False))
-            refusals, notes = look_ahead(data, folder, ledger, kind.name, steps, now=clock())
+            refusals, notes = look_ahead(data, folder, kind.name, steps, now=clock())
             blocked += [f"{each} (--anyway)" for each in refusals if not settings.anyway]
             notes.append(f"dataset {name}")
         else:

@@ -231,7 +231,7 @@ def holding(data: Path, decision_type: str, *, now: Now = None) -> Iterator[None
 
 
 def look_ahead(
-    data: Path, folder: Path, ledger: Ledger, decision_type: str, steps: Sequence[Step], *, now: datetime
+    data: Path, folder: Path, decision_type: str, steps: Sequence[Step], *, now: datetime
 ) -> tuple[list[str], list[str]]:
     """Why no model of a dataset can be promoted however good it is, and what makes it harder."""
     prospect = foresee(read_rows(folder, "holdout", config=load_config(data)))

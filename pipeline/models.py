@@ -111,7 +111,7 @@ def fine_tune(
 
         if (planned := steps())[0].amount_usd:
             if not anyway:
-                require_worth(look_ahead(data, folder, ledger, name, planned, now=clock())[0])
+                require_worth(look_ahead(data, folder, name, planned, now=clock())[0])
             hold_cycle(ledger, name, planned, now=clock())
         row = upload_dataset(client, ledger, folder, now=now, progress=progress)
         # Its true price is known only now. What was paid for before is followed to its end, whatever the budgets say.

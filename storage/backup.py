@@ -126,7 +126,7 @@ def back_up(
                 copy.run(_find_files(layout))
             check_held(layout)  # otherwise a verb of another host may have moved files meanwhile
         copy.run(databases | (linked or {}) | _find_settings())
-        content = _dump_manifest(copy.entries, layout, report, now or datetime.now(UTC))
+        content = _dump_manifest(copy.entries, report, now or datetime.now(UTC))
         write_atomic(partial / MANIFEST, content)
         for folder in sorted({path.parent for path in partial.rglob("*")} | {partial}, reverse=True):
             sync(folder)
@@ -389,7 +389,7 @@ def _whole_lines(path: Path) -> int:
     return 0
 
 
-def _dump_manifest(entries: dict[str, dict[str, Any]], layout: Layout, report: BackupReport, now: datetime) -> bytes:
+def _dump_manifest(entries: dict[str, dict[str, Any]], report: BackupReport, now: datetime) -> bytes:
     files = dict(sorted(entries.items()))
     manifest = {
         "version": _VERSION,

@@ -28,7 +28,6 @@ _BLANKS = re.compile(r"\s*")
 _LONGEST_MARK = 200  # of a mark with its attributes
 _MARKS = tuple({mark[:n] for mark in (*CALL_MARKS, *_THOUGHT_MARKS) for n in range(1, len(mark) + 1)})
 _BEGINNINGS = frozenset(_MARKS)
-_FULL_THOUGHT = frozenset(_THOUGHT_MARKS)
 _FENCE = re.compile(r"[ \t]*(?P<run>`{3,}|~{3,})(?P<info>[^\n]*)")
 _FENCE_MARKS = "`~"
 _NO_MATCH = "a mark of a call in code blocks that do not match"

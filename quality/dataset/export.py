@@ -140,7 +140,7 @@ def export_dataset(
             content = _dump(manifest.as_dict())
             dataset_id = hashlib.sha256(content).hexdigest()[:16]
             write_atomic(folder / "manifest.json", content)
-            _publish(layout, con, folder, home / dataset_id)
+            _publish(layout, folder, home / dataset_id)
         finally:
             con.close()
     return replace(manifest, dataset_id=dataset_id, path=home / dataset_id, verdict=verdict)
@@ -457,7 +457,7 @@ def _summarize(con: duckdb.DuckDBPyConnection, split: str, sha256: str) -> Split
     )
 
 
-def _publish(layout: Layout, con: duckdb.DuckDBPyConnection, folder: Path, target: Path) -> None:
+def _publish(layout: Layout, folder: Path, target: Path) -> None:
     """Rename the finished folder to its place, unless rows of it were erased from the log meanwhile."""
     ids = pq.read_table(folder / "rows.parquet", columns=["decision_id"])
 

@@ -9,6 +9,7 @@ Failures are `CallFailed`; what they say about the server is `server_health` and
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -139,7 +140,7 @@ class ModelCalls:
     def settle(self, arm: Arm, failure: CallFailed | None = None) -> None:
         """A call that `may_call` let through has ended: with an answer that is served, or with `failure`."""
         server = self._server(arm)
-        server.under_way.pop()
+        _leave(server)
         health = server_health(failure)
         if health == "well":
             server.breaker.succeed()
@@ -151,7 +152,7 @@ class ModelCalls:
     def release(self, arm: Arm) -> None:
         """A call that `may_call` let through was given up (a cancellation): that says nothing about the model."""
         server = self._server(arm)
-        server.under_way.pop()
+        _leave(server)
         server.breaker.release()
 
     def states(self) -> dict[Place, str]:
@@ -165,6 +166,12 @@ class ModelCalls:
             new = CircuitBreaker(self._config.breaker_failures, self._config.breaker_seconds)
             server = self._servers.setdefault(place, _Server(new, []))
         return server
+
+
+def _leave(server: _Server) -> None:
+    """Count a call as ended. A forked child may end one that began before the fork, of which `reset` kept nothing."""
+    with contextlib.suppress(IndexError):
+        server.under_way.pop()
 
 
 def server_health(failure: CallFailed | None) -> Literal["well", "ill", "unknown"]:

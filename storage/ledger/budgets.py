@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from storage.errors import BudgetExceeded, LedgerError, NoSuchObject, PriceUnknown
-from storage.ledger import schema as schema
+from storage.ledger import schema
 from storage.ledger.charges import PERIODS, ChargedTo, ChargeKind, LedgerCharges, Period, period_start
 from storage.ledger.database import utc
 from storage.ledger.money import Usd, format_usd, from_nano, to_nano

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from storage.errors import ChargeConflict
-from storage.ledger import schema as schema
+from storage.ledger import schema
 from storage.ledger.database import LedgerDatabase, new_id, utc
 from storage.ledger.money import Usd, format_usd, from_nano, to_nano
 from storage.ledger.rows import Charge, to_columns, to_row

@@ -23,7 +23,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from storage.errors import LedgerError, LedgerUnavailable
 from storage.files import make_folder, open_private
 from storage.layout import Layout
-from storage.ledger import schema as schema
+from storage.ledger import schema
 from storage.ledger.money import to_nano
 from storage.volumes import check_alone, check_volume
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from storage.errors import LedgerError
 from storage.layout import Layout
-from storage.ledger import schema as schema
+from storage.ledger import schema
 from storage.ledger.database import LedgerDatabase
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from storage.errors import IllegalTransition, NoSuchObject
-from storage.ledger import schema as schema
+from storage.ledger import schema
 from storage.ledger.database import LedgerDatabase, new_id, utc
 from storage.ledger.rows import ObjectT, Transition, to_columns, to_row
 

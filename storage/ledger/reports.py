@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from storage.ledger import schema as schema
+from storage.ledger import schema
 from storage.ledger.forecast import forecast_spend
 from storage.ledger.ledger import PERIODS, Ledger, Period
 from storage.ledger.money import from_nano

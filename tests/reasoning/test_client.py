@@ -498,6 +498,25 @@ class TestProcesses:
         client.close()
         assert len(rows(data)) == 14
 
+    def test_a_forked_child_closes_the_stream_that_its_parent_began(
+        self, data: Path, server: ModelServer, route: Callable[..., Any]
+    ) -> None:
+        route()
+        server.answer = streams("Here:\n", "```py\nx\n", "```")
+        with DecisionClient(data) as client:
+            stream = client.decide_coding({"prompt": "x"}, lambda _: "y", stream=True)
+            next(iter(stream))
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    stream.close()
+                    code = 0
+                finally:
+                    os._exit(code)
+            assert os.waitpid(pid, 0)[1] == 0
+            stream.close()
+
     def test_threads_share_a_client(self, data: Path, server: ModelServer, route: Callable[..., Any]) -> None:
         route()
         with DecisionClient(data) as client:

@@ -9,7 +9,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from reasoning.io.spool import read_segment
+from tests.test_layers import MAY_IMPORT
 
 CHECKOUT = Path(__file__).parents[2]
 # Of what the project uses elsewhere, nothing may come along; asyncio and httpcore2 only when they are needed.
@@ -36,8 +39,7 @@ def run(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
 def test_the_wheel_holds_the_client_alone(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"):
         shutil.copy(CHECKOUT / name, tmp_path)
-    rooms = ("reasoning", "storage", "quality", "provider", "tasks", "flows", "gateway", "emulator", "demo", "cli")
-    for room in rooms:
+    for room in MAY_IMPORT:
         shutil.copytree(CHECKOUT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
     built = run("-m", "hatchling", "build", "-t", "wheel", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
@@ -55,6 +57,16 @@ def test_the_wheel_holds_the_client_alone(tmp_path: Path) -> None:
     code = "import reasoning; c = reasoning.DecisionClient(); print(reasoning.__file__); c.close()"
     worked = run("-c", code, cwd=tmp_path / "site", PYTHONPATH="")
     assert worked.returncode == 0 and str(tmp_path / "site") in worked.stdout
+
+
+def test_the_documented_module_of_0_2_still_works_with_a_warning() -> None:
+    import reasoning.routes as former
+    from reasoning.serving import routes
+
+    with pytest.warns(DeprecationWarning, match=r"import it from reasoning\.serving\.routes"):
+        assert former.MAX_LEASE == routes.MAX_LEASE
+    with pytest.raises(AttributeError):
+        _ = former.no_such_name
 
 
 def test_without_the_extra_the_wheel_asks_no_model(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from storage.errors import (
     NoSuchObject,
     PriceUnknown,
 )
-from storage.ledger import schema as schema
+from storage.ledger import schema
 from storage.ledger.charges import ChargedTo
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.money import format_usd, from_nano, to_nano

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 import storage.ledger.ledger
 from storage.backup import back_up, restore_backup
 from storage.errors import LedgerError
-from storage.ledger import schema as schema
+from storage.ledger import schema
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import (
     CycleOutcome,

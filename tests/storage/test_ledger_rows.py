@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.errors import LedgerError
-from storage.ledger import schema as schema
+from storage.ledger import schema
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.money import from_nano
 from storage.ledger.rows import (
