@@ -277,3 +277,21 @@ def test_code_in_what_a_turn_says_acts() -> None:
     assert prompt.restore_decision(turn)["text"] == "Mail [PHONE_1]:\n```\nsend('ann@example.org')\n```"
     with pytest.raises(UnparseableAnswer, match=r"acts on \[EMAIL_2\]"):
         prompt.restore_decision(turn | {"text": "Run:\n```\nsend('[EMAIL_2]')\n```"})
+
+
+@pytest.mark.parametrize(("value", "good"), [("pw-12345", True), ('p"w-12345', False)])
+def test_a_stream_does_not_pass_off_json_that_a_value_has_broken(
+    data: Path, server: ModelServer, route: Callable[..., Any], value: str, good: bool
+) -> None:
+    route()
+    server.answer = streams('```json\n{"k": "[SECRET_1]"}\n```')
+    with DecisionClient(data) as client:
+        stream = client.decide_coding({"prompt": f"write it as JSON: password='{value}'"}, never, stream=True)
+        if good:
+            assert "".join(stream) == f'```json\n{{"k": "{value}"}}\n```'
+            assert stream.answer.decision["code"] == f'{{"k": "{value}"}}'
+        else:
+            with pytest.raises(StreamInterrupted, match="would need escapes"):
+                "".join(stream)
+    (row,) = rows(data)
+    assert row["valid"] is good
