@@ -106,6 +106,7 @@ class Guard:
             if name in self._credentials and hash_token(_credential(value)) in self._upstream_keys:
                 removed.add(name)
         places = [(name.decode("latin-1"), value) for name, value in scope["headers"] if name not in removed]
+        places += [("the name of a header", name) for name, _ in scope["headers"] if len(name) >= MIN_TOKEN_LENGTH]
         for place, value in [*places, ("the query", scope["query_string"]), ("the path", scope["raw_path"])]:
             mark = hash(value)
             if mark in self._clean:
