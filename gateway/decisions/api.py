@@ -39,14 +39,15 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
     kind.normalize(original, context)
     key = exchange.admission.key
     assert key is not None
-    told = field(body, "episode_id", (str,), optional=True) or _told_in(context)
+    told = field(body, "episode_id", (str,), optional=True)
+    told = _told_in(context) if told is None else told
     tags = field(body, "tags", (dict,), optional=True) or {}
     with exchange.watch():
         answer = await state.client.decide(
             kind.name,
             context,
             lambda context: original,
-            episode_id=key.episode(told) if told else None,
+            episode_id=None if told is None else key.episode(told),
             room_id=field(body, "room_id", (str,), optional=True),
             subject_ids=field(body, "subject_ids", (list,), optional=True) or (),
             tags={**tags, "door": "decide", "key": key.name},
@@ -96,7 +97,7 @@ async def feedback(state: State, exchange: Exchange) -> None:
         raise BadRequest(_NOT_AN_OBJECT)
     if not key.label:
         _refuse_foreign(state, key, decision_id)
-        episode_id = key.episode(episode_id) if episode_id else episode_id
+        episode_id = None if episode_id is None else key.episode(episode_id)
         author = key.name
     recorded = await state.client.feedback(
         field(body, "metric", (str,)),

@@ -193,6 +193,16 @@ async def test_episodes_are_per_key(running: Running) -> None:
     assert Counter(row["episode_id"] for row in rows) == expected + Counter({"a:room-1": 1})
 
 
+async def test_an_episode_without_a_name_is_per_key_as_well(running: Running) -> None:
+    for token in (A, B):
+        await decide(running, token, episode_id="")
+        await decide(running, token, context=CONTEXT | {"episode_id": ""})
+        feedback = {"metric": "liked", "value": 1, "episode_id": ""}
+        assert await ask(running, token, "POST", "/v1/feedback", feedback) == 202
+    rows = await running.records()
+    assert Counter(row["episode_id"] for row in rows) == Counter({"a:": 3, "b:": 3})
+
+
 DECISION = {"context": CONTEXT, "original": "IGNORE"}
 CODING = {
     "model": "m",
@@ -214,6 +224,8 @@ async def test_a_known_token_goes_nowhere_upstream(running: Running) -> None:
         ("proxy-authorization", f"Basic {basic}"),
         ("x-quoted", f'token="{B}"'),
         ("x-escaped", quote(B, safe="").replace("-", "%2D")),
+        (B, "1"),
+        (f"x-{TOKEN}", "1"),
     ):
         assert await ask(running, A, "POST", "/v1/chat/completions", {}, **{name: value}) == 400, name
     for value in (B, f"Token {B}", f"Basic {basic}"):  # beside the token in its own header
