@@ -53,31 +53,8 @@ def run(
         # The flows run in this process, and Prefect and the provider package read their settings here, on import.
         replace_environment({**env, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"})
         with Supervisor(folder / "logs", env, stop_timeout=5) as children:
-            # The supervisor notes signals for its own waits; the demo works between them, and ends at once. It is noted
-            # here, too, as an exception that is raised anywhere may be lost (in a callback, by what catches all).
-            noted: list[int] = []
-
-            def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-                noted.append(number)
-                raise Interrupted(number)
-
-            def check() -> None:
-                if noted:
-                    raise Interrupted(noted[0])
-                children.check()
-
-            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(each, interrupt)
-            if emulator:
-                port = emulator.rpartition(":")[2]
-                command = [sys.executable, "-m", "emulator", "--data", str(folder / "emulator"), "--port", port]
-                children.start("emulator", [*command, "--clock", "2018-04-01T00:00:00Z"])
-            children.start("prefect-server", PREFECT_SERVER, cwd=children.logs)
-
-            def wait() -> None:
-                if emulator:
-                    children.wait_until("the local provider", lambda: answers(f"{emulator}/emulator/healthz"))
-                children.wait_until("Prefect's server", lambda: answers(f"{prefect}/api/health"))
+            check = _catch_signals(children)
+            wait = _start_servers(children, folder, prefect=prefect, emulator=emulator)
 
             from demo.run import run_demo
 
@@ -100,6 +77,44 @@ def run(
                 # What a dead server did to the demo is not the news; that it died is.
                 children.check()
                 raise
+
+
+def _catch_signals(children: Supervisor) -> Callable[[], None]:
+    """End the demo at once on a signal; returns a check that raises when a signal came or a server died.
+
+    The supervisor notes signals for its own waits, and the demo works between them. A signal is noted here as well,
+    because an exception that is raised anywhere may be lost (in a callback, by what catches all).
+    """
+    noted: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        noted.append(number)
+        raise Interrupted(number)
+
+    def check() -> None:
+        if noted:
+            raise Interrupted(noted[0])
+        children.check()
+
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, interrupt)
+    return check
+
+
+def _start_servers(children: Supervisor, folder: Path, *, prefect: str, emulator: str | None) -> Callable[[], None]:
+    """Start Prefect's server, and the emulator where it is the provider; returns a wait until they answer."""
+    if emulator:
+        port = emulator.rpartition(":")[2]
+        command = [sys.executable, "-m", "emulator", "--data", str(folder / "emulator"), "--port", port]
+        children.start("emulator", [*command, "--clock", "2018-04-01T00:00:00Z"])
+    children.start("prefect-server", PREFECT_SERVER, cwd=children.logs)
+
+    def wait() -> None:
+        if emulator:
+            children.wait_until("the local provider", lambda: answers(f"{emulator}/emulator/healthz"))
+        children.wait_until("Prefect's server", lambda: answers(f"{prefect}/api/health"))
+
+    return wait
 
 
 def _silence() -> None:

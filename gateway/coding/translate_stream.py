@@ -25,6 +25,7 @@ from gateway.coding.translate import (
     mint_message_id,
     mint_tool_id,
     parse_arguments,
+    restore_arguments,
     stop_reason_of,
     usage_of,
 )
@@ -56,9 +57,12 @@ class _Block:
     judged: int = 0  # how many pieces `complete` is about
     complete: bool = False
     restorer: StreamRestorer | None = None
+    redacted: list[str] = field(default_factory=list)  # arguments as the model wrote them
 
     def add(self, text: str) -> None:
         """More of it, with the values of placeholders. Raises `ModelAnswerError` for arguments with one of no value."""
+        if self.restorer is not None and self.key is not None:
+            self.redacted.append(text)
         self.text.append(text if self.restorer is None else self.restorer.feed(text))
         if self.restorer is not None and self.restorer.unknown and self.key is not None:
             raise ModelAnswerError("tool_arguments", unknown_placeholder(self.restorer.unknown[0]))
@@ -316,14 +320,16 @@ class ChatStream:
         self._index += 1
 
     def _check_restored(self, block: _Block) -> None:
-        """Raises `ModelAnswerError` for a placeholder without a value in what acts: code, and arguments in which it
-        was written with escapes."""
+        """Raises `ModelAnswerError` for a placeholder without a value in code, and for arguments that are not those of
+        the whole answer: with a placeholder in escapes, or a value in JSON within JSON that needs more of them."""
         redacted = self._asked.redacted
         if redacted is None:
             return
         try:
             if block.key is not None:
-                redacted.check_restored(self.content[-1]["input"])
+                whole = restore_arguments(redacted, parse_arguments("".join(block.redacted)))
+                if whole != self.content[-1]["input"]:
+                    raise ModelAnswerError("tool_arguments", "values that a stream cannot put back")
             elif block.restorer is not None and block.restorer.unknown:
                 redacted.check_code(block.whole)
         except UnparseableAnswer as error:

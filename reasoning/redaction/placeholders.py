@@ -16,6 +16,7 @@ import orjson
 
 from reasoning.errors import UnparseableAnswer
 from reasoning.formats.markup import closed_fences
+from reasoning.io.bounded import load_bounded
 from reasoning.records import Message
 
 KINDS = ("secret", "email", "iban", "card", "ssn", "ip", "phone")
@@ -32,6 +33,7 @@ MAX_NUMBER = 10**_MAX_DIGITS - 1
 _HELD = 2 + max(map(len, KINDS)) + _MAX_DIGITS  # the longest text that may become a placeholder
 # What an answer says. The rest of a decision acts.
 _SPOKEN = frozenset({"thought", "reasoning", "text", "explanation"})
+_JSON_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"')
 
 
 def placeholder(kind: str, number: int | None = None) -> str:
@@ -73,13 +75,16 @@ class RedactedPrompt:
         """A decision with the values of its placeholders.
 
         Raises `UnparseableAnswer` for a placeholder without a value in anything that acts (actions, parameters,
-        arguments, code). In what is only said (`thought`, `reasoning`, `text`, `explanation`) it stays.
+        arguments, code). In what is only said (`thought`, `reasoning`, `text`, `explanation`) it stays, but for fenced
+        blocks of code. Within a text that is JSON itself, values are written as JSON needs them, to any depth.
         """
         unknown: list[str] = []
-        restored = {
-            key: self._restore(value, [] if key in _SPOKEN else unknown) if value else value
-            for key, value in decision.items()
-        }
+        restored: dict[str, Any] = {}
+        for key, value in decision.items():
+            if key in _SPOKEN:
+                restored[key] = self.restore_said(value) if isinstance(value, str) else self._restore(value, [])
+            else:
+                restored[key] = self._restore(value, unknown)
         if unknown:
             raise UnparseableAnswer(unknown_placeholder(unknown[0]))
         return restored
@@ -102,17 +107,6 @@ class RedactedPrompt:
             if inside and self.originals.get(found[0]) is None:
                 raise UnparseableAnswer(unknown_placeholder(found[0]))
 
-    def check_restored(self, value: Any) -> None:
-        """Raises `UnparseableAnswer` for a placeholder that is left in a value that was restored as text."""
-        if isinstance(value, str):
-            if "[" in value and (found := next(self._placeholders(value), None)):
-                raise UnparseableAnswer(unknown_placeholder(found[0]))
-        elif isinstance(value, list):
-            for item in value:
-                self.check_restored(item)
-        elif isinstance(value, dict):
-            self.check_restored([*value.keys(), *value.values()])
-
     def _placeholders(self, text: str) -> Iterator[re.Match[str]]:
         for found in PLACEHOLDER.finditer(text):
             if found[0] in self.literal:
@@ -123,6 +117,8 @@ class RedactedPrompt:
 
     def _restore(self, value: Any, unknown: list[str]) -> Any:
         if isinstance(value, str):
+            if "[" in value and value.lstrip().startswith(("{", "[")) and _is_json(value):
+                return _JSON_STRING.sub(lambda found: self._restore_json_string(found[0], unknown), value)
             text, missing = self.restore_text(value)
             unknown += missing
             return text
@@ -131,6 +127,19 @@ class RedactedPrompt:
         if isinstance(value, dict):
             return {self._restore(key, unknown): self._restore(item, unknown) for key, item in value.items()}
         return value
+
+    def _restore_json_string(self, written: str, unknown: list[str]) -> str:
+        value = orjson.loads(written)
+        restored = self._restore(value, unknown)
+        return written if restored == value else orjson.dumps(restored).decode()
+
+
+def _is_json(text: str) -> bool:
+    try:
+        load_bounded(text.encode())
+    except ValueError:  # also half of a pair of UTF-16
+        return False
+    return True
 
 
 def unknown_placeholder(found: str) -> str:

@@ -58,10 +58,26 @@ class _Stream:
             return
         if attempt.fallback_reason == "low_confidence":
             attempt.fallback_reason = None
+        if attempt.valid and not self._has_said(attempt):
+            attempt.decision, attempt.valid, attempt.fallback_reason = None, False, "unparseable"
+            attempt.error = "a private value would need escapes where the stream has put it back"
         if attempt.fallback_reason is not None:
             self._core.record_custom(self._question, attempt, served=True)
             raise StreamInterrupted(f"the text is complete, but no answer: {attempt.error}")
         self._answer = self._core.serve_custom(self._question, attempt)
+
+    def _has_said(self, attempt: Attempt) -> bool:
+        """Does the text with its values mean the decision? In JSON a value may need escapes, which comes out late."""
+        redacted, completion = self._question.redacted, attempt.completion
+        if redacted is None or completion is None or "[" not in completion.text:
+            return True
+        text, _ = redacted.restore_text(completion.text)
+        try:
+            return (
+                text == completion.text or self._question.type.parse(text, self._question.context) == attempt.decision
+            )
+        except UnparseableAnswer:
+            return False
 
     def _fail(self, arm: Arm, error: CallFailed, started: float) -> None:
         """The call failed: the original's turn, or too late for that."""

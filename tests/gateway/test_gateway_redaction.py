@@ -303,3 +303,35 @@ def streamed(asked: AnswerSpec, chunks: list[bytes]) -> list[dict[str, Any]]:
     told = [{key: block[key] for key in ("type", "text", "input") if key in block} for block in message["content"]]
     assert told == [{key: b[key] for key in ("type", "text", "input") if key in b} for b in stream.content]
     return stream.content
+
+
+NESTED = orjson.dumps({"content": orjson.dumps({"to": "[EMAIL_1]", "env": '{"p": "[SECRET_1]", "n": 1.0}'}).decode()})
+
+
+@pytest.mark.parametrize("model", [NATIVE, TEXT])
+async def test_a_value_in_json_within_arguments_is_written_as_json(start: Start, model: str) -> None:
+    running = await start()
+    route(running, model)
+    arguments = NESTED.decode()
+    said = "" if model == NATIVE else f'<tool_call>\n{{"name": "Bash", "arguments": {arguments}}}\n</tool_call>'
+    calls = [call(arguments)] if model == NATIVE else []
+    running.model.script = json(chat_answer(said, calls, "tool_calls" if calls else "stop"))
+    _, _, body = await ask(running, coding(SAID))
+    (use,) = orjson.loads(body)["content"]
+    content = orjson.loads(use["input"]["content"])
+    assert content["to"] == ANN and content["env"] == '{"p": "p\\"w-12345", "n": 1.0}'
+    assert orjson.loads(content["env"])["p"] == SECRET
+
+
+@pytest.mark.parametrize("cut", [1, 7, 1000])
+def test_a_stream_never_ends_a_call_whose_nested_json_it_would_break(cut: int) -> None:
+    asked = AnswerSpec(offers_tools=True, redacted=RedactedPrompt([], PLACES))
+    for arguments, good in ((NESTED.decode(), False), (NESTED.decode().replace("SECRET", "IP"), True)):
+        pieces = [arguments[at : at + cut] for at in range(0, len(arguments), cut)]
+        chunks = [chat_chunk(tool_calls=[call("")])]
+        chunks += [chat_chunk(tool_calls=[{"index": 0, "function": {"arguments": piece}}]) for piece in pieces]
+        if good:
+            assert orjson.loads(streamed(asked, chunks)[0]["input"]["content"])["to"] == ANN
+        else:
+            with pytest.raises(ModelAnswerError, match="cannot put back"):
+                streamed(asked, chunks)

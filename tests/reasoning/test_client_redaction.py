@@ -21,7 +21,8 @@ from quality.dataset.funnel import _prepare
 from reasoning.client import AsyncDecisionClient, DecisionClient
 from reasoning.config import Redaction, load_config
 from reasoning.decision_types import get_decision_type
-from reasoning.errors import ConfigError, StreamInterrupted
+from reasoning.errors import ConfigError, StreamInterrupted, UnparseableAnswer
+from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
 from reasoning.serving.routes import Arm
 from tests.reasoning.conftest import ModelServer, rows, says, streams
@@ -268,3 +269,29 @@ async def longest_stall() -> AsyncIterator[list[float]]:
     yield stalls
     await asyncio.sleep(0.005)
     watching.cancel()
+
+
+def test_code_in_what_a_turn_says_acts() -> None:
+    prompt = RedactedPrompt([], {"[EMAIL_1]": "ann@example.org"})
+    turn = {"text": "Mail [PHONE_1]:\n```\nsend('[EMAIL_1]')\n```", "tool_calls": []}
+    assert prompt.restore_decision(turn)["text"] == "Mail [PHONE_1]:\n```\nsend('ann@example.org')\n```"
+    with pytest.raises(UnparseableAnswer, match=r"acts on \[EMAIL_2\]"):
+        prompt.restore_decision(turn | {"text": "Run:\n```\nsend('[EMAIL_2]')\n```"})
+
+
+@pytest.mark.parametrize(("value", "good"), [("pw-12345", True), ('p"w-12345', False)])
+def test_a_stream_does_not_pass_off_json_that_a_value_has_broken(
+    data: Path, server: ModelServer, route: Callable[..., Any], value: str, good: bool
+) -> None:
+    route()
+    server.answer = streams('```json\n{"k": "[SECRET_1]"}\n```')
+    with DecisionClient(data) as client:
+        stream = client.decide_coding({"prompt": f"write it as JSON: password='{value}'"}, never, stream=True)
+        if good:
+            assert "".join(stream) == f'```json\n{{"k": "{value}"}}\n```'
+            assert stream.answer.decision["code"] == f'{{"k": "{value}"}}'
+        else:
+            with pytest.raises(StreamInterrupted, match="would need escapes"):
+                "".join(stream)
+    (row,) = rows(data)
+    assert row["valid"] is good
