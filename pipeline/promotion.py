@@ -19,7 +19,7 @@ from reasoning.errors import ReasoningError
 from reasoning.serving.routes import Arm, Route, Routes, format_routes
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
-from storage.ledger.lives import Promotion, decide_promotion, drop_promotions, mark_published
+from storage.ledger.lives import Promotion, decide_promotion, drop_promotions, mark_published, promotions
 from storage.ledger.rows import Deployment, Model, ModelState, required
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def promote_model(
         )
         # One transaction decides it. The routes file is written from the ledger: here, or by the guard's next tick
         # where this process dies first.
+        before = next((other for other in promotions(ledger) if other.decision_type == name), None)
         with ledger.transaction():
             decide_promotion(ledger, promotion)
             if mode == "live":
@@ -72,6 +73,8 @@ def promote_model(
         except (ReasoningError, OSError) as error:
             with ledger.transaction():
                 drop_promotions(ledger, decision_type=name)
+                if before is not None:  # the routes file still has it, and is written from it again
+                    decide_promotion(ledger, before)
                 ledger.transition(Model, row.id, row.state, why=str(error), now=when)
             raise
         mark_published(ledger, promotion, now=when)

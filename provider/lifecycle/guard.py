@@ -32,8 +32,8 @@ from provider.together.answers import collect_errors
 from provider.together.clock import correct_time
 from provider.together.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune, waiting_jobs
 from provider.together.prices import hourly_prices
-from reasoning.errors import ReasoningError
-from reasoning.serving.routes import parse_routes
+from reasoning.errors import ReasoningError, RoutesError
+from reasoning.serving.routes import parse_routes, read_routes
 from storage.errors import BudgetExceeded, LedgerUnavailable
 from storage.layout import Layout
 from storage.ledger.ledger import Budget, Ledger, open_ledger
@@ -365,14 +365,22 @@ def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: Guard
 
 
 def _restore(layout: Layout, ledger: Ledger, keep: Callable[[str, str], bool], report: GuardReport) -> Iterator[str]:
-    """Write promoted routes that never reached the routes file, or all of them where there is no file."""
-    for promotion in promotions(ledger, only_unpublished=layout.routes.exists()):
+    """Write promoted routes that never reached the routes file, or all of them where no file can be read."""
+    for promotion in promotions(ledger, only_unpublished=_has_routes(layout)):
         route = parse_routes(promotion.routes.encode()).routes[promotion.decision_type]
         models = [arm.model or "" for arm in route.arms if arm.source == "custom"]
         if all(keep(promotion.decision_type, model) for model in models):
             restore_route(layout.routes, promotion.decision_type, route, now=report.now)
             mark_published(ledger, promotion, now=report.now)
             yield promotion.decision_type
+
+
+def _has_routes(layout: Layout) -> bool:
+    try:
+        read_routes(layout.routes)
+    except (FileNotFoundError, RoutesError):
+        return False
+    return True
 
 
 def _take_down(ledger: Ledger, client: Together, draining: set[str], report: GuardReport) -> None:

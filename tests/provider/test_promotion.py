@@ -100,3 +100,23 @@ def test_a_route_that_cannot_be_published_promotes_nothing(world: World) -> None
         promote_model(world.data, str(row.model_id), PromoteSettings(force=True), now=world.now())
     assert world.ledger.get(Model, str(row.model_id)).state == ModelState.TRAINED
     assert promotions(world.ledger) == []
+
+
+def test_a_promotion_that_cannot_be_published_leaves_the_one_before_in_the_ledger(world: World) -> None:
+    row, path = deploy(world), Path(world.data / "routes.json")
+    promote_model(world.data, str(row.model_id), PromoteSettings(force=True, weight=0.25), now=world.now())
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(RoutesError):
+        promote_model(world.data, str(row.model_id), PromoteSettings(force=True, weight=0.5), now=world.now())
+    path.rmdir()
+    guard(world)
+    assert read_routes(path).routes["should_respond"].arms[0].weight == 0.25
+
+
+def test_a_routes_file_that_nobody_can_read_is_written_again_from_the_ledger(world: World) -> None:
+    row, path = deploy(world), world.data / "routes.json"
+    promote_model(world.data, str(row.model_id), PromoteSettings(force=True), now=world.now())
+    path.write_text("{")
+    guard(world)
+    assert routed(world) == {"should_respond": [row.served_name]}
