@@ -21,7 +21,7 @@ from reasoning.errors import UnparseableAnswer
 from reasoning.formats.markup import closed_fences
 from reasoning.formats.thoughts import drop_leading_thoughts, drop_thoughts_around
 from reasoning.formats.turns import check_no_calls, read_function, split_calls
-from reasoning.io.bounded import load_bounded
+from reasoning.io.bounded import is_deep, load_bounded
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.serving.completion import is_end
 
@@ -464,6 +464,8 @@ def parse_arguments(arguments: Any) -> dict[str, Any]:
         return {}
     if not isinstance(arguments, dict):
         raise ModelAnswerError("tool_arguments", "not an object")
+    if is_deep(arguments):
+        raise ModelAnswerError("tool_arguments", "nested too deeply")
     return arguments
 
 

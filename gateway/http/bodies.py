@@ -23,7 +23,7 @@ import orjson
 from gateway.errors import RequestRefused
 from gateway.http.budget import FREE_BYTES
 from gateway.http.exchange import MAX_BODY_BYTES, Exchange
-from reasoning.io.bounded import MAX_BYTES, count_values
+from reasoning.io.bounded import MAX_BYTES, MAX_DEPTH, count_values, is_deep
 from reasoning.io.bounded import MAX_VALUES as MAX_PARSED_VALUES
 
 if sys.version_info >= (3, 14):
@@ -34,8 +34,6 @@ else:
 INLINE_BYTES = 256 << 10
 """So much is decompressed in the event loop: about 1 ms."""
 MAX_VALUES = 2_000_000
-MAX_DEPTH = 200
-"""What is nested deeper cannot be written again (orjson's own limit is 254), and passes on unread."""
 VALUE_BYTES = 72
 """Memory of a JSON value besides its text: dictionaries of one item are the largest, 232 bytes for three separators."""
 
@@ -105,23 +103,9 @@ def _parse(plain: bytes) -> dict[str, Any] | None:
         request = orjson.loads(plain)
     except orjson.JSONDecodeError:
         return None
-    return request if isinstance(request, dict) and not _is_deep(plain, request) else None
-
-
-def _is_deep(plain: bytes, request: dict[str, Any]) -> bool:
-    if plain.count(b"[") + plain.count(b"{") <= MAX_DEPTH:
-        return False
-    level: list[Any] = [request]
-    for _ in range(MAX_DEPTH):
-        children: list[Any] = []
-        for value in level:
-            for child in value.values() if isinstance(value, dict) else value:
-                if isinstance(child, (dict, list)) and child:
-                    children.append(child)
-        if not children:
-            return False
-        level = children
-    return True
+    if not isinstance(request, dict):
+        return None
+    return None if plain.count(b"[") + plain.count(b"{") > MAX_DEPTH and is_deep(request) else request
 
 
 async def decode_body(exchange: Exchange, body: bytes) -> bytes | None:

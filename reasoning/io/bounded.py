@@ -13,6 +13,8 @@ import orjson
 MAX_BYTES = 8 << 20
 MAX_VALUES = 200_000
 """About 30 ms and 50 MB. Twelve values a token, as its probabilities have, are those of 16,000 tokens."""
+MAX_DEPTH = 200
+"""What is nested deeper cannot be written again (orjson's own limit is 254), and passes on unread."""
 _SMALL_BYTES = 64 << 10
 
 
@@ -33,3 +35,18 @@ def load_bounded(text: bytes) -> Any:
         if (values := count_values(text)) > MAX_VALUES:
             raise TooLarge(f"up to {values} values of JSON; at most {MAX_VALUES} are read")
     return orjson.loads(text)
+
+
+def is_deep(value: dict[str, Any]) -> bool:
+    """Is more than `MAX_DEPTH` within one another, which cannot be written as JSON again?"""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        children: list[Any] = []
+        for parent in level:
+            for child in parent.values() if isinstance(parent, dict) else parent:
+                if isinstance(child, (dict, list)) and child:
+                    children.append(child)
+        if not children:
+            return False
+        level = children
+    return True

@@ -348,3 +348,19 @@ async def test_a_stop_sequence_with_a_private_value_goes_to_no_model(start: Star
     assert errors == ["the prompt cannot be redacted: a stop sequence has a private value"]
     await ask(running, coding(f"in another session, {SAID}", stop_sequences=["END"]))
     assert running.model.last.json["stop"] == ["END"]
+
+
+@pytest.mark.parametrize("depth", [300, 900])
+async def test_arguments_that_are_nested_too_deeply_are_no_answer(start: Start, depth: int) -> None:
+    running = await start()
+    route(running, NATIVE)
+    arguments = f'{{"a": {"[" * depth}"[EMAIL_1]"{"]" * depth}}}'
+    running.model.script = json(chat_answer("", [call(arguments)], "tool_calls"))
+    running.anthropic.script = json(ANTHROPIC_MESSAGE)
+    assert b"msg_upstream" in (await ask(running, coding(SAID)))[2]
+    end = chat_chunk(finish_reason="tool_calls", usage=USAGE)
+    running.model.script = stream(chat_chunk(tool_calls=[call(arguments)]), end, DONE, pause=0.02)
+    _, headers, body = await ask(running, coding(f"in another session, {SAID}", stream=True))
+    assert headers["x-reasoning-source"] == "custom"
+    message, error = read_legal_stream(body)
+    assert message is None and error is not None
