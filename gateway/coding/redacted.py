@@ -74,7 +74,13 @@ def _places(chat: dict[str, Any]) -> list[tuple[str, Put]]:
     for key in ("tools", "response_format"):
         if chat.get(key):
             places.append((orjson.dumps(chat[key]).decode(), partial(_put_json, chat, key)))
+    # A model would write the placeholder, and its server report it as what has stopped the answer.
+    places += [(stop, _refuse_stop) for stop in chat.get("stop") or ()]
     return places
+
+
+def _refuse_stop(text: str) -> None:
+    raise Unredactable("a stop sequence has a private value")
 
 
 def _put_json(chat: dict[str, Any], key: str, text: str) -> None:

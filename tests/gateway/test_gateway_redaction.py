@@ -335,3 +335,16 @@ def test_a_stream_never_ends_a_call_whose_nested_json_it_would_break(cut: int) -
         else:
             with pytest.raises(ModelAnswerError, match="cannot put back"):
                 streamed(asked, chunks)
+
+
+@pytest.mark.parametrize("model", [NATIVE, TEXT])
+async def test_a_stop_sequence_with_a_private_value_goes_to_no_model(start: Start, model: str) -> None:
+    running = await start()
+    route(running, model)
+    running.model.script, running.anthropic.script = json(chat_answer("Fine.")), json(ANTHROPIC_MESSAGE)
+    assert b"msg_upstream" in (await ask(running, coding(SAID, stop_sequences=["END", f"To: {ANN}"])))[2]
+    assert running.model.seen == []
+    errors = [row["error"] for row in await running.records() if row["source"] == "custom"]
+    assert errors == ["the prompt cannot be redacted: a stop sequence has a private value"]
+    await ask(running, coding(f"in another session, {SAID}", stop_sequences=["END"]))
+    assert running.model.last.json["stop"] == ["END"]
