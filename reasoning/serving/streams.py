@@ -26,6 +26,7 @@ class _Stream:
         self._question = question
         self._streamed = StreamedCompletion()
         self._begun = False
+        self._asked = False
         self._restorer: StreamRestorer | None = None
         self._answer: Answer | None = None
 
@@ -35,6 +36,13 @@ class _Stream:
         if self._answer is None:
             raise RuntimeError("a stream has its answer once it was read to its end")
         return self._answer
+
+    def _give_back(self) -> None:
+        """The agent closes a stream that it has not read: the call that was reserved for it is not made."""
+        question = self._question
+        if not self._asked and question.asks_model and question.arm is not None:
+            self._asked = True
+            self._core.calls.release(question.arm)
 
     def _feed(self, chunk: bytes) -> str:
         text = self._streamed.feed(chunk)
@@ -143,10 +151,11 @@ class CodingStream(_Stream):
 
     def close(self) -> None:
         """Read no further."""
+        self._give_back()
         self._pieces.close()
 
     def _run(self, transport: Callable[[], SyncPort], original: Callable[[Any], Any]) -> Generator[str, None, None]:
-        question, arm = self._question, self._question.arm
+        question, arm, self._asked = self._question, self._question.arm, True
         if question.asks_model and arm is not None:
             started = time.perf_counter()
             try:
@@ -211,12 +220,13 @@ class AsyncCodingStream(_Stream):
 
     async def aclose(self) -> None:
         """Read no further."""
+        self._give_back()
         await self._pieces.aclose()
 
     async def _run(
         self, transport: Callable[[], AsyncPort], original: Callable[[Any], Awaitable[Any] | Any]
     ) -> AsyncGenerator[str, None]:
-        question, arm = self._question, self._question.arm
+        question, arm, self._asked = self._question, self._question.arm, True
         if question.asks_model and arm is not None:
             started = time.perf_counter()
             try:

@@ -633,6 +633,16 @@ class TestStreams:
         (row,) = rows(data)
         assert row["error"] == "abandoned: the agent read no further" and row["fallback_reason"] is None
 
+    def test_a_stream_closed_unread_gives_its_call_back(self, data: Path, route: Callable[..., Any]) -> None:
+        route()
+        with DecisionClient(data) as client:
+            stream = client.decide_coding(self.PROMPT, self.original, stream=True)
+            (server,) = client._core.calls._servers.values()
+            assert len(server.under_way) == 1
+            stream.close()
+            stream.close()
+            assert server.under_way == []
+
     def test_an_original_may_stream_too(self, data: Path) -> None:
         def pieces(_: Any) -> Any:
             yield "```py\n"
