@@ -8,6 +8,9 @@ connection, and the files of the snapshot are served under `log://` by a file sy
 from __future__ import annotations
 
 import fnmatch
+import io
+import os
+import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -30,6 +33,48 @@ _SETTINGS = (
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
+
+
+class _Reader(io.RawIOBase):
+    """A file with a position for each thread.
+
+    DuckDB reads at a place by a seek and a read, and lets go of Python's lock in between. With one position for all
+    threads, one reads where another has sought: `TProtocolException: Invalid data`, seen on a busy machine.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._local = threading.local()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell()}.get(whence)
+        self._local.at = offset + (os.fstat(self._fd).st_size if begin is None else begin)
+        return self.tell()
+
+    def tell(self) -> int:
+        return int(getattr(self._local, "at", 0))
+
+    def read(self, size: int | None = -1) -> bytes:
+        at = self.tell()
+        left = os.fstat(self._fd).st_size - at if size is None or size < 0 else size
+        parts = []
+        while left > 0 and (part := os.pread(self._fd, left, at)):
+            parts.append(part)
+            at, left = at + len(part), left - len(part)
+        self._local.at = at
+        return b"".join(parts)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
 
 
 class LogFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -60,7 +105,7 @@ class LogFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
         if mode != "rb":
             self.refused = path
             raise PermissionError(f"{path} is read-only")
-        return self._path(path).open("rb")
+        return _Reader(self._path(path))
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         status = self._path(path).stat()

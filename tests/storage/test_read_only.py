@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from storage.ledger.ledger import open_ledger
 from storage.log import views
 from storage.log.compact import compact_decisions
 from storage.log.land import land_decisions
+from storage.log.read_only import LogFiles
 from tests.storage.logs import make_days, write_segment
 
 SECRET = "rsn-secret-token"
@@ -201,3 +203,19 @@ def test_files_that_are_replaced_under_a_query_are_read_anew(tmp_path: Path, mon
 def test_without_the_lock_a_query_writes_where_it_says(data: Path, tmp_path: Path) -> None:
     storage.sql(data, f"COPY (SELECT 1 AS a) TO '{tmp_path}/x.csv'")
     assert (tmp_path / "x.csv").read_text() == "a\n1\n"
+
+
+def test_each_thread_reads_a_file_where_it_has_sought_itself(tmp_path: Path) -> None:
+    """DuckDB seeks and reads from several threads, and lets go of Python's lock in between."""
+    path = tmp_path / "decisions" / "part.parquet"
+    path.parent.mkdir()
+    path.write_bytes(b"0123456789")
+    files = LogFiles(tmp_path)
+    files.show([path])
+    with files.open(files.name(path).removeprefix("log://")) as file:
+        file.seek(2)
+        other = threading.Thread(target=file.seek, args=(7,))
+        other.start()
+        other.join()
+        assert (file.read(3), file.tell()) == (b"234", 5)
+        assert (file.seek(-2, os.SEEK_END), file.read(), file.read(1)) == (8, b"89", b"")
