@@ -51,8 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     fast = config.getoption("fast")
     config.stash[_SWITCH] = forbid_processes() if fast else lambda on: None
-    # A busy machine draws examples slowly, which says nothing about a test. Many examples are for `make torture`.
-    slow_draws = [hypothesis.HealthCheck.too_slow]
+    # That examples are drawn slowly or thrown away by chance says nothing about a test. Many are for `make torture`.
+    slow_draws = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much]
     hypothesis.settings.register_profile("fast", max_examples=10, suppress_health_check=list(hypothesis.HealthCheck))
     hypothesis.settings.register_profile("suite", max_examples=50, suppress_health_check=slow_draws)
     hypothesis.settings.register_profile("torture", max_examples=500, suppress_health_check=slow_draws)
