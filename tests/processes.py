@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.packages import PACKAGES
+
 STARTERS = {
     "subprocess",
     "Popen",
@@ -20,19 +22,7 @@ STARTERS = {
 }
 """A function that uses one of these names starts a process."""
 
-OURS = {
-    "tests",
-    "emulator",
-    "learners",
-    "reasoning",
-    "storage",
-    "quality",
-    "provider",
-    "tasks",
-    "gateway",
-    "demo",
-    "cli",
-}
+OURS = {"tests", *PACKAGES}
 
 AUDITED = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec")
 

@@ -21,20 +21,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = (
-    "reasoning",
-    "storage",
-    "quality",
-    "provider",
-    "pipeline",
-    "tasks",
-    "flows",
-    "gateway",
-    "emulator",
-    "cli",
-    "demo",
-)
+from tests.packages import PACKAGES, ROOT
+
 ANCHORED = {"match", "fullmatch"}
 ANYWHERE = {"search", "finditer", "findall", "sub", "subn", "split"}
 # 4 KB: a pattern that grows with the square takes 30 ms or more, one that does not a millisecond.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.packages import PACKAGES, ROOT
+
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -19,5 +19,4 @@ def test_mypy_checks_every_helper_of_the_tests() -> None:
 
 
 def test_mypy_checks_every_package() -> None:
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks", "examples"}
-    assert set(PYPROJECT["tool"]["mypy"]["packages"]) == packages, "update [tool.mypy] packages in pyproject.toml"
+    assert set(PYPROJECT["tool"]["mypy"]["packages"]) == set(PACKAGES), "update [tool.mypy] packages in pyproject.toml"
