@@ -11,7 +11,6 @@ from pathlib import Path
 
 import storage
 from demo.result import Comparison, DecisionCount, FunnelResult, Place, SpendPoint, TrainingOutcome
-from pipeline.cycle import Turn
 from pipeline.models import find_dataset
 from quality.dataset.export import read_manifest
 from quality.errors import EvaluationError
@@ -19,7 +18,7 @@ from quality.evaluation.evaluate import is_right
 from quality.evaluation.experiments import evaluate_log
 from reasoning.decision_types import get_decision_type
 from storage.ledger.ledger import open_ledger
-from storage.ledger.lives import read_evaluation
+from storage.ledger.lives import CycleRow, read_evaluation
 from storage.ledger.rows import FineTuneJob
 
 
@@ -34,7 +33,7 @@ def count_decisions(data: Path, turned_at: datetime) -> list[DecisionCount]:
     return [DecisionCount(decision_type=t, phase=p, source=s, rows=n) for t, p, s, n in result.rows]
 
 
-def read_funnels(data: Path, turns: Sequence[Turn]) -> dict[str, FunnelResult]:
+def read_funnels(data: Path, turns: Sequence[CycleRow]) -> dict[str, FunnelResult]:
     """The funnel of each cycle's dataset."""
     funnels = {}
     for turn in turns:
@@ -49,7 +48,7 @@ def read_funnels(data: Path, turns: Sequence[Turn]) -> dict[str, FunnelResult]:
     return funnels
 
 
-def read_trainings(data: Path, turns: Sequence[Turn], seconds: dict[str, float]) -> list[TrainingOutcome]:
+def read_trainings(data: Path, turns: Sequence[CycleRow], seconds: dict[str, float]) -> list[TrainingOutcome]:
     """What each cycle's fine-tune was trained on and cost. `seconds`: the duration by type."""
     found = []
     with open_ledger(data) as ledger:
@@ -72,7 +71,7 @@ def read_trainings(data: Path, turns: Sequence[Turn], seconds: dict[str, float])
     return found
 
 
-def compare(data: Path, turns: Sequence[Turn], turned_at: datetime) -> list[Comparison]:
+def compare(data: Path, turns: Sequence[CycleRow], turned_at: datetime) -> list[Comparison]:
     """Fallback against model: on each cycle's holdout, and on the decisions that both answered since."""
     found = []
     for turn in turns:

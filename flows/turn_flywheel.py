@@ -5,13 +5,14 @@ from __future__ import annotations
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from pipeline.cycle import Turn, Verbs
+from pipeline.cycle import Verbs
 from pipeline.cycle import turn_flywheel as run_cycle
 from pipeline.errors import FlowError
 from pipeline.exclusive import exclusive_run
 from pipeline.parameters import CycleSettings
 from reasoning.config import load_config
 from reasoning.errors import ReasoningError
+from storage.ledger.lives import CycleRow
 from tasks import model_tasks
 from tasks.parameters import with_settings
 from tasks.runs import DataFolder, DecisionTypeName, IfBusy, Moment, data_folder, skipped, utc
@@ -35,7 +36,7 @@ async def turn_flywheel(
     settings: CycleSettings,
     now: Moment = None,
     if_busy: IfBusy = "wait",
-) -> list[Turn]:
+) -> list[CycleRow]:
     """Run a cycle where one is due: export, fine-tune, deploy, evaluate, then promote or drop. Every decision type,
     one after the other, where none is given. A cycle that was cut short goes on where it stopped; a canary that
     answered well gets its full weight."""

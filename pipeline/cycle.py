@@ -7,11 +7,10 @@ every step is idempotent by itself, a step that was cut short is done again at n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
 
 import storage
 from pipeline.cycle_plan import (
@@ -45,24 +44,6 @@ from storage.ledger.lives import CycleOutcome, CycleRow, read_cycle, save_cycle
 from storage.ledger.money import format_usd
 from storage.ledger.rows import Deployment, FineTuneJob
 
-Outcome = Literal["not_due", "under_way", "not_enough_data", "failed", "rejected", "canary", "promoted"]
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Where a turn stands, or how it ended."""
-
-    decision_type: str
-    outcome: Outcome = "under_way"
-    why: str = ""
-    started_at: str | None = None
-    finished_at: str | None = None
-    dataset_id: str | None = None
-    job_id: str | None = None
-    model_id: str | None = None
-    deployment_id: str | None = None
-    evaluation_id: str | None = None
-
 
 @dataclass(frozen=True, slots=True)
 class Verbs:
@@ -83,7 +64,7 @@ def turn_flywheel(
     *,
     verbs: Verbs | None = None,
     now: datetime | None = None,
-) -> Turn:
+) -> CycleRow:
     """Continue the cycle that is under way, begin one that is due (or any, with `force`), or judge a canary.
 
     Before its first cent the budgets must carry the whole cycle, and what is left of that is held to its end
@@ -97,22 +78,22 @@ def turn_flywheel(
         return _take(data, decision_type, settings, verbs, now=now)
 
 
-def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs, *, now: datetime | None) -> Turn:
+def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs, *, now: datetime | None) -> CycleRow:
     clock = clock_of(now)
     turn = read_turn(data, decision_type)
-    if turn is not None and turn.outcome == "canary":
+    if turn is not None and turn.outcome == CycleOutcome.CANARY:
         turn = _see_to_canary(data, turn, settings, verbs, clock())
         if not settings.force:
             return turn
-    if turn is None or turn.outcome != "under_way":
+    if turn is None or turn.outcome != CycleOutcome.UNDER_WAY:
         why_not = None if settings.force else _why_not_due(data, decision_type, turn, settings, clock())
         if why_not:
-            return replace(turn or Turn(decision_type), outcome="not_due", why=why_not)
-        turn = Turn(decision_type, started_at=clock().isoformat())
+            return replace(turn or CycleRow(decision_type=decision_type), outcome=CycleOutcome.NOT_DUE, why=why_not)
+        turn = CycleRow(decision_type=decision_type, started_at=clock().isoformat())
         try:
             manifest = verbs.export(data, decision_type, now=now)
         except (InsufficientData, DatasetRejected) as error:
-            return _end(data, turn, "not_enough_data", str(error), clock())
+            return _end(data, turn, CycleOutcome.NOT_ENOUGH_DATA, str(error), clock())
         turn = _save(data, replace(turn, dataset_id=manifest.dataset_id))
     assert turn.dataset_id is not None
     if turn.model_id is None:
@@ -120,9 +101,9 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
             # Here the money of the whole cycle is held; what is left of it at the end is given back by `holding`.
             job = verbs.fine_tune(data, turn.dataset_id, anyway=settings.anyway, now=now)
         except NotWorthIt as error:
-            return _end(data, turn, "not_enough_data", str(error), clock())
+            return _end(data, turn, CycleOutcome.NOT_ENOUGH_DATA, str(error), clock())
         except FineTuneFailed as error:
-            return _end(data, turn, "failed", str(error), clock())
+            return _end(data, turn, CycleOutcome.FAILED, str(error), clock())
         turn = _save(data, replace(turn, job_id=job.id, model_id=job.model_id))
     assert turn.model_id is not None
     if turn.evaluation_id is None:
@@ -135,13 +116,13 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
         verdict = read_verdict(ledger, turn.evaluation_id)
     if not verdict.promote:
         verbs.reject(data, turn.model_id, why=verdict.why, now=now)
-        return _end(data, turn, "rejected", verdict.why, clock())
+        return _end(data, turn, CycleOutcome.REJECTED, verdict.why, clock())
     verbs.deploy(data, turn.model_id, now=now)  # the guard may have stopped it, if this turn lay still for long
     canary = bool(settings.canary_weight)
     weight = settings.canary_weight or settings.weight
     share = PromoteSettings(weight=weight, shadow_original=settings.shadow_original)
     verbs.promote(data, turn.model_id, share, now=now)
-    return _end(data, turn, "canary" if canary else "promoted", verdict.why, clock())
+    return _end(data, turn, CycleOutcome.CANARY if canary else CycleOutcome.PROMOTED, verdict.why, clock())
 
 
 def plan_cycle(
@@ -160,11 +141,11 @@ def plan_cycle(
     config = load_config(data)
     kind = get_decision_type(decision_type, config)
     turn = read_turn(data, kind.name)
-    under_way = turn is not None and turn.outcome == "under_way"
+    under_way = turn is not None and turn.outcome == CycleOutcome.UNDER_WAY
     blocked: list[str] = []
     notes: list[str] = []
     folder: Path | None = None
-    if turn is not None and turn.outcome == "canary" and not settings.force:
+    if turn is not None and turn.outcome == CycleOutcome.CANARY and not settings.force:
         blocked.append("a canary has the traffic: its verdict comes first (--force begins a cycle beside it)")
     elif not under_way and not settings.force and (why := _why_not_due(data, kind.name, turn, settings, clock())):
         blocked.append(f"not due: {why} (--force)")
@@ -193,17 +174,13 @@ def plan_cycle(
         return make_plan(ledger, kind.name, steps, blocked, notes, now=clock())
 
 
-def read_turn(data: Path, decision_type: str) -> Turn | None:
+def read_turn(data: Path, decision_type: str) -> CycleRow | None:
     """Where the turn of a decision type stands, or how the last one ended; None before the first."""
     with open_ledger(data) as ledger:
-        cycle = read_cycle(ledger, decision_type)
-    if cycle is None:
-        return None
-    outcome: Outcome = cycle.outcome.value
-    return Turn(**{**asdict(cycle), "outcome": outcome})
+        return read_cycle(ledger, decision_type)
 
 
-def _see_to_canary(data: Path, turn: Turn, settings: CycleSettings, verbs: Verbs, now: datetime) -> Turn:
+def _see_to_canary(data: Path, turn: CycleRow, settings: CycleSettings, verbs: Verbs, now: datetime) -> CycleRow:
     """Give a canary that answered well its full weight, withdraw one that did not, or leave it a while longer."""
     asked, failed = _canary_answers(data, turn, now)
     if asked < settings.canary_requests:
@@ -211,13 +188,13 @@ def _see_to_canary(data: Path, turn: Turn, settings: CycleSettings, verbs: Verbs
     said = f"the canary failed to answer {failed} of {asked} questions"
     if failed > settings.max_failed_share * asked:
         verbs.reject(data, turn.model_id, why=said, now=now)
-        return _end(data, turn, "rejected", said, now)
+        return _end(data, turn, CycleOutcome.REJECTED, said, now)
     share = PromoteSettings(weight=settings.weight, shadow_original=settings.shadow_original)
     verbs.promote(data, turn.model_id, share, now=now)
-    return _end(data, turn, "promoted", said, now)
+    return _end(data, turn, CycleOutcome.PROMOTED, said, now)
 
 
-def _canary_answers(data: Path, turn: Turn, now: datetime) -> tuple[int, int]:
+def _canary_answers(data: Path, turn: CycleRow, now: datetime) -> tuple[int, int]:
     """Answers of the turn's model since it got its traffic, and how many of them the original had to stand in for."""
     since = datetime.fromisoformat(turn.finished_at or now.isoformat())
     query = """
@@ -231,7 +208,7 @@ def _canary_answers(data: Path, turn: Turn, now: datetime) -> tuple[int, int]:
 
 
 def _why_not_due(
-    data: Path, decision_type: str, last: Turn | None, settings: CycleSettings, now: datetime
+    data: Path, decision_type: str, last: CycleRow | None, settings: CycleSettings, now: datetime
 ) -> str | None:
     after = datetime.min.replace(tzinfo=UTC)
     if last is not None and last.finished_at:
@@ -251,11 +228,11 @@ def _why_not_due(
     return None
 
 
-def _end(data: Path, turn: Turn, outcome: Outcome, why: str, now: datetime) -> Turn:
+def _end(data: Path, turn: CycleRow, outcome: CycleOutcome, why: str, now: datetime) -> CycleRow:
     return _save(data, replace(turn, outcome=outcome, why=why, finished_at=now.isoformat()))
 
 
-def _save(data: Path, turn: Turn) -> Turn:
+def _save(data: Path, turn: CycleRow) -> CycleRow:
     with open_ledger(data) as ledger:
-        save_cycle(ledger, CycleRow(**{**asdict(turn), "outcome": CycleOutcome(turn.outcome)}))
+        save_cycle(ledger, turn)
     return turn

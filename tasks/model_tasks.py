@@ -11,7 +11,6 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from pipeline import evaluation, models, promotion
-from pipeline.cycle import Turn
 from pipeline.parameters import PromoteSettings
 from pipeline.reports import evaluation_rows, without
 from quality.checks.log import check_decisions
@@ -22,6 +21,7 @@ from quality.evaluation.promotion import promotion_warnings
 from quality.settings import ExportSettings
 from reasoning.config import load_config
 from reasoning.serving.routes import Route
+from storage.ledger.lives import CycleRow
 from storage.ledger.rows import Deployment, FineTuneJob
 from tasks.runs import ONCE, REPEATABLE, publish, run_progress
 
@@ -99,6 +99,6 @@ def reject(data: Path, model_id: str, *, why: str, now: datetime | None = None) 
 
 
 @task(**REPEATABLE)
-def tell(turns: list[Turn]) -> None:
+def tell(turns: list[CycleRow]) -> None:
     """Where the turns stand, as an artifact."""
     publish("turns", turns, title="The flywheel")

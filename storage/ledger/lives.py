@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 
 
 class CycleOutcome(StrEnum):
-    """Where a cycle stands, or how it ended."""
+    """Where a cycle stands, or how it ended. `NOT_DUE` is an answer to whoever asks for a cycle, and is never kept."""
 
+    NOT_DUE = "not_due"
     UNDER_WAY = "under_way"
     NOT_ENOUGH_DATA = "not_enough_data"
     FAILED = "failed"
@@ -48,10 +49,10 @@ class EvaluationRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CycleRow:
-    """Where the cycle of a decision type stands. Times are RFC 3339."""
+    """Where the cycle of a decision type stands, or how the last one ended. Times are RFC 3339."""
 
     decision_type: str
-    outcome: CycleOutcome
+    outcome: CycleOutcome = CycleOutcome.UNDER_WAY
     why: str = ""
     started_at: str | None = None
     finished_at: str | None = None
@@ -126,7 +127,8 @@ def _insert_evaluation(connection: sa.Connection, content: dict[str, Any]) -> No
 
 
 def save_cycle(ledger: LedgerDatabase, cycle: CycleRow) -> None:
-    """Replace where the cycle of a decision type stands."""
+    """Replace where the cycle of a decision type stands. Raises ValueError for `NOT_DUE`."""
+    _kept_outcome(cycle.outcome)
     with ledger.transaction() as connection:
         connection.execute(schema.cycles.delete().filter_by(decision_type=cycle.decision_type))
         connection.execute(schema.cycles.insert().values(**{**asdict(cycle), "outcome": cycle.outcome.value}))
@@ -140,12 +142,21 @@ def read_cycle(ledger: LedgerDatabase, decision_type: str) -> CycleRow | None:
     if row is None:
         return None
     try:
-        return CycleRow(**{**row, "outcome": CycleOutcome(row["outcome"])})
+        return CycleRow(**{**row, "outcome": _kept_outcome(row["outcome"])})
     except ValueError:
         raise LedgerError(
             f"unknown outcome in the ledger: {row['outcome']!r} of the cycle of {decision_type}; known: "
-            f"{', '.join(CycleOutcome)}. Use the version of this project that wrote it"
+            f"{', '.join(_KEPT_OUTCOMES)}. Use the version of this project that wrote it"
         ) from None
+
+
+_KEPT_OUTCOMES = tuple(outcome for outcome in CycleOutcome if outcome != CycleOutcome.NOT_DUE)
+
+
+def _kept_outcome(text: str) -> CycleOutcome:
+    if text not in _KEPT_OUTCOMES:
+        raise ValueError(text)
+    return CycleOutcome(text)
 
 
 # -- promotions -----------------------------------------------------------------------------------------------------
@@ -206,7 +217,7 @@ def _take_in_cycle(connection: sa.Connection, path: Path) -> None:
     if content is None:
         return
     try:
-        cycle = CycleRow(**{**content, "outcome": CycleOutcome(content["outcome"])})
+        cycle = CycleRow(**{**content, "outcome": _kept_outcome(content["outcome"])})
     except (KeyError, TypeError, ValueError):
         log.warning("%s is not a cycle: it was not taken into the ledger", path)
         return

@@ -139,10 +139,13 @@ def test_a_backup_has_evaluations_and_cycles(tmp_path: Path, monkeypatch: pytest
         assert read_evaluation(ledger, "e1") is not None
 
 
-def test_an_unknown_outcome_names_its_cycle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("outcome", ["asleep", "not_due"])  # the second is told to people, and never kept
+def test_an_unknown_outcome_names_its_cycle(tmp_path: Path, outcome: str) -> None:
     with open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}") as ledger:
         save_cycle(ledger, CycleRow(decision_type="planning", outcome=CycleOutcome.FAILED))
         with ledger.transaction() as connection:
-            connection.execute(sa.update(schema.cycles).values(outcome="asleep"))
-        with pytest.raises(LedgerError, match="unknown outcome in the ledger: 'asleep' of the cycle of planning"):
+            connection.execute(sa.update(schema.cycles).values(outcome=outcome))
+        with pytest.raises(LedgerError, match=f"unknown outcome in the ledger: '{outcome}' of the cycle of planning"):
             read_cycle(ledger, "planning")
+        with pytest.raises(ValueError, match="not_due"):
+            save_cycle(ledger, CycleRow(decision_type="planning", outcome=CycleOutcome.NOT_DUE))

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import orjson
 import pytest
 
 from pipeline import models
-from pipeline.cycle import Turn, Verbs, read_turn, turn_flywheel
+from pipeline.cycle import Verbs, read_turn, turn_flywheel
 from pipeline.models import undeploy
 from pipeline.parameters import CycleSettings
 from provider.errors import ProviderRefused
@@ -177,9 +176,11 @@ def test_a_canary_that_fails_is_withdrawn(tmp_path: Path, local: str):
         ledger.add(
             Model, id="m1", state="promoted", decision_type="should_respond", base_model="b", model_object_id="o"
         )
-    canary = Turn("should_respond", outcome="canary", finished_at=NOON.isoformat(), model_id="m1")
+    canary = CycleRow(
+        decision_type="should_respond", outcome=CycleOutcome.CANARY, finished_at=NOON.isoformat(), model_id="m1"
+    )
     with open_ledger(data) as ledger:
-        save_cycle(ledger, CycleRow(**{**asdict(canary), "outcome": CycleOutcome.CANARY}))
+        save_cycle(ledger, canary)
     write_answers(data, experiment="should_respond-m1", model="p/m1", good=4, failed=2, since=NOON)
     land_decisions(data)
     later = NOON + timedelta(hours=1)
