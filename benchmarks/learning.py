@@ -22,7 +22,7 @@ from demo.conversations import read_rooms
 from demo.episodes import Episode, Turn
 from demo.functions import read_tasks
 from demo.originals import ORIGINALS
-from learners.linear import load_model, train
+from learners.training import load_model, train
 from quality.evaluation.evaluate import Answer, Label, evaluate
 from reasoning.decision_types import DecisionType, get_decision_type
 
@@ -64,7 +64,9 @@ def measure(name: str, early: list[Turn], late: list[Turn]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_rows(Path(folder, "train.jsonl"), kind, [t for t in early if t.episode_id not in held_out])
         write_rows(Path(folder, "validation.jsonl"), kind, [t for t in early if t.episode_id in held_out])
-        trained = train(Path(folder, "train.jsonl"), Path(folder, "validation.jsonl"), Path(folder, "model"))
+        trained = train(
+            Path(folder, "train.jsonl"), Path(folder, "validation.jsonl"), Path(folder, "model"), learner="linear"
+        )
         model = load_model(Path(folder, "model"))
     custom, original = [], []
     for turn in late:

@@ -2,7 +2,7 @@
 
 `numbers` says who spoke when and whom the last line is for, `words` which words it has, `sentence` what it means
 (an embedding by a frozen encoder). Which of them serves best differs from one body of decisions to the next:
-`learners.auto` lets them compete.
+`learners.training` lets them compete.
 """
 
 from __future__ import annotations

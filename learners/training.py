@@ -26,10 +26,12 @@ from learners.answers import Answer, Kind
 from learners.choice import LINEAR, ChoiceModel, fit_choice
 from learners.errors import MissingExtra
 from learners.examples import Example, read_examples
-from learners.model import Core, Task
+from learners.model import Core, Task, load_model
 from learners.plans import PlanModel, fit_plans
 from learners.progress import Progress
 from learners.retrieval import NearestAnswer
+
+__all__ = ["TrainingResult", "load_model", "train"]
 
 Learner = Literal["linear", "encoder", "stacked", "auto"]
 BLOCKS: dict[str, tuple[str, ...]] = {
@@ -72,6 +74,7 @@ def train(
     *,
     learner: Learner = "auto",
     seconds: float = 600.0,
+    n_epochs: int = 1,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train on a dataset and keep the model in a folder.
@@ -84,6 +87,7 @@ def train(
         learner: who learns. `auto` tries all that are installed, and keeps the one that is best on rows that it was
             not fitted to.
         seconds: `auto` begins no other learner after this time.
+        n_epochs: accepted and without effect: the fits run to their end.
         progress: called with the finished fraction (0..1) and the losses known by then.
 
     Raises:

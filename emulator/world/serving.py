@@ -15,8 +15,12 @@ from typing import Any, Protocol
 
 from learners.completion import Completion, fixed_completion
 
-TRAINERS = {"sklearn": "learners.linear", "auto": "learners.auto", "majority": "learners.majority"}
-"""Trainers by name: modules with `train` and `load_model`."""
+TRAINERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sklearn": ("learners.training", {"learner": "linear"}),
+    "auto": ("learners.training", {"learner": "auto"}),
+    "majority": ("learners.majority", {}),
+}
+"""Trainers by name: a module with `train` and `load_model`, and the options of its `train`."""
 
 TRAINER_FILE = "trainer.json"
 
@@ -78,5 +82,5 @@ class ModelCache:
         if model is None:
             directory = self._directory / name
             trainer = json.loads((directory / TRAINER_FILE).read_text())["trainer"]
-            model = self._models[name] = importlib.import_module(TRAINERS[trainer]).load_model(directory)
+            model = self._models[name] = importlib.import_module(TRAINERS[trainer][0]).load_model(directory)
         return model

@@ -49,9 +49,10 @@ def _train(order: dict[str, Any], protocol: TextIO) -> None:
         _say(protocol, progress=fraction, metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)})
         _strike(fault)
 
-    trainer = importlib.import_module(TRAINERS[order["trainer"]])
+    module, options = TRAINERS[order["trainer"]]
+    trainer = importlib.import_module(module)
     validation = Path(order["validation"]) if order.get("validation") else None
-    trainer.train(Path(order["train"]), validation, output, n_epochs=order["n_epochs"], progress=progress)
+    trainer.train(Path(order["train"]), validation, output, n_epochs=order["n_epochs"], progress=progress, **options)
     (output / TRAINER_FILE).write_text(json.dumps({"trainer": order["trainer"]}))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -13,11 +14,11 @@ import pytest
 
 from learners import training
 from learners.errors import ArtifactError, DatasetError
-from learners.linear import load_model, train
 from learners.model import Model
-from learners.training import TrainingResult
+from learners.training import TrainingResult, load_model
 from reasoning.decision_types import get_decision_type
 
+train = functools.partial(training.train, learner="linear")
 WORDS = ["river", "stone", "cloud", "paper", "green", "quiet", "seven", "table", "winter", "music", "garden", "letter"]
 FUNCTIONS = {
     "open_file": ("open", "Opens a file."),
