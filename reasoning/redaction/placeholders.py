@@ -58,18 +58,8 @@ class RedactedPrompt:
 
     def restore_text(self, text: str) -> tuple[str, list[str]]:
         """`text` with the values of its placeholders, and the placeholders of which no value is known."""
-        if "[" not in text:
-            return text, []
         unknown: list[str] = []
-        pieces, done = [], 0
-        for found in self._placeholders(text):
-            value = self.originals.get(found[0])
-            if value is None:
-                unknown.append(found[0])
-                continue
-            pieces += [text[done : found.start()], value]
-            done = found.end()
-        return "".join([*pieces, text[done:]]), unknown
+        return (self._replace(text, 0, unknown) if "[" in text else text), unknown
 
     def restore_decision(self, decision: dict[str, Any]) -> dict[str, Any]:
         """A decision with the values of its placeholders.
@@ -106,6 +96,19 @@ class RedactedPrompt:
             inside = any(start <= found.start() < end for start, end in fences)
             if inside and self.originals.get(found[0]) is None:
                 raise UnparseableAnswer(unknown_placeholder(found[0]))
+
+    def _replace(self, text: str, start: int, unknown: list[str], *, json: bool = False) -> str:
+        """`text` from `start` on with the values of its placeholders, in `json` as in a JSON string. Those without a
+        value are added to `unknown`. What stands before `start` only tells an index in code from a placeholder."""
+        pieces, done = [], start
+        for found in self._placeholders(text):
+            value = self.originals.get(found[0])
+            if value is None:
+                unknown.append(found[0])
+                continue
+            pieces += [text[done : found.start()], orjson.dumps(value).decode()[1:-1] if json else value]
+            done = found.end()
+        return "".join([*pieces, text[done:]])
 
     def _placeholders(self, text: str) -> Iterator[re.Match[str]]:
         for found in PLACEHOLDER.finditer(text):
@@ -184,16 +187,7 @@ class StreamRestorer:
         last, self._last = self._last, text[-1]
         if "[" not in text:
             return text
-        pieces, done = [], len(last)
-        whole = last + text
-        for found in self._prompt._placeholders(whole):
-            value = self._prompt.originals.get(found[0])
-            if value is None:
-                self.unknown.append(found[0])
-                continue
-            pieces += [whole[done : found.start()], orjson.dumps(value).decode()[1:-1] if self._json else value]
-            done = found.end()
-        return "".join([*pieces, whole[done:]])
+        return self._prompt._replace(last + text, len(last), self.unknown, json=self._json)
 
 
 def _held_back(text: str) -> int:
