@@ -38,8 +38,6 @@ _log = logging.getLogger("reasoning")
 _RECENT = 8192
 """So many decisions are remembered, to check demonstrations of them; some 2 MB."""
 
-LONG_PROMPT = 8 << 10
-"""Characters: redacting so many new ones takes some 4 ms."""
 NOT_INSTALLED = (
     "the rules of redaction are not installed; pip install 'custom-reasoning[redact]', or set enabled = false in "
     "[redaction] of reasoning.toml to send prompts to models as they are"
@@ -228,15 +226,11 @@ class ClientCore:
         """Does `redact` take more than a few milliseconds, so that an event loop should not wait for it?"""
         if question.redacted is not None or not self.config.redaction.enabled:
             return False
-        if sum(len(message["content"]) for message in question.messages) < LONG_PROMPT:
-            return False
         try:
-            from reasoning.redaction.prompts import is_cached
+            from reasoning.redaction.prompts import takes_long
         except ImportError:
             return False
-        region = self.config.redaction.region
-        new = (message["content"] for message in question.messages if not is_cached(message["content"], region))
-        return sum(map(len, new)) >= LONG_PROMPT
+        return takes_long([message["content"] for message in question.messages], self.config.redaction.region)
 
     def judge(
         self, question: Question, arm: Arm, response: tuple[int, bytes] | Completion | CallFailed, started: float

@@ -17,12 +17,7 @@ import orjson
 
 from reasoning.errors import Unredactable
 from reasoning.redaction.placeholders import RedactedPrompt
-from reasoning.redaction.prompts import is_cached, redact_prompt
-
-INLINE_CHARACTERS = 8 << 10
-"""So many that were not seen before are redacted in the event loop, in some 4 ms."""
-_INLINE_TOTAL = 256 << 10
-"""In all: their digests alone take 1 ms."""
+from reasoning.redaction.prompts import redact_prompt, takes_long
 
 Put = Callable[[str], None]
 
@@ -33,23 +28,14 @@ async def redact_chat(chat: dict[str, Any], region: str) -> tuple[dict[str, Any]
     places = _places(redacted)
     texts = [text for text, _ in places]
     messages: Any = [{"role": "", "content": text} for text in texts]
-    if _is_quick(texts, region):
-        prompt = redact_prompt(messages, region=region)
-    else:
+    if takes_long(texts, region):
         prompt = await asyncio.to_thread(redact_prompt, messages, region=region)
+    else:
+        prompt = redact_prompt(messages, region=region)
     for (text, put), message in zip(places, prompt.messages, strict=True):
         if message["content"] is not text:
             put(message["content"])
     return redacted, prompt
-
-
-def _is_quick(texts: list[str], region: str) -> bool:
-    total = sum(map(len, texts))
-    if total <= INLINE_CHARACTERS:
-        return True
-    return total <= _INLINE_TOTAL and (
-        sum(len(text) for text in texts if not is_cached(text, region)) <= INLINE_CHARACTERS
-    )
 
 
 def _places(chat: dict[str, Any]) -> list[tuple[str, Put]]:

@@ -19,6 +19,9 @@ from reasoning.redaction.redact import Finding, find_private, replace_findings
 
 CACHE_BYTES = 8 << 20
 """Of findings in message contents that were seen lately. No text is kept."""
+INLINE_CHARACTERS = 8 << 10
+"""So many that were not seen before are redacted in some 4 ms."""
+_INLINE_TOTAL = 256 << 10  # characters: their digests alone take 1 ms
 _CACHED_FROM = 256  # characters: of a shorter text the findings take no longer than its digest
 
 _UNQUOTE = str.maketrans(dict.fromkeys(QUOTES, '"'))
@@ -100,6 +103,16 @@ def find_cached(text: str, region: str) -> tuple[Finding, ...]:
     if len(text) < _CACHED_FROM:
         return _find_checked(text, region)
     return _cache.get(text, region, _find_checked)
+
+
+def takes_long(texts: Sequence[str], region: str) -> bool:
+    """Does redacting these take more than a few milliseconds, so that an event loop should not wait for it?"""
+    total = sum(map(len, texts))
+    if total <= INLINE_CHARACTERS:
+        return False
+    return total > _INLINE_TOTAL or (
+        sum(len(text) for text in texts if not is_cached(text, region)) > INLINE_CHARACTERS
+    )
 
 
 def is_cached(text: str, region: str) -> bool:
