@@ -60,24 +60,8 @@ def promote_model(
             decided_at=when,
             published_at=None,
         )
-        # One transaction decides it. The routes file is written from the ledger: here, or by the guard's next tick
-        # where this process dies first.
-        before = next((other for other in promotions(ledger) if other.decision_type == name), None)
-        with ledger.transaction():
-            decide_promotion(ledger, promotion)
-            if mode == "live":
-                why = verdict.why if verdict and verdict.promote else "forced"
-                ledger.transition(Model, row.id, ModelState.PROMOTED, why=why, now=when)
-        try:
-            publish_route(Layout(data).routes, name, route, now=when)
-        except (ReasoningError, OSError) as error:
-            with ledger.transaction():
-                drop_promotions(ledger, decision_type=name)
-                if before is not None:  # the routes file still has it, and is written from it again
-                    decide_promotion(ledger, before)
-                ledger.transition(Model, row.id, row.state, why=str(error), now=when)
-            raise
-        mark_published(ledger, promotion, now=when)
+        why = verdict.why if verdict and verdict.promote else "forced"
+        _publish(data, ledger, row, promotion, route, why=why if mode == "live" else None)
         replaced = []
         if mode == "live":
             replaced = [
@@ -88,6 +72,30 @@ def promote_model(
     for other in replaced:
         take_down(data, other, why=f"replaced by {row.id}", now=now)
     return route
+
+
+def _publish(data: Path, ledger: Ledger, model: Model, promotion: Promotion, route: Route, *, why: str | None) -> None:
+    """Decide on a promotion, and write its route. With `why` the model is promoted by it (not in the shadow).
+
+    One transaction decides it. The routes file is written from the ledger: here, or by the guard's next tick where this
+    process dies first. Where it cannot be written, all is as before.
+    """
+    name, when = promotion.decision_type, promotion.decided_at
+    before = next((other for other in promotions(ledger) if other.decision_type == name), None)
+    with ledger.transaction():
+        decide_promotion(ledger, promotion)
+        if why is not None:
+            ledger.transition(Model, model.id, ModelState.PROMOTED, why=why, now=when)
+    try:
+        publish_route(Layout(data).routes, name, route, now=when)
+    except (ReasoningError, OSError) as error:
+        with ledger.transaction():
+            drop_promotions(ledger, decision_type=name)
+            if before is not None:  # the routes file still has it, and is written from it again
+                decide_promotion(ledger, before)
+            ledger.transition(Model, model.id, model.state, why=str(error), now=when)
+        raise
+    mark_published(ledger, promotion, now=when)
 
 
 def _require_approval(model_id: str, verdict: Verdict | None) -> None:
