@@ -20,7 +20,5 @@ def format_completion(decision_type: DecisionType, label: str) -> str:
     completion = decision_type.format_answer(decision)
     for stop in decision_type.stop:
         if stop in completion:
-            raise UnparseableAnswer(
-                f"the completion contains the stop text {stop!r}: the model's answer would be cut there"
-            )
+            raise UnparseableAnswer(f"the completion contains {stop!r}, at which the answer would be cut")
     return completion

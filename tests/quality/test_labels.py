@@ -16,7 +16,7 @@ PLAN = '{"thought": "because", "actions": ["REPLY"], "providers": [], "text": "o
 def test_a_label_with_a_text_at_which_the_model_would_be_cut_is_not_taught() -> None:
     planning = DECISION_TYPES["planning"]
     assert "one ### two" in format_completion(planning, PLAN)
-    with pytest.raises(UnparseableAnswer, match="'###', at which the model's would be cut"):
+    with pytest.raises(UnparseableAnswer, match="'###', at which the answer would be cut"):
         format_completion(replace(planning, stop=("###",)), PLAN)
     assert "one ### two" in format_completion(replace(planning, stop=("####",)), PLAN)
 
