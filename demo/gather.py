@@ -16,6 +16,7 @@ from quality.dataset.export import read_manifest
 from quality.errors import EvaluationError
 from quality.evaluation.evaluate import is_right
 from quality.evaluation.experiments import evaluate_log
+from quality.settings import ExperimentSettings
 from reasoning.decision_types import get_decision_type
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import CycleRow, read_evaluation
@@ -88,7 +89,7 @@ def compare(data: Path, turns: Sequence[CycleRow], turned_at: datetime) -> list[
                 )
             )
         try:
-            served = evaluate_log(data, turn.decision_type, since=turned_at, design="shadow")
+            served = evaluate_log(data, turn.decision_type, ExperimentSettings(since=turned_at, design="shadow"))
         except EvaluationError:
             continue  # not promoted: no model answered
         found.append(

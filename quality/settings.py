@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 from typing_extensions import Doc
 
 DEFAULT_MARGIN = 0.02
+RESAMPLES = 2_000
+"""Bootstrap draws of an evaluation."""
 
 Moment = date | datetime
 """A whole day (UTC), or a time."""
+
+Design = Literal["shadow", "ab"]
+"""`shadow`: both sides answered the same questions. `ab`: an arm was drawn for each question."""
 
 
 class LabelSource(StrEnum):
@@ -56,3 +61,16 @@ class ExportSettings:
     region: Annotated[
         str | None, Doc("Region (such as US) for recognising phone numbers. Empty: that of reasoning.toml.")
     ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentSettings:
+    """Which logged answers are compared, and how."""
+
+    since: Annotated[Moment | None, Doc("First day (UTC), or time, to compare. Empty: all there is.")] = None
+    until: Annotated[Moment | None, Doc("Last day (UTC), or time, inclusive. Empty: now.")] = None
+    design: Annotated[
+        Design | None, Doc("`shadow` or `ab`. Empty: `shadow` if any question was answered by both sides.")
+    ] = None
+    resamples: Annotated[int, Ge(1), Doc("Bootstrap draws for the intervals.")] = RESAMPLES
+    seed: Annotated[int, Doc("Random seed of the bootstrap.")] = 0

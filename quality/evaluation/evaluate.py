@@ -21,11 +21,11 @@ from quality.evaluation.answers import Answer as Answer
 from quality.evaluation.answers import Label as Label
 from quality.evaluation.form_metrics import get_metrics
 from quality.evaluation.form_metrics.rows import Metric, Rows
+from quality.settings import RESAMPLES
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.ids import uuid7
 
-RESAMPLES = 2_000
 FEW_EPISODES = 20
 _CHUNK = 100
 

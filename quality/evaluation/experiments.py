@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 import storage
 from quality.errors import EvaluationError
-from quality.evaluation.evaluate import RESAMPLES, Answer, Estimate, Evaluation, Label, evaluate, is_right
+from quality.evaluation.evaluate import Answer, Estimate, Evaluation, Label, evaluate, is_right
 from quality.evaluation.sequential import confidence_sequence
 from quality.period import first_moment, moment_after
+from quality.settings import Design, ExperimentSettings
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from reasoning.config import Config
 
-Design = Literal["shadow", "ab"]
 MAX_ROWS = 50_000
 
 # Labels of the original's own making would show nothing, so only demonstrations are read.
@@ -61,24 +61,20 @@ class Experiment:
 def evaluate_log(
     data: Path | str,
     decision_type: str,
+    settings: ExperimentSettings | None = None,
     *,
-    since: date | datetime | None = None,
-    until: date | datetime | None = None,
-    design: Design | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
     now: datetime | None = None,
     config: Config | None = None,
 ) -> Experiment:
-    """Evaluate what was logged from `since` to `until` (inclusive; the latest 50,000 rows that have a demonstration).
+    """Compare the logged answers that `settings` selects (the latest 50,000 rows that have a demonstration).
 
     In the `shadow` design the sources are `original` and `custom`, on the questions that both answered. In the `ab`
-    design they are the arms, each with what the agent got when that arm was drawn, fallbacks included, weighted by 1 /
-    `arm_probability`. By default `shadow` if any question was answered by both. Raises `EvaluationError` where there is
-    nothing to compare.
+    design the sources are the arms: what the agent got when that arm was drawn, fallbacks included, weighted by 1 /
+    `arm_probability`. Raises `EvaluationError` if there is nothing to compare.
     """
+    settings = settings or ExperimentSettings()
     kind = get_decision_type(decision_type, config)
-    start, before = first_moment(since), moment_after(until)
+    start, before = first_moment(settings.since), moment_after(settings.until)
     parameters = {
         "decision_type": decision_type,
         "since": start,
@@ -100,7 +96,7 @@ def evaluate_log(
         except UnparseableAnswer:
             continue
         rows.append(row)
-    design = design or ("shadow" if any(row["both"] for row in rows) else "ab")
+    design: Design = settings.design or ("shadow" if any(row["both"] for row in rows) else "ab")
     rows = [row for row in rows if (row["both"] if design == "shadow" else row["arm"] and row["arm_probability"])]
     if not rows:
         wanted = "was answered by both sides" if design == "shadow" else "has an arm that was drawn"
@@ -113,7 +109,13 @@ def evaluate_log(
         raise EvaluationError(f"only the arm {next(iter(answers))!r} has labelled rows: there is nothing to compare")
     about = {"design": design, "first": rows[0]["ts"].isoformat(), "last": rows[-1]["ts"].isoformat()}
     evaluation = evaluate(
-        kind, labels, answers, resamples=resamples, seed=seed, now=now or datetime.now(UTC), about=about
+        kind,
+        labels,
+        answers,
+        resamples=settings.resamples,
+        seed=settings.seed,
+        now=now or datetime.now(UTC),
+        about=about,
     )
     return Experiment(design, evaluation, _sequential(kind, labels, answers))
 

@@ -8,6 +8,7 @@ import pytest
 from quality.errors import EvaluationError
 from quality.evaluation.experiments import evaluate_log
 from quality.evaluation.promotion import judge
+from quality.settings import ExperimentSettings
 from tests.quality.conftest import NOW
 from tests.quality.log import conversations, land, records
 
@@ -28,7 +29,7 @@ def test_a_shadow_arm_is_compared_on_the_same_questions(tmp_path):
 
     data = tmp_path / "data"
     _log(data, shadow)
-    found = evaluate_log(data, "should_respond", resamples=300, now=NOW)
+    found = evaluate_log(data, "should_respond", ExperimentSettings(resamples=300), now=NOW)
     assert found.design == "shadow"
     assert found.evaluation.rows == 400
     assert found.evaluation.sources["custom"].latency_p50_ms == 40
@@ -37,7 +38,8 @@ def test_a_shadow_arm_is_compared_on_the_same_questions(tmp_path):
     assert found.sequential.low > 0
     value = found.evaluation.difference("custom", "original", "accuracy").value
     assert found.sequential.value == pytest.approx(value, abs=1e-6)
-    one_day = evaluate_log(data, "should_respond", since=date(2026, 3, 2), until=date(2026, 3, 2), now=NOW, resamples=5)
+    day = date(2026, 3, 2)
+    one_day = evaluate_log(data, "should_respond", ExperimentSettings(since=day, until=day, resamples=5), now=NOW)
     assert one_day.evaluation.rows == 40
 
 
@@ -48,7 +50,7 @@ def test_the_arms_of_an_ab_test_are_compared_as_drawn(tmp_path):
 
     data = tmp_path / "data"
     _log(data, draw)
-    found = evaluate_log(data, "should_respond", resamples=300, now=NOW)
+    found = evaluate_log(data, "should_respond", ExperimentSettings(resamples=300), now=NOW)
     assert found.design == "ab"
     assert {name: source.rows for name, source in found.evaluation.sources.items()} == {"custom": 200, "original": 200}
     assert judge(found.evaluation, candidate="custom").promote
@@ -62,6 +64,6 @@ def test_nothing_to_compare(tmp_path, landed):
     with pytest.raises(EvaluationError, match="only the arm 'original'"):
         evaluate_log(landed, "should_respond", now=NOW)
     with pytest.raises(EvaluationError, match="give demonstrations"):
-        evaluate_log(landed, "should_respond", since=(NOW + timedelta(days=1)).date(), now=NOW)
+        evaluate_log(landed, "should_respond", ExperimentSettings(since=(NOW + timedelta(days=1)).date()), now=NOW)
     with pytest.raises(EvaluationError, match="answered by both sides"):
-        evaluate_log(landed, "should_respond", design="shadow", now=NOW)
+        evaluate_log(landed, "should_respond", ExperimentSettings(design="shadow"), now=NOW)
