@@ -243,7 +243,7 @@ class ClientCore:
             completion = response if isinstance(response, Completion) else read_completion(*response)
         except CallFailed as error:
             self.calls.settle(arm, error)
-            attempt.fallback_reason, attempt.error = error.reason, describe_error(error, self.config.api_key)
+            attempt.fallback_reason, attempt.error = error.reason, describe_error(error, *self.config.secrets)
             return attempt
         self.calls.settle(arm)
         attempt.completion = completion
@@ -252,7 +252,7 @@ class ClientCore:
             decision = question.type.parse(completion.text, question.context)
             attempt.decision = question.redacted.restore_decision(decision) if question.redacted else decision
         except Exception as error:  # of what a model wrote, or of a context that has changed since
-            attempt.fallback_reason, attempt.error = "unparseable", describe_error(error, self.config.api_key)
+            attempt.fallback_reason, attempt.error = "unparseable", describe_error(error, *self.config.secrets)
             return attempt
         attempt.valid = True
         attempt.confidence = measure_confidence(question.type.answer, completion)
@@ -298,7 +298,7 @@ class ClientCore:
             row.decision = question.type.normalize(result, question.context)
             row.completion = question.type.format_answer(row.decision)
         except Exception as error:  # the user's own objects may do anything
-            row.valid, row.error = False, describe_error(error, self.config.api_key)
+            row.valid, row.error = False, describe_error(error, *self.config.secrets)
             row.completion = result if isinstance(result, str) else None
             if isinstance(result, Coroutine):
                 row.error = "the original is async, and this client is not: use AsyncDecisionClient"
@@ -310,7 +310,7 @@ class ClientCore:
         """Write the row of an original that raised: nothing was served."""
         row = self._row(question, arm, served=False)
         row.latency_ms = (time.perf_counter() - started) * 1000
-        row.valid, row.error = False, describe_error(error, self.config.api_key)
+        row.valid, row.error = False, describe_error(error, *self.config.secrets)
         self.count("original", "raised")
         self._write(row)
 
