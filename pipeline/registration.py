@@ -59,7 +59,7 @@ def register_model(
         known = _find_known(ledger, wanted)
         checked = check_model(config, ledger, known or wanted, kind, now=when)
         with ledger.transaction():
-            row = known or _add(ledger, wanted, when)
+            row = _find_known(ledger, wanted) or _add(ledger, wanted, when)  # another process may have been quicker
             row = ledger.update(Model, row.id, logprobs=checked.logprobs, now=when)
             deployment = begin_serving(ledger, row, now=when)
     return Registered(row, deployment, _notes(kind, row, checked))
