@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,6 +39,7 @@ from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
 from storage.ledger.rows import Deployment, Model
 from storage.log.land import land_decisions
+from tests.cli.test_commands import failure, reasoning
 from tests.reasoning.conftest import Hangup, ModelServer, Request, http
 from tests.tasks.rooms import write_log
 
@@ -397,3 +400,17 @@ def test_a_ledger_lists_no_key(data: Path, vllm: Vllm) -> None:
     for path in data.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_the_commands_register_list_and_unregister(data: Path, vllm: Vllm) -> None:
+    env = {name: os.environ[name] for name in ("REASONING_KEYS", "VLLM_KEY")}
+    asked = ("--type", "should-respond", "--url", vllm.server.url, "--key-variable", "VLLM_KEY", "--data", data)
+    prices = ("--input-usd-per-million", "0.10", "--output-usd-per-million", "0.40")
+    refused = failure(reasoning("models", "register", "mine", *asked, "--model", "other", *prices, env=env))
+    assert "no model 'other'" in refused
+    done = reasoning("models", "register", "mine", *asked, "--model", "org/small", *prices, env=env)
+    assert done.returncode == 0 and "Registered" in done.stdout, done.stderr
+    (listed,) = json.loads(reasoning("models", "list", "--json", "--data", data).stdout)
+    assert (listed["name"], listed["provider"], listed["deployment_state"]) == ("mine", "endpoint", "ready")
+    assert reasoning("models", "unregister", "mine", "--data", data).returncode == 0
+    assert json.loads(reasoning("models", "list", "--json", "--data", data).stdout) == []
