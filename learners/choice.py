@@ -26,7 +26,7 @@ STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation strengths that are tried."""
 PRIOR_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FOLDS = 4
-LINEAR = ("numbers", "words")
+LINEAR = ("numbers", "words", "pieces")
 """What the learner `linear` sees."""
 
 
