@@ -25,7 +25,7 @@ from sklearn.metrics import balanced_accuracy_score
 from benchmarks.learning import take
 from demo.conversations import read_rooms
 from learners import encoder
-from learners.choice import automated
+from learners.calibration import automated
 from learners.errors import MissingExtra
 from learners.model import load_model
 from learners.training import BLOCKS, train
