@@ -44,14 +44,16 @@ def load_base(name: str) -> Base:
         ArtifactError: there is no usable model of that name, or it has no chat template.
     """
     try:
+        import huggingface_hub.constants
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise MissingExtra(f"an adapter needs {error.name}, which is not installed; {_INSTALL}") from error
-    folder, options = (_find_smollm2(), {}) if name == SMOLLM2 else (Path(name), {})
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL reports every training to its makers otherwise
+    folder, options = Path(name), {}
     if name == SMOLLM2:
-        options = {"gguf_file": folder.name}
-        folder = folder.parent
+        file = _find_smollm2()
+        folder, options = file.parent, {"gguf_file": file.name}
     source = str(folder) if folder.is_dir() else name
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     try:

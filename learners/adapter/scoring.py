@@ -25,7 +25,7 @@ def score_answers(model: Any, prompt: Sequence[int], answers: Sequence[Sequence[
         ids = torch.tensor([list(prompt)], device=device)
         read = model(input_ids=ids, use_cache=True, logits_to_keep=1)
         first = torch.log_softmax(read.logits[0, -1].float(), dim=-1)
-        kept = [(layer.keys, layer.values) for layer in read.past_key_values.layers]
+        kept = [(layer.keys, layer.values) for layer in read.cache.layers]
         for start in range(0, len(answers), BATCH):
             batch = [list(answer) for answer in answers[start : start + BATCH]]
             width = max(len(answer) for answer in batch)
@@ -38,7 +38,7 @@ def score_answers(model: Any, prompt: Sequence[int], answers: Sequence[Sequence[
                 cache.update(keys.expand(len(batch), -1, -1, -1), values.expand(len(batch), -1, -1, -1), number)
             # Padding stands to the right, where a causal model's earlier positions do not see it.
             mask = torch.ones((len(batch), len(prompt) + width - 1), dtype=torch.long, device=device)
-            out = model(input_ids=padded[:, :-1], past_key_values=cache, attention_mask=mask, use_cache=True)
+            out = model(input_ids=padded[:, :-1], cache=cache, attention_mask=mask, use_cache=True)
             later = torch.log_softmax(out.logits.float(), dim=-1)
             for row, answer in enumerate(batch):
                 rest = sum(float(later[row, place, token]) for place, token in enumerate(answer[1:]))
@@ -53,7 +53,8 @@ def generate(
     import torch
 
     device = next(model.parameters()).device
-    ids, log_probabilities = [], []
+    ids: list[int] = []
+    log_probabilities: list[float] = []
     with torch.inference_mode():
         read = model(input_ids=torch.tensor([list(prompt)], device=device), use_cache=True, logits_to_keep=1)
         for _ in range(max_tokens):
@@ -64,5 +65,5 @@ def generate(
             ids.append(token)
             log_probabilities.append(float(log_p[token]))
             step = torch.tensor([[token]], device=device)
-            read = model(input_ids=step, past_key_values=read.past_key_values, use_cache=True)
+            read = model(input_ids=step, cache=read.cache, use_cache=True)
     return ids, log_probabilities, "length"

@@ -25,6 +25,8 @@ from learners.calibration import automated, fit_temperature
 from learners.errors import DatasetError, MissingExtra, TrainingError
 from learners.progress import Progress
 
+Row = tuple[list[dict[str, Any]], str]
+"""The messages before an answer, and the answer's text."""
 MAX_ANSWERS = 255
 """Up to so many distinct answers are scored, more are generated."""
 MAX_CALIBRATION_ROWS = 300
@@ -76,7 +78,7 @@ def train_adapter(
         train_path: conversational JSONL.
         validation_path: rows that choose when to stop, and calibrate. Without them every tenth training row
             is held out.
-        output_dir: made if missing; gets the artifact: `adapter_model.safetensors`, `adapter_config.json`, `model.json`.
+        output_dir: made if missing; gets the artifact: `model.json`, and the adapter as safetensors.
         options: the base model and the recipe.
         progress: called with the finished fraction (0..1) and the losses known by then.
 
@@ -117,6 +119,7 @@ def _save(output_dir: Path, made: AdapterModel, result: AdapterResult, options: 
     import trl
 
     made.model.save_pretrained(output_dir, safe_serialization=True)
+    (output_dir / "README.md").unlink(missing_ok=True)  # an empty template of a card
     lora = made.model.peft_config["default"]
     base = made.base
     values = {"answers": [answer.text for answer in made.answers], "temperature": made.temperature}
@@ -128,10 +131,7 @@ def _save(output_dir: Path, made: AdapterModel, result: AdapterResult, options: 
             "base": {"name": base.name, "identity": base.identity, "licence": base.licence},
             "lora": {"rank": lora.r, "alpha": lora.lora_alpha, "modules": sorted(lora.target_modules)},
             "options": asdict(options),
-            "versions": {
-                each.__name__: str(each.__version__)
-                for each in (torch, transformers, peft, trl)  # type: ignore[attr-defined]
-            },
+            "versions": {each.__name__: str(each.__version__) for each in (torch, transformers, peft, trl)},
             **asdict(result),
         },
         files=(WEIGHTS, CONFIG),
@@ -157,7 +157,7 @@ class _Fit:
         try:
             from datasets import Dataset
             from peft import LoraConfig
-            from transformers import EarlyStoppingCallback, TrainerCallback
+            from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
             from trl import SFTConfig, SFTTrainer
         except ImportError as error:
             raise MissingExtra(
@@ -186,6 +186,7 @@ class _Fit:
             ),
             callbacks=[Watch(), *([EarlyStoppingCallback(1)] if validation else [])],
         )
+        trainer.remove_callback(PrinterCallback)  # progress is reported by `Watch`
         try:
             done = trainer.train(resume_from_checkpoint=any(self.checkpoints.glob("checkpoint-*/trainer_state.json")))
         except (MemoryError, RuntimeError) as error:
@@ -252,7 +253,7 @@ def _answers(texts: Any) -> list[str]:
 
 
 def _calibrate(
-    base: Base, model: Any, answers: list[str], rows: Sequence[tuple[list[dict[str, Any]], str]]
+    base: Base, model: Any, answers: list[str], rows: Sequence[Row]
 ) -> tuple[AdapterModel, dict[str, float]]:
     """The model with the temperature that fits the held-out rows, and its metrics there."""
     made = AdapterModel(base, model, answers, 1.0, np.zeros(len(answers)))
@@ -273,26 +274,27 @@ def _calibrate(
     }
 
 
-def _read(path: Path) -> list[tuple[list[dict[str, Any]], str]]:
+def _read(path: Path) -> list[Row]:
     """The rows of conversational JSONL: the messages before the last answer, and that answer's text."""
-    rows: list[tuple[list[dict[str, Any]], str]] = []
-    number = 0
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            messages = json.loads(line)["messages"]
-            last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-            if not isinstance(messages[last]["content"], str):
-                raise TypeError("the assistant's content must be text")
-            rows.append((messages[:last], messages[last]["content"]))
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot read {path.name}: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f'{path.name}, line {number}: needs {{"messages": [{{"role", "content"}}...]}} and an assistant answer '
-            f"({type(error).__name__}: {error})"
-        ) from error
+    rows = [_read_line(line, f"{path.name}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise DatasetError(f"{path.name} has no examples")
     return rows
+
+
+def _read_line(line: str, place: str) -> Row:
+    try:
+        messages = json.loads(line)["messages"]
+        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        if not isinstance(messages[last]["content"], str):
+            raise TypeError("the assistant's content must be text")
+        return messages[:last], messages[last]["content"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f'{place}: needs {{"messages": [{{"role", "content"}}...]}} and an assistant answer '
+            f"({type(error).__name__}: {error})"
+        ) from error
