@@ -50,6 +50,7 @@ VARIABLES = {
     "REASONING_ANTHROPIC_URL": "the gateway's Anthropic upstream, instead of the file's",
     "REASONING_OPENAI_URL": "the gateway's OpenAI upstream, instead of the file's",
     "REASONING_DEBUG": "show the traceback of an error (`reasoning --debug`)",
+    "REASONING_KEYS": "`VARIABLE=URL, …`: the server that may see the API key in a variable",
     "TOGETHER_API_KEY": "the API key; never in a file",
     "TOGETHER_BASE_URL": "another URL of Together's API",
     "TOGETHER_PROJECT_ID": "the Together project (default: the key's own)",

@@ -10,8 +10,11 @@
         ├── ProviderRefused        the provider said no (4xx): trying again is useless
         │   ├── RemoteNotFound     it has no such object
         │   ├── AccessDenied       the API key may not do this (403)
-        │   └── KeyRefused         the API key is not valid (any more): it says nothing of what was asked for
+        │   ├── KeyRefused         the API key is not valid (any more): it says nothing of what was asked for
+        │   ├── ConfigRefused      it does not serve the model in this way; another may do
+        │   └── NoRoom             the deployment has no room for another adapter
         ├── CreationInDoubt        a create was sent and not answered, and its object is not to be seen yet
+        ├── NotOffered             the provider does not do such a thing at all (`provider.port.Capabilities`)
         ├── NotServable            the model cannot be both fine-tuned and served: nothing was spent
         ├── InvalidDataset         a row the fine-tuning service would reject or misread (names file and line)
         ├── UploadFailed           the provider did not take a file
@@ -59,6 +62,18 @@ class AccessDenied(ProviderRefused):
 
 class KeyRefused(ProviderRefused):
     """The API key is not valid, or not any more."""
+
+
+class ConfigRefused(ProviderRefused):
+    """The provider does not serve the model in this way."""
+
+
+class NoRoom(ProviderRefused):
+    """The deployment has no room for another adapter."""
+
+
+class NotOffered(ProviderError):
+    """The provider does not do such a thing at all."""
 
 
 class CreationInDoubt(ProviderError):

@@ -11,6 +11,7 @@ environment                reasoning.toml                  meaning (default)
 `REASONING_ENABLED`        `enabled`                       false: never ask a custom model (true)
 `REASONING_PROVIDER_URL`   `provider_url`                  a provider other than Together that gets the API key
 `TOGETHER_API_KEY`         never in a file                 the API key (none)
+`REASONING_KEYS`           `[keys]`                        which server may see which key, see `BoundKey`
                            `[client]`                      see `Config`
                            `[decision_types.<name>]`       see `_decision_type`
                            `[retention]`                   how many days records are kept, see `Retention` (for ever)
@@ -42,10 +43,11 @@ from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url,
 _TOGETHER_DOMAINS = ("together.ai", "together.xyz")
 _KEYS = ("data", "agent_id", "enabled", "provider_url")
 _STOPS = 4  # as many as OpenAI's API takes
-_TABLES = ("client", "decision_types", "tiers", "retention", "redaction", "storage")
+_TABLES = ("client", "keys", "decision_types", "tiers", "retention", "redaction", "storage")
 VOLUMES = ("auto", "single-host", "shared-locks")
 _MAX_DAYS = 36_500
 _REGION = re.compile(r"[A-Z]{2}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]*")
 
@@ -82,6 +84,20 @@ class Redaction:
 
 
 @dataclass(frozen=True, slots=True)
+class BoundKey:
+    """An API key, and the servers that may see it: `[keys]` has `VARIABLE = "https://host"`, or a list of URLs.
+
+    `REASONING_KEYS` says the same as `VARIABLE=https://host`, separated by commas. A routes file names a variable and a
+    URL, but cannot bind the one to the other: whoever can write it must not be able to send a key elsewhere. `key` is
+    None where the variable is not set.
+    """
+
+    variable: str
+    urls: tuple[str, ...]
+    key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything a client needs to know. Make it with `load_config`, which validates."""
 
@@ -89,6 +105,7 @@ class Config:
     agent_id: str | None = None
     api_key: str | None = field(default=None, repr=False)
     provider_url: str | None = None
+    keys: tuple[BoundKey, ...] = ()
     enabled: bool = True
     decision_types: Mapping[str, DecisionType] = field(default_factory=lambda: dict(DECISION_TYPES))
     breaker_failures: int = 5
@@ -113,6 +130,11 @@ class Config:
     def routes(self) -> Path:
         """The routes file."""
         return self.data / "routes.json"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every key, for whoever keeps them out of a text."""
+        return tuple(filter(None, (self.api_key, *(bound.key for bound in self.keys))))
 
     @property
     def spool(self) -> Path:
@@ -159,6 +181,7 @@ def load_config(
         agent_id=None if agent_id is None else text(f"{file}: agent_id", agent_id, ConfigError),
         api_key=_api_key(env),
         provider_url=_provider_url(file, raw, env),
+        keys=_keys(file, section("keys"), env),
         enabled=switch(place, enabled, ConfigError),
         decision_types=_decision_types(file, section("decision_types"), _tiers(file, section("tiers"))),
         retention=_retention(file, section("retention")),
@@ -186,19 +209,43 @@ def _provider_url(file: Path, raw: dict[str, Any], env: Mapping[str, str]) -> st
     return None if url is None else server_url(place, url, "set TOGETHER_API_KEY instead", ConfigError)
 
 
-def _api_key(env: Mapping[str, str]) -> str | None:
-    api_key = env.get("TOGETHER_API_KEY") or None
+def _keys(file: Path, raw: dict[str, Any], env: Mapping[str, str]) -> tuple[BoundKey, ...]:
+    place, bound = f"{file}: [keys]", dict(raw)
+    if env.get("REASONING_KEYS"):
+        place, bound = "REASONING_KEYS:", {}
+        for part in env["REASONING_KEYS"].split(","):
+            variable, equals, url = part.strip().partition("=")
+            if not equals:
+                raise ConfigError("REASONING_KEYS: needs VARIABLE=URL, separated by commas")
+            bound[variable] = [*bound.get(variable, ()), url]
+    return tuple(_bound_key(place, variable, urls, env) for variable, urls in bound.items())
+
+
+def _bound_key(place: str, variable: str, urls: Any, env: Mapping[str, str]) -> BoundKey:
+    if not _VARIABLE.fullmatch(variable):
+        raise ConfigError(f"{place} a name of an environment variable is needed before the URL; the key stays in it")
+    listed = urls if isinstance(urls, list) and urls else [urls]
+    servers = tuple(server_url(f"{place} {variable}", url, "set the variable instead", ConfigError) for url in listed)
+    return BoundKey(variable, servers, _api_key(env, variable))
+
+
+def _api_key(env: Mapping[str, str], variable: str = "TOGETHER_API_KEY") -> str | None:
+    api_key = env.get(variable) or None
     if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
-        raise ConfigError("TOGETHER_API_KEY: holds a blank, a line break or a letter that no key has; copy it anew")
+        raise ConfigError(f"{variable}: holds a blank, a line break or a letter that no key has; copy it anew")
     return api_key
 
 
-def api_key_for(config: Config, base_url: str) -> str | None:
+def api_key_for(config: Config, base_url: str, key_variable: str | None = None) -> str | None:
     """The key that the server at `base_url` may see.
 
-    A loopback host gets the word `local`. The API key goes to Together's own hosts over https, and to the origin that
-    the operator named as `provider_url`; what else stands in a routes file gets nothing.
+    With `key_variable` that of this variable, where the configuration binds it to this origin (`BoundKey`). Raises
+    `ConfigError` where it does not, or where the variable is not set. Without it a loopback host gets the word `local`.
+    The API key goes to Together's own hosts over https, and to the origin that the operator named as `provider_url`;
+    what else stands in a routes file gets nothing.
     """
+    if key_variable is not None:
+        return _bound_key_for(config, base_url, key_variable)
     url = urlsplit(base_url)
     host = (url.hostname or "").lower()
     if is_loopback(host):
@@ -209,6 +256,20 @@ def api_key_for(config: Config, base_url: str) -> str | None:
     ):
         return config.api_key
     return None
+
+
+def _bound_key_for(config: Config, base_url: str, variable: str) -> str:
+    bound = next((bound for bound in config.keys if bound.variable == variable), None)
+    origin = _origin(base_url)
+    if bound is None or origin not in map(_origin, bound.urls):
+        server = "{}://{}".format(*urlsplit(base_url)[:2])
+        raise ConfigError(
+            f'the key in {variable} is not for {server}: to send it there, set `{variable} = "{server}"` in [keys] of '
+            f"reasoning.toml, or REASONING_KEYS={variable}={server}"
+        )
+    if bound.key is None:
+        raise ConfigError(f"{variable} is not set: set it to the API key of {base_url}")
+    return bound.key
 
 
 def is_loopback(host: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
+from tests.cheaper import copy_new_ledgers, share_tls_contexts
 from tests.processes import forbid_processes, starts_processes
 
 # Before anything imports prefect or great_expectations: no telemetry from a test run.
@@ -74,6 +75,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("processes") or item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheaper_setup() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        share_tls_contexts(patch)
+        copy_new_ledgers(patch)
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -32,7 +32,7 @@ from reasoning.config import Config
 from reasoning.errors import CallFailed, Unredactable
 from reasoning.io.bounded import MAX_BYTES
 from reasoning.records import FallbackReason
-from reasoning.serving.completion import measure_confidence, read_completion
+from reasoning.serving.completion import LOGPROBS_FIELDS, measure_confidence, read_completion
 from reasoning.serving.model_calls import Choice, ModelCalls, check_size, failed_io, failed_status, load_answer
 from reasoning.serving.routes import Arm, Route
 
@@ -195,7 +195,7 @@ class CodingModel:
         return {f"{model}@{url}": state for (url, model), state in self._calls.states().items()}
 
     def _post(self, arm: Arm, chat: dict[str, Any]) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
-        chat = {**self._config.decision_types[DECISION_TYPE].request_fields, **chat, "model": arm.model}
+        chat = {**self._config.decision_types[DECISION_TYPE].request_fields, **chat, "model": arm.asked_as}
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         target = self._calls.target(arm)
         if target.api_key:
@@ -225,7 +225,7 @@ class CodingModel:
         arm = attempt.arm
         sent, asked = await self._prepare(arm, chat)
         if route.min_confidence > 0:
-            sent = {**sent, "logprobs": 1}
+            sent = {**sent, **LOGPROBS_FIELDS[arm.logprobs]}
         async with asyncio.timeout(route.deadline_ms / 1000):
             async with await self._post(arm, sent) as response:
                 body = await _read(response)

@@ -31,7 +31,7 @@ from gateway.errors import GatewayConfigError
 from reasoning.decision_types import DecisionType
 from reasoning.formats.markup import whole_json_object
 
-AnswerFormat = Literal["xml", "toon", "json"]
+AnswerSyntax = Literal["xml", "toon", "json"]
 
 STAGE_ONE_TOOL = "HANDLE_RESPONSE"  # by which the elizaOS of 2026 has its first decision told
 _MAX_PROMPT = 200_000
@@ -57,7 +57,7 @@ class DecisionPrompt:
 
     decision_type: str
     context: dict[str, Any]
-    format: AnswerFormat
+    format: AnswerSyntax
     wants_routing: bool = False  # elizaOS 2: also wants to know which of its contexts matters
     marks: tuple[str, ...] = ()  # what tells this conversation from others (`gateway.decisions.episodes`), oldest first
     echoes: Mapping[str, str] = field(default_factory=dict)  # fields that the answer must give back, and their values
@@ -200,7 +200,7 @@ _WRITERS = {"label": _label_fields, "plan": _plan_fields}
 
 
 def read_decision(
-    format: AnswerFormat, text: str, type: DecisionType, context: Mapping[str, Any] | None = None
+    format: AnswerSyntax, text: str, type: DecisionType, context: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The decision in what an upstream answered. Raises `UnparseableAnswer`.
 
@@ -210,12 +210,12 @@ def read_decision(
     return _READERS.get(type.answer, _read_any)(format, text, type, context)
 
 
-def _read_any(format: AnswerFormat, text: str, type: DecisionType, context: Mapping[str, Any] | None) -> dict[str, Any]:
+def _read_any(format: AnswerSyntax, text: str, type: DecisionType, context: Mapping[str, Any] | None) -> dict[str, Any]:
     return type.normalize(read_toon(text) if format == "toon" and _is_toon(text) else text, context)
 
 
 def _read_plan(
-    format: AnswerFormat, text: str, type: DecisionType, context: Mapping[str, Any] | None
+    format: AnswerSyntax, text: str, type: DecisionType, context: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     plan = _read_any(format, text, type, None)
     if context is None:
@@ -228,7 +228,7 @@ def _read_plan(
 
 
 def _read_label(
-    format: AnswerFormat, text: str, type: DecisionType, context: Mapping[str, Any] | None
+    format: AnswerSyntax, text: str, type: DecisionType, context: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     none_is_ignore = "IGNORE" in type.labels and "NONE" not in type.labels
     wider = replace(type, labels=(*type.labels, "NONE")) if none_is_ignore else type
@@ -303,7 +303,7 @@ def _agent(kind: PromptKind, match: re.Match[str], prompt: str) -> str | None:
     return name.strip() if name and name.strip() else None
 
 
-def _format(prompt: str) -> AnswerFormat | None:
+def _format(prompt: str) -> AnswerSyntax | None:
     """What the prompt asks for. TOON first: its templates say "No XML, no JSON"."""
     if re.search(r"\bTOON (only|document|format)\b", prompt):
         return "toon"

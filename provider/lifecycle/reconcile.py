@@ -39,7 +39,7 @@ from provider.together.fine_tunes import ENDED_STATES, abandon_fine_tune, adopt_
 from provider.together.prices import MINIMUM_FINE_TUNE_USD, hourly_prices
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
-from storage.ledger.rows import Deployment, FineTuneJob
+from storage.ledger.rows import TOGETHER, Deployment, FineTuneJob
 
 if TYPE_CHECKING:
     from together import Together
@@ -258,10 +258,10 @@ def _reconcile_deployments(client: Together, ledger: Ledger, report: ReconcileRe
         with collect_errors(report.errors, name):
             _reconcile_endpoint(client, ledger, name, endpoint, report)
     with ledger.exclusive("submit") as alone:
-        for row in ledger.find(Deployment, state="intended") if alone and all_judged else ():
+        for row in ledger.find(Deployment, provider=TOGETHER, state="intended") if alone and all_judged else ():
             if row.name not in ours and report.now - row.updated_at >= ABANDON_AFTER:
                 _end(client, ledger, row.id, "it never reached the provider", report)
-    for row in ledger.find(Deployment, state=LIVE_STATES):
+    for row in ledger.find(Deployment, provider=TOGETHER, state=LIVE_STATES):
         if row.name not in ours and row.state != "intended":
             with collect_errors(report.errors, row.name):  # it is gone: its money is settled
                 if sync_deployment(client, ledger, row.id, now=report.now)[0].state in SHUTTING_STATES:
@@ -270,7 +270,7 @@ def _reconcile_deployments(client: Together, ledger: Ledger, report: ReconcileRe
 
 def _stop_unwatched(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
     """Without a guard nobody has been asking through a route for long: the lease ran out after minutes."""
-    for row in ledger.find(Deployment, state=("provisioning", "degraded", "ready", "draining")):
+    for row in ledger.find(Deployment, provider=TOGETHER, state=("provisioning", "degraded", "ready", "draining")):
         seen_at = max(at for at in (row.metered_until, row.last_request_at, row.created_at) if at)
         if report.now - seen_at >= UNWATCHED:
             minutes = int((report.now - seen_at).total_seconds() // 60)
@@ -279,7 +279,7 @@ def _stop_unwatched(client: Together, ledger: Ledger, report: ReconcileReport) -
 
 def _go_on_stopping(client: Together, ledger: Ledger, report: ReconcileReport) -> None:
     """What was to end before this run, and has not yet: who began it may have died, or been refused."""
-    for row in ledger.find(Deployment, state=("stopping", "stopped", "failed")):
+    for row in ledger.find(Deployment, provider=TOGETHER, state=("stopping", "stopped", "failed")):
         _end(client, ledger, row.id, row.reason or "it was to end", report)
 
 

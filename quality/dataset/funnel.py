@@ -20,7 +20,7 @@ import pyarrow as pa
 
 import storage
 from quality.dataset.duplicates import THRESHOLD, NearDuplicateIndex, strip_template
-from quality.dataset.labels import format_label
+from quality.dataset.labels import format_completion
 from quality.dataset.splits import SPLITS, split_rows
 from reasoning.decision_types import DecisionType
 from reasoning.errors import UnparseableAnswer, Unredactable
@@ -225,7 +225,7 @@ def _prepare(
     faults: Counter[str],
 ) -> dict[str, Any]:
     try:
-        raw = format_label(decision_type, label)
+        raw = format_completion(decision_type, label)
         decision_type.parse_reply(raw, messages)
     except UnparseableAnswer as error:
         faults[f"label: {error}"] += 1

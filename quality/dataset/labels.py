@@ -8,10 +8,10 @@ from reasoning.decision_types import DecisionType
 from reasoning.errors import UnparseableAnswer
 
 
-def format_label(decision_type: DecisionType, label: str) -> str:
-    """The completion that a model is taught for a label (JSON text of a decision). Raises `UnparseableAnswer`.
+def format_completion(decision_type: DecisionType, label: str) -> str:
+    """Return the completion that a model is trained on for a label (JSON text of a decision).
 
-    Also for one that the model could not say as it will be asked: with a text at which it is cut.
+    Raises `UnparseableAnswer`, also for a completion that contains a stop text: the model could never give it whole.
     """
     try:
         decision = orjson.loads(label)
@@ -20,5 +20,5 @@ def format_label(decision_type: DecisionType, label: str) -> str:
     completion = decision_type.format_answer(decision)
     for stop in decision_type.stop:
         if stop in completion:
-            raise UnparseableAnswer(f"the answer holds {stop!r}, at which the model's would be cut")
+            raise UnparseableAnswer(f"the completion contains {stop!r}, at which the answer would be cut")
     return completion

@@ -12,8 +12,10 @@ import orjson
 
 import storage
 from quality.errors import EvaluationError
-from quality.evaluation.evaluate import Answer, Estimate, Evaluation, Label, evaluate, is_right
-from quality.evaluation.sequential import confidence_sequence
+from quality.evaluation.evaluate import Answer, Estimate, Evaluation, Label, evaluate
+from quality.evaluation.objectives import load_objective
+from quality.evaluation.observations import compare_rows
+from quality.evaluation.sequential import confidence_bounds
 from quality.period import first_moment, moment_after
 from quality.settings import Design, ExperimentSettings
 from reasoning.decision_types import DecisionType, get_decision_type
@@ -29,6 +31,7 @@ MAX_ROWS = 50_000
 # Labels of the original's own making would show nothing, so only demonstrations are read.
 _ROWS = """
 SELECT l.ts, coalesce(l.episode_id, l.request_id::VARCHAR) AS episode, l.demonstration,
+       epoch(l.demonstrated_at) AS known_at, CASE WHEN l.valid THEN l.decision END AS served,
        l.arm, l.arm_probability, l.decision, l.valid, l.source, l.confidence, l.latency_ms, l.cost_usd,
        l.fallback_reason IS NULL AND o.decision_id IS NOT NULL AND c.decision_id IS NOT NULL AS both,
        l.original_decision, o.latency_ms AS original_latency_ms, o.cost_usd AS original_cost_usd,
@@ -47,10 +50,10 @@ ORDER BY l.ts DESC, l.request_id DESC LIMIT $limit
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """The evaluation of the logged answers, and the sequential test: by how much more often is the custom side right?
+    """The evaluation of the logged answers, and the sequential test: by how much is the model better than the fallback?
 
     `design` is `shadow` where both sides answered the same questions, `ab` where an arm was drawn. `sequential` may be
-    looked at as often as one likes (`quality.evaluation.sequential`); it is per episode, whatever its number of rows.
+    looked at as often as one likes (`quality.evaluation.sequential`); it is in the objective of the type.
     """
 
     design: Design
@@ -112,12 +115,10 @@ def evaluate_log(
         kind,
         labels,
         answers,
-        resamples=settings.resamples,
-        seed=settings.seed,
         now=now or datetime.now(UTC),
         about=about,
     )
-    return Experiment(design, evaluation, _sequential(kind, labels, answers))
+    return Experiment(design, evaluation, _sequential(kind, rows, design))
 
 
 def _shadow_answers(rows: Sequence[dict[str, Any]]) -> dict[str, Sequence[Answer | None]]:
@@ -157,25 +158,11 @@ def _decision(text: str | None) -> dict[str, Any] | None:
     return None if text is None else orjson.loads(text)
 
 
-def _sequential(
-    kind: DecisionType, labels: Sequence[Label], answers: dict[str, Sequence[Answer | None]]
-) -> Estimate | None:
-    """Per episode, in order of time: the share of right answers of the custom side less that of the original.
-
-    In an A/B test an episode shows one side only; weighted by 1 / probability it is right on average (Horvitz and
-    Thompson, JASA 1952).
-    """
-    if "original" not in answers or len(answers) != 2:
+def _sequential(kind: DecisionType, rows: list[dict[str, Any]], design: Design) -> Estimate | None:
+    """The difference of the model and the fallback in the objective of the type, looked at as often as one likes."""
+    if design == "ab" and ("original" not in (arms := {row["arm"] for row in rows}) or len(arms) != 2):
         return None
-    (custom,) = set(answers) - {"original"}
-    episodes: dict[str, tuple[list[float], list[float]]] = {}
-    bound = 1.0
-    for label, ours, theirs in zip(labels, answers[custom], answers["original"], strict=True):
-        pair = episodes.setdefault(label.episode, ([], []))
-        for number, answer in enumerate((ours, theirs)):
-            if answer is not None:
-                pair[number].append(is_right(kind, label.decision, answer.decision) * answer.weight)
-                bound = max(bound, answer.weight)
-    values = [sum(ours) / max(len(ours), 1) - sum(theirs) / max(len(theirs), 1) for ours, theirs in episodes.values()]
-    low, high = confidence_sequence(values, low=-bound, high=bound)
-    return Estimate(round(sum(values) / len(values), 6), round(float(low[-1]), 6), round(float(high[-1]), 6))
+    by_label_time = sorted(rows, key=lambda row: row["known_at"])
+    _, difference, _ = compare_rows(kind, load_objective(kind), by_label_time, now=float("inf"))
+    low, high = confidence_bounds(difference.scores)
+    return Estimate(round(difference.scores.mean(), 6), round(low, 6), round(high, 6))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,14 @@ from reasoning.formats import get_form
 from reasoning.formats.markup import check_length
 from reasoning.records import Message
 from reasoning.serving.model_calls import BYTES_PER_TOKEN, failed_status, load_answer
-from reasoning.serving.routes import Arm
+from reasoning.serving.routes import Arm, Logprobs
+
+LOGPROBS_FIELDS: Mapping[Logprobs, Mapping[str, Any]] = {
+    "count": {"logprobs": 1},
+    "flag": {"logprobs": True, "top_logprobs": 1},
+    "none": {},
+}
+"""What a request says to get the log-probability of each token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +64,33 @@ def check_whole(completion: Completion, max_tokens: int) -> None:
 
 def request_body(arm: Arm, decision_type: DecisionType, messages: list[Message], *, stream: bool = False) -> bytes:
     """The JSON of `POST {base_url}/v1/chat/completions`."""
+    return chat_body(
+        arm,
+        messages,
+        max_tokens=decision_type.max_tokens,
+        temperature=decision_type.temperature,
+        fields=decision_type.request_fields,
+        stream=stream,
+    )
+
+
+def chat_body(
+    arm: Arm,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    fields: Mapping[str, Any],
+    stream: bool = False,
+) -> bytes:
+    """The same of any messages. `fields` are further fields of the request (`DecisionType.request_fields`)."""
     body: dict[str, Any] = {
-        "model": arm.model,
+        "model": arm.asked_as,
         "messages": messages,
-        "max_tokens": decision_type.max_tokens,
-        "temperature": decision_type.temperature,
-        "logprobs": 1,
-        **decision_type.request_fields,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        **LOGPROBS_FIELDS[arm.logprobs],
+        **fields,
     }
     if stream:
         body["stream"] = True

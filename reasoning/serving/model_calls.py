@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from reasoning.config import Config, api_key_for
-from reasoning.errors import CallFailed, RoutesError
+from reasoning.errors import CallFailed, ConfigError, RoutesError
 from reasoning.io.bounded import TooLarge, load_bounded
 from reasoning.records import FallbackReason
 from reasoning.serving.breaker import CircuitBreaker
@@ -74,7 +74,7 @@ class ModelCalls:
         self.lease = RoutesLease(config.routes, clock)
         self._config = config
         self._clock = clock
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[tuple[str, str | None], Target] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -128,13 +128,16 @@ class ModelCalls:
         return True
 
     def target(self, arm: Arm) -> Target:
-        """Where `arm` is asked."""
+        """Where `arm` is asked. Raises `CallFailed` (`disabled`) where it needs a key that it may not be sent."""
         base_url = arm.base_url or ""
-        found = self._targets.get(base_url)
+        found = self._targets.get((base_url, arm.key_variable))
         if found is None:
-            key = api_key_for(self._config, base_url)
+            try:
+                key = api_key_for(self._config, base_url, arm.key_variable)
+            except ConfigError as error:
+                raise CallFailed("disabled", str(error)) from None
             headers = ((b"Authorization", f"Bearer {key}".encode()),) if key else ()
-            found = self._targets[base_url] = Target(f"{base_url}{PATH}", key, headers)
+            found = self._targets[base_url, arm.key_variable] = Target(f"{base_url}{PATH}", key, headers)
         return found
 
     def settle(self, arm: Arm, failure: CallFailed | None = None) -> None:

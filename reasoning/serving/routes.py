@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import orjson
@@ -26,10 +26,22 @@ MAX_LEASE = timedelta(hours=1)
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """Two machines' clocks may differ by so much. A lease from further in the future is not followed."""
 
+Logprobs = Literal["count", "flag", "none"]
+"""How a server is asked for log-probabilities.
+
+`count`: `"logprobs": 1`, as Together takes it. `flag`: `"logprobs": true`, as OpenAI, vLLM, llama-server and SGLang do.
+`none`: not at all.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way of answering. Prices are US dollars a million tokens, as decimal text."""
+    """One way of answering. Prices are US dollars a million tokens, as decimal text.
+
+    `model` is the model's name in the decision log and in the ledger; `request_model` is its name at its server, where
+    that is another. `key_variable` is the name of the environment variable that holds the server's API key, never the
+    key itself: see `reasoning.config.api_key_for`. `logprobs` is how the server is asked for log-probabilities.
+    """
 
     name: str
     source: Source
@@ -40,6 +52,14 @@ class Arm:
     config_hash: str | None = None
     input_usd_per_mtok: str = "0"
     output_usd_per_mtok: str = "0"
+    request_model: str | None = None
+    key_variable: str | None = None
+    logprobs: Logprobs = "count"
+
+    @property
+    def asked_as(self) -> str | None:
+        """The `model` of a request."""
+        return self.request_model or self.model
 
     def cost_usd(self, input_tokens: int, output_tokens: int) -> float:
         """What so many tokens cost at this arm, in US dollars."""
@@ -215,6 +235,8 @@ def _arm(place: str, raw: Any) -> Arm:
         _expect(bool(model), f"{place}.model", "a custom arm needs a model")
         _expect(_is_server(base_url or ""), f"{place}.base_url", "needs an http(s) URL")
         _expect(not (base_url or "").rstrip("/").endswith("/v1"), f"{place}.base_url", "must not end in /v1")
+    logprobs = raw.get("logprobs", "count")
+    _expect(logprobs in get_args(Logprobs), f"{place}.logprobs", f"{logprobs!r} is none of count, flag, none")
     return Arm(
         name=str(name),
         source=source,
@@ -225,6 +247,9 @@ def _arm(place: str, raw: Any) -> Arm:
         config_hash=_text(place, raw, "config_hash"),
         input_usd_per_mtok=_price(place, raw, "input_usd_per_mtok"),
         output_usd_per_mtok=_price(place, raw, "output_usd_per_mtok"),
+        request_model=_text(place, raw, "request_model"),
+        key_variable=_text(place, raw, "key_variable"),
+        logprobs=logprobs,
     )
 
 

@@ -75,6 +75,11 @@ class ReservationState(StrEnum):
     LAPSED = "lapsed"
 
 
+TOGETHER = "together"
+ENDPOINT = "endpoint"
+"""Providers, as `Model.provider` and `Deployment.provider` name them. `endpoint`: somebody else runs it at a URL."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadedDataset:
     """The upload of a dataset to the provider.
@@ -135,7 +140,12 @@ class FineTuneJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A trained model. `model_object_id` (`ml_...`) is what a deployment serves."""
+    """A model: trained by the provider, or registered. `model_object_id` is what the provider calls it.
+
+    `name`, `base_url`, `key_variable` (the name of an environment variable, never a key), `logprobs` and the prices are
+    those of a model of the provider `endpoint`, which somebody else runs at a URL. A price is None where none is
+    charged: `input_million_usd` and `output_million_usd` are for a million tokens, `hourly_usd` is for an hour.
+    """
 
     TABLE: ClassVar[str] = "models"
 
@@ -150,6 +160,14 @@ class Model:
     job_id: str | None
     model_object_id: str
     output_name: str | None
+    provider: str
+    name: str | None
+    base_url: str | None
+    key_variable: str | None
+    logprobs: str | None
+    input_million_usd: Decimal | None
+    output_million_usd: Decimal | None
+    hourly_usd: Decimal | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +205,7 @@ class Deployment:
     stopped_at: datetime | None
     reconciled_at: datetime | None
     reason: str | None
+    provider: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

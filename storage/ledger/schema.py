@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 # The newest migration. Kept here so that opening an up-to-date ledger does not import Alembic.
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = sa.MetaData()
 
@@ -156,6 +156,16 @@ models = sa.Table(
     sa.Column("job_id", sa.String(40), unique=True),
     sa.Column("model_object_id", sa.String(100), nullable=False),  # ml_...: what a deployment serves
     sa.Column("output_name", sa.String(300)),
+    sa.Column("provider", sa.String(20), nullable=False, server_default="together"),
+    # Of a model that somebody else runs at a URL. Its prices are for a million tokens, and for an hour.
+    sa.Column("name", sa.String(40)),
+    sa.Column("base_url", sa.String(500)),
+    sa.Column("key_variable", sa.String(100)),  # the name of the environment variable, never the key
+    sa.Column("logprobs", sa.String(8)),  # how the server is asked for log-probabilities: `reasoning.serving.routes`
+    sa.Column("input_million_nano", sa.BigInteger),
+    sa.Column("output_million_nano", sa.BigInteger),
+    sa.Column("hourly_nano", sa.BigInteger),
+    sa.Index("models_name", "name", unique=True),
 )
 
 deployments = sa.Table(
@@ -186,6 +196,7 @@ deployments = sa.Table(
     sa.Column("stopped_at", UtcDateTime),
     sa.Column("reconciled_at", UtcDateTime),
     sa.Column("reason", sa.Text),  # why it is being stopped, or what failed
+    sa.Column("provider", sa.String(20), nullable=False, server_default="together"),
 )
 
 # Append-only: what happened to which object, and why.

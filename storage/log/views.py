@@ -312,7 +312,7 @@ WITH answers AS (
 request_feedback AS (
     SELECT date, decision_type, request_id, kind, metric,
            max_by(struct_pack(value := f.value, author), (f.ts, feedback_id)) AS latest,
-           max((f.ts, feedback_id)) AS given
+           max(struct_pack(ts := f.ts, feedback_id)) AS given
     FROM (
         FROM feedback_log
         WHERE decision_id IS NOT NULL AND (kind = 'metric' OR kind = 'demonstration' AND {_IS_ANSWER})
@@ -323,6 +323,7 @@ request_feedback AS (
 said AS (
     SELECT date, decision_type, request_id,
            max_by(struct_pack(answer := value ->> '$', author), given) FILTER (kind = 'demonstration') AS demonstration,
+           (max(given) FILTER (kind = 'demonstration')).ts AS demonstrated_at,
            map_from_entries(list((metric, {_NUMBER})) FILTER (kind = 'metric' AND {_NUMBER} IS NOT NULL)) AS feedback
     FROM (SELECT *, latest.value AS value, latest.author AS author FROM request_feedback)
     GROUP BY date, decision_type, request_id
@@ -345,6 +346,7 @@ SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d
            WHEN custom.decision IS NOT NULL THEN 'custom'
        END AS label_source,
        said.demonstration.answer AS demonstration, said.demonstration.author AS demonstrated_by,
+       said.demonstrated_at,
        original.decision_id AS original_decision_id, original.decision AS original_decision,
        custom.decision_id AS custom_decision_id, custom.decision AS custom_decision,
        custom.model AS custom_model, custom.confidence AS custom_confidence,

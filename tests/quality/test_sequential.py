@@ -5,37 +5,61 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.evaluation.sequential import confidence_sequence
+from quality.evaluation.sequential import Scores, confidence_bounds, log_wealth, log_wealth_with_restarts
 
 
-def test_it_covers_the_mean_at_all_times_at_once():
+def test_a_model_that_is_not_better_is_rarely_called_better_at_any_look():
     rng = np.random.default_rng(7)
-    missed = 0
-    for _ in range(400):
-        values = rng.choice([-1, 0, 1], size=400, p=[0.2, 0.5, 0.3])
-        low, high = confidence_sequence(values)
-        missed += not ((low <= 0.1) & (high >= 0.1)).all()
-    assert missed <= 0.05 * 400
+    wrong = sum(
+        log_wealth(Scores.within(rng.choice([-1, 0, 1], size=500, p=[0.2, 0.6, 0.2]))).max() >= np.log(20)
+        for _ in range(400)
+    )
+    assert wrong <= 0.05 * 400
 
 
-def test_a_difference_shows_in_the_end():
+def test_restarts_keep_the_error():
+    rng = np.random.default_rng(8)
+    starts = np.arange(20, 600, 20)
+    wrong = sum(
+        log_wealth_with_restarts(Scores.within(rng.choice([-1, 1], size=600)), starts).max() >= np.log(20)
+        for _ in range(300)
+    )
+    assert wrong <= 0.05 * 300
+
+
+def test_a_change_after_a_long_good_time_shows_soon_with_restarts():
+    rng = np.random.default_rng(1)
+    good, bad = rng.choice([-1, 0, 1], size=2000, p=[0.05, 0.8, 0.15]), rng.choice([-1, 0, 1], 400, p=[0.2, 0.75, 0.05])
+    scores = Scores.within(-np.r_[good, bad])
+    starts = np.arange(100, 3000, 100).clip(max=len(scores))
+    plain, restarted = log_wealth(scores), log_wealth_with_restarts(scores, starts)
+    assert plain.max() < np.log(100)
+    first = int(np.argmax(restarted >= np.log(100)))
+    assert 2000 < first < 2300
+
+
+def test_bounds_close_in_on_the_mean():
     values = np.random.default_rng(1).choice([-1, 0, 1], size=3000, p=[0.1, 0.6, 0.3])
-    low, high = confidence_sequence(values)
-    assert low[-1] > 0
-    assert high[-1] - low[-1] < 0.2
-    assert (np.diff(low) >= 0).all()
-    assert (np.diff(high) <= 0).all()
+    low, high = confidence_bounds(Scores.within(values))
+    assert 0.1 < low < 0.2 < high < 0.3
+    assert confidence_bounds(Scores.within(np.empty(0))) == (-np.inf, np.inf)
 
 
-@given(st.lists(st.floats(-1, 1), max_size=50), st.floats(0.1, 5))
+def test_nothing_but_ties_proves_no_more_than_their_number():
+    low, high = confidence_bounds(Scores.within(np.zeros(100)))
+    assert low == pytest.approx(-high, abs=1e-6)
+    assert 0.03 < high < 0.08
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=50), st.floats(0.1, 5))
 def test_it_moves_with_the_scale(values, scale):
-    low, high = confidence_sequence(values)
-    wide_low, wide_high = confidence_sequence([scale * v for v in values], low=-scale, high=scale)
-    assert wide_low == pytest.approx(scale * low, abs=1e-9)
-    assert wide_high == pytest.approx(scale * high, abs=1e-9)
+    one = log_wealth(Scores.within(np.array(values)))
+    other = log_wealth(Scores.within(np.array(values) * scale, -scale, scale))
+    assert other == pytest.approx(one, abs=1e-6)
 
 
-@pytest.mark.parametrize(("values", "options"), [([2], {}), ([0], {"low": 1, "high": 1}), ([0], {"alpha": 0})])
-def test_what_makes_no_sense(values, options):
-    with pytest.raises(ValueError, match="must be"):
-        confidence_sequence(values, **options)
+def test_what_makes_no_sense():
+    with pytest.raises(ValueError, match="within its limits"):
+        Scores.within(np.array([2.0]))
+    with pytest.raises(ValueError, match="alpha"):
+        confidence_bounds(Scores.within(np.zeros(1)), alpha=0)

@@ -359,6 +359,16 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_what_it_holds(
             connection.execute(sa.text(f"DROP TRIGGER {trigger}"))
         for table in ("evaluations", "cycles", "promotions"):  # what the third one added
             connection.execute(sa.text(f"DROP TABLE {table}"))
+        connection.execute(sa.text("DROP INDEX models_name"))  # what the fourth one added
+        models = ("name", "base_url", "key_variable", "logprobs", "provider")
+        for column in (*models, "input_million_nano", "output_million_nano", "hourly_nano"):
+            connection.execute(sa.text(f"ALTER TABLE models DROP COLUMN {column}"))
+        connection.execute(sa.text("ALTER TABLE deployments DROP COLUMN provider"))
+        old = {"id": "m1", "state": "trained", "created_at": NOON, "updated_at": NOON}
+        columns = schema.metadata.tables["models"].c
+        old |= {"base_model": "b", "model_object_id": "ml_1"}
+        insert = sa.insert(sa.table("models", *(sa.column(name, columns[name].type) for name in old)))
+        connection.execute(insert.values(**old))
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
         installation_id = ledger.installation_id
     context = multiprocessing.get_context("fork")
@@ -371,6 +381,8 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_what_it_holds(
     with open_ledger(ledger_url) as ledger:
         assert ledger.installation_id == installation_id
         assert ledger.spent(now=NOON) == Decimal("4.5")
+        model = ledger.get(Model, "m1")
+        assert (model.provider, model.base_url, model.input_million_usd) == ("together", None, None)
         with ledger.read() as connection:
             version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
         assert version == schema.REVISION

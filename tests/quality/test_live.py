@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from quality.evaluation.live import LivePolicy, Observations, Stream, decide
+from quality.evaluation.observations import observe
+from quality.evaluation.sequential import Scores
+from tests.quality.log import START, conversations, land, records
+
+EXPERIMENT = "should_respond-m1"
+WRONG = {"RESPOND": "IGNORE", "IGNORE": "RESPOND"}
+
+
+def _served(data, *, right, weight=0.1, episodes=100, shadow=False, labelled=True, valid=1.0, late=timedelta(0)):
+    """A canary: of each episode one side was drawn by `weight`; the model is right with the probability `right`."""
+    rng = random.Random(5)
+    turns = conversations(episodes, labelled=labelled)
+    drawn = {turn.episode: rng.random() < weight for turn in turns}
+    found = []
+    for turn in turns:
+        answer = turn.original
+        label = turn.right or answer
+        if drawn[turn.episode]:
+            action = label["action"] if rng.random() < right else WRONG[label["action"]]
+            turn.custom, turn.served, turn.original = {"action": action}, "custom", answer if shadow else None
+        turn.extra = {"experiment": EXPERIMENT}
+        for record in records(turn):
+            if hasattr(record, "arm"):
+                record.arm = "custom" if drawn[turn.episode] else "original"
+                record.arm_probability = weight if drawn[turn.episode] else 1 - weight
+                if record.source == "custom" and rng.random() >= valid:
+                    record.valid, record.fallback_reason = False, "timeout"
+            else:
+                record.ts += late
+            found.append(record)
+    land(data, [found])
+    return turns[-1].ts + timedelta(hours=2)
+
+
+def _decide(data, now, *, stage="canary", policy=None):
+    found = observe(data, "should_respond", EXPERIMENT, since=START, now=now, slow_ms=800)
+    return decide(found, policy or LivePolicy(), stage=stage, now=now)
+
+
+def test_a_canary_whose_answers_are_valid_and_all_wrong_is_withdrawn(tmp_path):
+    now = _served(tmp_path / "data", right=0.0, weight=0.3)
+    found = _decide(tmp_path / "data", now)
+    assert found.action == "withdraw"
+    assert "worse than the fallback" in found.reason
+    assert found.numbers["failed_share"] == 0
+
+
+def test_a_good_model_with_the_fallback_in_its_shadow_is_promoted_and_held(tmp_path):
+    now = _served(tmp_path / "data", right=0.97, weight=0.9, shadow=True)
+    found = _decide(tmp_path / "data", now)
+    assert (found.action, found.numbers["design"]) == ("promote", "shadow")
+    assert found.numbers["low"] > 0
+    assert _decide(tmp_path / "data", now, stage="live").action == "hold"
+
+
+def test_labels_that_come_late_count_when_they_come(tmp_path):
+    now = _served(tmp_path / "data", right=0.0, weight=0.9, shadow=True, late=timedelta(days=3))
+    early = _decide(tmp_path / "data", now - timedelta(days=3))
+    assert early.numbers["labelled"] < 500
+    assert _decide(tmp_path / "data", now + timedelta(days=3)).action == "withdraw"
+
+
+def test_the_scores_of_the_past_never_change_as_labels_come(tmp_path):
+    _served(tmp_path / "data", right=0.8, weight=0.5)
+    last = Scores.within(np.empty(0))
+    for hours in (50, 51.5, 130, 300):
+        seen = observe(tmp_path / "data", "should_respond", EXPERIMENT, since=START, now=START + timedelta(hours=hours))
+        scores = seen.difference.scores
+        assert scores.values[: len(last)] == pytest.approx(last.values)
+        assert scores.low[: len(last)] == pytest.approx(last.low)
+        last = scores
+    assert len(last) > 50
+
+
+def test_a_model_without_labels_is_unproven(tmp_path):
+    now = _served(tmp_path / "data", right=0.9, weight=0.9, labelled=False)
+    later = now + timedelta(days=8)
+    found = _decide(tmp_path / "data", later, stage="live")
+    assert found.action == "shrink"
+    assert found.reason.startswith("serving unproven since 2026-03-01 09:00Z")
+    assert _decide(tmp_path / "data", later, stage="live", policy=LivePolicy(when_unproven="hold")).action == "hold"
+
+
+def test_a_model_that_fails_too_often_is_withdrawn_without_labels(tmp_path):
+    now = _served(tmp_path / "data", right=0.9, weight=0.9, labelled=False, valid=0.7)
+    found = _decide(tmp_path / "data", now, stage="live")
+    assert found.action == "withdraw"
+    assert "of its answers failed" in found.reason
+
+
+def _stream(values, low=-1.0, high=1.0, days=20.0):
+    values = np.array(values, dtype=float)
+    return Stream(Scores.within(values, low, high), START.timestamp() + np.linspace(0, days * 86_400, len(values)))
+
+
+def test_slow_answers_and_dear_ones_are_harms():
+    now = START + timedelta(days=21)
+    slow = Observations(since=START, slow=_stream([1, 0, 0] * 40, 0))
+    assert decide(slow, LivePolicy(), stage="live", now=now).reason.startswith("33.3% of its answers are too slow")
+    dear = Observations(since=START, cost_per_1000_usd=2.0, fallback_cost_per_1000_usd=1.0)
+    assert decide(dear, LivePolicy(max_cost_ratio=1), stage="live", now=now).action == "withdraw"
+    assert decide(dear, LivePolicy(), stage="canary", now=START).action == "hold"
+
+
+def test_a_model_that_fell_below_its_own_proof_shrinks():
+    now = START + timedelta(days=21)
+    seen = Observations(
+        since=START,
+        objective="balanced accuracy",
+        difference=_stream([0, 0.1, -0.1, 0] * 50),
+        level=_stream([1, 0, 1, 0] * 50, 0),
+        last_label=now,
+    )
+    found = decide(seen, LivePolicy(reference=0.8), stage="live", now=now)
+    assert found.action == "shrink"
+    assert "its evaluation proved 0.800" in found.reason
+    assert decide(seen, LivePolicy(reference=0.5), stage="live", now=now).action == "hold"
+
+
+def test_a_world_that_shifts_after_a_good_month_is_noticed():
+    rng = np.random.default_rng(3)
+    good = rng.choice([-1, 0, 1], 3000, p=[0.03, 0.82, 0.15])
+    bad = rng.choice([-1, 0, 1], 600, p=[0.18, 0.76, 0.06])
+    now = START + timedelta(days=41)
+    kept = decide(
+        Observations(since=START, difference=_stream(good, days=40), last_label=now),
+        LivePolicy(),
+        stage="live",
+        now=now,
+    )
+    assert kept.action == "hold"
+    shifted = Observations(since=START, difference=_stream(np.r_[good, bad], days=40), last_label=now)
+    assert decide(shifted, LivePolicy(), stage="live", now=now).action == "withdraw"
