@@ -18,7 +18,7 @@ import pytest
 from pipeline.errors import MissingStep, NameTaken
 from pipeline.evaluation import evaluate_model
 from pipeline.models import deploy, export, undeploy
-from pipeline.money import guard
+from pipeline.money import guard, reconcile
 from pipeline.parameters import PromoteSettings, RegisterSettings
 from pipeline.promotion import promote_model
 from pipeline.registration import register_model, unregister_model
@@ -37,7 +37,7 @@ from reasoning.serving.routes import read_routes
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
-from storage.ledger.rows import Deployment, Model
+from storage.ledger.rows import Deployment, FineTuneJob, Model
 from storage.log.land import land_decisions
 from tests.cli.test_commands import failure, reasoning
 from tests.reasoning.conftest import Hangup, ModelServer, Request, http
@@ -414,3 +414,37 @@ def test_the_commands_register_list_and_unregister(data: Path, vllm: Vllm) -> No
     assert (listed["name"], listed["provider"], listed["deployment_state"]) == ("mine", "endpoint", "ready")
     assert reasoning("models", "unregister", "mine", "--data", data).returncode == 0
     assert json.loads(reasoning("models", "list", "--json", "--data", data).stdout) == []
+
+
+def test_stop_withdraws_registered_models_though_no_provider_can_be_asked(data: Path, vllm: Vllm) -> None:
+    register(data, vllm)
+    promote_model(data, "mine", PromoteSettings(weight=1, force=True))
+    guard(data)
+    assert decide(data) == ["custom"]
+    assert "Withdrawn all the same: endpoint/mine" in failure(reasoning("stop", "--data", data))
+    assert decide(data) == ["original"]
+    guard(data)
+    with open_ledger(data) as ledger:
+        assert [row.state for row in ledger.find(Deployment)] == ["deleted"]
+
+
+def test_late_decisions_are_charged_where_there_is_no_provider(data: Path, vllm: Vllm) -> None:
+    register(data, vllm)
+    promote_model(data, "mine", PromoteSettings(weight=1, force=True))
+    guard(data)
+    decide(data)
+    before = spent(data)
+    assert reconcile(data, now=datetime.now(UTC) + timedelta(days=9)).errors == []
+    assert 0 <= spent(data) - before - CALL_USD < Decimal("0.00000001")
+    with open_ledger(data) as ledger:
+        ledger.add(FineTuneJob, state="running", suffix="rsn-1", base_model="m", parameters="{}", estimate_usd=4)
+    with pytest.raises(ProviderSettingsError):  # what is at a provider must be asked for there
+        reconcile(data)
+    assert guard(data).lease == "left"
+
+
+def test_a_model_without_log_probabilities_is_not_promoted_with_a_least_confidence(data: Path, vllm: Vllm) -> None:
+    vllm.logprobs = False
+    register(data, vllm)
+    with pytest.raises(MissingStep, match="gives no log-probabilities"):
+        promote_model(data, "mine", PromoteSettings(min_confidence=0.5, force=True))
