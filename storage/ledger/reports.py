@@ -208,6 +208,8 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
             status.append(
                 {
                     "model_id": model["id"],
+                    "name": model["name"],
+                    "provider": model["provider"],
                     "decision_type": model["decision_type"],
                     "tier": model["tier"],
                     "base_model": model["base_model"],

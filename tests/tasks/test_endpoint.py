@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ import pytest
 from pipeline.errors import MissingStep, NameTaken
 from pipeline.evaluation import evaluate_model
 from pipeline.models import deploy, export, undeploy
-from pipeline.money import guard
+from pipeline.money import guard, reconcile
 from pipeline.parameters import PromoteSettings, RegisterSettings
 from pipeline.promotion import promote_model
 from pipeline.registration import register_model, unregister_model
@@ -35,8 +37,9 @@ from reasoning.serving.routes import read_routes
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
-from storage.ledger.rows import Deployment, Model
+from storage.ledger.rows import Deployment, FineTuneJob, Model
 from storage.log.land import land_decisions
+from tests.cli.test_commands import failure, reasoning
 from tests.reasoning.conftest import Hangup, ModelServer, Request, http
 from tests.tasks.rooms import write_log
 
@@ -397,3 +400,51 @@ def test_a_ledger_lists_no_key(data: Path, vllm: Vllm) -> None:
     for path in data.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_the_commands_register_list_and_unregister(data: Path, vllm: Vllm) -> None:
+    env = {name: os.environ[name] for name in ("REASONING_KEYS", "VLLM_KEY")}
+    asked = ("--type", "should-respond", "--url", vllm.server.url, "--key-variable", "VLLM_KEY", "--data", data)
+    prices = ("--input-usd-per-million", "0.10", "--output-usd-per-million", "0.40")
+    refused = failure(reasoning("models", "register", "mine", *asked, "--model", "other", *prices, env=env))
+    assert "no model 'other'" in refused
+    done = reasoning("models", "register", "mine", *asked, "--model", "org/small", *prices, env=env)
+    assert done.returncode == 0 and "Registered" in done.stdout, done.stderr
+    (listed,) = json.loads(reasoning("models", "list", "--json", "--data", data).stdout)
+    assert (listed["name"], listed["provider"], listed["deployment_state"]) == ("mine", "endpoint", "ready")
+    assert reasoning("models", "unregister", "mine", "--data", data).returncode == 0
+    assert json.loads(reasoning("models", "list", "--json", "--data", data).stdout) == []
+
+
+def test_stop_withdraws_registered_models_though_no_provider_can_be_asked(data: Path, vllm: Vllm) -> None:
+    register(data, vllm)
+    promote_model(data, "mine", PromoteSettings(weight=1, force=True))
+    guard(data)
+    assert decide(data) == ["custom"]
+    assert "Withdrawn all the same: endpoint/mine" in failure(reasoning("stop", "--data", data))
+    assert decide(data) == ["original"]
+    guard(data)
+    with open_ledger(data) as ledger:
+        assert [row.state for row in ledger.find(Deployment)] == ["deleted"]
+
+
+def test_late_decisions_are_charged_where_there_is_no_provider(data: Path, vllm: Vllm) -> None:
+    register(data, vllm)
+    promote_model(data, "mine", PromoteSettings(weight=1, force=True))
+    guard(data)
+    decide(data)
+    before = spent(data)
+    assert reconcile(data, now=datetime.now(UTC) + timedelta(days=9)).errors == []
+    assert 0 <= spent(data) - before - CALL_USD < Decimal("0.00000001")
+    with open_ledger(data) as ledger:
+        ledger.add(FineTuneJob, state="running", suffix="rsn-1", base_model="m", parameters="{}", estimate_usd=4)
+    with pytest.raises(ProviderSettingsError):  # what is at a provider must be asked for there
+        reconcile(data)
+    assert guard(data).lease == "left"
+
+
+def test_a_model_without_log_probabilities_is_not_promoted_with_a_least_confidence(data: Path, vllm: Vllm) -> None:
+    vllm.logprobs = False
+    register(data, vllm)
+    with pytest.raises(MissingStep, match="gives no log-probabilities"):
+        promote_model(data, "mine", PromoteSettings(min_confidence=0.5, force=True))
