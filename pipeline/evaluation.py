@@ -20,7 +20,9 @@ from provider.together.client import clock_of, connect
 from provider.together.completions import Completion, Sampling, complete_many
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
+from quality.evaluation.error_budget import allow
 from quality.evaluation.evaluate import Answer, Evaluation, Label, evaluate
+from quality.evaluation.objectives import load_objective
 from quality.evaluation.promotion import judge
 from quality.settings import DEFAULT_MARGIN
 from reasoning.config import Config, load_config
@@ -30,7 +32,7 @@ from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
-from storage.ledger.lives import save_evaluation
+from storage.ledger.lives import evaluations_of, save_evaluation
 from storage.ledger.rows import ENDPOINT, Deployment, Model, UploadedDataset, required
 from storage.progress import OnProgress, part_of
 
@@ -63,6 +65,7 @@ def evaluate_model(
         config = load_config(data)
         kind = get_decision_type(required(row.decision_type, f"the decision type of model {row.id}"), config)
         folder = find_dataset(data, dataset or dataset_of(data, ledger, row))
+        manifest = read_manifest(folder)
         questions = read_rows(folder, "holdout", config=config)[-limit if limit else None :]
         if not questions:
             raise MissingStep(f"the holdout of {folder} has no rows: export a dataset of more decisions")
@@ -79,18 +82,23 @@ def evaluate_model(
         [Label(question.label, question.episode, question.label_source) for question in questions],
         answers,
         now=now,
+        objective=load_objective(kind),
         about={
             "model_id": row.id,
             "base_model": row.base_model,
             "served_name": servers["candidate"].served_name,
             "incumbent_model_id": servers["incumbent"].model_id if "incumbent" in servers else None,
-            "dataset_id": read_manifest(folder).dataset_id,
+            "dataset_id": manifest.dataset_id,
+            "holdout": [manifest.splits["holdout"].first, manifest.splits["holdout"].last],
         },
     )
-    if note := redaction_note(read_manifest(folder), config):
+    if note := redaction_note(manifest, config):
         evaluation.notes.append(note)
-    evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin))
     with open_ledger(data) as ledger:
+        allowance = allow(
+            evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=clock_of(now)()
+        )
+        evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin, allowance=allowance))
         save_evaluation(ledger, evaluation.as_dict())
     return evaluation
 
