@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 PACKAGES = (
     "reasoning",
+    "prices",
     "storage",
     "quality",
     "provider",
@@ -174,6 +175,7 @@ def settings_page() -> Iterator[str]:
         ("`reasoning.toml`", "reasoning.config"),
         ("`[gateway]`", "gateway.settings"),
         ("`[serving]`", "provider.serving"),
+        ("`[prices]`", "prices.settings"),
     ):
         yield f"## {title}\n"
         yield "```text\n" + inspect.cleandoc(importlib.import_module(module).__doc__ or "") + "\n```\n"

@@ -22,9 +22,11 @@ from pipeline.money import guard, reconcile
 from pipeline.parameters import PromoteSettings, RegisterSettings
 from pipeline.promotion import promote_model
 from pipeline.registration import register_model, unregister_model
+from provider.endpoint.adapter import open_endpoints
 from provider.errors import (
     AccessDenied,
     KeyRefused,
+    NotOffered,
     ProviderError,
     ProviderRefused,
     ProviderSettingsError,
@@ -32,13 +34,17 @@ from provider.errors import (
     RemoteNotFound,
     UnexpectedAnswer,
 )
+from provider.port import Sampling
 from reasoning import DecisionClient
+from reasoning.config import load_config
+from reasoning.decision_types import DECISION_TYPES
 from reasoning.serving.routes import read_routes
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
 from storage.ledger.rows import Deployment, FineTuneJob, Model
 from storage.log.land import land_decisions
+from storage.progress import Progress
 from tests.cli.test_commands import failure, reasoning
 from tests.reasoning.conftest import Hangup, ModelServer, Request, http
 from tests.tasks.rooms import write_log
@@ -448,3 +454,20 @@ def test_a_model_without_log_probabilities_is_not_promoted_with_a_least_confiden
     register(data, vllm)
     with pytest.raises(MissingStep, match="gives no log-probabilities"):
         promote_model(data, "mine", PromoteSettings(min_confidence=0.5, force=True))
+
+
+def test_the_adapter_answers_questions_and_offers_nothing_else(data: Path, vllm: Vllm) -> None:
+    register(data, vllm)
+    config, kind = load_config(data), DECISION_TYPES["should_respond"]
+    conversations = [kind.render(CONTEXT)] * 3
+    told: list[Progress] = []
+    with open_ledger(data) as ledger, open_endpoints(config, ledger) as provider:
+        found = provider.ask("endpoint/mine", conversations, Sampling.of(kind), progress=told.append)
+        assert [(each.input_tokens, each.error) for each in found] == [(IN, None)] * 3
+        assert [each.done for each in told] == [1, 2, 3]
+        with pytest.raises(RemoteNotFound, match="no model 'org/small' is registered"):
+            provider.ask("org/small", conversations, Sampling.of(kind))
+        assert (provider.jobs(), provider.endpoints(), provider.hourly_prices(), provider.time()) == ([], [], {}, None)
+        for verb in (provider.create_endpoint, provider.job, provider.cancel_job, provider.base_model):
+            with pytest.raises(NotOffered):
+                verb("x")
