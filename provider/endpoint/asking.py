@@ -34,7 +34,7 @@ SECONDS = 120.0
 
 BUSY = frozenset({429, 503})
 """Statuses of a request that the server did not begin: it is sent again."""
-_ATTEMPTS, _FIRST_PAUSE = 5, 0.2
+_ATTEMPTS, _FIRST_PAUSE = 8, 0.2  # seconds; doubled each time, half a minute in all
 
 Messages = Sequence[Mapping[str, Any]]
 OnAnswer = Callable[[int, Completion | None], None]
