@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reasoning": set(),
     "storage": {"reasoning"},
     "quality": {"storage", "reasoning"},
-    "provider": {"storage", "reasoning"},
+    "provider": {"learners", "storage", "reasoning"},
     "pipeline": {"quality", "provider", "storage", "reasoning"},
     "tasks": {"pipeline", "quality", "provider", "storage", "reasoning"},
     "flows": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
