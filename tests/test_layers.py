@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prices": {"reasoning"},
     "storage": {"reasoning"},
     "quality": {"storage", "reasoning"},
-    "provider": {"storage", "reasoning"},
+    "provider": {"learners", "storage", "reasoning"},
     "pipeline": {"quality", "provider", "storage", "prices", "reasoning"},
     "tasks": {"pipeline", "quality", "provider", "storage", "reasoning"},
     "flows": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
