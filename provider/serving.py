@@ -16,7 +16,6 @@ its agents are answered by their own logic at once, and a cold start takes minut
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -90,9 +89,9 @@ class ServingSettings:
         )
 
 
-def load_serving(path: Path | str | None = None, env: Mapping[str, str] = os.environ) -> ServingSettings:
+def load_serving(path: Path | str | None = None) -> ServingSettings:
     """The settings of `[serving]`. Raises ProviderSettingsError, naming file, key and value."""
-    file = Path(path) if path else settings_file(env)
+    file = Path(path) if path else settings_file()
     try:
         raw = read_toml(file, ProviderSettingsError)
     except FileNotFoundError:
