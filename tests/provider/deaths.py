@@ -83,11 +83,12 @@ def reconcile(client: Any, ledger: Any, data: str, *, now: Callable[[], Any], **
 Command = Callable[..., None]
 
 
-def run(command: Command, url: str, data: Path | str, argument: str, death: Death | None = None) -> int:
+def run(command: Command, emulator: Emulator, data: Path | str, argument: str, death: Death | None = None) -> int:
     """Run it in a process of its own; returns its exit code, minus the signal that ended it."""
-    process = _context.Process(target=_run, args=(command, url, str(data), argument, death), daemon=True)
+    process = _context.Process(target=_run, args=(command, emulator.url, str(data), argument, death), daemon=True)
     process.start()
     process.join()
+    emulator.forget_time()  # the process moved it while it waited
     assert process.exitcode is not None
     return process.exitcode
 

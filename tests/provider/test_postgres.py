@@ -61,7 +61,7 @@ def test_guards_and_reconciliation_on_postgresql(world: World, ledger_url: str) 
     assert world.ledger.spent() - spent == 7 * MINUTE
 
     world.minutes(5)
-    killed = deaths.run(deaths.guard, world.emulator.url, ledger_url, str(world.data), Death(answered=True))
+    killed = deaths.run(deaths.guard, world.emulator, ledger_url, str(world.data), Death(answered=True))
     assert killed == -signal.SIGKILL
     with world.ledger.exclusive("guard", wait=True):  # its lock ends with it, once the server has noticed
         pass
