@@ -9,17 +9,20 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import provider.port as port
 from pipeline.errors import MissingStep
 from pipeline.models import find_dataset, find_deployment
 from pipeline.selection import find_model
 from pipeline.traffic import questions_per_hour
-from provider.endpoint.asking import ask_many
+from provider.endpoint.asking import ask_charged
 from provider.money.metering import hourly_usd, tokens_usd
 from provider.together.client import clock_of, connect
 from provider.together.completions import Completion, Sampling, complete_many
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
+from quality.evaluation.error_budget import allow
 from quality.evaluation.evaluate import Answer, Evaluation, Label, evaluate
+from quality.evaluation.objectives import load_objective
 from quality.evaluation.promotion import judge
 from quality.settings import DEFAULT_MARGIN
 from reasoning.config import Config, load_config
@@ -29,7 +32,7 @@ from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
-from storage.ledger.lives import save_evaluation
+from storage.ledger.lives import evaluations_of, save_evaluation
 from storage.ledger.rows import ENDPOINT, Deployment, Model, UploadedDataset, required
 from storage.progress import OnProgress, part_of
 
@@ -62,6 +65,7 @@ def evaluate_model(
         config = load_config(data)
         kind = get_decision_type(required(row.decision_type, f"the decision type of model {row.id}"), config)
         folder = find_dataset(data, dataset or dataset_of(data, ledger, row))
+        manifest = read_manifest(folder)
         questions = read_rows(folder, "holdout", config=config)[-limit if limit else None :]
         if not questions:
             raise MissingStep(f"the holdout of {folder} has no rows: export a dataset of more decisions")
@@ -78,18 +82,23 @@ def evaluate_model(
         [Label(question.label, question.episode, question.label_source) for question in questions],
         answers,
         now=now,
+        objective=load_objective(kind),
         about={
             "model_id": row.id,
             "base_model": row.base_model,
             "served_name": servers["candidate"].served_name,
             "incumbent_model_id": servers["incumbent"].model_id if "incumbent" in servers else None,
-            "dataset_id": read_manifest(folder).dataset_id,
+            "dataset_id": manifest.dataset_id,
+            "holdout": [manifest.splits["holdout"].first, manifest.splits["holdout"].last],
         },
     )
-    if note := redaction_note(read_manifest(folder), config):
+    if note := redaction_note(manifest, config):
         evaluation.notes.append(note)
-    evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin))
     with open_ledger(data) as ledger:
+        allowance = allow(
+            evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=clock_of(now)()
+        )
+        evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin, allowance=allowance))
         save_evaluation(ledger, evaluation.as_dict())
     return evaluation
 
@@ -149,8 +158,9 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
     sampling = Sampling.of(exam.kind)
     model = ledger.get(Model, server.model_id) if server.provider == ENDPOINT and server.model_id else None
     if model is not None:
-        completions = ask_many(
-            exam.config, ledger, server, model, conversations, sampling, progress=progress, now=exam.now
+        asked_as = port.Sampling.of(exam.kind)
+        completions: Sequence[Completion | port.Completion] = ask_charged(
+            exam.config, ledger, server, model, conversations, asked_as, progress=progress, now=exam.now
         )
     else:
         with connect() as client:
@@ -166,7 +176,9 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
     return answers
 
 
-def _cost_usd(exam: _Exam, server: Deployment, model: Model | None, answer: Completion) -> float | None:
+def _cost_usd(
+    exam: _Exam, server: Deployment, model: Model | None, answer: Completion | port.Completion
+) -> float | None:
     """What an answer costs: its share of an hour, and the price of its tokens. None where one of them is not known."""
     hourly, tokens = hourly_usd(server), Decimal(0)
     if hourly and not exam.per_hour:

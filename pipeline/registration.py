@@ -59,7 +59,7 @@ def register_model(
         known = _find_known(ledger, wanted)
         checked = check_model(config, ledger, known or wanted, kind, now=when)
         with ledger.transaction():
-            row = known or _add(ledger, wanted, when)
+            row = _find_known(ledger, wanted) or _add(ledger, wanted, when)  # another process may have been quicker
             row = ledger.update(Model, row.id, logprobs=checked.logprobs, now=when)
             deployment = begin_serving(ledger, row, now=when)
     return Registered(row, deployment, _notes(kind, row, checked))
@@ -124,7 +124,9 @@ def _model_of(name: str, kind: DecisionType, url: str, model: str, settings: Reg
         base_url=url,
         key_variable=settings.key_variable,
         logprobs=None,
-        **prices,
+        input_million_usd=prices["input_million_usd"],
+        output_million_usd=prices["output_million_usd"],
+        hourly_usd=prices["hourly_usd"],
     )
 
 

@@ -1,19 +1,19 @@
-"""Asking a registered model, as agents do: one question, whole or streamed, or many at once for an evaluation."""
+"""Asking registered models, as agents do: one question, whole or streamed, or many at once for an evaluation."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.endpoint.arms import arm_of, most_usd
 from provider.money.metering import tokens_usd
-from provider.together.completions import CONCURRENCY, Completion, Sampling, touch
+from provider.port import CONCURRENCY, Completion, Sampling
 from reasoning.config import Config
 from reasoning.errors import CallFailed
 from reasoning.io.sse import StreamedCompletion
@@ -34,9 +34,11 @@ SECONDS = 120.0
 
 BUSY = frozenset({429, 503})
 """Statuses of a request that the server did not begin: it is sent again."""
-_ATTEMPTS, _FIRST_PAUSE = 5, 0.2
+_ATTEMPTS, _FIRST_PAUSE = 8, 0.2  # seconds; doubled each time, half a minute in all
 
 Messages = Sequence[Mapping[str, Any]]
+OnAnswer = Callable[[int, Completion | None], None]
+"""Told each answer by the number of its question; None where it was not asked, because of an interrupt."""
 
 
 class Asker:
@@ -86,7 +88,33 @@ class Asker:
         self._transport.close()
 
 
-def ask_many(
+def ask_all(
+    config: Config,
+    model: Model,
+    conversations: Iterable[Messages],
+    sampling: Sampling,
+    *,
+    concurrency: int = CONCURRENCY,
+    on_answer: OnAnswer | None = None,
+) -> list[Completion]:
+    """Ask a registered model every conversation; answers in their order, those that failed with their `error` set."""
+    asker, arm, answers = Asker(config, sampling), arm_of(model), dict[int, Completion]()
+    tell = on_answer or (lambda at, answer: None)
+    with closing(asker), ThreadPoolExecutor(concurrency, thread_name_prefix="ask_all") as pool:
+        asked = {pool.submit(_ask, asker, arm, messages): at for at, messages in enumerate(conversations)}
+        try:
+            for future in as_completed(asked):
+                at = asked[future]
+                answers[at] = future.result()
+                tell(at, answers[at])
+        except BaseException:  # an interrupt: the rest is not asked
+            for future in [future for future in asked if future.cancel()]:
+                tell(asked[future], None)
+            raise
+    return [answers[at] for at in sorted(answers)]
+
+
+def ask_charged(
     config: Config,
     ledger: Ledger,
     deployment: Deployment,
@@ -97,30 +125,24 @@ def ask_many(
     progress: OnProgress | None = None,
     now: datetime | None = None,
 ) -> list[Completion]:
-    """Ask a registered model every conversation; answers in their order, those that failed with their `error` set.
+    """`ask_all` for an evaluation: charged, for these questions are not in the decision log, and with confidence.
 
-    What the tokens can cost at most is charged before, for these questions are not in the decision log; after the last
-    answer the difference is given back. Raises BudgetExceeded, and then nothing was asked.
+    What the tokens can cost at most is charged before, and the difference given back after the last answer. Raises
+    BudgetExceeded, and then nothing was asked.
     """
-    touch(ledger, deployment.served_name or "", now)
-    asker, arm, answers = Asker(config, sampling), arm_of(model), dict[int, Completion]()
-    with (
-        charged_at_most(ledger, model, deployment.id, conversations, sampling.max_tokens, now=now) as costs,
-        closing(asker),
-        ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="ask_many") as pool,
-    ):
-        asked = {pool.submit(_ask, asker, arm, messages): at for at, messages in enumerate(conversations)}
-        try:
-            for future in as_completed(asked):
-                at, answer = asked[future], future.result()
-                answers[at], costs[at] = answer, counted_usd(model, answer.input_tokens, answer.output_tokens)
-                if progress:
-                    progress(Progress(len(answers), len(conversations), "answers"))
-        except BaseException:  # an interrupt: the rest is not asked
-            costs.update({at: Decimal(0) for future, at in asked.items() if future.cancel()})
-            raise
-    touch(ledger, deployment.served_name or "", now)
-    return [_with_confidence(answers[at], sampling) for at in range(len(conversations))]
+    ledger.update(Deployment, deployment.id, last_request_at=now or datetime.now(UTC), now=now)
+    done = 0
+    with charged_at_most(ledger, model, deployment.id, conversations, sampling.max_tokens, now=now) as costs:
+
+        def note(at: int, answer: Completion | None) -> None:
+            nonlocal done
+            costs[at] = Decimal(0) if answer is None else counted_usd(model, answer.input_tokens, answer.output_tokens)
+            if answer is not None and progress:
+                done += 1
+                progress(Progress(done, len(conversations), "answers"))
+
+        answers = ask_all(config, model, conversations, sampling, on_answer=note)
+    return [_with_confidence(answer, sampling) for answer in answers]
 
 
 def counted_usd(model: Model, input_tokens: int | None, output_tokens: int | None) -> Decimal | None:

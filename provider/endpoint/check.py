@@ -24,7 +24,7 @@ from provider.errors import (
     UnexpectedAnswer,
     brief,
 )
-from provider.together.completions import Sampling
+from provider.port import Sampling
 from reasoning.config import Config, api_key_for, is_loopback
 from reasoning.errors import CallFailed, ConfigError
 from reasoning.serving.completion import Completion

@@ -89,7 +89,7 @@ def complete_many(
     lose the rest. With `ledger` the deployment counts as used at `now`, so that the guard does not take it for idle.
     """
     asked = list(conversations)
-    touch(ledger, model, now)
+    _touch(ledger, model, now)
 
     def run() -> list[Completion]:
         request = {"model": model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
@@ -97,7 +97,7 @@ def complete_many(
         return asyncio.run(_complete_all(client, request, asked, concurrency, progress))
 
     answers: list[Completion] = _outside_of_loop(run)
-    touch(ledger, model, now)
+    _touch(ledger, model, now)
     if (form := sampling.answer_format) is None:
         return answers
     return [replace(answer, confidence=_measure_confidence(form, answer)) for answer in answers]
@@ -108,8 +108,7 @@ def _measure_confidence(answer_format: AnswerFormat, answer: Completion) -> floa
     return client_completion.measure_confidence(answer_format, read)
 
 
-def touch(ledger: Ledger | None, model: str, now: datetime | None) -> None:
-    """Count a deployment as used at `now`, so that the guard does not take it for idle."""
+def _touch(ledger: Ledger | None, model: str, now: datetime | None) -> None:
     if ledger is None:
         return
     for row in ledger.find(Deployment, served_name=model, state="ready"):

@@ -22,6 +22,7 @@ from quality.evaluation.form_metrics import get_metrics
 from quality.evaluation.form_metrics.rows import Metric, Rows
 from quality.evaluation.intervals import Estimate as Estimate
 from quality.evaluation.intervals import in_chunks, jackknife, leave_out
+from quality.evaluation.objectives import Objective
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.ids import uuid7
@@ -77,13 +78,15 @@ def evaluate(
     labels: Sequence[Label],
     answers: Mapping[str, Sequence[Answer | None]],
     *,
+    objective: Objective | None = None,
     now: datetime | None = None,
     about: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Compare the sources in `answers` (None where a source was not asked) on the rows of `labels`.
 
     Rows that are labelled by the original logic's own answer are left out as long as others are there.
-    `about` is kept with the result (model, dataset). Raises `EvaluationError`.
+    The primary metric is that of `objective`. `about` is kept with the result (model, dataset). Raises
+    `EvaluationError`.
     """
     kind = get_decision_type(decision_type) if isinstance(decision_type, str) else decision_type
     _check_rows(kind, labels, answers)
@@ -100,12 +103,14 @@ def evaluate(
     if len(names) < FEW_EPISODES:
         notes.append(f"Only {len(names)} episodes: the intervals are rough. {FEW_EPISODES} are needed.")
 
-    exam = _Exam(kind, labels, answers, episode, leave_out(len(names)))
+    objective = objective or Objective()
+    exam = _Exam(kind, labels, answers, episode, leave_out(len(names)), objective)
     sources = {source: _summarize(given, exam.estimates(source)) for source, given in answers.items()}
     notes += exam.notes_on_pairs()
     form = get_metrics(kind.answer)
     better = form.better_primary
     primary = better if better and all(better in found.metrics for found in sources.values()) else form.primary
+    primary = objective.metric_of(kind) or primary
     now = now or datetime.now(UTC)
     evaluation = Evaluation(
         evaluation_id=str(uuid7(now)),
@@ -145,9 +150,10 @@ class _Exam:
         answers: Mapping[str, Sequence[Answer | None]],
         episode: np.ndarray,
         weights: np.ndarray,
+        objective: Objective,
     ) -> None:
         self._kind, self._labels, self._answers = kind, labels, answers
-        self._episode, self._weights = episode, weights
+        self._episode, self._weights, self._objective = episode, weights, objective
         self._asked = {source: np.array([a is not None for a in given]) for source, given in answers.items()}
         self._found: dict[tuple[str, bytes], dict[str, np.ndarray]] = {}
 
@@ -156,7 +162,8 @@ class _Exam:
         key = (source, rows.tobytes())
         if key not in self._found:
             given = [answer if row else None for answer, row in zip(self._answers[source], rows, strict=True)]
-            measures = _measures(self._kind, self._labels, given, self._episode, self._weights.shape[1])
+            rows_given = _rows(self._kind, self._labels, given, self._episode, self._weights.shape[1])
+            measures = _measure(rows_given, self._objective)
             self._found[key] = in_chunks(measures, self._weights)
         return self._found[key]
 
@@ -227,10 +234,15 @@ def _summarize(answers: Sequence[Answer | None], estimates: dict[str, Estimate |
     )
 
 
-def score(kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer | None]) -> dict[str, float]:
+def score(
+    kind: DecisionType,
+    labels: Sequence[Label],
+    answers: Sequence[Answer | None],
+    objective: Objective | None = None,
+) -> dict[str, float]:
     """The metrics of one source, without intervals; NaN where undefined."""
     once = np.zeros(len(labels), dtype=int)
-    measures = _measures(kind, labels, answers, once, 1)
+    measures = _measure(_rows(kind, labels, answers, once, 1), objective or Objective())
     return {metric: float(compute(np.ones((1, 1)))[0]) for metric, compute in measures.items()}
 
 
@@ -255,10 +267,29 @@ def _wins_of_the_original(evaluation: Evaluation, less_is_better: Collection[str
     return notes
 
 
-def _measures(
+def _rows(
     kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer | None], episode: np.ndarray, episodes: int
-) -> dict[str, Metric]:
+) -> Rows:
     asked = [i for i, answer in enumerate(answers) if answer is not None]
     pairs = [(labels[i].decision, answer) for i in asked if (answer := answers[i]) is not None]
     weight = np.array([answer.weight for _, answer in pairs])
-    return get_metrics(kind.answer).measure(Rows(kind, pairs, episode[asked], episodes, weight))
+    return Rows(kind, pairs, episode[asked], episodes, weight)
+
+
+def _measure(rows: Rows, objective: Objective) -> dict[str, Metric]:
+    """The metrics of the answer form, and `utility` where the objective has costs: less the mean cost of an answer."""
+    found = get_metrics(rows.type.answer).measure(rows)
+    if objective.costs:
+        names = rows.type.labels
+        costs = dict(zip(names, objective.cost_table(names), strict=True))
+        found["utility"] = rows.mean_of(
+            [
+                -float(
+                    costs[rows.answer_class(label)][
+                        -1 if answer.decision is None else names.index(rows.answer_class(answer.decision))
+                    ]
+                )
+                for label, answer in rows.pairs
+            ]
+        )
+    return found

@@ -102,7 +102,7 @@ def test_a_source_that_answered_a_part_is_compared_on_that_part():
 
 
 def test_more_than_a_thousand_episodes_are_left_out_in_groups():
-    labels, answers = _rows(episodes=2500, turns=1)
+    labels, answers = _rows(episodes=2500, turns=1, confidence=False)
     found = evaluate("should_respond", labels, answers).difference("candidate", "original", "accuracy")
     difference = [
         (a.decision == label.decision) - (b.decision == label.decision)

@@ -363,6 +363,12 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_what_it_holds(
         for column in (*models, "input_million_nano", "output_million_nano", "hourly_nano"):
             connection.execute(sa.text(f"ALTER TABLE models DROP COLUMN {column}"))
         connection.execute(sa.text("ALTER TABLE deployments DROP COLUMN provider"))
+        connection.execute(sa.text("DROP TABLE sleeps"))  # what the fifth one added
+        connection.execute(sa.text("DROP INDEX deployments_replica"))
+        for column in ("role", "replica_id", "max_adapters"):
+            connection.execute(sa.text(f"ALTER TABLE deployments DROP COLUMN {column}"))
+        for column in ("adapter_object_id", "adapter_name"):
+            connection.execute(sa.text(f"ALTER TABLE models DROP COLUMN {column}"))
         old = {"id": "m1", "state": "trained", "created_at": NOON, "updated_at": NOON}
         columns = schema.metadata.tables["models"].c
         old |= {"base_model": "b", "model_object_id": "ml_1"}
