@@ -140,7 +140,7 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
     draining = {row.id for row in ledger.find(Deployment, state="draining")}
     if client is not None:
         _look(ledger, client, report)
-    elif _needs_provider(ledger):
+    elif needs_provider(ledger):
         report.errors.append(UNREACHABLE)
     _look_at_registered(ledger, report)
     report.warnings += waiting_jobs(ledger, now=now)
@@ -194,7 +194,7 @@ def _is_ours(ledger: Ledger, model: str) -> bool:
     return model.rsplit("/", 1)[-1].startswith(ledger.prefix) or is_registered(model)
 
 
-def _needs_provider(ledger: Ledger) -> bool:
+def needs_provider(ledger: Ledger) -> bool:
     """Must the provider be reached for all to be well? Not where only registered models serve."""
     trains = bool(ledger.find(FineTuneJob, state=ACTIVE_STATES))
     if trains or bool(ledger.find(Deployment, provider=TOGETHER, state=LIVE_STATES)):
