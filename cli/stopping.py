@@ -95,10 +95,10 @@ def report_lines(report: StopReport, command: str) -> list[str]:
 def stop_running(data: Path, provider: str, *, dry_run: bool = False, installations: list[str]) -> StopReport:
     """Stop (or list) what costs money. Raises `ProviderError` where the provider cannot be asked at all."""
     from provider.lifecycle.stop import stop_everything
-    from provider.together.client import connect
+    from provider.providers import open_provider
 
-    with contextlib.closing(connect(provider=provider, timeout=20)) as client:
-        return stop_everything(client, data, dry_run=dry_run, installations=installations)
+    with open_provider(provider, timeout=20) as opened:
+        return stop_everything(opened, data, dry_run=dry_run, installations=installations)
 
 
 def settle_at_exit(data: Path, provider: str, on_exit: OnExit | None, *, may_ask: bool) -> int:

@@ -12,9 +12,10 @@ from pipeline.errors import MissingStep
 from pipeline.models import at_work, find_dataset, find_deployment
 from pipeline.selection import find_model
 from pipeline.traffic import questions_per_hour
+from provider.clock import clock_of
+from provider.completions import complete_many
 from provider.money.metering import hourly_usd
-from provider.together.client import clock_of
-from provider.together.completions import Sampling, complete_many
+from provider.port import Provider, Sampling
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.evaluate import Answer, Evaluation, Label, evaluate
@@ -31,7 +32,6 @@ from storage.ledger.rows import Deployment, Model, UploadedDataset, required
 from storage.progress import OnProgress, part_of
 
 if TYPE_CHECKING:
-    from provider.together.client import Client
     from storage.ledger.ledger import Ledger
 
 
@@ -54,7 +54,7 @@ def evaluate_model(
     ledger, the verdict (`quality.evaluation.promotion`) in `about`. Raises `MissingStep` where the model is not
     deployed.
     """
-    with at_work(data) as (client, ledger):
+    with at_work(data) as (provider, ledger):
         row = find_model(data, ledger, model, "evaluate")
         config = load_config(data)
         kind = get_decision_type(required(row.decision_type, f"the decision type of model {row.id}"), config)
@@ -69,7 +69,7 @@ def evaluate_model(
         exam = _Exam(kind, questions, traffic, config.redaction.region, now)
         answers: dict[str, Sequence[Answer | None]] = {"original": [_original_answer(row) for row in questions]}
         for number, (source, server) in enumerate(servers.items()):
-            answers[source] = _ask(client, ledger, exam, server, part_of(progress, number, len(servers), source))
+            answers[source] = _ask(provider, ledger, exam, server, part_of(progress, number, len(servers), source))
     evaluation = evaluate(
         kind,
         [Label(question.label, question.episode, question.label_source) for question in questions],
@@ -129,11 +129,11 @@ class _Exam:
 
 
 def _ask(
-    client: Client, ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress | None
+    provider: Provider, ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress | None
 ) -> list[Answer | None]:
     prompts = redact_questions(exam.questions, exam.region)
     completions = complete_many(
-        client,
+        provider,
         required(server.served_name, server.name),
         [prompt.messages for prompt in prompts],
         Sampling.of(exam.kind),

@@ -8,7 +8,7 @@ from pathlib import Path
 from provider.errors import ProviderError
 from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
 from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
-from provider.together.client import connect
+from provider.providers import open_provider
 
 
 def guard(
@@ -19,16 +19,16 @@ def guard(
         idle=timedelta(minutes=idle_minutes) if idle_minutes else None, lease=timedelta(minutes=lease_minutes)
     )
     try:
-        client = connect(timeout=15)  # seconds: the next tick comes within a minute
+        provider = open_provider(timeout=15)  # seconds: the next tick comes within a minute
     except ProviderError as error:
         report = guard_costs(data, None, policy=policy, now=now)
         report.errors.append(str(error))
         return report
-    with client:
-        return guard_costs(data, client, policy=policy, now=now)
+    with provider:
+        return guard_costs(data, provider, policy=policy, now=now)
 
 
 def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
     """What runs at the provider against the ledger. Raises `ProviderUnavailable`."""
-    with connect() as client:
-        return reconcile_provider(data, client, now=now)
+    with open_provider() as provider:
+        return reconcile_provider(data, provider, now=now)
