@@ -30,7 +30,7 @@ setup: $(SYNCED) ## the virtual environment with the locked dependencies
 $(SYNCED): pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11. Install a newer Python, or name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	$(UV) sync --locked --all-extras --compile-bytecode --python "$$(command -v $(PYTHON))"
+	$(UV) sync --locked --all-extras --no-extra adapter --compile-bytecode --python "$$(command -v $(PYTHON))"
 	@touch $@
 
 demo: $(SYNCED) ## the whole wheel on real conversations, on this machine, without an API key

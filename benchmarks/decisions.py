@@ -24,7 +24,8 @@ from sklearn.metrics import balanced_accuracy_score
 
 from benchmarks.learning import take
 from demo.conversations import read_rooms
-from learners.choice import automated
+from learners import encoder
+from learners.calibration import automated
 from learners.errors import MissingExtra
 from learners.model import load_model
 from learners.training import BLOCKS, train
@@ -96,6 +97,7 @@ def measure(rows: Sequence[Row], test: Sequence[Row], learner: str) -> dict[str,
         except MissingExtra as error:
             return {"skipped": str(error)}
         seconds = time.perf_counter() - started
+        encoder.load_encoder.cache_clear()  # it remembers the embeddings of the learner before
         model = load_model(Path(folder) / "model")
         answers, times = [], []
         for prompt, _ in test:

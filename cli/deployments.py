@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -91,8 +90,16 @@ def main() -> int:
     """Prepare the server and deploy every flow; returns the exit code."""
     os.umask(0o077)
     asyncio.run(prepare())
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    return subprocess.run(command, cwd=PROJECT, check=False).returncode
+    # In this process, which has imported Prefect already. `deploy` looks for `prefect.yaml` in the current folder.
+    from prefect.cli import app
+
+    os.chdir(PROJECT)
+    sys.argv = ["prefect", "--no-prompt", "deploy", "--all"]
+    try:
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pipeline.parameters import (
     EvaluateSettings,
     FineTuneSettings,
     PromoteSettings,
+    RegisterSettings,
     UndeploySettings,
 )
 from quality.settings import ExportSettings
@@ -270,6 +271,49 @@ def list_models(data: Data = None, as_json: AsJson = False) -> None:
     )
     rows = model_status(find_data(data))
     show(rows if as_json else [{key: row[key] for key in columns} for row in rows], as_json=as_json, title="Models")
+
+
+@models_app.command()
+@with_settings
+def register(
+    name: Annotated[str, typer.Argument(help="A name of your choice; it is in the log and in the ledger for ever")],
+    decision_type: Annotated[str, typer.Option("--type", help=parameters.DECISION_TYPE_HELP)],
+    url: Annotated[str, typer.Option("--url", help="URL of the server, such as https://gpu.example")],
+    model: Annotated[str, typer.Option("--model", help="The model's name at its server")],
+    data: Data = None,
+    *,
+    settings: RegisterSettings,
+    as_json: AsJson = False,
+) -> None:
+    """Register a model that somebody else runs at an OpenAI-compatible URL, after asking it one question."""
+    from pipeline.registration import register_model
+
+    folder = find_data(data)
+    found = register_model(folder, name, check_decision_type(decision_type, folder), url, model, settings)
+    shown = ("name", "id", "decision_type", "base_url", "base_model", "logprobs")
+    show(
+        found if as_json else {key: getattr(found.model, key) for key in shown},
+        as_json=as_json,
+        title=f"Registered; next: reasoning evaluate {found.model.id}",
+    )
+    for note in () if as_json else found.notes:
+        print_note(note)
+
+
+@models_app.command()
+def unregister(
+    name: Annotated[str, typer.Argument(help="The name, or the id, of a registered model")],
+    data: Data = None,
+    why: Annotated[str, typer.Option("--why", help="The reason that is recorded in the ledger.")] = "by the user",
+    as_json: AsJson = False,
+) -> None:
+    """Withdraw a registered model for good. Its server is not touched."""
+    from pipeline.registration import unregister_model
+
+    row = unregister_model(find_data(data), name, why=why)
+    show(
+        row if as_json else {"name": row.name, "id": row.id, "state": row.state}, as_json=as_json, title="Unregistered"
+    )
 
 
 @models_app.command()

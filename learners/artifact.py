@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,16 @@ class Parts:
         )
 
 
-def save(directory: Path, parts: Parts, about: dict[str, Any]) -> None:
-    """Write an artifact into a folder, which is made if missing. `about` describes it and must be JSON."""
+def save(directory: Path, parts: Parts, about: dict[str, Any], files: Sequence[str] = ()) -> None:
+    """Write an artifact into a folder, which is made if missing. `about` describes it and must be JSON.
+
+    `files` are names of files in the folder that belong to the artifact: `load` checks that they are unchanged.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     numbers = directory / NUMBERS
     np.savez_compressed(numbers, allow_pickle=False, **parts.arrays)
-    described = {"format": FORMAT, **about, "sha256": {NUMBERS: _sha256(numbers)}, "values": parts.values}
+    hashes = {name: _sha256(directory / name) for name in (NUMBERS, *files)}
+    described = {"format": FORMAT, **about, "sha256": hashes, "values": parts.values}
     temporary = directory / f"{ABOUT}.part"
     temporary.write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
     temporary.rename(directory / ABOUT)
@@ -64,8 +69,13 @@ def load(directory: Path) -> tuple[Parts, dict[str, Any]]:
     about = describe(directory)
     numbers = directory / NUMBERS
     try:
-        if _sha256(numbers) != about["sha256"][NUMBERS]:
-            raise ArtifactError(f"{numbers} is damaged: its SHA-256 is not the one in {ABOUT}; train the model again")
+        for name, expected in {NUMBERS: None, **about["sha256"]}.items():
+            if Path(name).name != name:
+                raise ArtifactError(f"{ABOUT} in {directory} names a file outside of the folder: {name!r}")
+            if _sha256(directory / name) != expected:
+                raise ArtifactError(
+                    f"{directory / name} is damaged: its SHA-256 is not the one in {ABOUT}; train the model again"
+                )
         with zipfile.ZipFile(numbers) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > MAX_BYTES:

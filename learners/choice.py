@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, recall_score
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from learners.artifact import Parts
+from learners.calibration import automated, cross_entropy, fit_temperature
 from learners.progress import Progress
 from learners.representations import BLOCKS, Block
 from learners.transcript import Transcript
@@ -26,7 +26,7 @@ STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation strengths that are tried."""
 PRIOR_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FOLDS = 4
-LINEAR = ("numbers", "words")
+LINEAR = ("numbers", "words", "pieces")
 """What the learner `linear` sees."""
 
 
@@ -147,7 +147,7 @@ def fit_choice(
     if len(classes) == 1 or len(y) < 2 * FOLDS:
         head = Head(matrix.shape[1], len(classes)).fit(matrix, y, STRENGTHS[0])
         model.take(head, widths)
-        return model, {"train_loss": _loss(head.score(matrix), y)}
+        return model, {"train_loss": cross_entropy(head.score(matrix), y)}
 
     known = [i for i, label in enumerate(validation_labels) if label in index]
     held_out = (
@@ -160,8 +160,8 @@ def fit_choice(
     model.take(head, widths)
     metrics = _calibrate(model, scores, truth, y)
     return model, {
-        "train_loss": _loss(head.score(matrix) / model.temperature, y),
-        "eval_loss": _loss(scores / model.temperature, truth),
+        "train_loss": cross_entropy(head.score(matrix) / model.temperature, y),
+        "eval_loss": cross_entropy(scores / model.temperature, truth),
         "strength": best,
         **metrics,
     }
@@ -172,7 +172,7 @@ def _calibrate(model: ChoiceModel, scores: np.ndarray, truth: np.ndarray, y: np.
 
     `y` are the classes of the training rows, whose shares are the prior.
     """
-    model.temperature = _fit_temperature(scores, truth)
+    model.temperature = fit_temperature(scores, truth)
     log_p = log_softmax(scores / model.temperature, axis=1)
     prior = np.log(np.bincount(y, minlength=len(model.classes)) / len(y))
 
@@ -218,7 +218,7 @@ def _choose(
             unseen[fold] = head.fit(matrix[rest], y[rest], strength).score(matrix[fold])
         whole.fit(matrix, y, strength)
         scores = np.vstack([unseen, whole.score(held_out)])
-        loss = _loss(scores / _fit_temperature(scores, truth), truth)
+        loss = cross_entropy(scores / fit_temperature(scores, truth), truth)
         progress((step + 1) / (len(STRENGTHS) + 1), {"strength": strength, "eval_loss": loss})
         if best is not None and loss >= best[3]:
             break
@@ -235,29 +235,3 @@ def _folds(transcripts: Sequence[Transcript], y: np.ndarray) -> list[tuple[np.nd
     if alone and np.bincount(y).min() >= FOLDS:
         return list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(y, y))
     return list(KFold(FOLDS, shuffle=alone, random_state=0 if alone else None).split(y))
-
-
-def automated(confidence: np.ndarray, right: np.ndarray, error: float = 0.05) -> tuple[float, float]:
-    """The largest share of decisions, the surest first, with at most `error` of them wrong; and the least confidence.
-
-    Returns (0, infinity) where no such share is. Equal confidences are taken together or not at all.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    wrong = np.cumsum(~right[order])
-    count = np.arange(1, len(order) + 1)
-    ends = np.append(np.diff(confidence[order]) != 0, True)
-    good = np.flatnonzero((wrong <= error * count) & ends)
-    if not len(good):
-        return 0.0, float("inf")
-    last = int(good[-1])
-    return float((last + 1) / len(order)), float(confidence[order][last])
-
-
-def _loss(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean cross-entropy (nats)."""
-    return float(-log_softmax(scores, axis=1)[np.arange(len(truth)), truth].mean())
-
-
-def _fit_temperature(scores: np.ndarray, truth: np.ndarray) -> float:
-    found = minimize_scalar(lambda log_t: _loss(scores / np.exp(log_t), truth), bounds=(-2, 2), method="bounded")
-    return float(np.exp(found.x))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from learners import artifact
+from learners.adapter.model import AdapterModel, load_adapter
 from learners.answers import Answer
 from learners.choice import ChoiceModel
 from learners.completion import Completion
@@ -86,12 +87,15 @@ class Model:
         return self.answers[row], log_probability
 
 
-def load_model(directory: Path) -> Model:
-    """Load what `train` kept.
+def load_model(directory: Path) -> Model | AdapterModel:
+    """Load what `train` or `train_adapter` kept.
 
     Raises:
+        MissingExtra: the model needs packages that are not installed.
         ArtifactError: there is no finished model, it is damaged, or another version wrote it.
     """
+    if artifact.describe(directory).get("learner") == "adapter":
+        return load_adapter(directory)
     parts, about = artifact.load(directory)
     try:
         answers = [Answer(kind, text, tuple(values), *span) for kind, text, values, *span in parts.values["answers"]]

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from scipy import sparse
@@ -81,14 +81,20 @@ class Words:
     """The words of the last line, and pairs of them, as TF-IDF."""
 
     name: ClassVar[str] = "words"
+    options: ClassVar[dict[str, Any]] = {
+        "min_df": 3,
+        "max_features": 20_000,
+        "ngram_range": (1, 2),
+        "token_pattern": r"\b\w+\b|\?",
+    }
+    scale: ClassVar[float] = 1.0
 
     def __init__(self, space: TextSpace) -> None:
         self.space = space
 
     @classmethod
-    def fit(cls, transcripts: Sequence[Transcript]) -> Words:
-        lines = [transcript.last.text for transcript in transcripts]
-        return cls(TextSpace(lines, min_df=3, max_features=20_000, ngram_range=(1, 2), token_pattern=r"\b\w+\b|\?"))  # noqa: S106
+    def fit(cls, transcripts: Sequence[Transcript]) -> Self:
+        return cls(TextSpace([transcript.last.text for transcript in transcripts], **cls.options))
 
     @classmethod
     def from_parts(cls, parts: Parts) -> Self:
@@ -100,10 +106,25 @@ class Words:
         return parts
 
     def matrix(self, transcripts: Sequence[Transcript]) -> sparse.csr_matrix:
-        return self.space.matrix([transcript.last.text for transcript in transcripts])
+        return self.scale * self.space.matrix([transcript.last.text for transcript in transcripts])
 
     def vector(self, transcript: Transcript) -> Vector:
-        return self.space.vector(transcript.last.text)
+        columns, values = self.space.vector(transcript.last.text)
+        return columns, self.scale * values
+
+
+class Pieces(Words):
+    """The last line's character n-grams within words, as TF-IDF: they survive typing errors and inflection."""
+
+    name: ClassVar[str] = "pieces"
+    options: ClassVar[dict[str, Any]] = {
+        "min_df": 2,
+        "max_features": 20_000,
+        "analyzer": "char_wb",
+        "ngram_range": (2, 4),
+    }
+    scale: ClassVar[float] = 6.0
+    """Measured on BANKING77 beside the sentence embedding: 3 and 10 are worse."""
 
 
 class Sentence:
@@ -134,7 +155,7 @@ class Sentence:
 
 
 BLOCKS: dict[str, type[Numbers] | type[Words] | type[Sentence]] = {
-    block.name: block for block in (Numbers, Words, Sentence)
+    block.name: block for block in (Numbers, Words, Pieces, Sentence)
 }
 
 

@@ -37,7 +37,7 @@ Learner = Literal["linear", "encoder", "stacked", "auto"]
 BLOCKS: dict[str, tuple[str, ...]] = {
     "linear": LINEAR,
     "encoder": ("numbers", "sentence"),
-    "stacked": ("numbers", "words", "sentence"),
+    "stacked": ("numbers", "words", "pieces", "sentence"),
 }
 """What each learner sees of a transcript (`learners.representations`), the cheapest first."""
 MARGIN = 0.01

@@ -7,6 +7,7 @@
         ├── UnknownFlow      prefect.yaml has no deployment of that name
         ├── FlowBusy         another run of the flow is at work (names it)
         ├── AmbiguousModel   a decision type leaves several models (lists them)
+        ├── NameTaken        another model is, or was, registered by this name
         ├── NotWorthIt       what is certain to be refused later, or cannot be paid (says why, and what would mend it)
         └── MissingStep      a step was asked for before what it needs is there (says what, and how to get it)
 """
@@ -30,6 +31,10 @@ class FlowBusy(FlowError):
 
 class AmbiguousModel(FlowError):
     """A decision type stands for several models here: one has to be named by its id."""
+
+
+class NameTaken(FlowError):
+    """Another model is registered by this name, or was."""
 
 
 class NotWorthIt(FlowError):

@@ -5,30 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import MissingStep
-from pipeline.models import at_work, find_dataset, find_deployment
+from pipeline.models import find_dataset, find_deployment
 from pipeline.selection import find_model
 from pipeline.traffic import questions_per_hour
 from provider.clock import clock_of
 from provider.completions import complete_many
-from provider.money.metering import hourly_usd
-from provider.port import Provider, Sampling
+from provider.endpoint.asking import ask_charged
+from provider.money.metering import hourly_usd, tokens_usd
+from provider.port import Completion, Sampling
+from provider.providers import open_provider
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
+from quality.evaluation.error_budget import allow
 from quality.evaluation.evaluate import Answer, Evaluation, Label, evaluate
+from quality.evaluation.objectives import load_objective
 from quality.evaluation.promotion import judge
 from quality.settings import DEFAULT_MARGIN
-from reasoning.config import load_config
+from reasoning.config import Config, load_config
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
+from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
-from storage.ledger.lives import save_evaluation
-from storage.ledger.rows import Deployment, Model, UploadedDataset, required
+from storage.ledger.lives import evaluations_of, save_evaluation
+from storage.ledger.rows import ENDPOINT, Deployment, Model, UploadedDataset, required
 from storage.progress import OnProgress, part_of
 
 if TYPE_CHECKING:
@@ -50,15 +56,17 @@ def evaluate_model(
 
     The incumbent is asked the same where one serves; the original's answers are those of the log. `dataset` is by
     default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
-    the deployment's price an hour over the questions of its type an hour, of the last 7 days. Kept in the
-    ledger, the verdict (`quality.evaluation.promotion`) in `about`. Raises `MissingStep` where the model is not
+    the deployment's price an hour over the questions of its type an hour, of the last 7 days, and the price of its
+    tokens where they have one. Kept in the ledger, the verdict (`quality.evaluation.promotion`) in `about`. Raises
+    `MissingStep` where the model is not
     deployed.
     """
-    with at_work(data) as (provider, ledger):
+    with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "evaluate")
         config = load_config(data)
         kind = get_decision_type(required(row.decision_type, f"the decision type of model {row.id}"), config)
-        folder = find_dataset(data, dataset or dataset_of(ledger, row))
+        folder = find_dataset(data, dataset or dataset_of(data, ledger, row))
+        manifest = read_manifest(folder)
         questions = read_rows(folder, "holdout", config=config)[-limit if limit else None :]
         if not questions:
             raise MissingStep(f"the holdout of {folder} has no rows: export a dataset of more decisions")
@@ -66,33 +74,50 @@ def evaluate_model(
         if (incumbent := find_incumbent(ledger, row)) is not None:
             servers["incumbent"] = incumbent
         traffic = questions_per_hour(data, kind.name, clock_of(now)())
-        exam = _Exam(kind, questions, traffic, config.redaction.region, now)
+        exam = _Exam(kind, questions, traffic, config, now)
         answers: dict[str, Sequence[Answer | None]] = {"original": [_original_answer(row) for row in questions]}
         for number, (source, server) in enumerate(servers.items()):
-            answers[source] = _ask(provider, ledger, exam, server, part_of(progress, number, len(servers), source))
+            answers[source] = _ask(ledger, exam, server, part_of(progress, number, len(servers), source))
     evaluation = evaluate(
         kind,
         [Label(question.label, question.episode, question.label_source) for question in questions],
         answers,
         now=now,
+        objective=load_objective(kind),
         about={
             "model_id": row.id,
             "base_model": row.base_model,
             "served_name": servers["candidate"].served_name,
             "incumbent_model_id": servers["incumbent"].model_id if "incumbent" in servers else None,
-            "dataset_id": read_manifest(folder).dataset_id,
+            "dataset_id": manifest.dataset_id,
+            "holdout": [manifest.splits["holdout"].first, manifest.splits["holdout"].last],
         },
     )
-    if note := redaction_note(read_manifest(folder), config):
+    if note := redaction_note(manifest, config):
         evaluation.notes.append(note)
-    evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin))
     with open_ledger(data) as ledger:
+        allowance = allow(
+            evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=clock_of(now)()
+        )
+        evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin, allowance=allowance))
         save_evaluation(ledger, evaluation.as_dict())
     return evaluation
 
 
-def dataset_of(ledger: Ledger, model: Model) -> str:
-    """Name on disk of the dataset that a model was trained on."""
+def dataset_of(data: Path, ledger: Ledger, model: Model) -> str:
+    """Name on disk of the dataset that a model was trained on; of a registered one, the newest of its decision type.
+
+    Raises `MissingStep` where there is none.
+    """
+    if model.provider == ENDPOINT:
+        manifests = Layout(data).datasets.glob(f"{model.decision_type}/*/manifest.json")
+        newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            raise MissingStep(
+                f"there is no dataset of {model.decision_type} to evaluate {model.name} on: "
+                f"`reasoning export {model.decision_type}` makes one"
+            )
+        return newest.parent.name
     return ledger.get(UploadedDataset, required(model.upload_id, f"the dataset of model {model.id}")).dataset
 
 
@@ -124,29 +149,43 @@ class _Exam:
     kind: DecisionType
     questions: Sequence[DatasetRow]
     per_hour: float
-    region: str
+    config: Config
     now: datetime | None
 
 
-def _ask(
-    provider: Provider, ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress | None
-) -> list[Answer | None]:
-    prompts = redact_questions(exam.questions, exam.region)
-    completions = complete_many(
-        provider,
-        required(server.served_name, server.name),
-        [prompt.messages for prompt in prompts],
-        Sampling.of(exam.kind),
-        ledger=ledger,
-        progress=progress,
-        now=exam.now,
-    )
-    cost_usd = float(hourly_usd(server)) / exam.per_hour if exam.per_hour else None
+def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress | None) -> list[Answer | None]:
+    prompts = redact_questions(exam.questions, exam.config.redaction.region)
+    conversations = [prompt.messages for prompt in prompts]
+    sampling = Sampling.of(exam.kind)
+    model = ledger.get(Model, server.model_id) if server.provider == ENDPOINT and server.model_id else None
+    if model is not None:
+        completions = ask_charged(
+            exam.config, ledger, server, model, conversations, sampling, progress=progress, now=exam.now
+        )
+    else:
+        with open_provider() as provider:
+            name = required(server.served_name, server.name)
+            completions = complete_many(
+                provider, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now
+            )
     answers: list[Answer | None] = []
     for prompt, completion in zip(prompts, completions, strict=True):
         decision = None if completion.error is not None else read_decision(exam.kind, prompt, completion.text)
+        cost_usd = _cost_usd(exam, server, model, completion)
         answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))
     return answers
+
+
+def _cost_usd(exam: _Exam, server: Deployment, model: Model | None, answer: Completion) -> float | None:
+    """What an answer costs: its share of an hour, and the price of its tokens. None where one of them is not known."""
+    hourly, tokens = hourly_usd(server), Decimal(0)
+    if hourly and not exam.per_hour:
+        return None
+    if model is not None and model.input_million_usd is not None:
+        if answer.input_tokens is None or answer.output_tokens is None:
+            return None
+        tokens = tokens_usd(model, answer.input_tokens, answer.output_tokens)
+    return float(tokens) + (float(hourly) / exam.per_hour if hourly else 0.0)
 
 
 def redact_questions(questions: Sequence[DatasetRow], region: str) -> list[RedactedPrompt]:

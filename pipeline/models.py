@@ -13,6 +13,7 @@ from pipeline.cycle_plan import Step, hold_cycle, holding, look_ahead, require_w
 from pipeline.errors import MissingStep
 from pipeline.selection import find_model, list_candidates
 from provider.clock import Now, clock_of
+from provider.endpoint.serving import end_serving, serve_model
 from provider.errors import ProviderError
 from provider.lifecycle.deployment_state import LIVE_STATES, STARTING_STATES
 from provider.lifecycle.deployments import deploy_model
@@ -26,11 +27,12 @@ from quality.dataset.export import Manifest, export_dataset, read_manifest
 from quality.settings import ExportSettings
 from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type
+from reasoning.errors import ReasoningError
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.lives import drop_promotions
-from storage.ledger.rows import Deployment, FineTuneJob, Model, required
+from storage.ledger.rows import ENDPOINT, Deployment, FineTuneJob, Model, required
 from storage.progress import OnProgress
 
 
@@ -135,9 +137,15 @@ def deploy(
     """Serve a model (its id, or a type; `pipeline.selection`) without traffic; returns the deployment's ledger row.
 
     The budgets must carry it, and the incumbent beside it, until the verdict (BudgetExceeded), else nothing is begun.
+    A registered model that was withdrawn serves again, if its server still answers.
     """
-    with at_work(data) as (provider, ledger):
+    with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "deploy")
+        if row.provider == ENDPOINT:
+            if row.state == "retired":
+                raise MissingStep(f"{row.name} was unregistered: register it under another name")
+            return serve_model(load_config(data), ledger, row, now=clock_of(now)())
+    with at_work(data) as (provider, ledger):
         name = required(row.decision_type, f"the decision type of model {row.id}")
         with holding(data, name, now=now):
             if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, "ready")):
@@ -207,6 +215,8 @@ def take_down(
             if deployment.served_name:  # a route to what is gone helps nobody
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
         deployments = ledger.find(Deployment, model_id=model_id, state=LIVE_STATES)
+        if row.provider == ENDPOINT:
+            return _withdraw_registered(data, ledger, row, deployments, why=why, now=clock_of(now)())
 
         def end(provider: Provider | None, **options: Any) -> list[Deployment]:
             return _end_each(
@@ -227,3 +237,24 @@ def take_down(
                 ledger.transition(Model, row.id, "trained", why=why, now=clock_of(now)())
         with provider:
             return end(provider, progress=progress, poll_seconds=provider.poll_seconds)
+
+
+def _withdraw_registered(
+    data: Path, ledger: Ledger, model: Model, deployments: list[Deployment], *, why: str, now: datetime
+) -> list[Deployment]:
+    """Withdraw the route of a registered model and close what serves it; returns its deployments' ledger rows.
+
+    It is closed also where the route cannot be withdrawn, which ends with its lease; then raises RoutesError.
+    """
+    trouble: Exception | None = None
+    for name in {row.served_name for row in deployments if row.served_name}:
+        try:
+            withdraw_model(Layout(data).routes, name, now=now)
+        except (ReasoningError, OSError) as error:
+            trouble = error
+    if model.state == "promoted":
+        ledger.transition(Model, model.id, "trained", why=why, now=now)
+    ended = [end_serving(ledger, row, why=why, now=now) for row in deployments]
+    if trouble is not None:
+        raise trouble
+    return ended

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from provider.errors import ProviderError
-from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs
 from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
 from provider.providers import open_provider
 
@@ -22,7 +22,8 @@ def guard(
         provider = open_provider(timeout=15)  # seconds: the next tick comes within a minute
     except ProviderError as error:
         report = guard_costs(data, None, policy=policy, now=now)
-        report.errors.append(str(error))
+        if UNREACHABLE in report.errors:  # where only registered models serve, nobody misses it
+            report.errors.append(str(error))
         return report
     with provider:
         return guard_costs(data, provider, policy=policy, now=now)

@@ -84,6 +84,30 @@ class DeploySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterSettings:
+    """How a model that somebody else runs at a URL is asked, and what it costs."""
+
+    key_variable: Annotated[
+        str | None, Doc("Environment variable that holds the server's API key, bound to it by [keys]. Empty: no key.")
+    ] = None
+    input_usd_per_million: Annotated[
+        str | None,
+        Doc("Price of a million prompt tokens in US dollars; 0 where they cost nothing. Empty: by the hour."),
+    ] = None
+    output_usd_per_million: Annotated[
+        str | None,
+        Doc("Price of a million answer tokens in US dollars; 0 where they cost nothing. Empty: by the hour."),
+    ] = None
+    hourly_usd: Annotated[
+        str | None,
+        Doc("Price of an hour in US dollars while it is registered; 0 where it costs nothing. Empty: by tokens."),
+    ] = None
+    allow_http: Annotated[bool, Doc("Send the key over http, unencrypted, to a server that is not this machine.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
     """What a model is evaluated on."""
 

@@ -13,6 +13,7 @@ from pipeline.parameters import PromoteSettings
 from pipeline.selection import find_model
 from pipeline.verdicts import last_verdict
 from provider.clock import clock_of
+from provider.endpoint.arms import arm_of
 from provider.lifecycle.routes import publish_route
 from provider.providers import inference_url
 from quality.dataset.export import read_manifest
@@ -21,7 +22,7 @@ from reasoning.serving.routes import Arm, Route, Routes, format_routes
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import Promotion, decide_promotion, drop_promotions, mark_published, promotions
-from storage.ledger.rows import Deployment, Model, ModelState, required
+from storage.ledger.rows import ENDPOINT, Deployment, Model, ModelState, required
 
 if TYPE_CHECKING:
     from quality.evaluation.promotion import Verdict
@@ -125,16 +126,18 @@ def _route(
 ) -> Route:
     mode = settings.mode
     share = settings.weight if mode == "live" else 1.0
-    dataset = find_dataset(data, dataset_of(ledger, model))
-    custom = Arm(
-        name="custom",
-        source="custom",
-        weight=share,
-        mode=mode,
-        model=deployment.served_name,
-        base_url=inference_url(),
-        config_hash=read_manifest(dataset).config_hash,
-    )
+    if model.provider == ENDPOINT:
+        custom = arm_of(model, weight=share, mode=mode)
+    else:
+        custom = Arm(
+            name="custom",
+            source="custom",
+            weight=share,
+            mode=mode,
+            model=deployment.served_name,
+            base_url=inference_url(),
+            config_hash=read_manifest(find_dataset(data, dataset_of(data, ledger, model))).config_hash,
+        )
     original = Arm(name="original", source="original", weight=1.0 if mode == "shadow" else 1.0 - share)
     # The salt goes with the model, not with the weight: the draw of an episode stays the same as the weight grows.
     experiment = f"{model.decision_type}-{model.id}"

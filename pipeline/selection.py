@@ -1,8 +1,8 @@
 """Which model a command means by `TYPE | MODEL_ID`.
 
-An id means that model. A decision type means what serves or costs money, never merely the newest model: one that was
-trained and never deployed must not hide the one that bills. What each verb looks for is in `_TIERS`. Where that leaves
-several, nothing is guessed: the error lists their ids.
+An id means that model, and so does the name of a registered one. A decision type means what serves or costs money,
+never merely the newest model: one that was trained and never deployed must not hide the one that bills. What each verb
+looks for is in `_TIERS`. Where that leaves several, nothing is guessed: the error lists their ids.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ _NONE: Mapping[Verb, str] = {
 
 
 def find_model(data: Path, ledger: Ledger, model: str, verb: Verb) -> Model:
-    """Ledger row of the model that `verb` means by `model`, its id or a decision type.
+    """Ledger row of the model that `verb` means by `model`, its id, its name or a decision type.
 
     Raises `MissingStep` where there is none, and `AmbiguousModel`, which names all that could be meant with their state
     and price an hour, where a type leaves several.
     """
-    if found := ledger.find(Model, id=model):
+    if found := ledger.find(Model, id=model) or ledger.find(Model, name=model):
         return found[0]
     name = model.replace("-", "_")
     candidates = list_candidates(data, ledger, name)

@@ -11,8 +11,6 @@ from annotated_types import Ge, Gt, Lt
 from typing_extensions import Doc
 
 DEFAULT_MARGIN = 0.02
-RESAMPLES = 2_000
-"""Bootstrap draws of an evaluation."""
 
 Moment = date | datetime
 """A whole day (UTC), or a time."""
@@ -72,5 +70,3 @@ class ExperimentSettings:
     design: Annotated[
         Design | None, Doc("`shadow` or `ab`. Empty: `shadow` if any question was answered by both sides.")
     ] = None
-    resamples: Annotated[int, Ge(1), Doc("Bootstrap draws for the intervals.")] = RESAMPLES
-    seed: Annotated[int, Doc("Random seed of the bootstrap.")] = 0

@@ -29,6 +29,7 @@ from reasoning.config import Config
 from reasoning.core import Answer, Attempt, ClientCore, Question
 from reasoning.decision_types import Context
 from reasoning.errors import CallFailed
+from reasoning.fallback import Usage, collecting, split_result
 from reasoning.records import FeedbackKind
 from reasoning.serving.routes import Arm
 from reasoning.serving.shadow import ShadowThreads
@@ -202,13 +203,14 @@ class DecisionClient:
         return self._core.judge(question, arm, response, started)
 
     def _ask_original(self, question: Question, original: Original) -> Answer:
-        started = time.perf_counter()
+        started, calls = time.perf_counter(), list[Usage]()
         try:
-            result = original(question.context)
+            with collecting(calls):
+                result = original(question.context)
         except Exception as error:
-            self._core.record_original_error(question, question.arm, error, started)
+            self._core.record_original_error(question, question.arm, error, started, calls)
             raise
-        return self._core.serve_original(question, result, started)
+        return self._core.serve_original(question, result, started, calls)
 
     def _shadow_models(self, question: Question, arms: list[Arm]) -> Question | None:
         copy = self._core.shadow_question(question)
@@ -229,13 +231,14 @@ class DecisionClient:
                 self._shadows.submit(partial(self._answer_in_shadow, question, arm, original))
 
     def _answer_in_shadow(self, question: Question, arm: Arm, original: Original) -> None:
-        started = time.perf_counter()
+        started, calls = time.perf_counter(), list[Usage]()
         try:
-            result = original(question.context)
+            with collecting(calls):
+                result = original(question.context)
         except Exception as error:
-            self._core.record_original_error(question, arm, error, started)
+            self._core.record_original_error(question, arm, error, started, calls)
         else:
-            self._core.record_original(question, arm, result, started, served=False)
+            self._core.record_original(question, arm, *split_result(result, calls), started, served=False)
 
 
 _clients: weakref.WeakSet[DecisionClient] = weakref.WeakSet()

@@ -25,6 +25,7 @@ from reasoning.config import Config, load_config
 from reasoning.decision_types import Context, DecisionType, check_demonstration, get_decision_type
 from reasoning.error_text import describe_error
 from reasoning.errors import CallFailed, RecordError, UnparseableAnswer, Unredactable
+from reasoning.fallback import Usage, add_usage, split_result
 from reasoning.ids import uuid7
 from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, FallbackReason, Feedback, FeedbackKind, Message, Source, encode_record
@@ -44,6 +45,8 @@ NOT_INSTALLED = (
 )
 OFF = "[redaction] enabled = false"
 
+_NO_USAGE = Usage()
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -51,7 +54,8 @@ class Answer:
 
     `decision` is the decision type's object; where the original gave something that is none, it is that itself.
     `fallback_reason` says why the original answered in a model's place. `latency_ms` is from question to answer.
-    `decision_id` is what feedback refers to. Tokens are those of the model that answered, where its server told them.
+    `decision_id` is what feedback refers to. Tokens are those of the model that answered, where its server told them,
+    or those that the fallback reported. `model` is None where the fallback answered.
     """
 
     decision: Any
@@ -282,17 +286,18 @@ class ClientCore:
             row.cost_usd = attempt.arm.cost_usd(row.input_tokens or 0, row.output_tokens or 0)
         return self._write(row)
 
-    def serve_original(self, question: Question, result: Any, started: float) -> Answer:
-        """Record what the original gave, and pass it on as it is."""
-        decision_id, decision = self.record_original(question, question.arm, result, started, served=True)
+    def serve_original(self, question: Question, result: Any, started: float, calls: list[Usage]) -> Answer:
+        """Record what the fallback returned, and pass its decision on as it is. `calls` are what its models used."""
+        result, usage = split_result(result, calls)
+        decision_id, decision = self.record_original(question, question.arm, result, usage, started, served=True)
         served = result if isinstance(result, dict) or decision is None else decision
-        return self._answer(question, served, decision_id, "original")
+        return self._answer(question, served, decision_id, "original", usage=usage)
 
     def record_original(
-        self, question: Question, arm: Arm | None, result: Any, started: float, *, served: bool
+        self, question: Question, arm: Arm | None, result: Any, usage: Usage, started: float, *, served: bool
     ) -> tuple[UUID, dict[str, Any] | None]:
-        """Write the row of the original's answer. Its id, and the decision if it is one of the type."""
-        row = self._row(question, arm, served=served)
+        """Write the row of the fallback's answer. Its id, and the decision if it is one of the type."""
+        row = self._row(question, arm, served=served, usage=usage)
         row.latency_ms = (time.perf_counter() - started) * 1000
         try:
             row.decision = question.type.normalize(result, question.context)
@@ -306,17 +311,19 @@ class ClientCore:
                 self._warn("original", "no decision: %s", row.error)
         return self._write(row), row.decision
 
-    def record_original_error(self, question: Question, arm: Arm | None, error: Exception, started: float) -> None:
-        """Write the row of an original that raised: nothing was served."""
-        row = self._row(question, arm, served=False)
+    def record_original_error(
+        self, question: Question, arm: Arm | None, error: Exception, started: float, calls: list[Usage]
+    ) -> None:
+        """Write the row of a fallback that raised: nothing was served, but its calls may have cost something."""
+        row = self._row(question, arm, served=False, usage=add_usage(calls))
         row.latency_ms = (time.perf_counter() - started) * 1000
         row.valid, row.error = False, describe_error(error, *self.config.secrets)
         self.count("original", "raised")
         self._write(row)
 
-    def record_abandoned_original(self, question: Question, text: str, started: float) -> None:
-        """Write the row of an original's stream that the agent did not read to its end."""
-        row = self._row(question, question.arm, served=True)
+    def record_abandoned_original(self, question: Question, text: str, started: float, calls: list[Usage]) -> None:
+        """Write the row of a fallback's stream that the agent did not read to its end."""
+        row = self._row(question, question.arm, served=True, usage=add_usage(calls))
         row.latency_ms = (time.perf_counter() - started) * 1000
         row.completion, row.valid, row.error = text, False, "abandoned: the agent read no further"
         self._write(row)
@@ -412,7 +419,7 @@ class ClientCore:
         }
         return groups
 
-    def _row(self, question: Question, arm: Arm | None, *, served: bool) -> Decision:
+    def _row(self, question: Question, arm: Arm | None, *, served: bool, usage: Usage = _NO_USAGE) -> Decision:
         """A row of the original's, to be completed. How it was chosen is the drawn arm's, whoever answers."""
         drawn = arm is question.arm
         decision_id = self.make_id(question)
@@ -438,6 +445,14 @@ class ClientCore:
             arm_probability=question.arm_probability if drawn else None,
             fallback_reason=question.fallback_reason if drawn else None,
             error=question.error if drawn else None,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cost_usd=usage.cost_usd,
+            fallback_model=usage.model,
+            cache_read_tokens=usage.cache_read_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            price_source=usage.price_source,
             tags=question.tags,
         )
 
@@ -446,13 +461,20 @@ class ClientCore:
         return row.decision_id
 
     def _answer(
-        self, question: Question, decision: Any, decision_id: UUID, source: Source, attempt: Attempt | None = None
+        self,
+        question: Question,
+        decision: Any,
+        decision_id: UUID,
+        source: Source,
+        attempt: Attempt | None = None,
+        *,
+        usage: Usage = _NO_USAGE,
     ) -> Answer:
         self.count("served", source)
         if question.fallback_reason is not None:
             self.count("fallbacks", question.fallback_reason)
         latency_ms = (time.perf_counter() - question.started) * 1000
-        said = attempt.completion if attempt else None
+        told = (attempt.completion if attempt else None) or usage
         return Answer(
             decision,
             decision_id,
@@ -462,8 +484,8 @@ class ClientCore:
             attempt.confidence if attempt else None,
             question.fallback_reason,
             latency_ms,
-            said.input_tokens if said else None,
-            said.output_tokens if said else None,
+            told.input_tokens,
+            told.output_tokens,
         )
 
     def _warn(self, what: str, message: str, *args: Any) -> None:

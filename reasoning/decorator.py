@@ -16,6 +16,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, cast, overload
 
 from reasoning.client import DecisionClient
@@ -23,6 +24,7 @@ from reasoning.core import Answer
 from reasoning.decision_types import Context, get_decision_type
 from reasoning.error_text import describe_error
 from reasoning.errors import ConfigError
+from reasoning.fallback import Fallback
 
 if TYPE_CHECKING:
     from reasoning.async_client import AsyncDecisionClient
@@ -67,7 +69,8 @@ def decision(
     of its own is given `context`, which makes the context of the same arguments. The decorated function gives the
     decision object; `returns` turns a *model's* decision into what the function itself gives, and then the function's
     own result passes as it is. If that is no decision (a boolean, say), `decides` turns it into the one to record,
-    which models learn from. Ids go in the context (see `DecisionClient`).
+    which models learn from. A function that returns a `Fallback` has its `decision` passed on in its place. Ids go in
+    the context (see `DecisionClient`).
 
     Without `client` all decorated functions of a process share one, made from the environment and `reasoning.toml`.
     The attributes `answer` (same arguments, a method's `self` included; gives the `Answer`), `client` and
@@ -196,6 +199,8 @@ def _decision_mapper(function: Callable[..., Any], mapper: Callable[[Any], Any])
 
     def record(result: Any) -> Any:
         try:
+            if isinstance(result, Fallback):
+                return replace(result, decision=mapper(result.decision))
             return mapper(result)
         except Exception as error:
             _log.warning("the decision mapper of %s failed: %s", function.__qualname__, describe_error(error))
@@ -211,7 +216,9 @@ def _as_it_is(result: Any) -> Any:
 def _result(answer: Answer, own: list[Any], returns: Callable[[Any], Any] | None) -> Any:
     if returns is None:
         return answer.decision
-    return own[0] if answer.source == "original" else returns(answer.decision)
+    if answer.source == "original":
+        return own[0].decision if isinstance(own[0], Fallback) else own[0]
+    return returns(answer.decision)
 
 
 @functools.cache

@@ -58,6 +58,11 @@ class Decision:
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
+    fallback_model: str | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    price_source: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -87,7 +92,7 @@ _REQUIRED = {
 
 _DECISION_TEXTS = (
     *("agent_id", "room_id", "episode_id", "model", "config_hash", "experiment", "arm"),
-    *("completion", "fallback_reason", "error"),
+    *("completion", "fallback_reason", "error", "fallback_model", "price_source"),
 )
 _TEXT_TYPES = frozenset((str, type(None)))
 # Landing knows a line of ours by its start, and then parses it with its neighbours.
@@ -184,6 +189,8 @@ def _decision_wire(d: Decision) -> dict[str, Any]:
         and type(d.completion) in text
         and type(d.fallback_reason) in text
         and type(d.error) in text
+        and type(d.fallback_model) in text
+        and type(d.price_source) in text
     ):  # in line, for it is half as long as a loop, which names the field
         _check_texts(d, ("decision_type", "source"), required=True)
         _check_texts(d, _DECISION_TEXTS)

@@ -1,4 +1,8 @@
-"""LoRA adapters attached to a deployment of their base model; served under the adapter's own model name."""
+"""LoRA adapters attached to a deployment of their base model; served under the adapter's own model name.
+
+How many a deployment carries, its config says. One adapter may be attached to several deployments, once to each. They
+cost nothing beside the deployment's replicas. `force` puts one more in the place of the oldest.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from emulator.api.resources import check_etag
 from emulator.errors import ApiError
 from emulator.world.clock import format_time
 from emulator.world.context import PROJECT, Emulator, emulator_of, paginate, read_json, read_project
+from emulator.world.forms import form
 from emulator.world.replicas import read_status
 from emulator.world.state import new_id
 
@@ -37,8 +42,9 @@ async def create_adapter(request: Request) -> Response:
         "SELECT 1 FROM adapters WHERE deployment_id = ? AND model_id = ?", deployment["id"], model["id"]
     ):
         raise ApiError(409, f"Adapter {model['name']} is attached already", code="already_exists")
-    id = new_id("dad_")
+    id, load_seconds = new_id("dad_"), _strike_load(emulator, request)
     with emulator.state.transaction():
+        _make_room(emulator, deployment, evict=body.get("force") is True)
         emulator.state.insert(
             "adapters",
             id=id,
@@ -46,15 +52,58 @@ async def create_adapter(request: Request) -> Response:
             model_id=model["id"],
             revision_id=model["revision_id"],
             created_at=emulator.clock.timestamp(),
+            load_seconds=load_seconds,
         )
+    emulator.models.warm(model["directory"])
     return JSONResponse(_describe(emulator, deployment, _find(emulator, deployment, id)))
+
+
+def _make_room(emulator: Emulator, deployment: sqlite3.Row, *, evict: bool) -> None:
+    """Raise ApiError where a deployment carries no further adapter, or evict its oldest one."""
+    config = emulator.catalog.config(deployment["config_id"])
+    assert config is not None, "a deployment's config is in the catalog"
+    limit = config.max_adapters if config.adapter_mode == "dynamic" else 0
+    if not limit:
+        why = f"config {config.id} has adapter mode {config.adapter_mode}"
+        raise ApiError(400, f"Deployment {deployment['name']} carries no adapters: {why}", code="failed_precondition")
+    attached = emulator.state.rows(
+        "SELECT id FROM adapters WHERE deployment_id = ? ORDER BY created_at, rowid", deployment["id"]
+    )
+    if len(attached) < limit:
+        return
+    if evict:
+        emulator.state.execute("DELETE FROM adapters WHERE id = ?", attached[0]["id"])
+        return
+    said = f"Deployment {deployment['name']} is at adapter capacity ({limit}); detach one, or force"
+    if form(emulator, "adapter_full") == "exhausted":
+        raise ApiError(429, said, code="resource_exhausted", headers={"x-should-retry": "false"})
+    raise ApiError(400, said, code="failed_precondition")
+
+
+def _strike_load(emulator: Emulator, request: Request) -> float | None:
+    """Seconds that an adapter takes to load, None: it never does. By what was ordered."""
+    fault = emulator.faults.strike(request.method, request.url.path, kinds=("slow_adapter", "adapter_error"))
+    if fault is None:
+        return 0.0
+    return None if fault.kind == "adapter_error" else fault.seconds(600.0)
+
+
+def load_state(emulator: Emulator, deployment: sqlite3.Row, row: sqlite3.Row) -> str:
+    """`PENDING`, `LOADING`, `READY` or `FAILED`: how an adapter (its row) is on its deployment now."""
+    if not read_status(emulator, deployment).ready:
+        return "PENDING"
+    if row["load_seconds"] is None:
+        return "FAILED"
+    return "READY" if emulator.clock.timestamp() >= row["created_at"] + row["load_seconds"] else "LOADING"
 
 
 async def list_adapters(request: Request) -> Response:
     read_project(request)
     emulator = emulator_of(request)
     deployment = deployments.find_deployment(emulator, request)
-    rows = emulator.state.rows("SELECT * FROM adapters WHERE deployment_id = ? ORDER BY created_at", deployment["id"])
+    rows = emulator.state.rows(
+        "SELECT * FROM adapters WHERE deployment_id = ? ORDER BY created_at, rowid", deployment["id"]
+    )
     return JSONResponse(paginate(request, [_describe(emulator, deployment, row) for row in rows]))
 
 
@@ -72,7 +121,7 @@ async def update_adapter(request: Request) -> Response:
     deployment = deployments.find_deployment(emulator, request)
     row = _find(emulator, deployment, request.path_params["adapter"])
     body = await read_json(request)
-    check_etag(_with_name(row), body.get("etag"))
+    check_etag(_with_name(row), body.get("etag"), required=True)
     if body.get("adapterRevisionId") != row["revision_id"]:
         raise ApiError(
             404, f"Adapter {row['model_id']} has no revision {body.get('adapterRevisionId')}", code="not_found"
@@ -87,7 +136,7 @@ async def delete_adapter(request: Request) -> Response:
     emulator = emulator_of(request)
     deployment = deployments.find_deployment(emulator, request)
     row = _find(emulator, deployment, request.path_params["adapter"])
-    check_etag(_with_name(row), request.query_params.get("etag"))
+    check_etag(_with_name(row), request.query_params.get("etag"), required=True)
     with emulator.state.transaction():
         emulator.state.execute("DELETE FROM adapters WHERE id = ?", row["id"])
     return JSONResponse({})
@@ -105,9 +154,27 @@ def _with_name(row: sqlite3.Row) -> dict[str, Any]:
 
 
 def _describe(emulator: Emulator, deployment: sqlite3.Row, row: sqlite3.Row) -> dict[str, Any]:
-    status = read_status(emulator, deployment)
+    status, state = read_status(emulator, deployment), load_state(emulator, deployment, row)
     path = f"projects/{PROJECT['id']}/models/{row['model_id']}"
-    state = "ADAPTER_LOAD_STATE_READY" if status.ready else "ADAPTER_LOAD_STATE_PENDING"
+    loaded = state == "READY"
+    cluster = {
+        "adapterModelId": row["model_id"],
+        "clusterId": "local",
+        "state": f"ADAPTER_LOAD_STATE_{state}",
+        "readyPodCount": status.ready if loaded else 0,
+        "failedPodCount": status.ready if state == "FAILED" else 0,
+        "totalPodCount": status.scheduled,
+        "updatedAt": format_time(row["created_at"]),
+    }
+    if loaded:
+        cluster |= {
+            "adapterValid": True,
+            "realizedEtag": str(row["version"]),
+            "realizedRevision": f"{path}/revisions/{row['revision_id']}",
+            "realizedRevisionId": row["revision_id"],
+        }
+    if state == "FAILED":
+        cluster |= {"reason": "LOAD_ERROR", "message": "the adapter could not be loaded"}
     return {
         "id": row["id"],
         "adapterModel": path,
@@ -115,15 +182,5 @@ def _describe(emulator: Emulator, deployment: sqlite3.Row, row: sqlite3.Row) -> 
         "desiredRevision": f"{path}/revisions/{row['revision_id']}",
         "desiredRevisionId": row["revision_id"],
         "etag": str(row["version"]),
-        "perCluster": [
-            {
-                "adapterModelId": row["model_id"],
-                "clusterId": "local",
-                "state": state,
-                "readyPodCount": status.ready,
-                "failedPodCount": 0,
-                "totalPodCount": status.scheduled,
-                "updatedAt": format_time(row["created_at"]),
-            }
-        ],
+        "perCluster": [cluster],
     }

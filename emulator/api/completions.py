@@ -14,6 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from emulator.api.adapters import load_state
 from emulator.billing.bill import require_funds
 from emulator.billing.catalog import NANO, BaseModel
 from emulator.errors import ApiError
@@ -177,13 +178,17 @@ def _resolve_endpoint(emulator: Emulator, endpoint: sqlite3.Row) -> Target:
 
 
 def _resolve_adapter(emulator: Emulator, model: sqlite3.Row) -> Target:
-    for row in emulator.state.rows(
-        "SELECT d.* FROM adapters a JOIN deployments d ON d.id = a.deployment_id WHERE a.model_id = ?", model["id"]
-    ):
-        if read_status(emulator, row).ready:
-            base = emulator.catalog.model(model["base_model"])
-            assert base is not None
-            return Target(model["directory"], base, row)
+    base = emulator.catalog.model(model["base_model"])
+    assert base is not None
+    attached = emulator.state.rows("SELECT * FROM adapters WHERE model_id = ?", model["id"])
+    for adapter in attached:
+        row = emulator.state.row("SELECT * FROM deployments WHERE id = ?", adapter["deployment_id"])
+        assert row is not None, "an adapter goes with its deployment"
+        if load_state(emulator, row, adapter) == "READY":
+            serves_base = form(emulator, "served") == "base"
+            return Target(None if serves_base else model["directory"], base, row)
+    if attached:
+        raise _unroutable(model["name"], "the adapter is not loaded on a ready replica")
     raise _not_serverless(model["name"])
 
 

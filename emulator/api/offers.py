@@ -122,6 +122,7 @@ def _describe_config(emulator: Emulator, config: Config) -> dict[str, Any]:
             {"key": "accelerator_type", "value": accelerator},
             {"key": "accelerator_count", "value": str(instance.gpu_count)},
             {"key": "adapter_mode", "value": config.adapter_mode},
+            *_adapter_limit(emulator, config),
         ],
         "certifications": [
             {
@@ -134,6 +135,13 @@ def _describe_config(emulator: Emulator, config: Config) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _adapter_limit(emulator: Emulator, config: Config) -> list[dict[str, str]]:
+    """The selector that tells how many adapters a config carries, where it carries any and the form tells it."""
+    if config.adapter_mode != "dynamic" or not config.max_adapters or form(emulator, "adapter_limit") == "untold":
+        return []
+    return [{"key": "max_adapters", "value": str(config.max_adapters)}]
 
 
 def _describe_supported(emulator: Emulator, model: BaseModel) -> dict[str, Any]:

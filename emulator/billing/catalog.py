@@ -43,6 +43,8 @@ class Config:
     hardware: str
     quantization: str = "BF16"
     adapter_mode: str = "dynamic"
+    max_adapters: int = 0
+    """How many LoRA adapters a deployment with it carries at once; 0: none. By the service's page on LoRA adapters."""
 
     @property
     def serves_trained(self) -> bool:

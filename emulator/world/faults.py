@@ -19,6 +19,8 @@ hang                 nothing is done and nothing is answered until the client go
 slow                 done and answered after `seconds` (of the machine's clock)
 slow_cold_start      a deployment's create or update: its new replicas take `seconds` (default 1200) to be ready
 no_capacity          a deployment's create or update: no hardware; DEGRADED, for `seconds` or for good
+slow_adapter         an adapter's attachment: it takes `seconds` (default 600) to load
+adapter_error        an adapter's attachment: it does not load, and ends as FAILED
 training_error       a fine-tune's create: the job starts, then ends in `error`
 training_user_error  the same, but in `user_error`
 training_slow        the job pauses `seconds` (of the machine's clock) at each report of progress
@@ -41,10 +43,13 @@ from emulator.errors import ApiError
 from emulator.world.state import State
 
 _DEPLOYMENT_WRITES = "P* /v2/projects/*/endpoints/*/deployments*"
+_ATTACHMENT = "POST /v2/projects/*/endpoints/*/deployments/*/adapters"
 _JOB_CREATION = "POST /v1/fine-tunes"
 _DEFAULT_MATCHES = {
     "slow_cold_start": _DEPLOYMENT_WRITES,
     "no_capacity": _DEPLOYMENT_WRITES,
+    "slow_adapter": _ATTACHMENT,
+    "adapter_error": _ATTACHMENT,
     "training_error": _JOB_CREATION,
     "training_user_error": _JOB_CREATION,
     "training_slow": _JOB_CREATION,

@@ -33,6 +33,10 @@ FORMS: dict[str, tuple[str, ...]] = {
     "traffic": ("accepted", "refused"),
     # What a deployment of a trained model serves, and says that it serves.
     "served": ("trained", "base"),
+    # A config tells how many adapters it carries (a selector), or only the refusal of one too many does.
+    "adapter_limit": ("told", "untold"),
+    # What one adapter too many is answered with: 400 (a precondition), or 429 (something is exhausted).
+    "adapter_full": ("precondition", "exhausted"),
     # Does a model think aloud before it answers, unless the request switches it off?
     "thinking": ("never", "by_default"),
 }

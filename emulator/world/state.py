@@ -16,7 +16,7 @@ from typing import Any
 
 from emulator.errors import StartError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -65,6 +65,7 @@ CREATE INDEX replicas_deployment ON replicas (deployment_id);
 CREATE TABLE adapters (
     id TEXT PRIMARY KEY, deployment_id TEXT NOT NULL REFERENCES deployments (id), model_id TEXT NOT NULL,
     revision_id TEXT NOT NULL, version INTEGER NOT NULL DEFAULT 1, created_at REAL NOT NULL,
+    load_seconds REAL DEFAULT 0,     -- NULL: it does not load
     UNIQUE (deployment_id, model_id));
 CREATE TABLE training_charges (
     id TEXT PRIMARY KEY, charged_at REAL NOT NULL, what TEXT NOT NULL, tokens INTEGER NOT NULL,
@@ -77,6 +78,9 @@ CREATE TABLE faults (
     sequence INTEGER PRIMARY KEY, method TEXT NOT NULL, path TEXT NOT NULL, kind TEXT NOT NULL,
     remaining INTEGER NOT NULL, options TEXT NOT NULL);
 """
+
+_UPGRADES = {1: "ALTER TABLE adapters ADD COLUMN load_seconds REAL DEFAULT 0;"}
+"""What brings a folder of an older version to the next one, by its version."""
 
 
 class State:
@@ -106,7 +110,11 @@ class State:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             self._connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
+            return
+        while version in _UPGRADES:
+            self._connection.executescript(f"BEGIN; {_UPGRADES[version]} PRAGMA user_version = {version + 1}; COMMIT;")
+            version += 1
+        if version != SCHEMA_VERSION:
             raise StartError(f"{path} has schema {version}, this emulator knows {SCHEMA_VERSION}; give another --data")
 
     def close(self) -> None:

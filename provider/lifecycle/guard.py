@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Literal
 
 from provider.clock import correct_time
+from provider.endpoint.arms import is_registered
+from provider.endpoint.serving import end_serving
 from provider.errors import collect_errors
 from provider.lifecycle.deployment_state import LIVE_STATES, raise_price, sync_deployment
 from provider.lifecycle.deployments import READY_TIMEOUT
 from provider.lifecycle.fine_tunes import cancel_fine_tune, sync_fine_tune, waiting_jobs
 from provider.lifecycle.routes import LEASE, keep_models, renew_lease, restore_route, resume_routes
 from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, stop_replicas
-from provider.money.metering import hourly_usd, last_metered, meter_decisions, runway_usd
+from provider.money.metering import hourly_usd, last_metered, meter_decisions, meter_minutes, runway_usd
 from provider.port import Provider
 from reasoning.errors import ReasoningError, RoutesError
 from reasoning.serving.routes import parse_routes, read_routes
@@ -39,14 +41,16 @@ from storage.layout import Layout
 from storage.ledger.ledger import Budget, Ledger, open_ledger
 from storage.ledger.lives import mark_published, promotions
 from storage.ledger.money import format_usd, minutes_usd
-from storage.ledger.reports import ENDED_STATES
-from storage.ledger.rows import Deployment, DeploymentState, FineTuneJob
+from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
+from storage.ledger.rows import ENDPOINT, Deployment, DeploymentState, FineTuneJob
 
 Level = Literal["ok", "warn", "drain", "stop"]
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
 RUNNING_STATES = (DeploymentState.PROVISIONING, DeploymentState.DEGRADED, DeploymentState.READY)
 UNREADY = READY_TIMEOUT + timedelta(minutes=5)
 """Who deploys gives up after READY_TIMEOUT; what is not ready after this, its process has died."""
+
+UNREACHABLE = "the provider cannot be reached"
 
 BLIND = timedelta(minutes=10)
 """How long a deployment may run while the ledger cannot be written."""
@@ -131,10 +135,11 @@ def _tick(layout: Layout, ledger: Ledger, provider: Provider | None, policy: Gua
     now = report.now
     before = ledger.spent()
     draining = {row.id for row in ledger.find(Deployment, state="draining")}
-    if provider is None:
-        report.errors.append("the provider cannot be reached")
-    else:
+    if provider is not None:
         _look(ledger, provider, report)
+    elif _needs_provider(ledger):
+        report.errors.append(UNREACHABLE)
+    _look_at_registered(ledger, report)
     report.warnings += waiting_jobs(ledger, now=now)
     _meter_decisions(layout, ledger, report)
     report.budgets = ledger.budgets(now)
@@ -151,6 +156,7 @@ def _tick(layout: Layout, ledger: Ledger, provider: Provider | None, policy: Gua
             report.actions.append(f"{'stopping' if immediately else 'draining'} {row.name}: {reason}")
 
     _withdraw(layout, ledger, policy, report)  # before anything is scaled down: clients use their fallback
+    _close_registered(ledger, draining, report)
     if provider is not None:
         _take_down(ledger, provider, draining, report)
         _cancel_waiting_jobs(ledger, provider, policy, report)
@@ -182,13 +188,39 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, provider: Provider, report: 
 
 
 def _is_ours(ledger: Ledger, model: str) -> bool:
-    return model.rsplit("/", 1)[-1].startswith(ledger.prefix)
+    return model.rsplit("/", 1)[-1].startswith(ledger.prefix) or is_registered(model)
+
+
+def _needs_provider(ledger: Ledger) -> bool:
+    """Must the provider be reached for all to be well? Not where only registered models serve."""
+    serving = {row.provider for row in ledger.find(Deployment, state=LIVE_STATES)}
+    return serving != {ENDPOINT} or bool(ledger.find(FineTuneJob, state=ACTIVE_STATES))
+
+
+def _look_at_registered(ledger: Ledger, report: GuardReport) -> None:
+    """Charge what registered models cost by the hour. Their servers are not asked: they are not ours."""
+    for row in ledger.find(Deployment, provider=ENDPOINT, state=(*RUNNING_STATES, "draining")):
+        meter_minutes(ledger, row.id, row.replicas, now=report.now)
+
+
+def _close_registered(ledger: Ledger, draining: set[str], report: GuardReport) -> None:
+    """End the registered models that are to end, those that began to drain in an earlier tick."""
+    for row in ledger.find(Deployment, provider=ENDPOINT, state=("draining", "stopping", "stopped", "failed")):
+        if row.state == "draining" and row.id not in draining:
+            continue
+        end_serving(ledger, row, why=row.reason, now=report.now)
+        report.actions.append(f"{row.name} is withdrawn")
+        if row.hourly_usd:
+            report.warnings.append(
+                f"{row.name} is withdrawn and not charged any more, but its server at {row.hardware} is not ours to "
+                f"stop: at {format_usd(row.hourly_usd)} an hour it may cost on until whoever runs it stops it"
+            )
 
 
 def _look(ledger: Ledger, provider: Provider, report: GuardReport) -> None:
     """See how everything of ours is, and charge what it cost since the last look."""
     _see_prices(ledger, provider, report)
-    for row in ledger.find(Deployment, state=LIVE_STATES):
+    for row in ledger.find(Deployment, provider=provider.name, state=LIVE_STATES):
         with collect_errors(report.errors, row.name):
             after, message = sync_deployment(provider, ledger, row.id, now=report.now)
             if after.state != row.state:
@@ -212,7 +244,7 @@ def _in_doubt(ledger: Ledger) -> list[Deployment]:
 
 def _see_prices(ledger: Ledger, provider: Provider, report: GuardReport) -> None:
     """What runs may have become dearer: from now on it is charged and limited by the price of today."""
-    running = ledger.find(Deployment, state=RUNNING_STATES)
+    running = ledger.find(Deployment, provider=provider.name, state=RUNNING_STATES)
     if not running:
         return
     # No price is no reason to let the lease run out: that of yesterday was known, and the bill corrects it.
@@ -302,7 +334,7 @@ def _over_rate(
         running = [
             row
             for row in (*ledger.find(Deployment, state=RUNNING_STATES), *_in_doubt(ledger))
-            if row.id not in to_stop and budget.decision_type in (None, row.decision_type)
+            if row.id not in to_stop and budget.decision_type in (None, row.decision_type) and row.hourly_usd
         ]
         rate = sum((hourly_usd(row) for row in running), Decimal(0))
         while running and rate > budget.limit_usd:
@@ -318,9 +350,12 @@ def _idle(
     """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing.
 
     Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
+    Registered models stay: withdrawing one saves nothing.
     """
     found = {}
     for row in ledger.find(Deployment, state=RUNNING_STATES):
+        if row.provider == ENDPOINT:
+            continue
         starting = row.ready_at is None and not row.replicas
         patience = max(policy.idle or UNREADY, UNREADY) if starting else policy.idle
         busy_at = max(at for at in (row.ready_at, row.last_request_at, row.created_at) if at)
@@ -383,7 +418,7 @@ def _has_routes(layout: Layout) -> bool:
 
 def _take_down(ledger: Ledger, provider: Provider, draining: set[str], report: GuardReport) -> None:
     """Go on with what is to end. What began to drain in this tick still answers its last requests."""
-    for row in ledger.find(Deployment, state=("draining", "stopping", "stopped", "failed")):
+    for row in ledger.find(Deployment, provider=provider.name, state=("draining", "stopping", "stopped", "failed")):
         if row.state == "draining" and row.id not in draining:
             continue
         with collect_errors(report.errors, row.name):

@@ -234,10 +234,10 @@ def _reconcile_deployments(provider: Provider, ledger: Ledger, report: Reconcile
         with collect_errors(report.errors, name):
             _reconcile_endpoint(provider, ledger, name, endpoint, report)
     with ledger.exclusive("submit") as alone:
-        for row in ledger.find(Deployment, state="intended") if alone and all_judged else ():
+        for row in ledger.find(Deployment, provider=provider.name, state="intended") if alone and all_judged else ():
             if row.name not in ours and report.now - row.updated_at >= ABANDON_AFTER:
                 _end(provider, ledger, row.id, "it never reached the provider", report)
-    for row in ledger.find(Deployment, state=LIVE_STATES):
+    for row in ledger.find(Deployment, provider=provider.name, state=LIVE_STATES):
         if row.name not in ours and row.state != "intended":
             with collect_errors(report.errors, row.name):  # it is gone: its money is settled
                 if sync_deployment(provider, ledger, row.id, now=report.now)[0].state in SHUTTING_STATES:
@@ -246,7 +246,7 @@ def _reconcile_deployments(provider: Provider, ledger: Ledger, report: Reconcile
 
 def _stop_unwatched(provider: Provider, ledger: Ledger, report: ReconcileReport) -> None:
     """Without a guard nobody has been asking through a route for long: the lease ran out after minutes."""
-    for row in ledger.find(Deployment, state=("provisioning", "degraded", "ready", "draining")):
+    for row in ledger.find(Deployment, provider=provider.name, state=("provisioning", "degraded", "ready", "draining")):
         seen_at = max(at for at in (row.metered_until, row.last_request_at, row.created_at) if at)
         if report.now - seen_at >= UNWATCHED:
             minutes = int((report.now - seen_at).total_seconds() // 60)
@@ -255,7 +255,7 @@ def _stop_unwatched(provider: Provider, ledger: Ledger, report: ReconcileReport)
 
 def _go_on_stopping(provider: Provider, ledger: Ledger, report: ReconcileReport) -> None:
     """What was to end before this run, and has not yet: who began it may have died, or been refused."""
-    for row in ledger.find(Deployment, state=("stopping", "stopped", "failed")):
+    for row in ledger.find(Deployment, provider=provider.name, state=("stopping", "stopped", "failed")):
         _end(provider, ledger, row.id, row.reason or "it was to end", report)
 
 

@@ -17,6 +17,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
+from provider.endpoint.arms import is_registered
 from provider.errors import RemoteNotFound, UnexpectedAnswer
 from provider.lifecycle.fine_tunes import cancel_fine_tune
 from provider.lifecycle.routes import keep_models
@@ -321,7 +322,11 @@ def _withdraw_routes(data: Path | str, report: StopReport) -> None:
     """Agents fall back at once instead of running into what was stopped."""
     try:
         prefixes = tuple(f"rsn-{each}-" for each in report.installations)
-        keep_models(Layout(data).routes, lambda _, model: not model.rsplit("/", 1)[-1].startswith(prefixes))
+
+        def keep(_: str, model: str) -> bool:
+            return not (model.rsplit("/", 1)[-1].startswith(prefixes) or is_registered(model))
+
+        keep_models(Layout(data).routes, keep)
     except Exception as error:
         report.notes.append(f"the routes could not be withdrawn ({error}); agents fall back when a request fails")
 

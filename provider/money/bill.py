@@ -61,13 +61,13 @@ def reconcile_bill(provider: Provider, ledger: Ledger, *, now: datetime, errors:
     """
     compared = Comparison(now)
     jobs = [j for j in ledger.find(FineTuneJob, state=ENDED_STATES, reconciled_at=None) if j.remote_id]
-    deployments = [d for d in ledger.find(Deployment, reconciled_at=None) if d.remote_id]
+    deployments = [d for d in ledger.find(Deployment, provider=provider.name, reconciled_at=None) if d.remote_id]
     if not jobs and not deployments:
         return compared
     billable: list[Billable] = [*jobs, *deployments]
     # An orphan is older than its row: its create was sent before it was found.
     since = min(min(row.created_at, row.attempted_at or now, now) for row in billable) - BILL_SKEW
-    everything = Objects(deployments=ledger.find(Deployment), jobs=ledger.find(FineTuneJob))
+    everything = Objects(deployments=ledger.find(Deployment, provider=provider.name), jobs=ledger.find(FineTuneJob))
     try:
         bill = provider.read_bill(everything, since=since, now=now, errors=errors)
     except (RemoteNotFound, AccessDenied) as error:
@@ -147,7 +147,7 @@ def _second_witness(ledger: Ledger, bill: Bill, kind: Kind, everything: Objects)
         return None
     own = {row.id for row in (everything.jobs if kind == "fine_tune_jobs" else everything.deployments)}
     named = sum((billed.usd for object_id, billed in bill.of.items() if object_id in own), Decimal(0))
-    charged = ledger.charged_usd(_COLUMN[kind], since=bill.since, until=bill.until)
+    charged = ledger.charged_usd(_COLUMN[kind], own, since=bill.since, until=bill.until)
     if named + nameless <= charged + _CENT:
         return None
     return (

@@ -1,14 +1,13 @@
 """How right each source of answers is on the same labelled rows, with intervals, and how much better than another.
 
-Rows of one episode are not independent, so intervals come from a bootstrap over episodes: whole episodes are drawn with
-replacement, all sources are computed on the same draws, and differences are taken within a draw (Davison and Hinkley,
-Bootstrap Methods and their Application, 1997, section 3.8). Percentiles of 2,000 draws with a fixed seed, 95 %.
+Rows of one episode are not independent, so intervals come from leaving out one episode at a time
+(`quality.evaluation.intervals`), and a difference is that of two sources on the rows that both answered.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,22 +20,14 @@ from quality.evaluation.answers import Answer as Answer
 from quality.evaluation.answers import Label as Label
 from quality.evaluation.form_metrics import get_metrics
 from quality.evaluation.form_metrics.rows import Metric, Rows
-from quality.settings import RESAMPLES
+from quality.evaluation.intervals import Estimate as Estimate
+from quality.evaluation.intervals import in_chunks, jackknife, leave_out
+from quality.evaluation.objectives import Objective
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.ids import uuid7
 
 FEW_EPISODES = 20
-_CHUNK = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +62,6 @@ class Evaluation:
     sources: dict[str, SourceResult]
     differences: dict[str, dict[str, Estimate | None]]
     notes: list[str]
-    resamples: int
-    seed: int
     about: dict[str, Any] = field(default_factory=dict)
 
     def difference(self, source: str, other: str, metric: str | None = None) -> Estimate | None:
@@ -89,15 +78,15 @@ def evaluate(
     labels: Sequence[Label],
     answers: Mapping[str, Sequence[Answer | None]],
     *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    objective: Objective | None = None,
     now: datetime | None = None,
     about: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Compare the sources in `answers` (None where a source was not asked) on the rows of `labels`.
 
     Rows that are labelled by the original logic's own answer are left out as long as others are there.
-    `about` is kept with the result (model, dataset). Raises `EvaluationError`.
+    The primary metric is that of `objective`. `about` is kept with the result (model, dataset). Raises
+    `EvaluationError`.
     """
     kind = get_decision_type(decision_type) if isinstance(decision_type, str) else decision_type
     _check_rows(kind, labels, answers)
@@ -112,18 +101,16 @@ def evaluate(
     position = {name: i for i, name in enumerate(names)}
     episode = np.array([position[label.episode] for label in labels])
     if len(names) < FEW_EPISODES:
-        notes.append(f"Only {len(names)} episodes: the intervals are too narrow. {FEW_EPISODES} are needed.")
+        notes.append(f"Only {len(names)} episodes: the intervals are rough. {FEW_EPISODES} are needed.")
 
-    measures = {source: _measures(kind, labels, given, episode, len(names)) for source, given in answers.items()}
-    points = {source: _compute(found, np.ones((1, len(names)))) for source, found in measures.items()}
-    samples = _resample(measures, len(names), resamples, seed)
-    sources = {
-        source: _summarize(given, {m: _estimate(points[source][m][0], samples[source][m]) for m in points[source]})
-        for source, given in answers.items()
-    }
+    objective = objective or Objective()
+    exam = _Exam(kind, labels, answers, episode, leave_out(len(names)), objective)
+    sources = {source: _summarize(given, exam.estimates(source)) for source, given in answers.items()}
+    notes += exam.notes_on_pairs()
     form = get_metrics(kind.answer)
     better = form.better_primary
-    primary = better if better and all(better in found for found in points.values()) else form.primary
+    primary = better if better and all(better in found.metrics for found in sources.values()) else form.primary
+    primary = objective.metric_of(kind) or primary
     now = now or datetime.now(UTC)
     evaluation = Evaluation(
         evaluation_id=str(uuid7(now)),
@@ -135,10 +122,8 @@ def evaluate(
         independent=independent,
         primary=primary,
         sources=sources,
-        differences=_differences(points, samples),
+        differences=exam.differences(),
         notes=notes,
-        resamples=resamples,
-        seed=seed,
         about=about or {},
     )
     notes += _wins_of_the_original(evaluation, form.less_is_better)
@@ -155,20 +140,71 @@ def _choose_rows(labels: Sequence[Label]) -> tuple[list[int], bool, list[str]]:
     return kept, True, [f"{left_out} rows labelled by the original logic itself are left out."] if left_out else []
 
 
-def _differences(
-    points: Mapping[str, Mapping[str, np.ndarray]], samples: Mapping[str, Mapping[str, np.ndarray]]
-) -> dict[str, dict[str, Estimate | None]]:
-    """Per pair of sources and metric that both have, the one's value less the other's."""
-    return {
-        f"{a} - {b}": {
-            m: _estimate(points[a][m][0] - points[b][m][0], samples[a][m] - samples[b][m])
-            for m in points[a]
-            if m in points[b]
-        }
-        for a in points
-        for b in points
-        if a != b
-    }
+class _Exam:
+    """The sources' metrics, each with its values without one group of episodes each (`intervals.leave_out`)."""
+
+    def __init__(
+        self,
+        kind: DecisionType,
+        labels: Sequence[Label],
+        answers: Mapping[str, Sequence[Answer | None]],
+        episode: np.ndarray,
+        weights: np.ndarray,
+        objective: Objective,
+    ) -> None:
+        self._kind, self._labels, self._answers = kind, labels, answers
+        self._episode, self._weights, self._objective = episode, weights, objective
+        self._asked = {source: np.array([a is not None for a in given]) for source, given in answers.items()}
+        self._found: dict[tuple[str, bytes], dict[str, np.ndarray]] = {}
+
+    def _values(self, source: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Of the rows that are True: per metric its value, then those without each group."""
+        key = (source, rows.tobytes())
+        if key not in self._found:
+            given = [answer if row else None for answer, row in zip(self._answers[source], rows, strict=True)]
+            rows_given = _rows(self._kind, self._labels, given, self._episode, self._weights.shape[1])
+            measures = _measure(rows_given, self._objective)
+            self._found[key] = in_chunks(measures, self._weights)
+        return self._found[key]
+
+    def _estimate(self, values: np.ndarray, *rows: np.ndarray) -> Estimate | None:
+        """The estimate from values of these rows."""
+        used = np.unique(self._episode[np.logical_or.reduce(rows)])
+        counted = (self._weights[1:, used] == 0).any(axis=1)
+        return jackknife(values, counted, unit=len(used) / int(np.logical_or.reduce(rows).sum()))
+
+    def _common(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that both answered; each source's own where there are none, as in an A/B test."""
+        both = self._asked[a] & self._asked[b]
+        return (both, both) if both.any() else (self._asked[a], self._asked[b])
+
+    def estimates(self, source: str) -> dict[str, Estimate | None]:
+        """The source's metrics on all rows that it answered."""
+        rows = self._asked[source]
+        return {m: self._estimate(values, rows) for m, values in self._values(source, rows).items()}
+
+    def differences(self) -> dict[str, dict[str, Estimate | None]]:
+        """Per pair of sources and metric that both have, the one's value less the other's."""
+        found: dict[str, dict[str, Estimate | None]] = {}
+        for a in self._answers:
+            for b in self._answers:
+                if a != b:
+                    rows_a, rows_b = self._common(a, b)
+                    ours, theirs = self._values(a, rows_a), self._values(b, rows_b)
+                    found[f"{a} - {b}"] = {
+                        m: self._estimate(ours[m] - theirs[m], rows_a, rows_b) for m in ours if m in theirs
+                    }
+        return found
+
+    def notes_on_pairs(self) -> list[str]:
+        """Where a source answered only some of the rows that others did: what is missing."""
+        most = max(int(asked.sum()) for asked in self._asked.values())
+        return [
+            f"{source} answered {int(asked.sum())} of {most} rows: differences to it are of those rows only."
+            for source, asked in self._asked.items()
+            if (asked & np.logical_or.reduce([o for s, o in self._asked.items() if s != source] or [asked])).any()
+            and asked.sum() < most
+        ]
 
 
 def _check_rows(kind: DecisionType, labels: Sequence[Label], answers: Mapping[str, Sequence[Answer | None]]) -> None:
@@ -198,11 +234,16 @@ def _summarize(answers: Sequence[Answer | None], estimates: dict[str, Estimate |
     )
 
 
-def score(kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer | None]) -> dict[str, float]:
+def score(
+    kind: DecisionType,
+    labels: Sequence[Label],
+    answers: Sequence[Answer | None],
+    objective: Objective | None = None,
+) -> dict[str, float]:
     """The metrics of one source, without intervals; NaN where undefined."""
     once = np.zeros(len(labels), dtype=int)
-    found = _compute(_measures(kind, labels, answers, once, 1), np.ones((1, 1)))
-    return {metric: float(values[0]) for metric, values in found.items()}
+    measures = _measure(_rows(kind, labels, answers, once, 1), objective or Objective())
+    return {metric: float(compute(np.ones((1, 1)))[0]) for metric, compute in measures.items()}
 
 
 def is_right(kind: DecisionType, label: dict[str, Any], decision: dict[str, Any] | None) -> bool:
@@ -226,42 +267,29 @@ def _wins_of_the_original(evaluation: Evaluation, less_is_better: Collection[str
     return notes
 
 
-def _measures(
+def _rows(
     kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer | None], episode: np.ndarray, episodes: int
-) -> dict[str, Metric]:
+) -> Rows:
     asked = [i for i, answer in enumerate(answers) if answer is not None]
     pairs = [(labels[i].decision, answer) for i in asked if (answer := answers[i]) is not None]
     weight = np.array([answer.weight for _, answer in pairs])
-    return get_metrics(kind.answer).measure(Rows(kind, pairs, episode[asked], episodes, weight))
+    return Rows(kind, pairs, episode[asked], episodes, weight)
 
 
-def _compute(measures: Mapping[str, Metric], weights: np.ndarray) -> dict[str, np.ndarray]:
-    return {metric: compute(weights) for metric, compute in measures.items()}
-
-
-def _resample(
-    measures: Mapping[str, Mapping[str, Metric]], episodes: int, resamples: int, seed: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Per source and metric its values, one a draw; all of them on the same draws."""
-    draws: dict[str, dict[str, list[np.ndarray]]] = {source: {} for source in measures}
-    for weights in _draw_weights(episodes, resamples, seed):
-        for source, found in measures.items():
-            for metric, values in _compute(found, weights).items():
-                draws[source].setdefault(metric, []).append(values)
-    return {source: {m: np.concatenate(v) for m, v in found.items()} for source, found in draws.items()}
-
-
-def _draw_weights(episodes: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each episode is drawn, in chunks of draws: (draws x episodes)."""
-    generator = np.random.default_rng(seed)
-    shares = np.full(episodes, 1 / episodes)
-    for start in range(0, resamples, _CHUNK):
-        yield generator.multinomial(episodes, shares, size=min(_CHUNK, resamples - start)).astype(float)
-
-
-def _estimate(value: float, draws: np.ndarray) -> Estimate | None:
-    known = draws[~np.isnan(draws)]
-    if np.isnan(value) or not len(known):
-        return None
-    low, high = np.percentile(known, [2.5, 97.5])
-    return Estimate(round(float(value), 6), round(float(low), 6), round(float(high), 6))
+def _measure(rows: Rows, objective: Objective) -> dict[str, Metric]:
+    """The metrics of the answer form, and `utility` where the objective has costs: less the mean cost of an answer."""
+    found = get_metrics(rows.type.answer).measure(rows)
+    if objective.costs:
+        names = rows.type.labels
+        costs = dict(zip(names, objective.cost_table(names), strict=True))
+        found["utility"] = rows.mean_of(
+            [
+                -float(
+                    costs[rows.answer_class(label)][
+                        -1 if answer.decision is None else names.index(rows.answer_class(answer.decision))
+                    ]
+                )
+                for label, answer in rows.pairs
+            ]
+        )
+    return found

@@ -115,8 +115,6 @@ def evaluate_log(
         kind,
         labels,
         answers,
-        resamples=settings.resamples,
-        seed=settings.seed,
         now=now or datetime.now(UTC),
         about=about,
     )

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from quality.errors import EvaluationError
+from quality.evaluation.form_metrics import get_metrics
 from reasoning.config import settings_file
 from reasoning.decision_types import DecisionType
 from reasoning.toml_tables import number, read_toml, refuse_unknown, table
@@ -45,7 +46,7 @@ class Objective:
 
     def metric_of(self, kind: DecisionType) -> str | None:
         """The name of the metric in an evaluation; None where the answer form has its own."""
-        if kind.answer != "label":
+        if not get_metrics(kind.answer).by_label:
             return None
         metric = self.metric or "balanced_accuracy"
         return f"f1_{kind.labels[0].lower()}" if metric == "f1" else metric
@@ -109,7 +110,7 @@ def load_objective(kind: DecisionType, path: Path | None = None) -> Objective:
     own = table(file, f"objectives.{kind.name}", objectives[kind.name], EvaluationError)
     refuse_unknown(place, own, ("metric", "costs", "error_budget"), EvaluationError)
     metric, costs = own.get("metric"), own.get("costs", {})
-    if kind.answer != "label" and (metric or costs):
+    if (metric or costs) and not get_metrics(kind.answer).by_label:
         raise EvaluationError(f"{place}: metric and costs are for labels; a {kind.answer} has its own metric")
     if metric is not None and metric not in METRICS:
         raise EvaluationError(f"{place} metric: {metric!r} is not known; known are {', '.join(METRICS)}")

@@ -22,6 +22,7 @@ import numpy as np
 import orjson
 
 import storage
+from quality.evaluation.form_metrics import get_metrics
 from quality.evaluation.live import Observations, Stream
 from quality.evaluation.objectives import Objective, load_objective
 from quality.evaluation.sequential import Scores
@@ -156,7 +157,7 @@ def compare_rows(
     table = _tabulate(kind, rows, design, now)
     if table is None:
         return None, Stream(), Stream()
-    worth = _worth_by_unit(objective if kind.answer == "label" else Objective("accuracy"), table)
+    worth = _worth_by_unit(objective if get_metrics(kind.answer).by_label else Objective("accuracy"), table)
     ours, theirs = table.model >= 0, table.fallback >= 0
     block = worth.block[table.unit]
     model, fallback = worth.table[block, table.label, table.model], worth.table[block, table.label, table.fallback]
@@ -172,7 +173,7 @@ def compare_rows(
 
 def _tabulate(kind: DecisionType, rows: Sequence[dict[str, Any]], design: Design, now: float) -> _Table | None:
     """The rows that are compared, by label time; None without one whose hour is over."""
-    labels = kind.labels if kind.answer == "label" else ("right",)
+    labels = kind.labels if get_metrics(kind.answer).by_label else ("right",)
     classes = _Classes(kind, labels)
     units: dict[tuple[str, float], int] = {}
     first: dict[str, float] = {}
@@ -214,18 +215,19 @@ class _Classes:
 
     def __init__(self, kind: DecisionType, labels: tuple[str, ...]) -> None:
         self._kind = kind
+        self._by_label = get_metrics(kind.answer).by_label
         self._labels = {name: number for number, name in enumerate(labels)}
         self._known: dict[str, str | None] = {}
 
     def label(self, text: str) -> int | None:
         """None where it is no decision of the type."""
         name = self._class_of(text)
-        return None if name is None else self._labels.get(name, 0) if self._kind.answer == "label" else 0
+        return None if name is None else self._labels.get(name, 0) if self._by_label else 0
 
     def answer(self, text: str | None, label: str) -> int:
         """A failed answer has the number after the last label."""
         name = None if text is None else self._class_of(text)
-        if self._kind.answer == "label":
+        if self._by_label:
             return len(self._labels) if name is None else self._labels[name]
         return 0 if name is not None and name == self._class_of(label) else 1
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from quality.errors import EvaluationError
+from quality.evaluation.error_budget import Allowance
 from quality.evaluation.evaluate import Estimate, Evaluation
 from quality.settings import DEFAULT_MARGIN
 
@@ -27,6 +29,10 @@ class Verdict:
 
     decision: Literal["promote", "keep", "refuse"]
     why: str
+    basis: Literal["better", "not_worse"] | None = None
+    """What a promoted candidate was found to be."""
+    alpha: float | None = None
+    """The probability of a worthless promotion that this verdict had (`quality.evaluation.error_budget`)."""
 
     @property
     def promote(self) -> bool:
@@ -119,13 +125,21 @@ def judge(
     candidate: str = "candidate",
     against: str | None = None,
     margin: float = DEFAULT_MARGIN,
+    allowance: Allowance | None = None,
 ) -> Verdict:
     """Judge `candidate` by the evaluation's primary metric, against what serves now.
 
-    That is `incumbent` where it was evaluated, else `original`. Promoted is what is better with the interval of the
-    difference above zero, or what is not worse by more than `margin` (the interval above -margin) and costs less. What
-    is to replace an incumbent must also not be worse than the original by more than the margin.
+    That is `incumbent` where it was evaluated, else `original`. Promoted is what is better (the lower bound of the
+    difference above zero), or what is not worse by more than `margin` (the lower bound above -margin) and costs less.
+    The bounds err with the probability of `allowance`. What replaces an incumbent must also not be worse than the
+    fallback by more than the margin, and neither than the last model that was better, with all losses since.
     """
+    allowance = allowance or Allowance()
+    verdict = _judge(evaluation, candidate, against, margin, allowance)
+    return replace(verdict, alpha=round(allowance.alpha, 9))
+
+
+def _judge(evaluation: Evaluation, candidate: str, against: str | None, margin: float, allowance: Allowance) -> Verdict:
     against = against or ("incumbent" if "incumbent" in evaluation.sources else "original")
     for source in (candidate, against):
         if source not in evaluation.sources:
@@ -144,30 +158,73 @@ def judge(
     difference = evaluation.difference(candidate, against)
     if difference is None:
         return Verdict("keep", f"{evaluation.primary} is undefined for {candidate} or {against} on these rows")
-    verdict = _compare(evaluation, candidate, against, difference, margin)
+    verdict = _compare(evaluation, candidate, against, difference, margin, allowance)
     if verdict.promote and "original" in evaluation.sources and "original" not in (candidate, against):
-        floor = evaluation.difference(candidate, "original")
-        if floor is None or floor.low <= -margin:
-            return Verdict("keep", f"{verdict.why}; but it may be worse than the original: {_say(evaluation, floor)}")
+        doubt = _doubt_of_floor(evaluation, candidate, difference, margin, allowance)
+        if doubt:
+            return Verdict("keep", f"{verdict.why}; but {doubt}")
     return verdict
 
 
-def _compare(evaluation: Evaluation, candidate: str, against: str, difference: Estimate, margin: float) -> Verdict:
-    said = f"{candidate} against {against}: {_say(evaluation, difference)}"
-    if difference.low > 0 and evaluation.independent:
-        return Verdict("promote", f"better. {said}")
-    if difference.high < 0 and difference.low <= -margin:
+def _compare(
+    evaluation: Evaluation, candidate: str, against: str, difference: Estimate, margin: float, allowance: Allowance
+) -> Verdict:
+    low, high = difference.lower(allowance.alpha), difference.high
+    said = f"{candidate} against {against}: {_say(evaluation, difference)}{_say_allowance(allowance, low)}"
+    if low > 0 and evaluation.independent:
+        return Verdict("promote", f"better. {said}", basis="better")
+    if high < 0 and difference.low <= -margin:
         return Verdict("refuse", f"worse. {said}")
-    if difference.low > -margin:
-        cost = evaluation.sources[candidate].cost_per_1000_usd
-        other = evaluation.sources[against].cost_per_1000_usd
-        if cost is not None and other is not None and cost < other:
-            return Verdict(
-                "promote",
-                f"as good within {margin:g}, and cheaper (${cost:.4f} against ${other:.4f} per 1,000). {said}",
-            )
+    if low <= -margin:
+        return Verdict("keep", f"not proven: the interval reaches from worse to better. {said}")
+    cost = evaluation.sources[candidate].cost_per_1000_usd
+    other = evaluation.sources[against].cost_per_1000_usd
+    if cost is None or other is None or cost >= other:
         return Verdict("keep", f"as good within {margin:g}, but not cheaper. {said}")
-    return Verdict("keep", f"not proven: the interval reaches from worse to better. {said}")
+    total = allowance.cumulative(difference)
+    if allowance.losses and total.lower(allowance.alpha) <= -margin:
+        return Verdict(
+            "keep",
+            f"as good within {margin:g} as what serves; but the small losses of {len(allowance.losses) + 1} promotions "
+            f"for being cheaper may add up to more: {_say(evaluation, total)} to the last that was better",
+        )
+    return Verdict(
+        "promote",
+        f"as good within {margin:g}, and cheaper (${cost:.4f} against ${other:.4f} per 1,000). {said}",
+        basis="not_worse",
+    )
+
+
+def _doubt_of_floor(
+    evaluation: Evaluation, candidate: str, difference: Estimate, margin: float, allowance: Allowance
+) -> str | None:
+    """Why the candidate may be worse than the fallback, None where it is not; and what is missing to tell.
+
+    Where the fallback answered few rows, what is known of the incumbent against it is used as well: each bound errs
+    with half of the probability.
+    """
+    floor, record = evaluation.difference(candidate, "original"), allowance.incumbent_floor
+    low = floor.lower(allowance.alpha) if floor is not None else -math.inf
+    if record is not None:
+        low = max(low, difference.lower(allowance.alpha / 2) + record.lower(allowance.alpha / 2))
+    if low > -margin:
+        return None
+    answered = evaluation.sources["original"].rows
+    doubt = f"it may be worse than the original: {_say(evaluation, floor)}"
+    if answered < evaluation.rows:
+        doubt += (
+            f" on the {answered} of {evaluation.rows} rows that it answered; let it answer in the shadow of the model "
+            "(--shadow-original) to tell"
+        )
+    return doubt
+
+
+def _say_allowance(allowance: Allowance, low: float) -> str:
+    """The lower bound that counts, where other evaluations have used up a part of the error."""
+    if not allowance.earlier and not allowance.reuses:
+        return ""
+    reuse = f", of a holdout that judged {allowance.reuses} models before" if allowance.reuses else ""
+    return f"; lower bound {low:+.3f} at {allowance.alpha:.2%}, after {allowance.earlier} evaluations in 30 days{reuse}"
 
 
 def _say(evaluation: Evaluation, estimate: Estimate | None) -> str:

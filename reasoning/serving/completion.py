@@ -64,13 +64,33 @@ def check_whole(completion: Completion, max_tokens: int) -> None:
 
 def request_body(arm: Arm, decision_type: DecisionType, messages: list[Message], *, stream: bool = False) -> bytes:
     """The JSON of `POST {base_url}/v1/chat/completions`."""
+    return chat_body(
+        arm,
+        messages,
+        max_tokens=decision_type.max_tokens,
+        temperature=decision_type.temperature,
+        fields=decision_type.request_fields,
+        stream=stream,
+    )
+
+
+def chat_body(
+    arm: Arm,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    fields: Mapping[str, Any],
+    stream: bool = False,
+) -> bytes:
+    """The same of any messages. `fields` are further fields of the request (`DecisionType.request_fields`)."""
     body: dict[str, Any] = {
         "model": arm.asked_as,
         "messages": messages,
-        "max_tokens": decision_type.max_tokens,
-        "temperature": decision_type.temperature,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
         **LOGPROBS_FIELDS[arm.logprobs],
-        **decision_type.request_fields,
+        **fields,
     }
     if stream:
         body["stream"] = True

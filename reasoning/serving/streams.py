@@ -11,11 +11,15 @@ from typing import Any, NoReturn
 
 from reasoning.core import Answer, Attempt, ClientCore, Question
 from reasoning.errors import CallFailed, StreamInterrupted, UnparseableAnswer
+from reasoning.fallback import Usage, collecting, split_result
 from reasoning.io.sse import StreamedCompletion
 from reasoning.io.transport_port import AsyncPort, SyncPort
 from reasoning.redaction.placeholders import StreamRestorer
 from reasoning.serving.model_calls import failed_status
 from reasoning.serving.routes import Arm
+
+_END: Any = object()
+"""After the last piece."""
 
 
 class _Stream:
@@ -109,29 +113,30 @@ class _Stream:
             attempt.error = "abandoned: the agent read no further"
             self._core.record_custom(self._question, attempt, served=True)
 
-    def _serve_original(self, result: Any, started: float) -> str:
-        """Record the original's decision. Its text."""
+    def _serve_original(self, result: Any, started: float, calls: list[Usage]) -> str:
+        """Record the fallback's decision. Its text."""
+        result, usage = split_result(result, calls)
         if isinstance(result, str):
-            self._serve_text(result, started)
+            self._serve_text(result, started, [usage])
             return result
-        self._answer = self._core.serve_original(self._question, result, started)
+        self._answer = self._core.serve_original(self._question, result, started, [usage])
         try:
             return self._question.type.format_answer(result)
         except UnparseableAnswer:  # the fallback's answer passes as it is
             return str(result)
 
-    def _abandon_original(self, pieces: list[str], started: float) -> None:
+    def _abandon_original(self, pieces: list[str], started: float, calls: list[Usage]) -> None:
         """The agent stops reading the fallback's stream."""
         self._core.count("streams", "abandoned")
-        self._core.record_abandoned_original(self._question, "".join(pieces), started)
+        self._core.record_abandoned_original(self._question, "".join(pieces), started, calls)
 
-    def _serve_text(self, text: str, started: float) -> None:
+    def _serve_text(self, text: str, started: float, calls: list[Usage]) -> None:
         """Record what an original that streams itself has said."""
         try:
             decision: Any = self._question.type.parse(text)
         except UnparseableAnswer:
             decision = text
-        self._answer = self._core.serve_original(self._question, decision, started)
+        self._answer = self._core.serve_original(self._question, decision, started, calls)
 
 
 class CodingStream(_Stream):
@@ -180,26 +185,29 @@ class CodingStream(_Stream):
             yield from self._ask_original(original)
 
     def _ask_original(self, original: Callable[[Any], Any]) -> Generator[str, None, None]:
-        started = time.perf_counter()
+        started, calls = time.perf_counter(), list[Usage]()
         try:
-            result: Any = original(self._question.context)
+            with collecting(calls):
+                result: Any = original(self._question.context)
             if isinstance(result, Iterator):
                 pieces: list[str] = []
                 try:
-                    for piece in result:
+                    while (piece := _next(result, calls)) is not _END:
                         pieces.append(piece)
                         yield piece
                 except GeneratorExit:
-                    self._abandon_original(pieces, started)
-                    if isinstance(result, Generator):
-                        result.close()
+                    try:
+                        if isinstance(result, Generator):
+                            result.close()  # first, since a `fallback_call` reports when it ends
+                    finally:
+                        self._abandon_original(pieces, started, calls)
                     raise
-                self._serve_text("".join(pieces), started)
+                self._serve_text("".join(pieces), started, calls)
                 return
         except Exception as error:
-            self._core.record_original_error(self._question, self._question.arm, error, started)
+            self._core.record_original_error(self._question, self._question.arm, error, started, calls)
             raise
-        yield self._serve_original(result, started)
+        yield self._serve_original(result, started, calls)
 
 
 class AsyncCodingStream(_Stream):
@@ -255,25 +263,43 @@ class AsyncCodingStream(_Stream):
                     yield text
 
     async def _ask_original(self, original: Callable[[Any], Awaitable[Any] | Any]) -> AsyncGenerator[str, None]:
-        started = time.perf_counter()
+        started, calls = time.perf_counter(), list[Usage]()
         try:
-            result: Any = original(self._question.context)
+            with collecting(calls):
+                result: Any = original(self._question.context)
+                if inspect.isawaitable(result):
+                    result = await result
             if isinstance(result, AsyncIterator):
                 pieces: list[str] = []
                 try:
-                    async for piece in result:
+                    while (piece := await _anext(result, calls)) is not _END:
                         pieces.append(piece)
                         yield piece
                 except GeneratorExit:
-                    self._abandon_original(pieces, started)
-                    if isinstance(result, AsyncGenerator):
-                        await result.aclose()
+                    try:
+                        if isinstance(result, AsyncGenerator):
+                            await result.aclose()
+                    finally:
+                        self._abandon_original(pieces, started, calls)
                     raise
-                self._serve_text("".join(pieces), started)
+                self._serve_text("".join(pieces), started, calls)
                 return
-            if inspect.isawaitable(result):
-                result = await result
         except Exception as error:
-            self._core.record_original_error(self._question, self._question.arm, error, started)
+            self._core.record_original_error(self._question, self._question.arm, error, started, calls)
             raise
-        yield self._serve_original(result, started)
+        yield self._serve_original(result, started, calls)
+
+
+def _next(pieces: Iterator[str], calls: list[Usage]) -> Any:
+    """The next piece of a fallback's stream, `_END` after its last.
+
+    A generator runs in its consumer's context, so what it reports is collected for each piece anew.
+    """
+    with collecting(calls):
+        return next(pieces, _END)
+
+
+async def _anext(pieces: AsyncIterator[str], calls: list[Usage]) -> Any:
+    """`_next` of an asynchronous stream."""
+    with collecting(calls):
+        return await anext(pieces, _END)

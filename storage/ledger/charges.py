@@ -120,14 +120,12 @@ class LedgerCharges(LedgerDatabase):
         with self.read() as connection:
             return [to_row(Charge, row) for row in connection.execute(query).mappings()]
 
-    def charged_usd(
-        self, owner: Owner, ids: Collection[str] | None = None, *, since: datetime, until: datetime
-    ) -> Decimal:
-        """US dollars charged in [`since`, `until`) to jobs or deployments: to these, or to all of them."""
+    def charged_usd(self, owner: Owner, ids: Collection[str], *, since: datetime, until: datetime) -> Decimal:
+        """US dollars charged in [`since`, `until`) to these jobs or deployments."""
         charges = schema.charges
         column = charges.c[owner]
         query = sa.select(sa.func.sum(charges.c.amount_nano)).where(
-            column.is_not(None) if ids is None else column.in_(list(ids)), charges.c.ts >= since, charges.c.ts < until
+            column.in_(list(ids)), charges.c.ts >= since, charges.c.ts < until
         )
         with self.read() as connection:
             return from_nano(int(connection.execute(query).scalar() or 0))
@@ -159,12 +157,13 @@ class LedgerCharges(LedgerDatabase):
         input_tokens: int,
         output_tokens: int,
         cost_usd: Usd,
+        of: ChargedTo | None = None,
         now: datetime | None = None,
     ) -> tuple[int, Decimal]:
         """Take in what the decision log holds of a model, a type and a day, and charge what is new of its cost.
 
-        The totals replace those seen before; fewer than before (rows were erased) is no refund. Returns how many
-        requests are new, and what was charged.
+        The totals replace those seen before; fewer than before (rows were erased) is no refund. It is charged to `of`,
+        by default to the decision type. Returns how many requests are new, and what was charged.
         """
         table, now = schema.meters, utc(now)
         key = {"model": model, "decision_type": decision_type, "day": day}
@@ -191,7 +190,7 @@ class LedgerCharges(LedgerDatabase):
                 from_nano(increase),
                 key=f"tokens:{new_id(16)}",
                 what=f"tokens of {model} on {day}",
-                of=ChargedTo(decision_type=decision_type),
+                of=of or ChargedTo(decision_type=decision_type),
                 quantity=tokens,
                 ts=min(now, end_of_day),
                 now=now,

@@ -93,6 +93,14 @@ def last_evaluation(ledger: LedgerDatabase, model_id: str) -> EvaluationRow | No
     return _one_evaluation(ledger, schema.evaluations.c.model_id == model_id)
 
 
+def evaluations_of(ledger: LedgerDatabase, decision_type: str) -> list[dict[str, Any]]:
+    """What all evaluations of a decision type say, oldest first."""
+    table = schema.evaluations
+    with ledger.read() as connection:
+        query = sa.select(table.c.content).filter_by(decision_type=decision_type).order_by(table.c.id)
+        return [orjson.loads(content) for content in connection.execute(query).scalars()]
+
+
 def evaluated_models(ledger: LedgerDatabase) -> set[str]:
     """Ids of the models of which there is an evaluation."""
     column = schema.evaluations.c.model_id

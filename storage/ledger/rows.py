@@ -75,6 +75,11 @@ class ReservationState(StrEnum):
     LAPSED = "lapsed"
 
 
+TOGETHER = "together"
+ENDPOINT = "endpoint"
+"""Providers, as `Model.provider` and `Deployment.provider` name them. `endpoint`: somebody else runs it at a URL."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadedDataset:
     """The upload of a dataset to the provider.

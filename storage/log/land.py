@@ -68,6 +68,7 @@ _WRITERS = 2  # threads that write files, each another one
 _DICTIONARY = [
     *("agent_id", "room_id", "episode_id", "subject_ids.list.element", "source", "model", "config_hash", "experiment"),
     *("arm", "messages.list.element.role", "decision", "completion", "fallback_reason", "error", "tags"),
+    *("fallback_model", "price_source"),
     *("metric", "value", "kind", "author"),
 ]
 _PLACE = "place"  # column of a line's number (from 0) in its group, while its row is buffered

@@ -51,6 +51,11 @@ DECISIONS = pa.schema(
         ("input_tokens", pa.int64()),
         ("output_tokens", pa.int64()),
         ("cost_usd", pa.float64()),
+        ("fallback_model", pa.string()),
+        ("cache_read_tokens", pa.int64()),
+        ("cache_write_tokens", pa.int64()),
+        ("reasoning_tokens", pa.int64()),
+        ("price_source", pa.string()),
         ("tags", pa.string()),
         ("extra", pa.string()),
     ]

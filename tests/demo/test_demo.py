@@ -35,7 +35,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) 
     conversations = {
         key: value
         for key, value in json.loads(dataset_path().read_bytes()).items()
-        if value["start"][:10] >= "2018-04-29" and value["start"] < "2018-05-05T03:30"
+        if value["start"][:10] >= "2018-05-02" and value["start"] < "2018-05-05T03:30"
     }
     part = folder / "part.json"
     part.write_text(json.dumps(conversations))

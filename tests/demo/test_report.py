@@ -29,7 +29,7 @@ def comparison(right: int, of: int = 40) -> dict[str, Any]:
         return [Answer({"action": action}, confidence, 1.5) for action in given]
 
     sources = {"original": answers(of // 2, None), "custom": answers(right, 0.9)}
-    evaluation = evaluate("should_respond", labels, sources, resamples=200).as_dict()
+    evaluation = evaluate("should_respond", labels, sources).as_dict()
     return {
         "decision_type": "should_respond",
         "rows_of": "served",

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from learners import encoder, training
-from learners.choice import automated
+from learners.calibration import automated
 from learners.encoder import load_encoder
 from learners.errors import ArtifactError, MissingExtra
 from learners.model import load_model

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import orjson
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import ttest_1samp
 from sklearn import metrics as reference
 
 from quality.errors import EvaluationError
@@ -47,7 +47,7 @@ def _rows(
 
 def test_values_are_those_of_scikit_learn():
     labels, answers = _rows()
-    evaluation = evaluate("should_respond", labels, answers, resamples=100)
+    evaluation = evaluate("should_respond", labels, answers)
     wanted = [label.decision["action"] for label in labels]
     for source, given in answers.items():
         actions = [answer.decision["action"] for answer in given]
@@ -64,17 +64,51 @@ def test_values_are_those_of_scikit_learn():
     assert "auc" not in evaluation.sources["original"].metrics
 
 
-def test_intervals_agree_with_scipys_bootstrap_over_episodes():
+def test_intervals_agree_with_students_t_over_episodes():
     labels, answers = _rows()
     evaluation = evaluate("should_respond", labels, answers)
     hits = np.array([a.decision == b.decision for a, b in zip(labels, answers["candidate"], strict=True)])
     other = np.array([a.decision == b.decision for a, b in zip(labels, answers["original"], strict=True)])
     # Episodes are of one length, so that the mean over rows is the mean of the episodes' means.
     per_episode = hits.reshape(60, 6).mean(axis=1) - other.reshape(60, 6).mean(axis=1)
-    interval = bootstrap((per_episode,), np.mean, n_resamples=5000, method="percentile", rng=1).confidence_interval
+    interval = ttest_1samp(per_episode, 0).confidence_interval()
     ours = evaluation.difference("candidate", "original", "accuracy")
     assert ours.value == pytest.approx(per_episode.mean(), abs=1e-6)
-    assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high), abs=0.012)
+    assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high), abs=1e-5)
+    assert ours.lower(0.025) == pytest.approx(ours.low, abs=1e-5)
+
+
+def test_sources_without_a_difference_are_equal_within_what_was_not_seen():
+    labels, answers = _rows(turns=1)
+    same = {"candidate": answers["original"], "original": answers["original"]}
+    found = evaluate("should_respond", labels, same).difference("candidate", "original", "accuracy")
+    assert found.value == 0
+    assert found.high == pytest.approx(3.7 / 60, abs=0.002)
+
+
+def test_a_source_that_answered_a_part_is_compared_on_that_part():
+    labels, answers = _rows(episodes=80, turns=5)
+    few = [answer if i % 50 < 5 else None for i, answer in enumerate(answers["original"])]
+    whole = {label.episode for label, answer in zip(labels, few, strict=True) if answer is not None}
+    found = evaluate("should_respond", labels, answers | {"original": few})
+    rows = [i for i, label in enumerate(labels) if label.episode in whole]
+    part = {source: [given[i] for i in rows] for source, given in answers.items()}
+    alone = evaluate("should_respond", [labels[i] for i in rows], part)
+    here, there = (each.difference("candidate", "original") for each in (found, alone))
+    assert here.value == there.value
+    assert here.df == there.df == len(whole) - 1
+    assert here.se == pytest.approx(there.se)
+    assert "original answered 40 of 400 rows: differences to it are of those rows only." in found.notes
+
+
+def test_more_than_a_thousand_episodes_are_left_out_in_groups():
+    labels, answers = _rows(episodes=2500, turns=1, confidence=False)
+    found = evaluate("should_respond", labels, answers).difference("candidate", "original", "accuracy")
+    difference = [
+        (a.decision == label.decision) - (b.decision == label.decision)
+        for label, a, b in zip(labels, answers["candidate"], answers["original"], strict=True)
+    ]
+    assert found.se == pytest.approx(np.std(difference, ddof=1) / 50, rel=0.1)
 
 
 def test_rows_of_one_episode_do_not_count_as_so_many():
@@ -87,20 +121,19 @@ def test_rows_of_one_episode_do_not_count_as_so_many():
     assert one == hundred
 
 
-def test_the_same_seed_gives_the_same_figures_and_the_reverse_difference_its_opposite():
+def test_figures_are_the_same_again_and_the_reverse_difference_is_the_opposite():
     labels, answers = _rows()
-    first, second = (evaluate("should_respond", labels, answers, resamples=300, now=NOW) for _ in range(2))
+    first, second = (evaluate("should_respond", labels, answers, now=NOW) for _ in range(2))
     assert first.differences == second.differences
     there, back = first.difference("candidate", "original"), first.difference("original", "candidate")
     assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low))
-    assert evaluate("should_respond", labels, answers, resamples=300, seed=1).differences != first.differences
 
 
 def test_a_failed_answer_is_wrong():
     labels, answers = _rows(candidate=2)
-    assert evaluate("should_respond", labels, answers, resamples=10).sources["candidate"].metrics["accuracy"].value == 1
+    assert evaluate("should_respond", labels, answers).sources["candidate"].metrics["accuracy"].value == 1
     answers["candidate"] = [Answer(None) if i % 4 == 0 else a for i, a in enumerate(answers["candidate"])]
-    evaluation = evaluate("should_respond", labels, answers, resamples=10)
+    evaluation = evaluate("should_respond", labels, answers)
     assert evaluation.sources["candidate"].failed == 90
     assert evaluation.sources["candidate"].metrics["accuracy"].value == 0.75
     assert judge(evaluation).decision == "refuse"
@@ -108,14 +141,14 @@ def test_a_failed_answer_is_wrong():
 
 def test_labels_of_the_originals_own_making_show_nothing():
     labels, answers = _rows(labels="original")
-    evaluation = evaluate("should_respond", labels, answers, resamples=200)
+    evaluation = evaluate("should_respond", labels, answers)
     assert not evaluation.independent
     assert not judge(evaluation).promote
     mixed = [
         Label(label.decision, label.episode, "demonstration" if i < 200 else "original")
         for i, label in enumerate(labels)
     ]
-    evaluation = evaluate("should_respond", mixed, answers, resamples=10)
+    evaluation = evaluate("should_respond", mixed, answers)
     assert evaluation.independent
     assert evaluation.rows == 200
     assert "160 rows labelled by the original logic itself are left out" in evaluation.notes[0]
@@ -125,7 +158,7 @@ def test_planning_and_its_order():
     labels = [Label({"actions": ["a", "b"]}, str(i)) for i in range(4)]
     given = [["a", "b"], ["b", "a"], ["a"], None]
     answers = {"candidate": [Answer(None if plan is None else {"actions": plan}) for plan in given]}
-    found = evaluate("planning", labels, answers, resamples=50).sources["candidate"].metrics
+    found = evaluate("planning", labels, answers).sources["candidate"].metrics
     assert found["exact_match"].value == 0.25
     assert found["set_f1"].value == pytest.approx((1 + 1 + 2 / 3 + 0) / 4, abs=1e-6)
     assert found["order"].value == pytest.approx((1 + 0.5) / 2)
@@ -134,17 +167,17 @@ def test_planning_and_its_order():
 def test_coding_goes_by_tests_where_there_are_any():
     labels = [Label({"code": "return 1", "explanation": "", "language": ""}, str(i)) for i in range(4)]
     same = {"code": "return 1", "explanation": "", "language": ""}
-    evaluation = evaluate("coding", labels, {"candidate": [Answer(same)] * 4}, resamples=10)
+    evaluation = evaluate("coding", labels, {"candidate": [Answer(same)] * 4})
     assert evaluation.primary == "similarity"
     answers = {"candidate": [Answer(same, passed=i < 3) for i in range(4)]}
-    evaluation = evaluate("coding", labels, answers, resamples=10)
+    evaluation = evaluate("coding", labels, answers)
     assert evaluation.primary == "passed"
     assert evaluation.sources["candidate"].metrics["passed"].value == 0.75
 
 
 def test_latency_and_cost():
     labels, answers = _rows(cost=(0.002, 0.0005))
-    result = evaluate("should_respond", labels, answers, resamples=10).sources["candidate"]
+    result = evaluate("should_respond", labels, answers).sources["candidate"]
     assert result.cost_per_1000_usd == pytest.approx(0.5)
     assert 20 < result.latency_p50_ms < result.latency_p95_ms < 60
 
@@ -153,7 +186,7 @@ def test_weights_undo_unequal_chances():
     # Half of the rows are answered right; the right ones were asked nine times as often.
     labels = [Label(R, str(i)) for i in range(10)]
     answers = {"a": [Answer(R, weight=1 / 0.9)] * 9 + [Answer(I, weight=1 / 0.1)]}
-    assert evaluate("should_respond", labels, answers, resamples=10).sources["a"].metrics["accuracy"].value == 0.5
+    assert evaluate("should_respond", labels, answers).sources["a"].metrics["accuracy"].value == 0.5
 
 
 @pytest.mark.parametrize(
@@ -173,7 +206,7 @@ def test_what_cannot_be_compared(labels, answers, message):
 
 def test_it_is_kept_in_the_ledger(tmp_path):
     labels, answers = _rows(episodes=25)
-    evaluation = evaluate("should_respond", labels, answers, resamples=20, now=NOW, about={"model_id": "m"})
+    evaluation = evaluate("should_respond", labels, answers, now=NOW, about={"model_id": "m"})
     with open_ledger(tmp_path / "data") as ledger:
         save_evaluation(ledger, evaluation.as_dict())
         save_evaluation(ledger, evaluation.as_dict())
@@ -242,7 +275,7 @@ def test_an_incumbent_is_to_be_beaten_and_the_original_too():
 
 def test_judging_what_was_not_evaluated():
     labels, answers = _rows(episodes=5)
-    evaluation = evaluate("should_respond", labels, answers, resamples=5)
+    evaluation = evaluate("should_respond", labels, answers)
     with pytest.raises(EvaluationError, match="'canary' was not evaluated"):
         judge(evaluation, candidate="canary")
     with pytest.raises(ValueError, match="margin"):

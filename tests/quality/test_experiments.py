@@ -29,7 +29,7 @@ def test_a_shadow_arm_is_compared_on_the_same_questions(tmp_path):
 
     data = tmp_path / "data"
     _log(data, shadow)
-    found = evaluate_log(data, "should_respond", ExperimentSettings(resamples=300), now=NOW)
+    found = evaluate_log(data, "should_respond", ExperimentSettings(), now=NOW)
     assert found.design == "shadow"
     assert found.evaluation.rows == 400
     assert found.evaluation.sources["custom"].latency_p50_ms == 40
@@ -39,7 +39,7 @@ def test_a_shadow_arm_is_compared_on_the_same_questions(tmp_path):
     value = found.evaluation.difference("custom", "original").value  # in the metric of the verdict
     assert found.sequential.value == pytest.approx(value, abs=0.03)
     day = date(2026, 3, 2)
-    one_day = evaluate_log(data, "should_respond", ExperimentSettings(since=day, until=day, resamples=5), now=NOW)
+    one_day = evaluate_log(data, "should_respond", ExperimentSettings(since=day, until=day), now=NOW)
     assert one_day.evaluation.rows == 40
 
 
@@ -50,7 +50,7 @@ def test_the_arms_of_an_ab_test_are_compared_as_drawn(tmp_path):
 
     data = tmp_path / "data"
     _log(data, draw)
-    found = evaluate_log(data, "should_respond", ExperimentSettings(resamples=300), now=NOW)
+    found = evaluate_log(data, "should_respond", ExperimentSettings(), now=NOW)
     assert found.design == "ab"
     assert {name: source.rows for name, source in found.evaluation.sources.items()} == {"custom": 200, "original": 200}
     assert judge(found.evaluation, candidate="custom").promote

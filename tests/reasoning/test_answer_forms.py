@@ -152,7 +152,7 @@ def test_a_fifth_form_goes_from_the_agent_to_the_evaluation(config: Config) -> N
         "candidate": [Answer(row.label, 0.9) for row in holdout],
     }
     kind = config.decision_types["urgency"]
-    found = evaluate(kind, labels, sources, resamples=50)
+    found = evaluate(kind, labels, sources)
     assert found.primary == "exact_match"
     best, guessed = found.sources["candidate"].metrics, found.sources["original"].metrics
     assert (best["exact_match"].value, best["mean_error"].value) == (1.0, 0.0)  # type: ignore[union-attr]
@@ -218,7 +218,7 @@ def test_a_declared_type_may_use_any_form(
     with pytest.raises(InvalidContext):
         kind.render({})
     labels = [Label(decision, f"e{i}") for i in range(20)]
-    found = evaluate(kind, labels, {"a": [Answer(decision, 0.9)] * 20, "b": [Answer(None)] * 20}, resamples=20)
+    found = evaluate(kind, labels, {"a": [Answer(decision, 0.9)] * 20, "b": [Answer(None)] * 20})
     assert found.sources["a"].metrics[found.primary].value == 1.0  # type: ignore[union-attr]
     assert found.sources["b"].metrics[found.primary].value == 0.0  # type: ignore[union-attr]
 

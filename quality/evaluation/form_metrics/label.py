@@ -60,4 +60,6 @@ def _measure_confidence(rows: Rows, wanted: np.ndarray, given: np.ndarray) -> di
     return {"brier": brier, "ece": calibration, "auc": auc}
 
 
-METRICS = FormMetrics(primary="balanced_accuracy", measure=measure, less_is_better=frozenset(("brier", "ece")))
+METRICS = FormMetrics(
+    primary="balanced_accuracy", measure=measure, less_is_better=frozenset(("brier", "ece")), by_label=True
+)

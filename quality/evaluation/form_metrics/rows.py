@@ -58,13 +58,15 @@ class FormMetrics:
     """How answers of a form are judged.
 
     `measure` gives the metrics by name. A source is judged by `primary`, or by `better_primary` where every source has
-    that one. `less_is_better` names the metrics of errors.
+    that one. `less_is_better` names the metrics of errors. `by_label`: answers are one of the type's labels, so that an
+    objective may weight them (`quality.evaluation.objectives`).
     """
 
     primary: str
     measure: Callable[[Rows], dict[str, Metric]]
     better_primary: str | None = None
     less_is_better: frozenset[str] = frozenset()
+    by_label: bool = False
 
 
 def measure_exact_match(rows: Rows) -> dict[str, Metric]:

@@ -1,0 +1,62 @@
+"""The adapter of the port: models that somebody else runs at a URL. It answers questions, and that is all it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from provider.endpoint.arms import served_name
+from provider.endpoint.asking import ask_all
+from provider.errors import RemoteNotFound
+from provider.port import CONCURRENCY, Capabilities, Completion, Messages, Provider, Sampling
+from reasoning.config import Config
+from storage.ledger.rows import ENDPOINT, Model
+from storage.progress import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from storage.ledger.ledger import Ledger
+
+
+class EndpointProvider(Provider):
+    """Registered models, each at its own URL. Nothing is trained, started or stopped, and nobody sends a bill."""
+
+    name = ENDPOINT
+    capabilities = Capabilities(hourly=True, per_token=True)
+    poll_seconds = 1.0
+    training_parameters: Mapping[str, Any] = {}
+
+    def __init__(self, config: Config, models: Iterable[Model]) -> None:
+        """`models` are those that may be asked, by the names that they were registered under."""
+        self._config = config
+        self._models = {served_name(model.name): model for model in models if model.name}
+
+    def close(self) -> None:
+        """Nothing: each question closes its own connection."""
+        return
+
+    def ask(
+        self,
+        model: str,
+        conversations: Iterable[Messages],
+        sampling: Sampling,
+        *,
+        concurrency: int = CONCURRENCY,
+        progress: OnProgress | None = None,
+    ) -> list[Completion]:
+        """As `Provider.ask`. It charges nothing: `provider.endpoint.asking.ask_charged` does. Raises RemoteNotFound."""
+        if model not in self._models:
+            raise RemoteNotFound(f"no model {model!r} is registered: `reasoning models register` does it")
+        asked, done = list(conversations), 0
+
+        def note(_: int, answer: Completion | None) -> None:
+            nonlocal done
+            if answer is not None and progress:
+                done += 1
+                progress(Progress(done, len(asked), "answers"))
+
+        return ask_all(self._config, self._models[model], asked, sampling, concurrency=concurrency, on_answer=note)
+
+
+def open_endpoints(config: Config, ledger: Ledger) -> EndpointProvider:
+    """The adapter for all models that are registered in a ledger."""
+    return EndpointProvider(config, ledger.find(Model, provider=ENDPOINT))
