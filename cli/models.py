@@ -261,6 +261,7 @@ def list_models(data: Data = None, as_json: AsJson = False) -> None:
 
     columns = (
         "model_id",
+        "name",
         "decision_type",
         "base_model",
         "state",

@@ -157,8 +157,11 @@ def config(data: Data = None, as_json: AsJson = False) -> None:
     except ReasoningError as error:
         provider = f"none: {error}"
     found = {
-        **without(settings, "api_key", "decision_types"),
+        **without(settings, "api_key", "keys", "decision_types"),
         "api_key": "set" if settings.api_key else "not set",
+        "keys": {
+            bound.variable: f"{', '.join(bound.urls)} ({'set' if bound.key else 'not set'})" for bound in settings.keys
+        },
         "provider": provider_name() or "local",
         "provider_url": provider,
         "ledger": shown_url(ledger_url(settings.data)),

@@ -93,11 +93,21 @@ def report_lines(report: StopReport, command: str) -> list[str]:
 
 
 def stop_running(data: Path, provider: str, *, dry_run: bool = False, installations: list[str]) -> StopReport:
-    """Stop (or list) what costs money. Raises `ProviderError` where the provider cannot be asked at all."""
-    from provider.lifecycle.stop import stop_everything
+    """Stop (or list) what costs money. Raises `ProviderError` where the provider cannot be asked at all.
+
+    Registered models, which need no provider, lose their routes all the same.
+    """
+    from provider.errors import ProviderError
+    from provider.lifecycle.stop import stop_everything, withdraw_registered
     from provider.providers import open_provider
 
-    with open_provider(provider, timeout=20) as opened:
+    try:
+        opened = open_provider(provider, timeout=20)
+    except ProviderError as error:
+        withdrawn = [] if dry_run else withdraw_registered(data)
+        told = f". Withdrawn all the same: {', '.join(withdrawn)}" if withdrawn else ""
+        raise type(error)(f"{error}{told}") from error
+    with opened:
         return stop_everything(opened, data, dry_run=dry_run, installations=installations)
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 PACKAGES = (
     "reasoning",
+    "prices",
     "storage",
     "quality",
     "provider",
@@ -170,7 +171,12 @@ def settings_page() -> Iterator[str]:
     yield "# Settings\n"
     yield "## Environment\n"
     yield from table(("variable", "meaning"), ((f"`{name}`", what) for name, what in VARIABLES.items()))
-    for title, module in (("`reasoning.toml`", "reasoning.config"), ("`[gateway]`", "gateway.settings")):
+    for title, module in (
+        ("`reasoning.toml`", "reasoning.config"),
+        ("`[gateway]`", "gateway.settings"),
+        ("`[serving]`", "provider.serving"),
+        ("`[prices]`", "prices.settings"),
+    ):
         yield f"## {title}\n"
         yield "```text\n" + inspect.cleandoc(importlib.import_module(module).__doc__ or "") + "\n```\n"
 

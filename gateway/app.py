@@ -38,6 +38,7 @@ from gateway.protocols.table import make_table
 from gateway.settings import Key, Settings, load_settings
 from gateway.state import State
 from gateway.store import Store
+from prices.models import load_library
 from reasoning.config import Config, load_config
 from reasoning.errors import ReasoningError
 from reasoning.serving.shadow import ShadowTasks
@@ -123,6 +124,7 @@ class Gateway:
                 episodes=Episodes(store),
                 owners=owners,
             )
+            await asyncio.to_thread(load_library, [pool.url for pool in self.state.pools.values()])
             yield self.state
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:

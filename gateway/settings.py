@@ -21,9 +21,8 @@
                               `classifier` (a JSON file of weights; see `gateway.coding.classify`), `idle_timeout_s`
                               (60) and `tools`: how the model gets them, `native`, `text` (`gateway.coding.turns`), or
                               `auto`: as text where its name says that it was trained by this project (auto)
-`[gateway.prices."<model>"]`  what an upstream's models cost, `*` standing for anything in the name:
-                              `input_usd_per_mtok`, `output_usd_per_mtok`, `cache_read_usd_per_mtok` (a tenth of the
-                              input's) and `cache_write_usd_per_mtok` (1.25 of it). Without it costs are unknown
+`[gateway.prices."<model>"]`  what an upstream's models cost, as `[prices.models."<model>"]`, which goes before it.
+                              Without them: the list price of the company whose server the upstream is, else unknown
 `[gateway.decisions]`         `enabled` (true): answer known decision prompts with our models
 `[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.prompts`
 `[[gateway.<protocol>]]`      an upstream of `anthropic` or `openai`: `url`, `weight` (1), `api_key_env`
@@ -53,7 +52,6 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,8 +59,9 @@ from typing import Any
 from gateway.errors import GatewayConfigError
 from gateway.http.known_tokens import TokenMark, mark_token
 from gateway.http.paths import EVERYTHING, check_pattern
-from gateway.ops.prices import Price
 from gateway.protocols.table import DEFAULT_TABLE, ProtocolTable
+from prices.models import Price
+from prices.settings import read_model_prices
 from reasoning.config import settings_file
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, switch, table, text
 
@@ -345,23 +344,15 @@ def _upstreams(
 
 
 def _prices(file: Path, raw: dict[str, Any]) -> tuple[Price, ...]:
-    found = []
-    for model, listed in _table(file, "gateway.prices", raw.get("prices", {})).items():
-        place = f'{file}: [gateway.prices."{model}"]'
-        listed = _table(file, f'gateway.prices."{model}"', listed)
-        names = [f"{kind}_usd_per_mtok" for kind in ("input", "output", "cache_read", "cache_write")]
-        _refuse_unknown(place, listed, set(names))
-        given = {
-            name: Decimal(str(_number(f"{place} {name}", listed[name], float, 0, 1e6)))
-            for name in names
-            if name in listed
-        }
-        if missing := [name for name in names[:2] if name not in given]:
-            raise GatewayConfigError(f"{place} {missing[0]} is needed: US dollars a million tokens")
-        read = given.get(names[2], given[names[0]] / 10)
-        write = given.get(names[3], given[names[0]] * Decimal("1.25"))
-        found.append(Price(model, given[names[0]], given[names[1]], read, write))
-    return tuple(found)
+    """The models' prices that the operator has set, those of `[prices]` first."""
+    try:
+        everybodys = _table(file, "prices", read_toml(file, GatewayConfigError).get("prices", {}))
+    except FileNotFoundError:
+        everybodys = {}
+    return (
+        *read_model_prices(file, "prices.models", everybodys.get("models", {}), GatewayConfigError),
+        *read_model_prices(file, "gateway.prices", raw.get("prices", {}), GatewayConfigError),
+    )
 
 
 def _read(file: Path) -> dict[str, Any]:

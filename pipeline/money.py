@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from provider.errors import ProviderError
-from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs, needs_provider
 from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
 from provider.providers import open_provider
+from storage.ledger.ledger import open_ledger
 
 
 def guard(
@@ -30,6 +31,13 @@ def guard(
 
 
 def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
-    """What runs at the provider against the ledger. Raises `ProviderUnavailable`."""
-    with open_provider() as provider:
+    """What runs at the provider against the ledger. Raises `ProviderError` where it cannot be asked, but must be."""
+    try:
+        provider = open_provider()
+    except ProviderError:
+        with open_ledger(data) as ledger:
+            if needs_provider(ledger):
+                raise
+        return reconcile_provider(data, None, now=now)
+    with provider:
         return reconcile_provider(data, provider, now=now)

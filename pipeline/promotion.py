@@ -127,6 +127,11 @@ def _route(
     mode = settings.mode
     share = settings.weight if mode == "live" else 1.0
     if model.provider == ENDPOINT:
+        if model.logprobs == "none" and settings.min_confidence > 0:
+            raise MissingStep(
+                f"the server of {model.name} gives no log-probabilities, so min_confidence would refuse every answer: "
+                "promote it without"
+            )
         custom = arm_of(model, weight=share, mode=mode)
     else:
         custom = Arm(

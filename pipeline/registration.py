@@ -124,7 +124,9 @@ def _model_of(name: str, kind: DecisionType, url: str, model: str, settings: Reg
         base_url=url,
         key_variable=settings.key_variable,
         logprobs=None,
-        **prices,
+        input_million_usd=prices["input_million_usd"],
+        output_million_usd=prices["output_million_usd"],
+        hourly_usd=prices["hourly_usd"],
     )
 
 

@@ -43,7 +43,7 @@ from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url,
 _TOGETHER_DOMAINS = ("together.ai", "together.xyz")
 _KEYS = ("data", "agent_id", "enabled", "provider_url")
 _STOPS = 4  # as many as OpenAI's API takes
-_TABLES = ("client", "keys", "decision_types", "tiers", "retention", "redaction", "storage")
+_TABLES = ("client", "keys", "decision_types", "tiers", "retention", "redaction", "storage", "prices")
 VOLUMES = ("auto", "single-host", "shared-locks")
 _MAX_DAYS = 36_500
 _REGION = re.compile(r"[A-Z]{2}")

@@ -50,6 +50,8 @@ COMMANDS_NOT_OURS = {
     "pip": "installs packages",
     "uv": "installs packages",
     "export": "sets variables of a shell",
+    "vllm": "a server of models, which is not ours",
+    "llama-server": "a server of models, which is not ours",
     "git": "needs a clone",
 }
 

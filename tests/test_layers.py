@@ -17,13 +17,14 @@ from tests.packages import PACKAGES, ROOT
 # What each package may import of ours, besides itself (docs/concepts/architecture.md, Packages).
 MAY_IMPORT: dict[str, set[str]] = {
     "reasoning": set(),
+    "prices": {"reasoning"},
     "storage": {"reasoning"},
     "quality": {"storage", "reasoning"},
-    "provider": {"storage", "reasoning"},
-    "pipeline": {"quality", "provider", "storage", "reasoning"},
+    "provider": {"learners", "storage", "reasoning"},
+    "pipeline": {"quality", "provider", "storage", "prices", "reasoning"},
     "tasks": {"pipeline", "quality", "provider", "storage", "reasoning"},
     "flows": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
-    "gateway": {"storage", "reasoning"},
+    "gateway": {"storage", "prices", "reasoning"},
     "emulator": {"learners"},
     "learners": {"reasoning"},
     "demo": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
@@ -72,7 +73,7 @@ def trespasses(package: str) -> list[str]:
 
 # Who may import the adapter of a provider, besides the adapter itself: the registry opens it by its name.
 REGISTRY = "provider/providers.py"
-ADAPTERS = {"provider.together"}
+ADAPTERS = {"provider.together", "provider.local"}
 SDKS = {"together": "provider/together/"}
 
 

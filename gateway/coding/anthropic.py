@@ -17,9 +17,9 @@ from gateway.errors import Untranslatable
 from gateway.http.exchange import Exchange
 from gateway.http.forward import Copy, fetch, forward
 from gateway.ops.logs import log
-from gateway.ops.prices import find_price
 from gateway.settings import Key
 from gateway.state import State
+from prices.models import find_price
 from reasoning.ids import uuid7
 from reasoning.records import FallbackReason
 from reasoning.serving.routes import Arm, Route
@@ -88,7 +88,7 @@ def _plan(
         size=size,
         chat=chat,
         untranslatable=untranslatable,
-        price=find_price(state.settings.prices, request.get("model")),
+        price=find_price(state.settings.prices, request.get("model"), url=state.pools["anthropic"].url, ts=now),
     )
     return asked, reason if enabled else "disabled"
 

@@ -16,10 +16,10 @@ from gateway.coding.turns import render_turns, shows_pictures
 from gateway.coding.untranslated import describe_chat
 from gateway.errors import ModelAnswerError
 from gateway.http.forward import Copy
-from gateway.ops.prices import Price
 from gateway.protocols.answers import UpstreamAnswer
 from gateway.protocols.anthropic import MESSAGES, read_cut
 from gateway.state import State
+from prices.models import AnyPrice
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.formats.turns import check_no_calls
@@ -48,7 +48,7 @@ class CodingRequest:
     size: int
     chat: dict[str, Any] | None
     untranslatable: str | None
-    price: Price | None
+    price: AnyPrice | None
 
 
 async def record_custom(state: State, request: CodingRequest, attempt: Attempt, *, saves: bool) -> None:
@@ -113,8 +113,10 @@ async def record_original(
         row = _row(state, request, said, shadow or request.plan.drawn, decision_id, cut_by)
         row.error = error
         row.served, row.fallback_reason, row.latency_ms = shadow is None, fallback, latency_ms
-        row.input_tokens, row.output_tokens = said.input_tokens, said.output_tokens
-        row.cost_usd = said.cost_usd(request.price)
+        usage = said.usage(request.body.get("model"), request.price)
+        row.fallback_model, row.cost_usd, row.price_source = usage.model, usage.cost_usd, usage.price_source
+        row.input_tokens, row.output_tokens = usage.input_tokens, usage.output_tokens
+        row.cache_read_tokens, row.cache_write_tokens = usage.cache_read_tokens, usage.cache_write_tokens
         state.metrics.upstream_spend.inc(row.cost_usd or 0.0)
         return [row]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -17,8 +18,10 @@ from gateway.protocols.answers import OwnAnswer, UpstreamAnswer
 from gateway.protocols.port import Operation
 from gateway.protocols.questions import Question
 from gateway.state import State
+from prices.models import find_price
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import InvalidContext, UnparseableAnswer
+from reasoning.fallback import fallback_call
 from reasoning.io.bounded import MAX_BYTES
 
 
@@ -26,11 +29,18 @@ class _Upstream:
     """The upstream as the original logic of a decision: asked once at most, its answer kept as it came."""
 
     def __init__(
-        self, state: State, exchange: Exchange, prompt: DecisionPrompt, operation: Operation, path: bytes, body: bytes
+        self,
+        state: State,
+        exchange: Exchange,
+        prompt: DecisionPrompt,
+        operation: Operation,
+        path: bytes,
+        body: bytes,
+        model: object,
     ) -> None:
         assert exchange.protocol is not None
         self._state, self._exchange, self._prompt = state, exchange, prompt
-        self._operation, self._path, self._body = operation, path, body
+        self._operation, self._path, self._body, self._model = operation, path, body, model
         self._protocol, self.pool = exchange.protocol, state.pools[exchange.protocol.name]
         self.status = 0
         self.headers: Headers = []
@@ -42,8 +52,19 @@ class _Upstream:
         if self.status != 200:
             raise ModelAnswerError("upstream_status", str(self.status))
         said = self._operation.read(self.answer, content_type)
+        self._report(said)
         kind = get_decision_type(self._prompt.decision_type, self._state.config)
         return self._read(said, kind)
+
+    def _report(self, said: UpstreamAnswer) -> None:
+        """Put on record, and count, what the upstream's answer used: also of one that is no decision."""
+        price = find_price(self._state.settings.prices, self._model, url=self.pool.url)
+        usage = said.usage(self._model, price)
+        with fallback_call() as call:
+            for field in fields(usage):
+                setattr(call, field.name, getattr(usage, field.name))
+        self._state.metrics.count_tokens(self.pool.name, said.input_tokens or 0, said.output_tokens or 0)
+        self._state.metrics.upstream_spend.inc(usage.cost_usd or 0.0)
 
     def _read(self, said: UpstreamAnswer, kind: DecisionType) -> dict[str, Any]:
         """The decision in an answer that its model ended, in words. Raises `UnparseableAnswer`."""
@@ -114,7 +135,7 @@ async def answer_decision_prompt(
     """Decide and answer in the format asked for. What the upstream answered goes back as it came."""
     prompt, question = found
     exchange.kind = prompt.decision_type
-    upstream = _Upstream(state, exchange, prompt, operation, path, body)
+    upstream = _Upstream(state, exchange, prompt, operation, path, body, request.get("model"))
     key = exchange.admission.key
     assert key is not None
     with exchange.watch():

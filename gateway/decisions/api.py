@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 from uuid import UUID
 
@@ -16,10 +16,12 @@ from gateway.state import State
 from reasoning.core import Answer
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import InvalidContext, ReasoningError, RecordError, UnknownDecisionType, UnparseableAnswer
+from reasoning.fallback import Fallback, Usage
 from reasoning.io.bounded import MAX_BYTES, TooLarge, load_bounded
 
 # What the caller did wrong. Any other of our errors is ours.
 CALLER_ERRORS = (InvalidContext, RecordError, UnparseableAnswer)
+USAGE_FIELDS = frozenset(each.name for each in fields(Usage)) - {"price_source"}
 _NOT_AN_OBJECT = (
     "value: the right decision is an object in the form of its decision type, not JSON text; "
     'send it as it is, such as "value": {"action": "IGNORE"}'
@@ -28,7 +30,8 @@ _NOT_AN_OBJECT = (
 
 async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
     """`POST /v1/decide/{type}`. Body: `context` (the decision type's), `original` (the caller's own decision: an
-    object, or for a type of labels the action as text), and optionally `episode_id`, `room_id`, `subject_ids`, `tags`.
+    object, or for a type of labels the action as text), and optionally `episode_id`, `room_id`, `subject_ids`, `tags`
+    and `usage` (what the caller's own model used: fields of `reasoning.fallback.Usage`).
     It answers as `reasoning.client.Answer` does."""
     exchange.route = "decide"
     body = await read_object(exchange)
@@ -37,6 +40,7 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
     kind = get_decision_type(decision_type.replace("-", "_"), state.config)
     kind.render(context)
     kind.normalize(original, context)
+    usage = _usage(body)
     key = exchange.admission.key
     assert key is not None
     told = field(body, "episode_id", (str,), optional=True)
@@ -46,7 +50,7 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
         answer = await state.client.decide(
             kind.name,
             context,
-            lambda context: original,
+            lambda context: Fallback(original, **usage),
             episode_id=None if told is None else key.episode(told),
             room_id=field(body, "room_id", (str,), optional=True),
             subject_ids=field(body, "subject_ids", (list,), optional=True) or (),
@@ -60,6 +64,13 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
         count_answer(state, kind.name, answer)
         headers = [(b"x-reasoning-decision-id", str(answer.decision_id).encode())]
         await exchange.reply(200, orjson.dumps(asdict(answer), default=str), headers)
+
+
+def _usage(body: dict[str, Any]) -> dict[str, Any]:
+    usage: dict[str, Any] = field(body, "usage", (dict,), optional=True) or {}
+    if unknown := usage.keys() - USAGE_FIELDS:
+        raise BadRequest(f"usage: {min(unknown)!r:.60} is not known; known are {', '.join(sorted(USAGE_FIELDS))}")
+    return usage
 
 
 def count_answer(state: State, decision_type: str, answer: Answer) -> None:

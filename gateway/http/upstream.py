@@ -73,6 +73,12 @@ class Pool:
         self.upstreams = [Upstream(settings) for settings in upstreams]
         self._clock = clock
 
+    @property
+    def url(self) -> str:
+        """Of its servers, where that is one. Empty: there are several, and nobody knows whose prices hold."""
+        urls = {upstream.base for upstream in self.upstreams}
+        return urls.pop() if len(urls) == 1 else ""
+
     def choose(self, tried: Collection[Upstream] = ()) -> Upstream | None:
         """The least busy healthy server in proportion to its weight, not among `tried`; ties by a draw on weights.
 

@@ -1,1 +1,1 @@
-"""Operating the gateway: pages, metrics, logs, traces, prices, records."""
+"""Operating the gateway: pages, metrics, logs, traces, records."""

@@ -60,7 +60,7 @@ class Metrics:
         self.spend = Counter("reasoning_gateway_spend_usd", "What the custom models' tokens cost", registry=r)
         self.upstream_spend = Counter(
             "reasoning_gateway_upstream_spend_usd",
-            "What recorded answers of upstreams cost, where [gateway.prices] knows it",
+            "What recorded answers of upstreams cost, where the price is known",
             registry=r,
         )
         self.saved = Counter(

@@ -71,6 +71,7 @@ def _decide(type: DecisionType) -> dict[str, Any]:
             "room_id": _TEXT,
             "subject_ids": {"type": "array", "items": _TEXT, "description": "People in the context, for erasure"},
             "tags": {"type": "object", "additionalProperties": _TEXT},
+            "usage": {"type": "object", "description": "What the caller's own model used, such as model, input_tokens"},
         },
     }
     answer = {

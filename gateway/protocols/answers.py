@@ -9,8 +9,9 @@ from typing import Any
 import orjson
 
 from gateway.errors import ModelAnswerError
-from gateway.ops.prices import Price
+from prices.models import AnyPrice
 from reasoning.errors import OversizedEvent
+from reasoning.fallback import Usage
 from reasoning.formats.turns import format_call
 from reasoning.io.bounded import TooLarge, load_bounded
 from reasoning.io.sse import Event, EventDecoder
@@ -32,6 +33,7 @@ class UpstreamAnswer:
     output_tokens: int | None = None
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
+    reasoning_tokens: int | None = None  # of the output tokens
     stop: str | None = None  # why it ended, in the API's own word
 
     @property
@@ -45,15 +47,30 @@ class UpstreamAnswer:
         """Was it ended by the model itself, not by a limit or a filter?"""
         return self.stop in FINISHED
 
-    def cost_usd(self, price: Price | None) -> float | None:
+    def cost_usd(self, price: AnyPrice | None) -> float | None:
         """What its tokens cost. None where that is not known."""
         if price is None or self.input_tokens is None or self.output_tokens is None:
             return None
         return price.cost_usd(
-            input=self.input_tokens - self.cache_read_tokens - self.cache_write_tokens,
+            input=max(self.input_tokens - self.cache_read_tokens - self.cache_write_tokens, 0),
             output=self.output_tokens,
             cache_read=self.cache_read_tokens,
             cache_write=self.cache_write_tokens,
+        )
+
+    def usage(self, model: object, price: AnyPrice | None) -> Usage:
+        """What the answer of `model` used, as the log has it."""
+        cost = self.cost_usd(price)
+        told = self.input_tokens is not None
+        return Usage(
+            model=model if isinstance(model, str) else None,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            cache_read_tokens=self.cache_read_tokens if told else None,
+            cache_write_tokens=self.cache_write_tokens if told else None,
+            reasoning_tokens=self.reasoning_tokens,
+            cost_usd=cost,
+            price_source=price.source if price is not None and cost is not None else None,
         )
 
 

@@ -137,7 +137,7 @@ def _tick(layout: Layout, ledger: Ledger, provider: Provider | None, policy: Gua
     draining = {row.id for row in ledger.find(Deployment, state="draining")}
     if provider is not None:
         _look(ledger, provider, report)
-    elif _needs_provider(ledger):
+    elif needs_provider(ledger):
         report.errors.append(UNREACHABLE)
     _look_at_registered(ledger, report)
     report.warnings += waiting_jobs(ledger, now=now)
@@ -191,7 +191,7 @@ def _is_ours(ledger: Ledger, model: str) -> bool:
     return model.rsplit("/", 1)[-1].startswith(ledger.prefix) or is_registered(model)
 
 
-def _needs_provider(ledger: Ledger) -> bool:
+def needs_provider(ledger: Ledger) -> bool:
     """Must the provider be reached for all to be well? Not where only registered models serve."""
     serving = {row.provider for row in ledger.find(Deployment, state=LIVE_STATES)}
     return serving != {ENDPOINT} or bool(ledger.find(FineTuneJob, state=ACTIVE_STATES))

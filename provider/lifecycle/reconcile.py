@@ -57,9 +57,11 @@ class ReconcileReport:
 
 
 def reconcile_provider(
-    data: Path | str, provider: Provider, *, ledger: Ledger | None = None, now: datetime | None = None
+    data: Path | str, provider: Provider | None, *, ledger: Ledger | None = None, now: datetime | None = None
 ) -> ReconcileReport:
     """Bring ledger and provider together. Meant for every ten minutes; two at once are harmless.
+
+    With `client` None, where nothing of ours is at a provider, only late decisions are charged.
 
     Where the provider's clock differs from `now` by more than a minute, the provider's time is used, and that is said
     in `warnings`.
@@ -75,8 +77,9 @@ def reconcile_provider(
             if not alone:
                 report.skipped = True
                 return report
-            report.now, timed = correct_time(provider, report.now, report.warnings, seen=last_metered(opened))
-            _reconcile_all(provider, opened, report, timed=timed)
+            if provider is not None:
+                report.now, timed = correct_time(provider, report.now, report.warnings, seen=last_metered(opened))
+                _reconcile_all(provider, opened, report, timed=timed)
             _meter_late_rows(Layout(data), opened, report)
         return report
     finally:

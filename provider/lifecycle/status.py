@@ -16,7 +16,7 @@ from storage.layout import Layout
 from storage.ledger import reports as ledger_reports
 from storage.ledger.ledger import Period, open_ledger
 from storage.ledger.money import format_usd
-from storage.ledger.rows import Deployment, FineTuneJob
+from storage.ledger.rows import TOGETHER, Deployment, FineTuneJob
 
 
 def model_status(data: Path | str, *, now: datetime | None = None) -> list[dict[str, Any]]:
@@ -56,7 +56,7 @@ def running(data: Path | str) -> list[dict[str, str]]:
             price = format_usd(job.estimate_usd)
             what = f"fine-tune {job.id} ({job.state}, {price}), which the same command follows again"
             found.append({"what": what, "mend": f"reasoning models cancel {job.id}"})
-        for row in ledger.find(Deployment, state=("intended", *ledger_reports.BILLABLE_STATES)):
+        for row in ledger.find(Deployment, provider=TOGETHER, state=("intended", *ledger_reports.BILLABLE_STATES)):
             what = f"deployment {row.name} ({row.state}, {format_usd(hourly_usd(row))} an hour)"
             mend = f"reasoning undeploy {row.model_id}" if row.model_id else "reasoning reconcile"
             found.append({"what": what, "mend": mend})

@@ -29,7 +29,7 @@ from storage.layout import Layout
 from storage.ledger.database import ledger_url
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.reports import ACTIVE_STATES, BILLABLE_STATES
-from storage.ledger.rows import Deployment, FineTuneJob
+from storage.ledger.rows import ENDPOINT, Deployment, FineTuneJob
 
 _REQUEST_TIMEOUT = 20.0  # seconds
 _AT_ONCE = 32  # requests; more objects than this at one installation are not expected
@@ -329,6 +329,23 @@ def _withdraw_routes(data: Path | str, report: StopReport) -> None:
         keep_models(Layout(data).routes, keep)
     except Exception as error:
         report.notes.append(f"the routes could not be withdrawn ({error}); agents fall back when a request fails")
+
+
+def withdraw_registered(data: Path | str) -> list[str]:
+    """Withdraw all registered models (`provider.endpoint`), which takes no provider; returns their names.
+
+    Their routes go also where there is no ledger.
+    """
+    now, names = datetime.now(UTC), set[str]()
+    with contextlib.suppress(ReasoningError, OSError):  # they end with their lease
+        gone = keep_models(Layout(data).routes, lambda _, model: not is_registered(model), now=now)
+        names |= {model for _, model in gone}
+    if installations_of(data)[1] is None:
+        with contextlib.suppress(ReasoningError), open_ledger(data) as ledger:
+            for row in ledger.find(Deployment, provider=ENDPOINT, state=BILLABLE_STATES):
+                begin_shutdown(ledger, row.id, why="reasoning stop", immediately=True, now=now)
+                names.add(row.served_name or row.name)
+    return sorted(names)
 
 
 def _tell_ledger(provider: Provider, data: Path | str, report: StopReport) -> None:

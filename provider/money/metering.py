@@ -32,10 +32,10 @@ RUNWAY = timedelta(minutes=5)
 
 _IS_COST = f"cost_usd BETWEEN 0 AND {LARGEST_USD - 1}"
 # What was never sent to a model: such rows cost nothing and do not keep a deployment awake.
-_NOT_SENT = ("disabled", "no_route", "lease_expired", "circuit_open")
+NOT_SENT = ("disabled", "no_route", "lease_expired", "circuit_open")
 _DAY = "strftime(ts, '%Y-%m-%d')"
 _ASKED = f"""source = 'custom' AND model IS NOT NULL AND date >= ?
-         AND (fallback_reason IS NULL OR fallback_reason NOT IN {_NOT_SENT})"""
+         AND (fallback_reason IS NULL OR fallback_reason NOT IN {NOT_SENT})"""
 MESSAGE_TOKENS = 16
 """More than a chat template adds to a message."""
 _MOST_TOKENS = 4096

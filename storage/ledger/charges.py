@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
@@ -19,7 +19,8 @@ from storage.ledger.rows import Charge, to_columns, to_row
 
 Period = Literal["hour", "day", "month", "total"]
 PERIODS: tuple[Period, ...] = ("hour", "day", "month", "total")
-ChargeKind = Literal["tokens", "training", "endpoint", "adjustment"]
+ChargeKind = Literal["tokens", "training", "endpoint", "adjustment", "share"]
+"""`share` moves a part of what a shared deployment cost to who used it: its charges sum to 0."""
 Owner = Literal["job_id", "deployment_id"]
 
 
@@ -40,6 +41,16 @@ def period_start(period: Period, when: datetime) -> str:
     """Key of the period that holds `when` (UTC): `2026-11-22`, `2026-11`, or an empty string for `total`."""
     when = when.astimezone(UTC)
     return {"day": f"{when:%Y-%m-%d}", "month": f"{when:%Y-%m}"}.get(period, "")
+
+
+@dataclass(slots=True)
+class HourOfCharges:
+    """An hour of a shared deployment: what its minutes cost, and what of that was given to (type, model)."""
+
+    start: datetime
+    charged_usd: Decimal = Decimal(0)
+    minutes: int = 0
+    shared_usd: defaultdict[tuple[str | None, str], Decimal] = field(default_factory=lambda: defaultdict(Decimal))
 
 
 class LedgerCharges(LedgerDatabase):
@@ -74,10 +85,10 @@ class LedgerCharges(LedgerDatabase):
         """Write down a cost, once per `key`. Returns whether it is new.
 
         `ts` is when the cost arose (default `now`): it decides which day's and month's budget it counts in. Only an
-        `adjustment` may be negative. Raises ChargeConflict when the key was charged with another amount.
+        `adjustment` and a `share` may be negative. Raises ChargeConflict when the key was charged with another amount.
         """
         amount, now = to_nano(amount_usd), utc(now)
-        if amount < 0 and kind != "adjustment":
+        if amount < 0 and kind not in ("adjustment", "share"):
             raise ValueError(f"{what}: a charge of kind {kind} cannot be negative: {amount_usd}")
         ts = utc(ts or now)
         with self.transaction() as connection:
@@ -146,6 +157,22 @@ class LedgerCharges(LedgerDatabase):
                 by_day[day] += nano
                 last[day] = ts
         return {day: from_nano(nano) for day, nano in by_day.items()}, last
+
+    def charged_by_hour(self, deployment_id: str, *, since: datetime) -> list[HourOfCharges]:
+        """What was charged for a deployment from `since` on, by the hour (UTC) and by whom it was charged to."""
+        charges = schema.charges
+        query = sa.select(charges).where(charges.c.deployment_id == deployment_id, charges.c.ts >= since)
+        hours: dict[datetime, HourOfCharges] = {}
+        with self.read() as connection:
+            for row in connection.execute(query.order_by(charges.c.ts)):
+                start = row.ts.replace(minute=0, second=0, microsecond=0)
+                hour = hours.setdefault(start, HourOfCharges(start))
+                if row.kind == "endpoint":
+                    hour.charged_usd += from_nano(row.amount_nano)
+                    hour.minutes += row.quantity or 0
+                elif row.kind == "share" and row.model_id is not None:
+                    hour.shared_usd[row.decision_type, row.model_id] += from_nano(row.amount_nano)
+        return list(hours.values())
 
     def meter(
         self,

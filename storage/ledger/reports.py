@@ -126,8 +126,9 @@ def _model_lines(
         # A job that came to nothing has no model: its cost is told under the job's own id.
         owner = row["model_id"] or row["job_id"]
         decision_type = models[owner]["decision_type"] if owner in models else row["decision_type"]
-        by_kind[row["kind"]] += int(row["amount"])
-        by_model[owner, decision_type][row["kind"]] += int(row["amount"])
+        kind = "endpoint" if row["kind"] == "share" else row["kind"]  # what an endpoint costs, given to its users
+        by_kind[kind] += int(row["amount"])
+        by_model[owner, decision_type][kind] += int(row["amount"])
         if row["kind"] == "endpoint":
             minutes[owner, decision_type] += int(row["quantity"] or 0)
     for model_id, _ in usage:
@@ -210,6 +211,8 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
             status.append(
                 {
                     "model_id": model["id"],
+                    "name": model["name"],
+                    "provider": model["provider"],
                     "decision_type": model["decision_type"],
                     "tier": model["tier"],
                     "base_model": model["base_model"],

@@ -66,6 +66,21 @@ class DeploymentState(StrEnum):
     DELETED = "deleted"
 
 
+class DeploymentRole(StrEnum):
+    """What a deployment is for: one model, several that share it, or being one of those."""
+
+    OWN = "own"
+    SHARED = "shared"
+    ATTACHED = "attached"
+
+
+class SleepReason(StrEnum):
+    """Why a promoted model was taken down for a while."""
+
+    IDLE = "idle"
+    CALENDAR = "calendar"
+
+
 class ReservationState(StrEnum):
     """What became of reserved money."""
 
@@ -168,6 +183,8 @@ class Model:
     input_million_usd: Decimal | None
     output_million_usd: Decimal | None
     hourly_usd: Decimal | None
+    adapter_object_id: str | None = None
+    adapter_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +193,10 @@ class Deployment:
 
     `hourly_usd` is the price of one replica, `replicas` how many were seen running last, `reason` why it is being
     stopped or what failed.
+
+    A `shared` one serves a base model and carries adapters, at most `max_adapters` (None: the provider does not tell);
+    it has no model and no decision type, and all of the money. An `attached` one is such an adapter: `replica_id` is
+    the ledger id of the deployment that carries it, `remote_id` the provider's id of the attachment, and its price 0.
     """
 
     TABLE: ClassVar[str] = "deployments"
@@ -206,6 +227,44 @@ class Deployment:
     reconciled_at: datetime | None
     reason: str | None
     provider: str
+    role: DeploymentRole = DeploymentRole.OWN
+    replica_id: str | None = None
+    max_adapters: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sleep:
+    """A time in which a promoted model was down because nobody asked it.
+
+    `saving_usd` is what an hour of it saves (0 where its replica went on for others), until `saves_until`. `woken_at`
+    is when its start was ordered, `ready_at` when it answered again, `refused` why it could not be woken last.
+    """
+
+    TABLE: ClassVar[str] = "sleeps"
+
+    id: str
+    decision_type: str
+    model_id: str
+    why: SleepReason
+    slept_at: datetime
+    saving_usd: Decimal
+    saves_until: datetime | None
+    woken_at: datetime | None
+    ready_at: datetime | None
+    refused: str | None
+
+    @property
+    def cold_start_seconds(self) -> float | None:
+        """Seconds from its order to start until it answered; None before it does."""
+        if self.woken_at is None or self.ready_at is None:
+            return None
+        return (self.ready_at - self.woken_at).total_seconds()
+
+    def saved_usd(self, now: datetime) -> Decimal:
+        """US dollars that it has saved until `now`."""
+        until = min(at for at in (self.saves_until, self.woken_at, now) if at)
+        seconds = Decimal(max((until - self.slept_at).total_seconds(), 0.0))
+        return (self.saving_usd * seconds / 3600).quantize(Decimal("0.000000001"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,13 +304,13 @@ class Transition:
 
 Object = UploadedDataset | FineTuneJob | Model | Deployment
 ObjectT = TypeVar("ObjectT", UploadedDataset, FineTuneJob, Model, Deployment)
-RowT = TypeVar("RowT", UploadedDataset, FineTuneJob, Model, Deployment, Charge, Transition)
+RowT = TypeVar("RowT", UploadedDataset, FineTuneJob, Model, Deployment, Sleep, Charge, Transition)
 
 ValueT = TypeVar("ValueT")
 # Fields whose columns have kept an older name.
 _COLUMN_OF = {"upload_id": "dataset_id"}
 _KINDS: dict[str, Any] = {
-    kind.TABLE: kind for kind in (UploadedDataset, FineTuneJob, Model, Deployment, Charge, Transition)
+    kind.TABLE: kind for kind in (UploadedDataset, FineTuneJob, Model, Deployment, Sleep, Charge, Transition)
 }
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 # The newest migration. Kept here so that opening an up-to-date ledger does not import Alembic.
-REVISION = "0004"
+REVISION = "0005"
 
 metadata = sa.MetaData()
 
@@ -71,7 +71,7 @@ charges = sa.Table(
     sa.Column("key", sa.String(200), nullable=False, unique=True),  # the same cost is never charged twice
     sa.Column("ts", UtcDateTime, nullable=False),  # when the cost arose
     sa.Column("recorded_at", UtcDateTime, nullable=False),
-    sa.Column("kind", sa.String(12), nullable=False),  # tokens | training | endpoint | adjustment
+    sa.Column("kind", sa.String(12), nullable=False),  # tokens | training | endpoint | adjustment | share
     sa.Column("amount_nano", sa.BigInteger, nullable=False),
     sa.Column("what", sa.Text, nullable=False),
     sa.Column("decision_type", sa.String(100)),
@@ -165,6 +165,9 @@ models = sa.Table(
     sa.Column("input_million_nano", sa.BigInteger),
     sa.Column("output_million_nano", sa.BigInteger),
     sa.Column("hourly_nano", sa.BigInteger),
+    # Of a LoRA that the provider keeps unmerged as well: its id there, and the name that it answers under.
+    sa.Column("adapter_object_id", sa.String(100)),
+    sa.Column("adapter_name", sa.String(300)),
     sa.Index("models_name", "name", unique=True),
 )
 
@@ -197,6 +200,27 @@ deployments = sa.Table(
     sa.Column("reconciled_at", UtcDateTime),
     sa.Column("reason", sa.Text),  # why it is being stopped, or what failed
     sa.Column("provider", sa.String(20), nullable=False, server_default="together"),
+    sa.Column("role", sa.String(10), nullable=False, server_default="own"),  # own | shared | attached
+    sa.Column("replica_id", sa.String(40)),  # of what is attached: the shared deployment that carries it
+    sa.Column("max_adapters", sa.Integer),  # of a shared one; NULL: the provider does not tell
+    sa.Index("deployments_replica", "replica_id"),
+)
+
+# When a promoted model was taken down because nobody asked it, and when it was started again.
+sleeps = sa.Table(
+    "sleeps",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("decision_type", sa.String(100), nullable=False),
+    sa.Column("model_id", sa.String(40), nullable=False),
+    sa.Column("why", sa.String(12), nullable=False),  # idle | calendar
+    sa.Column("slept_at", UtcDateTime, nullable=False),
+    sa.Column("saving_nano", sa.BigInteger, nullable=False),  # an hour; 0 where its replica went on for others
+    sa.Column("saves_until", UtcDateTime),
+    sa.Column("woken_at", UtcDateTime),
+    sa.Column("ready_at", UtcDateTime),
+    sa.Column("refused", sa.Text),  # why it could not be woken last
+    sa.Index("sleeps_type", "decision_type"),
 )
 
 # Append-only: what happened to which object, and why.

@@ -184,9 +184,11 @@ def test_a_bill_that_cannot_be_attributed_and_a_job_that_waits_are_shown_by_stat
 @pytest.mark.parametrize("ledger", ["postgresql://me:secret@db/reasoning", "postgresql://me@db/x?password=secret"])
 def test_settings_are_shown_without_key_and_password(data: Path, ledger: str):
     env = {"TOGETHER_API_KEY": "tgp_v1_secret", "REASONING_LEDGER_URL": ledger}
+    env |= {"REASONING_KEYS": "GPU_KEY=https://gpu.example", "GPU_KEY": "gk-secret"}
     shown = json.loads(reasoning("config", "--data", data, "--json", env=env).stdout)
     assert shown["data"] == str(data) and "@db/" in shown["ledger"]
     assert "secret" not in str(shown)
+    assert shown["keys"] == {"GPU_KEY": "https://gpu.example (set)"}
 
 
 def test_dashes_in_a_decision_type_are_understood(data: Path):

@@ -20,8 +20,8 @@ from gateway.coding.translate import to_chat, to_message
 from gateway.coding.translate_stream import ChatStream
 from gateway.coding.turns import render_turns
 from gateway.errors import GatewayConfigError, ModelAnswerError
-from gateway.ops.prices import Price
 from gateway.settings import load_settings
+from prices.models import Price
 from reasoning.errors import UnparseableAnswer
 from reasoning.formats.turns import check_no_calls, format_turn, normalize_turn, parse_turn
 from reasoning.serving.routes import Arm

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,15 @@ import pytest
 from gateway.coding.text_filters import ThinkingFilter
 from reasoning.async_client import AsyncDecisionClient
 from reasoning.client import DecisionClient
-from reasoning.config import Config
+from reasoning.config import BoundKey, Config
 from reasoning.records import FallbackReason
+from reasoning.serving.routes import Arm
 from tests.gateway.conftest import Running, Start
 from tests.gateway.legal import read_legal_stream
 from tests.gateway.scripted import (
     ANTHROPIC_MESSAGE,
     Script,
+    Scripted,
     Seen,
     chat_answer,
     chat_stream,
@@ -194,3 +197,29 @@ async def test_the_copies_of_answers_count_in_the_budget(start: Start) -> None:
     assert seen
     await asyncio.sleep(0)
     assert budget.used == 0
+
+
+async def test_the_gateway_asks_a_registered_model_by_its_own_name_and_key(start: Start) -> None:
+    async with Scripted(json(chat_answer("done"))) as own:
+        arm = Arm(
+            *("custom", "custom", 1.0),
+            model="endpoint/mine",
+            base_url=own.url,
+            request_model="org/coder",
+            key_variable="VLLM_KEY",
+            logprobs="flag",
+        )
+        running = await start(config={"keys": (BoundKey("VLLM_KEY", (own.url,), "vk-0123456789"),)})
+        running.anthropic.script = json(ANTHROPIC_MESSAGE)
+        running.route(arms=(arm,), min_confidence=0.01)
+        assert (await ask(running, coding("fix the code", max_tokens=64)))[0] == 200
+        assert own.last.header("authorization") == "Bearer vk-0123456789"
+        assert (own.last.json["model"], own.last.json["logprobs"]) == ("org/coder", True)
+        running.route(arms=(replace(arm, base_url=running.model.url),))  # as whoever can write the file might
+        running.model.script = json(chat_answer("done"))
+        assert (await ask(running, coding("fix another", max_tokens=64)))[0] == 200
+        assert running.model.seen == []
+    rows = await running.records()
+    assert {row["model"] for row in rows if row["source"] == "custom"} == {"endpoint/mine"}
+    assert [row["fallback_reason"] for row in rows if row["served"]] == ["low_confidence", "disabled"]
+    assert "vk-0123456789" not in str(rows)

@@ -24,7 +24,7 @@ DEPLOYMENT = "POST /v2/projects/*/endpoints/*/deployments"
 
 
 def run(world: World, command: Command, argument: str, death: Death | None = None) -> int:
-    return deaths.run(command, world.emulator.url, world.data, argument, death)
+    return deaths.run(command, world.emulator, world.data, argument, death)
 
 
 def make_good(world: World) -> None:

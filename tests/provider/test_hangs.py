@@ -30,7 +30,7 @@ UNANSWERED = (ProviderUnavailable, CreationInDoubt, DeploymentFailed, NotReady)
 @contextmanager
 def hanging(world: World, match: str) -> Iterator[World]:
     """`match` hangs; the installation's client is an impatient one, without the SDK's retries."""
-    patient = world.provider
+    patient = world.client
     world.client = connect(base_url=world.emulator.url, timeout=0.3).with_options(max_retries=0)
     world.emulator.fault("hang", match, times=1000)
     try:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from provider.lifecycle.guard import GuardReport, guard_costs
 from provider.lifecycle.reconcile import reconcile_provider
 from storage.ledger.ledger import open_ledger
+from tests.forkserver import start_forkserver
 from tests.postgres import fresh_database, run_postgres
 from tests.provider import deaths
 from tests.provider.deaths import Death
@@ -32,7 +33,7 @@ def ledger_url() -> Iterator[str]:
 def world(
     emulator: Emulator, trained_object: str, ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
-    deaths.start_forkserver()
+    start_forkserver()
     monkeypatch.setenv("REASONING_LEDGER_URL", ledger_url)
     world = World(emulator, tmp_path / "data").by_daylight()
     world.trained_object = trained_object
@@ -61,7 +62,7 @@ def test_guards_and_reconciliation_on_postgresql(world: World, ledger_url: str) 
     assert world.ledger.spent() - spent == 7 * MINUTE
 
     world.minutes(5)
-    killed = deaths.run(deaths.guard, world.emulator.url, ledger_url, str(world.data), Death(answered=True))
+    killed = deaths.run(deaths.guard, world.emulator, ledger_url, str(world.data), Death(answered=True))
     assert killed == -signal.SIGKILL
     with world.ledger.exclusive("guard", wait=True):  # its lock ends with it, once the server has noticed
         pass

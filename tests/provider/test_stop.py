@@ -134,7 +134,7 @@ def test_without_any_id_nothing_is_touched_and_the_names_are_told(world: World) 
 
 def test_the_ledger_learns_of_the_stop(world: World) -> None:
     row = world.deploy()
-    assert stop_everything(connect(base_url=world.emulator.url), world.data, wait=_no_wait).is_clear
+    assert stop_everything(TogetherProvider(connect(base_url=world.emulator.url)), world.data, wait=_no_wait).is_clear
     assert world.ledger.get(Deployment, row.id).state in ("stopping", "stopped", "deleted")
 
 

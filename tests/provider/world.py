@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,10 +49,15 @@ def run_emulator(data: Path, *options: str) -> Iterator[str]:
 
 
 class Emulator:
-    """The process and its admin routes. Its clock stands still until it is moved."""
+    """The process and its admin routes. Its clock stands still until it is moved.
+
+    `now` asks once for each move of the clock by this object: `forget_time` after another process may have moved it.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._now: datetime | None = None
+        self._moving = threading.Lock()
         # A connection a request: one that was kept may be closed at the moment it is used, and tests do not retry. All
         # patience: where others take the whole machine, the emulator of a long run may wait minutes for its turn.
         self.http = httpx.Client(
@@ -60,10 +66,18 @@ class Emulator:
         self.http.post("/clock", json={"frozen": True}).raise_for_status()
 
     def now(self) -> datetime:
-        return datetime.fromisoformat(self.http.get("/clock").json()["now"])
+        with self._moving:
+            if self._now is None:
+                self._now = datetime.fromisoformat(self.http.get("/clock").json()["now"])
+            return self._now
+
+    def forget_time(self) -> None:
+        self._now = None
 
     def advance(self, seconds: float) -> None:
-        self.http.post("/clock", json={"advance_seconds": seconds}).raise_for_status()
+        with self._moving:
+            self.http.post("/clock", json={"advance_seconds": seconds}).raise_for_status()
+            self.forget_time()
 
     def fault(self, kind: str | int, match: str | None = None, times: int = 1, **options: Any) -> None:
         order = {"kind": str(kind), "times": times, **options} | ({"match": match} if match else {})

@@ -32,6 +32,7 @@ from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.money import format_usd, from_nano, to_nano
 from storage.ledger.reports import cost_report, model_history, model_status
 from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset
+from tests.forkserver import CONTEXT
 from tests.postgres import fresh_database, run_postgres
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -249,9 +250,8 @@ def test_an_exclusive_lock_is_held_once_and_ends_with_its_process(ledger: Ledger
         assert (first, second) == (True, False)
         with other.exclusive("submit") as third:
             assert third
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_hold_forever, args=(ledger_url, ready))
+    ready = CONTEXT.Event()
+    process = CONTEXT.Process(target=_hold_forever, args=(ledger_url, ready))
     process.start()
     assert ready.wait(60)
     with ledger.exclusive("guard") as got:
@@ -301,9 +301,8 @@ def test_processes_that_reserve_at_once_never_exceed_the_budget(
 
 
 def test_processes_that_open_a_new_ledger_at_once_make_one_installation(ledger_url: str) -> None:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of other tests' threads
-    answers: Any = context.Queue()
-    processes = [context.Process(target=_open, args=(ledger_url, answers)) for _ in range(4)]
+    answers: Any = CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=_open, args=(ledger_url, answers)) for _ in range(4)]
     for process in processes:
         process.start()
     ids = {answers.get(timeout=60) for _ in processes}
@@ -364,6 +363,12 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_what_it_holds(
         for column in (*models, "input_million_nano", "output_million_nano", "hourly_nano"):
             connection.execute(sa.text(f"ALTER TABLE models DROP COLUMN {column}"))
         connection.execute(sa.text("ALTER TABLE deployments DROP COLUMN provider"))
+        connection.execute(sa.text("DROP TABLE sleeps"))  # what the fifth one added
+        connection.execute(sa.text("DROP INDEX deployments_replica"))
+        for column in ("role", "replica_id", "max_adapters"):
+            connection.execute(sa.text(f"ALTER TABLE deployments DROP COLUMN {column}"))
+        for column in ("adapter_object_id", "adapter_name"):
+            connection.execute(sa.text(f"ALTER TABLE models DROP COLUMN {column}"))
         old = {"id": "m1", "state": "trained", "created_at": NOON, "updated_at": NOON}
         columns = schema.metadata.tables["models"].c
         old |= {"base_model": "b", "model_object_id": "ml_1"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,13 +18,15 @@ import pytest
 from pipeline.errors import MissingStep, NameTaken
 from pipeline.evaluation import evaluate_model
 from pipeline.models import deploy, export, undeploy
-from pipeline.money import guard
+from pipeline.money import guard, reconcile
 from pipeline.parameters import PromoteSettings, RegisterSettings
 from pipeline.promotion import promote_model
 from pipeline.registration import register_model, unregister_model
+from provider.endpoint.adapter import open_endpoints
 from provider.errors import (
     AccessDenied,
     KeyRefused,
+    NotOffered,
     ProviderError,
     ProviderRefused,
     ProviderSettingsError,
@@ -30,13 +34,18 @@ from provider.errors import (
     RemoteNotFound,
     UnexpectedAnswer,
 )
+from provider.port import Sampling
 from reasoning import DecisionClient
+from reasoning.config import load_config
+from reasoning.decision_types import DECISION_TYPES
 from reasoning.serving.routes import read_routes
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
-from storage.ledger.rows import Deployment, Model
+from storage.ledger.rows import Deployment, FineTuneJob, Model
 from storage.log.land import land_decisions
+from storage.progress import Progress
+from tests.cli.test_commands import failure, reasoning
 from tests.reasoning.conftest import Hangup, ModelServer, Request, http
 from tests.tasks.rooms import write_log
 
@@ -397,3 +406,68 @@ def test_a_ledger_lists_no_key(data: Path, vllm: Vllm) -> None:
     for path in data.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_the_commands_register_list_and_unregister(data: Path, vllm: Vllm) -> None:
+    env = {name: os.environ[name] for name in ("REASONING_KEYS", "VLLM_KEY")}
+    asked = ("--type", "should-respond", "--url", vllm.server.url, "--key-variable", "VLLM_KEY", "--data", data)
+    prices = ("--input-usd-per-million", "0.10", "--output-usd-per-million", "0.40")
+    refused = failure(reasoning("models", "register", "mine", *asked, "--model", "other", *prices, env=env))
+    assert "no model 'other'" in refused
+    done = reasoning("models", "register", "mine", *asked, "--model", "org/small", *prices, env=env)
+    assert done.returncode == 0 and "Registered" in done.stdout, done.stderr
+    (listed,) = json.loads(reasoning("models", "list", "--json", "--data", data).stdout)
+    assert (listed["name"], listed["provider"], listed["deployment_state"]) == ("mine", "endpoint", "ready")
+    assert reasoning("models", "unregister", "mine", "--data", data).returncode == 0
+    assert json.loads(reasoning("models", "list", "--json", "--data", data).stdout) == []
+
+
+def test_stop_withdraws_registered_models_though_no_provider_can_be_asked(data: Path, vllm: Vllm) -> None:
+    register(data, vllm)
+    promote_model(data, "mine", PromoteSettings(weight=1, force=True))
+    guard(data)
+    assert decide(data) == ["custom"]
+    assert "Withdrawn all the same: endpoint/mine" in failure(reasoning("stop", "--data", data))
+    assert decide(data) == ["original"]
+    guard(data)
+    with open_ledger(data) as ledger:
+        assert [row.state for row in ledger.find(Deployment)] == ["deleted"]
+
+
+def test_late_decisions_are_charged_where_there_is_no_provider(data: Path, vllm: Vllm) -> None:
+    register(data, vllm)
+    promote_model(data, "mine", PromoteSettings(weight=1, force=True))
+    guard(data)
+    decide(data)
+    before = spent(data)
+    assert reconcile(data, now=datetime.now(UTC) + timedelta(days=9)).errors == []
+    assert 0 <= spent(data) - before - CALL_USD < Decimal("0.00000001")
+    with open_ledger(data) as ledger:
+        ledger.add(FineTuneJob, state="running", suffix="rsn-1", base_model="m", parameters="{}", estimate_usd=4)
+    with pytest.raises(ProviderSettingsError):  # what is at a provider must be asked for there
+        reconcile(data)
+    assert guard(data).lease == "left"
+
+
+def test_a_model_without_log_probabilities_is_not_promoted_with_a_least_confidence(data: Path, vllm: Vllm) -> None:
+    vllm.logprobs = False
+    register(data, vllm)
+    with pytest.raises(MissingStep, match="gives no log-probabilities"):
+        promote_model(data, "mine", PromoteSettings(min_confidence=0.5, force=True))
+
+
+def test_the_adapter_answers_questions_and_offers_nothing_else(data: Path, vllm: Vllm) -> None:
+    register(data, vllm)
+    config, kind = load_config(data), DECISION_TYPES["should_respond"]
+    conversations = [kind.render(CONTEXT)] * 3
+    told: list[Progress] = []
+    with open_ledger(data) as ledger, open_endpoints(config, ledger) as provider:
+        found = provider.ask("endpoint/mine", conversations, Sampling.of(kind), progress=told.append)
+        assert [(each.input_tokens, each.error) for each in found] == [(IN, None)] * 3
+        assert [each.done for each in told] == [1, 2, 3]
+        with pytest.raises(RemoteNotFound, match="no model 'org/small' is registered"):
+            provider.ask("org/small", conversations, Sampling.of(kind))
+        assert (provider.jobs(), provider.endpoints(), provider.hourly_prices(), provider.time()) == ([], [], {}, None)
+        for verb in (provider.create_endpoint, provider.job, provider.cancel_job, provider.base_model):
+            with pytest.raises(NotOffered):
+                verb("x")
