@@ -139,8 +139,9 @@ def prospect_notes(prospect: Prospect) -> list[str]:
     if prospect.episodes >= MIN_EPISODES:
         found.append(
             f"With {prospect.episodes} episodes in the holdout, an improvement of "
-            f"{100 * detectable(prospect.episodes):.0f} points is seen in four of five cases; of 5 points with {episodes_to_detect(0.05)} episodes, and 'as good "
-            f"within {DEFAULT_MARGIN:g}' with {episodes_to_detect(DEFAULT_MARGIN)}."
+            f"{100 * detectable(prospect.episodes):.0f} points is seen in four of five cases; of 5 points "
+            f"with {episodes_to_detect(0.05)} episodes, and 'as good within {DEFAULT_MARGIN:g}' with "
+            f"{episodes_to_detect(DEFAULT_MARGIN)}."
         )
     if 0 < prospect.original_answers < prospect.rows / 2:
         found.append(
