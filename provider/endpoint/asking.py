@@ -15,6 +15,7 @@ from provider.endpoint.arms import arm_of, most_usd
 from provider.money.metering import tokens_usd
 from provider.port import CONCURRENCY, Completion, Sampling
 from reasoning.config import Config
+from reasoning.error_text import describe_error
 from reasoning.errors import CallFailed
 from reasoning.io.sse import StreamedCompletion
 from reasoning.io.transport import Transport
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 SECONDS = 120.0
 """How long an answer may take, from connecting to its last byte: a server may load its model first."""
 
+AT_ONCE = 4
+"""Questions of an evaluation that are asked at the same time: more would measure the queue of a small server."""
+
 BUSY = frozenset({429, 503})
 """Statuses of a request that the server did not begin: it is sent again."""
 _ATTEMPTS, _FIRST_PAUSE = 8, 0.2  # seconds; doubled each time, half a minute in all
@@ -45,6 +49,7 @@ class Asker:
     """Connections to one server. `ask` may be called by several threads."""
 
     def __init__(self, config: Config, sampling: Sampling, wait: Callable[[float], None] = time.sleep) -> None:
+        self._secrets = config.secrets
         self._calls = ModelCalls(config, time.time)
         self._transport = Transport()
         self._sampling = sampling
@@ -67,7 +72,8 @@ class Asker:
                 return send(target.url, target.headers, body)
             except CallFailed as error:
                 if error.status not in BUSY or attempt == _ATTEMPTS - 1:
-                    raise
+                    said = describe_error(error, *self._secrets).removeprefix(f"{type(error).__name__}: ")
+                    raise CallFailed(error.reason, said, error.status) from None  # a server may echo its key
                 self._wait(_FIRST_PAUSE * 2**attempt)
         raise AssertionError("an attempt either returns or raises")
 
@@ -141,7 +147,7 @@ def ask_charged(
                 done += 1
                 progress(Progress(done, len(conversations), "answers"))
 
-        answers = ask_all(config, model, conversations, sampling, on_answer=note)
+        answers = ask_all(config, model, conversations, sampling, concurrency=AT_ONCE, on_answer=note)
     return [_with_confidence(answer, sampling) for answer in answers]
 
 

@@ -6,36 +6,26 @@ All are forked from one that has the imports done.
 from __future__ import annotations
 
 import fnmatch
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.shutdown import undeploy_model
+from provider.lifecycle.uploads import upload_dataset
+from provider.together.adapter import TogetherProvider
 from provider.together.client import connect
-from provider.together.files import upload_dataset
-from provider.together.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from storage.ledger.ledger import open_ledger
+from tests.forkserver import CONTEXT
 from tests.provider.world import Emulator
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [__name__, *(f"together.resources.{name}" for name in ("endpoints", "fine_tuning", "files", "organization"))]
-)
-
-
-def start_forkserver() -> None:
-    """Before a test changes the environment: what is forked, by other tests as well, has that of the first start."""
-    forkserver.ensure_running()
 
 
 @dataclass(frozen=True)
@@ -83,11 +73,12 @@ def reconcile(client: Any, ledger: Any, data: str, *, now: Callable[[], Any], **
 Command = Callable[..., None]
 
 
-def run(command: Command, url: str, data: Path | str, argument: str, death: Death | None = None) -> int:
+def run(command: Command, emulator: Emulator, data: Path | str, argument: str, death: Death | None = None) -> int:
     """Run it in a process of its own; returns its exit code, minus the signal that ended it."""
-    process = _context.Process(target=_run, args=(command, url, str(data), argument, death), daemon=True)
+    process = CONTEXT.Process(target=_run, args=(command, emulator.url, str(data), argument, death), daemon=True)
     process.start()
     process.join()
+    emulator.forget_time()  # the process moved it while it waited
     assert process.exitcode is not None
     return process.exitcode
 
@@ -98,7 +89,7 @@ def _run(command: Command, url: str, data: str, argument: str, death: Death | No
     with open_ledger(data) as ledger, connect(base_url=url) as client:
         if death is not None:
             client._client.event_hooks = {"response" if death.answered else "request": [_executioner(death)]}
-        command(client, ledger, argument, now=emulator.now, wait=emulator.advance)
+        command(TogetherProvider(client), ledger, argument, now=emulator.now, wait=emulator.advance)
 
 
 def _executioner(death: Death) -> Callable[[Any], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import random
 import signal
@@ -30,17 +29,15 @@ from storage.log.expire import expire_decisions
 from storage.log.land import land_decisions, list_segments
 from storage.log.rewrite import recover, rewrite_partition
 from storage.log.table import list_partitions
+from tests.forkserver import CONTEXT
 from tests.storage.logs import make_decision, segment_id
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__, "storage.ledger.ledger"])
 
 
 @contextmanager
 def started(role: Callable[..., None], *arguments: object) -> Iterator[BaseProcess]:
     """A process that has begun to play the role, killed at the end."""
-    here, there = _context.Pipe(duplex=False)
-    process = _context.Process(target=_play, args=(there, role, *arguments), daemon=True)
+    here, there = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_play, args=(there, role, *arguments), daemon=True)
     process.start()
     there.close()
     try:

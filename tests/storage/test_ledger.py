@@ -32,9 +32,11 @@ from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.money import format_usd, from_nano, to_nano
 from storage.ledger.reports import cost_report, model_history, model_status
 from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset
+from tests.forkserver import CONTEXT
 from tests.postgres import fresh_database, run_postgres
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+PLANNING = ChargedTo(decision_type="planning")
 OpenLedger = Callable[[], Ledger]
 
 
@@ -234,7 +236,7 @@ def test_every_state_may_be_reached_and_left_only_by_what_is_drawn() -> None:
 def test_tokens_are_charged_by_their_increase(ledger: Ledger) -> None:
     def meter(requests: int, tokens: int, cost: str) -> tuple[int, Decimal]:
         usage = {"requests": requests, "input_tokens": tokens, "output_tokens": 0}
-        return ledger.meter("m", "planning", "2026-11-22", cost_usd=cost, now=NOON, **usage)
+        return ledger.meter("m", PLANNING, "2026-11-22", cost_usd=cost, now=NOON, **usage)
 
     assert meter(2, 100, "0.10") == (2, Decimal("0.10"))
     assert meter(2, 100, "0.10") == (0, 0)
@@ -249,9 +251,8 @@ def test_an_exclusive_lock_is_held_once_and_ends_with_its_process(ledger: Ledger
         assert (first, second) == (True, False)
         with other.exclusive("submit") as third:
             assert third
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_hold_forever, args=(ledger_url, ready))
+    ready = CONTEXT.Event()
+    process = CONTEXT.Process(target=_hold_forever, args=(ledger_url, ready))
     process.start()
     assert ready.wait(60)
     with ledger.exclusive("guard") as got:
@@ -301,9 +302,8 @@ def test_processes_that_reserve_at_once_never_exceed_the_budget(
 
 
 def test_processes_that_open_a_new_ledger_at_once_make_one_installation(ledger_url: str) -> None:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of other tests' threads
-    answers: Any = context.Queue()
-    processes = [context.Process(target=_open, args=(ledger_url, answers)) for _ in range(4)]
+    answers: Any = CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=_open, args=(ledger_url, answers)) for _ in range(4)]
     for process in processes:
         process.start()
     ids = {answers.get(timeout=60) for _ in processes}
@@ -498,7 +498,7 @@ def test_reports(ledger: Ledger) -> None:
         of=ChargedTo(deployment_id=deployment, model_id=model),
     )
     ledger.meter(
-        "local/rsn-x-1", "planning", "2026-11-22", requests=10, input_tokens=5, output_tokens=6, cost_usd=0, now=NOON
+        "local/rsn-x-1", PLANNING, "2026-11-22", requests=10, input_tokens=5, output_tokens=6, cost_usd=0, now=NOON
     )
     report = cost_report(ledger, now=NOON, period="day")
     (line,) = report["models"]
@@ -515,8 +515,8 @@ def test_reports(ledger: Ledger) -> None:
     assert cost_report(ledger, now=NOON + timedelta(days=40))["total_usd"] == 0
 
     usage = {"requests": 4, "input_tokens": 5, "output_tokens": 6}
-    ledger.meter("a/strangers", "planning", "2026-11-22", cost_usd="0.20", now=NOON, **usage)
-    ledger.meter("b/strangers", "planning", "2026-11-22", cost_usd="0.20", now=NOON, **usage)
+    ledger.meter("a/strangers", PLANNING, "2026-11-22", cost_usd="0.20", now=NOON, **usage)
+    ledger.meter("b/strangers", PLANNING, "2026-11-22", cost_usd="0.20", now=NOON, **usage)
     _, strangers = cost_report(ledger, now=NOON, period="day")["models"]
     assert (strangers["model_id"], strangers["requests"], strangers["input_tokens"]) == (None, 8, 10)
     assert (strangers["total_usd"], strangers["average_usd_per_request"]) == (Decimal("0.40"), Decimal("0.05"))
