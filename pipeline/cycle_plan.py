@@ -31,7 +31,7 @@ from storage.errors import BudgetExceeded, LedgerError
 from storage.ledger.ledger import Budget, open_ledger
 from storage.ledger.money import format_usd
 from storage.ledger.reports import ACTIVE_STATES
-from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset
+from storage.ledger.rows import INCUMBENT_STATES, Deployment, FineTuneJob, Model, UploadedDataset
 
 if TYPE_CHECKING:
     from storage.ledger.ledger import Ledger
@@ -137,7 +137,7 @@ def serving_steps(
     where = "runs already" if up else f"on {base.hardware}"
     by_token: list[Model] = []
     steps = [Step("candidate", rate * HOURS, none if up else rate, f"{HOURS} hour, {where}")]
-    for model in ledger.find(Model, decision_type=decision_type, state="promoted"):
+    for model in ledger.find(Model, decision_type=decision_type, state=INCUMBENT_STATES):
         if model.id == model_id:
             continue
         for row in ledger.find(Deployment, model_id=model.id, state=(*STARTING_STATES, "ready")):

@@ -21,6 +21,7 @@ from pipeline.cycle_plan import (
     training_step,
 )
 from pipeline.errors import MissingStep
+from pipeline.life import move_model
 from pipeline.selection import find_model, list_candidates
 from provider.clock import Now, clock_of
 from provider.endpoint.serving import end_serving, serve_model
@@ -41,8 +42,16 @@ from reasoning.errors import ReasoningError
 from storage.errors import BudgetExceeded, NoSuchObject
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
-from storage.ledger.lives import drop_promotions
-from storage.ledger.rows import ENDPOINT, Deployment, FineTuneJob, Model, UploadedDataset, required
+from storage.ledger.rows import (
+    ENDPOINT,
+    ROUTED_STATES,
+    Deployment,
+    FineTuneJob,
+    Model,
+    ModelState,
+    UploadedDataset,
+    required,
+)
 from storage.progress import OnProgress
 
 
@@ -230,7 +239,7 @@ def take_down(
     """`undeploy` for whoever knows which model it is (its id): where nothing of it runs, nothing is done."""
     with open_ledger(data) as ledger:
         row = ledger.get(Model, model_id)
-        drop_promotions(ledger, model_id=model_id)
+        _withdraw(data, ledger, row, why=why, now=clock_of(now)())
         for deployment in ledger.find(Deployment, model_id=model_id, state="deleted"):
             if deployment.served_name:  # a route to what is gone helps nobody
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
@@ -259,6 +268,13 @@ def take_down(
             return end(provider, progress=progress, poll_seconds=provider.poll_seconds)
 
 
+def _withdraw(data: Path, ledger: Ledger, model: Model, *, why: str, now: datetime) -> None:
+    """Take a model's traffic, whatever becomes of the rest. A route that cannot be written now ends with its lease."""
+    if model.state in ROUTED_STATES:
+        with suppress(ReasoningError, OSError):  # its deployments are ended by hands that say so
+            move_model(data, ledger, model.id, ModelState.TRAINED, why=why, now=now)
+
+
 def _withdraw_registered(
     data: Path, ledger: Ledger, model: Model, deployments: list[Deployment], *, why: str, now: datetime
 ) -> list[Deployment]:
@@ -272,8 +288,6 @@ def _withdraw_registered(
             withdraw_model(Layout(data).routes, name, now=now)
         except (ReasoningError, OSError) as error:
             trouble = error
-    if model.state == "promoted":
-        ledger.transition(Model, model.id, "trained", why=why, now=now)
     ended = [end_serving(ledger, row, why=why, now=now) for row in deployments]
     if trouble is not None:
         raise trouble

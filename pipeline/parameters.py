@@ -31,6 +31,9 @@ DATASET_HELP = "The dataset's id, or its folder."
 Weight = Annotated[
     float, Gt(0), Le(1), Doc("The model's share of the decisions in the end; the fallback answers the rest.")
 ]
+CanaryWeight = Annotated[
+    float, Gt(0), Lt(1), Doc("The model's share of the decisions as a canary, and while it is degraded.")
+]
 ShadowOriginal = Annotated[
     bool,
     Doc("Let the fallback answer in the background what the model serves, for comparison. Not where it costs money."),
@@ -126,8 +129,13 @@ class PromoteSettings:
     weight: Weight = 0.9
     """The rest stays with the fallback: it keeps producing labels, and the two stay comparable."""
     mode: Annotated[
-        Literal["live", "shadow"], Doc("live serves its answers; shadow answers in the background and serves none.")
+        Literal["live", "canary", "shadow"],
+        Doc(
+            "live serves its answers in the incumbent's place; canary serves a small share beside the incumbent; "
+            "shadow answers in the background and serves none."
+        ),
     ] = "live"
+    canary_weight: CanaryWeight = 0.1
     deadline_ms: Annotated[float, Gt(0), Doc("Use the fallback after this many milliseconds without an answer.")] = 800
     min_confidence: Annotated[
         Confidence,
