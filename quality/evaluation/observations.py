@@ -36,15 +36,35 @@ if TYPE_CHECKING:
     from reasoning.config import Config
 
 MAX_ROWS = 50_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """Whose answers are compared where a route has several models. `models` are the names that ours was served by.
+
+    `arm` is ours (`incumbent` where it serves beside a challenger, in experiments of those as well), `against` the
+    other's. `share` is the probability of our arm, given that either was drawn; it must be constant over the test.
+    """
+
+    models: tuple[str, ...]
+    arm: str = "custom"
+    against: str = "original"
+    share: float | None = None
+
+
 _SETTLE_SECONDS = 3_600.0
 
 _LABELLED = """
 SELECT coalesce(episode_id, request_id::VARCHAR) AS episode, epoch(demonstrated_at) AS known_at, demonstration,
-       arm, arm_probability, CASE WHEN valid THEN decision END AS served, source,
+       CASE WHEN arm = $against THEN 'other'
+            WHEN (arm <> 'incumbent' AND experiment = $experiment) OR arm = $arm THEN 'ours' END AS side,
+       arm_probability, CASE WHEN valid THEN decision END AS served, source,
        original_decision, custom_decision,
-       fallback_reason IS NULL AND original_decision_id IS NOT NULL AND custom_decision IS NOT NULL AS both
+       $against = 'original' AND fallback_reason IS NULL AND original_decision_id IS NOT NULL
+       AND custom_decision IS NOT NULL AND (len($models) = 0 OR list_contains($models, custom_model)) AS both
 FROM labelled_decisions
-WHERE decision_type = $decision_type AND experiment = $experiment AND demonstration IS NOT NULL AND served
+WHERE decision_type = $decision_type AND (experiment = $experiment OR $arm = 'incumbent')
+  AND demonstration IS NOT NULL AND served AND side IS NOT NULL
   AND date >= $since_date::DATE AND ts >= $since AND ts <= $now AND demonstrated_at <= $now
 ORDER BY demonstrated_at DESC, request_id DESC LIMIT $limit
 """
@@ -56,7 +76,8 @@ SELECT epoch(max(ts)) AS known_at, count(*) AS asked,
        count(*) FILTER (latency_ms > $slow_ms) AS slow,
        sum(cost_usd) AS cost_usd, count(cost_usd) AS priced
 FROM decisions
-WHERE decision_type = $decision_type AND experiment = $experiment AND source = 'custom'
+WHERE decision_type = $decision_type AND source = 'custom'
+  AND CASE WHEN len($models) = 0 THEN experiment = $experiment ELSE list_contains($models, model) END
   AND date >= $since_date::DATE AND ts >= $since AND ts <= $now
 GROUP BY coalesce(episode_id, request_id::VARCHAR) ORDER BY 1
 """
@@ -76,24 +97,32 @@ def observe(
     now: datetime,
     slow_ms: float | None = None,
     config: Config | None = None,
+    sides: Sides | None = None,
 ) -> Observations:
     """What the log shows of the model of `experiment` (as in its route) since its test began.
 
+    Without `sides` all arms of the experiment but the fallback's are the model's.
     The latest 50,000 labels are read. An answer above `slow_ms` milliseconds is a slow one; None: latency is no matter.
     Questions without an episode are episodes of their own.
     """
     kind = get_decision_type(decision_type, config)
     parameters = {"decision_type": decision_type, "since": since, "since_date": since.date(), "now": now}
-    own = parameters | {"experiment": experiment}
+    chosen = sides or Sides(models=())
+    own = parameters | {"experiment": experiment, "models": list(chosen.models)}
+    compared = own | {"limit": MAX_ROWS, "arm": chosen.arm, "against": chosen.against}
 
     def fetch(log: duckdb.DuckDBPyConnection) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float | None]:
-        labelled = _rows(log, _LABELLED, own | {"limit": MAX_ROWS})[::-1]
+        labelled = _rows(log, _LABELLED, compared)[::-1]
         answers = _rows(log, _ANSWERS, own | {"slow_ms": slow_ms})
         ((cost,),) = log.execute(_FALLBACK_COST, parameters).fetchall()
         return labelled, answers, cost
 
     labelled, answers, fallback_cost = storage.read(data, fetch)
     priced = sum(row["priced"] for row in answers)
+    for row in labelled:
+        row["arm"] = "original" if row["side"] == "other" else "custom"  # as `compare_rows` tells them apart
+        if chosen.share is not None:
+            row["arm_probability"] = chosen.share if row["side"] == "ours" else 1 - chosen.share
     design, difference, level = compare_rows(kind, load_objective(kind), labelled, now=now.timestamp())
     return Observations(
         since=since,
