@@ -7,7 +7,7 @@ promote. So all of it is planned, compared with every budget, and held (`Ledger.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NotWorthIt
 from pipeline.traffic import questions_per_hour
+from provider.clock import Now, clock_of
 from provider.lifecycle.deployment_state import STARTING_STATES
+from provider.lifecycle.fine_tunes import estimate_job
 from provider.money.metering import hourly_usd
-from provider.together.client import Now, clock_of
-from provider.together.fine_tunes import PARAMETERS, estimate_job
-from provider.together.prices import MINIMUM_FINE_TUNE_USD
-from provider.together.tiers import BaseModel
+from provider.port import BaseModel, Provider
 from quality.dataset.export import read_rows
 from quality.evaluation.promotion import certain_refusals, foresee, prospect_notes
 from reasoning.config import load_config
@@ -33,7 +32,6 @@ from storage.ledger.reports import ACTIVE_STATES
 from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset
 
 if TYPE_CHECKING:
-    from provider.together.client import Client
     from storage.ledger.ledger import Ledger
 
 HOURS = 1
@@ -82,33 +80,32 @@ class CyclePlan:
 
 
 def training_step(
-    client: Client, ledger: Ledger, dataset_id: str, base: BaseModel, parameters: dict[str, Any] | None, again: bool
+    provider: Provider, ledger: Ledger, dataset_id: str, base: BaseModel, parameters: dict[str, Any] | None, again: bool
 ) -> Step:
     """What the fine-tune costs: nothing where it was done or is reserved, else the provider's estimate.
 
     Before the dataset is uploaded the provider cannot tell, and it is the least that a job costs.
     """
-    sent = {**PARAMETERS, **(parameters or {})}
+    sent = {**provider.training_parameters, **(parameters or {})}
+    least = provider.capabilities.minimum_training_usd
     rows = ledger.find(UploadedDataset, dataset=dataset_id)
     known = [] if again else known_jobs(ledger, dataset_id, base, sent)
     if known:
         state = known[-1].state
         return Step("training", Decimal(0), Decimal(0), f"job {known[-1].id} is {state}: paid, or reserved, already")
     if rows and rows[-1].state == "ready":
-        price = estimate_job(client, rows[-1], base.name, sent)
+        price = estimate_job(provider, rows[-1], base.name, sent)
         return Step("training", price, Decimal(0), f"{base.name}, by the provider's estimate")
-    return Step("training", MINIMUM_FINE_TUNE_USD, Decimal(0), f"{base.name}, at least: estimated when it is uploaded")
+    return Step("training", least, Decimal(0), f"{base.name}, at least: estimated when it is uploaded")
 
 
-def known_jobs(
-    ledger: Ledger, dataset_id: str, base: BaseModel, parameters: dict[str, Any] = PARAMETERS
-) -> list[FineTuneJob]:
+def known_jobs(ledger: Ledger, dataset_id: str, base: BaseModel, parameters: Mapping[str, Any]) -> list[FineTuneJob]:
     """Jobs that `submit_fine_tune` would return instead of paying for another."""
     return ledger.find(
         FineTuneJob,
         upload_id=[row.id for row in ledger.find(UploadedDataset, dataset=dataset_id)],
         base_model=base.name,
-        parameters=json.dumps(parameters, sort_keys=True),
+        parameters=json.dumps(dict(parameters), sort_keys=True),
         state=(*ACTIVE_STATES, "completed"),
     )
 

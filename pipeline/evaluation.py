@@ -9,15 +9,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import provider.port as port
 from pipeline.errors import MissingStep
 from pipeline.models import find_dataset, find_deployment
 from pipeline.selection import find_model
 from pipeline.traffic import questions_per_hour
+from provider.clock import clock_of
+from provider.completions import complete_many
 from provider.endpoint.asking import ask_charged
 from provider.money.metering import hourly_usd, tokens_usd
-from provider.together.client import clock_of, connect
-from provider.together.completions import Completion, Sampling, complete_many
+from provider.port import Completion, Sampling
+from provider.providers import open_provider
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.error_budget import allow
@@ -158,15 +159,14 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
     sampling = Sampling.of(exam.kind)
     model = ledger.get(Model, server.model_id) if server.provider == ENDPOINT and server.model_id else None
     if model is not None:
-        asked_as = port.Sampling.of(exam.kind)
-        completions: Sequence[Completion | port.Completion] = ask_charged(
-            exam.config, ledger, server, model, conversations, asked_as, progress=progress, now=exam.now
+        completions = ask_charged(
+            exam.config, ledger, server, model, conversations, sampling, progress=progress, now=exam.now
         )
     else:
-        with connect() as client:
+        with open_provider() as provider:
             name = required(server.served_name, server.name)
             completions = complete_many(
-                client, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now
+                provider, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now
             )
     answers: list[Answer | None] = []
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -176,9 +176,7 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
     return answers
 
 
-def _cost_usd(
-    exam: _Exam, server: Deployment, model: Model | None, answer: Completion | port.Completion
-) -> float | None:
+def _cost_usd(exam: _Exam, server: Deployment, model: Model | None, answer: Completion) -> float | None:
     """What an answer costs: its share of an hour, and the price of its tokens. None where one of them is not known."""
     hourly, tokens = hourly_usd(server), Decimal(0)
     if hourly and not exam.per_hour:

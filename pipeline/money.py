@@ -8,7 +8,7 @@ from pathlib import Path
 from provider.errors import ProviderError
 from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs, needs_provider
 from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
-from provider.together.client import connect
+from provider.providers import open_provider
 from storage.ledger.ledger import open_ledger
 
 
@@ -20,24 +20,24 @@ def guard(
         idle=timedelta(minutes=idle_minutes) if idle_minutes else None, lease=timedelta(minutes=lease_minutes)
     )
     try:
-        client = connect(timeout=15)  # seconds: the next tick comes within a minute
+        provider = open_provider(timeout=15)  # seconds: the next tick comes within a minute
     except ProviderError as error:
         report = guard_costs(data, None, policy=policy, now=now)
         if UNREACHABLE in report.errors:  # where only registered models serve, nobody misses it
             report.errors.append(str(error))
         return report
-    with client:
-        return guard_costs(data, client, policy=policy, now=now)
+    with provider:
+        return guard_costs(data, provider, policy=policy, now=now)
 
 
 def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
     """What runs at the provider against the ledger. Raises `ProviderError` where it cannot be asked, but must be."""
     try:
-        client = connect()
+        provider = open_provider()
     except ProviderError:
         with open_ledger(data) as ledger:
             if needs_provider(ledger):
                 raise
         return reconcile_provider(data, None, now=now)
-    with client:
-        return reconcile_provider(data, client, now=now)
+    with provider:
+        return reconcile_provider(data, provider, now=now)

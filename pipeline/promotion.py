@@ -12,9 +12,10 @@ from pipeline.models import find_dataset, find_deployment, take_down
 from pipeline.parameters import PromoteSettings
 from pipeline.selection import find_model
 from pipeline.verdicts import last_verdict
+from provider.clock import clock_of
 from provider.endpoint.arms import arm_of
 from provider.lifecycle.routes import publish_route
-from provider.together.client import clock_of, inference_url
+from provider.providers import inference_url
 from quality.dataset.export import read_manifest
 from reasoning.errors import ReasoningError
 from reasoning.serving.routes import Arm, Route, Routes, format_routes

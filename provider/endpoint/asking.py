@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 SECONDS = 120.0
 """How long an answer may take, from connecting to its last byte: a server may load its model first."""
 
+AT_ONCE = 4
+"""Questions of an evaluation that are asked at the same time: more would measure the queue of a small server."""
+
 BUSY = frozenset({429, 503})
 """Statuses of a request that the server did not begin: it is sent again."""
 _ATTEMPTS, _FIRST_PAUSE = 8, 0.2  # seconds; doubled each time, half a minute in all
@@ -141,7 +144,7 @@ def ask_charged(
                 done += 1
                 progress(Progress(done, len(conversations), "answers"))
 
-        answers = ask_all(config, model, conversations, sampling, on_answer=note)
+        answers = ask_all(config, model, conversations, sampling, concurrency=AT_ONCE, on_answer=note)
     return [_with_confidence(answer, sampling) for answer in answers]
 
 

@@ -213,6 +213,8 @@ def _explain(error: CallFailed, arm: Arm, *, streamed: bool) -> Exception:
         return UnexpectedAnswer(
             f"{how}: its answer is not OpenAI-shaped ({said}); give the URL that has /v1/chat/completions"
         )
+    if error.reason == "timeout":
+        return ProviderUnavailable(f"{how}: {said}; try again when it is less busy, or give the type fewer max_tokens")
     return ProviderUnavailable(f"{how}: cannot be reached ({said}); check host and port, and that it runs")
 
 

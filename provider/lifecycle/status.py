@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from provider.lifecycle.fine_tunes import waiting_jobs
 from provider.lifecycle.guard import DRAIN_SHARE
 from provider.lifecycle.routes import routed_models
 from provider.money.bill import bill_notes
 from provider.money.metering import hourly_usd
-from provider.together.fine_tunes import waiting_jobs
 from reasoning.errors import RoutesError
 from storage.layout import Layout
 from storage.ledger import reports as ledger_reports

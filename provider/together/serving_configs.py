@@ -16,10 +16,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.errors import KeyRefused, NotServable, ProviderRefused, UnexpectedAnswer
+from provider.hardware import price_of
 from provider.together.answers import count, listed, text
 from provider.together.client import translate_sdk_errors
-from provider.together.hardware import selected_hardware, selector
-from provider.together.prices import hourly_prices, price_of
+from provider.together.prices import hourly_prices
 
 if TYPE_CHECKING:
     from together import Together
@@ -215,3 +215,19 @@ def _priced(
 
 def _mode(value: str | None) -> str:
     return (value or "").strip().lower().removeprefix("adapter_mode_")
+
+
+def selected_hardware(config: Any) -> str | None:
+    """Name of the instance type that a config's selectors ask for (`1xnvidia-h100-80gb`), or None."""
+    accelerator = selector(config, "accelerator_type")
+    count = selector(config, "accelerator_count")
+    return f"{count}x{accelerator}" if accelerator and count else None
+
+
+def selector(config: Any, key: str) -> str | None:
+    """The value of one selector of a config, or None."""
+    selectors = getattr(config, "selectors", None)
+    for entry in selectors if isinstance(selectors, list) else ():
+        if getattr(entry, "key", None) == key:
+            return text(getattr(entry, "value", None))
+    return None

@@ -7,11 +7,11 @@ of candidates in order of preference, and the first that can be trained *and* se
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.errors import KeyRefused, NotServable, ProviderRefused, UnexpectedAnswer
+from provider.port import BaseModel
 from provider.together.answers import listed
 from provider.together.client import translate_sdk_errors
 from provider.together.prices import hourly_prices
@@ -25,17 +25,6 @@ TIERS: dict[str, tuple[str, ...]] = {
     "medium": ("Qwen/Qwen3.5-9B", "meta-llama/Llama-3.3-70B-Instruct-Reference"),
     "large": ("meta-llama/Llama-3.3-70B-Instruct-Reference", "deepseek-ai/DeepSeek-V3.1"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class BaseModel:
-    """A base model that can be fine-tuned and served, with its fittest certified way of serving what is trained."""
-
-    id: str
-    name: str
-    config: str
-    hardware: str
-    hourly_usd: Decimal
 
 
 def resolve_tier(client: Together, tier: str, *, lora: bool = True) -> BaseModel:

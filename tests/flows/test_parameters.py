@@ -73,7 +73,7 @@ NOT_OFFERED = {
     "idle": "offered as idle_minutes",
     "lease": "offered as lease_minutes",
 }
-PLUMBING = {"data", "decision_type", "model", "model_id", "settings", "client", "ledger", "now", "progress", "config"}
+PLUMBING = {"data", "decision_type", "model", "model_id", "settings", "provider", "ledger", "now", "progress", "config"}
 
 FUNCTIONS: dict[str, Any] = {
     "check_decisions": quality.checks.log.check_decisions,

@@ -22,6 +22,7 @@ from pipeline.parameters import CycleSettings
 from provider.errors import ProviderRefused
 from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.routes import publish_route
+from provider.together.adapter import TogetherProvider
 from provider.together.client import connect
 from reasoning.errors import UnknownDecisionType
 from reasoning.serving.routes import Arm, Route, read_routes
@@ -131,7 +132,7 @@ def test_a_revoked_key_takes_the_route_away_and_leaves_the_wish(tmp_path: Path, 
             assert ledger.get(Deployment, row.id).state == "draining"
         httpx.delete(f"{url}/emulator/faults")
         assert client.endpoints.list().data != []
-        guard_costs(data, client)
+        guard_costs(data, TogetherProvider(client))
         assert client.endpoints.list().data == []
 
 
