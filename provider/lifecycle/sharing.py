@@ -188,7 +188,7 @@ def sync_attached(
     move: Callable[..., Deployment],
     clock: Callable[[], datetime],
 ) -> tuple[Deployment, str]:
-    """Look once at an attached model, whose replica was just looked at; returns its ledger row and what there is to say.
+    """Look once at an attached model, whose replica was just looked at; returns its row and what there is to say.
 
     `move` is `deployment_state.move_deployment`. It is ready when the provider has loaded it, the replica is ready, and
     it answers as itself: otherwise than the base model.
@@ -265,7 +265,9 @@ def detach_strangers(provider: Provider, ledger: Ledger, replica: Deployment) ->
     if replica.endpoint_id is None or replica.remote_id is None:
         return []
     known = {row.model_object_id for row in attached_to(ledger, replica.id)}
-    strangers = [each for each in provider.attached(replica.endpoint_id, replica.remote_id) if each.adapter_id not in known]
+    strangers = [
+        each for each in provider.attached(replica.endpoint_id, replica.remote_id) if each.adapter_id not in known
+    ]
     for adapter in strangers:
         with contextlib.suppress(RemoteNotFound):
             provider.detach(replica.endpoint_id, replica.remote_id, adapter)

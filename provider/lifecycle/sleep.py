@@ -96,19 +96,28 @@ def wake_sleepers(
             continue
         rows = ledger.find(Deployment, model_id=sleep.model_id, state=_RUNNING)
         if rows:
+            if rows[-1].state == DeploymentState.INTENDED and sleep.woken_at is not None:  # who began it has died
+                warnings += _try(begin, ledger, sleep)
             actions += _follow(ledger, sleep, promotion, rows[-1], now)
         elif sleep.woken_at is not None:
             note_sleep(ledger, sleep.id, woken_at=None, refused="it was started and did not become ready")
         elif why := _reason_to_wake(layout, ledger, sleep, settings, now):
-            try:
-                begin(sleep.model_id)
-            except (BudgetExceeded, LedgerError, ProviderError) as error:
-                note_sleep(ledger, sleep.id, refused=str(error))
-                warnings.append(f"{sleep.decision_type} is asked for again and cannot be woken: {error}")
-            else:
-                note_sleep(ledger, sleep.id, woken_at=now, refused=None)
+            note_sleep(ledger, sleep.id, woken_at=now, refused=None)  # before, so that a death in between is seen
+            refused = _try(begin, ledger, sleep)
+            warnings += refused
+            if not refused:
                 actions.append(f"waking the model of {sleep.decision_type}: {why}")
     return actions, warnings
+
+
+def _try(begin: Callable[[str], object], ledger: Ledger, sleep: Sleep) -> list[str]:
+    """Start a sleeping model; what refused it, in words."""
+    try:
+        begin(sleep.model_id)
+    except (BudgetExceeded, LedgerError, ProviderError) as error:
+        note_sleep(ledger, sleep.id, woken_at=None, refused=str(error))
+        return [f"{sleep.decision_type} is asked for again and cannot be woken: {error}"]
+    return []
 
 
 def _follow(ledger: Ledger, sleep: Sleep, promotion: Promotion, row: Deployment, now: datetime) -> list[str]:
