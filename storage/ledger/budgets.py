@@ -207,8 +207,8 @@ class LedgerBudgets(LedgerCharges):
         """Set money aside before it is spent, or refuse.
 
         It counts against every budget until it is settled or released, or lapses `ttl` after `now` (None: never, for
-        a reservation that a job or deployment owns). `hourly_usd` is what the thing costs an hour while it runs. What is
-        `shared` by several types is refused by the budgets of `decision_type` as well, and then held of no type's.
+        a reservation that a job or deployment owns). `hourly_usd` is what the thing costs an hour while it runs. What
+        is `shared` by several types is refused by the budgets of `decision_type` as well, and then held of no type's.
 
         Raises PriceUnknown when the amount is None, BudgetExceeded when a budget would be exceeded.
         """
