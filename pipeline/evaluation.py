@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from storage.ledger.ledger import Ledger
 
 
+SEEN = "the model was not trained here: that it has not seen the questions of this holdout is for you to know"
+
+
 def evaluate_model(
     data: Path,
     model: str,
@@ -58,8 +61,7 @@ def evaluate_model(
     default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
     the deployment's price an hour over the questions of its type an hour, of the last 7 days, and the price of its
     tokens where they have one. Kept in the ledger, the verdict (`quality.evaluation.promotion`) in `about`. Raises
-    `MissingStep` where the model is not
-    deployed.
+    `MissingStep` where the model is not deployed.
     """
     with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "evaluate")
@@ -93,8 +95,8 @@ def evaluate_model(
             "holdout": [manifest.splits["holdout"].first, manifest.splits["holdout"].last],
         },
     )
-    if note := redaction_note(manifest, config):
-        evaluation.notes.append(note)
+    notes = redaction_note(manifest, config), SEEN if row.provider == ENDPOINT else None
+    evaluation.notes.extend(filter(None, notes))
     with open_ledger(data) as ledger:
         allowance = allow(
             evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=clock_of(now)()
