@@ -63,7 +63,8 @@ class Price:
 class BaseModel:
     """A base model that can be trained and served, with the fittest way of serving what is trained.
 
-    `adapters` is how many trained adapters one replica of it serves at once; 0 where it serves none.
+    `adapters` is how many trained adapters one replica of it serves at once: 0 where it serves none, None where it
+    serves some and only the refusal of one too many tells how many.
     """
 
     id: str
@@ -71,7 +72,7 @@ class BaseModel:
     config: str
     hardware: str
     hourly_usd: Decimal
-    adapters: int = 0
+    adapters: int | None = 0
 
     @property
     def price(self) -> Price:

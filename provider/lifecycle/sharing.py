@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from provider.clock import Now, clock_of
 from provider.errors import NoRoom, ProviderUnavailable, RemoteNotFound, UnexpectedAnswer
-from provider.money.metering import runway_of
+from provider.money.metering import hourly_usd, runway_of
 from provider.port import Provider, RemoteAdapter, Sampling, ServingOption
 from storage.errors import BudgetExceeded
 from storage.ledger.database import new_id
@@ -69,6 +69,23 @@ def find_replica(ledger: Ledger, base: str) -> Deployment | None:
         if row.max_adapters is None or len(attached_to(ledger, row.id)) < row.max_adapters:
             return row
     return None
+
+
+def replica_of_base(ledger: Ledger, base_model: str) -> Deployment | None:
+    """The shared replica that a model of this base, by its name, would be attached to; None: a new one is made."""
+    for row in ledger.find(Deployment, role=DeploymentRole.SHARED, state=_OPEN):
+        on_it = attached_to(ledger, row.id)
+        bases = {ledger.get(Model, each.model_id).base_model for each in on_it if each.model_id}
+        if base_model in bases and (row.max_adapters is None or len(on_it) < row.max_adapters):
+            return row
+    return None
+
+
+def hourly_part(ledger: Ledger, row: Deployment) -> Decimal:
+    """What a deployment costs an hour; of an attached model its part of the replica, in equal parts with the others."""
+    if row.role != DeploymentRole.ATTACHED or row.replica_id is None:
+        return hourly_usd(row)
+    return hourly_usd(ledger.get(Deployment, row.replica_id)) / max(len(attached_to(ledger, row.replica_id)), 1)
 
 
 def attached_to(ledger: Ledger, replica_id: str) -> list[Deployment]:
