@@ -157,6 +157,21 @@ class GuardSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PaysSettings:
+    """By what it is judged whether a model pays."""
+
+    days: Annotated[int, Ge(1), Doc("How many days back the log is read.")] = 30
+    idle_minutes: Annotated[
+        float, Gt(0), Doc("Minutes without a decision after which a machine is taken to be stopped.")
+    ] = 15
+    horizon_months: Annotated[int, Ge(1), Le(120), Doc("Months over which a training is paid off.")] = 3
+    min_saving_usd: Annotated[float, Ge(0), Doc("Least US dollars a month that are worth a model.")] = 1
+    margin: Annotated[float, Gt(0), Lt(1), Doc("How much worse than the fallback still counts as equal.")] = (
+        DEFAULT_MARGIN
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CycleSettings:
     """When a cycle of the flywheel is due, and how its model gets traffic."""
 
@@ -188,6 +203,7 @@ SETTINGS: dict[str, type] = {
     "promote_model": PromoteSettings,
     "undeploy_model": UndeploySettings,
     "guard_costs": GuardSettings,
+    "estimate_value": PaysSettings,
     "turn_flywheel": CycleSettings,
 }
 """Settings by the name of the flow."""
