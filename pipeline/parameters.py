@@ -31,6 +31,7 @@ DATASET_HELP = "The dataset's id, or its folder."
 Weight = Annotated[
     float, Gt(0), Le(1), Doc("The model's share of the decisions in the end; the fallback answers the rest.")
 ]
+DEFAULT_CANARY = 0.1
 CanaryWeight = Annotated[
     float, Gt(0), Lt(1), Doc("The model's share of the decisions as a canary, and while it is degraded.")
 ]
@@ -135,7 +136,7 @@ class PromoteSettings:
             "shadow answers in the background and serves none."
         ),
     ] = "live"
-    canary_weight: CanaryWeight = 0.1
+    canary_weight: CanaryWeight = DEFAULT_CANARY
     deadline_ms: Annotated[float, Gt(0), Doc("Use the fallback after this many milliseconds without an answer.")] = 800
     min_confidence: Annotated[
         Confidence,
@@ -195,8 +196,12 @@ class CycleSettings:
     weight: Weight = 0.9
     canary_weight: Annotated[
         float | None, Ge(0), Le(1), Doc("Share of the decisions at first. Empty or 0: the final share at once.")
-    ] = 0.1
-    canary_requests: Annotated[int, Ge(1), Doc("Requests that the canary must have received before its verdict.")] = 50
+    ] = DEFAULT_CANARY
+    canary_requests: Annotated[
+        int,
+        Ge(1),
+        Doc("Requests after which a canary whose answers fail is withdrawn. Its live test decides the rest."),
+    ] = 50
     max_failed_share: Annotated[
         float, Ge(0), Le(1), Doc("Withdraw the canary where more than this share of its answers failed.")
     ] = 0.05
