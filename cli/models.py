@@ -153,12 +153,18 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Give a deployed model traffic, if its evaluation approves it."""
+    from pipeline.evaluation import choose_confidence
     from pipeline.promotion import promote_model
 
     if shadow:
         print_note("--shadow is deprecated: use --mode shadow")
         settings = replace(settings, mode="shadow")
-    route = promote_model(find_data(data), model, settings)
+    folder = find_data(data)
+    if settings.min_confidence == "auto":
+        threshold = choose_confidence(folder, model)
+        print_note(threshold.describe())
+        settings = replace(settings, min_confidence=threshold.chosen.min_confidence)
+    route = promote_model(folder, model, settings)
     show(route if as_json else list(route.arms), as_json=as_json, title=f"Arms of {route.experiment}")
 
 

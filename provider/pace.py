@@ -25,5 +25,9 @@ class Pace:
     now: Now = None
     wait: Callable[[float], None] = time.sleep
 
+    def longest(self, default: timedelta) -> timedelta:
+        """The longest wait: `timeout`, or `default` where none is set."""
+        return default if self.timeout is None else self.timeout
+
 
 AT_EASE = Pace()

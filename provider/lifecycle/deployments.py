@@ -233,7 +233,7 @@ def _await_ready(
     pace: Pace,
     clock: Callable[[], datetime],
 ) -> Deployment:
-    timeout, progress = pace.timeout or READY_TIMEOUT, pace.progress
+    timeout, progress = pace.longest(READY_TIMEOUT), pace.progress
     begun, reserved_usd = time.monotonic(), row.hourly_usd
     while True:
         waited, message, seconds = time.monotonic() - begun, "", pace.poll_seconds

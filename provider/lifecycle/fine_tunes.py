@@ -327,7 +327,7 @@ def follow_fine_tune(
     May be stopped and called again at any time. Passing trouble with the provider is waited out. Raises FineTuneFailed
     when it ended otherwise (what it cost is charged), NotReady after `pace.timeout` (`FOLLOW_TIMEOUT`).
     """
-    deadline = time.monotonic() + (pace.timeout or FOLLOW_TIMEOUT).total_seconds()
+    deadline = time.monotonic() + pace.longest(FOLLOW_TIMEOUT).total_seconds()
     clock = provider_clock(provider, pace.now, seen=last_metered(ledger))  # what it costs counts in the provider's day
     progress = pace.progress
     job = resume_fine_tune(provider, ledger, job_id, pace=replace(pace, now=clock))

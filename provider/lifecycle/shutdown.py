@@ -323,7 +323,7 @@ def _follow_down(
     pace: Pace,
 ) -> Deployment:
     """Advance a shutdown until it is done. Raises NotReady, ProviderUnavailable, ProviderRefused."""
-    deadline, refusals = time.monotonic() + (pace.timeout or DOWN_TIMEOUT).total_seconds(), 0
+    deadline, refusals = time.monotonic() + pace.longest(DOWN_TIMEOUT).total_seconds(), 0
     progress = pace.progress
     clock = provider_clock(provider, pace.now, seen=last_metered(ledger))
     while True:

@@ -165,7 +165,7 @@ def _upload(provider: Provider, name: str, checked: CheckedFile, pace: Pace) -> 
 
 def _wait_until_processed(provider: Provider, file_id: str, checked: CheckedFile, pace: Pace) -> None:
     """A job submitted before its file is processed fails, so wait for it."""
-    deadline = time.monotonic() + (pace.timeout or PROCESSING_TIMEOUT).total_seconds()
+    deadline = time.monotonic() + pace.longest(PROCESSING_TIMEOUT).total_seconds()
     seconds = 0.1
     while True:
         try:

@@ -192,13 +192,12 @@ def _meter(ledger: Ledger, used: _Usage, cost_usd: Decimal, deployment: Deployme
     with ledger.transaction():
         new, _ = ledger.meter(
             used.model,
-            used.decision_type,
+            of,
             used.day,
             requests=used.requests,
             input_tokens=used.input_tokens,
             output_tokens=used.output_tokens,
             cost_usd=cost_usd,
-            of=of,
             now=now,
         )
         last_at = used.last_at

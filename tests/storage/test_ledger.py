@@ -36,6 +36,7 @@ from tests.forkserver import CONTEXT
 from tests.postgres import fresh_database, run_postgres
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+PLANNING = ChargedTo(decision_type="planning")
 OpenLedger = Callable[[], Ledger]
 
 
@@ -235,7 +236,7 @@ def test_every_state_may_be_reached_and_left_only_by_what_is_drawn() -> None:
 def test_tokens_are_charged_by_their_increase(ledger: Ledger) -> None:
     def meter(requests: int, tokens: int, cost: str) -> tuple[int, Decimal]:
         usage = {"requests": requests, "input_tokens": tokens, "output_tokens": 0}
-        return ledger.meter("m", "planning", "2026-11-22", cost_usd=cost, now=NOON, **usage)
+        return ledger.meter("m", PLANNING, "2026-11-22", cost_usd=cost, now=NOON, **usage)
 
     assert meter(2, 100, "0.10") == (2, Decimal("0.10"))
     assert meter(2, 100, "0.10") == (0, 0)
@@ -497,7 +498,7 @@ def test_reports(ledger: Ledger) -> None:
         of=ChargedTo(deployment_id=deployment, model_id=model),
     )
     ledger.meter(
-        "local/rsn-x-1", "planning", "2026-11-22", requests=10, input_tokens=5, output_tokens=6, cost_usd=0, now=NOON
+        "local/rsn-x-1", PLANNING, "2026-11-22", requests=10, input_tokens=5, output_tokens=6, cost_usd=0, now=NOON
     )
     report = cost_report(ledger, now=NOON, period="day")
     (line,) = report["models"]
@@ -514,8 +515,8 @@ def test_reports(ledger: Ledger) -> None:
     assert cost_report(ledger, now=NOON + timedelta(days=40))["total_usd"] == 0
 
     usage = {"requests": 4, "input_tokens": 5, "output_tokens": 6}
-    ledger.meter("a/strangers", "planning", "2026-11-22", cost_usd="0.20", now=NOON, **usage)
-    ledger.meter("b/strangers", "planning", "2026-11-22", cost_usd="0.20", now=NOON, **usage)
+    ledger.meter("a/strangers", PLANNING, "2026-11-22", cost_usd="0.20", now=NOON, **usage)
+    ledger.meter("b/strangers", PLANNING, "2026-11-22", cost_usd="0.20", now=NOON, **usage)
     _, strangers = cost_report(ledger, now=NOON, period="day")["models"]
     assert (strangers["model_id"], strangers["requests"], strangers["input_tokens"]) == (None, 8, 10)
     assert (strangers["total_usd"], strangers["average_usd_per_request"]) == (Decimal("0.40"), Decimal("0.05"))

@@ -162,6 +162,7 @@ def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_w
     asked, charged = len(vllm.asked), spent(data) - charged
     assert asked == evaluation.rows > 0
     assert 0 <= charged - asked * CALL_USD < Decimal("0.00000001")
+    assert any("was not trained here" in note for note in evaluation.notes)
     assert evaluation.about["verdict"]["decision"] == "promote", evaluation.about["verdict"]
 
     promote_model(data, "mine", PromoteSettings(weight=1))
@@ -297,6 +298,11 @@ def answers(status: int, body: bytes) -> Callable[[Path, Vllm], Model]:
     ("attempt", "error", "told"),
     [
         (WRONG_MODEL, RemoteNotFound, "no model 'org/other'"),
+        (
+            answers(401, f'{{"error": {{"message": "wrong key {KEY}!"}}}}'.encode()),
+            KeyRefused,
+            "check the key in VLLM_KEY",
+        ),
         (answers(403, b"{}"), AccessDenied, "use one that may"),
         (answers(307, b""), UnexpectedAnswer, "redirects elsewhere"),
         (answers(200, b"<html>hello</html>"), UnexpectedAnswer, "not OpenAI-shaped"),
