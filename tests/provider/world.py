@@ -186,7 +186,7 @@ class World:
             validation_from="",
             holdout_from="",
             leaks=Leaks(0, 0, 0, 0, 0.0),
-            rows_sha256=hashlib.sha256().hexdigest(),
+            rows_sha256=hashlib.sha256((folder / "rows.parquet").read_bytes()).hexdigest(),
             quality={},
         )
         (folder / "manifest.json").write_text(json.dumps(manifest.as_dict()))
