@@ -34,6 +34,7 @@ from provider.lifecycle.uploads import upload_dataset
 from provider.pace import Pace
 from provider.port import Provider
 from provider.providers import open_provider
+from provider.serving import load_serving
 from quality.dataset.export import Manifest, export_dataset, read_manifest
 from quality.settings import ExportSettings
 from reasoning.config import load_config
@@ -176,6 +177,7 @@ def deploy(
                 ledger,
                 row.id,
                 replicas=replicas,
+                share=load_serving().of(name).share,
                 pace=Pace(now=now, progress=progress, poll_seconds=provider.poll_seconds),
             )
 

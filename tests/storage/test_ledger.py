@@ -34,6 +34,7 @@ from storage.ledger.reports import cost_report, model_history, model_status
 from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset
 from tests.forkserver import CONTEXT
 from tests.postgres import fresh_database, run_postgres
+from tests.storage.old_ledgers import forget_migrations
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 PLANNING = ChargedTo(decision_type="planning")
@@ -357,19 +358,7 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_what_it_holds(
         for table in ("charges", "transitions"):  # what the second one added
             trigger = f"{table}_no_truncate ON {table}" if "postgresql" in ledger_url else f"{table}_no_replace"
             connection.execute(sa.text(f"DROP TRIGGER {trigger}"))
-        for table in ("evaluations", "cycles", "promotions"):  # what the third one added
-            connection.execute(sa.text(f"DROP TABLE {table}"))
-        connection.execute(sa.text("DROP INDEX models_name"))  # what the fourth one added
-        models = ("name", "base_url", "key_variable", "logprobs", "provider")
-        for column in (*models, "input_million_nano", "output_million_nano", "hourly_nano"):
-            connection.execute(sa.text(f"ALTER TABLE models DROP COLUMN {column}"))
-        connection.execute(sa.text("ALTER TABLE deployments DROP COLUMN provider"))
-        connection.execute(sa.text("DROP TABLE sleeps"))  # what the fifth one added
-        connection.execute(sa.text("DROP INDEX deployments_replica"))
-        for column in ("role", "replica_id", "max_adapters"):
-            connection.execute(sa.text(f"ALTER TABLE deployments DROP COLUMN {column}"))
-        for column in ("adapter_object_id", "adapter_name"):
-            connection.execute(sa.text(f"ALTER TABLE models DROP COLUMN {column}"))
+        forget_migrations(connection)
         old = {"id": "m1", "state": "trained", "created_at": NOON, "updated_at": NOON}
         columns = schema.metadata.tables["models"].c
         old |= {"base_model": "b", "model_object_id": "ml_1"}
