@@ -116,7 +116,10 @@ def test_what_it_does_not_offer_it_refuses(subject: Subject) -> None:
         calls += [lambda: provider.create_endpoint("n"), lambda: provider.scale("e", "d", 0)]
         assert provider.endpoints() == []
     if can.adapters_per_replica == 0:
-        calls += [lambda: provider.attach("e", "d", "a"), lambda: provider.attached("e", "d")]
+        calls += [
+            lambda: provider.attach("e", "d", "a", before_create=lambda: None),
+            lambda: provider.attached("e", "d"),
+        ]
     if not can.bills:
         now = datetime.now(UTC)
         calls += [lambda: provider.read_bill(Objects([], []), since=now, now=now, errors=[])]
