@@ -102,7 +102,7 @@ def stop_running(data: Path, provider: str, *, dry_run: bool = False, installati
     from provider.providers import open_provider
 
     try:
-        opened = open_provider(provider, timeout=20)
+        opened = open_provider(data, provider, timeout=20)
     except ProviderError as error:
         withdrawn = [] if dry_run else withdraw_registered(data)
         told = f". Withdrawn all the same: {', '.join(withdrawn)}" if withdrawn else ""

@@ -22,7 +22,7 @@ from provider.lifecycle.routes import withdraw_model
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.uploads import upload_dataset
 from provider.port import Provider
-from provider.providers import open_provider
+from provider.providers import open_provider, open_provider_of
 from quality.dataset.export import Manifest, export_dataset, read_manifest
 from quality.settings import ExportSettings
 from reasoning.config import load_config
@@ -37,9 +37,9 @@ from storage.progress import OnProgress
 
 
 @contextmanager
-def at_work(data: Path) -> Iterator[tuple[Provider, Ledger]]:
-    """The provider and the ledger of a data folder."""
-    with open_ledger(data) as ledger, open_provider() as provider:
+def at_work(data: Path, of: Model | None = None) -> Iterator[tuple[Provider, Ledger]]:
+    """The provider and the ledger of a data folder; given a model, the provider that has it."""
+    with open_ledger(data) as ledger, open_provider_of(data, of.provider if of else None) as provider:
         yield provider, ledger
 
 
@@ -127,7 +127,7 @@ def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
     with open_ledger(data) as ledger:
         if not ledger.find(FineTuneJob, id=job):
             raise MissingStep(f"there is no fine-tune {job!r}: `reasoning models jobs` lists them")
-        with open_provider() as provider:
+        with open_provider(data) as provider:
             return cancel_fine_tune(provider, ledger, job, now=now)
 
 
@@ -145,7 +145,7 @@ def deploy(
             if row.state == "retired":
                 raise MissingStep(f"{row.name} was unregistered: register it under another name")
             return serve_model(load_config(data), ledger, row, now=clock_of(now)())
-    with at_work(data) as (provider, ledger):
+    with at_work(data, row) as (provider, ledger):
         name = required(row.decision_type, f"the decision type of model {row.id}")
         with holding(data, name, now=now):
             if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, "ready")):
@@ -224,7 +224,7 @@ def take_down(
             )
 
         try:
-            provider = open_provider()
+            provider = open_provider_of(data, row.provider)
         except ProviderError as error:
             if not end(None):
                 raise

@@ -20,7 +20,7 @@ def guard(
         idle=timedelta(minutes=idle_minutes) if idle_minutes else None, lease=timedelta(minutes=lease_minutes)
     )
     try:
-        provider = open_provider(timeout=15)  # seconds: the next tick comes within a minute
+        provider = open_provider(data, timeout=15)  # seconds: the next tick comes within a minute
     except ProviderError as error:
         report = guard_costs(data, None, policy=policy, now=now)
         if UNREACHABLE in report.errors:  # where only registered models serve, nobody misses it
@@ -33,7 +33,7 @@ def guard(
 def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
     """What runs at the provider against the ledger. Raises `ProviderError` where it cannot be asked, but must be."""
     try:
-        provider = open_provider()
+        provider = open_provider(data)
     except ProviderError:
         with open_ledger(data) as ledger:
             if needs_provider(ledger):
