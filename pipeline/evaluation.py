@@ -163,7 +163,7 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
             exam.config, ledger, server, model, conversations, sampling, progress=progress, now=exam.now
         )
     else:
-        with open_provider_of(data, server.provider) as provider:
+        with open_provider_of(exam.config.data, server.provider) as provider:
             name = required(server.served_name, server.name)
             completions = complete_many(
                 provider, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now

@@ -16,7 +16,6 @@ from reasoning.serving.routes import Logprobs
 __all__ = [
     "PROVIDERS",
     "arm_address",
-    "inference_url",
     "open_provider",
     "open_provider_of",
     "provider_name",

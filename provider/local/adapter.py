@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,15 +14,19 @@ from typing import Any
 
 import httpx
 
+from provider.endpoint.asking import ask_arm
 from provider.errors import NotServable, ProviderRefused, ProviderUnavailable, RemoteNotFound
 from provider.local.folder import Folder, Job, LocalDeployment, LocalEndpoint, check_name, is_held
 from provider.local.jobs import cancel, follow, submit
 from provider.local.process import start_detached
 from provider.port import (
+    CONCURRENCY,
     BaseModel,
     BeforeCreate,
     Capabilities,
+    Completion,
     FileState,
+    Messages,
     Provider,
     RemoteDeployment,
     RemoteEndpoint,
@@ -30,11 +34,15 @@ from provider.port import (
     RemoteJob,
     RemoteJobState,
     RemoteState,
+    Sampling,
     ServingOption,
     ServingRequest,
     TrainingRequest,
 )
 from provider.rows import CheckedFile
+from reasoning.config import Config
+from reasoning.serving.routes import Arm
+from storage.progress import OnProgress, Progress
 
 LOCAL = "local"
 LEARNERS = ("auto", "linear", "encoder", "stacked")
@@ -56,9 +64,9 @@ class LocalProvider(Provider):
         """`data` is the data folder."""
         self.folder = Folder(data / "local")
 
-    def time(self) -> datetime | None:
-        """The machine's clock."""
-        return datetime.now(UTC)
+    def close(self) -> None:
+        """Nothing is open."""
+        return
 
     # Prices and models
 
@@ -242,6 +250,28 @@ class LocalProvider(Provider):
         raise ProviderUnavailable(
             f"the server of local models does not answer: see {self.folder.path / 'server.log'}, and start again"
         )
+
+    def ask(
+        self,
+        model: str,
+        conversations: Iterable[Messages],
+        sampling: Sampling,
+        *,
+        concurrency: int = CONCURRENCY,
+        progress: OnProgress | None = None,
+    ) -> list[Completion]:
+        """As `Provider.ask`."""
+        asked, done = list(conversations), 0
+
+        def note(_: int, answer: Completion | None) -> None:
+            nonlocal done
+            if answer is not None and progress:
+                done += 1
+                progress(Progress(done, len(asked), "answers"))
+
+        arm = Arm(name="custom", source="custom", model=model, base_url=self.url(), logprobs="flag")
+        config = Config(data=self.folder.path.parent)
+        return ask_arm(config, arm, asked, sampling, concurrency=concurrency, on_answer=note)
 
     def _state(self, row: LocalDeployment) -> RemoteDeployment:
         state, message = RemoteState.STOPPED, ""

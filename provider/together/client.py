@@ -41,7 +41,7 @@ T = TypeVar("T")
 def provider_name(provider: str | None = None) -> str:
     """Name of the provider, by default that of `REASONING_PROVIDER`, else `local`.
 
-    `local` with an address in `REASONING_PROVIDER_URL` is `emulator`, as it was before there was a provider without one.
+    `local` with an address in `REASONING_PROVIDER_URL` means `emulator`, as it did in earlier versions.
     """
     name = provider or os.environ.get("REASONING_PROVIDER") or "local"
     return "emulator" if name == "local" and os.environ.get("REASONING_PROVIDER_URL") else name
@@ -60,8 +60,8 @@ def provider_url(provider: str | None = None, base_url: str | None = None) -> st
         url = _without_secrets(base_url or os.environ.get("REASONING_PROVIDER_URL") or "")
         if not url:
             raise ProviderSettingsError(
-                "the emulator has no URL: run `reasoning serve --provider emulator` for this data folder, which starts one, "
-                "or `python -m emulator`, and set REASONING_PROVIDER_URL to the address that it prints"
+                "the emulator has no URL: run `reasoning serve --provider emulator` for this data folder, which "
+                "starts it, or `python -m emulator`, and set REASONING_PROVIDER_URL to the address that it prints"
             )
         host = (urlsplit(url).hostname or "").rstrip(".")
         if f".{host}".endswith((".together.ai", ".together.xyz")):
