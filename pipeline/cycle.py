@@ -20,6 +20,7 @@ from pipeline.cycle_plan import (
     known_jobs,
     look_ahead,
     make_plan,
+    read_holdout,
     serving_steps,
     training_step,
 )
@@ -161,7 +162,8 @@ def plan_cycle(
         name = None if folder is None else read_manifest(folder).dataset_id
         if name is not None and model_id is None and (jobs := known_jobs(ledger, name, base, sent)):
             model_id = jobs[-1].model_id  # it may run already, and then it costs nothing more
-        steps = serving_steps(ledger, kind.name, base, model_id=model_id)
+        holdout = None if folder is None else read_holdout(data, folder, kind.name)
+        steps = serving_steps(ledger, kind.name, base, model_id=model_id, holdout=holdout)
         if folder is not None and name is not None:
             steps.insert(0, training_step(provider, ledger, name, base, None, again=False))
             refusals, notes = look_ahead(data, folder, kind.name, steps, now=clock())

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import NotWorthIt
 from pipeline.traffic import questions_per_hour
 from provider.clock import Now, clock_of
+from provider.endpoint.arms import most_usd
 from provider.lifecycle.deployment_state import STARTING_STATES
 from provider.lifecycle.fine_tunes import estimate_job
 from provider.money.metering import hourly_usd
@@ -25,6 +26,7 @@ from provider.port import BaseModel, Provider
 from quality.dataset.export import read_rows
 from quality.evaluation.promotion import certain_refusals, foresee, prospect_notes
 from reasoning.config import load_config
+from reasoning.decision_types import get_decision_type
 from storage.errors import BudgetExceeded, LedgerError
 from storage.ledger.ledger import Budget, open_ledger
 from storage.ledger.money import format_usd
@@ -46,6 +48,14 @@ class Step:
     amount_usd: Decimal
     hourly_usd: Decimal
     what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """The questions that a verdict asks, and how many tokens each answer may have."""
+
+    questions: Sequence[Sequence[Any]]
+    max_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +121,42 @@ def known_jobs(ledger: Ledger, dataset_id: str, base: BaseModel, parameters: Map
 
 
 def serving_steps(
-    ledger: Ledger, decision_type: str, base: BaseModel, *, model_id: str | None = None, replicas: int = 1
+    ledger: Ledger,
+    decision_type: str,
+    base: BaseModel,
+    *,
+    model_id: str | None = None,
+    replicas: int = 1,
+    holdout: Holdout | None = None,
 ) -> list[Step]:
-    """What runs by the hour until the verdict: the candidate (`model_id`, None: not trained yet), and the incumbent."""
+    """What the verdict costs: the candidate (`model_id`, None: not trained yet) and the incumbent by the hour, and the
+    tokens of an incumbent that is paid by them, for the questions of `holdout` (None: there is no dataset yet)."""
     none = Decimal(0)
     up = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready")) if model_id else []
     rate = hourly_usd(up[-1]) if up else base.hourly_usd * replicas
     where = "runs already" if up else f"on {base.hardware}"
+    by_token: list[Model] = []
     steps = [Step("candidate", rate * HOURS, none if up else rate, f"{HOURS} hour, {where}")]
     for model in ledger.find(Model, decision_type=decision_type, state="promoted"):
         if model.id == model_id:
             continue
         for row in ledger.find(Deployment, model_id=model.id, state=(*STARTING_STATES, "ready")):
             rate = hourly_usd(row)
+            by_token += [model] if model.input_million_usd is not None else []
             steps.append(Step("incumbent", rate * HOURS, none, f"{HOURS} hour of {model.id}, which runs already"))
-    steps.append(Step("evaluation", none, none, "its tokens cost nothing: both run by the hour"))
-    return steps
+    if not by_token or holdout is None:
+        steps.append(Step("evaluation", none, none, "its tokens cost nothing: both run by the hour"))
+        return steps
+    most = sum((most_usd(model, holdout.questions, holdout.max_tokens) for model in by_token), none)
+    asked = ", ".join(f"{len(holdout.questions):,} questions to {model.name}" for model in by_token)
+    return [*steps, Step("evaluation", most, none, f"tokens of {asked}, at most")]
+
+
+def read_holdout(data: Path, folder: Path, decision_type: str) -> Holdout:
+    """The holdout of a dataset, as it will be asked."""
+    config = load_config(data)
+    rows = read_rows(folder, "holdout", config=config)
+    return Holdout([row.messages for row in rows], get_decision_type(decision_type, config).max_tokens)
 
 
 def budget_needs(ledger: Ledger, decision_type: str, steps: Sequence[Step], *, now: datetime) -> list[BudgetNeed]:
@@ -238,9 +268,11 @@ def look_ahead(
         rates = [step.amount_usd / HOURS for step in steps if step.step == name]
         return float(rates[0]) / traffic if rates and traffic else None
 
-    refusals = certain_refusals(
-        prospect, cost_usd=per_answer("candidate"), incumbent_cost_usd=per_answer("incumbent"), priced=True
-    )
+    incumbent = per_answer("incumbent")
+    tokens = sum(float(step.amount_usd) for step in steps if step.step == "evaluation")
+    if tokens and prospect.rows:  # what they cost at most: only that makes a refusal certain
+        incumbent = (incumbent or 0.0) + tokens / prospect.rows
+    refusals = certain_refusals(prospect, cost_usd=per_answer("candidate"), incumbent_cost_usd=incumbent, priced=True)
     return refusals, prospect_notes(prospect)
 
 

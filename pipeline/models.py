@@ -9,7 +9,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.cycle_plan import Step, hold_cycle, holding, look_ahead, require_worth, serving_steps, training_step
+from pipeline.cycle_plan import (
+    Holdout,
+    Step,
+    hold_cycle,
+    holding,
+    look_ahead,
+    read_holdout,
+    require_worth,
+    serving_steps,
+    training_step,
+)
 from pipeline.errors import MissingStep
 from pipeline.selection import find_model, list_candidates
 from provider.clock import Now, clock_of
@@ -28,11 +38,11 @@ from quality.settings import ExportSettings
 from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import ReasoningError
-from storage.errors import BudgetExceeded
+from storage.errors import BudgetExceeded, NoSuchObject
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.lives import drop_promotions
-from storage.ledger.rows import ENDPOINT, Deployment, FineTuneJob, Model, required
+from storage.ledger.rows import ENDPOINT, Deployment, FineTuneJob, Model, UploadedDataset, required
 from storage.progress import OnProgress
 
 
@@ -96,12 +106,13 @@ def fine_tune(
     manifest, clock = read_manifest(folder), clock_of(now)
     name = manifest.decision_type
     tier = tier or get_decision_type(name, load_config(data)).tier
+    holdout = read_holdout(data, folder, name)
     with holding(data, name, now=now), at_work(data) as (provider, ledger):
         base = provider.base_model(tier)
 
         def steps() -> list[Step]:
             first = training_step(provider, ledger, manifest.dataset_id, base, parameters, again)
-            return [first, *serving_steps(ledger, name, base)]
+            return [first, *serving_steps(ledger, name, base, holdout=holdout)]
 
         if (planned := steps())[0].amount_usd:
             if not anyway:
@@ -150,7 +161,8 @@ def deploy(
         with holding(data, name, now=now):
             if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, "ready")):
                 base = provider.base_model(row.base_model)
-                steps = serving_steps(ledger, name, base, model_id=row.id, replicas=replicas)
+                holdout = _holdout_of(data, ledger, row, name)
+                steps = serving_steps(ledger, name, base, model_id=row.id, replicas=replicas, holdout=holdout)
                 hold_cycle(ledger, name, steps, now=clock_of(now)())
             return deploy_model(
                 provider,
@@ -161,6 +173,14 @@ def deploy(
                 progress=progress,
                 poll_seconds=provider.poll_seconds,
             )
+
+
+def _holdout_of(data: Path, ledger: Ledger, model: Model, decision_type: str) -> Holdout | None:
+    """The holdout of the dataset that a model was trained on, where it is still there."""
+    with suppress(MissingStep, NoSuchObject):
+        dataset = ledger.get(UploadedDataset, model.upload_id or "").dataset
+        return read_holdout(data, find_dataset(data, dataset), decision_type)
+    return None
 
 
 def undeploy(

@@ -25,7 +25,7 @@ import storage
 from quality.evaluation.form_metrics import get_metrics
 from quality.evaluation.live import Observations, Stream
 from quality.evaluation.objectives import Objective, load_objective
-from quality.evaluation.sequential import Scores
+from quality.evaluation.sequential import Scores, limit_outliers
 from quality.settings import Design
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
@@ -167,7 +167,8 @@ def compare_rows(
     if design == "shadow":
         both = ours & theirs
         mean, count = table.means(model - fallback, both)
-        return design, _stream(table, mean, lowest - highest, highest - lowest, count), level
+        mean, limit = limit_outliers(mean, highest - lowest, np.maximum(count, 1))
+        return design, _stream(table, mean, -limit, limit, count), level
     return design, _arm_stream(table, np.where(ours, model, fallback), ours, lowest, highest), level
 
 

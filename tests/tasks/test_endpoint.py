@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
 
+from pipeline.cycle_plan import look_ahead, read_holdout, serving_steps
 from pipeline.errors import MissingStep, NameTaken
 from pipeline.evaluation import evaluate_model
 from pipeline.models import deploy, export, undeploy
@@ -163,6 +165,7 @@ def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_w
     assert evaluation.about["verdict"]["decision"] == "promote", evaluation.about["verdict"]
 
     promote_model(data, "mine", PromoteSettings(weight=1))
+    _check_plan(data, asked)
     arm = read_routes(data / "routes.json").routes["should_respond"].arms[0]
     assert (arm.model, arm.request_model, arm.key_variable) == ("endpoint/mine", "org/small", "VLLM_KEY")
     assert KEY not in (data / "routes.json").read_text()
@@ -200,6 +203,19 @@ def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_w
     assert decide(data) == ["original"]
     with pytest.raises(MissingStep, match="was unregistered"):
         deploy(data, "mine")
+
+
+def _check_plan(data: Path, questions: int) -> None:
+    """The next cycle counts what it costs to ask the incumbent, and does not take it for one that costs nothing."""
+    (manifest,) = Layout(data).datasets.glob("*/*/manifest.json")
+    holdout = read_holdout(data, manifest.parent, "should_respond")
+    rented: Any = SimpleNamespace(hourly_usd=Decimal("5.49"), hardware="1xh100")
+    with open_ledger(data) as ledger:
+        *_, evaluation = steps = serving_steps(ledger, "should_respond", rented, holdout=holdout)
+    assert [step.step for step in steps] == ["candidate", "incumbent", "evaluation"]
+    assert evaluation.amount_usd > questions * CALL_USD and f"{questions} questions to mine" in evaluation.what
+    refusals, _ = look_ahead(data, manifest.parent, "should_respond", steps, now=datetime.now(UTC))
+    assert refusals == []
 
 
 def test_answers_whose_tokens_nobody_counted_are_charged_at_most(data: Path, vllm: Vllm) -> None:
