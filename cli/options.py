@@ -31,6 +31,7 @@ class Provider(StrEnum):
     """The values of `--provider`."""
 
     LOCAL = "local"
+    EMULATOR = "emulator"
     TOGETHER = "together"
 
 

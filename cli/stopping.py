@@ -40,7 +40,7 @@ def last_provider(data: Path) -> str | None:
         found = json.loads(Layout(data).serve_lock.read_text() or "{}").get("provider")
     except (OSError, ValueError, AttributeError):
         return None
-    return found if found in ("local", "together") else None
+    return found if found in ("local", "emulator", "together") else None
 
 
 def stop_command(data: Path, provider: str) -> str:

@@ -238,6 +238,10 @@ def take_down(
         if row.provider == ENDPOINT:
             return _withdraw_registered(data, ledger, row, deployments, why=why, now=clock_of(now)())
 
+        if not deployments:  # of a provider that is not used any more, perhaps
+            _lose_traffic(ledger, row, why=why, now=clock_of(now)())
+            return []
+
         def end(provider: Provider | None, **options: Any) -> list[Deployment]:
             return _end_each(
                 provider, ledger, deployments, routes_path=Layout(data).routes, why=why, now=now, **options
@@ -253,10 +257,14 @@ def take_down(
                 "can be asked"
             ) from error
         finally:
-            if row.state == "promoted":  # it has no traffic any more, whatever becomes of the rest
-                ledger.transition(Model, row.id, "trained", why=why, now=clock_of(now)())
+            _lose_traffic(ledger, row, why=why, now=clock_of(now)())  # whatever becomes of the rest
         with provider:
             return end(provider, progress=progress, poll_seconds=provider.poll_seconds)
+
+
+def _lose_traffic(ledger: Ledger, model: Model, *, why: str, now: datetime) -> None:
+    if model.state == "promoted":
+        ledger.transition(Model, model.id, "trained", why=why, now=now)
 
 
 def _withdraw_registered(
@@ -272,8 +280,7 @@ def _withdraw_registered(
             withdraw_model(Layout(data).routes, name, now=now)
         except (ReasoningError, OSError) as error:
             trouble = error
-    if model.state == "promoted":
-        ledger.transition(Model, model.id, "trained", why=why, now=now)
+    _lose_traffic(ledger, model, why=why, now=now)
     ended = [end_serving(ledger, row, why=why, now=now) for row in deployments]
     if trouble is not None:
         raise trouble

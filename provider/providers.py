@@ -56,9 +56,7 @@ def open_provider_of(data: Path, has: str | None, *, timeout: float = 60.0) -> P
     if has == "local":
         name = "local"
     elif has is not None and name == "local":
-        raise ProviderSettingsError(
-            f"this is at the provider `{has}`: set REASONING_PROVIDER={has}, or --provider {has}"
-        )
+        raise ProviderSettingsError(f"this is at the provider `{has}`: set REASONING_PROVIDER={has} (or `emulator`)")
     return open_provider(data, name, timeout=timeout)
 
 

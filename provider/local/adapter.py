@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ import httpx
 
 from provider.endpoint.asking import ask_arm
 from provider.errors import NotServable, ProviderRefused, ProviderUnavailable, RemoteNotFound
-from provider.local.folder import Folder, Job, LocalDeployment, LocalEndpoint, check_name, is_held
+from provider.local.folder import Folder, Job, LocalDeployment, LocalEndpoint, check_name, is_held, server_url
 from provider.local.jobs import cancel, follow, submit
 from provider.local.process import start_detached
 from provider.port import (
@@ -45,6 +44,7 @@ from reasoning.serving.routes import Arm
 from storage.progress import OnProgress, Progress
 
 LOCAL = "local"
+TIERS = ("small", "medium", "large")
 LEARNERS = ("auto", "linear", "encoder", "stacked")
 CONFIG, HARDWARE = "process", "this machine"
 _FREE = Decimal(0)
@@ -68,6 +68,10 @@ class LocalProvider(Provider):
         """Nothing is open."""
         return
 
+    def time(self) -> datetime | None:
+        """This machine's clock."""
+        return datetime.now(UTC)
+
     # Prices and models
 
     def hourly_prices(self) -> Mapping[str, Decimal]:
@@ -76,9 +80,10 @@ class LocalProvider(Provider):
 
     def base_model(self, tier: str, *, lora: bool = True) -> BaseModel:
         """A learner: `local/NAME`; for each tier `local/auto`, which compares all that are installed."""
-        name = tier.removeprefix("local/") if tier.startswith("local/") else "auto"
-        if name not in LEARNERS:
-            raise NotServable(f"no learner {name!r}; known: {', '.join(f'local/{each}' for each in LEARNERS)}")
+        name = "auto" if tier in TIERS else tier.removeprefix("local/")
+        if name not in LEARNERS or (tier not in TIERS and not tier.startswith("local/")):
+            known = ", ".join([*TIERS, *(f"local/{each}" for each in LEARNERS)])
+            raise NotServable(f"this machine trains no {tier!r}; known: {known}")
         full = f"local/{name}"
         return BaseModel(id=full, name=full, config=CONFIG, hardware=HARDWARE, hourly_usd=_FREE)
 
@@ -114,8 +119,7 @@ class LocalProvider(Provider):
     def train(self, request: TrainingRequest, *, before_create: BeforeCreate) -> RemoteJob:
         """Start a training."""
         check_name(request.name)
-        before_create()
-        return _job(submit(self.folder, request))
+        return _job(submit(self.folder, request, before_create=before_create))
 
     def jobs(self) -> list[RemoteJob]:
         """All trainings of this folder."""
@@ -186,12 +190,12 @@ class LocalProvider(Provider):
         """The deployment, created where it is not there."""
         if not self.folder.model(request.model_object_id).exists():
             raise ProviderRefused(f"there is no model {request.model_object_id!r}")
-        before_create()
         with self.folder.locked():
             endpoints = self.folder.read_endpoints()
             endpoint = _get(endpoints, request.endpoint_id)
             found = endpoint.find(request.name)
             if found is None:
+                before_create()
                 found = LocalDeployment(
                     id=f"{endpoint.name}.{check_name(request.name)}",
                     name=request.name,
@@ -242,9 +246,9 @@ class LocalProvider(Provider):
         while time.monotonic() < until:
             if not is_held(self.folder.server_lock):
                 start_detached("provider.local.server", [str(self.folder.path)], self.folder.path / "server.log")
-            with suppress(OSError, ValueError, KeyError, httpx.HTTPError):
-                url = f"http://127.0.0.1:{json.loads(self.folder.server.read_bytes())['port']}"
-                if _ask_health(url).json().get("folder") == str(self.folder.path):
+            with suppress(OSError, ValueError, httpx.HTTPError):
+                url = server_url(self.folder.path)
+                if url and _ask_health(url).json().get("folder") == str(self.folder.path):
                     return url
             time.sleep(0.05)
         raise ProviderUnavailable(
@@ -271,7 +275,8 @@ class LocalProvider(Provider):
 
         arm = Arm(name="custom", source="custom", model=model, base_url=self.url(), logprobs="flag")
         config = Config(data=self.folder.path.parent)
-        return ask_arm(config, arm, asked, sampling, concurrency=concurrency, on_answer=note)
+        # More at once would wait for each other in the server, and be measured so.
+        return ask_arm(config, arm, asked, sampling, concurrency=min(concurrency, 2), on_answer=note)
 
     def _state(self, row: LocalDeployment) -> RemoteDeployment:
         state, message = RemoteState.STOPPED, ""
