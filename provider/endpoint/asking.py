@@ -15,6 +15,7 @@ from provider.endpoint.arms import arm_of, most_usd
 from provider.money.metering import tokens_usd
 from provider.port import CONCURRENCY, Completion, Sampling
 from reasoning.config import Config
+from reasoning.error_text import describe_error
 from reasoning.errors import CallFailed
 from reasoning.io.sse import StreamedCompletion
 from reasoning.io.transport import Transport
@@ -48,6 +49,7 @@ class Asker:
     """Connections to one server. `ask` may be called by several threads."""
 
     def __init__(self, config: Config, sampling: Sampling, wait: Callable[[float], None] = time.sleep) -> None:
+        self._secrets = config.secrets
         self._calls = ModelCalls(config, time.time)
         self._transport = Transport()
         self._sampling = sampling
@@ -70,7 +72,8 @@ class Asker:
                 return send(target.url, target.headers, body)
             except CallFailed as error:
                 if error.status not in BUSY or attempt == _ATTEMPTS - 1:
-                    raise
+                    said = describe_error(error, *self._secrets).removeprefix(f"{type(error).__name__}: ")
+                    raise CallFailed(error.reason, said, error.status) from None  # a server may echo its key
                 self._wait(_FIRST_PAUSE * 2**attempt)
         raise AssertionError("an attempt either returns or raises")
 
