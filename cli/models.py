@@ -23,7 +23,7 @@ from pipeline.parameters import (
     RegisterSettings,
     UndeploySettings,
 )
-from quality.settings import ExportSettings
+from quality.settings import ExperimentSettings, ExportSettings
 
 if TYPE_CHECKING:
     from pipeline.cycle_plan import CyclePlan
@@ -140,6 +140,30 @@ def evaluate(
     for note in found.notes:
         print_line(note)
     print_line(f"Verdict: {found.about['verdict']['decision']}. {found.about['verdict']['why']}")
+
+
+@app.command()
+@with_settings
+def experiment(
+    decision_type: DecisionType, data: Data = None, *, settings: ExperimentSettings, as_json: AsJson = False
+) -> None:
+    """Show the live test of the model that has traffic: its difference to the fallback, and what is to be done."""
+    from pipeline.experiment import experiment_rows, report_experiment
+    from pipeline.reports import evaluation_rows
+
+    folder = find_data(data)
+    report = report_experiment(folder, check_decision_type(decision_type, folder), settings)
+    if as_json:
+        print_json(report)
+        return
+    title = f"Model {report.model_id} ({report.stage}) less the fallback, by episode"
+    show(experiment_rows(report), as_json=False, title=title)
+    show(report.decision.numbers, as_json=False, title="Figures")
+    if report.evaluation is not None:
+        show(evaluation_rows(report.evaluation), as_json=False, title=f"All {report.evaluation.rows:,} labelled rows")
+    else:
+        print_line(f"No table of metrics: {report.nothing_to_compare}")
+    print_line(f"Decision: {report.decision.action}. {report.decision.reason}")
 
 
 @app.command()

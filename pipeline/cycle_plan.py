@@ -21,8 +21,10 @@ from provider.clock import Now, clock_of
 from provider.endpoint.arms import most_usd
 from provider.lifecycle.deployment_state import STARTING_STATES
 from provider.lifecycle.fine_tunes import estimate_job
+from provider.lifecycle.sharing import attached_to, hourly_part, replica_of_base
 from provider.money.metering import hourly_usd
 from provider.port import BaseModel, Provider
+from provider.serving import load_serving
 from quality.dataset.export import read_rows
 from quality.evaluation.promotion import certain_refusals, foresee, prospect_notes
 from reasoning.config import load_config
@@ -120,6 +122,24 @@ def known_jobs(ledger: Ledger, dataset_id: str, base: BaseModel, parameters: Map
     )
 
 
+def _candidate(
+    ledger: Ledger, decision_type: str, base: BaseModel, up: list[Deployment], replicas: int
+) -> tuple[Decimal, Decimal, str]:
+    """What a candidate costs an hour, what of that is more than runs now, and where it runs, in words."""
+    if up:
+        return hourly_part(ledger, up[-1]), Decimal(0), "runs already"
+    rate = base.hourly_usd * replicas
+    if base.adapters == 0 or replicas > 1 or not load_serving().of(decision_type).share:
+        return rate, rate, f"on {base.hardware}"
+    if (replica := replica_of_base(ledger, base.name)) is not None:
+        sharers = len(attached_to(ledger, replica.id)) + 1
+        room = f"of {replica.max_adapters}" if replica.max_adapters else "of as many as it carries"
+        said = f"attached to {replica.name}, which runs already: adapter {sharers} {room}"
+        return hourly_usd(replica) / sharers, Decimal(0), said
+    room = f"up to {base.adapters} adapters" if base.adapters else "adapters"
+    return rate, rate, f"on a new replica on {base.hardware}, which carries {room}"
+
+
 def serving_steps(
     ledger: Ledger,
     decision_type: str,
@@ -133,15 +153,14 @@ def serving_steps(
     tokens of an incumbent that is paid by them, for the questions of `holdout` (None: there is no dataset yet)."""
     none = Decimal(0)
     up = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready")) if model_id else []
-    rate = hourly_usd(up[-1]) if up else base.hourly_usd * replicas
-    where = "runs already" if up else f"on {base.hardware}"
+    rate, more, where = _candidate(ledger, decision_type, base, up, replicas)
     by_token: list[Model] = []
-    steps = [Step("candidate", rate * HOURS, none if up else rate, f"{HOURS} hour, {where}")]
+    steps = [Step("candidate", rate * HOURS, more, f"{HOURS} hour, {where}")]
     for model in ledger.find(Model, decision_type=decision_type, state="promoted"):
         if model.id == model_id:
             continue
         for row in ledger.find(Deployment, model_id=model.id, state=(*STARTING_STATES, "ready")):
-            rate = hourly_usd(row)
+            rate = hourly_part(ledger, row)
             by_token += [model] if model.input_million_usd is not None else []
             steps.append(Step("incumbent", rate * HOURS, none, f"{HOURS} hour of {model.id}, which runs already"))
     if not by_token or holdout is None:

@@ -16,7 +16,8 @@ from pipeline.traffic import questions_per_hour
 from provider.clock import clock_of
 from provider.completions import complete_many
 from provider.endpoint.charging import ask_charged
-from provider.money.metering import hourly_usd, tokens_usd
+from provider.lifecycle.sharing import hourly_part
+from provider.money.metering import tokens_usd
 from provider.port import Completion, Sampling
 from provider.providers import open_provider
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
@@ -203,16 +204,17 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
                 provider, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now
             )
     answers: list[Answer | None] = []
+    hourly = hourly_part(ledger, server)
     for prompt, completion in zip(prompts, completions, strict=True):
         decision = None if completion.error is not None else read_decision(exam.kind, prompt, completion.text)
-        cost_usd = _cost_usd(exam, server, model, completion)
+        cost_usd = _cost_usd(exam, hourly, model, completion)
         answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))
     return answers
 
 
-def _cost_usd(exam: _Exam, server: Deployment, model: Model | None, answer: Completion) -> float | None:
+def _cost_usd(exam: _Exam, hourly: Decimal, model: Model | None, answer: Completion) -> float | None:
     """What an answer costs: its share of an hour, and the price of its tokens. None where one of them is not known."""
-    hourly, tokens = hourly_usd(server), Decimal(0)
+    tokens = Decimal(0)
     if hourly and not exam.per_hour:
         return None
     if model is not None and model.input_million_usd is not None:

@@ -33,6 +33,7 @@ from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.uploads import upload_dataset
 from provider.port import Provider
 from provider.providers import open_provider
+from provider.serving import load_serving
 from quality.dataset.export import Manifest, export_dataset, read_manifest
 from quality.settings import ExportSettings
 from reasoning.config import load_config
@@ -169,6 +170,7 @@ def deploy(
                 ledger,
                 row.id,
                 replicas=replicas,
+                share=load_serving().of(name).share,
                 now=now,
                 progress=progress,
                 poll_seconds=provider.poll_seconds,

@@ -149,8 +149,13 @@ class GuardSettings:
     """What one tick of the guard goes by."""
 
     idle_minutes: Annotated[
-        int | None, Ge(0), Doc("Stop a model that was not asked for this many minutes. Empty or 0: never.")
-    ] = 30
+        int | None,
+        Ge(0),
+        Doc(
+            "Stop a model that was not asked for this many minutes; a promoted one sleeps until it is asked again. "
+            "0: never. Empty: as `[serving]` of reasoning.toml says, 15 by default."
+        ),
+    ] = None
     lease_minutes: Annotated[
         float, Gt(0), Le(60), Doc("How long routes stay valid without another tick: a few times the interval.")
     ] = 3

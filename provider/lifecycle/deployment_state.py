@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from provider.clock import Now, clock_of
 from provider.errors import RemoteNotFound, UnexpectedAnswer
 from provider.hardware import compare_hardware, price_of
+from provider.lifecycle.sharing import sync_attached
 from provider.money.metering import meter_minutes
 from provider.port import Provider, RemoteDeployment, RemoteEndpoint, RemoteState
 from storage.ledger.money import format_usd
-from storage.ledger.rows import Deployment, DeploymentState, required
+from storage.ledger.rows import Deployment, DeploymentRole, DeploymentState, required
 
 if TYPE_CHECKING:
     from storage.ledger.ledger import Ledger
@@ -51,6 +52,8 @@ def sync_deployment(
     """
     clock = clock_of(now)
     row = ledger.get(Deployment, deployment_id)
+    if row.role == DeploymentRole.ATTACHED:
+        return _sync_attached(provider, ledger, row, clock)
     if row.remote_id is None or row.state in ("intended", "stopped", "deleted"):
         return row, ""
     try:
@@ -75,6 +78,19 @@ def sync_deployment(
         return row, message
     wanted = _FOLLOWED.get(remote.state, DeploymentState.PROVISIONING)
     return move_deployment(ledger, deployment_id, wanted, why=message, reason=message, now=clock()), message
+
+
+def _sync_attached(
+    provider: Provider, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]
+) -> tuple[Deployment, str]:
+    """Look at an attached model, and before at its replica where that is not ready yet."""
+    if row.state in (DeploymentState.INTENDED, *SHUTTING_STATES, DeploymentState.DELETED):
+        return row, ""
+    replica, message = ledger.get(Deployment, required(row.replica_id, f"the replica of {row.name}")), ""
+    if replica.state in STARTING_STATES:
+        replica, message = sync_deployment(provider, ledger, replica.id, now=clock)
+    row, said = sync_attached(provider, ledger, row, replica, move=move_deployment, clock=clock)
+    return row, "; ".join(filter(None, (said, message)))
 
 
 def _become_ready(

@@ -20,21 +20,24 @@ from provider.errors import (
     ConfigRefused,
     DeploymentFailed,
     NoCapacity,
+    NoRoom,
     NotServable,
     ProviderError,
+    ProviderRefused,
     ProviderUnavailable,
     UnexpectedAnswer,
     names_the_config,
 )
 from provider.hardware import instance_price
 from provider.lifecycle.deployment_state import SHUTTING_STATES, STARTING_STATES, know_endpoint, sync_deployment
+from provider.lifecycle.sharing import adapter_of, attach_model, intend_attached, move_to_another, option_for
 from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown
 from provider.money.metering import hourly_usd, last_metered, runway_of, runway_usd
 from provider.port import Provider, RemoteDeployment, ServingOption, ServingRequest
 from provider.retries import pause, retrying
 from storage.errors import IllegalTransition, LedgerError
 from storage.ledger.database import new_id
-from storage.ledger.rows import Deployment, DeploymentState, Model, required
+from storage.ledger.rows import Deployment, DeploymentRole, DeploymentState, Model, required
 from storage.progress import OnProgress, share_done
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ def deploy_model(
     model_id: str,
     *,
     replicas: int = 1,
+    share: bool = True,
     progress: OnProgress | None = None,
     poll_seconds: float = 5.0,
     timeout: timedelta = READY_TIMEOUT,
@@ -59,6 +63,8 @@ def deploy_model(
     """Serve a trained model (its ledger id) and wait until it is ready; returns the deployment's ledger row.
 
     It gets no route: that is `publish_route`. A model that is being deployed or is ready already is not deployed twice.
+    With `share` and one replica it is attached to a deployment of its base model beside others (`provider.lifecycle.
+    sharing`), where that can be done, else it has one of its own.
     Reserves money first (BudgetExceeded, PriceUnknown). When it fails or is not ready within `timeout`, it is taken
     down again and DeploymentFailed, NoCapacity (no hardware free) or ProviderUnavailable raised. It is taken down on
     Ctrl-C as well, unless an earlier call had begun it.
@@ -68,7 +74,7 @@ def deploy_model(
     clock = provider_clock(provider, now, seen=last_metered(ledger))
     for attempt in retrying(wait, progress=progress, what="reading configs and prices"):
         with attempt:
-            row, ours = _intend(provider, ledger, model_id, replicas, clock)
+            row, ours = _intend(provider, ledger, model_id, replicas, clock, share=share)
     try:
         row = _start(provider, ledger, row, progress, clock, wait)
         return _await_ready(provider, ledger, row, progress, poll_seconds, timeout, clock, wait)
@@ -84,8 +90,25 @@ def deploy_model(
         raise
 
 
+def begin_serving(
+    provider: Provider, ledger: Ledger, model_id: str, *, share: bool = True, now: Now = None
+) -> Deployment:
+    """Begin to serve a trained model without waiting until it is ready; returns its ledger row. The guard follows it.
+
+    Called again it goes on where it was. Raises BudgetExceeded, PriceUnknown, ProviderError, LedgerError.
+    """
+    clock = provider_clock(provider, now, seen=last_metered(ledger))
+    row, _ = _intend(provider, ledger, model_id, 1, clock, share=share)
+    try:
+        with ledger.exclusive("submit", wait=True):
+            return _create(provider, ledger, ledger.get(Deployment, row.id), clock)
+    except (ProviderRefused, NotServable) as error:
+        _roll_back(provider, ledger, row.id, str(error), clock)
+        raise
+
+
 def _intend(
-    provider: Provider, ledger: Ledger, model_id: str, replicas: int, clock: Callable[[], datetime]
+    provider: Provider, ledger: Ledger, model_id: str, replicas: int, clock: Callable[[], datetime], *, share: bool
 ) -> tuple[Deployment, bool]:
     """The ledger row to work on, and whether it is new."""
     model = ledger.get(Model, model_id)
@@ -94,13 +117,19 @@ def _intend(
     known = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready"))
     if known:
         return _at_todays_price(provider, ledger, known[-1], clock()), False
-    config = _rank(provider, ledger, model)[0]
+    if share and replicas == 1:
+        model = adapter_of(provider, ledger, model)
+    options = _rank(provider, ledger, model)
+    config = options[0]
+    shared = option_for(provider, model, options) if share and replicas == 1 else None
     for ending in ledger.find(Deployment, model_id=model_id, state=SHUTTING_STATES):
         advance_shutdown(provider, ledger, ending.id, now=clock)  # who began it may have died: not two at once
     with ledger.transaction():
         known = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready"))
         if known:
             return known[-1], False
+        if shared is not None:
+            return intend_attached(ledger, model, shared, clock()), True
         deployment_id = new_id()
         name, hourly = f"{ledger.prefix}{deployment_id}", config.hourly_usd * replicas
         reservation = ledger.reserve(
@@ -144,6 +173,11 @@ def _rank(provider: Provider, ledger: Ledger, model: Model) -> list[ServingOptio
 
 def _at_todays_price(provider: Provider, ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
     """What was intended before a kill may cost more by now: reserved anew, or refused (BudgetExceeded)."""
+    if row.role == DeploymentRole.ATTACHED:
+        replica = ledger.get(Deployment, required(row.replica_id, f"the replica of {row.name}"))
+        if replica.state == DeploymentState.INTENDED:
+            _at_todays_price(provider, ledger, replica, now)
+        return row
     if row.state != "intended" or row.attempted_at is not None:
         return row
     ledger.recheck(row.reservation_id, now=now)
@@ -167,8 +201,29 @@ def _start(
     """Bring the endpoint and the deployment into being, each once."""
     for attempt in retrying(wait, progress=progress, what=f"creating {row.name}"):
         with attempt, ledger.exclusive("submit", wait=True):
-            row = _create_with_some_config(provider, ledger, ledger.get(Deployment, row.id), clock)
+            row = _create(provider, ledger, ledger.get(Deployment, row.id), clock)
     return row
+
+
+def _create(provider: Provider, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Deployment:
+    """Bring a deployment into being; of an attached model first its replica, or another one where that has no room."""
+    if row.role != DeploymentRole.ATTACHED:
+        return _create_with_some_config(provider, ledger, row, clock)
+    while True:
+        replica = ledger.get(Deployment, required(row.replica_id, f"the replica of {row.name}"))
+        if row.state != DeploymentState.INTENDED:
+            return row
+        try:
+            if replica.state in (*SHUTTING_STATES, DeploymentState.DELETED):
+                raise NoRoom(f"{replica.name} ends")
+            _create_with_some_config(provider, ledger, replica, clock)
+            return attach_model(provider, ledger, row, ledger.get(Deployment, replica.id), clock)
+        except NoRoom:
+            model = ledger.get(Model, required(row.model_id, f"the model of {row.name}"))
+            option = option_for(provider, model, _rank(provider, ledger, model))
+            if option is None:
+                raise
+            row = move_to_another(ledger, row, option, clock())
 
 
 def _create_with_some_config(
@@ -181,6 +236,8 @@ def _create_with_some_config(
             return _create_both(provider, ledger, row, clock)
         except ConfigRefused as error:
             row = ledger.get(Deployment, row.id)
+            if row.role == DeploymentRole.SHARED:
+                raise NotServable(f"{error}. It is the one that carries adapters") from error
             if left is None:
                 left = _rank(provider, ledger, ledger.get(Model, required(row.model_id, f"the model of {row.name}")))
                 left = [config for config in left if config.config != row.config]

@@ -289,6 +289,8 @@ def _settle(
                 job_id=job.id,
                 model_object_id=made,
                 output_name=remote.output_name,
+                adapter_object_id=remote.adapter_id,
+                adapter_name=remote.adapter_name,
                 now=now,
             ).id
         ledger.settle(

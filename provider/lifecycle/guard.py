@@ -28,12 +28,15 @@ from provider.endpoint.arms import is_registered
 from provider.endpoint.serving import end_serving
 from provider.errors import collect_errors
 from provider.lifecycle.deployment_state import LIVE_STATES, raise_price, sync_deployment
-from provider.lifecycle.deployments import READY_TIMEOUT
+from provider.lifecycle.deployments import READY_TIMEOUT, begin_serving
 from provider.lifecycle.fine_tunes import cancel_fine_tune, sync_fine_tune, waiting_jobs
 from provider.lifecycle.routes import LEASE, keep_models, renew_lease, restore_route, resume_routes
-from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, stop_replicas
+from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, end_unused, stop_replicas
+from provider.lifecycle.sleep import promoted_models, put_to_sleep, reason_to_sleep, wake_sleepers
 from provider.money.metering import hourly_usd, last_metered, meter_decisions, meter_minutes, runway_usd
+from provider.money.shares import share_replicas
 from provider.port import Provider
+from provider.serving import ServingSettings, TypeServing
 from reasoning.errors import ReasoningError, RoutesError
 from reasoning.serving.routes import parse_routes, read_routes
 from storage.errors import BudgetExceeded, LedgerUnavailable
@@ -42,7 +45,7 @@ from storage.ledger.ledger import Budget, Ledger, open_ledger
 from storage.ledger.lives import mark_published, promotions
 from storage.ledger.money import format_usd, minutes_usd
 from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
-from storage.ledger.rows import ENDPOINT, Deployment, DeploymentState, FineTuneJob
+from storage.ledger.rows import ENDPOINT, Deployment, DeploymentRole, DeploymentState, FineTuneJob, Model, SleepReason
 
 Level = Literal["ok", "warn", "drain", "stop"]
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
@@ -64,6 +67,7 @@ PUT_BACK = timedelta(hours=1)
 DRAIN_SHARE = 0.95
 """Where a budget is as good as spent: what it covers is stopped."""
 
+_SHARED = timedelta(hours=3)  # so far back each tick gives the types their part; the rest too is reconcile_provider's
 _METERED_DAYS = 3  # the rest is seen to by reconcile_provider
 
 
@@ -72,9 +76,18 @@ class GuardPolicy:
     """What the guard goes by. Shares are of a budget's limit."""
 
     idle: timedelta | None = timedelta(minutes=30)
+    serving: ServingSettings | None = None
+    """By decision type; then `idle` is not looked at."""
     lease: timedelta = LEASE
     warn_share: float = 0.80
     drain_share: float = DRAIN_SHARE
+
+    @property
+    def of_types(self) -> ServingSettings:
+        """When the models of each decision type run."""
+        if self.serving is not None:
+            return self.serving
+        return ServingSettings(TypeServing(idle_minutes=self.idle.total_seconds() / 60 if self.idle else None))
 
 
 @dataclass(slots=True)
@@ -147,14 +160,20 @@ def _tick(layout: Layout, ledger: Ledger, provider: Provider | None, policy: Gua
     to_stop = _over_budget(ledger, policy, report)
     to_stop |= _out_of_runway(ledger, to_stop, report)
     to_stop |= _over_rate(ledger, to_stop, report)
-    to_stop |= _idle(ledger, to_stop, policy, report)
+    asleep: dict[str, SleepReason] = {}
+    to_stop |= _idle(ledger, to_stop, asleep, policy, report)
     for deployment_id, (reason, immediately) in to_stop.items():
         row = ledger.get(Deployment, deployment_id)
         in_doubt = row.state == DeploymentState.INTENDED and row.attempted_at is not None
         if row.state in RUNNING_STATES or in_doubt or (immediately and row.state == "draining"):
             begin_shutdown(ledger, deployment_id, why=reason, immediately=immediately, now=now)
             report.actions.append(f"{'stopping' if immediately else 'draining'} {row.name}: {reason}")
+            if deployment_id in asleep and put_to_sleep(ledger, row, asleep[deployment_id], now=now):
+                report.actions.append(f"the model of {row.decision_type} sleeps until it is asked for again")
 
+    if provider is not None:
+        report.actions += [f"stopping {row.name}: {row.reason}" for row in end_unused(ledger, now=now)]
+        _wake(layout, ledger, provider, policy, report)
     _withdraw(layout, ledger, policy, report)  # before anything is scaled down: clients use their fallback
     _close_registered(ledger, draining, report)
     if provider is not None:
@@ -188,7 +207,8 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, provider: Provider, report: 
 
 
 def _is_ours(ledger: Ledger, model: str) -> bool:
-    return model.rsplit("/", 1)[-1].startswith(ledger.prefix) or is_registered(model)
+    # An adapter's name holds ours, behind its base model's.
+    return ledger.prefix in model or is_registered(model) or bool(ledger.find(Deployment, served_name=model))
 
 
 def needs_provider(ledger: Ledger) -> bool:
@@ -258,6 +278,7 @@ def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> Non
         report.errors, "the decision log cannot be read"
     ):  # the guard goes on, and fails closed: no lease
         meter_decisions(layout, ledger, since=report.now - timedelta(days=_METERED_DAYS), now=report.now)
+        share_replicas(layout, ledger, since=report.now - _SHARED, now=report.now)
 
 
 def _level(budget: Budget, policy: GuardPolicy) -> Level:
@@ -345,24 +366,49 @@ def _over_rate(
 
 
 def _idle(
-    ledger: Ledger, to_stop: dict[str, tuple[str, bool]], policy: GuardPolicy, report: GuardReport
+    ledger: Ledger,
+    to_stop: dict[str, tuple[str, bool]],
+    asleep: dict[str, SleepReason],
+    policy: GuardPolicy,
+    report: GuardReport,
 ) -> dict[str, tuple[str, bool]]:
     """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing.
 
     Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
-    Registered models stay: withdrawing one saves nothing.
+    Registered models stay: withdrawing one saves nothing. So does a shared replica: it ends with its last adapter.
+    `asleep` gets why those stop that are only put to sleep if they are promoted.
     """
-    found = {}
+    found: dict[str, tuple[str, bool]] = {}
+    settings, promoted = policy.of_types, promoted_models(ledger)
     for row in ledger.find(Deployment, state=RUNNING_STATES):
-        if row.provider == ENDPOINT:
+        if row.provider == ENDPOINT or row.id in to_stop:
             continue
-        starting = row.ready_at is None and not row.replicas
-        patience = max(policy.idle or UNREADY, UNREADY) if starting else policy.idle
-        busy_at = max(at for at in (row.ready_at, row.last_request_at, row.created_at) if at)
-        if patience is not None and row.id not in to_stop and report.now - busy_at >= patience:
-            minutes = int((report.now - busy_at).total_seconds() // 60)
-            found[row.id] = (f"{'not ready' if starting else 'idle'} for {minutes} minutes", False)
+        if row.ready_at is None and not row.replicas:
+            waited = report.now - row.created_at
+            if waited >= max(policy.idle or UNREADY, UNREADY):
+                found[row.id] = (f"not ready for {int(waited.total_seconds() // 60)} minutes", False)
+        elif row.role != DeploymentRole.SHARED and (reason := reason_to_sleep(row, settings, promoted, report.now)):
+            found[row.id], asleep[row.id] = (reason[1], False), reason[0]
+    for row in ledger.find(Deployment, state=RUNNING_STATES, role=DeploymentRole.ATTACHED):
+        if row.replica_id in found:
+            found[row.id] = found[row.replica_id]
     return found
+
+
+def _wake(layout: Layout, ledger: Ledger, provider: Provider, policy: GuardPolicy, report: GuardReport) -> None:
+    """Start models that sleep and are asked for again, unless money is short."""
+    if report.level in ("drain", "stop"):
+        return
+    settings = policy.of_types
+
+    def begin(model_id: str) -> None:
+        share = settings.of(ledger.get(Model, model_id).decision_type).share
+        begin_serving(provider, ledger, model_id, share=share, now=report.now)
+
+    with collect_errors(report.warnings, "what sleeps could not be woken"):
+        actions, warnings = wake_sleepers(layout, ledger, settings, begin, now=report.now)
+        report.actions += actions
+        report.warnings += warnings
 
 
 def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> None:

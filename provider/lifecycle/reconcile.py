@@ -19,14 +19,16 @@ from provider.clock import correct_time
 from provider.errors import ProviderError, ProviderUnavailable, UnexpectedAnswer, collect_errors
 from provider.lifecycle.deployment_state import LIVE_STATES, SHUTTING_STATES, sync_deployment
 from provider.lifecycle.fine_tunes import abandon_fine_tune, adopt_job, cancel_fine_tune, sync_fine_tune
-from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, charge_double
+from provider.lifecycle.sharing import detach_strangers
+from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, charge_double, end_unused
 from provider.money.bill import BillState, reconcile_bill
 from provider.money.metering import last_metered, meter_decisions
+from provider.money.shares import share_replicas
 from provider.port import Provider, RemoteDeployment, RemoteEndpoint, RemoteJob
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.reports import ENDED_STATES
-from storage.ledger.rows import Deployment, FineTuneJob, required
+from storage.ledger.rows import Deployment, DeploymentRole, FineTuneJob, required
 
 ABANDON_AFTER = timedelta(minutes=10)
 """An intent that nobody works on, and of which the provider knows nothing for so long, is given up."""
@@ -36,6 +38,8 @@ LATE_ROWS = timedelta(days=31)
 
 UNWATCHED = timedelta(minutes=30)
 """What nobody has metered for so long, nor asked, is stopped here: its guard is dead, and its budget with it."""
+
+_RUNNING_STATES = ("provisioning", "degraded", "ready")
 
 
 @dataclass(slots=True)
@@ -125,6 +129,7 @@ def _meter_late_rows(layout: Layout, ledger: Ledger, report: ReconcileReport) ->
     """Decisions of agents that were away: the guard looks at the last days only."""
     with collect_errors(report.errors, "the decision log cannot be read"):  # the provider was reconciled
         meter_decisions(layout, ledger, since=report.now - LATE_ROWS, now=report.now)
+        share_replicas(layout, ledger, since=report.now - LATE_ROWS, now=report.now)
 
 
 def _nobodys(what: str, number: int, remote: RemoteJob | RemoteEndpoint, report: ReconcileReport) -> None:
@@ -245,11 +250,23 @@ def _reconcile_deployments(provider: Provider, ledger: Ledger, report: Reconcile
             with collect_errors(report.errors, row.name):  # it is gone: its money is settled
                 if sync_deployment(provider, ledger, row.id, now=report.now)[0].state in SHUTTING_STATES:
                     advance_shutdown(provider, ledger, row.id, now=report.now)
+    _reconcile_shared(provider, ledger, report)
+
+
+def _reconcile_shared(provider: Provider, ledger: Ledger, report: ReconcileReport) -> None:
+    """Adapters on our replicas that the ledger does not know of are detached; replicas without any are stopped."""
+    shared = ledger.find(Deployment, provider=provider.name, role=DeploymentRole.SHARED, state=_RUNNING_STATES)
+    for row in shared:
+        with collect_errors(report.errors, row.name):
+            for adapter in detach_strangers(provider, ledger, row):
+                report.orphans.append(f"adapter {adapter.adapter_id} on {row.name}")
+    for row in end_unused(ledger, now=report.now):
+        _end(provider, ledger, row.id, row.reason or "nothing is attached to it", report)
 
 
 def _stop_unwatched(provider: Provider, ledger: Ledger, report: ReconcileReport) -> None:
     """Without a guard nobody has been asking through a route for long: the lease ran out after minutes."""
-    for row in ledger.find(Deployment, provider=provider.name, state=("provisioning", "degraded", "ready", "draining")):
+    for row in ledger.find(Deployment, provider=provider.name, state=(*_RUNNING_STATES, "draining")):
         seen_at = max(at for at in (row.metered_until, row.last_request_at, row.created_at) if at)
         if report.now - seen_at >= UNWATCHED:
             minutes = int((report.now - seen_at).total_seconds() // 60)

@@ -25,13 +25,14 @@ from provider.errors import (
 )
 from provider.lifecycle.deployment_state import know_endpoint, move_deployment
 from provider.lifecycle.routes import longest_deadline, withdraw_model
+from provider.lifecycle.sharing import attached_to, detach_model, unused_replicas
 from provider.money.metering import last_metered, meter_minutes
 from provider.port import Provider, RemoteDeployment
 from provider.retries import pause
 from reasoning.errors import ReasoningError
 from storage.ledger.charges import ChargedTo
 from storage.ledger.money import minutes_usd
-from storage.ledger.rows import Deployment, required
+from storage.ledger.rows import Deployment, DeploymentRole, required
 from storage.progress import OnProgress, share_done
 
 if TYPE_CHECKING:
@@ -59,7 +60,20 @@ def begin_shutdown(
             return row
         drains = not immediately and row.state in ("ready", "degraded", "provisioning", "draining")
         state = "draining" if drains else "stopping"
+        if row.role == DeploymentRole.SHARED:  # what it carries ends with it
+            for attached in attached_to(ledger, row.id):
+                begin_shutdown(ledger, attached.id, why=why, immediately=immediately, now=now)
         return ledger.transition(Deployment, deployment_id, state, why=why, reason=why, now=now)
+
+
+def end_unused(ledger: Ledger, *, now: datetime) -> list[Deployment]:
+    """Decide that shared replicas end that carry nothing any more; returns them."""
+    with ledger.transaction():  # nobody can be given a place on one meanwhile
+        unused = unused_replicas(ledger)
+        return [
+            begin_shutdown(ledger, row.id, why="no model is attached to it any more", immediately=True, now=now)
+            for row in unused
+        ]
 
 
 def advance_shutdown(provider: Provider, ledger: Ledger, deployment_id: str, *, now: Now = None) -> Deployment:
@@ -74,6 +88,12 @@ def advance_shutdown(provider: Provider, ledger: Ledger, deployment_id: str, *, 
         return row
     if row.state != "stopped":
         row = move_deployment(ledger, deployment_id, "stopping", now=clock())
+    if row.role == DeploymentRole.ATTACHED:
+        row = detach_model(provider, ledger, row, now=clock)
+        for replica in end_unused(ledger, now=clock()):
+            with contextlib.suppress(ProviderError):  # else the guard goes on with it
+                advance_shutdown(provider, ledger, replica.id, now=clock)
+        return row
     if row.endpoint_id is None:
         endpoint = provider.find_endpoint(row.name)
         if endpoint is None:

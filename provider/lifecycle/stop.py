@@ -324,7 +324,8 @@ def _withdraw_routes(data: Path | str, report: StopReport) -> None:
         prefixes = tuple(f"rsn-{each}-" for each in report.installations)
 
         def keep(_: str, model: str) -> bool:
-            return not (model.rsplit("/", 1)[-1].startswith(prefixes) or is_registered(model))
+            # An adapter's name holds ours, behind its base model's.
+            return not (any(prefix in model for prefix in prefixes) or is_registered(model))
 
         keep_models(Layout(data).routes, keep)
     except Exception as error:

@@ -19,7 +19,7 @@ from storage.ledger.charges import ChargedTo, Owner
 from storage.ledger.ledger import Ledger
 from storage.ledger.money import format_usd, round_up
 from storage.ledger.reports import ENDED_STATES
-from storage.ledger.rows import Deployment, FineTuneJob
+from storage.ledger.rows import Deployment, DeploymentRole, FineTuneJob
 
 BILL_SILENCE = timedelta(hours=25)
 """The bill of a month that has ended may be a day behind (Together's reference, "Get billing usage"). An hour that the
@@ -61,7 +61,10 @@ def reconcile_bill(provider: Provider, ledger: Ledger, *, now: datetime, errors:
     """
     compared = Comparison(now)
     jobs = [j for j in ledger.find(FineTuneJob, state=ENDED_STATES, reconciled_at=None) if j.remote_id]
-    deployments = [d for d in ledger.find(Deployment, provider=provider.name, reconciled_at=None) if d.remote_id]
+    # What is attached to a shared deployment is not billed by itself.
+    roles = (DeploymentRole.OWN, DeploymentRole.SHARED)
+    found = ledger.find(Deployment, provider=provider.name, reconciled_at=None, role=roles)
+    deployments = [row for row in found if row.remote_id]
     if not jobs and not deployments:
         return compared
     billable: list[Billable] = [*jobs, *deployments]

@@ -21,6 +21,7 @@ from provider.port import (
     Messages,
     Objects,
     Provider,
+    RemoteAdapter,
     RemoteDeployment,
     RemoteEndpoint,
     RemoteFile,
@@ -31,7 +32,7 @@ from provider.port import (
     TrainingRequest,
 )
 from provider.rows import CheckedFile
-from provider.together import completions, endpoints, files, jobs, serving_configs, tiers, usage
+from provider.together import adapters, completions, endpoints, files, jobs, serving_configs, tiers, usage
 from provider.together.client import connect
 from provider.together.clock import ask_time
 from provider.together.prices import MINIMUM_FINE_TUNE_USD, hourly_prices
@@ -46,6 +47,7 @@ CAPABILITIES = Capabilities(
     trains=True,
     hourly=True,
     scale_to_zero=True,
+    adapters_per_replica=None,
     bills=True,
     minimum_training_usd=MINIMUM_FINE_TUNE_USD,
 )
@@ -94,7 +96,12 @@ class TogetherProvider(Provider):
         """The certified configs for a trained model, the fittest first."""
         found = serving_configs.configs_of_trained(self.client, model_object_id, base_model)
         ranked = sorted(found, key=lambda config: config.unfitness)
-        return [ServingOption(each.config, each.hardware, each.hourly_usd) for each in ranked]
+        shares = any(each.adapters != 0 for each in ranked)
+        base = serving_configs.base_path(self.client, model_object_id) if shares else None
+        return [
+            ServingOption(each.config, each.hardware, each.hourly_usd, base, each.adapters if base else 0)
+            for each in ranked
+        ]
 
     def upload(self, name: str, file: CheckedFile) -> str:
         """Upload a file under our name."""
@@ -183,6 +190,20 @@ class TogetherProvider(Provider):
     def wrong_model(self, deployment: RemoteDeployment, model_object_id: str) -> str | None:
         """Why what a deployment serves is not this model, or None."""
         return endpoints.wrong_model(self.client, deployment, model_object_id)
+
+    def attach(
+        self, endpoint_id: str, deployment_id: str, adapter_id: str, *, before_create: BeforeCreate
+    ) -> RemoteAdapter:
+        """Attach an adapter to a deployment, once."""
+        return adapters.attach_adapter(self.client, endpoint_id, deployment_id, adapter_id, before_create)
+
+    def attached(self, endpoint_id: str, deployment_id: str) -> list[RemoteAdapter]:
+        """The adapters of a deployment."""
+        return adapters.list_adapters(self.client, endpoint_id, deployment_id)
+
+    def detach(self, endpoint_id: str, deployment_id: str, adapter: RemoteAdapter) -> None:
+        """Detach an adapter, whatever its version."""
+        adapters.detach_adapter(self.client, endpoint_id, deployment_id, adapter)
 
     def read_bill(self, objects: Objects, *, since: datetime, now: datetime, errors: list[str]) -> Bill:
         """The bill of the organisation, by our objects."""

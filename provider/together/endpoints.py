@@ -170,7 +170,7 @@ def create_deployment(client: Together, request: ServingRequest, before_create: 
         created = once.endpoints.deployments.create(
             endpoint_id=request.endpoint_id,
             name=request.name,
-            model=f"projects/{client.project_id}/models/{request.model_object_id}",
+            model=_model_path(client, request.model_object_id),
             config=request.config,
             autoscaling={"min_replicas": request.replicas, "max_replicas": request.replicas},
             inactive_timeout=INACTIVE_MINUTES,
@@ -189,6 +189,12 @@ def create_deployment(client: Together, request: ServingRequest, before_create: 
         if status in (400, 404, 412, 422) and names_the_config(str(error)):
             raise ConfigRefused(str(error)) from error.__cause__
         raise
+
+
+def _model_path(client: Together, model_object_id: str) -> str:
+    """The path of a model: of one of ours by its id; a base model is named by its path already."""
+    is_path = MODEL_PATH.match(model_object_id) is not None
+    return model_object_id if is_path else f"projects/{client.project_id}/models/{model_object_id}"
 
 
 def scale(client: Together, endpoint_id: str, deployment_id: str, replicas: int) -> RemoteDeployment:
@@ -225,10 +231,11 @@ def wrong_model(client: Together, deployment: RemoteDeployment, ours: str) -> st
     served = path[2] if path else deployment.model_id
     if served is None:
         raise UnexpectedAnswer(f"deployment {deployment.name}: the provider does not say which model it serves")
-    if served == ours:
+    named = MODEL_PATH.match(ours)
+    if served == (named[2] if named else ours):
         return None
     reason = f"it serves the model {served}, not ours ({ours})"
-    if path and path[1] != client.project_id:
+    if named or (path and path[1] != client.project_id):
         return reason
     try:
         with translate_sdk_errors(f"model {ours}"):

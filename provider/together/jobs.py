@@ -129,6 +129,8 @@ def read_job(job: Any, *, error: str | None = None) -> RemoteJob:
         tokens=count(getattr(job, "token_count", None)),
         model_object_id=text(getattr(job, "api_model_object_id", None)),
         without_model=_without_a_model(job) if said == "completed" else None,
+        adapter_id=text(getattr(job, "adapter_object_id", None)),
+        adapter_name=text(getattr(job, "adapter_object_name", None)),
         error=error,
     )
 

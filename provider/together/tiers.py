@@ -67,10 +67,12 @@ def _judge(client: Together, name: str, row: Any, prices: Mapping[str, Decimal])
         return "is hidden by the provider"
     if not row.deployment_profiles:
         return "has no certified config"
-    config = fittest(configs_of_supported(client, row, prices))
+    configs = configs_of_supported(client, row, prices)
+    config = fittest(configs)
     if config is None:
         return "has no config on hardware with a known price"
-    return BaseModel(id=row.id, name=name, config=config.config, hardware=config.hardware, hourly_usd=config.hourly_usd)
+    carried = next((each.adapters for each in configs if each.adapters != 0), 0)
+    return BaseModel(row.id, name, config.config, config.hardware, config.hourly_usd, carried)
 
 
 def _why_not_merged(client: Together, name: str) -> str | None:

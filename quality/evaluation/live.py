@@ -155,6 +155,25 @@ def _judge_standing(
     return LiveDecision("hold", said, numbers)
 
 
+def path_so_far(stream: Stream, policy: LivePolicy, points: int = 20) -> list[dict[str, Any]]:
+    """How the difference and its interval came about: at most `points` moments, the last included."""
+    count = len(stream.scores)
+    rows = []
+    for seen in sorted({round(count * (point + 1) / points) for point in range(points)} - {0}):
+        part = stream.scores.first(seen)
+        low, high = confidence_bounds(part, policy.promote_alpha)
+        rows.append(
+            {
+                "known_at": datetime.fromtimestamp(stream.known_at[seen - 1], UTC),
+                "episodes": seen,
+                "difference": round(part.mean(), 6),
+                "low": round(low, 6),
+                "high": round(high, 6),
+            }
+        )
+    return rows
+
+
 def _harms(observations: Observations, policy: LivePolicy, begin: float) -> list[tuple[str, float, float, str]]:
     """Name, log evidence, the bar that it must reach, and what to say of each harm."""
 

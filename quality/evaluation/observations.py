@@ -280,9 +280,9 @@ def _arm_stream(table: _Table, value: np.ndarray, ours: np.ndarray, lowest: np.n
 
 
 def _stream(table: _Table, mean: np.ndarray, low: np.ndarray, high: np.ndarray, count: np.ndarray) -> Stream:
-    """Scores weighted by their number of rows, up to twice the mean number of the units before."""
+    """Scores weighted by their number of rows, up to the mean number of the units before."""
     known = count > 0
     mean, low, high, count = mean[known], low[known], high[known], count[known]
     before = np.r_[1.0, np.cumsum(count)[:-1] / np.arange(1, len(count))] if len(count) else count
-    weight = np.minimum(count / np.maximum(2 * before, 1), 1.0)
+    weight = np.minimum(count / np.maximum(before, 1), 1.0)
     return Stream(Scores(mean, low, high, weight), table.known_at[known])

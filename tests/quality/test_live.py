@@ -15,7 +15,7 @@ EXPERIMENT = "should_respond-m1"
 WRONG = {"RESPOND": "IGNORE", "IGNORE": "RESPOND"}
 
 
-def _served(data, *, right, weight=0.1, episodes=100, shadow=False, labelled=True, valid=1.0, late=timedelta(0)):
+def serve(data, *, right, weight=0.1, episodes=100, shadow=False, labelled=True, valid=1.0, late=timedelta(0)):
     """A canary: of each episode one side was drawn by `weight`; the model is right with the probability `right`."""
     rng = random.Random(5)
     turns = conversations(episodes, labelled=labelled)
@@ -47,7 +47,7 @@ def _decide(data, now, *, stage="canary", policy=None):
 
 
 def test_a_canary_whose_answers_are_valid_and_all_wrong_is_withdrawn(tmp_path):
-    now = _served(tmp_path / "data", right=0.0, weight=0.3)
+    now = serve(tmp_path / "data", right=0.0, weight=0.3)
     found = _decide(tmp_path / "data", now)
     assert found.action == "withdraw"
     assert "worse than the fallback" in found.reason
@@ -55,7 +55,7 @@ def test_a_canary_whose_answers_are_valid_and_all_wrong_is_withdrawn(tmp_path):
 
 
 def test_a_good_model_with_the_fallback_in_its_shadow_is_promoted_and_held(tmp_path):
-    now = _served(tmp_path / "data", right=0.97, weight=0.9, shadow=True)
+    now = serve(tmp_path / "data", right=0.97, weight=0.9, shadow=True)
     found = _decide(tmp_path / "data", now)
     assert (found.action, found.numbers["design"]) == ("promote", "shadow")
     assert found.numbers["low"] > 0
@@ -63,14 +63,14 @@ def test_a_good_model_with_the_fallback_in_its_shadow_is_promoted_and_held(tmp_p
 
 
 def test_labels_that_come_late_count_when_they_come(tmp_path):
-    now = _served(tmp_path / "data", right=0.0, weight=0.9, shadow=True, late=timedelta(days=3))
+    now = serve(tmp_path / "data", right=0.0, weight=0.9, shadow=True, late=timedelta(days=3))
     early = _decide(tmp_path / "data", now - timedelta(days=3))
     assert early.numbers["labelled"] < 500
     assert _decide(tmp_path / "data", now + timedelta(days=3)).action == "withdraw"
 
 
 def test_the_scores_of_the_past_never_change_as_labels_come(tmp_path):
-    _served(tmp_path / "data", right=0.8, weight=0.5)
+    serve(tmp_path / "data", right=0.8, weight=0.5)
     last = Scores.within(np.empty(0))
     for hours in (50, 51.5, 130, 300):
         seen = observe(tmp_path / "data", "should_respond", EXPERIMENT, since=START, now=START + timedelta(hours=hours))
@@ -82,7 +82,7 @@ def test_the_scores_of_the_past_never_change_as_labels_come(tmp_path):
 
 
 def test_a_model_without_labels_is_unproven(tmp_path):
-    now = _served(tmp_path / "data", right=0.9, weight=0.9, labelled=False)
+    now = serve(tmp_path / "data", right=0.9, weight=0.9, labelled=False)
     later = now + timedelta(days=8)
     found = _decide(tmp_path / "data", later, stage="live")
     assert found.action == "shrink"
@@ -91,7 +91,7 @@ def test_a_model_without_labels_is_unproven(tmp_path):
 
 
 def test_a_model_that_fails_too_often_is_withdrawn_without_labels(tmp_path):
-    now = _served(tmp_path / "data", right=0.9, weight=0.9, labelled=False, valid=0.7)
+    now = serve(tmp_path / "data", right=0.9, weight=0.9, labelled=False, valid=0.7)
     found = _decide(tmp_path / "data", now, stage="live")
     assert found.action == "withdraw"
     assert "of its answers failed" in found.reason

@@ -211,7 +211,7 @@ def _check_plan(data: Path, questions: int) -> None:
     """The next cycle counts what it costs to ask the incumbent, and does not take it for one that costs nothing."""
     (manifest,) = Layout(data).datasets.glob("*/*/manifest.json")
     holdout = read_holdout(data, manifest.parent, "should_respond")
-    rented: Any = SimpleNamespace(hourly_usd=Decimal("5.49"), hardware="1xh100")
+    rented: Any = SimpleNamespace(hourly_usd=Decimal("5.49"), hardware="1xh100", adapters=0)
     with open_ledger(data) as ledger:
         *_, evaluation = steps = serving_steps(ledger, "should_respond", rented, holdout=holdout)
     assert [step.step for step in steps] == ["candidate", "incumbent", "evaluation"]

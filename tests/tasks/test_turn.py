@@ -83,7 +83,7 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
     assert turn.outcome == "canary", turn.why
     with open_ledger(data) as ledger:
         assert [job.state for job in ledger.find(FineTuneJob)] == ["completed"]
-        assert len(ledger.find(Deployment)) == 1
+        assert len(ledger.find(Deployment, model_id=turn.model_id)) == 1
         assert [charge.kind for charge in ledger.charges()].count("training") == 1
         assert ledger.get(Model, turn.model_id).state == "promoted"
     route = read_routes(Layout(data).routes).routes["should_respond"]
@@ -172,7 +172,7 @@ def test_a_model_that_is_not_better_is_dropped_and_nothing_runs_on(tmp_path: Pat
         assert (again.outcome, again.why) == ("not_due", "0 of 200 new labelled decisions")
     with open_ledger(data) as ledger:
         assert [model.state for model in ledger.find(Model)] == ["rejected"]
-        assert [deployment.state for deployment in ledger.find(Deployment)] == ["deleted"]
+        assert {deployment.state for deployment in ledger.find(Deployment)} == {"deleted"}
     assert not Layout(data).routes.exists() or read_routes(Layout(data).routes).routes == {}
 
 
