@@ -15,7 +15,7 @@ from pipeline.selection import find_model
 from pipeline.traffic import questions_per_hour
 from provider.clock import clock_of
 from provider.completions import complete_many
-from provider.endpoint.asking import ask_charged
+from provider.endpoint.charging import ask_charged
 from provider.lifecycle.sharing import hourly_part
 from provider.money.metering import tokens_usd
 from provider.port import Completion, Sampling

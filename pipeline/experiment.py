@@ -9,19 +9,23 @@ from typing import Any
 
 import storage
 from pipeline.errors import MissingStep
+from pipeline.models import find_deployment
+from pipeline.traffic import questions_per_hour
 from provider.clock import clock_of
+from provider.money.metering import hourly_usd
 from quality.errors import EvaluationError
 from quality.evaluation.evaluate import Evaluation
 from quality.evaluation.experiments import evaluate_log
-from quality.evaluation.live import LiveDecision, LivePolicy, Stage, decide, path_so_far
+from quality.evaluation.live import LiveDecision, Observations, Stage, decide, path_so_far
 from quality.evaluation.observations import observe
+from quality.evaluation.policies import load_policy
 from quality.period import first_moment, moment_after
 from quality.settings import ExperimentSettings
 from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type
 from reasoning.serving.routes import parse_routes
 from storage.ledger.ledger import open_ledger
-from storage.ledger.lives import Promotion, promotions
+from storage.ledger.lives import Promotion, last_evaluation, promotions
 
 _HALF = 20
 _CANARY_SHARE = 0.5
@@ -66,8 +70,9 @@ def report_experiment(
     if since is None:
         raise MissingStep(f"model {promotion.model_id} of {name} was asked nothing yet: land the decisions, or wait")
     stage, deadline_ms = _stage(promotion)
-    policy = LivePolicy()
-    seen = observe(data, name, experiment, since=since, now=now, slow_ms=deadline_ms, config=config)
+    seen, decision = decide_live(
+        data, name, promotion.model_id, stage=stage, since=since, deadline_ms=deadline_ms, now=now
+    )
     evaluation, why_not = None, None
     try:
         evaluation = evaluate_log(data, name, replace(settings, until=now), now=now, config=config).evaluation
@@ -78,11 +83,40 @@ def report_experiment(
         model_id=promotion.model_id,
         stage=stage,
         since=since,
-        decision=decide(seen, policy, stage=stage, now=now),
-        path=path_so_far(seen.difference, policy),
+        decision=decision,
+        path=path_so_far(seen.difference),
         evaluation=evaluation,
         nothing_to_compare=why_not,
     )
+
+
+def decide_live(
+    data: Path,
+    decision_type: str,
+    model_id: str,
+    *,
+    stage: Stage,
+    since: datetime,
+    deadline_ms: float,
+    now: datetime,
+) -> tuple[Observations, LiveDecision]:
+    """What the log shows of a model since its test began, and what is to be done. Changes nothing.
+
+    The policy is that of the type and of the model's newest evaluation. What 1,000 answers cost is the deployment's
+    price an hour over the questions of its type an hour, where it has one.
+    """
+    config = load_config(data)
+    kind = get_decision_type(decision_type, config)
+    with open_ledger(data) as ledger:
+        evaluation = last_evaluation(ledger, model_id)
+        deployment = find_deployment(ledger, model_id, "ready")
+        hourly = float(hourly_usd(deployment)) if deployment is not None else 0.0
+    experiment = f"{decision_type}-{model_id}"
+    seen = observe(data, decision_type, experiment, since=since, now=now, slow_ms=deadline_ms, config=config)
+    if hourly and (per_hour := questions_per_hour(data, decision_type, now)):
+        seen = replace(seen, cost_per_1000_usd=(seen.cost_per_1000_usd or 0.0) + 1000 * hourly / per_hour)
+    policy = load_policy(kind, evaluation.content if evaluation is not None else None)
+    return seen, decide(seen, policy, stage=stage, now=now)
 
 
 def _first_decision(data: Path, decision_type: str, experiment: str) -> datetime | None:

@@ -155,13 +155,13 @@ def _judge_standing(
     return LiveDecision("hold", said, numbers)
 
 
-def path_so_far(stream: Stream, policy: LivePolicy, points: int = 20) -> list[dict[str, Any]]:
+def path_so_far(stream: Stream, alpha: float = 0.05, points: int = 20) -> list[dict[str, Any]]:
     """How the difference and its interval came about: at most `points` moments, the last included."""
     count = len(stream.scores)
     rows = []
     for seen in sorted({round(count * (point + 1) / points) for point in range(points)} - {0}):
         part = stream.scores.first(seen)
-        low, high = confidence_bounds(part, policy.promote_alpha)
+        low, high = confidence_bounds(part, alpha)
         rows.append(
             {
                 "known_at": datetime.fromtimestamp(stream.known_at[seen - 1], UTC),

@@ -24,7 +24,7 @@ from pipeline.money import guard, reconcile
 from pipeline.parameters import PromoteSettings, RegisterSettings
 from pipeline.promotion import promote_model
 from pipeline.registration import register_model, unregister_model
-from provider.endpoint.adapter import open_endpoints
+from provider.endpoint.adapter import EndpointProvider
 from provider.errors import (
     AccessDenied,
     KeyRefused,
@@ -501,11 +501,11 @@ def test_a_model_without_log_probabilities_is_not_promoted_with_a_least_confiden
 
 
 def test_the_adapter_answers_questions_and_offers_nothing_else(data: Path, vllm: Vllm) -> None:
-    register(data, vllm)
+    model = register(data, vllm)
     config, kind = load_config(data), DECISION_TYPES["should_respond"]
     conversations = [kind.render(CONTEXT)] * 3
     told: list[Progress] = []
-    with open_ledger(data) as ledger, open_endpoints(config, ledger) as provider:
+    with EndpointProvider(config, [model]) as provider:
         found = provider.ask("endpoint/mine", conversations, Sampling.of(kind), progress=told.append)
         assert [(each.input_tokens, each.error) for each in found] == [(IN, None)] * 3
         assert [each.done for each in told] == [1, 2, 3]
