@@ -22,7 +22,7 @@ from cli.environment import has_provider_url
 from cli.errors import ServeError
 from cli.prefect_server import own_origins
 from cli.supervisor import Stopped, Supervisor, answers, free_port
-from provider.local.folder import server_url as local_server_url
+from provider.providers import local_server_command, local_server_url
 from reasoning.config import settings_file
 from reasoning.io.hosts import host_tag
 from storage.errors import DataFolderBusy
@@ -115,11 +115,9 @@ def _start_provider(
         return [Service("emulator", emulator, "speaks Together's API; trains, serves and bills here")]
     if provider == "local" and not has_provider_url():
         say("the models of this machine")
-        folder = data / "local"
-        command = [sys.executable, "-m", "provider.local.server", str(folder), "--foreground"]
-        children.start("local-models", command)
-        children.wait_until("the server of local models", lambda: local_server_url(folder) is not None)
-        return [Service("models", str(local_server_url(folder)), "trained and served on this machine, for nothing")]
+        children.start("local-models", local_server_command(data))
+        children.wait_until("the server of local models", lambda: local_server_url(data) is not None)
+        return [Service("models", str(local_server_url(data)), "trained and served on this machine, for nothing")]
     return []
 
 

@@ -6,9 +6,11 @@ opened: Together's SDK takes 2 s.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from provider.errors import ProviderSettingsError
+from provider.local.folder import server_url
 from provider.port import Provider
 from provider.together.client import inference_url, provider_name, provider_url
 from reasoning.serving.routes import Logprobs
@@ -16,6 +18,8 @@ from reasoning.serving.routes import Logprobs
 __all__ = [
     "PROVIDERS",
     "arm_address",
+    "local_server_command",
+    "local_server_url",
     "open_provider",
     "open_provider_of",
     "provider_name",
@@ -67,3 +71,13 @@ def arm_address(data: Path, has: str) -> tuple[str, Logprobs]:
 
         return LocalProvider(data).url(), "flag"
     return inference_url(), "count"
+
+
+def local_server_command(data: Path) -> list[str]:
+    """The command that serves the local models of a data folder until it is told to end."""
+    return [sys.executable, "-P", "-m", "provider.local.server", str(data / "local"), "--foreground"]
+
+
+def local_server_url(data: Path) -> str | None:
+    """Base URL of the server of local models of a data folder, where one runs."""
+    return server_url(data / "local")
