@@ -49,7 +49,7 @@ def serve(
     from cli.serve import Service
     from cli.serve import serve as run
     from cli.stopping import in_terminal, say, settle_at_exit
-    from provider.together.client import provider_url
+    from provider.providers import provider_url
     from reasoning.config import load_config
 
     if provider is Provider.TOGETHER:
@@ -146,7 +146,7 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
 def config(data: Data = None, as_json: AsJson = False) -> None:
     """Show the settings in effect here, without secrets."""
     from pipeline.reports import without
-    from provider.together.client import provider_url
+    from provider.providers import provider_url
     from reasoning.config import load_config
     from storage.ledger.database import ledger_url, shown_url
 
@@ -245,7 +245,7 @@ def demo(
 
     from cli.demo import Interrupted, run
     from cli.errors import describe
-    from provider.together.client import provider_url
+    from provider.providers import provider_url
 
     if provider is Provider.TOGETHER:
         provider_url("together")

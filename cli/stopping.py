@@ -99,16 +99,16 @@ def stop_running(data: Path, provider: str, *, dry_run: bool = False, installati
     """
     from provider.errors import ProviderError
     from provider.lifecycle.stop import stop_everything, withdraw_registered
-    from provider.together.client import connect
+    from provider.providers import open_provider
 
     try:
-        connected = connect(provider=provider, timeout=20)
+        opened = open_provider(provider, timeout=20)
     except ProviderError as error:
         withdrawn = [] if dry_run else withdraw_registered(data)
         told = f". Withdrawn all the same: {', '.join(withdrawn)}" if withdrawn else ""
         raise type(error)(f"{error}{told}") from error
-    with contextlib.closing(connected) as client:
-        return stop_everything(client, data, dry_run=dry_run, installations=installations)
+    with opened:
+        return stop_everything(opened, data, dry_run=dry_run, installations=installations)
 
 
 def settle_at_exit(data: Path, provider: str, on_exit: OnExit | None, *, may_ask: bool) -> int:

@@ -174,6 +174,7 @@ def settings_page() -> Iterator[str]:
     for title, module in (
         ("`reasoning.toml`", "reasoning.config"),
         ("`[gateway]`", "gateway.settings"),
+        ("`[serving]`", "provider.serving"),
         ("`[prices]`", "prices.settings"),
     ):
         yield f"## {title}\n"

@@ -6,6 +6,7 @@
     └── QualityError
         ├── InsufficientData     too few usable rows to learn from (carries the verdict and the funnel)
         ├── DatasetRejected      the finished rows failed the quality gate (carries the failures)
+        ├── LabelPolicyError     `[labels.<decision type>]` of reasoning.toml cannot be used
         └── EvaluationError      labels and answers that cannot be compared
 """
 
@@ -46,6 +47,10 @@ class DatasetRejected(QualityError):
             "the dataset failed its quality gate: "
             + "; ".join(f"{failure.expectation} (observed {failure.observed})" for failure in failures)
         )
+
+
+class LabelPolicyError(QualityError):
+    """`[labels.<decision type>]` of reasoning.toml cannot be used."""
 
 
 class EvaluationError(QualityError):

@@ -20,9 +20,10 @@ Design = Literal["shadow", "ab"]
 
 
 class LabelSource(StrEnum):
-    """Where a label may come from: a person or a better model, or the answer of the fallback itself."""
+    """Where a label may come from: a person or a better model, confirming feedback, or the fallback's answer."""
 
     DEMONSTRATION = "demonstration"
+    OUTCOME = "outcome"
     ORIGINAL = "original"
 
 
@@ -45,7 +46,7 @@ class ExportSettings:
     ] = None
     label_sources: Annotated[
         list[LabelSource] | None,
-        Doc("Where labels may come from. Empty: demonstrations alone where there are 200 of them, else both."),
+        Doc("Where labels may come from. Empty: demonstrations and outcomes where there are 200 of them, else all."),
     ] = None
     max_class_share: Annotated[
         float | None,

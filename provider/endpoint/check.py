@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from provider.endpoint.arms import arm_of
-from provider.endpoint.asking import Asker, Messages, charged_at_most, counted_usd
+from provider.endpoint.asking import Asker, Messages
+from provider.endpoint.charging import charged_at_most, counted_usd
 from provider.errors import (
     AccessDenied,
     KeyRefused,
@@ -213,6 +214,8 @@ def _explain(error: CallFailed, arm: Arm, *, streamed: bool) -> Exception:
         return UnexpectedAnswer(
             f"{how}: its answer is not OpenAI-shaped ({said}); give the URL that has /v1/chat/completions"
         )
+    if error.reason == "timeout":
+        return ProviderUnavailable(f"{how}: {said}; try again when it is less busy, or give the type fewer max_tokens")
     return ProviderUnavailable(f"{how}: cannot be reached ({said}); check host and port, and that it runs")
 
 

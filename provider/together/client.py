@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,6 +21,7 @@ from provider.errors import (
     ProviderSettingsError,
     ProviderUnavailable,
     RemoteNotFound,
+    Throttled,
     UnexpectedAnswer,
     brief,
 )
@@ -31,28 +31,16 @@ if TYPE_CHECKING:
     import together
     from together import AsyncTogether, Together
 
-    Client = Together
-    """What packages above call the connection: none of them imports the SDK."""
-
 TOGETHER_URL = "https://api.together.ai"
 INFERENCE_URL = "https://api-inference.together.ai"
 """Where the SDK sends chat completions unless a base URL is set (together 3.1.1, `resources/chat/completions.py`)."""
 
-Now = datetime | Callable[[], datetime] | None
-"""A fixed time, a clock to ask again and again, or None for the machine's."""
-
-"""Told how far the work is (0 to 1) and what it is at."""
-
 T = TypeVar("T")
 
 
-def clock_of(now: Now) -> Callable[[], datetime]:
-    """The clock behind a `now` argument."""
-    if now is None:
-        return lambda: datetime.now(UTC)
-    if isinstance(now, datetime):
-        return lambda: now
-    return now
+def provider_name(provider: str | None = None) -> str:
+    """Name of the provider, by default that of `REASONING_PROVIDER`, else `local`."""
+    return provider or os.environ.get("REASONING_PROVIDER") or "local"
 
 
 def provider_url(provider: str | None = None, base_url: str | None = None) -> str:
@@ -61,7 +49,7 @@ def provider_url(provider: str | None = None, base_url: str | None = None) -> st
     `local` (the default, or `REASONING_PROVIDER`) needs `base_url` or `REASONING_PROVIDER_URL`. The real Together is
     reached only when it is asked for by name, however the environment is set.
     """
-    name = provider or os.environ.get("REASONING_PROVIDER") or "local"
+    name = provider_name(provider)
     if name == "together":
         url = _without_secrets(base_url or os.environ.get("TOGETHER_BASE_URL") or TOGETHER_URL)
     elif name == "local":
@@ -108,7 +96,7 @@ def connect(
     Raises ProviderSettingsError, ProviderUnavailable when nothing answers, ProviderRefused for a wrong key.
     """
     url = provider_url(provider, base_url)
-    is_local = (provider or os.environ.get("REASONING_PROVIDER") or "local") == "local"
+    is_local = provider_name(provider) == "local"
     # The real key never goes to another server, so it is not taken from the environment for one.
     key = api_key or ("local" if is_local else os.environ.get("TOGETHER_API_KEY"))
     if not key:
@@ -255,7 +243,8 @@ def create_once(what: str, find: Callable[[], T | None], create: Callable[[], T]
 
     `find` looks it up by its name, `create` sends one create whose POST ends in `path` (with no retries of the SDK's).
     Raises CreationInDoubt when the create may or may not have happened and `find` sees nothing: look again before
-    another create. Raises ProviderUnavailable when it certainly did not happen but may later, else ProviderRefused.
+    another create. Raises ProviderUnavailable when it certainly did not happen but may later (Throttled: it was refused
+    unseen), else ProviderRefused.
     """
     import httpx
     import together
@@ -268,12 +257,12 @@ def create_once(what: str, find: Callable[[], T | None], create: Callable[[], T]
             return create()
     except ProviderError as error:
         cause = error.__cause__
+        if isinstance(cause, together.RateLimitError):
+            raise Throttled(str(error)) from cause
         request: httpx.Request | None = getattr(cause, "request", None)
         sent = request is None or (request.method == "POST" and request.url.path.endswith(path))
         if not sent or isinstance(error, ProviderRefused):
             raise
-        if isinstance(cause, together.RateLimitError):
-            raise  # refused before anything was done
         if isinstance(cause, together.APIConnectionError) and isinstance(
             cause.__cause__, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
         ):

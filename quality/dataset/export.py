@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import storage
 from quality.checks.gate import Check, Profile, judge_profiles
 from quality.dataset import funnel
+from quality.dataset.label_policy import LabelPolicy, load_label_policy
 from quality.dataset.readiness import LIMITED_BELOW, DataVerdict, judge_data
 from quality.dataset.splits import SPLITS
 from quality.errors import DatasetRejected, InsufficientData
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from reasoning.config import Config
 
 # Part of every configuration hash: change it when the same rows would give other bytes.
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,11 @@ class SplitSummary:
 class Manifest:
     """What is in a dataset and where it came from. `selected` = rows in all splits + the sum of `dropped`.
 
-    Times are RFC 3339 in UTC. `path` is the dataset's folder, whose name is `dataset_id`: the start of the SHA-256 of
-    `manifest.json` as it was published. (An erasure takes rows out of a dataset, and leaves its name.)
+    `answers` counts each label of the rows that were fit (`labelled`), of those that were neither duplicates nor over
+    the limit (`distinct`), and of those in the splits (`kept`): how far removing rows has shifted their shares. It is
+    empty for answer forms other than labels, and in datasets of before version 3. Times are RFC 3339 in UTC. `path` is
+    the dataset's folder, whose name is `dataset_id`: the start of the SHA-256 of `manifest.json` as it was published.
+    (An erasure takes rows out of a dataset, and leaves its name.)
     """
 
     decision_type: str
@@ -77,6 +81,7 @@ class Manifest:
     leaks: funnel.Leaks
     rows_sha256: str
     quality: dict[str, Any]
+    answers: dict[str, dict[str, int]] = field(default_factory=dict)
     dataset_id: str = field(default="", compare=False)
     path: Path = field(default=Path(), compare=False)
     verdict: DataVerdict | None = field(default=None, compare=False)
@@ -101,19 +106,21 @@ def export_dataset(
     *,
     now: datetime | None = None,
     config: Config | None = None,
+    policy: LabelPolicy | None = None,
     progress: OnProgress | None = None,
 ) -> Manifest:
     """Select, label, redact, deduplicate, split, validate and write the labelled decisions of one type.
 
     `since` and `until` of the settings are inclusive; a date means the whole day in UTC. Of the log the latest four
     times `limit` rows are looked at. `max_characters` is by default that of the answer form (24,000; for code and turns
-    131,072), `region` that of `config`, as at serving.
+    131,072), `region` that of `config`, as at serving. `policy` is by default that of reasoning.toml.
 
     Returns the manifest of the dataset; an equal one that is already there is left as it is. Raises `InsufficientData`,
     `DatasetRejected`, `UnknownDecisionType`, `DataFolderError`. Nothing is left behind on an error.
     """
     kind = get_decision_type(decision_type, config)
     settings = _complete(settings or ExportSettings(), kind, config)
+    policy = policy or load_label_policy(kind.name)
     start, before = first_moment(settings.since), moment_after(settings.until)
     if start and before and start >= before:
         raise ValueError(f"since {settings.since} is after until {settings.until}: nothing lies between")
@@ -131,12 +138,13 @@ def export_dataset(
             before=before,
             now=now,
             expired_before=None if settings.retention_days is None else now - timedelta(days=settings.retention_days),
+            policy=policy,
         )
         report(Progress(1, 1, what="select"))
         try:
             folder = work / "dataset"
             folder.mkdir()
-            manifest, verdict = _build(con, kind, settings, folder, now=now, report=report)
+            manifest, verdict = _build(con, kind, settings, policy, folder, now=now, report=report)
             content = _dump(manifest.as_dict())
             dataset_id = hashlib.sha256(content).hexdigest()[:16]
             write_atomic(folder / "manifest.json", content)
@@ -163,6 +171,7 @@ def _build(
     con: duckdb.DuckDBPyConnection,
     kind: DecisionType,
     settings: ExportSettings,
+    policy: LabelPolicy,
     folder: Path,
     *,
     now: datetime,
@@ -181,8 +190,10 @@ def _build(
         region=settings.region,
         progress=report,
     )
-    funnel.drop_duplicates(con)
+    answers = {"labelled": funnel.count_answers(con)}
+    funnel.drop_duplicates(con, policy.conflicts)
     template = funnel.drop_near_duplicates(con, limit=settings.limit, progress=report)
+    answers["distinct"] = funnel.count_answers(con)
     validation_from, holdout_from = funnel.assign_splits(
         con, validation_share=settings.validation_share, holdout_share=settings.holdout_share
     )
@@ -200,7 +211,8 @@ def _build(
     report(Progress(1, 1, what="judge"))
     if not quality.success:
         raise DatasetRejected([failure for failure in quality.failures if failure.severity == "critical"])
-    query = _describe(settings, kind, sources)
+    answers["kept"] = funnel.count_answers(con)
+    query = _describe(settings, kind, sources, policy)
     manifest = Manifest(
         decision_type=kind.name,
         query=query,
@@ -210,6 +222,7 @@ def _build(
         faults=preparation.faults,
         redactions=preparation.redactions,
         label_sources=_count_label_sources(con),
+        answers=answers if kind.labels else {},
         splits={split: _summarize(con, split, hashes[split]) for split in SPLITS},
         validation_from=_rfc3339(validation_from) or "",
         holdout_from=_rfc3339(holdout_from) or "",
@@ -225,7 +238,9 @@ def _count_label_sources(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
     return dict(con.execute(query).fetchall())
 
 
-def _describe(settings: ExportSettings, kind: DecisionType, label_sources: list[str]) -> dict[str, Any]:
+def _describe(
+    settings: ExportSettings, kind: DecisionType, label_sources: list[str], policy: LabelPolicy
+) -> dict[str, Any]:
     """All that decides a dataset's bytes, for its manifest and its configuration hash."""
     return {
         "version": EXPORT_VERSION,
@@ -238,6 +253,7 @@ def _describe(settings: ExportSettings, kind: DecisionType, label_sources: list[
         "holdout_share": settings.holdout_share,
         "retention_days": settings.retention_days,
         "label_sources": label_sources,
+        "label_policy": policy.as_dict(),
         "max_class_share": settings.max_class_share,
         "max_characters": settings.max_characters,
         "region": settings.region,

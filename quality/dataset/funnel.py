@@ -20,6 +20,7 @@ import pyarrow as pa
 
 import storage
 from quality.dataset.duplicates import THRESHOLD, NearDuplicateIndex, strip_template
+from quality.dataset.label_policy import Conflicts, LabelPolicy, labels_query
 from quality.dataset.labels import format_completion
 from quality.dataset.splits import SPLITS, split_rows
 from reasoning.decision_types import DecisionType
@@ -34,6 +35,7 @@ REASONS = (
     "expired",
     "no_label",
     "self_label",
+    "ruled_out",
     "weaker_label",
     "tools",
     "untranslated",
@@ -67,17 +69,18 @@ SELECT l.request_id, l.decision_id, l.ts, l.episode_id, l.messages, l.label, l.l
            WHEN l.ts < $expired_before THEN 'expired'
            WHEN l.label IS NULL THEN 'no_label'
            WHEN l.label_source = 'custom' THEN 'self_label'
+           WHEN l.ruled_out THEN 'ruled_out'
            WHEN l.tools IS NOT NULL AND NOT contains(l.messages[1].content, '<tools>') THEN 'tools'
            WHEN json_extract_string(l.tags, '$.untranslated') IS NOT NULL THEN 'untranslated'
        END AS dropped
-FROM labelled_decisions AS l
+FROM ({labels}) AS l
 LEFT JOIN decisions AS o
     ON o.date = l.date AND o.decision_type = l.decision_type AND o.decision_id = l.original_decision_id
-WHERE l.decision_type = $decision_type
-  AND ($since::TIMESTAMPTZ IS NULL OR (l.ts >= $since AND l.date >= $since_date::DATE))
-  AND ($before::TIMESTAMPTZ IS NULL OR (l.ts < $before AND l.date <= $before_date::DATE))
 ORDER BY l.ts, l.request_id
 """
+_WHERE = """l.decision_type = $decision_type
+  AND ($since::TIMESTAMPTZ IS NULL OR (l.ts >= $since AND l.date >= $since_date::DATE))
+  AND ($before::TIMESTAMPTZ IS NULL OR (l.ts < $before AND l.date <= $before_date::DATE))"""
 _PREPARED = pa.schema(
     [
         ("n", pa.int64()),
@@ -123,6 +126,7 @@ def select_rows(
     before: datetime | None,
     now: datetime,
     expired_before: datetime | None,
+    policy: LabelPolicy,
 ) -> duckdb.DuckDBPyConnection:
     """Copy the rows of one type with since <= ts < before out of the log into the new database file `scratch`."""
     parameters = {
@@ -140,7 +144,7 @@ def select_rows(
     def copy(log: duckdb.DuckDBPyConnection) -> None:
         log.execute("SET enable_progress_bar = false")  # what is shown is the caller's business
         log.execute(f"ATTACH IF NOT EXISTS '{path}' AS scratch")
-        log.execute(_SELECT, parameters)
+        log.execute(_SELECT.format(labels=labels_query(policy, _WHERE)), parameters)
         log.execute("DETACH scratch")
 
     storage.read(data, copy, memory_limit=_MEMORY_LIMIT)
@@ -150,14 +154,16 @@ def select_rows(
 
 
 def choose_label_sources(con: duckdb.DuckDBPyConnection, enough: int) -> list[str]:
-    """Demonstrations alone where there are `enough` of them; else the original logic's answers as well.
+    """Demonstrations and outcomes alone where there are `enough` of them; else the original logic's answers as well.
 
     What really was right teaches more than what the original logic thought, which would only be imitated.
     """
-    ((demonstrations,),) = con.execute(
-        "SELECT count(*) FROM selected WHERE dropped IS NULL AND label_source = 'demonstration'"
-    ).fetchall()
-    return ["demonstration"] if demonstrations >= enough else ["demonstration", "original"]
+    ((demonstrations, outcomes),) = con.execute("""
+        SELECT count(*) FILTER (label_source = 'demonstration'), count(*) FILTER (label_source = 'outcome')
+        FROM selected WHERE dropped IS NULL
+    """).fetchall()
+    known = ["demonstration", *(["outcome"] if outcomes else [])]
+    return known if demonstrations + outcomes >= enough else [*known, "original"]
 
 
 def prepare_rows(
@@ -265,22 +271,34 @@ def _prepare(
     }
 
 
-def drop_duplicates(con: duckdb.DuckDBPyConnection) -> None:
-    """Of rows with one prompt keep one: of the best label source, and of these the latest.
+def drop_duplicates(con: duckdb.DuckDBPyConnection, conflicts: Conflicts) -> None:
+    """Of rows with one prompt keep one: of the best label source, and of these by `conflicts` (`label_policy`).
 
     The others are `duplicate` where their answer is the same, else `contradictory`.
     """
-    con.execute("""
-        WITH kept AS (
-            SELECT prompt_hash, arg_min(n, key) AS n, arg_min(answer, key) AS answer
-            FROM (SELECT n, prompt_hash, answer,
-                         (label_source != 'demonstration', -epoch_us(ts), request_id) AS key
-                  FROM rows WHERE dropped IS NULL)
-            GROUP BY prompt_hash
+    con.execute(
+        """
+        WITH ranked AS (
+            SELECT n, prompt_hash, answer, -epoch_us(ts) AS newest, request_id,
+                   CASE label_source WHEN 'demonstration' THEN 0 WHEN 'outcome' THEN 1 ELSE 2 END AS source,
+                   count(*) OVER (PARTITION BY prompt_hash, label_source, answer) AS votes
+            FROM rows WHERE dropped IS NULL
+        ), kept AS (
+            SELECT prompt_hash, arg_min(n, key) AS n, arg_min(answer, key) AS answer,
+                   $conflicts = 'drop' AND len(arg_min(answers, source)) > 1 AS none_is_kept
+            FROM (SELECT *, (source, CASE WHEN $conflicts = 'majority' THEN -votes ELSE 0 END, newest, request_id)
+                             AS key,
+                         list_distinct(list(answer) OVER (PARTITION BY prompt_hash, source)) AS answers
+                  FROM ranked)
+            GROUP BY prompt_hash HAVING count(*) > 1
         )
-        UPDATE rows SET dropped = CASE WHEN rows.answer = kept.answer THEN 'duplicate' ELSE 'contradictory' END
-        FROM kept WHERE rows.prompt_hash = kept.prompt_hash AND rows.n != kept.n AND rows.dropped IS NULL
-    """)
+        UPDATE rows SET dropped = CASE WHEN rows.answer = kept.answer AND NOT none_is_kept THEN 'duplicate'
+                                       ELSE 'contradictory' END
+        FROM kept
+        WHERE rows.prompt_hash = kept.prompt_hash AND (none_is_kept OR rows.n != kept.n) AND rows.dropped IS NULL
+        """,
+        {"conflicts": conflicts},
+    )
 
 
 def drop_near_duplicates(con: duckdb.DuckDBPyConnection, *, limit: int, progress: OnProgress) -> frozenset[str]:
@@ -389,6 +407,12 @@ def find_leaks(con: duckdb.DuckDBPyConnection, template: frozenset[str], progres
             compared += index.add(n, strip_template(prompt, template), episode)
     progress(Progress(len(SPLITS), len(SPLITS), "splits", what="compare splits"))
     return Leaks(shared_episodes, shared_prompts, near, compared, round(highest, 4))
+
+
+def count_answers(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """How many rows that are not dropped have each answer: the 20 most frequent ones."""
+    query = "SELECT answer, count(*) FROM rows WHERE dropped IS NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 20"
+    return dict(con.execute(query).fetchall())
 
 
 def count_reasons(con: duckdb.DuckDBPyConnection) -> dict[str, int]:

@@ -8,27 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import storage
+from quality.dataset.label_policy import labels_query, load_label_policy
 from quality.dataset.readiness import DataVerdict, judge_data
 
 if TYPE_CHECKING:
     import duckdb
 
+_TYPES = "SELECT DISTINCT decision_type FROM decisions ORDER BY 1"
 _QUERY = """
-SELECT decision_type, coalesce(label_source, 'none') AS source,
+SELECT decision_type, CASE WHEN ruled_out THEN 'ruled_out' ELSE coalesce(label_source, 'none') END AS source,
        coalesce(label ->> '$.action', label ->> '$.actions', '') AS answer,
        count(*) AS questions, min(ts) AS first, max(ts) AS last,
        count(*) FILTER (ts > $day_before AND ts <= $now) AS last_day
-FROM labelled_decisions GROUP BY ALL ORDER BY ALL
+FROM ({labels}) GROUP BY ALL ORDER BY ALL
 """
 _EPISODES = """
-SELECT decision_type, count(DISTINCT coalesce(episode_id, request_id::VARCHAR)) FROM labelled_decisions
-WHERE label_source IN ('demonstration', 'original') GROUP BY 1
+SELECT count(DISTINCT coalesce(episode_id, request_id::VARCHAR)) FROM ({labels})
+WHERE label_source IN ('demonstration', 'outcome', 'original') AND NOT ruled_out
 """
+_USABLE = ("demonstration", "outcome", "original")
 
 
 @dataclass(frozen=True, slots=True)
 class LogStatistics:
-    """One decision type: its questions in all, in the last 24 hours and by label source (`none`: no label).
+    """One decision type: its questions in all, in the last 24 hours and by label source.
+
+    Two more sources are `none` (no label) and `ruled_out` (the only answer is one that feedback called wrong).
 
     The verdict is an upper bound: an export drops duplicates and more.
     """
@@ -47,8 +52,15 @@ def summarize_log(data: Path | str, *, now: datetime | None = None) -> list[LogS
     now = now or datetime.now(UTC)
 
     def count(log: duckdb.DuckDBPyConnection) -> tuple[list[tuple[Any, ...]], dict[str, int]]:
-        rows = log.execute(_QUERY, {"now": now, "day_before": now - timedelta(days=1)}).fetchall()
-        return rows, dict(log.execute(_EPISODES).fetchall())
+        rows: list[tuple[Any, ...]] = []
+        episodes: dict[str, int] = {}
+        for (decision_type,) in log.execute(_TYPES).fetchall():
+            labels = labels_query(load_label_policy(decision_type), "l.decision_type = $decision_type")
+            of_type = {"decision_type": decision_type}
+            times = {"now": now, "day_before": now - timedelta(days=1)}
+            rows += log.execute(_QUERY.format(labels=labels), of_type | times).fetchall()
+            ((episodes[decision_type],),) = log.execute(_EPISODES.format(labels=labels), of_type).fetchall()
+        return rows, episodes
 
     rows, episodes = storage.read(data, count)
     found = []
@@ -60,12 +72,12 @@ def summarize_log(data: Path | str, *, now: datetime | None = None) -> list[LogS
         for row in own:
             source, answer, questions = row[:3]
             sources[source] = sources.get(source, 0) + questions
-            if source in ("demonstration", "original"):
+            if source in _USABLE:
                 usable.append(row)
                 answers[answer] = answers.get(answer, 0) + questions
         verdict = judge_data(
             rows=sum(row[2] for row in usable),
-            episodes=episodes.get(decision_type, 0),
+            episodes=episodes[decision_type],
             # Code has no classes: its answers are all different.
             classes=answers if any(answers) else {},
             first=min((row[3] for row in usable), default=None),

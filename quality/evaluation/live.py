@@ -28,7 +28,7 @@ Action = Literal["promote", "hold", "withdraw", "shrink"]
 
 _PERIOD_DAYS = 30
 # How the error of a false withdrawal is divided. Failures and slow answers need no labels: there are enough of them.
-_QUALITY, _FAILED, _SLOW, _LEVEL = 0.7, 0.1, 0.1, 0.1
+QUALITY_SHARE, _FAILED, _SLOW, _LEVEL = 0.8, 0.05, 0.05, 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +155,25 @@ def _judge_standing(
     return LiveDecision("hold", said, numbers)
 
 
+def path_so_far(stream: Stream, alpha: float = 0.05, points: int = 20) -> list[dict[str, Any]]:
+    """How the difference and its interval came about: at most `points` moments, the last included."""
+    count = len(stream.scores)
+    rows = []
+    for seen in sorted({round(count * (point + 1) / points) for point in range(points)} - {0}):
+        part = stream.scores.first(seen)
+        low, high = confidence_bounds(part, alpha)
+        rows.append(
+            {
+                "known_at": datetime.fromtimestamp(stream.known_at[seen - 1], UTC),
+                "episodes": seen,
+                "difference": round(part.mean(), 6),
+                "low": round(low, 6),
+                "high": round(high, 6),
+            }
+        )
+    return rows
+
+
 def _harms(observations: Observations, policy: LivePolicy, begin: float) -> list[tuple[str, float, float, str]]:
     """Name, log evidence, the bar that it must reach, and what to say of each harm."""
 
@@ -168,7 +187,7 @@ def _harms(observations: Observations, policy: LivePolicy, begin: float) -> list
         (
             "worse",
             _recent_evidence(worse.negated(), begin, policy.margin),
-            bar(_QUALITY),
+            bar(QUALITY_SHARE),
             f"worse than the fallback{by}: {observations.objective} {worse.scores.mean():+.3f} "
             f"over {len(worse.scores)} episodes",
         ),
@@ -187,12 +206,15 @@ def _harms(observations: Observations, policy: LivePolicy, begin: float) -> list
     ]
 
 
-def _recent_evidence(stream: Stream, begin: float, null: float) -> float:
-    """The greatest log wealth against "the mean is at most `null`", with a start on each day of the period."""
-    if not len(stream.scores):
-        return 0.0
+def harm_evidence(stream: Stream, begin: float, null: float) -> np.ndarray:
+    """Running log wealth against "the mean is at most `null`", with a start on each day of the period from `begin`."""
     days = begin + 86_400 * np.arange(1, _PERIOD_DAYS)
-    return float(log_wealth_with_restarts(stream.scores, np.searchsorted(stream.known_at, days), null).max())
+    return log_wealth_with_restarts(stream.scores, np.searchsorted(stream.known_at, days), null)
+
+
+def _recent_evidence(stream: Stream, begin: float, null: float) -> float:
+    """The greatest evidence of the period."""
+    return float(harm_evidence(stream, begin, null).max()) if len(stream.scores) else 0.0
 
 
 def _cost_harm(observations: Observations, policy: LivePolicy) -> str | None:

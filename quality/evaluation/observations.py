@@ -25,7 +25,7 @@ import storage
 from quality.evaluation.form_metrics import get_metrics
 from quality.evaluation.live import Observations, Stream
 from quality.evaluation.objectives import Objective, load_objective
-from quality.evaluation.sequential import Scores
+from quality.evaluation.sequential import Scores, limit_outliers
 from quality.settings import Design
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
@@ -167,7 +167,8 @@ def compare_rows(
     if design == "shadow":
         both = ours & theirs
         mean, count = table.means(model - fallback, both)
-        return design, _stream(table, mean, lowest - highest, highest - lowest, count), level
+        mean, limit = limit_outliers(mean, highest - lowest, np.maximum(count, 1))
+        return design, _stream(table, mean, -limit, limit, count), level
     return design, _arm_stream(table, np.where(ours, model, fallback), ours, lowest, highest), level
 
 
@@ -279,9 +280,9 @@ def _arm_stream(table: _Table, value: np.ndarray, ours: np.ndarray, lowest: np.n
 
 
 def _stream(table: _Table, mean: np.ndarray, low: np.ndarray, high: np.ndarray, count: np.ndarray) -> Stream:
-    """Scores weighted by their number of rows, up to twice the mean number of the units before."""
+    """Scores weighted by their number of rows, up to the mean number of the units before."""
     known = count > 0
     mean, low, high, count = mean[known], low[known], high[known], count[known]
     before = np.r_[1.0, np.cumsum(count)[:-1] / np.arange(1, len(count))] if len(count) else count
-    weight = np.minimum(count / np.maximum(2 * before, 1), 1.0)
+    weight = np.minimum(count / np.maximum(before, 1), 1.0)
     return Stream(Scores(mean, low, high, weight), table.known_at[known])

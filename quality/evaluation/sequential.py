@@ -15,11 +15,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Fractions of the largest stake that cannot ruin the gambler, and how the money is divided among them. Small fractions
-# suit small differences; the largest suits episodes of many rows, whose means vary little.
-_STAKES = np.array([0.03, 0.08, 0.2, 0.5, 0.97])
-_LOG_SHARES = np.log(np.array([1, 1, 1, 1, 3]) / 7)
 _BISECTIONS = 24
+_KEPT = 1 / 3
+_PRIOR_SCORES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Stakes:
+    """Fractions of the largest stake that cannot ruin the gambler, and how the money is divided among them."""
+
+    fractions: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    @property
+    def log_shares(self) -> np.ndarray:
+        """One line a stake."""
+        shares = np.array(self.shares, dtype=float)
+        logs: np.ndarray = np.log(shares / shares.sum())[:, None]
+        return logs
+
+
+# Small fractions suit small differences; the largest suits episodes of many rows, whose means vary little.
+ANY_DIFFERENCE = Stakes((0.03, 0.08, 0.2, 0.5, 0.97), (1, 1, 1, 1, 3))
+# For a loss of about ten points, of which one row or many are an episode.
+LARGE_DIFFERENCE = Stakes((0.1, 0.35, 0.97), (1, 3, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,36 +78,56 @@ class Scores:
         begin = max(len(self) - count, 0)
         return Scores(self.values[begin:], self.low[begin:], self.high[begin:], self.weight[begin:])
 
+    def first(self, count: int) -> Scores:
+        """The first `count` of them."""
+        return Scores(self.values[:count], self.low[:count], self.high[:count], self.weight[:count])
+
     def mean(self) -> float:
         """The weighted mean; NaN of nothing."""
         total = float(self.weight.sum())
         return float((self.values * self.weight).sum()) / total if total else float("nan")
 
 
-def log_wealth(scores: Scores, null: float = 0.0) -> np.ndarray:
+def limit_outliers(values: np.ndarray, bound: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of `rows` paired differences, which lie within +-`bound`, and limits that they were clipped to.
+
+    A mean of many rows hardly ever comes near its bound, but a gambler who must fear it can stake little. So a mean is
+    clipped to four standard deviations of those before (at first a quarter of the bound counts as one), and never below
+    two rows. The test is then exact for the clipped mean. The last axis is that of time.
+    """
+    squares = values**2
+    before = np.cumsum(squares, axis=-1) - squares
+    count = np.arange(values.shape[-1])
+    spread = np.sqrt((_PRIOR_SCORES * (bound / 4) ** 2 + before) / (_PRIOR_SCORES + count))
+    limit = np.minimum(bound, np.maximum(4 * spread, 2 * bound / rows))
+    return np.clip(values, -limit, limit), limit
+
+
+def log_wealth(scores: Scores, null: float = 0.0, stakes: Stakes = ANY_DIFFERENCE) -> np.ndarray:
     """Running logarithm of the e-value against "the mean is at most `null`", after each score."""
-    wealth: np.ndarray = np.logaddexp.reduce(_log_wealth_by_stake(scores, null) + _LOG_SHARES[:, None], axis=0)
+    wealth: np.ndarray = np.logaddexp.reduce(_log_wealth_by_stake(scores, null, stakes) + stakes.log_shares, axis=0)
     return wealth
 
 
-def log_wealth_with_restarts(scores: Scores, starts: np.ndarray, null: float = 0.0) -> np.ndarray:
-    """As `log_wealth`, but quick to notice a change: half of the money is kept for later starts.
+def log_wealth_with_restarts(
+    scores: Scores, starts: np.ndarray, null: float = 0.0, stakes: Stakes = LARGE_DIFFERENCE
+) -> np.ndarray:
+    """As `log_wealth`, but quick to notice a change: a third of the money is kept for later starts.
 
     `starts` are indices of scores; their number is fixed beforehand, and one that is not reached yet is the number of
-    scores. One half of the money is staked from the first score on, the other in equal parts from each of `starts` on.
-    Money that is not staked yet counts as wealth, so the guarantee is the same (a mixture over the time of change:
-    Shin, Ramdas and Rinaldo, "E-detectors", 2023).
+    scores. The kept money is staked in equal parts from each of `starts` on. Money that is not staked yet counts as
+    wealth, so the guarantee is the same (a mixture over the time of change: Shin, Ramdas and Rinaldo, "E-detectors",
+    2023).
     """
     if not len(starts) or not len(scores):
-        return log_wealth(scores, null)
-    by_stake = _log_wealth_by_stake(scores, null)
-    before = np.concatenate([np.zeros((len(_STAKES), 1)), by_stake], axis=1)
-    total: np.ndarray = np.logaddexp.reduce(by_stake + _LOG_SHARES[:, None], axis=0) - np.log(2)
+        return log_wealth(scores, null, stakes)
+    by_stake = _log_wealth_by_stake(scores, null, stakes)
+    before = np.concatenate([np.zeros((len(by_stake), 1)), by_stake], axis=1)
+    total: np.ndarray = np.logaddexp.reduce(by_stake + stakes.log_shares, axis=0) + np.log(1 - _KEPT)
     for start in starts:
         since = np.zeros(len(scores))
-        staked = by_stake[:, start:] - before[:, [start]] + _LOG_SHARES[:, None]
-        since[start:] = np.logaddexp.reduce(staked, axis=0)
-        total = np.logaddexp(total, since - np.log(2 * len(starts)))
+        since[start:] = np.logaddexp.reduce(by_stake[:, start:] - before[:, [start]] + stakes.log_shares, axis=0)
+        total = np.logaddexp(total, since + np.log(_KEPT / len(starts)))
     return total
 
 
@@ -116,10 +155,10 @@ def _lower_bound(scores: Scores, alpha: float) -> float:
     return low
 
 
-def _log_wealth_by_stake(scores: Scores, null: float) -> np.ndarray:
+def _log_wealth_by_stake(scores: Scores, null: float, stakes: Stakes) -> np.ndarray:
     """(stakes x scores). A null below all that a score can be costs nothing to reject, and is not bet on."""
     reach = null - scores.low
     possible = reach > 1e-9
     gain = np.where(possible, scores.weight * (scores.values - null) / np.where(possible, reach, 1.0), 0.0)
-    wealth: np.ndarray = np.cumsum(np.log1p(_STAKES[:, None] * gain), axis=1)
+    wealth: np.ndarray = np.cumsum(np.log1p(np.array(stakes.fractions)[:, None] * gain), axis=1)
     return wealth

@@ -295,7 +295,7 @@ SELECT latest.date, NULL::UUID AS decision_id, episode_id, metric, latest.* EXCL
 )
 """
 # What a metric says as a number: true is 1, false is 0, text is nothing.
-_NUMBER = "CASE value WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE TRY_CAST(value AS DOUBLE) END"
+NUMBER = "CASE value WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE TRY_CAST(value AS DOUBLE) END"
 # A demonstration that is none replaces no earlier one.
 _IS_ANSWER = "CASE WHEN json_valid(value ->> '$') THEN json_type(value ->> '$') END = 'OBJECT'"
 # Of the answers of one side, the first that is a label comes first; then the one that was served.
@@ -324,13 +324,13 @@ said AS (
     SELECT date, decision_type, request_id,
            max_by(struct_pack(answer := value ->> '$', author), given) FILTER (kind = 'demonstration') AS demonstration,
            (max(given) FILTER (kind = 'demonstration')).ts AS demonstrated_at,
-           map_from_entries(list((metric, {_NUMBER})) FILTER (kind = 'metric' AND {_NUMBER} IS NOT NULL)) AS feedback
+           map_from_entries(list((metric, {NUMBER})) FILTER (kind = 'metric' AND {NUMBER} IS NOT NULL)) AS feedback
     FROM (SELECT *, latest.value AS value, latest.author AS author FROM request_feedback)
     GROUP BY date, decision_type, request_id
 ),
 episodes AS (
     SELECT episode_id,
-           map_from_entries(list((metric, {_NUMBER})) FILTER (kind = 'metric' AND {_NUMBER} IS NOT NULL)) AS feedback
+           map_from_entries(list((metric, {NUMBER})) FILTER (kind = 'metric' AND {NUMBER} IS NOT NULL)) AS feedback
     FROM feedback WHERE episode_id IS NOT NULL GROUP BY episode_id
 )
 SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d.room_id, d.episode_id, d.subject_ids,

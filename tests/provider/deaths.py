@@ -16,12 +16,13 @@ from typing import Any
 import httpx
 
 from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.shutdown import undeploy_model
+from provider.lifecycle.uploads import upload_dataset
+from provider.together.adapter import TogetherProvider
 from provider.together.client import connect
-from provider.together.files import upload_dataset
-from provider.together.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from storage.ledger.ledger import open_ledger
 from tests.forkserver import CONTEXT
 from tests.provider.world import Emulator
@@ -88,7 +89,7 @@ def _run(command: Command, url: str, data: str, argument: str, death: Death | No
     with open_ledger(data) as ledger, connect(base_url=url) as client:
         if death is not None:
             client._client.event_hooks = {"response" if death.answered else "request": [_executioner(death)]}
-        command(client, ledger, argument, now=emulator.now, wait=emulator.advance)
+        command(TogetherProvider(client), ledger, argument, now=emulator.now, wait=emulator.advance)
 
 
 def _executioner(death: Death) -> Callable[[Any], None]:

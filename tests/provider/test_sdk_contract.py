@@ -108,6 +108,6 @@ def test_every_request_of_a_deployments_life_is_documented(world: World) -> None
     world.client._client.event_hooks = {"request": [check]}
     resolve_tier(world.client, "small")
     row = world.deploy()
-    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
-    undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait)
+    guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
+    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
     assert seen == set(PATHS)

@@ -10,7 +10,8 @@ import together
 
 import storage
 from pipeline.evaluation import read_decision, redact_questions
-from provider.together.completions import Sampling, complete_many
+from provider.completions import complete_many
+from provider.port import Sampling
 from quality.dataset.export import read_rows
 from quality.evaluation.evaluate import is_right
 from reasoning.decision_types import get_decision_type

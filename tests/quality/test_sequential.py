@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.evaluation.sequential import Scores, confidence_bounds, log_wealth, log_wealth_with_restarts
+from quality.evaluation.sequential import (
+    Scores,
+    confidence_bounds,
+    limit_outliers,
+    log_wealth,
+    log_wealth_with_restarts,
+)
 
 
 def test_a_model_that_is_not_better_is_rarely_called_better_at_any_look():
@@ -36,6 +42,19 @@ def test_a_change_after_a_long_good_time_shows_soon_with_restarts():
     assert plain.max() < np.log(100)
     first = int(np.argmax(restarted >= np.log(100)))
     assert 2000 < first < 2300
+
+
+def test_means_of_many_rows_are_clipped_so_that_more_can_be_staked():
+    rng = np.random.default_rng(2)
+    ones, tens = np.ones(200), np.full(200, 10.0)
+    values = rng.binomial(10, 0.97, 200) / 10 - rng.binomial(10, 0.93, 200) / 10
+    clipped, limit = limit_outliers(values, ones, tens)
+    assert np.abs(clipped - values).max() < 0.2
+    assert limit[-1] < 0.6
+    scores = Scores(clipped, -limit, limit, ones)
+    assert log_wealth(scores)[-1] > 1.3 * log_wealth(Scores.within(values))[-1] > 0
+    single = rng.choice([-1.0, 0, 1], 200)
+    assert (limit_outliers(single, ones, ones)[0] == single).all()
 
 
 def test_bounds_close_in_on_the_mean():

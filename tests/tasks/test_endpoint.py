@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
 
+from pipeline.cycle_plan import look_ahead, read_holdout, serving_steps
 from pipeline.errors import MissingStep, NameTaken
 from pipeline.evaluation import evaluate_model
 from pipeline.models import deploy, export, undeploy
@@ -22,7 +24,7 @@ from pipeline.money import guard, reconcile
 from pipeline.parameters import PromoteSettings, RegisterSettings
 from pipeline.promotion import promote_model
 from pipeline.registration import register_model, unregister_model
-from provider.endpoint.adapter import open_endpoints
+from provider.endpoint.adapter import EndpointProvider
 from provider.errors import (
     AccessDenied,
     KeyRefused,
@@ -47,6 +49,7 @@ from storage.log.land import land_decisions
 from storage.progress import Progress
 from tests.cli.test_commands import failure, reasoning
 from tests.reasoning.conftest import Hangup, ModelServer, Request, http
+from tests.storage.logs import make_decision, write_segment
 from tests.tasks.rooms import write_log
 
 KEY = "vk-0123456789abcdef"
@@ -160,9 +163,11 @@ def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_w
     asked, charged = len(vllm.asked), spent(data) - charged
     assert asked == evaluation.rows > 0
     assert 0 <= charged - asked * CALL_USD < Decimal("0.00000001")
+    assert any("was not trained here" in note for note in evaluation.notes)
     assert evaluation.about["verdict"]["decision"] == "promote", evaluation.about["verdict"]
 
     promote_model(data, "mine", PromoteSettings(weight=1))
+    _check_plan(data, asked)
     arm = read_routes(data / "routes.json").routes["should_respond"].arms[0]
     assert (arm.model, arm.request_model, arm.key_variable) == ("endpoint/mine", "org/small", "VLLM_KEY")
     assert KEY not in (data / "routes.json").read_text()
@@ -202,6 +207,19 @@ def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_w
         deploy(data, "mine")
 
 
+def _check_plan(data: Path, questions: int) -> None:
+    """The next cycle counts what it costs to ask the incumbent, and does not take it for one that costs nothing."""
+    (manifest,) = Layout(data).datasets.glob("*/*/manifest.json")
+    holdout = read_holdout(data, manifest.parent, "should_respond")
+    rented: Any = SimpleNamespace(hourly_usd=Decimal("5.49"), hardware="1xh100", adapters=0)
+    with open_ledger(data) as ledger:
+        *_, evaluation = steps = serving_steps(ledger, "should_respond", rented, holdout=holdout)
+    assert [step.step for step in steps] == ["candidate", "incumbent", "evaluation"]
+    assert evaluation.amount_usd > questions * CALL_USD and f"{questions} questions to mine" in evaluation.what
+    refusals, _ = look_ahead(data, manifest.parent, "should_respond", steps, now=datetime.now(UTC))
+    assert refusals == []
+
+
 def test_answers_whose_tokens_nobody_counted_are_charged_at_most(data: Path, vllm: Vllm) -> None:
     register(data, vllm)
     promote_model(data, "mine", PromoteSettings(weight=1, force=True, deadline_ms=300))
@@ -224,6 +242,24 @@ def test_a_shadow_of_a_registered_model_is_charged_as_well(data: Path, vllm: Vll
     assert decide(data, 3) == ["original"] * 3
     assert guard(data).errors == []
     assert 0 <= spent(data) - before - 3 * CALL_USD < Decimal("0.00000001")
+
+
+def test_a_log_that_tells_odd_counts_of_tokens_is_not_a_discount(data: Path, vllm: Vllm) -> None:
+    register(data, vllm)
+    promote_model(data, "mine", PromoteSettings(weight=1, force=True))
+    guard(data)
+    before, now = spent(data), datetime.now(UTC)
+    odd = [(-1_000_000, 9), (200, -1_000_000), (None, None), (200, 9)]
+    values = {"source": "custom", "model": "endpoint/mine", "cost_usd": 0.0}
+    write_segment(data, [make_decision(now, input_tokens=i, output_tokens=o, **values) for i, o in odd])
+    land_decisions(data)
+    assert guard(data).errors == []
+    most = Decimal("0.10") * 1000 + Decimal("0.333333333") * 512 * 2
+    assert CALL_USD * 2 < spent(data) - before < CALL_USD * 4 + most / 1_000_000
+    write_segment(data, [make_decision(now, input_tokens=2**55, output_tokens=9, **values)])
+    land_decisions(data)
+    report = guard(data)
+    assert report.lease == "left" and "tokens of registered models are not charged" in str(report.errors)
 
 
 def test_an_hourly_model_is_charged_by_the_hour_until_it_is_unregistered(data: Path, vllm: Vllm) -> None:
@@ -281,6 +317,11 @@ def answers(status: int, body: bytes) -> Callable[[Path, Vllm], Model]:
     ("attempt", "error", "told"),
     [
         (WRONG_MODEL, RemoteNotFound, "no model 'org/other'"),
+        (
+            answers(401, f'{{"error": {{"message": "wrong key {KEY}!"}}}}'.encode()),
+            KeyRefused,
+            "check the key in VLLM_KEY",
+        ),
         (answers(403, b"{}"), AccessDenied, "use one that may"),
         (answers(307, b""), UnexpectedAnswer, "redirects elsewhere"),
         (answers(200, b"<html>hello</html>"), UnexpectedAnswer, "not OpenAI-shaped"),
@@ -457,11 +498,11 @@ def test_a_model_without_log_probabilities_is_not_promoted_with_a_least_confiden
 
 
 def test_the_adapter_answers_questions_and_offers_nothing_else(data: Path, vllm: Vllm) -> None:
-    register(data, vllm)
+    model = register(data, vllm)
     config, kind = load_config(data), DECISION_TYPES["should_respond"]
     conversations = [kind.render(CONTEXT)] * 3
     told: list[Progress] = []
-    with open_ledger(data) as ledger, open_endpoints(config, ledger) as provider:
+    with EndpointProvider(config, [model]) as provider:
         found = provider.ask("endpoint/mine", conversations, Sampling.of(kind), progress=told.append)
         assert [(each.input_tokens, each.error) for each in found] == [(IN, None)] * 3
         assert [each.done for each in told] == [1, 2, 3]
