@@ -15,11 +15,11 @@ from pipeline.selection import find_model
 from pipeline.traffic import questions_per_hour
 from provider.clock import clock_of
 from provider.completions import complete_many
-from provider.endpoint.asking import ask_charged
+from provider.endpoint.charging import ask_charged
 from provider.lifecycle.sharing import hourly_part
 from provider.money.metering import tokens_usd
 from provider.port import Completion, Sampling
-from provider.providers import open_provider
+from provider.providers import open_provider_of
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.error_budget import allow
@@ -205,7 +205,7 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
             exam.config, ledger, server, model, conversations, sampling, progress=progress, now=exam.now
         )
     else:
-        with open_provider() as provider:
+        with open_provider_of(exam.config.data, server.provider) as provider:
             name = required(server.served_name, server.name)
             completions = complete_many(
                 provider, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now

@@ -24,7 +24,7 @@ from pipeline.money import guard, reconcile
 from pipeline.parameters import PromoteSettings, RegisterSettings
 from pipeline.promotion import promote_model
 from pipeline.registration import register_model, unregister_model
-from provider.endpoint.adapter import open_endpoints
+from provider.endpoint.adapter import EndpointProvider
 from provider.errors import (
     AccessDenied,
     KeyRefused,
@@ -115,9 +115,10 @@ def vllm() -> Iterator[Vllm]:
 
 @pytest.fixture
 def data(tmp_path: Path, vllm: Vllm, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder without any provider: neither the local one nor Together can be reached."""
-    for name in ("REASONING_PROVIDER_URL", "REASONING_PROVIDER", "TOGETHER_API_KEY"):
+    """A data folder without any provider: neither an emulator nor Together can be reached."""
+    for name in ("REASONING_PROVIDER_URL", "TOGETHER_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REASONING_PROVIDER", "emulator")
     monkeypatch.setenv("REASONING_KEYS", f"VLLM_KEY={vllm.server.url}")
     monkeypatch.setenv("VLLM_KEY", KEY)
     folder = tmp_path / "data"
@@ -468,7 +469,9 @@ def test_stop_withdraws_registered_models_though_no_provider_can_be_asked(data: 
     promote_model(data, "mine", PromoteSettings(weight=1, force=True))
     guard(data)
     assert decide(data) == ["custom"]
-    assert "Withdrawn all the same: endpoint/mine" in failure(reasoning("stop", "--data", data))
+    assert "Withdrawn all the same: endpoint/mine" in failure(
+        reasoning("stop", "--provider", "emulator", "--data", data)
+    )
     assert decide(data) == ["original"]
     guard(data)
     with open_ledger(data) as ledger:
@@ -498,11 +501,11 @@ def test_a_model_without_log_probabilities_is_not_promoted_with_a_least_confiden
 
 
 def test_the_adapter_answers_questions_and_offers_nothing_else(data: Path, vllm: Vllm) -> None:
-    register(data, vllm)
+    model = register(data, vllm)
     config, kind = load_config(data), DECISION_TYPES["should_respond"]
     conversations = [kind.render(CONTEXT)] * 3
     told: list[Progress] = []
-    with open_ledger(data) as ledger, open_endpoints(config, ledger) as provider:
+    with EndpointProvider(config, [model]) as provider:
         found = provider.ask("endpoint/mine", conversations, Sampling.of(kind), progress=told.append)
         assert [(each.input_tokens, each.error) for each in found] == [(IN, None)] * 3
         assert [each.done for each in told] == [1, 2, 3]
