@@ -61,8 +61,10 @@ def stop(
         if report.is_clear:
             more = " any more" if report.found else ""
             print_line(f"Nothing of this installation runs at the provider `{at}`{more}.")
-        if at == Provider.LOCAL and provider is None:
-            print_line("Only the local provider was asked; what costs real money: `reasoning stop --provider together`")
+        if at != Provider.TOGETHER and provider is None:
+            print_line(
+                f"Only the provider `{at}` was asked; what costs real money: `reasoning stop --provider together`"
+            )
     if not report.is_clear and not (dry_run and not report.errors):
         raise typer.Exit(1)
 

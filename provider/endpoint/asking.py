@@ -93,7 +93,20 @@ def ask_all(
     on_answer: OnAnswer | None = None,
 ) -> list[Completion]:
     """Ask a registered model every conversation; answers in their order, those that failed with their `error` set."""
-    asker, arm, answers = Asker(config, sampling), arm_of(model), dict[int, Completion]()
+    return ask_arm(config, arm_of(model), conversations, sampling, concurrency=concurrency, on_answer=on_answer)
+
+
+def ask_arm(
+    config: Config,
+    arm: Arm,
+    conversations: Iterable[Messages],
+    sampling: Sampling,
+    *,
+    concurrency: int = CONCURRENCY,
+    on_answer: OnAnswer | None = None,
+) -> list[Completion]:
+    """`ask_all` for any server that speaks OpenAI's chat completions."""
+    asker, answers = Asker(config, sampling), dict[int, Completion]()
     tell = on_answer or (lambda at, answer: None)
     with closing(asker), ThreadPoolExecutor(concurrency, thread_name_prefix="ask_all") as pool:
         asked = {pool.submit(_ask, asker, arm, messages): at for at, messages in enumerate(conversations)}

@@ -127,9 +127,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path, vllm: Vllm, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder without any provider: neither the local one nor Together can be reached."""
-    for name in ("REASONING_PROVIDER_URL", "REASONING_PROVIDER", "TOGETHER_API_KEY"):
+    """A data folder without any provider: neither an emulator nor Together can be reached."""
+    for name in ("REASONING_PROVIDER_URL", "TOGETHER_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REASONING_PROVIDER", "emulator")
     monkeypatch.setenv("REASONING_KEYS", f"VLLM_KEY={vllm.server.url}")
     monkeypatch.setenv("VLLM_KEY", KEY)
     folder = tmp_path / "data"
@@ -478,7 +479,9 @@ def test_stop_withdraws_registered_models_though_no_provider_can_be_asked(data: 
     promote_model(data, "mine", PromoteSettings(weight=1, force=True))
     guard(data)
     assert decide(data) == ["custom"]
-    assert "Withdrawn all the same: endpoint/mine" in failure(reasoning("stop", "--data", data))
+    assert "Withdrawn all the same: endpoint/mine" in failure(
+        reasoning("stop", "--provider", "emulator", "--data", data)
+    )
     assert decide(data) == ["original"]
     guard(data)
     with open_ledger(data) as ledger:
