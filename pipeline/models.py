@@ -32,7 +32,7 @@ from provider.lifecycle.routes import withdraw_model
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.uploads import upload_dataset
 from provider.port import Provider
-from provider.providers import open_provider
+from provider.providers import open_provider, open_provider_of
 from provider.serving import load_serving
 from quality.dataset.export import Manifest, export_dataset, read_manifest
 from quality.settings import ExportSettings
@@ -48,9 +48,9 @@ from storage.progress import OnProgress
 
 
 @contextmanager
-def at_work(data: Path) -> Iterator[tuple[Provider, Ledger]]:
-    """The provider and the ledger of a data folder."""
-    with open_ledger(data) as ledger, open_provider() as provider:
+def at_work(data: Path, of: Model | None = None) -> Iterator[tuple[Provider, Ledger]]:
+    """The provider and the ledger of a data folder; given a model, the provider that has it."""
+    with open_ledger(data) as ledger, open_provider_of(data, of.provider if of else None) as provider:
         yield provider, ledger
 
 
@@ -139,7 +139,7 @@ def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
     with open_ledger(data) as ledger:
         if not ledger.find(FineTuneJob, id=job):
             raise MissingStep(f"there is no fine-tune {job!r}: `reasoning models jobs` lists them")
-        with open_provider() as provider:
+        with open_provider(data) as provider:
             return cancel_fine_tune(provider, ledger, job, now=now)
 
 
@@ -157,7 +157,7 @@ def deploy(
             if row.state == "retired":
                 raise MissingStep(f"{row.name} was unregistered: register it under another name")
             return serve_model(load_config(data), ledger, row, now=clock_of(now)())
-    with at_work(data) as (provider, ledger):
+    with at_work(data, row) as (provider, ledger):
         name = required(row.decision_type, f"the decision type of model {row.id}")
         with holding(data, name, now=now):
             if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, "ready")):
@@ -240,13 +240,17 @@ def take_down(
         if row.provider == ENDPOINT:
             return _withdraw_registered(data, ledger, row, deployments, why=why, now=clock_of(now)())
 
+        if not deployments:  # of a provider that is not used any more, perhaps
+            _lose_traffic(ledger, row, why=why, now=clock_of(now)())
+            return []
+
         def end(provider: Provider | None, **options: Any) -> list[Deployment]:
             return _end_each(
                 provider, ledger, deployments, routes_path=Layout(data).routes, why=why, now=now, **options
             )
 
         try:
-            provider = open_provider()
+            provider = open_provider_of(data, row.provider)
         except ProviderError as error:
             if not end(None):
                 raise
@@ -255,10 +259,14 @@ def take_down(
                 "can be asked"
             ) from error
         finally:
-            if row.state == "promoted":  # it has no traffic any more, whatever becomes of the rest
-                ledger.transition(Model, row.id, "trained", why=why, now=clock_of(now)())
+            _lose_traffic(ledger, row, why=why, now=clock_of(now)())  # whatever becomes of the rest
         with provider:
             return end(provider, progress=progress, poll_seconds=provider.poll_seconds)
+
+
+def _lose_traffic(ledger: Ledger, model: Model, *, why: str, now: datetime) -> None:
+    if model.state == "promoted":
+        ledger.transition(Model, model.id, "trained", why=why, now=now)
 
 
 def _withdraw_registered(
@@ -274,8 +282,7 @@ def _withdraw_registered(
             withdraw_model(Layout(data).routes, name, now=now)
         except (ReasoningError, OSError) as error:
             trouble = error
-    if model.state == "promoted":
-        ledger.transition(Model, model.id, "trained", why=why, now=now)
+    _lose_traffic(ledger, model, why=why, now=now)
     ended = [end_serving(ledger, row, why=why, now=now) for row in deployments]
     if trouble is not None:
         raise trouble

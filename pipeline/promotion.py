@@ -16,7 +16,7 @@ from pipeline.verdicts import last_verdict
 from provider.clock import clock_of
 from provider.endpoint.arms import arm_of
 from provider.lifecycle.routes import publish_route
-from provider.providers import inference_url
+from provider.providers import arm_address
 from quality.dataset.export import read_manifest
 from reasoning.errors import ReasoningError
 from reasoning.serving.routes import Arm, Route, Routes, format_routes
@@ -143,13 +143,15 @@ def _route(
             )
         custom = arm_of(model, weight=share, mode=mode)
     else:
+        url, logprobs = arm_address(data, deployment.provider)
         custom = Arm(
             name="custom",
             source="custom",
             weight=share,
             mode=mode,
             model=deployment.served_name,
-            base_url=inference_url(),
+            base_url=url,
+            logprobs=logprobs,
             config_hash=read_manifest(find_dataset(data, dataset_of(data, ledger, model))).config_hash,
         )
     original = Arm(name="original", source="original", weight=1.0 if mode == "shadow" else 1.0 - share)

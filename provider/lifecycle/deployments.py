@@ -145,6 +145,7 @@ def _intend(
             Deployment,
             id=deployment_id,
             state=DeploymentState.INTENDED,
+            provider=provider.name,
             name=name,
             decision_type=model.decision_type,
             model_id=model_id,

@@ -248,9 +248,11 @@ def sync_fine_tune(provider: Provider, ledger: Ledger, job_id: str, *, now: Now 
             raise UnexpectedAnswer(f"{error}; but the provider lists it, so it is looked at again") from error
         if clock() - job.created_at < SHOWS_WITHIN:
             raise UnexpectedAnswer(f"{error}; it was submitted just now, so it is looked at again") from error
-        return _settle(ledger, job, JobState.FAILED, None, "the provider no longer has this job", clock())
+        return _settle(
+            provider, ledger, job, JobState.FAILED, None, error="the provider no longer has this job", now=clock()
+        )
     if remote.state in _ENDED:
-        return _settle(ledger, job, _ENDED[remote.state], remote, remote.error, clock())
+        return _settle(provider, ledger, job, _ENDED[remote.state], remote, error=remote.error, now=clock())
     state = job.state
     if remote.state == RemoteJobState.CANCELLING:
         state = JobState.CANCELLING
@@ -262,12 +264,19 @@ def sync_fine_tune(provider: Provider, ledger: Ledger, job_id: str, *, now: Now 
 
 
 def _settle(
-    ledger: Ledger, job: FineTuneJob, state: JobState, remote: RemoteJob | None, error: str | None, now: datetime
+    provider: Provider,
+    ledger: Ledger,
+    job: FineTuneJob,
+    state: JobState,
+    remote: RemoteJob | None,
+    *,
+    error: str | None,
+    now: datetime,
 ) -> FineTuneJob:
     """The job has ended: its model recorded, its true price charged, its reservation closed; all, or nothing."""
     # Without a price from the provider the estimate is charged: too much can be corrected, too little is overspent.
     said = remote.price_usd if remote is not None else None
-    if said is not None and said < LEAST_PRICE_USD and state == JobState.COMPLETED:
+    if said is not None and said < LEAST_PRICE_USD and state == JobState.COMPLETED and not provider.capabilities.free:
         said = None  # no training is for nothing: the field was not filled in, or is in another unit
     price = job.estimate_usd if said is None else said
     with ledger.transaction():
@@ -282,6 +291,7 @@ def _settle(
             model_id = ledger.add(
                 Model,
                 state="trained",
+                provider=provider.name,
                 decision_type=job.decision_type,
                 tier=job.tier,
                 base_model=job.base_model,

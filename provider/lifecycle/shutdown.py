@@ -266,7 +266,7 @@ def charge_double(ledger: Ledger, row: Deployment, remote: RemoteDeployment, *, 
             **{
                 column: getattr(row, column)
                 for column in (
-                    *("decision_type", "model_id", "model_object_id", "config", "hardware"),
+                    *("provider", "decision_type", "model_id", "model_object_id", "config", "hardware"),
                     *("hourly_usd", "max_replicas", "endpoint_id"),
                 )
             },
