@@ -61,8 +61,10 @@ def stop(
         if report.is_clear:
             more = " any more" if report.found else ""
             print_line(f"Nothing of this installation runs at the provider `{at}`{more}.")
-        if at == Provider.LOCAL and provider is None:
-            print_line("Only the local provider was asked; what costs real money: `reasoning stop --provider together`")
+        if at != Provider.TOGETHER and provider is None:
+            print_line(
+                f"Only the provider `{at}` was asked; what costs real money: `reasoning stop --provider together`"
+            )
     if not report.is_clear and not (dry_run and not report.errors):
         raise typer.Exit(1)
 
@@ -167,7 +169,9 @@ def set_budget(
     decision_type: Annotated[str | None, typer.Option(help="Only for this decision type")] = None,
     data: Data = None,
 ) -> None:
-    """Set a spending limit."""
+    """Set a spending limit, and say what it buys and which budgets contradict it."""
+    from pipeline.economy.budgets import describe_purchase, inconsistencies, machine_of
+    from prices.settings import load_prices
     from storage.ledger.ledger import open_ledger
     from storage.ledger.money import format_usd
 
@@ -179,5 +183,11 @@ def set_budget(
             ledger.set_budget(period.value, limit, name)
         except ValueError as error:
             raise typer.BadParameter(f"{error}; give dollars, such as 25 or 0.50, or `none`") from error
+        machine = machine_of(ledger, load_prices().serving)
+        contradictions = inconsistencies(ledger.budgets(), machine)
     what = f"{period.value} budget" + (f" of {name}" if name else "")
     print_line(f"{what}: " + ("no limit" if limit is None else format_usd(Decimal(limit))))
+    if limit is not None:
+        print_line(f"buys {describe_purchase(period.value, Decimal(limit), machine)}")
+    for line in contradictions:
+        print_line(f"note: {line}")

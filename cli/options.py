@@ -33,6 +33,7 @@ class Provider(StrEnum):
     """The values of `--provider`."""
 
     LOCAL = "local"
+    EMULATOR = "emulator"
     TOGETHER = "together"
 
 

@@ -40,7 +40,7 @@ def last_provider(data: Path) -> str | None:
         found = json.loads(Layout(data).serve_lock.read_text() or "{}").get("provider")
     except (OSError, ValueError, AttributeError):
         return None
-    return found if found in ("local", "together") else None
+    return found if found in ("local", "emulator", "together") else None
 
 
 def stop_command(data: Path, provider: str) -> str:
@@ -102,7 +102,7 @@ def stop_running(data: Path, provider: str, *, dry_run: bool = False, installati
     from provider.providers import open_provider
 
     try:
-        opened = open_provider(provider, timeout=20)
+        opened = open_provider(data, provider, timeout=20)
     except ProviderError as error:
         withdrawn = [] if dry_run else withdraw_registered(data)
         told = f". Withdrawn all the same: {', '.join(withdrawn)}" if withdrawn else ""

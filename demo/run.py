@@ -271,7 +271,7 @@ def _set_budget(demo: Demo, budget_usd: Decimal | None, confirm: Callable[[str],
     from storage.ledger.money import format_usd
 
     demo.move_provider(frozen=False)  # training and starting take their time
-    with open_provider() as provider:
+    with open_provider(demo.data) as provider:
         bases = {name: provider.base_model(get_decision_type(name, load_config(demo.data)).tier) for name in TYPES}
         least = provider.capabilities.minimum_training_usd
     hourly = sum((base.hourly_usd for base in bases.values()), Decimal(0))
@@ -300,6 +300,7 @@ def _turn(demo: Demo) -> None:
                 now=demo.now,
                 weight=0.9,
                 canary_weight=None,
+                any_price=True,  # it shows how a model is proven; the rules that it replaces are free
                 shadow_original=True,
                 force=True,
                 anyway=True,  # the demo shows every step, also on few conversations

@@ -15,11 +15,11 @@ from pipeline.selection import find_model
 from pipeline.traffic import questions_per_hour
 from provider.clock import clock_of
 from provider.completions import complete_many
-from provider.endpoint.asking import ask_charged
+from provider.endpoint.charging import ask_charged
 from provider.lifecycle.sharing import hourly_part
 from provider.money.metering import tokens_usd
 from provider.port import Completion, Sampling
-from provider.providers import open_provider
+from provider.providers import open_provider_of
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.error_budget import allow
@@ -27,6 +27,7 @@ from quality.evaluation.evaluate import Answer, Evaluation, Label, evaluate
 from quality.evaluation.objectives import load_objective
 from quality.evaluation.promotion import judge
 from quality.evaluation.thresholds import Threshold, choose_threshold
+from quality.evaluation.worth import WorthPolicy, judge_worth, load_worth
 from quality.settings import DEFAULT_MARGIN
 from reasoning.config import Config, load_config
 from reasoning.decision_types import DecisionType, get_decision_type
@@ -54,6 +55,8 @@ def evaluate_model(
     dataset: str | None = None,
     limit: int | None = None,
     margin: float = DEFAULT_MARGIN,
+    max_usd_per_1000: float | None = None,
+    any_price: bool = False,
     now: datetime | None = None,
     progress: OnProgress | None = None,
 ) -> Evaluation:
@@ -104,7 +107,11 @@ def evaluate_model(
         allowance = allow(
             evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=clock_of(now)()
         )
-        evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin, allowance=allowance))
+        verdict = judge(evaluation, margin=margin, allowance=allowance)
+        policy = load_worth(kind.name) if max_usd_per_1000 is None else WorthPolicy(max_usd_per_1000)
+        policy = WorthPolicy(policy="any") if any_price else policy
+        verdict = judge_worth(verdict, evaluation, policy, decision_type=kind.name)
+        evaluation.about["verdict"] = asdict(verdict)
         save_evaluation(ledger, evaluation.as_dict())
     return evaluation
 
@@ -198,7 +205,7 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
             exam.config, ledger, server, model, conversations, sampling, progress=progress, now=exam.now
         )
     else:
-        with open_provider() as provider:
+        with open_provider_of(exam.config.data, server.provider) as provider:
             name = required(server.served_name, server.name)
             completions = complete_many(
                 provider, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now

@@ -12,26 +12,25 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelMoved
-from pipeline.life import CUSTOM, INCUMBENT, ORIGINAL, Lives, experiment_of, move_model, read_lives
+from pipeline.experiment import STAGES, decide_live, sides_of
+from pipeline.life import Lives, move_model, read_lives
 from provider.lifecycle.deployment_state import LIVE_STATES
 from provider.lifecycle.shutdown import begin_shutdown
-from quality.evaluation.live import LiveDecision, LivePolicy, Stage, decide
-from quality.evaluation.observations import Sides, observe
-from reasoning.config import load_config
+from quality.evaluation.live import LiveDecision
 from reasoning.errors import ReasoningError
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
-from storage.ledger.lives import ServedModel, last_evaluation, note_check, served_models
+from storage.ledger.lives import ServedModel, note_check, served_models
 from storage.ledger.rows import INCUMBENT_STATES, ROUTED_STATES, Deployment, Model, ModelState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reasoning.config import Config
     from storage.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -40,12 +39,6 @@ _HOURLY = timedelta(hours=1)
 _REST = 20
 """After a look of so many seconds, 20 times as many pass before the next."""
 
-_STAGES: Mapping[ModelState, Stage] = {
-    ModelState.SHADOW: "shadow",
-    ModelState.CANARY: "canary",
-    ModelState.DEGRADED: "canary",  # it is proven again as a canary is
-    ModelState.PROMOTED: "live",
-}
 _PROMOTED_TO: Mapping[ModelState, ModelState] = {
     ModelState.SHADOW: ModelState.CANARY,
     ModelState.CANARY: ModelState.PROMOTED,
@@ -77,19 +70,18 @@ def prove_models(
     With `only_new` models are left out of which nothing new can be said. Without `may_promote` no model gets more
     traffic than it has. A trouble with one model is its reason, and keeps no other waiting.
     """
-    config = load_config(data)
     found = []
     with open_ledger(data) as ledger:
         states = {row.id: row.state for row in ledger.find(Model, state=ROUTED_STATES)}
         # The incumbent first: a bad one is no measure for its challenger.
         for served in sorted(served_models(ledger, decision_type), key=lambda each: _is_challenger(states, each)):
             mark = _mark_of(data, served)
-            is_gone = ledger.get(Model, served.model_id).state not in _STAGES  # replaced a moment ago
+            is_gone = ledger.get(Model, served.model_id).state not in STAGES  # replaced a moment ago
             if is_gone or (only_new and not _is_due(served, mark, now)):
                 continue
             begun = time.monotonic()
             try:
-                proof, decision = _prove(data, ledger, config, served, may_promote=may_promote, now=now)
+                proof, decision = _prove(data, ledger, served, may_promote=may_promote, now=now)
             except (ReasoningError, OSError, ValueError) as error:
                 log.warning("the live test of model %s: %s", served.model_id, error)
                 proof = Proof(served.model_id, served.decision_type, "hold", f"not looked at: {error}", None)
@@ -112,12 +104,12 @@ def _is_challenger(states: Mapping[str, ModelState], served: ServedModel) -> boo
 
 
 def _prove(
-    data: Path, ledger: Ledger, config: Config, served: ServedModel, *, may_promote: bool, now: datetime
+    data: Path, ledger: Ledger, served: ServedModel, *, may_promote: bool, now: datetime
 ) -> tuple[Proof, LiveDecision]:
     lives = read_lives(ledger, served.decision_type)
     served = next(each for each in served_models(ledger, served.decision_type) if each.model_id == served.model_id)
     state = ledger.get(Model, served.model_id).state
-    decision = _decide(data, ledger, config, served, state, lives, now=now)
+    decision = _decide(data, served, state, lives, now=now)
     to = _next_state(state, decision.action, may_promote=may_promote)
     if to is not None:
         replaced = _move(data, ledger, served.model_id, state, to, decision, now=now)
@@ -126,58 +118,20 @@ def _prove(
     return Proof(served.model_id, served.decision_type, decision.action, decision.reason, to), decision
 
 
-def _decide(
-    data: Path,
-    ledger: Ledger,
-    config: Config,
-    served: ServedModel,
-    state: ModelState,
-    lives: Lives,
-    *,
-    now: datetime,
-) -> LiveDecision:
+def _decide(data: Path, served: ServedModel, state: ModelState, lives: Lives, *, now: datetime) -> LiveDecision:
     """What is to become of a model: harm against the fallback ends it.
 
     A challenger beside an incumbent is compared with that one as well: harm against either ends it, and it is promoted
     for being as good as the incumbent.
     """
-    stage, policy = _STAGES[state], _policy(ledger, served)
-    is_challenger = state not in INCUMBENT_STATES
-    incumbent = lives.incumbent if is_challenger else None
-    own = lives.challenger_share if is_challenger else lives.incumbent_share
-
-    def look(against: str, other: float) -> LiveDecision:
-        sides = Sides(
-            models=_names_of(ledger, served),
-            arm=CUSTOM if is_challenger else INCUMBENT,
-            against=against,
-            share=own / (own + other) if 0 < own < 1 and other > 0 else None,
-        )
-        seen = observe(
-            data,
-            served.decision_type,
-            experiment_of(served.decision_type, served.model_id),
-            since=served.since,
-            now=now,
-            slow_ms=served.serving.deadline_ms,
-            config=config,
-            sides=sides,
-        )
-        return decide(seen, policy, stage=stage, now=now)
-
-    found = look(ORIGINAL, lives.original_share)
-    if incumbent is None or state == ModelState.SHADOW or found.action == "withdraw":
+    look = partial(decide_live, data, served, stage=STAGES[state], now=now)
+    _, found = look(sides=sides_of(lives, served.model_id))
+    beside = lives.incumbent is not None and state == ModelState.CANARY
+    if not beside or found.action == "withdraw":
         return found
-    other = look(INCUMBENT, lives.incumbent_share)
+    _, other = look(sides=sides_of(lives, served.model_id, "incumbent"))
     numbers = {"fallback": found.numbers, "incumbent": other.numbers}
     return LiveDecision(other.action, f"against the incumbent: {other.reason}", numbers)
-
-
-def _names_of(ledger: Ledger, served: ServedModel) -> tuple[str, ...]:
-    """The names that a model was asked by."""
-    rows = ledger.find(Deployment, model_id=served.model_id)
-    names = [served.serving.arm.get("model"), *(row.served_name for row in rows)]
-    return tuple(dict.fromkeys(str(name) for name in names if name))
 
 
 def _next_state(state: ModelState, action: str, *, may_promote: bool) -> ModelState | None:
@@ -225,20 +179,10 @@ def _move(
 
 def _stop(ledger: Ledger, model_id: str, *, why: str, now: datetime) -> None:
     """Begin to end what serves a model without traffic; the guard's next ticks end it."""
-    if ledger.get(Model, model_id).state in _STAGES:
+    if ledger.get(Model, model_id).state in STAGES:
         return
     for row in ledger.find(Deployment, model_id=model_id, state=LIVE_STATES):
         begin_shutdown(ledger, row.id, why=why, now=now)
-
-
-def _policy(ledger: Ledger, served: ServedModel) -> LivePolicy:
-    """The bounds, and the quality that the model's evaluation proved."""
-    evaluation = last_evaluation(ledger, served.model_id)
-    content: dict[str, Any] = {} if evaluation is None else evaluation.content
-    if not content.get("independent"):
-        return LivePolicy()
-    estimate = content.get("sources", {}).get("candidate", {}).get("metrics", {}).get(content.get("primary")) or {}
-    return LivePolicy(reference=estimate.get("low"))
 
 
 def _mark_of(data: Path, served: ServedModel) -> str:

@@ -32,8 +32,9 @@ from provider.lifecycle.fine_tunes import cancel_fine_tune, follow_fine_tune, su
 from provider.lifecycle.routes import withdraw_model
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.uploads import upload_dataset
+from provider.pace import Pace
 from provider.port import Provider
-from provider.providers import open_provider
+from provider.providers import open_provider, open_provider_of
 from provider.serving import load_serving
 from quality.dataset.export import Manifest, export_dataset, read_manifest
 from quality.settings import ExportSettings
@@ -57,9 +58,9 @@ from storage.progress import OnProgress
 
 
 @contextmanager
-def at_work(data: Path) -> Iterator[tuple[Provider, Ledger]]:
-    """The provider and the ledger of a data folder."""
-    with open_ledger(data) as ledger, open_provider() as provider:
+def at_work(data: Path, of: Model | None = None) -> Iterator[tuple[Provider, Ledger]]:
+    """The provider and the ledger of a data folder; given a model, the provider that has it."""
+    with open_ledger(data) as ledger, open_provider_of(data, of.provider if of else None) as provider:
         yield provider, ledger
 
 
@@ -128,15 +129,21 @@ def fine_tune(
             if not anyway:
                 require_worth(look_ahead(data, folder, name, planned, now=clock())[0])
             hold_cycle(ledger, name, planned, now=clock())
-        row = upload_dataset(provider, ledger, folder, now=now, progress=progress)
+        row = upload_dataset(provider, ledger, folder, pace=Pace(now=now, progress=progress))
         # Its true price is known only now. What was paid for before is followed to its end, whatever the budgets say.
         with suppress(BudgetExceeded) if not (planned := steps())[0].amount_usd else nullcontext():
             hold_cycle(ledger, name, planned, now=clock())
         job = submit_fine_tune(
-            provider, ledger, row.id, tier=tier, parameters=parameters, again=again, progress=progress, now=now
+            provider,
+            ledger,
+            row.id,
+            tier=tier,
+            parameters=parameters,
+            again=again,
+            pace=Pace(progress=progress, now=now),
         )
         return follow_fine_tune(
-            provider, ledger, job.id, now=now, progress=progress, poll_seconds=provider.poll_seconds
+            provider, ledger, job.id, pace=Pace(now=now, progress=progress, poll_seconds=provider.poll_seconds)
         )
 
 
@@ -148,7 +155,7 @@ def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
     with open_ledger(data) as ledger:
         if not ledger.find(FineTuneJob, id=job):
             raise MissingStep(f"there is no fine-tune {job!r}: `reasoning models jobs` lists them")
-        with open_provider() as provider:
+        with open_provider(data) as provider:
             return cancel_fine_tune(provider, ledger, job, now=now)
 
 
@@ -166,7 +173,7 @@ def deploy(
             if row.state == "retired":
                 raise MissingStep(f"{row.name} was unregistered: register it under another name")
             return serve_model(load_config(data), ledger, row, now=clock_of(now)())
-    with at_work(data) as (provider, ledger):
+    with at_work(data, row) as (provider, ledger):
         name = required(row.decision_type, f"the decision type of model {row.id}")
         with holding(data, name, now=now):
             if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, "ready")):
@@ -180,9 +187,7 @@ def deploy(
                 row.id,
                 replicas=replicas,
                 share=load_serving().of(name).share,
-                now=now,
-                progress=progress,
-                poll_seconds=provider.poll_seconds,
+                pace=Pace(now=now, progress=progress, poll_seconds=provider.poll_seconds),
             )
 
 
@@ -249,13 +254,15 @@ def take_down(
         if row.provider == ENDPOINT:
             return _withdraw_registered(data, ledger, row, deployments, why=why, now=clock_of(now)())
 
+        if not deployments:  # of a provider that is not used any more, perhaps
+            return []
+
         def end(provider: Provider | None, **options: Any) -> list[Deployment]:
-            return _end_each(
-                provider, ledger, deployments, routes_path=Layout(data).routes, why=why, now=now, **options
-            )
+            pace = Pace(now=now, **options)
+            return _end_each(provider, ledger, deployments, routes_path=Layout(data).routes, why=why, pace=pace)
 
         try:
-            provider = open_provider()
+            provider = open_provider_of(data, row.provider)
         except ProviderError as error:
             if not end(None):
                 raise
@@ -263,9 +270,6 @@ def take_down(
                 f"{error}. Its route is withdrawn and its end is written down: the guard stops it once the provider "
                 "can be asked"
             ) from error
-        finally:
-            if row.state == "promoted":  # it has no traffic any more, whatever becomes of the rest
-                ledger.transition(Model, row.id, "trained", why=why, now=clock_of(now)())
         with provider:
             return end(provider, progress=progress, poll_seconds=provider.poll_seconds)
 

@@ -57,7 +57,7 @@ def _watch_money(
         serving = serving.with_idle(idle_minutes or None)
     policy = GuardPolicy(serving=serving, lease=timedelta(minutes=lease_minutes))
     try:
-        provider = open_provider(timeout=15)  # seconds: the next tick comes within a minute
+        provider = open_provider(data, timeout=15)  # seconds: the next tick comes within a minute
     except ProviderError as error:
         report = guard_costs(data, None, policy=policy, now=now)
         report.errors += [wrong] if wrong else []
@@ -73,7 +73,7 @@ def _watch_money(
 def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
     """What runs at the provider against the ledger. Raises `ProviderError` where it cannot be asked, but must be."""
     try:
-        provider = open_provider()
+        provider = open_provider(data)
     except ProviderError:
         with open_ledger(data) as ledger:
             if needs_provider(ledger):

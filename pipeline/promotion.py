@@ -18,7 +18,7 @@ from pipeline.selection import find_model
 from pipeline.verdicts import last_verdict
 from provider.clock import clock_of
 from provider.endpoint.arms import arm_of
-from provider.providers import inference_url
+from provider.providers import arm_address
 from quality.dataset.export import read_manifest
 from reasoning.serving.routes import Arm, Route
 from storage.ledger.ledger import open_ledger
@@ -112,11 +112,13 @@ def _serving(data: Path, ledger: Ledger, model: Model, deployment: Deployment, s
             )
         custom = arm_of(model)
     else:
+        url, logprobs = arm_address(data, deployment.provider)
         custom = Arm(
             name="custom",
             source="custom",
             model=deployment.served_name,
-            base_url=inference_url(),
+            base_url=url,
+            logprobs=logprobs,
             config_hash=read_manifest(find_dataset(data, dataset_of(data, ledger, model))).config_hash,
         )
     name = required(model.decision_type, f"the decision type of model {model.id}")

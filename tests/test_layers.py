@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "emulator": {"learners"},
     "learners": {"reasoning"},
     "demo": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
-    "cli": {"demo", "tasks", "pipeline", "gateway", "quality", "provider", "storage", "reasoning"},
+    "cli": {"demo", "tasks", "pipeline", "gateway", "quality", "provider", "storage", "prices", "reasoning"},
 }
 
 # What an agent installs besides Python. Here names of distributions are names of modules.

@@ -322,6 +322,7 @@ def _add_orphan_deployment(
     return ledger.add(
         Deployment,
         state="stopping",
+        provider=provider.name,
         name=name,
         model_object_id=(first.model_id if first else None) or "unknown",
         config="unknown",

@@ -39,31 +39,35 @@ T = TypeVar("T")
 
 
 def provider_name(provider: str | None = None) -> str:
-    """Name of the provider, by default that of `REASONING_PROVIDER`, else `local`."""
-    return provider or os.environ.get("REASONING_PROVIDER") or "local"
+    """Name of the provider, by default that of `REASONING_PROVIDER`, else `local`.
+
+    `local` with an address in `REASONING_PROVIDER_URL` means `emulator`, as it did in earlier versions.
+    """
+    name = provider or os.environ.get("REASONING_PROVIDER") or "local"
+    return "emulator" if name == "local" and os.environ.get("REASONING_PROVIDER_URL") else name
 
 
 def provider_url(provider: str | None = None, base_url: str | None = None) -> str:
     """Base URL of the provider, without `/v1`. Raises ProviderSettingsError, naming the setting.
 
-    `local` (the default, or `REASONING_PROVIDER`) needs `base_url` or `REASONING_PROVIDER_URL`. The real Together is
+    `emulator` needs `base_url` or `REASONING_PROVIDER_URL`. The real Together is
     reached only when it is asked for by name, however the environment is set.
     """
     name = provider_name(provider)
     if name == "together":
         url = _without_secrets(base_url or os.environ.get("TOGETHER_BASE_URL") or TOGETHER_URL)
-    elif name == "local":
+    elif name in ("emulator", "local"):
         url = _without_secrets(base_url or os.environ.get("REASONING_PROVIDER_URL") or "")
         if not url:
             raise ProviderSettingsError(
-                "the local provider has no URL: run `reasoning serve` for this data folder, which starts one, or "
-                "`python -m emulator`, and set REASONING_PROVIDER_URL to the address that it prints"
+                "the emulator has no URL: run `reasoning serve --provider emulator` for this data folder, which "
+                "starts it, or `python -m emulator`, and set REASONING_PROVIDER_URL to the address that it prints"
             )
         host = (urlsplit(url).hostname or "").rstrip(".")
         if f".{host}".endswith((".together.ai", ".together.xyz")):
-            raise ProviderSettingsError(f"{url} costs money: use it with the provider `together`, not `local`")
+            raise ProviderSettingsError(f"{url} costs money: use it with the provider `together`, not `{name}`")
     else:
-        raise ProviderSettingsError(f"unknown provider {name!r}: use `local` or `together`")
+        raise ProviderSettingsError(f"unknown provider {name!r}: use `local`, `emulator` or `together`")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ProviderSettingsError(f"{url!r} is not an http(s) URL of a provider")
@@ -96,7 +100,7 @@ def connect(
     Raises ProviderSettingsError, ProviderUnavailable when nothing answers, ProviderRefused for a wrong key.
     """
     url = provider_url(provider, base_url)
-    is_local = provider_name(provider) == "local"
+    is_local = provider_name(provider) != "together"
     # The real key never goes to another server, so it is not taken from the environment for one.
     key = api_key or ("local" if is_local else os.environ.get("TOGETHER_API_KEY"))
     if not key:

@@ -158,7 +158,7 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
 
             with open_ledger(data) as ledger:
                 ledger.set_budget("total", "0.01")
-            with open_provider() as opened:
+            with open_provider(data) as opened:
                 report = guard_costs(data, opened)
             assert report.level == "stop", report
             for kind in TYPES:  # at once, and without anybody having failed

@@ -17,12 +17,14 @@ import pytest
 
 from provider.endpoint.adapter import EndpointProvider
 from provider.endpoint.arms import served_name
+from provider.local.adapter import LocalProvider
 from provider.port import Capabilities, Provider
 from provider.together.adapter import CAPABILITIES, TogetherProvider
 from provider.together.client import connect
 from reasoning.config import Config
 from storage.ledger.ledger import open_ledger
 from storage.ledger.rows import ENDPOINT, Model
+from tests.provider.local.test_local import stop_server
 from tests.provider.world import Emulator, conversation
 from tests.reasoning.conftest import ModelServer
 
@@ -86,14 +88,28 @@ def endpoint(request: pytest.FixtureRequest, folder: Path) -> Iterator[Subject]:
         yield Subject(provider, served=served_name("theirs"))
 
 
+@contextmanager
+def local(request: pytest.FixtureRequest, folder: Path) -> Iterator[Subject]:
+    """Models that are trained and served on this machine."""
+    provider = LocalProvider(folder)
+
+    def pass_time(_: float) -> None:
+        time.sleep(0.1)  # its processes take real time
+
+    yield Subject(provider, tier="local/linear", pass_time=pass_time)
+    stop_server(provider.folder)
+
+
 Open = Callable[[pytest.FixtureRequest, Path], AbstractContextManager[Subject]]
 
 SUBJECTS: dict[str, tuple[Capabilities, Open]] = {
     "together": (CAPABILITIES, together),
+    "local": (LocalProvider.capabilities, local),
     "endpoint": (EndpointProvider.capabilities, endpoint),
 }
 TRAINERS = [name for name, (can, _) in SUBJECTS.items() if can.trains]
 SERVERS = [name for name, (can, _) in SUBJECTS.items() if not can.trains]
+SHARERS = [name for name, (can, _) in SUBJECTS.items() if can.adapters_per_replica != 0]
 BILLERS = [name for name, (can, _) in SUBJECTS.items() if can.bills]
 
 

@@ -6,9 +6,12 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
+from quality.errors import EvaluationError
 from quality.evaluation.live import LivePolicy, Observations, Stream, decide
-from quality.evaluation.observations import observe
+from quality.evaluation.observations import Sides, observe
+from quality.evaluation.policies import load_policy
 from quality.evaluation.sequential import Scores
+from reasoning.decision_types import get_decision_type
 from tests.quality.log import START, conversations, land, records
 
 EXPERIMENT = "should_respond-m1"
@@ -140,3 +143,56 @@ def test_a_world_that_shifts_after_a_good_month_is_noticed():
     assert kept.action == "hold"
     shifted = Observations(since=START, difference=_stream(np.r_[good, bad], days=40), last_label=now)
     assert decide(shifted, LivePolicy(), stage="live", now=now).action == "withdraw"
+
+
+def test_the_policy_follows_the_evaluation_and_the_settings(tmp_path):
+    kind = get_decision_type("should_respond")
+    content = {
+        "created_at": START.isoformat(),
+        "primary": "balanced_accuracy",
+        "sources": {"candidate": {"metrics": {"balanced_accuracy": {"value": 0.85, "low": 0.8, "high": 0.9}}}},
+        "about": {"verdict": {"decision": "promote", "why": "better", "basis": "better"}},
+    }
+    none = tmp_path / "none.toml"
+    assert load_policy(kind, content, none) == LivePolicy(margin=0.0, reference=0.8)
+    content["about"]["verdict"]["basis"] = "not_worse"
+    assert load_policy(kind, content, none).margin == LivePolicy().margin
+    file = tmp_path / "reasoning.toml"
+    file.write_text('[objectives.should_respond]\nmax_cost_ratio = 0.5\nwhen_unproven = "hold"\n')
+    assert load_policy(kind, None, file) == LivePolicy(max_cost_ratio=0.5, when_unproven="hold")
+    file.write_text('[objectives.should_respond]\nwhen_unproven = "stop"\n')
+    with pytest.raises(EvaluationError, match="'stop' is not known; known are shrink, hold, withdraw"):
+        load_policy(kind, None, file)
+
+
+def test_a_challenger_is_compared_with_the_incumbent_beside_it_by_arm(tmp_path):
+    """Three arms: a tenth each for challenger and fallback, the rest the incumbent's."""
+    rng = random.Random(6)
+    shares = {"custom": 0.3, "incumbent": 0.6, "original": 0.1}
+    right = {"custom": 0.2, "incumbent": 0.9, "original": 0.2}
+    found = []
+    drawn: dict[str, str] = {}
+    for turn in conversations(160):
+        arm = drawn.setdefault(turn.episode, rng.choices(list(shares), list(shares.values()))[0])
+        answer = turn.right["action"] if rng.random() < right[arm] else WRONG[turn.right["action"]]
+        if arm == "original":
+            turn.original = {"action": answer}
+        else:
+            turn.custom, turn.original, turn.served = {"action": answer}, None, "custom"
+        turn.extra = {"experiment": EXPERIMENT}
+        for record in records(turn):
+            if hasattr(record, "arm"):
+                record.arm, record.arm_probability = arm, shares[arm]
+            found.append(record)
+        now = turn.ts + timedelta(hours=2)
+    data = tmp_path / "data"
+    land(data, [found])
+    options = {"since": START, "now": now}
+    beside = observe(data, "should_respond", EXPERIMENT, sides=Sides(against="incumbent"), **options)
+    assert beside.questions == 5 * sum(arm == "custom" for arm in drawn.values())
+    assert beside.difference.scores.mean() == pytest.approx(-0.7, abs=0.15)
+    decision = decide(beside, LivePolicy(), stage="canary", now=now)
+    assert decision.action == "withdraw"
+    assert decision.reason.startswith("worse than the incumbent")
+    alone = observe(data, "should_respond", EXPERIMENT, **options)
+    assert decide(alone, LivePolicy(), stage="canary", now=now).action == "hold"

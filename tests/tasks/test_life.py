@@ -325,7 +325,7 @@ def test_a_fault_of_the_proof_leaves_the_money_part_of_a_tick_as_it_is(
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError("too much")
 
-    monkeypatch.setattr("pipeline.live_proof.observe", fail)
+    monkeypatch.setattr("pipeline.experiment.observe", fail)
     report = guard(tmp_path, now=NOON + timedelta(minutes=1))
     assert (report.lease, report.errors) == ("renewed", [])
     assert any("MemoryError: too much" in each for each in report.warnings)
