@@ -11,8 +11,8 @@ import typer
 
 from cli.options import AsJson, Data, DryRun, Provider, check_decision_type, find_data, with_settings
 from cli.output import print_json, print_line, show
-from pipeline.parameters import GuardSettings
-from pipeline.reports import to_jsonable
+from pipeline.parameters import GuardSettings, PaysSettings
+from pipeline.reports import to_jsonable, without
 
 app = typer.Typer()
 costs_app = typer.Typer(help="What was spent, and what may be", no_args_is_help=True)
@@ -61,10 +61,43 @@ def stop(
         if report.is_clear:
             more = " any more" if report.found else ""
             print_line(f"Nothing of this installation runs at the provider `{at}`{more}.")
-        if at == Provider.LOCAL and provider is None:
-            print_line("Only the local provider was asked; what costs real money: `reasoning stop --provider together`")
+        if at != Provider.TOGETHER and provider is None:
+            print_line(
+                f"Only the provider `{at}` was asked; what costs real money: `reasoning stop --provider together`"
+            )
     if not report.is_clear and not (dry_run and not report.errors):
         raise typer.Exit(1)
+
+
+@app.command("pays")
+@with_settings
+def pays_command(
+    decision_type: Annotated[str | None, typer.Argument(help="Only this decision type")] = None,
+    data: Data = None,
+    *,
+    settings: PaysSettings,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a model pays: what a decision type costs now, and what each way of serving would. Spends nothing."""
+    from pipeline.economy.pays import pays, save_pays
+    from pipeline.economy.tables import pays_rows, way_rows
+
+    folder = find_data(data)
+    name = check_decision_type(decision_type, folder) if decision_type else None
+    found = pays(folder, name, settings=settings)
+    if name is None:
+        save_pays(folder, found)
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        print_line("The log has no decisions in that time: land some first (`reasoning land`).")
+    if len(found) > 1:
+        show(pays_rows(found), as_json=False, title="Does a model pay?")
+    for each in found:
+        rows = [without(row, "note", "price_from") for row in way_rows(each)]
+        show(rows, as_json=False, title=f"{each.decision_type}: {each.decisions_a_day:,.0f} decisions a day")
+        print_line(f"{each.verdict.upper()}. {each.why}\n")
 
 
 @app.command()
@@ -136,7 +169,9 @@ def set_budget(
     decision_type: Annotated[str | None, typer.Option(help="Only for this decision type")] = None,
     data: Data = None,
 ) -> None:
-    """Set a spending limit."""
+    """Set a spending limit, and say what it buys and which budgets contradict it."""
+    from pipeline.economy.budgets import describe_purchase, inconsistencies, machine_of
+    from prices.settings import load_prices
     from storage.ledger.ledger import open_ledger
     from storage.ledger.money import format_usd
 
@@ -148,5 +183,11 @@ def set_budget(
             ledger.set_budget(period.value, limit, name)
         except ValueError as error:
             raise typer.BadParameter(f"{error}; give dollars, such as 25 or 0.50, or `none`") from error
+        machine = machine_of(ledger, load_prices().serving)
+        contradictions = inconsistencies(ledger.budgets(), machine)
     what = f"{period.value} budget" + (f" of {name}" if name else "")
     print_line(f"{what}: " + ("no limit" if limit is None else format_usd(Decimal(limit))))
+    if limit is not None:
+        print_line(f"buys {describe_purchase(period.value, Decimal(limit), machine)}")
+    for line in contradictions:
+        print_line(f"note: {line}")

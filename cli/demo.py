@@ -47,7 +47,7 @@ def run(
     with demo_folder(data.absolute()) as folder, tempfile.TemporaryDirectory(prefix="reasoning-demo-") as scratch:
         prefect = f"http://{HOST}:{free_port(HOST, 0, what='Prefect', option='')}"
         emulator = None
-        if provider == "local":
+        if provider == "emulator":
             emulator = f"http://{HOST}:{free_port(HOST, 0, what='the local provider', option='')}"
         env = environment(folder, provider=provider, prefect=prefect, emulator=emulator, scratch=Path(scratch))
         # The flows run in this process, and Prefect and the provider package read their settings here, on import.
@@ -71,7 +71,7 @@ def run(
                 )
             except BaseException:
                 _silence()
-                if provider != "local":
+                if provider != "emulator":
                     with contextlib.redirect_stderr(sys.__stderr__):
                         settle_at_exit(folder, provider, OnExit.STOP, may_ask=False)
                 # What a dead server did to the demo is not the news; that it died is.

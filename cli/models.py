@@ -23,7 +23,7 @@ from pipeline.parameters import (
     RegisterSettings,
     UndeploySettings,
 )
-from quality.settings import ExportSettings
+from quality.settings import ExperimentSettings, ExportSettings
 
 if TYPE_CHECKING:
     from pipeline.cycle_plan import CyclePlan
@@ -144,6 +144,30 @@ def evaluate(
 
 @app.command()
 @with_settings
+def experiment(
+    decision_type: DecisionType, data: Data = None, *, settings: ExperimentSettings, as_json: AsJson = False
+) -> None:
+    """Show the live test of the model that has traffic: its difference to what it replaces, and what to do."""
+    from pipeline.experiment import experiment_rows, report_experiment
+    from pipeline.reports import evaluation_rows
+
+    folder = find_data(data)
+    report = report_experiment(folder, check_decision_type(decision_type, folder), settings)
+    if as_json:
+        print_json(report)
+        return
+    title = f"Model {report.model_id} ({report.stage}) less {report.against}, by episode"
+    show(experiment_rows(report), as_json=False, title=title)
+    show(report.decision.numbers, as_json=False, title="Figures")
+    if report.evaluation is not None:
+        show(evaluation_rows(report.evaluation), as_json=False, title=f"All {report.evaluation.rows:,} labelled rows")
+    else:
+        print_line(f"No table of metrics: {report.nothing_to_compare}")
+    print_line(f"Decision: {report.decision.action}. {report.decision.reason}")
+
+
+@app.command()
+@with_settings
 def promote(
     model: ModelName,
     data: Data = None,
@@ -153,12 +177,18 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Give a deployed model traffic, if its evaluation approves it."""
+    from pipeline.evaluation import choose_confidence
     from pipeline.promotion import promote_model
 
     if shadow:
         print_note("--shadow is deprecated: use --mode shadow")
         settings = replace(settings, mode="shadow")
-    route = promote_model(find_data(data), model, settings)
+    folder = find_data(data)
+    if settings.min_confidence == "auto":
+        threshold = choose_confidence(folder, model)
+        print_note(threshold.describe())
+        settings = replace(settings, min_confidence=threshold.chosen.min_confidence)
+    route = promote_model(folder, model, settings)
     show(route if as_json else list(route.arms), as_json=as_json, title=f"Arms of {route.experiment}")
 
 

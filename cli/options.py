@@ -17,11 +17,13 @@ from cli.environment import set_prefect_password, use_emulator, use_prefect
 from cli.output import print_note
 from pipeline import parameters
 from pipeline.parameters import (
+    Confidence,
     Parameter,
     bound_broken,
     collect_settings,
     describe_bounds,
     expand_settings,
+    parse_confidence,
     parse_moment,
 )
 from quality.settings import Moment
@@ -31,6 +33,7 @@ class Provider(StrEnum):
     """The values of `--provider`."""
 
     LOCAL = "local"
+    EMULATOR = "emulator"
     TOGETHER = "together"
 
 
@@ -105,7 +108,14 @@ def _option(parameter: Parameter) -> Any:
         min=None if is_open else next((bound.ge for bound in parameter.bounds if isinstance(bound, Ge)), None),  # type: ignore[arg-type]
         max=None if is_open else next((bound.le for bound in parameter.bounds if isinstance(bound, Le)), None),  # type: ignore[arg-type]
     )
-    return Annotated[str | None if parameter.type == Moment | None else parameter.type, option]
+    return Annotated[_TEXTS[parameter.type][0] if parameter.type in _TEXTS else parameter.type, option]
+
+
+# Options that are texts on the command line: their type there, and how they are read.
+_TEXTS: dict[Any, tuple[Any, Callable[[str], Any]]] = {
+    Moment | None: (str | None, parse_moment),
+    Confidence: (str, parse_confidence),
+}
 
 
 def _read(parameter: Parameter, values: dict[str, Any]) -> Any:
@@ -114,9 +124,9 @@ def _read(parameter: Parameter, values: dict[str, Any]) -> Any:
     flag = "--" + parameter.name.replace("_", "-")
     if (bound := bound_broken(parameter, value)) is not None:
         raise typer.BadParameter(f"{value} is out of range; give one that is {bound}", param_hint=flag)
-    if parameter.type == Moment | None and value is not None:
+    if parameter.type in _TEXTS and value is not None:
         try:
-            return parse_moment(value)
+            return _TEXTS[parameter.type][1](str(value))
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=flag) from error
     return None if value == [] else value

@@ -25,7 +25,11 @@ flow_app = typer.Typer(help="The same verbs, observed by Prefect", no_args_is_he
 
 
 ProviderOption = Annotated[
-    Provider, typer.Option(envvar="REASONING_PROVIDER", help="local costs nothing; together costs real money")
+    Provider,
+    typer.Option(
+        envvar="REASONING_PROVIDER",
+        help="local: this machine; emulator: Together's API for tests; together costs money",
+    ),
 ]
 
 
@@ -35,7 +39,7 @@ def serve(
     provider: ProviderOption = Provider.LOCAL,
     prefect_port: Annotated[int, typer.Option(min=0, max=65535, help="Of Prefect's server; 0: any free one")] = 4200,
     gateway_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the gateway; 0: any free one")] = 8001,
-    emulator_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the local provider; 0: any")] = 8002,
+    emulator_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the emulator; 0: any")] = 8002,
     on_exit: Annotated[
         OnExit | None,
         typer.Option(
@@ -44,12 +48,12 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Run everything: Prefect with every flow on its schedule, the local provider, the gateway. Ctrl-C stops it."""
+    """Run everything: Prefect with every flow on its schedule, local models, the gateway. Ctrl-C stops it."""
     from cli.errors import ChildDied, ServeError
     from cli.serve import Service
     from cli.serve import serve as run
     from cli.stopping import in_terminal, say, settle_at_exit
-    from provider.together.client import provider_url
+    from provider.providers import provider_url
     from reasoning.config import load_config
 
     if provider is Provider.TOGETHER:
@@ -146,7 +150,7 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
 def config(data: Data = None, as_json: AsJson = False) -> None:
     """Show the settings in effect here, without secrets."""
     from pipeline.reports import without
-    from provider.together.client import provider_url
+    from provider.providers import provider_url
     from reasoning.config import load_config
     from storage.ledger.database import ledger_url, shown_url
 
@@ -224,8 +228,8 @@ def demo(
     ),
     # Not from the environment, unlike elsewhere: nobody spends money by trying the demo.
     provider: Annotated[
-        Provider, typer.Option(help="local costs nothing; together costs real money and asks first")
-    ] = Provider.LOCAL,
+        Provider, typer.Option(help="emulator costs nothing; together costs real money and asks first")
+    ] = Provider.EMULATOR,
     conversations: Annotated[
         Path | None,
         typer.Option(
@@ -245,7 +249,7 @@ def demo(
 
     from cli.demo import Interrupted, run
     from cli.errors import describe
-    from provider.together.client import provider_url
+    from provider.providers import provider_url
 
     if provider is Provider.TOGETHER:
         provider_url("together")

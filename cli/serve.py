@@ -1,4 +1,4 @@
-"""`reasoning serve`: Prefect's server, the flows on their schedules, the local provider and the gateway as one."""
+"""`reasoning serve`: Prefect's server, the flows on their schedules, local models and the gateway as one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from cli.environment import has_provider_url
 from cli.errors import ServeError
 from cli.prefect_server import own_origins
 from cli.supervisor import Stopped, Supervisor, answers, free_port
+from provider.providers import local_server_command, local_server_url
 from reasoning.config import settings_file
 from reasoning.io.hosts import host_tag
 from storage.errors import DataFolderBusy
@@ -83,14 +84,15 @@ def serve(
         prefect = f"http://{HOST}:{free_port(HOST, prefect_port, what='Prefect', option='--prefect-port')}"
         gateway = f"http://{HOST}:{free_port(HOST, gateway_port, what='the gateway', option='--gateway-port')}"
         emulator = None
-        if provider == "local" and not has_provider_url():
-            port = free_port(HOST, emulator_port, what="the local provider", option="--emulator-port")
+        if provider == "emulator" and not has_provider_url():
+            port = free_port(HOST, emulator_port, what="the emulator", option="--emulator-port")
             emulator = f"http://{HOST}:{port}"
         with tempfile.TemporaryDirectory(prefix="reasoning-serve-") as scratch:
             env = environment(data, provider=provider, prefect=prefect, emulator=emulator, scratch=Path(scratch))
             try:
                 with Supervisor(data / "logs", env) as children:
-                    services = _start(children, data, prefect=prefect, gateway=gateway, emulator=emulator, say=on_step)
+                    services = _start_provider(children, data, provider=provider, emulator=emulator, say=on_step)
+                    services = _start(children, data, prefect=prefect, gateway=gateway, say=on_step) + services
                     urls = {"prefect": prefect, "gateway": gateway, "emulator": emulator}
                     lock.tell(network=_network(data), **urls)
                     on_ready(services)
@@ -100,24 +102,34 @@ def serve(
     raise AssertionError("watch() returned")
 
 
-def _start(
-    children: Supervisor, data: Path, *, prefect: str, gateway: str, emulator: str | None, say: Callable[[str], None]
+def _start_provider(
+    children: Supervisor, data: Path, *, provider: str, emulator: str | None, say: Callable[[str], None]
 ) -> list[Service]:
-    services = []
+    """Start what plays the provider on this machine, and wait until it answers; returns its line for people."""
     if emulator:
-        say("the local provider")
+        say("the emulator")
         port = emulator.rpartition(":")[2]
         command = [sys.executable, "-m", "emulator", "--data", str(data / "emulator"), "--host", HOST, "--port", port]
         children.start("emulator", command)
-        services.append(Service("local provider", emulator, "speaks Together's API; trains, serves and bills here"))
+        children.wait_until("the emulator", lambda: answers(f"{emulator}/emulator/healthz"))
+        return [Service("emulator", emulator, "speaks Together's API; trains, serves and bills here")]
+    if provider == "local" and not has_provider_url():
+        say("the models of this machine")
+        children.start("local-models", local_server_command(data))
+        children.wait_until("the server of local models", lambda: local_server_url(data) is not None)
+        return [Service("models", str(local_server_url(data)), "trained and served on this machine, for nothing")]
+    return []
+
+
+def _start(
+    children: Supervisor, data: Path, *, prefect: str, gateway: str, say: Callable[[str], None]
+) -> list[Service]:
     say("the gateway")
     port = gateway.rpartition(":")[2]
     children.start("gateway", [sys.executable, "-m", "gateway", "--data", str(data), "--host", HOST, "--port", port])
     say("Prefect's server (some 20 s the first time)")
     # Prefect reads `.env`, `prefect.toml` and `pyproject.toml` of its current folder, which may be another Prefect's.
     children.start("prefect-server", PREFECT_SERVER, cwd=children.logs)
-    if emulator:
-        children.wait_until("the local provider", lambda: answers(f"{emulator}/emulator/healthz"))
     children.wait_until("Prefect's server", lambda: answers(f"{prefect}/api/health"))
     say("every flow of prefect.yaml")
     children.run("prefect-deploy", [sys.executable, "-m", "cli.deployments"], cwd=children.logs)
@@ -130,7 +142,6 @@ def _start(
     return [
         Service("gateway", gateway, f"for agents; for people {gateway}/dashboard; the token: {data / 'gateway.token'}"),
         Service("Prefect", prefect, f"every flow, its runs and artifacts; the password: {data / PASSWORD}"),
-        *services,
         Service("logs", str(data / "logs"), "one file per process"),
     ]
 

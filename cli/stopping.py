@@ -40,7 +40,7 @@ def last_provider(data: Path) -> str | None:
         found = json.loads(Layout(data).serve_lock.read_text() or "{}").get("provider")
     except (OSError, ValueError, AttributeError):
         return None
-    return found if found in ("local", "together") else None
+    return found if found in ("local", "emulator", "together") else None
 
 
 def stop_command(data: Path, provider: str) -> str:
@@ -99,16 +99,16 @@ def stop_running(data: Path, provider: str, *, dry_run: bool = False, installati
     """
     from provider.errors import ProviderError
     from provider.lifecycle.stop import stop_everything, withdraw_registered
-    from provider.together.client import connect
+    from provider.providers import open_provider
 
     try:
-        connected = connect(provider=provider, timeout=20)
+        opened = open_provider(data, provider, timeout=20)
     except ProviderError as error:
         withdrawn = [] if dry_run else withdraw_registered(data)
         told = f". Withdrawn all the same: {', '.join(withdrawn)}" if withdrawn else ""
         raise type(error)(f"{error}{told}") from error
-    with contextlib.closing(connected) as client:
-        return stop_everything(client, data, dry_run=dry_run, installations=installations)
+    with opened:
+        return stop_everything(opened, data, dry_run=dry_run, installations=installations)
 
 
 def settle_at_exit(data: Path, provider: str, on_exit: OnExit | None, *, may_ask: bool) -> int:

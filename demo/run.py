@@ -266,17 +266,16 @@ def _land_and_check(demo: Demo) -> None:
 
 
 def _set_budget(demo: Demo, budget_usd: Decimal | None, confirm: Callable[[str], bool]) -> None:
-    from provider.together.client import connect
-    from provider.together.prices import MINIMUM_FINE_TUNE_USD
-    from provider.together.tiers import resolve_tier
+    from provider.providers import open_provider
     from reasoning.decision_types import get_decision_type
     from storage.ledger.money import format_usd
 
     demo.move_provider(frozen=False)  # training and starting take their time
-    with connect() as client:
-        bases = {name: resolve_tier(client, get_decision_type(name, load_config(demo.data)).tier) for name in TYPES}
+    with open_provider(demo.data) as provider:
+        bases = {name: provider.base_model(get_decision_type(name, load_config(demo.data)).tier) for name in TYPES}
+        least = provider.capabilities.minimum_training_usd
     hourly = sum((base.hourly_usd for base in bases.values()), Decimal(0))
-    training = MINIMUM_FINE_TUNE_USD * len(TYPES)
+    training = least * len(TYPES)
     limit = budget_usd or (BUDGET_USD if demo.emulator_url else training + hourly)
     if demo.emulator_url is None and not confirm(
         f"This costs real money at Together: at least {format_usd(training)} to fine-tune "
@@ -301,6 +300,7 @@ def _turn(demo: Demo) -> None:
                 now=demo.now,
                 weight=0.9,
                 canary_weight=None,
+                any_price=True,  # it shows how a model is proven; the rules that it replaces are free
                 shadow_original=True,
                 force=True,
                 anyway=True,  # the demo shows every step, also on few conversations

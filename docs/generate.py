@@ -44,8 +44,8 @@ VARIABLES = {
     "REASONING_MAX_DAYS_BEHIND": "how far it may be behind, in days (default 366)",
     "REASONING_HOST_ID": "this host's name among hosts that share a data folder (default: from the machine)",
     "REASONING_LEDGER_URL": "SQLAlchemy URL of the ledger (default: `ledger.sqlite` in the data folder)",
-    "REASONING_PROVIDER": "`local` (default) or `together`",
-    "REASONING_PROVIDER_URL": "URL of the local provider, or of another server that may see the API key",
+    "REASONING_PROVIDER": "`local` (default), `emulator` or `together`",
+    "REASONING_PROVIDER_URL": "URL of the emulator, or of another server that may see the API key",
     "REASONING_GATEWAY_TOKEN": "token of the gateway's operator (default: made once, in `gateway.token`)",
     "REASONING_GATEWAY_HOSTS": "more host names that the gateway may be addressed by, separated by commas",
     "REASONING_ANTHROPIC_URL": "the gateway's Anthropic upstream, instead of the file's",
@@ -176,6 +176,7 @@ def settings_page() -> Iterator[str]:
         ("`[gateway]`", "gateway.settings"),
         ("`[serving]`", "provider.serving"),
         ("`[prices]`", "prices.settings"),
+        ("`[worth]`", "quality.evaluation.worth"),
     ):
         yield f"## {title}\n"
         yield "```text\n" + inspect.cleandoc(importlib.import_module(module).__doc__ or "") + "\n```\n"

@@ -30,10 +30,8 @@ from pipeline.models import at_work, deploy, export, find_dataset, fine_tune
 from pipeline.parameters import CycleSettings, PromoteSettings
 from pipeline.promotion import promote_model, reject_model
 from pipeline.verdicts import read_verdict
+from provider.clock import clock_of
 from provider.errors import FineTuneFailed
-from provider.together.client import clock_of
-from provider.together.prices import MINIMUM_FINE_TUNE_USD
-from provider.together.tiers import resolve_tier
 from quality.dataset.export import Manifest, read_manifest
 from quality.errors import DatasetRejected, InsufficientData
 from quality.evaluation.evaluate import Evaluation
@@ -110,7 +108,8 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
     if turn.evaluation_id is None:
         deployment = verbs.deploy(data, turn.model_id, now=now)
         turn = _save(data, replace(turn, deployment_id=deployment.id))
-        evaluation = verbs.evaluate(data, turn.model_id, now=now)
+        price = {"max_usd_per_1000": settings.max_usd_per_1000, "any_price": settings.any_price}
+        evaluation = verbs.evaluate(data, turn.model_id, **price, now=now)
         turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
     assert turn.evaluation_id is not None
     with open_ledger(data) as ledger:
@@ -157,21 +156,22 @@ def plan_cycle(
             folder = export(data, kind.name, now=now).path
         except (InsufficientData, DatasetRejected) as error:
             blocked.append(str(error))
-    with at_work(data) as (client, ledger):
-        base = resolve_tier(client, tier or kind.tier)
+    with at_work(data) as (provider, ledger):
+        base = provider.base_model(tier or kind.tier)
         model_id = turn.model_id if turn is not None and under_way else None
+        sent, least = provider.training_parameters, provider.capabilities.minimum_training_usd
         name = None if folder is None else read_manifest(folder).dataset_id
-        if name is not None and model_id is None and (jobs := known_jobs(ledger, name, base)):
+        if name is not None and model_id is None and (jobs := known_jobs(ledger, name, base, sent)):
             model_id = jobs[-1].model_id  # it may run already, and then it costs nothing more
         holdout = None if folder is None else read_holdout(data, folder, kind.name)
         steps = serving_steps(ledger, kind.name, base, model_id=model_id, holdout=holdout)
         if folder is not None and name is not None:
-            steps.insert(0, training_step(client, ledger, name, base, None, again=False))
+            steps.insert(0, training_step(provider, ledger, name, base, None, again=False))
             refusals, notes = look_ahead(data, folder, kind.name, steps, now=clock())
             blocked += [f"{each} (--anyway)" for each in refusals if not settings.anyway]
             notes.append(f"dataset {name}")
         else:
-            steps.insert(0, Step("training", MINIMUM_FINE_TUNE_USD, Decimal(0), f"{base.name}, at least"))
+            steps.insert(0, Step("training", least, Decimal(0), f"{base.name}, at least"))
         notes.append(f"once promoted, a model on {base.hardware} costs {format_usd(base.hourly_usd * 24)} a day")
         return make_plan(ledger, kind.name, steps, blocked, notes, now=clock())
 

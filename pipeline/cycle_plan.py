@@ -7,7 +7,7 @@ promote. So all of it is planned, compared with every budget, and held (`Ledger.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NotWorthIt
 from pipeline.traffic import questions_per_hour
+from provider.clock import Now, clock_of
 from provider.endpoint.arms import most_usd
 from provider.lifecycle.deployment_state import STARTING_STATES
+from provider.lifecycle.fine_tunes import estimate_job
+from provider.lifecycle.sharing import attached_to, hourly_part, replica_of_base
 from provider.money.metering import hourly_usd
-from provider.together.client import Now, clock_of
-from provider.together.fine_tunes import PARAMETERS, estimate_job
-from provider.together.prices import MINIMUM_FINE_TUNE_USD
-from provider.together.tiers import BaseModel
+from provider.port import BaseModel, Provider
+from provider.serving import load_serving
 from quality.dataset.export import read_rows
 from quality.evaluation.promotion import certain_refusals, foresee, prospect_notes
 from reasoning.config import load_config
@@ -35,7 +36,6 @@ from storage.ledger.reports import ACTIVE_STATES
 from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset
 
 if TYPE_CHECKING:
-    from provider.together.client import Client
     from storage.ledger.ledger import Ledger
 
 HOURS = 1
@@ -92,35 +92,52 @@ class CyclePlan:
 
 
 def training_step(
-    client: Client, ledger: Ledger, dataset_id: str, base: BaseModel, parameters: dict[str, Any] | None, again: bool
+    provider: Provider, ledger: Ledger, dataset_id: str, base: BaseModel, parameters: dict[str, Any] | None, again: bool
 ) -> Step:
     """What the fine-tune costs: nothing where it was done or is reserved, else the provider's estimate.
 
     Before the dataset is uploaded the provider cannot tell, and it is the least that a job costs.
     """
-    sent = {**PARAMETERS, **(parameters or {})}
+    sent = {**provider.training_parameters, **(parameters or {})}
+    least = provider.capabilities.minimum_training_usd
     rows = ledger.find(UploadedDataset, dataset=dataset_id)
     known = [] if again else known_jobs(ledger, dataset_id, base, sent)
     if known:
         state = known[-1].state
         return Step("training", Decimal(0), Decimal(0), f"job {known[-1].id} is {state}: paid, or reserved, already")
     if rows and rows[-1].state == "ready":
-        price = estimate_job(client, rows[-1], base.name, sent)
+        price = estimate_job(provider, rows[-1], base.name, sent)
         return Step("training", price, Decimal(0), f"{base.name}, by the provider's estimate")
-    return Step("training", MINIMUM_FINE_TUNE_USD, Decimal(0), f"{base.name}, at least: estimated when it is uploaded")
+    return Step("training", least, Decimal(0), f"{base.name}, at least: estimated when it is uploaded")
 
 
-def known_jobs(
-    ledger: Ledger, dataset_id: str, base: BaseModel, parameters: dict[str, Any] = PARAMETERS
-) -> list[FineTuneJob]:
+def known_jobs(ledger: Ledger, dataset_id: str, base: BaseModel, parameters: Mapping[str, Any]) -> list[FineTuneJob]:
     """Jobs that `submit_fine_tune` would return instead of paying for another."""
     return ledger.find(
         FineTuneJob,
         upload_id=[row.id for row in ledger.find(UploadedDataset, dataset=dataset_id)],
         base_model=base.name,
-        parameters=json.dumps(parameters, sort_keys=True),
+        parameters=json.dumps(dict(parameters), sort_keys=True),
         state=(*ACTIVE_STATES, "completed"),
     )
+
+
+def _candidate(
+    ledger: Ledger, decision_type: str, base: BaseModel, up: list[Deployment], replicas: int
+) -> tuple[Decimal, Decimal, str]:
+    """What a candidate costs an hour, what of that is more than runs now, and where it runs, in words."""
+    if up:
+        return hourly_part(ledger, up[-1]), Decimal(0), "runs already"
+    rate = base.hourly_usd * replicas
+    if base.adapters == 0 or replicas > 1 or not load_serving().of(decision_type).share:
+        return rate, rate, f"on {base.hardware}"
+    if (replica := replica_of_base(ledger, base.name)) is not None:
+        sharers = len(attached_to(ledger, replica.id)) + 1
+        room = f"of {replica.max_adapters}" if replica.max_adapters else "of as many as it carries"
+        said = f"attached to {replica.name}, which runs already: adapter {sharers} {room}"
+        return hourly_usd(replica) / sharers, Decimal(0), said
+    room = f"up to {base.adapters} adapters" if base.adapters else "adapters"
+    return rate, rate, f"on a new replica on {base.hardware}, which carries {room}"
 
 
 def serving_steps(
@@ -136,15 +153,14 @@ def serving_steps(
     tokens of an incumbent that is paid by them, for the questions of `holdout` (None: there is no dataset yet)."""
     none = Decimal(0)
     up = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready")) if model_id else []
-    rate = hourly_usd(up[-1]) if up else base.hourly_usd * replicas
-    where = "runs already" if up else f"on {base.hardware}"
+    rate, more, where = _candidate(ledger, decision_type, base, up, replicas)
     by_token: list[Model] = []
-    steps = [Step("candidate", rate * HOURS, none if up else rate, f"{HOURS} hour, {where}")]
+    steps = [Step("candidate", rate * HOURS, more, f"{HOURS} hour, {where}")]
     for model in ledger.find(Model, decision_type=decision_type, state="promoted"):
         if model.id == model_id:
             continue
         for row in ledger.find(Deployment, model_id=model.id, state=(*STARTING_STATES, "ready")):
-            rate = hourly_usd(row)
+            rate = hourly_part(ledger, row)
             by_token += [model] if model.input_million_usd is not None else []
             steps.append(Step("incumbent", rate * HOURS, none, f"{HOURS} hour of {model.id}, which runs already"))
     if not by_token or holdout is None:

@@ -9,21 +9,25 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import provider.port as port
 from pipeline.errors import MissingStep
 from pipeline.models import find_dataset, find_deployment
 from pipeline.selection import find_model
 from pipeline.traffic import questions_per_hour
-from provider.endpoint.asking import ask_charged
-from provider.money.metering import hourly_usd, tokens_usd
-from provider.together.client import clock_of, connect
-from provider.together.completions import Completion, Sampling, complete_many
+from provider.clock import clock_of
+from provider.completions import complete_many
+from provider.endpoint.charging import ask_charged
+from provider.lifecycle.sharing import hourly_part
+from provider.money.metering import tokens_usd
+from provider.port import Completion, Sampling
+from provider.providers import open_provider_of
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.error_budget import allow
 from quality.evaluation.evaluate import Answer, Evaluation, Label, evaluate
 from quality.evaluation.objectives import load_objective
 from quality.evaluation.promotion import judge
+from quality.evaluation.thresholds import Threshold, choose_threshold
+from quality.evaluation.worth import WorthPolicy, judge_worth, load_worth
 from quality.settings import DEFAULT_MARGIN
 from reasoning.config import Config, load_config
 from reasoning.decision_types import DecisionType, get_decision_type
@@ -40,6 +44,10 @@ if TYPE_CHECKING:
     from storage.ledger.ledger import Ledger
 
 
+_LEAST_VALIDATION_ROWS = 30
+SEEN = "the model was not trained here: that it has not seen the questions of this holdout is for you to know"
+
+
 def evaluate_model(
     data: Path,
     model: str,
@@ -47,6 +55,8 @@ def evaluate_model(
     dataset: str | None = None,
     limit: int | None = None,
     margin: float = DEFAULT_MARGIN,
+    max_usd_per_1000: float | None = None,
+    any_price: bool = False,
     now: datetime | None = None,
     progress: OnProgress | None = None,
 ) -> Evaluation:
@@ -57,8 +67,7 @@ def evaluate_model(
     default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
     the deployment's price an hour over the questions of its type an hour, of the last 7 days, and the price of its
     tokens where they have one. Kept in the ledger, the verdict (`quality.evaluation.promotion`) in `about`. Raises
-    `MissingStep` where the model is not
-    deployed.
+    `MissingStep` where the model is not deployed.
     """
     with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "evaluate")
@@ -92,15 +101,49 @@ def evaluate_model(
             "holdout": [manifest.splits["holdout"].first, manifest.splits["holdout"].last],
         },
     )
-    if note := redaction_note(manifest, config):
-        evaluation.notes.append(note)
+    notes = redaction_note(manifest, config), SEEN if row.provider == ENDPOINT else None
+    evaluation.notes.extend(filter(None, notes))
     with open_ledger(data) as ledger:
         allowance = allow(
             evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=clock_of(now)()
         )
-        evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin, allowance=allowance))
+        verdict = judge(evaluation, margin=margin, allowance=allowance)
+        policy = load_worth(kind.name) if max_usd_per_1000 is None else WorthPolicy(max_usd_per_1000)
+        policy = WorthPolicy(policy="any") if any_price else policy
+        verdict = judge_worth(verdict, evaluation, policy, decision_type=kind.name)
+        evaluation.about["verdict"] = asdict(verdict)
         save_evaluation(ledger, evaluation.as_dict())
     return evaluation
+
+
+def choose_confidence(data: Path, model: str, *, now: datetime | None = None) -> Threshold:
+    """The minimum confidence of a deployed model (its id, or a decision type), by its answers to validation rows.
+
+    What it asks costs what any question costs. Raises `MissingStep` where fewer than 30 validation rows have an answer
+    of the fallback, or the model gives no confidence.
+    """
+    config = load_config(data)
+    with open_ledger(data) as ledger:
+        row = find_model(data, ledger, model, "promote")
+        kind = get_decision_type(required(row.decision_type, f"the decision type of model {row.id}"), config)
+        folder = find_dataset(data, dataset_of(data, ledger, row))
+        rows = [each for each in read_rows(folder, "validation", config=config) if each.original is not None]
+        if len(rows) < _LEAST_VALIDATION_ROWS:
+            raise MissingStep(
+                f"{len(rows)} validation rows of {folder.name} have an answer of the fallback, and the choice of a "
+                f"confidence needs {_LEAST_VALIDATION_ROWS}: give --min-confidence a number"
+            )
+        exam = _Exam(kind, rows, questions_per_hour(data, kind.name, clock_of(now)()), config, now)
+        answers = [answer or Answer(None) for answer in _ask(ledger, exam, _server_of(ledger, row), None)]
+    if all(answer.confidence is None for answer in answers):
+        raise MissingStep(f"model {row.id} gives no confidence: promote it without --min-confidence")
+    return choose_threshold(
+        kind,
+        [Label(each.label, each.episode, each.label_source) for each in rows],
+        answers,
+        [_original_answer(each) or Answer(None) for each in rows],
+        load_objective(kind),
+    )
 
 
 def dataset_of(data: Path, ledger: Ledger, model: Model) -> str:
@@ -158,29 +201,27 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
     sampling = Sampling.of(exam.kind)
     model = ledger.get(Model, server.model_id) if server.provider == ENDPOINT and server.model_id else None
     if model is not None:
-        asked_as = port.Sampling.of(exam.kind)
-        completions: Sequence[Completion | port.Completion] = ask_charged(
-            exam.config, ledger, server, model, conversations, asked_as, progress=progress, now=exam.now
+        completions = ask_charged(
+            exam.config, ledger, server, model, conversations, sampling, progress=progress, now=exam.now
         )
     else:
-        with connect() as client:
+        with open_provider_of(exam.config.data, server.provider) as provider:
             name = required(server.served_name, server.name)
             completions = complete_many(
-                client, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now
+                provider, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now
             )
     answers: list[Answer | None] = []
+    hourly = hourly_part(ledger, server)
     for prompt, completion in zip(prompts, completions, strict=True):
         decision = None if completion.error is not None else read_decision(exam.kind, prompt, completion.text)
-        cost_usd = _cost_usd(exam, server, model, completion)
+        cost_usd = _cost_usd(exam, hourly, model, completion)
         answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))
     return answers
 
 
-def _cost_usd(
-    exam: _Exam, server: Deployment, model: Model | None, answer: Completion | port.Completion
-) -> float | None:
+def _cost_usd(exam: _Exam, hourly: Decimal, model: Model | None, answer: Completion) -> float | None:
     """What an answer costs: its share of an hour, and the price of its tokens. None where one of them is not known."""
-    hourly, tokens = hourly_usd(server), Decimal(0)
+    tokens = Decimal(0)
     if hourly and not exam.per_hour:
         return None
     if model is not None and model.input_million_usd is not None:

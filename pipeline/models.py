@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
-import provider.lifecycle.deployments
-import provider.lifecycle.shutdown
 from pipeline.cycle_plan import (
     Holdout,
     Step,
@@ -25,17 +22,22 @@ from pipeline.cycle_plan import (
 )
 from pipeline.errors import MissingStep
 from pipeline.selection import find_model, list_candidates
+from provider.clock import Now, clock_of
 from provider.endpoint.serving import end_serving, serve_model
 from provider.errors import ProviderError
 from provider.lifecycle.deployment_state import LIVE_STATES, STARTING_STATES
+from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.lifecycle.routes import withdraw_model
-from provider.together.client import Now, clock_of, connect
-from provider.together.files import upload_dataset
-from provider.together.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
-from provider.together.tiers import resolve_tier
+from provider.lifecycle.shutdown import undeploy_model
+from provider.lifecycle.uploads import upload_dataset
+from provider.pace import Pace
+from provider.port import Provider
+from provider.providers import open_provider, open_provider_of
+from provider.serving import load_serving
 from quality.dataset.export import Manifest, export_dataset, read_manifest
 from quality.settings import ExportSettings
-from reasoning.config import is_loopback, load_config
+from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import ReasoningError
 from storage.errors import BudgetExceeded, NoSuchObject
@@ -45,20 +47,12 @@ from storage.ledger.lives import drop_promotions
 from storage.ledger.rows import ENDPOINT, Deployment, FineTuneJob, Model, UploadedDataset, required
 from storage.progress import OnProgress
 
-if TYPE_CHECKING:
-    from provider.together.client import Client
-
 
 @contextmanager
-def at_work(data: Path) -> Iterator[tuple[Client, Ledger]]:
-    """The provider's client and the ledger of a data folder."""
-    with open_ledger(data) as ledger, connect() as client:
-        yield client, ledger
-
-
-def poll_seconds(client: Client) -> float:
-    """How often to look how far something is: the local provider takes seconds for what Together takes minutes for."""
-    return 0.25 if is_loopback(urlsplit(str(client.base_url)).hostname or "") else 5.0
+def at_work(data: Path, of: Model | None = None) -> Iterator[tuple[Provider, Ledger]]:
+    """The provider and the ledger of a data folder; given a model, the provider that has it."""
+    with open_ledger(data) as ledger, open_provider_of(data, of.provider if of else None) as provider:
+        yield provider, ledger
 
 
 def find_dataset(data: Path, dataset: str | Path) -> Path:
@@ -108,32 +102,40 @@ def fine_tune(
     `tier` is `small`, `medium`, `large` or a model's own name; by default the decision type's. What was trained before
     with the same parameters is not trained again, unless `again`. Before anything is spent the budgets must carry the
     whole cycle (BudgetExceeded), and a model that is certain to be refused afterwards is not trained (NotWorthIt),
-    unless `anyway`. Raises what `provider.together.fine_tunes` does.
+    unless `anyway`. Raises what `provider.lifecycle.fine_tunes` does.
     """
     folder = find_dataset(data, dataset)
     manifest, clock = read_manifest(folder), clock_of(now)
     name = manifest.decision_type
     tier = tier or get_decision_type(name, load_config(data)).tier
     holdout = read_holdout(data, folder, name)
-    with holding(data, name, now=now), at_work(data) as (client, ledger):
-        base = resolve_tier(client, tier)
+    with holding(data, name, now=now), at_work(data) as (provider, ledger):
+        base = provider.base_model(tier)
 
         def steps() -> list[Step]:
-            first = training_step(client, ledger, manifest.dataset_id, base, parameters, again)
+            first = training_step(provider, ledger, manifest.dataset_id, base, parameters, again)
             return [first, *serving_steps(ledger, name, base, holdout=holdout)]
 
         if (planned := steps())[0].amount_usd:
             if not anyway:
                 require_worth(look_ahead(data, folder, name, planned, now=clock())[0])
             hold_cycle(ledger, name, planned, now=clock())
-        row = upload_dataset(client, ledger, folder, now=now, progress=progress)
+        row = upload_dataset(provider, ledger, folder, pace=Pace(now=now, progress=progress))
         # Its true price is known only now. What was paid for before is followed to its end, whatever the budgets say.
         with suppress(BudgetExceeded) if not (planned := steps())[0].amount_usd else nullcontext():
             hold_cycle(ledger, name, planned, now=clock())
         job = submit_fine_tune(
-            client, ledger, row.id, tier=tier, parameters=parameters, again=again, progress=progress, now=now
+            provider,
+            ledger,
+            row.id,
+            tier=tier,
+            parameters=parameters,
+            again=again,
+            pace=Pace(progress=progress, now=now),
         )
-        return follow_fine_tune(client, ledger, job.id, now=now, progress=progress, poll_seconds=poll_seconds(client))
+        return follow_fine_tune(
+            provider, ledger, job.id, pace=Pace(now=now, progress=progress, poll_seconds=provider.poll_seconds)
+        )
 
 
 def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
@@ -144,8 +146,8 @@ def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
     with open_ledger(data) as ledger:
         if not ledger.find(FineTuneJob, id=job):
             raise MissingStep(f"there is no fine-tune {job!r}: `reasoning models jobs` lists them")
-        with connect() as client:
-            return cancel_fine_tune(client, ledger, job, now=now)
+        with open_provider(data) as provider:
+            return cancel_fine_tune(provider, ledger, job, now=now)
 
 
 def deploy(
@@ -162,22 +164,21 @@ def deploy(
             if row.state == "retired":
                 raise MissingStep(f"{row.name} was unregistered: register it under another name")
             return serve_model(load_config(data), ledger, row, now=clock_of(now)())
-    with at_work(data) as (client, ledger):
+    with at_work(data, row) as (provider, ledger):
         name = required(row.decision_type, f"the decision type of model {row.id}")
         with holding(data, name, now=now):
             if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, "ready")):
-                base = resolve_tier(client, row.base_model)
+                base = provider.base_model(row.base_model)
                 holdout = _holdout_of(data, ledger, row, name)
                 steps = serving_steps(ledger, name, base, model_id=row.id, replicas=replicas, holdout=holdout)
                 hold_cycle(ledger, name, steps, now=clock_of(now)())
-            return provider.lifecycle.deployments.deploy_model(
-                client,
+            return deploy_model(
+                provider,
                 ledger,
                 row.id,
                 replicas=replicas,
-                now=now,
-                progress=progress,
-                poll_seconds=poll_seconds(client),
+                share=load_serving().of(name).share,
+                pace=Pace(now=now, progress=progress, poll_seconds=provider.poll_seconds),
             )
 
 
@@ -215,12 +216,14 @@ def undeploy(
     return take_down(data, row.id, why=why, now=now, progress=progress)
 
 
-def _end_each(client: Client | None, ledger: Ledger, deployments: list[Deployment], **options: Any) -> list[Deployment]:
+def _end_each(
+    provider: Provider | None, ledger: Ledger, deployments: list[Deployment], **options: Any
+) -> list[Deployment]:
     """Undeploy each, also behind one that fails, for the others cost money too; then raises its error."""
     ended, troubles = [], []
     for deployment in deployments:
         try:
-            ended.append(provider.lifecycle.shutdown.undeploy_model(client, ledger, deployment.id, **options))
+            ended.append(undeploy_model(provider, ledger, deployment.id, **options))
         except ProviderError as error:
             troubles.append(error)
     if troubles:
@@ -242,11 +245,16 @@ def take_down(
         if row.provider == ENDPOINT:
             return _withdraw_registered(data, ledger, row, deployments, why=why, now=clock_of(now)())
 
-        def end(client: Client | None, **options: Any) -> list[Deployment]:
-            return _end_each(client, ledger, deployments, routes_path=Layout(data).routes, why=why, now=now, **options)
+        if not deployments:  # of a provider that is not used any more, perhaps
+            _lose_traffic(ledger, row, why=why, now=clock_of(now)())
+            return []
+
+        def end(provider: Provider | None, **options: Any) -> list[Deployment]:
+            pace = Pace(now=now, **options)
+            return _end_each(provider, ledger, deployments, routes_path=Layout(data).routes, why=why, pace=pace)
 
         try:
-            client = connect()
+            provider = open_provider_of(data, row.provider)
         except ProviderError as error:
             if not end(None):
                 raise
@@ -255,10 +263,14 @@ def take_down(
                 "can be asked"
             ) from error
         finally:
-            if row.state == "promoted":  # it has no traffic any more, whatever becomes of the rest
-                ledger.transition(Model, row.id, "trained", why=why, now=clock_of(now)())
-        with client:
-            return end(client, progress=progress, poll_seconds=poll_seconds(client))
+            _lose_traffic(ledger, row, why=why, now=clock_of(now)())  # whatever becomes of the rest
+        with provider:
+            return end(provider, progress=progress, poll_seconds=provider.poll_seconds)
+
+
+def _lose_traffic(ledger: Ledger, model: Model, *, why: str, now: datetime) -> None:
+    if model.state == "promoted":
+        ledger.transition(Model, model.id, "trained", why=why, now=now)
 
 
 def _withdraw_registered(
@@ -274,8 +286,7 @@ def _withdraw_registered(
             withdraw_model(Layout(data).routes, name, now=now)
         except (ReasoningError, OSError) as error:
             trouble = error
-    if model.state == "promoted":
-        ledger.transition(Model, model.id, "trained", why=why, now=now)
+    _lose_traffic(ledger, model, why=why, now=now)
     ended = [end_serving(ledger, row, why=why, now=now) for row in deployments]
     if trouble is not None:
         raise trouble

@@ -5,39 +5,51 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from provider.errors import ProviderError
+from provider.errors import ProviderError, ProviderSettingsError
 from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs, needs_provider
 from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
-from provider.together.client import connect
+from provider.providers import open_provider
+from provider.serving import ServingSettings, load_serving
 from storage.ledger.ledger import open_ledger
 
 
 def guard(
-    data: Path, *, idle_minutes: int | None = 30, lease_minutes: float = 3, now: datetime | None = None
+    data: Path, *, idle_minutes: int | None = None, lease_minutes: float = 3, now: datetime | None = None
 ) -> GuardReport:
-    """One tick of the guard, also when the provider cannot be reached: then it meters the log and renews nothing."""
-    policy = GuardPolicy(
-        idle=timedelta(minutes=idle_minutes) if idle_minutes else None, lease=timedelta(minutes=lease_minutes)
-    )
+    """One tick of the guard, also when the provider cannot be reached: then it meters the log and renews nothing.
+
+    `idle_minutes` None: as reasoning.toml says for each type; 0: nothing is stopped for idling.
+    """
+    wrong = None
     try:
-        client = connect(timeout=15)  # seconds: the next tick comes within a minute
+        serving = load_serving()
+    except ProviderSettingsError as error:  # what runs is watched all the same
+        serving, wrong = ServingSettings(), str(error)
+    if idle_minutes is not None:
+        serving = serving.with_idle(idle_minutes or None)
+    policy = GuardPolicy(serving=serving, lease=timedelta(minutes=lease_minutes))
+    try:
+        provider = open_provider(data, timeout=15)  # seconds: the next tick comes within a minute
     except ProviderError as error:
         report = guard_costs(data, None, policy=policy, now=now)
+        report.errors += [wrong] if wrong else []
         if UNREACHABLE in report.errors:  # where only registered models serve, nobody misses it
             report.errors.append(str(error))
         return report
-    with client:
-        return guard_costs(data, client, policy=policy, now=now)
+    with provider:
+        report = guard_costs(data, provider, policy=policy, now=now)
+        report.errors += [wrong] if wrong else []
+        return report
 
 
 def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
     """What runs at the provider against the ledger. Raises `ProviderError` where it cannot be asked, but must be."""
     try:
-        client = connect()
+        provider = open_provider(data)
     except ProviderError:
         with open_ledger(data) as ledger:
             if needs_provider(ledger):
                 raise
         return reconcile_provider(data, None, now=now)
-    with client:
-        return reconcile_provider(data, client, now=now)
+    with provider:
+        return reconcile_provider(data, provider, now=now)

@@ -35,6 +35,16 @@ ShadowOriginal = Annotated[
     bool,
     Doc("Let the fallback answer in the background what the model serves, for comparison. Not where it costs money."),
 ]
+Confidence = Annotated[float, Ge(0), Le(1)] | Literal["auto"]
+MaxUsdPer1000 = Annotated[
+    float | None,
+    Ge(0),
+    Doc(
+        "Most US dollars per 1,000 decisions, all costs included, that a better model may cost. "
+        "Empty: [worth.TYPE] of reasoning.toml, else what it replaces costs."
+    ),
+]
+AnyPrice = Annotated[bool, Doc("Let quality alone decide: promote a better model whatever it costs.")]
 Anyway = Annotated[bool, Doc("Train even a model that is certain to be refused afterwards.")]
 
 
@@ -116,6 +126,8 @@ class EvaluateSettings:
     margin: Annotated[float, Ge(0), Doc("How much worse still counts as equal, for a model that is cheaper.")] = (
         DEFAULT_MARGIN
     )
+    max_usd_per_1000: MaxUsdPer1000 = None
+    any_price: AnyPrice = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +141,9 @@ class PromoteSettings:
     ] = "live"
     deadline_ms: Annotated[float, Gt(0), Doc("Use the fallback after this many milliseconds without an answer.")] = 800
     min_confidence: Annotated[
-        float, Ge(0), Le(1), Doc("Use the fallback where the measured confidence is below this.")
-    ] = 0
+        Confidence,
+        Doc("Use the fallback where the measured confidence is below this; auto: chosen on the validation rows."),
+    ] = 0.0
     shadow_original: ShadowOriginal = False
     force: Annotated[bool, Doc("Promote without an evaluation, or against it.")] = False
 
@@ -147,11 +160,31 @@ class GuardSettings:
     """What one tick of the guard goes by."""
 
     idle_minutes: Annotated[
-        int | None, Ge(0), Doc("Stop a model that was not asked for this many minutes. Empty or 0: never.")
-    ] = 30
+        int | None,
+        Ge(0),
+        Doc(
+            "Stop a model that was not asked for this many minutes; a promoted one sleeps until it is asked again. "
+            "0: never. Empty: as `[serving]` of reasoning.toml says, 15 by default."
+        ),
+    ] = None
     lease_minutes: Annotated[
         float, Gt(0), Le(60), Doc("How long routes stay valid without another tick: a few times the interval.")
     ] = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaysSettings:
+    """By what it is judged whether a model pays."""
+
+    days: Annotated[int, Ge(1), Doc("How many days back the log is read.")] = 30
+    idle_minutes: Annotated[
+        float, Gt(0), Doc("Minutes without a decision after which a machine is taken to be stopped.")
+    ] = 15
+    horizon_months: Annotated[int, Ge(1), Le(120), Doc("Months over which a training is paid off.")] = 3
+    min_saving_usd: Annotated[float, Ge(0), Doc("Least US dollars a month that are worth a model.")] = 1
+    margin: Annotated[float, Gt(0), Lt(1), Doc("How much worse than the fallback still counts as equal.")] = (
+        DEFAULT_MARGIN
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +204,8 @@ class CycleSettings:
         float, Ge(0), Le(1), Doc("Withdraw the canary where more than this share of its answers failed.")
     ] = 0.05
     shadow_original: ShadowOriginal = False
+    max_usd_per_1000: MaxUsdPer1000 = None
+    any_price: AnyPrice = False
     anyway: Anyway = False
     force: Annotated[bool, Doc("Begin a cycle even if none is due.")] = False
 
@@ -186,6 +221,7 @@ SETTINGS: dict[str, type] = {
     "promote_model": PromoteSettings,
     "undeploy_model": UndeploySettings,
     "guard_costs": GuardSettings,
+    "estimate_value": PaysSettings,
     "turn_flywheel": CycleSettings,
 }
 """Settings by the name of the flow."""
@@ -270,6 +306,19 @@ def collect_settings(function: Callable[..., Any], values: dict[str, Any]) -> di
     names = {field.name for field in dataclasses.fields(settings)}
     own = {name: value for name, value in values.items() if name not in names}
     return own | {"settings": settings(**{name: value for name, value in values.items() if name in names})}
+
+
+def parse_confidence(text: str) -> float | Literal["auto"]:
+    """A number within 0 and 1, or `auto`. Raises ValueError."""
+    if text == "auto":
+        return "auto"
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r} is neither a number within 0 and 1 nor auto")
+    return value
 
 
 def parse_moment(text: str) -> Moment:

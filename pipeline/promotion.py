@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import MissingStep
-from pipeline.evaluation import dataset_of
+from pipeline.evaluation import choose_confidence, dataset_of
 from pipeline.models import find_dataset, find_deployment, take_down
 from pipeline.parameters import PromoteSettings
 from pipeline.selection import find_model
 from pipeline.verdicts import last_verdict
+from provider.clock import clock_of
 from provider.endpoint.arms import arm_of
 from provider.lifecycle.routes import publish_route
-from provider.together.client import clock_of, inference_url
+from provider.providers import arm_address
 from quality.dataset.export import read_manifest
 from reasoning.errors import ReasoningError
 from reasoning.serving.routes import Arm, Route, Routes, format_routes
@@ -26,6 +28,8 @@ from storage.ledger.rows import ENDPOINT, Deployment, Model, ModelState, require
 if TYPE_CHECKING:
     from quality.evaluation.promotion import Verdict
     from storage.ledger.ledger import Ledger
+
+log = logging.getLogger(__name__)
 
 
 def promote_model(
@@ -53,7 +57,12 @@ def promote_model(
         verdict = last_verdict(ledger, row.id)
         if not force:
             _require_approval(row.id, verdict)
-        route = _route(data, ledger, row, deployment, settings)
+        minimum = settings.min_confidence
+        if minimum == "auto":
+            threshold = choose_confidence(data, row.id, now=now)
+            log.info("model %s: %s", row.id, threshold.describe())
+            minimum = threshold.chosen.min_confidence
+        route = _route(data, ledger, row, deployment, settings, minimum)
         promotion = Promotion(
             decision_type=name,
             model_id=row.id,
@@ -122,24 +131,27 @@ def _route(
     model: Model,
     deployment: Deployment,
     settings: PromoteSettings,
+    min_confidence: float,
 ) -> Route:
     mode = settings.mode
     share = settings.weight if mode == "live" else 1.0
     if model.provider == ENDPOINT:
-        if model.logprobs == "none" and settings.min_confidence > 0:
+        if model.logprobs == "none" and min_confidence > 0:
             raise MissingStep(
                 f"the server of {model.name} gives no log-probabilities, so min_confidence would refuse every answer: "
                 "promote it without"
             )
         custom = arm_of(model, weight=share, mode=mode)
     else:
+        url, logprobs = arm_address(data, deployment.provider)
         custom = Arm(
             name="custom",
             source="custom",
             weight=share,
             mode=mode,
             model=deployment.served_name,
-            base_url=inference_url(),
+            base_url=url,
+            logprobs=logprobs,
             config_hash=read_manifest(find_dataset(data, dataset_of(data, ledger, model))).config_hash,
         )
     original = Arm(name="original", source="original", weight=1.0 if mode == "shadow" else 1.0 - share)
@@ -149,7 +161,7 @@ def _route(
     return Route(
         arms=(custom, original, shadow) if settings.shadow_original else (custom, original),
         deadline_ms=settings.deadline_ms,
-        min_confidence=settings.min_confidence,
+        min_confidence=min_confidence,
         experiment=experiment,
         salt=experiment,
     )

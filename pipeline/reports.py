@@ -42,14 +42,15 @@ def _items(report: Any) -> list[tuple[str, Any]]:
 
 def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """An evaluation as a table: a row a metric, the sources and the differences between them with their intervals."""
+    ours = "candidate" if "candidate" in evaluation.sources else "custom"  # in live traffic
     rows = []
     for metric in dict.fromkeys(name for source in evaluation.sources.values() for name in source.metrics):
         row: dict[str, Any] = {"metric": metric + (" (judged by)" if metric == evaluation.primary else "")}
         for name, source in evaluation.sources.items():
             row[name] = _estimate(source.metrics.get(metric))
         for other in evaluation.sources:
-            if other != "candidate":
-                row[f"candidate - {other}"] = _estimate(evaluation.difference("candidate", other, metric), signed=True)
+            if other != ours:
+                row[f"{ours} - {other}"] = _estimate(evaluation.difference(ours, other, metric), signed=True)
         rows.append(row)
     for what in ("failed", "latency_p50_ms", "latency_p95_ms", "cost_per_1000_usd"):
         rows.append({"metric": what} | {name: getattr(source, what) for name, source in evaluation.sources.items()})

@@ -17,7 +17,8 @@ KINDS: tuple[Kind, ...] = ("replica", "adapters", "per_token", "home", "decision
 class Serving:
     """One way to serve. US dollars; what its kind does not use is None (see `prices.toml`).
 
-    `training_usd` is the least that one training costs. `forms` are the answer forms that it can serve; empty: all.
+    `training_usd` is the least that one training costs. `max_decisions_per_hour`
+    is what one replica can take; None: enough. `forms` are the answer forms that it can serve; empty: all.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Serving:
     input_usd_per_mtok: Decimal | None = None
     output_usd_per_mtok: Decimal | None = None
     max_adapters: int | None = None
+    max_decisions_per_hour: int | None = None
     training_usd: Decimal = Decimal(0)
     forms: tuple[str, ...] = ()
 

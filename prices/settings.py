@@ -8,13 +8,17 @@
                                `cache_write_usd_per_mtok` (1.25 of it). The first that matches
 `[prices.serving.<name>]`      a way to serve models, or values in place of a listed one's (`prices/prices.toml`):
                                `kind`, `title`, `hourly_usd`, `input_usd_per_mtok`, `output_usd_per_mtok`,
-                               `max_adapters`, `training_usd`, `forms`, `source`; `enabled = false` leaves it out
+                               `max_adapters`, `max_decisions_per_hour` (of one replica), `training_usd`, `forms`,
+                               `source`; `enabled = false` leaves it out
+`[prices.fallback]`            `<decision type> = US dollars per 1,000 decisions`: what its fallback costs where the log
+                               does not say (0: it is free)
 =============================  ======================================================================================
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ from reasoning.errors import ConfigError
 from reasoning.toml_tables import Raises, number, read_toml, refuse_unknown, switch, table, text
 
 _RATES = tuple(f"{kind}_usd_per_mtok" for kind in ("input", "output", "cache_read", "cache_write"))
+_COUNTS = {"max_adapters": 10_000, "max_decisions_per_hour": 1_000_000_000}
 _NEEDED: dict[str, tuple[str, ...]] = {
     "replica": ("hourly_usd",),
     "adapters": ("hourly_usd", "max_adapters"),
@@ -42,6 +47,7 @@ class PriceSettings:
 
     models: tuple[Price, ...] = ()
     serving: tuple[Serving, ...] = ()
+    fallback_usd_per_1000: Mapping[str, Decimal] = field(default_factory=dict)
 
 
 def load_prices(path: Path | None = None) -> PriceSettings:
@@ -52,13 +58,21 @@ def load_prices(path: Path | None = None) -> PriceSettings:
     except FileNotFoundError:
         raw = {}
     prices = table(file, "prices", raw.get("prices", {}), ConfigError)
-    refuse_unknown(f"{file}: [prices]", prices, ("models", "serving"), ConfigError)
+    refuse_unknown(f"{file}: [prices]", prices, ("models", "serving", "fallback"), ConfigError)
     models = read_model_prices(file, "prices.models", prices.get("models", {}), ConfigError)
     gateway = raw.get("gateway", {})
     if isinstance(gateway, dict) and "prices" in gateway:  # the place of versions before 0.3
         models += read_model_prices(file, "gateway.prices", gateway["prices"], ConfigError)
     overrides = table(file, "prices.serving", prices.get("serving", {}), ConfigError)
-    return PriceSettings(models, ways_of_serving({name: _way(file, name, way) for name, way in overrides.items()}))
+    stated = table(file, "prices.fallback", prices.get("fallback", {}), ConfigError)
+    return PriceSettings(
+        models,
+        ways_of_serving({name: _way(file, name, way) for name, way in overrides.items()}),
+        {
+            name: Decimal(str(number(f"{file}: [prices.fallback] {name}", usd, float, 0, 1e9, ConfigError)))
+            for name, usd in stated.items()
+        },
+    )
 
 
 def read_model_prices(file: Path, name: str, raw: Any, error: Raises) -> tuple[Price, ...]:
@@ -84,15 +98,16 @@ def read_model_prices(file: Path, name: str, raw: Any, error: Raises) -> tuple[P
 def _way(file: Path, name: str, raw: Any) -> dict[str, Any]:
     place = f"{file}: [prices.serving.{name}]"
     way = dict(table(file, f"prices.serving.{name}", raw, ConfigError))
-    refuse_unknown(place, way, (*NUMBERS, "kind", "title", "source", "max_adapters", "forms", "enabled"), ConfigError)
+    refuse_unknown(place, way, (*NUMBERS, "kind", "title", "source", *_COUNTS, "forms", "enabled"), ConfigError)
     for each in NUMBERS:
         if each in way:
             way[each] = number(f"{place} {each}", way[each], float, 0, 1e6, ConfigError)
     for each in ("kind", "title", "source"):
         if each in way:
             way[each] = text(f"{place} {each}", way[each], ConfigError)
-    if "max_adapters" in way:
-        way["max_adapters"] = number(f"{place} max_adapters", way["max_adapters"], int, 1, 10_000, ConfigError)
+    for each, most in _COUNTS.items():
+        if each in way:
+            way[each] = number(f"{place} {each}", way[each], int, 1, most, ConfigError)
     if "enabled" in way:
         way["enabled"] = switch(f"{place} enabled", way["enabled"], ConfigError)
     forms = way.get("forms", [])

@@ -6,6 +6,7 @@
     └── ProviderError
         ├── ProviderSettingsError  URL, key or provider name is missing or wrong
         ├── ProviderUnavailable    no answer, or a passing refusal (429, 5xx): try again later
+        │   ├── Throttled          too many requests: this one was not even looked at
         │   └── UnexpectedAnswer   an answer that is not as documented (HTML, a field that lacks): as good as none
         ├── ProviderRefused        the provider said no (4xx): trying again is useless
         │   ├── RemoteNotFound     it has no such object
@@ -28,8 +29,11 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from reasoning.errors import ReasoningError
+from storage.errors import LedgerUnavailable
 
 
 class ProviderError(ReasoningError):
@@ -42,6 +46,10 @@ class ProviderSettingsError(ProviderError):
 
 class ProviderUnavailable(ProviderError):
     """No answer, or a passing refusal."""
+
+
+class Throttled(ProviderUnavailable):
+    """Too many requests: this one was not even looked at."""
 
 
 class UnexpectedAnswer(ProviderUnavailable):
@@ -106,6 +114,24 @@ class NoCapacity(DeploymentFailed):
 
 class NotReady(ProviderError):
     """It did not get there within the time given."""
+
+
+@contextmanager
+def collect_errors(errors: list[str], what: str) -> Iterator[None]:
+    """Go on with the others where one thing fails, and say which in `errors`. Without the ledger none does."""
+    try:
+        yield
+    except LedgerUnavailable:
+        raise
+    except ReasoningError as error:
+        errors.append(f"{what}: {error}")
+    except Exception as error:
+        errors.append(f"{what}: {type(error).__name__}: {error}")
+
+
+def names_the_config(message: str) -> bool:
+    """Does a refusal speak of the way in which a model is served, so that another way may do?"""
+    return any(word in message.lower() for word in ("config", "adapter", "profile", "quantiz", "precision"))
 
 
 LONGEST_MESSAGE = 300

@@ -63,7 +63,8 @@ class Price:
 class BaseModel:
     """A base model that can be trained and served, with the fittest way of serving what is trained.
 
-    `adapters` is how many trained adapters one replica of it serves at once; 0 where it serves none.
+    `adapters` is how many trained adapters one replica of it serves at once: 0 where it serves none, None where it
+    serves some and only the refusal of one too many tells how many.
     """
 
     id: str
@@ -71,7 +72,7 @@ class BaseModel:
     config: str
     hardware: str
     hourly_usd: Decimal
-    adapters: int = 0
+    adapters: int | None = 0
 
     @property
     def price(self) -> Price:
@@ -81,11 +82,17 @@ class BaseModel:
 
 @dataclass(frozen=True, slots=True)
 class ServingOption:
-    """A way of serving a model: the provider's name for it, the hardware, and the price of one replica."""
+    """A way of serving a model: the provider's name for it, the hardware, and the price of one replica.
+
+    `adapters` is how many trained adapters of the model's base a deployment of `base` carries in this way: 0 where it
+    carries none, None where only the refusal of one too many tells.
+    """
 
     config: str
     hardware: str
     hourly_usd: Decimal
+    base: str | None = None
+    adapters: int | None = 0
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -144,7 +151,8 @@ class RemoteJob:
     `name` is the one that it was submitted under, None where a list leaves it out; then `output_name`, what its model
     is called, may hold it. Where `is_named` is false neither can be read: it may be anybody's. `price_usd` is None
     where the provider does not tell. `said` is the provider's own word for the state, `error` why it failed,
-    `model_object_id` the trained model; without one, `without_model` says what there is instead.
+    `model_object_id` the trained model; without one, `without_model` says what there is instead. `adapter_id` is
+    what can be attached to a deployment of its base, where it answers under `adapter_name`.
     """
 
     id: str | None
@@ -159,6 +167,8 @@ class RemoteJob:
     tokens: int | None = None
     model_object_id: str | None = None
     without_model: str | None = None
+    adapter_id: str | None = None
+    adapter_name: str | None = None
     error: str | None = None
 
     @property
@@ -248,11 +258,15 @@ class ServingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteAdapter:
-    """A trained adapter on a deployment that it shares with others. `is_ready`: it answers on every replica."""
+    """A trained adapter on a deployment that it shares with others.
+
+    `is_ready`: it answers on every replica; `has_failed`: it never will.
+    """
 
     id: str
     adapter_id: str
     is_ready: bool
+    has_failed: bool = False
     message: str = ""
     version: str | None = None
 
@@ -524,7 +538,9 @@ class Provider(Protocol):
 
     # Adapters that share a deployment
 
-    def attach(self, endpoint_id: str, deployment_id: str, adapter_id: str) -> RemoteAdapter:
+    def attach(
+        self, endpoint_id: str, deployment_id: str, adapter_id: str, *, before_create: BeforeCreate
+    ) -> RemoteAdapter:
         """Attach a trained adapter to a deployment, once; never in the place of another.
 
         Raises NoRoom where the deployment has no room for it.

@@ -9,6 +9,9 @@ from pathlib import Path
 from prefect import task
 
 from pipeline import money
+from pipeline.economy.pays import TypePays, pays, save_pays
+from pipeline.economy.tables import pays_rows, way_rows
+from pipeline.parameters import PaysSettings
 from pipeline.reports import budget_rows, cost_fields, cost_rows, model_rows, without
 from provider.lifecycle.guard import GuardReport
 from provider.lifecycle.reconcile import ReconcileReport
@@ -35,3 +38,13 @@ def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
     report = money.reconcile(data, now=now)
     publish("reconciliation", report, title="The provider against the ledger; money of hours with a complete bill")
     return report
+
+
+@task(**REPEATABLE)
+def estimate_value(data: Path, settings: PaysSettings, *, now: datetime | None = None) -> list[TypePays]:
+    found = pays(data, settings=settings, now=now)
+    save_pays(data, found, now=now)
+    publish("pays", pays_rows(found), title="Does a model pay?")
+    for each in found:
+        publish(f"ways-{each.decision_type.lower().replace('_', '-')}", way_rows(each), title=each.why)
+    return found

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from pipeline.reports import markdown, text, without
 from provider.errors import ProviderUnavailable
-from provider.together.retries import retry_after
+from provider.retries import retry_after
 from reasoning.config import load_config
 from storage.errors import DataFolderBusy
 from storage.files import private_umask

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "emulator": {"learners"},
     "learners": {"reasoning"},
     "demo": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
-    "cli": {"demo", "tasks", "pipeline", "gateway", "quality", "provider", "storage", "reasoning"},
+    "cli": {"demo", "tasks", "pipeline", "gateway", "quality", "provider", "storage", "prices", "reasoning"},
 }
 
 # What an agent installs besides Python. Here names of distributions are names of modules.
@@ -71,16 +71,26 @@ def trespasses(package: str) -> list[str]:
     return sorted(found)
 
 
-def test_only_the_provider_package_knows_the_sdk():
-    """Packages above use `provider.together.client.Client`, also in annotations: another provider has another SDK."""
-    found = [
-        f"{path.relative_to(ROOT).as_posix()}:{line}"
-        for package in MAY_IMPORT
-        if package != "provider"
-        for path in sources(package)
-        for module, line in imported_modules(path.read_text())
-        if module.split(".")[0] == "together"
-    ]
+# Who may import the adapter of a provider, besides the adapter itself: the registry opens it by its name.
+REGISTRY = "provider/providers.py"
+ADAPTERS = {"provider.together", "provider.local"}
+SDKS = {"together": "provider/together/"}
+
+
+def test_only_an_adapter_knows_its_sdk_and_only_the_registry_an_adapter():
+    """All above speaks `provider.port`: another provider has another SDK, other states and other versions."""
+    found = []
+    for package in MAY_IMPORT:
+        for path in sources(package):
+            place = path.relative_to(ROOT).as_posix()
+            for module, line in imported_modules(path.read_text()):
+                sdk = SDKS.get(module.split(".")[0])
+                if sdk is not None and not place.startswith(sdk):
+                    found.append(f"{place}:{line}: {module}")
+                for adapter in ADAPTERS:
+                    inside = place.startswith(adapter.replace(".", "/") + "/")
+                    if (module == adapter or module.startswith(f"{adapter}.")) and not inside and place != REGISTRY:
+                        found.append(f"{place}:{line}: {module}")
     assert found == []
 
 

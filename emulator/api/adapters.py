@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from emulator.api import deployments
 from emulator.api.resources import check_etag
+from emulator.billing.catalog import Config
 from emulator.errors import ApiError
 from emulator.world.clock import format_time
 from emulator.world.context import PROJECT, Emulator, emulator_of, paginate, read_json, read_project
@@ -58,11 +59,18 @@ async def create_adapter(request: Request) -> Response:
     return JSONResponse(_describe(emulator, deployment, _find(emulator, deployment, id)))
 
 
+def adapter_limit(emulator: Emulator, config: Config) -> int:
+    """How many adapters a deployment with a config carries."""
+    if config.adapter_mode != "dynamic":
+        return 0
+    return min(config.max_adapters, 2) if form(emulator, "adapter_room") == "two" else config.max_adapters
+
+
 def _make_room(emulator: Emulator, deployment: sqlite3.Row, *, evict: bool) -> None:
     """Raise ApiError where a deployment carries no further adapter, or evict its oldest one."""
     config = emulator.catalog.config(deployment["config_id"])
     assert config is not None, "a deployment's config is in the catalog"
-    limit = config.max_adapters if config.adapter_mode == "dynamic" else 0
+    limit = adapter_limit(emulator, config)
     if not limit:
         why = f"config {config.id} has adapter mode {config.adapter_mode}"
         raise ApiError(400, f"Deployment {deployment['name']} carries no adapters: {why}", code="failed_precondition")

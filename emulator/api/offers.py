@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from emulator.api.adapters import adapter_limit
 from emulator.billing.catalog import BaseModel, Config, InstanceType
 from emulator.errors import ApiError
 from emulator.world.context import CATALOG_PROJECT, Emulator, emulator_of, paginate, read_project
@@ -139,9 +140,10 @@ def _describe_config(emulator: Emulator, config: Config) -> dict[str, Any]:
 
 def _adapter_limit(emulator: Emulator, config: Config) -> list[dict[str, str]]:
     """The selector that tells how many adapters a config carries, where it carries any and the form tells it."""
-    if config.adapter_mode != "dynamic" or not config.max_adapters or form(emulator, "adapter_limit") == "untold":
+    limit = adapter_limit(emulator, config)
+    if not limit or form(emulator, "adapter_limit") == "untold":
         return []
-    return [{"key": "max_adapters", "value": str(config.max_adapters)}]
+    return [{"key": "max_adapters", "value": str(limit)}]
 
 
 def _describe_supported(emulator: Emulator, model: BaseModel) -> dict[str, Any]:

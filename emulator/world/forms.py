@@ -35,6 +35,8 @@ FORMS: dict[str, tuple[str, ...]] = {
     "served": ("trained", "base"),
     # A config tells how many adapters it carries (a selector), or only the refusal of one too many does.
     "adapter_limit": ("told", "untold"),
+    # How many adapters a deployment carries: as many as the service's page on LoRA says, or two.
+    "adapter_room": ("documented", "two"),
     # What one adapter too many is answered with: 400 (a precondition), or 429 (something is exhausted).
     "adapter_full": ("precondition", "exhausted"),
     # Does a model think aloud before it answers, unless the request switches it off?

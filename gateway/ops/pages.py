@@ -5,12 +5,14 @@ The pages for people hold no data and need no token. They ask for what they show
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
 import hashlib
 import re
 from datetime import UTC, datetime
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
@@ -23,6 +25,7 @@ from gateway.settings import Settings
 from gateway.state import State
 from reasoning.config import Config
 from reasoning.errors import RoutesError
+from reasoning.io.bounded import load_bounded
 from reasoning.serving.routes import read_routes
 
 
@@ -73,7 +76,17 @@ async def stats(gateway: Gateway, exchange: Exchange) -> None:
     }
     found["sessions"] = state.sessions.count()
     found["lease"] = _lease(gateway)
+    found["pays"] = await asyncio.to_thread(_pays, gateway.config.data / "pays.json")
     await exchange.reply(200, orjson.dumps(found))
+
+
+def _pays(file: Path) -> dict[str, Any] | None:
+    """Whether a model pays, as `reasoning pays` or its flow judged it last. None: it never did."""
+    try:
+        found = load_bounded(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _lease(gateway: Gateway) -> dict[str, Any]:

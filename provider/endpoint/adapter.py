@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from provider.endpoint.arms import served_name
-from provider.endpoint.asking import ask_all
+from provider.endpoint.asking import OnAnswer, ask_all
 from provider.errors import RemoteNotFound
 from provider.port import CONCURRENCY, Capabilities, Completion, Messages, Provider, Sampling
 from reasoning.config import Config
 from storage.ledger.rows import ENDPOINT, Model
 from storage.progress import OnProgress, Progress
-
-if TYPE_CHECKING:
-    from storage.ledger.ledger import Ledger
 
 
 class EndpointProvider(Provider):
@@ -25,9 +22,9 @@ class EndpointProvider(Provider):
     poll_seconds = 1.0
     training_parameters: Mapping[str, Any] = {}
 
-    def __init__(self, config: Config, models: Iterable[Model]) -> None:
+    def __init__(self, config: Config, models: Iterable[Model], *, on_answer: OnAnswer | None = None) -> None:
         """`models` are those that may be asked, by the names that they were registered under."""
-        self._config = config
+        self._config, self._on_answer = config, on_answer
         self._models = {served_name(model.name): model for model in models if model.name}
 
     def close(self) -> None:
@@ -43,20 +40,17 @@ class EndpointProvider(Provider):
         concurrency: int = CONCURRENCY,
         progress: OnProgress | None = None,
     ) -> list[Completion]:
-        """As `Provider.ask`. It charges nothing: `provider.endpoint.asking.ask_charged` does. Raises RemoteNotFound."""
+        """As `Provider.ask`. It charges nothing: `provider.endpoint.charging` does. Raises RemoteNotFound."""
         if model not in self._models:
             raise RemoteNotFound(f"no model {model!r} is registered: `reasoning models register` does it")
         asked, done = list(conversations), 0
 
-        def note(_: int, answer: Completion | None) -> None:
+        def note(at: int, answer: Completion | None) -> None:
             nonlocal done
+            if self._on_answer:
+                self._on_answer(at, answer)
             if answer is not None and progress:
                 done += 1
                 progress(Progress(done, len(asked), "answers"))
 
         return ask_all(self._config, self._models[model], asked, sampling, concurrency=concurrency, on_answer=note)
-
-
-def open_endpoints(config: Config, ledger: Ledger) -> EndpointProvider:
-    """The adapter for all models that are registered in a ledger."""
-    return EndpointProvider(config, ledger.find(Model, provider=ENDPOINT))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from provider.endpoint.arms import arm_of
-from provider.endpoint.asking import Asker, Messages, charged_at_most, counted_usd
+from provider.endpoint.asking import Asker, Messages
+from provider.endpoint.charging import charged_at_most, counted_usd
 from provider.errors import (
     AccessDenied,
     KeyRefused,

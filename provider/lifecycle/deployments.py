@@ -13,92 +13,99 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from provider.clock import Now, provider_clock
 from provider.errors import (
+    ConfigRefused,
     DeploymentFailed,
     NoCapacity,
+    NoRoom,
     NotServable,
     ProviderError,
     ProviderRefused,
     ProviderUnavailable,
     UnexpectedAnswer,
+    names_the_config,
 )
-from provider.lifecycle.deployment_state import (
-    SHUTTING_STATES,
-    STARTING_STATES,
-    find_deployment,
-    find_endpoint,
-    know_endpoint,
-    sync_deployment,
-)
+from provider.hardware import instance_price
+from provider.lifecycle.deployment_state import SHUTTING_STATES, STARTING_STATES, know_endpoint, sync_deployment
+from provider.lifecycle.sharing import adapter_of, attach_model, intend_attached, move_to_another, option_for
 from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown
 from provider.money.metering import hourly_usd, last_metered, runway_of, runway_usd
-from provider.together.answers import text
-from provider.together.client import Now, create_once, translate_sdk_errors
-from provider.together.clock import provider_clock
-from provider.together.prices import instance_price
-from provider.together.retries import pause, retrying
-from provider.together.serving_configs import ServingConfig, configs_of_trained
+from provider.pace import AT_EASE, Pace
+from provider.port import Provider, RemoteDeployment, ServingOption, ServingRequest
+from provider.retries import pause, retrying
 from storage.errors import IllegalTransition, LedgerError
 from storage.ledger.database import new_id
-from storage.ledger.rows import Deployment, DeploymentState, Model, required
-from storage.progress import OnProgress, share_done
+from storage.ledger.rows import Deployment, DeploymentRole, DeploymentState, Model, required
+from storage.progress import share_done
 
 if TYPE_CHECKING:
-    from together import Together
-
     from storage.ledger.ledger import Ledger
 
 READY_TIMEOUT = timedelta(minutes=25)
 """Cold starts of up to about 20 minutes are reported."""
 
-INACTIVE_MINUTES = 30
-"""The provider's own idle stop, its shortest. A second net only: users report that it may do nothing."""
-
 
 def deploy_model(
-    client: Together,
+    provider: Provider,
     ledger: Ledger,
     model_id: str,
     *,
     replicas: int = 1,
-    progress: OnProgress | None = None,
-    poll_seconds: float = 5.0,
-    timeout: timedelta = READY_TIMEOUT,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
+    share: bool = True,
+    pace: Pace = AT_EASE,
 ) -> Deployment:
     """Serve a trained model (its ledger id) and wait until it is ready; returns the deployment's ledger row.
 
     It gets no route: that is `publish_route`. A model that is being deployed or is ready already is not deployed twice.
-    Reserves money first (BudgetExceeded, PriceUnknown). When it fails or is not ready within `timeout`, it is taken
-    down again and DeploymentFailed, NoCapacity (no hardware free) or ProviderUnavailable raised. It is taken down on
-    Ctrl-C as well, unless an earlier call had begun it.
+    With `share` and one replica it is attached to a deployment of its base model beside others (`provider.lifecycle.
+    sharing`), where that can be done, else it has one of its own.
+    Reserves money first (BudgetExceeded, PriceUnknown). When it fails or is not ready within `pace.timeout`
+    (`READY_TIMEOUT`), it is taken down again and DeploymentFailed, NoCapacity (no hardware free) or ProviderUnavailable
+    raised. It is taken down on Ctrl-C as well, unless an earlier call had begun it.
     """
     if replicas < 1:
         raise ValueError(f"a deployment has at least one replica, not {replicas}")
-    clock = provider_clock(client, now, seen=last_metered(ledger))
-    for attempt in retrying(wait, progress=progress, what="reading configs and prices"):
+    clock = provider_clock(provider, pace.now, seen=last_metered(ledger))
+    for attempt in retrying(pace.wait, progress=pace.progress, what="reading configs and prices"):
         with attempt:
-            row, ours = _intend(client, ledger, model_id, replicas, clock)
+            row, ours = _intend(provider, ledger, model_id, replicas, clock, share=share)
     try:
-        row = _start(client, ledger, row, progress, clock, wait)
-        return _await_ready(client, ledger, row, progress, poll_seconds, timeout, clock, wait)
+        row = _start(provider, ledger, row, pace, clock)
+        return _await_ready(provider, ledger, row, pace, clock)
     except KeyboardInterrupt:
         if ours:
-            _roll_back(client, ledger, row.id, "interrupted while it started", clock)
+            _roll_back(provider, ledger, row.id, "interrupted while it started", clock)
         raise
     except (ProviderError, LedgerError) as error:
         if isinstance(error, IllegalTransition):
             row = ledger.get(Deployment, row.id)
             raise DeploymentFailed(f"{row.name} was shut down while it started: {row.reason}") from error
-        _roll_back(client, ledger, row.id, str(error), clock)
+        _roll_back(provider, ledger, row.id, str(error), clock)
+        raise
+
+
+def begin_serving(
+    provider: Provider, ledger: Ledger, model_id: str, *, share: bool = True, now: Now = None
+) -> Deployment:
+    """Begin to serve a trained model without waiting until it is ready; returns its ledger row. The guard follows it.
+
+    Called again it goes on where it was. Raises BudgetExceeded, PriceUnknown, ProviderError, LedgerError.
+    """
+    clock = provider_clock(provider, now, seen=last_metered(ledger))
+    row, _ = _intend(provider, ledger, model_id, 1, clock, share=share)
+    try:
+        with ledger.exclusive("submit", wait=True):
+            return _create(provider, ledger, ledger.get(Deployment, row.id), clock)
+    except (ProviderRefused, NotServable) as error:
+        _roll_back(provider, ledger, row.id, str(error), clock)
         raise
 
 
 def _intend(
-    client: Together, ledger: Ledger, model_id: str, replicas: int, clock: Callable[[], datetime]
+    provider: Provider, ledger: Ledger, model_id: str, replicas: int, clock: Callable[[], datetime], *, share: bool
 ) -> tuple[Deployment, bool]:
     """The ledger row to work on, and whether it is new."""
     model = ledger.get(Model, model_id)
@@ -106,14 +113,20 @@ def _intend(
         raise LedgerError(f"model {model_id} is retired")
     known = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready"))
     if known:
-        return _at_todays_price(client, ledger, known[-1], clock()), False
-    config = _rank(client, ledger, model)[0]
+        return _at_todays_price(provider, ledger, known[-1], clock()), False
+    if share and replicas == 1:
+        model = adapter_of(provider, ledger, model)
+    options = _rank(provider, ledger, model)
+    config = options[0]
+    shared = option_for(provider, model, options) if share and replicas == 1 else None
     for ending in ledger.find(Deployment, model_id=model_id, state=SHUTTING_STATES):
-        advance_shutdown(client, ledger, ending.id, now=clock)  # who began it may have died: not two at once
+        advance_shutdown(provider, ledger, ending.id, now=clock)  # who began it may have died: not two at once
     with ledger.transaction():
         known = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready"))
         if known:
             return known[-1], False
+        if shared is not None:
+            return intend_attached(ledger, model, shared, clock()), True
         deployment_id = new_id()
         name, hourly = f"{ledger.prefix}{deployment_id}", config.hourly_usd * replicas
         reservation = ledger.reserve(
@@ -129,6 +142,7 @@ def _intend(
             Deployment,
             id=deployment_id,
             state=DeploymentState.INTENDED,
+            provider=provider.name,
             name=name,
             decision_type=model.decision_type,
             model_id=model_id,
@@ -144,23 +158,28 @@ def _intend(
     return added, True
 
 
-def _rank(client: Together, ledger: Ledger, model: Model) -> list[ServingConfig]:
+def _rank(provider: Provider, ledger: Ledger, model: Model) -> list[ServingOption]:
     """The configs that may serve a model (its ledger row), the fittest first; last what it failed with before."""
-    found = configs_of_trained(client, model.model_object_id, model.base_model)
+    found = provider.serving_options(model.model_object_id, model.base_model)
     failed = {
         row.config
         for row in ledger.find(Deployment, model_id=model.id, state="deleted")
-        if row.ready_at is None and _names_the_config(row.reason or "")
+        if row.ready_at is None and names_the_config(row.reason or "")
     }
-    return sorted(found, key=lambda config: (config.config in failed, config.unfitness))
+    return sorted(found, key=lambda option: option.config in failed)
 
 
-def _at_todays_price(client: Together, ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
+def _at_todays_price(provider: Provider, ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
     """What was intended before a kill may cost more by now: reserved anew, or refused (BudgetExceeded)."""
+    if row.role == DeploymentRole.ATTACHED:
+        replica = ledger.get(Deployment, required(row.replica_id, f"the replica of {row.name}"))
+        if replica.state == DeploymentState.INTENDED:
+            _at_todays_price(provider, ledger, replica, now)
+        return row
     if row.state != "intended" or row.attempted_at is not None:
         return row
     ledger.recheck(row.reservation_id, now=now)
-    hourly = instance_price(client, row.hardware)
+    hourly = instance_price(provider, row.hardware)
     if hourly == row.hourly_usd:
         return row
     with ledger.transaction():
@@ -170,34 +189,54 @@ def _at_todays_price(client: Together, ledger: Ledger, row: Deployment, now: dat
 
 
 def _start(
-    client: Together,
+    provider: Provider,
     ledger: Ledger,
     row: Deployment,
-    progress: OnProgress | None,
+    pace: Pace,
     clock: Callable[[], datetime],
-    wait: Callable[[float], None],
 ) -> Deployment:
     """Bring the endpoint and the deployment into being, each once."""
-    for attempt in retrying(wait, progress=progress, what=f"creating {row.name}"):
+    for attempt in retrying(pace.wait, progress=pace.progress, what=f"creating {row.name}"):
         with attempt, ledger.exclusive("submit", wait=True):
-            row = _create_with_some_config(client, ledger, ledger.get(Deployment, row.id), clock)
+            row = _create(provider, ledger, ledger.get(Deployment, row.id), clock)
     return row
 
 
+def _create(provider: Provider, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Deployment:
+    """Bring a deployment into being; of an attached model first its replica, or another one where that has no room."""
+    if row.role != DeploymentRole.ATTACHED:
+        return _create_with_some_config(provider, ledger, row, clock)
+    while True:
+        replica = ledger.get(Deployment, required(row.replica_id, f"the replica of {row.name}"))
+        if row.state != DeploymentState.INTENDED:
+            return row
+        try:
+            if replica.state in (*SHUTTING_STATES, DeploymentState.DELETED):
+                raise NoRoom(f"{replica.name} ends")
+            _create_with_some_config(provider, ledger, replica, clock)
+            return attach_model(provider, ledger, row, ledger.get(Deployment, replica.id), clock)
+        except NoRoom:
+            model = ledger.get(Model, required(row.model_id, f"the model of {row.name}"))
+            option = option_for(provider, model, _rank(provider, ledger, model))
+            if option is None:
+                raise
+            row = move_to_another(ledger, row, option, clock())
+
+
 def _create_with_some_config(
-    client: Together, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]
+    provider: Provider, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]
 ) -> Deployment:
     """Create both; where the provider refuses the config, with the next fittest one, at its price."""
-    left: list[ServingConfig] | None = None
+    left: list[ServingOption] | None = None
     while True:
         try:
-            return _create_both(client, ledger, row, clock)
-        except ProviderRefused as error:
+            return _create_both(provider, ledger, row, clock)
+        except ConfigRefused as error:
             row = ledger.get(Deployment, row.id)
-            if row.endpoint_id is None or not _is_about_the_config(error):
-                raise
+            if row.role == DeploymentRole.SHARED:
+                raise NotServable(f"{error}. It is the one that carries adapters") from error
             if left is None:
-                left = _rank(client, ledger, ledger.get(Model, required(row.model_id, f"the model of {row.name}")))
+                left = _rank(provider, ledger, ledger.get(Model, required(row.model_id, f"the model of {row.name}")))
                 left = [config for config in left if config.config != row.config]
             if not left:
                 raise NotServable(f"{error}. No other certified config is left") from error
@@ -214,52 +253,26 @@ def _create_with_some_config(
                 ledger.resize(row.reservation_id, runway_usd(row), hourly_usd=hourly_usd(row), now=clock())
 
 
-def _is_about_the_config(error: ProviderRefused) -> bool:
-    """Did the provider refuse a request as such, and name the config in its reason?"""
-    status = getattr(error.__cause__, "status_code", None)
-    return status in (400, 404, 412, 422) and _names_the_config(str(error))
-
-
-def _names_the_config(reason: str) -> bool:
-    return any(word in reason.lower() for word in ("config", "adapter", "profile", "quantiz", "precision"))
-
-
-def _create_both(client: Together, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Deployment:
+def _create_both(provider: Provider, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Deployment:
     if row.state != "intended":
         return row
-    name, once = row.name, client.with_options(max_retries=0)
-    endpoint = create_once(
-        f"endpoint {name}",
-        lambda: find_endpoint(client, name),
-        lambda: once.endpoints.create(name=name),
-        path="/endpoints",
+    row = know_endpoint(ledger, row, provider.create_endpoint(row.name), clock())
+    request = ServingRequest(
+        endpoint_id=required(row.endpoint_id, row.name),
+        name=row.name,
+        model_object_id=row.model_object_id,
+        config=row.config,
+        replicas=row.max_replicas,
     )
-    with translate_sdk_errors(f"endpoint {name}"):
-        row = know_endpoint(ledger, row, endpoint, clock())
-    remote = create_once(
-        f"deployment {name}",
-        lambda: find_deployment(client, endpoint.id, name),
-        lambda: _create_deployment(once, ledger, row, clock),
-        path="/deployments",
+    remote = provider.create_deployment(
+        request, before_create=lambda: ledger.update(Deployment, row.id, attempted_at=clock(), now=clock())
     )
     return _adopt(ledger, ledger.get(Deployment, row.id), remote, clock())
 
 
-def _create_deployment(once: Together, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Any:
-    ledger.update(Deployment, row.id, attempted_at=clock(), now=clock())
-    return once.endpoints.deployments.create(
-        endpoint_id=required(row.endpoint_id, row.name),
-        name=row.name,
-        model=f"projects/{once.project_id}/models/{row.model_object_id}",
-        config=row.config,
-        autoscaling={"min_replicas": row.max_replicas, "max_replicas": row.max_replicas},
-        inactive_timeout=INACTIVE_MINUTES,
-    )
-
-
-def _adopt(ledger: Ledger, row: Deployment, remote: Any, now: datetime) -> Deployment:
+def _adopt(ledger: Ledger, row: Deployment, remote: RemoteDeployment, now: datetime) -> Deployment:
     """Write down that the deployment exists; minutes may count from the moment its create was sent."""
-    if text(getattr(remote, "id", None)) is None:
+    if remote.id is None:
         raise UnexpectedAnswer(f"deployment {row.name}: the provider's answer is not as documented: it has no id")
     return ledger.transition(
         Deployment,
@@ -272,22 +285,20 @@ def _adopt(ledger: Ledger, row: Deployment, remote: Any, now: datetime) -> Deplo
 
 
 def _await_ready(
-    client: Together,
+    provider: Provider,
     ledger: Ledger,
     row: Deployment,
-    progress: OnProgress | None,
-    poll_seconds: float,
-    timeout: timedelta,
+    pace: Pace,
     clock: Callable[[], datetime],
-    wait: Callable[[float], None],
 ) -> Deployment:
+    timeout, progress = pace.longest(READY_TIMEOUT), pace.progress
     begun, reserved_usd = time.monotonic(), row.hourly_usd
     while True:
-        waited, message, seconds = time.monotonic() - begun, "", poll_seconds
+        waited, message, seconds = time.monotonic() - begun, "", pace.poll_seconds
         try:
-            row, message = sync_deployment(client, ledger, row.id, now=clock)
+            row, message = sync_deployment(provider, ledger, row.id, now=clock)
         except ProviderUnavailable as error:
-            message, seconds = str(error), pause(poll_seconds, error)
+            message, seconds = str(error), pause(pace.poll_seconds, error)
         if row.state == "ready":
             _afford(ledger, row, reserved_usd, clock())
             if progress:
@@ -301,7 +312,7 @@ def _await_ready(
             raise DeploymentFailed(f"{row.name} was not ready within {timeout}: {message}")
         if progress:
             progress(share_done(min(waited / timeout.total_seconds(), 0.95), message or row.state))
-        wait(seconds)
+        pace.wait(seconds)
 
 
 def _afford(ledger: Ledger, row: Deployment, reserved_usd: Decimal, now: datetime) -> None:
@@ -310,10 +321,10 @@ def _afford(ledger: Ledger, row: Deployment, reserved_usd: Decimal, now: datetim
         ledger.resize(row.reservation_id, runway_usd(row), hourly_usd=hourly_usd(row), now=now)
 
 
-def _roll_back(client: Together, ledger: Ledger, deployment_id: str, why: str, clock: Callable[[], datetime]) -> None:
+def _roll_back(provider: Provider, ledger: Ledger, deployment_id: str, why: str, clock: Callable[[], datetime]) -> None:
     """Take down what was started. What cannot be reached now, the guard takes down."""
     begin_shutdown(ledger, deployment_id, why=why, immediately=True, now=clock())
     with contextlib.suppress(ProviderError):
         for _ in range(3):
-            if advance_shutdown(client, ledger, deployment_id, now=clock).state == "deleted":
+            if advance_shutdown(provider, ledger, deployment_id, now=clock).state == "deleted":
                 break

@@ -21,19 +21,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from provider.clock import correct_time
 from provider.endpoint.arms import is_registered
 from provider.endpoint.serving import end_serving
+from provider.errors import collect_errors
 from provider.lifecycle.deployment_state import LIVE_STATES, raise_price, sync_deployment
-from provider.lifecycle.deployments import READY_TIMEOUT
+from provider.lifecycle.deployments import READY_TIMEOUT, begin_serving
+from provider.lifecycle.fine_tunes import cancel_fine_tune, sync_fine_tune, waiting_jobs
 from provider.lifecycle.routes import LEASE, keep_models, renew_lease, restore_route, resume_routes
-from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, stop_replicas
+from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, end_unused, stop_replicas
+from provider.lifecycle.sleep import promoted_models, put_to_sleep, reason_to_sleep, wake_sleepers
 from provider.money.metering import hourly_usd, last_metered, meter_decisions, meter_minutes, runway_usd
-from provider.together.answers import collect_errors
-from provider.together.clock import correct_time
-from provider.together.fine_tunes import ENDED_STATES, cancel_fine_tune, sync_fine_tune, waiting_jobs
-from provider.together.prices import hourly_prices
+from provider.money.shares import share_replicas
+from provider.port import Provider
+from provider.serving import ServingSettings, TypeServing
 from reasoning.errors import ReasoningError, RoutesError
 from reasoning.serving.routes import parse_routes, read_routes
 from storage.errors import BudgetExceeded, LedgerUnavailable
@@ -41,11 +44,8 @@ from storage.layout import Layout
 from storage.ledger.ledger import Budget, Ledger, open_ledger
 from storage.ledger.lives import mark_published, promotions
 from storage.ledger.money import format_usd, minutes_usd
-from storage.ledger.reports import ACTIVE_STATES
-from storage.ledger.rows import ENDPOINT, TOGETHER, Deployment, DeploymentState, FineTuneJob
-
-if TYPE_CHECKING:
-    from together import Together
+from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
+from storage.ledger.rows import ENDPOINT, Deployment, DeploymentRole, DeploymentState, FineTuneJob, Model, SleepReason
 
 Level = Literal["ok", "warn", "drain", "stop"]
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
@@ -67,6 +67,7 @@ PUT_BACK = timedelta(hours=1)
 DRAIN_SHARE = 0.95
 """Where a budget is as good as spent: what it covers is stopped."""
 
+_SHARED = timedelta(hours=3)  # so far back each tick gives the types their part; the rest too is reconcile_provider's
 _METERED_DAYS = 3  # the rest is seen to by reconcile_provider
 
 
@@ -75,9 +76,18 @@ class GuardPolicy:
     """What the guard goes by. Shares are of a budget's limit."""
 
     idle: timedelta | None = timedelta(minutes=30)
+    serving: ServingSettings | None = None
+    """By decision type; then `idle` is not looked at."""
     lease: timedelta = LEASE
     warn_share: float = 0.80
     drain_share: float = DRAIN_SHARE
+
+    @property
+    def of_types(self) -> ServingSettings:
+        """When the models of each decision type run."""
+        if self.serving is not None:
+            return self.serving
+        return ServingSettings(TypeServing(idle_minutes=self.idle.total_seconds() / 60 if self.idle else None))
 
 
 @dataclass(slots=True)
@@ -98,13 +108,13 @@ class GuardReport:
 
 def guard_costs(
     data: Path | str,
-    client: Together | None,
+    provider: Provider | None,
     *,
     policy: GuardPolicy | None = None,
     ledger: Ledger | None = None,
     now: datetime | None = None,
 ) -> GuardReport:
-    """One tick. `client` None means that the provider could not be reached: nothing is renewed then.
+    """One tick. `provider` None means that the provider could not be reached: nothing is renewed then.
 
     Never raises for what the provider or the decision log does: that is in `errors`, and the lease is not renewed.
     A ledger that cannot be written is an error as well, and what it has not metered for `BLIND` loses its routes and is
@@ -116,7 +126,7 @@ def guard_costs(
     try:
         with opened.exclusive("guard") as alone:
             if alone:
-                _tick(Layout(data), opened, client, policy or GuardPolicy(), report)
+                _tick(Layout(data), opened, provider, policy or GuardPolicy(), report)
             else:
                 report.skipped = True
         return report
@@ -124,22 +134,22 @@ def guard_costs(
         report.errors.append(str(error))
         if report.lease != "renewed":  # else it was lost at the very end
             report.lease = "left"
-        if client is not None:
-            _stop_unmetered(Layout(data), opened, client, report)
+        if provider is not None:
+            _stop_unmetered(Layout(data), opened, provider, report)
         return report
     finally:
         if ledger is None:
             opened.close()
 
 
-def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: GuardPolicy, report: GuardReport) -> None:
-    if client is not None:
-        report.now, _ = correct_time(client, report.now, report.warnings, seen=last_metered(ledger))
+def _tick(layout: Layout, ledger: Ledger, provider: Provider | None, policy: GuardPolicy, report: GuardReport) -> None:
+    if provider is not None:
+        report.now, _ = correct_time(provider, report.now, report.warnings, seen=last_metered(ledger))
     now = report.now
     before = ledger.spent()
     draining = {row.id for row in ledger.find(Deployment, state="draining")}
-    if client is not None:
-        _look(ledger, client, report)
+    if provider is not None:
+        _look(ledger, provider, report)
     elif needs_provider(ledger):
         report.errors.append(UNREACHABLE)
     _look_at_registered(ledger, report)
@@ -150,25 +160,31 @@ def _tick(layout: Layout, ledger: Ledger, client: Together | None, policy: Guard
     to_stop = _over_budget(ledger, policy, report)
     to_stop |= _out_of_runway(ledger, to_stop, report)
     to_stop |= _over_rate(ledger, to_stop, report)
-    to_stop |= _idle(ledger, to_stop, policy, report)
+    asleep: dict[str, SleepReason] = {}
+    to_stop |= _idle(ledger, to_stop, asleep, policy, report)
     for deployment_id, (reason, immediately) in to_stop.items():
         row = ledger.get(Deployment, deployment_id)
         in_doubt = row.state == DeploymentState.INTENDED and row.attempted_at is not None
         if row.state in RUNNING_STATES or in_doubt or (immediately and row.state == "draining"):
             begin_shutdown(ledger, deployment_id, why=reason, immediately=immediately, now=now)
             report.actions.append(f"{'stopping' if immediately else 'draining'} {row.name}: {reason}")
+            if deployment_id in asleep and put_to_sleep(ledger, row, asleep[deployment_id], now=now):
+                report.actions.append(f"the model of {row.decision_type} sleeps until it is asked for again")
 
+    if provider is not None:
+        report.actions += [f"stopping {row.name}: {row.reason}" for row in end_unused(ledger, now=now)]
+        _wake(layout, ledger, provider, policy, report)
     _withdraw(layout, ledger, policy, report)  # before anything is scaled down: clients use their fallback
     _close_registered(ledger, draining, report)
-    if client is not None:
-        _take_down(ledger, client, draining, report)
-        _cancel_waiting_jobs(ledger, client, policy, report)
+    if provider is not None:
+        _take_down(ledger, provider, draining, report)
+        _cancel_waiting_jobs(ledger, provider, policy, report)
     report.charged_usd = ledger.spent() - before
     report.budgets = ledger.budgets(now)  # with what this tick reserved, and what it charged at the end of something
     _renew(layout, policy, report)
 
 
-def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: GuardReport) -> None:
+def _stop_unmetered(layout: Layout, ledger: Ledger, provider: Provider, report: GuardReport) -> None:
     """No charge can be written, so no budget can hold: stop what the ledger, as far as it can be read, says runs.
 
     Nothing of it is recorded; the first tick with a ledger sees what happened, and charges it.
@@ -186,20 +202,19 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, client: Together, report: Gu
     for row in blind:
         if row.endpoint_id:
             with collect_errors(report.errors, row.name):
-                stop_replicas(client, row.endpoint_id, known=[row.remote_id] if row.remote_id else [])
+                stop_replicas(provider, row.endpoint_id, known=[row.remote_id] if row.remote_id else [])
                 report.actions.append(f"stopped {row.name}, whose minutes the ledger cannot take down")
 
 
 def _is_ours(ledger: Ledger, model: str) -> bool:
-    return model.rsplit("/", 1)[-1].startswith(ledger.prefix) or is_registered(model)
+    # An adapter's name holds ours, behind its base model's.
+    return ledger.prefix in model or is_registered(model) or bool(ledger.find(Deployment, served_name=model))
 
 
 def needs_provider(ledger: Ledger) -> bool:
     """Must the provider be reached for all to be well? Not where only registered models serve."""
-    trains = bool(ledger.find(FineTuneJob, state=ACTIVE_STATES))
-    if trains or bool(ledger.find(Deployment, provider=TOGETHER, state=LIVE_STATES)):
-        return True
-    return not ledger.find(Deployment, provider=ENDPOINT, state=LIVE_STATES)
+    serving = {row.provider for row in ledger.find(Deployment, state=LIVE_STATES)}
+    return serving != {ENDPOINT} or bool(ledger.find(FineTuneJob, state=ACTIVE_STATES))
 
 
 def _look_at_registered(ledger: Ledger, report: GuardReport) -> None:
@@ -222,12 +237,12 @@ def _close_registered(ledger: Ledger, draining: set[str], report: GuardReport) -
             )
 
 
-def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
+def _look(ledger: Ledger, provider: Provider, report: GuardReport) -> None:
     """See how everything of ours is, and charge what it cost since the last look."""
-    _see_prices(ledger, client, report)
-    for row in ledger.find(Deployment, provider=TOGETHER, state=LIVE_STATES):
+    _see_prices(ledger, provider, report)
+    for row in ledger.find(Deployment, provider=provider.name, state=LIVE_STATES):
         with collect_errors(report.errors, row.name):
-            after, message = sync_deployment(client, ledger, row.id, now=report.now)
+            after, message = sync_deployment(provider, ledger, row.id, now=report.now)
             if after.state != row.state:
                 report.actions.append(f"{row.name} is {after.state}{f': {message}' if message else ''}")
             if after.metered_until and after.metered_until - report.now >= PUT_BACK:
@@ -237,7 +252,7 @@ def _look(ledger: Ledger, client: Together, report: GuardReport) -> None:
                 )
     for job in ledger.find(FineTuneJob, state=("submitted", "running", "cancelling")):
         with collect_errors(report.errors, job.suffix):
-            ended = sync_fine_tune(client, ledger, job.id, now=report.now)
+            ended = sync_fine_tune(provider, ledger, job.id, now=report.now)
             if ended.state in ENDED_STATES:
                 report.actions.append(f"{job.suffix} is {ended.state} for {format_usd(ended.price_usd or Decimal(0))}")
 
@@ -247,14 +262,14 @@ def _in_doubt(ledger: Ledger) -> list[Deployment]:
     return [row for row in ledger.find(Deployment, state=DeploymentState.INTENDED) if row.attempted_at is not None]
 
 
-def _see_prices(ledger: Ledger, client: Together, report: GuardReport) -> None:
+def _see_prices(ledger: Ledger, provider: Provider, report: GuardReport) -> None:
     """What runs may have become dearer: from now on it is charged and limited by the price of today."""
-    running = ledger.find(Deployment, provider=TOGETHER, state=RUNNING_STATES)
+    running = ledger.find(Deployment, provider=provider.name, state=RUNNING_STATES)
     if not running:
         return
     # No price is no reason to let the lease run out: that of yesterday was known, and the bill corrects it.
     with collect_errors(report.warnings, "today's prices"):
-        prices = hourly_prices(client)
+        prices = provider.hourly_prices()
         report.warnings.extend(filter(None, (raise_price(ledger, row, prices, now=report.now) for row in running)))
 
 
@@ -263,6 +278,7 @@ def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> Non
         report.errors, "the decision log cannot be read"
     ):  # the guard goes on, and fails closed: no lease
         meter_decisions(layout, ledger, since=report.now - timedelta(days=_METERED_DAYS), now=report.now)
+        share_replicas(layout, ledger, since=report.now - _SHARED, now=report.now)
 
 
 def _level(budget: Budget, policy: GuardPolicy) -> Level:
@@ -350,22 +366,49 @@ def _over_rate(
 
 
 def _idle(
-    ledger: Ledger, to_stop: dict[str, tuple[str, bool]], policy: GuardPolicy, report: GuardReport
+    ledger: Ledger,
+    to_stop: dict[str, tuple[str, bool]],
+    asleep: dict[str, SleepReason],
+    policy: GuardPolicy,
+    report: GuardReport,
 ) -> dict[str, tuple[str, bool]]:
     """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing.
 
     Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
-    Registered models stay: withdrawing one saves nothing.
+    Registered models stay: withdrawing one saves nothing. So does a shared replica: it ends with its last adapter.
+    `asleep` gets why those stop that are only put to sleep if they are promoted.
     """
-    found = {}
-    for row in ledger.find(Deployment, provider=TOGETHER, state=RUNNING_STATES):
-        starting = row.ready_at is None and not row.replicas
-        patience = max(policy.idle or UNREADY, UNREADY) if starting else policy.idle
-        busy_at = max(at for at in (row.ready_at, row.last_request_at, row.created_at) if at)
-        if patience is not None and row.id not in to_stop and report.now - busy_at >= patience:
-            minutes = int((report.now - busy_at).total_seconds() // 60)
-            found[row.id] = (f"{'not ready' if starting else 'idle'} for {minutes} minutes", False)
+    found: dict[str, tuple[str, bool]] = {}
+    settings, promoted = policy.of_types, promoted_models(ledger)
+    for row in ledger.find(Deployment, state=RUNNING_STATES):
+        if row.provider == ENDPOINT or row.id in to_stop:
+            continue
+        if row.ready_at is None and not row.replicas:
+            waited = report.now - row.created_at
+            if waited >= max(policy.idle or UNREADY, UNREADY):
+                found[row.id] = (f"not ready for {int(waited.total_seconds() // 60)} minutes", False)
+        elif row.role != DeploymentRole.SHARED and (reason := reason_to_sleep(row, settings, promoted, report.now)):
+            found[row.id], asleep[row.id] = (reason[1], False), reason[0]
+    for row in ledger.find(Deployment, state=RUNNING_STATES, role=DeploymentRole.ATTACHED):
+        if row.replica_id in found:
+            found[row.id] = found[row.replica_id]
     return found
+
+
+def _wake(layout: Layout, ledger: Ledger, provider: Provider, policy: GuardPolicy, report: GuardReport) -> None:
+    """Start models that sleep and are asked for again, unless money is short."""
+    if report.level in ("drain", "stop"):
+        return
+    settings = policy.of_types
+
+    def begin(model_id: str) -> None:
+        share = settings.of(ledger.get(Model, model_id).decision_type).share
+        begin_serving(provider, ledger, model_id, share=share, now=report.now)
+
+    with collect_errors(report.warnings, "what sleeps could not be woken"):
+        actions, warnings = wake_sleepers(layout, ledger, settings, begin, now=report.now)
+        report.actions += actions
+        report.warnings += warnings
 
 
 def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> None:
@@ -419,13 +462,13 @@ def _has_routes(layout: Layout) -> bool:
     return True
 
 
-def _take_down(ledger: Ledger, client: Together, draining: set[str], report: GuardReport) -> None:
+def _take_down(ledger: Ledger, provider: Provider, draining: set[str], report: GuardReport) -> None:
     """Go on with what is to end. What began to drain in this tick still answers its last requests."""
-    for row in ledger.find(Deployment, provider=TOGETHER, state=("draining", "stopping", "stopped", "failed")):
+    for row in ledger.find(Deployment, provider=provider.name, state=("draining", "stopping", "stopped", "failed")):
         if row.state == "draining" and row.id not in draining:
             continue
         with collect_errors(report.errors, row.name):
-            after = advance_shutdown(client, ledger, row.id, now=report.now)
+            after = advance_shutdown(provider, ledger, row.id, now=report.now)
             if after.state != row.state:
                 report.actions.append(f"{row.name} is {after.state}")
             if after.state == "stopping":
@@ -445,12 +488,12 @@ def _say_if_it_runs_on(ledger: Ledger, row: Deployment, report: GuardReport) -> 
         )
 
 
-def _cancel_waiting_jobs(ledger: Ledger, client: Together, policy: GuardPolicy, report: GuardReport) -> None:
+def _cancel_waiting_jobs(ledger: Ledger, provider: Provider, policy: GuardPolicy, report: GuardReport) -> None:
     over = {budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) == "stop"}
     for job in ledger.find(FineTuneJob, state="submitted"):
         if None in over or job.decision_type in over:
             with collect_errors(report.errors, job.suffix):
-                cancel_fine_tune(client, ledger, job.id, why="the budget is spent", now=report.now)
+                cancel_fine_tune(provider, ledger, job.id, why="the budget is spent", now=report.now)
                 report.actions.append(f"cancelled {job.suffix}, which had not begun to train: the budget is spent")
 
 

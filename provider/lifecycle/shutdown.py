@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from provider.clock import Now, clock_of, provider_clock
 from provider.errors import (
     NotReady,
     ProviderError,
@@ -22,22 +23,20 @@ from provider.errors import (
     RemoteNotFound,
     UnexpectedAnswer,
 )
-from provider.lifecycle.deployment_state import find_endpoint, know_endpoint, move_deployment, split_traffic
+from provider.lifecycle.deployment_state import know_endpoint, move_deployment
 from provider.lifecycle.routes import longest_deadline, withdraw_model
+from provider.lifecycle.sharing import attached_to, detach_model, unused_replicas
 from provider.money.metering import last_metered, meter_minutes
-from provider.together.answers import etag_of, listed, may_run, moment, replicas_of, state_of, text
-from provider.together.client import Now, clock_of, overwrite, translate_sdk_errors
-from provider.together.clock import provider_clock
-from provider.together.retries import pause
+from provider.pace import AT_EASE, Pace
+from provider.port import Provider, RemoteDeployment
+from provider.retries import pause
 from reasoning.errors import ReasoningError
 from storage.ledger.charges import ChargedTo
 from storage.ledger.money import minutes_usd
-from storage.ledger.rows import Deployment, required
-from storage.progress import OnProgress, share_done
+from storage.ledger.rows import Deployment, DeploymentRole, required
+from storage.progress import share_done
 
 if TYPE_CHECKING:
-    from together import Together
-
     from storage.ledger.ledger import Ledger
 
 LONGEST_DRAIN = 60.0
@@ -45,6 +44,9 @@ LONGEST_DRAIN = 60.0
 
 LOOK_SECONDS = 10.0
 """How long the look before a stop may take: a provider that does not answer must not hold the stop up."""
+
+DOWN_TIMEOUT = timedelta(minutes=15)
+"""The longest that `undeploy_model` waits for a deployment to be deleted."""
 
 NOT_DELETED = "it has stopped and costs nothing, but is not deleted"
 
@@ -62,10 +64,23 @@ def begin_shutdown(
             return row
         drains = not immediately and row.state in ("ready", "degraded", "provisioning", "draining")
         state = "draining" if drains else "stopping"
+        if row.role == DeploymentRole.SHARED:  # what it carries ends with it
+            for attached in attached_to(ledger, row.id):
+                begin_shutdown(ledger, attached.id, why=why, immediately=immediately, now=now)
         return ledger.transition(Deployment, deployment_id, state, why=why, reason=why, now=now)
 
 
-def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, now: Now = None) -> Deployment:
+def end_unused(ledger: Ledger, *, now: datetime) -> list[Deployment]:
+    """Decide that shared replicas end that carry nothing any more; returns them."""
+    with ledger.transaction():  # nobody can be given a place on one meanwhile
+        unused = unused_replicas(ledger)
+        return [
+            begin_shutdown(ledger, row.id, why="no model is attached to it any more", immediately=True, now=now)
+            for row in unused
+        ]
+
+
+def advance_shutdown(provider: Provider, ledger: Ledger, deployment_id: str, *, now: Now = None) -> Deployment:
     """Take a deployment that is to end as far down as it goes without waiting: scale to zero, meter, delete.
 
     Called again and again until its state is `deleted`. Its route must be withdrawn before. `stopped`, with the reason,
@@ -77,44 +92,48 @@ def advance_shutdown(client: Together, ledger: Ledger, deployment_id: str, *, no
         return row
     if row.state != "stopped":
         row = move_deployment(ledger, deployment_id, "stopping", now=clock())
+    if row.role == DeploymentRole.ATTACHED:
+        row = detach_model(provider, ledger, row, now=clock)
+        for replica in end_unused(ledger, now=clock()):
+            with contextlib.suppress(ProviderError):  # else the guard goes on with it
+                advance_shutdown(provider, ledger, replica.id, now=clock)
+        return row
     if row.endpoint_id is None:
-        with translate_sdk_errors(f"looking for endpoint {row.name}"):
-            endpoint = find_endpoint(client, row.name)
+        endpoint = provider.find_endpoint(row.name)
         if endpoint is None:
             return _gone(ledger, row, clock())
         row = know_endpoint(ledger, row, endpoint, clock())
     try:
-        return _take_down(client, ledger, row, clock)
+        return _take_down(provider, ledger, row, clock)
     except RemoteNotFound as error:
-        with translate_sdk_errors(f"looking for endpoint {row.name}"):
-            if find_endpoint(client, row.name) is not None:
-                raise UnexpectedAnswer(f"{error}; its endpoint is still there, so it is looked at again") from error
+        if provider.find_endpoint(row.name) is not None:
+            raise UnexpectedAnswer(f"{error}; its endpoint is still there, so it is looked at again") from error
         return _gone(ledger, row, clock())
 
 
-def _take_down(client: Together, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Deployment:
+def _take_down(provider: Provider, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Deployment:
     # What became ready since the last look is seen a last time before it is stopped.
     at_most = max(row.max_replicas, row.replicas)
     endpoint_id = required(row.endpoint_id, row.name)
     ids = [row.remote_id] if row.remote_id else []
-    seen = _look_quickly(client, endpoint_id, ids, at_most)
+    seen = _look_quickly(provider, endpoint_id, ids, at_most)
     if seen is not None:
         meter_minutes(ledger, row.id, seen, now=clock())
-    remotes = stop_replicas(client, endpoint_id, known=ids)
-    if row.remote_id is None and remotes and text(remotes[0].id):
+    remotes = stop_replicas(provider, endpoint_id, known=ids)
+    if row.remote_id is None and remotes and remotes[0].id:
         row = ledger.update(Deployment, row.id, remote_id=remotes[0].id, now=clock())
     if seen is None:
         meter_minutes(ledger, row.id, at_most, now=clock())
-    running = sum(replicas_of(remote, at_most) for remote in remotes)
+    running = sum(remote.replicas(at_most) for remote in remotes)
     meter_minutes(ledger, row.id, running, now=clock())
-    if not all(has_ended(remote) for remote in remotes):
+    if not all(remote.has_ended for remote in remotes):
         return move_deployment(ledger, row.id, "stopping", now=clock())  # also what was started again
     if not running:
         row = _cost_nothing(ledger, row, clock())
     for remote in remotes:
-        if text(remote.id) and remote.id != row.remote_id:
+        if remote.id and remote.id != row.remote_id:
             charge_double(ledger, row, remote, now=clock())
-    refused = _delete_all(client, row, remotes)
+    refused = _delete_all(provider, row, remotes)
     if refused and running:  # FAILED, and yet it has replicas
         raise refused
     if refused:
@@ -130,32 +149,26 @@ def _cost_nothing(ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
         return move_deployment(ledger, row.id, "stopped", stopped_at=row.stopped_at or now, now=now)
 
 
-def _look_quickly(client: Together, endpoint_id: str, known: Iterable[str], at_most: int) -> int | None:
+def _look_quickly(provider: Provider, endpoint_id: str, known: Iterable[str], at_most: int) -> int | None:
     """Replicas that may run under an endpoint; None where that cannot be seen in `LOOK_SECONDS`."""
-    patience = min(LOOK_SECONDS, client.timeout) if isinstance(client.timeout, int | float) else LOOK_SECONDS
-    hasty = client.with_options(timeout=patience, max_retries=0)
+    hasty = provider.with_timeout(LOOK_SECONDS, retries=False)
     try:
-        with translate_sdk_errors("looking at it"):
-            remotes = _with_unlisted(hasty, endpoint_id, known, listed(hasty.endpoints.deployments.list(endpoint_id)))
-            return sum(replicas_of(remote, at_most) for remote in remotes)
+        remotes = _with_unlisted(hasty, endpoint_id, known, hasty.deployments(endpoint_id))
+        return sum(remote.replicas(at_most) for remote in remotes)
     except ProviderError:
         return None
 
 
-def _delete_all(client: Together, row: Deployment, remotes: Iterable[Any]) -> ProviderError | None:
+def _delete_all(provider: Provider, row: Deployment, remotes: Iterable[RemoteDeployment]) -> ProviderError | None:
     """Delete what has ended, and its endpoint; returns the first refusal, after all was tried."""
     refusals: list[ProviderError] = []
     endpoint_id = required(row.endpoint_id, row.name)
     for remote in remotes:
         # Gone already: the answer to an earlier delete was lost. Its endpoint is still there.
-        with (
-            _noting_refusal(refusals),
-            contextlib.suppress(RemoteNotFound),
-            translate_sdk_errors(f"deleting {remote.name}"),
-        ):
-            client.endpoints.deployments.delete(remote.id, endpoint_id=endpoint_id, **etag_of(remote))
-    with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound), translate_sdk_errors(f"deleting {row.name}"):
-        client.endpoints.delete(endpoint_id, **etag_of(client.endpoints.retrieve(endpoint_id)))
+        with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound):
+            provider.delete_deployment(endpoint_id, remote)
+    with _noting_refusal(refusals), contextlib.suppress(RemoteNotFound):
+        provider.delete_endpoint(endpoint_id)
     return refusals[0] if refusals else None
 
 
@@ -167,12 +180,7 @@ def _noting_refusal(refusals: list[ProviderError]) -> Iterator[None]:
         refusals.append(error)
 
 
-def has_ended(remote: Any) -> bool:
-    """Is a deployment STOPPED, or FAILED? Both are final, and may be deleted."""
-    return state_of(remote) in ("stopped", "failed")
-
-
-def stop_replicas(client: Together, endpoint_id: str, *, known: Iterable[str] = ()) -> list[Any]:
+def stop_replicas(provider: Provider, endpoint_id: str, *, known: Iterable[str] = ()) -> list[RemoteDeployment]:
     """Scale all that is under an endpoint to zero, then withdraw its traffic; returns its deployments as they are then.
 
     `known` are ids of deployments under it, scaled before anything is asked. Everything is tried whatever the provider
@@ -183,34 +191,40 @@ def stop_replicas(client: Together, endpoint_id: str, *, known: Iterable[str] = 
     known, done = list(known), set()
     for id in known:
         with _going_on(troubles):
-            scale_to_zero(client, endpoint_id, id)
+            provider.scale(endpoint_id, id, 0)
             done.add(id)
-    with _going_on(troubles), translate_sdk_errors(f"looking at what is under endpoint {endpoint_id}"):
-        remotes = listed(client.endpoints.deployments.list(endpoint_id))
-        for remote in remotes:
-            if remote.id not in done and may_run(remote):
+    with _going_on(troubles):
+        for remote in provider.deployments(endpoint_id):
+            if remote.id not in done and remote.may_run:
                 with _going_on(troubles):
-                    scale_to_zero(client, endpoint_id, remote.id)
+                    _scale_to_zero(provider, endpoint_id, remote)
     with contextlib.suppress(ProviderError):
-        withdraw_traffic(client, endpoint_id)
+        provider.withdraw_traffic(endpoint_id)
     try:
-        with translate_sdk_errors(f"looking at what is under endpoint {endpoint_id}"):
-            remotes = _with_unlisted(client, endpoint_id, known, listed(client.endpoints.deployments.list(endpoint_id)))
+        remotes = _with_unlisted(provider, endpoint_id, known, provider.deployments(endpoint_id))
     except RemoteNotFound:
         raise
     except ProviderError as error:
         raise (troubles or [error])[0] from error
-    if troubles and any(may_run(remote) and not has_ended(remote) for remote in remotes):
+    if troubles and any(remote.may_run and not remote.has_ended for remote in remotes):
         raise troubles[0]
     return remotes
 
 
-def _with_unlisted(client: Together, endpoint_id: str, known: Iterable[str], remotes: list[Any]) -> list[Any]:
+def _scale_to_zero(provider: Provider, endpoint_id: str, remote: RemoteDeployment) -> None:
+    if remote.id is None:
+        raise UnexpectedAnswer(f"under endpoint {endpoint_id} something has no id: it cannot be stopped")
+    provider.scale(endpoint_id, remote.id, 0)
+
+
+def _with_unlisted(
+    provider: Provider, endpoint_id: str, known: Iterable[str], remotes: list[RemoteDeployment]
+) -> list[RemoteDeployment]:
     """What is listed, and what a list leaves out that is there all the same: it may be behind."""
     found = list(remotes)
     for id in set(known) - {remote.id for remote in remotes}:
-        with contextlib.suppress(RemoteNotFound), translate_sdk_errors(f"deployment {id}"):
-            found.append(client.endpoints.deployments.retrieve(id, endpoint_id=endpoint_id))
+        with contextlib.suppress(RemoteNotFound):
+            found.append(provider.deployment(endpoint_id, id))
     return found
 
 
@@ -220,38 +234,6 @@ def _going_on(troubles: list[ProviderError]) -> Iterator[None]:
         yield
     except ProviderError as error:
         troubles.append(error)
-
-
-def scale_to_zero(client: Together, endpoint_id: str, deployment_id: str) -> Any:
-    """Tell one deployment to have no replicas; returns it. Whatever its version: a stop overwrites all other wishes."""
-    deployments = client.endpoints.deployments
-    return overwrite(
-        f"stopping deployment {deployment_id}",
-        lambda: deployments.retrieve(deployment_id, endpoint_id=endpoint_id),
-        lambda version: deployments.update(
-            deployment_id,
-            endpoint_id=endpoint_id,
-            autoscaling={"min_replicas": 0, "max_replicas": 0},
-            update_mask="autoscaling",
-            **version,
-        ),
-    )
-
-
-def withdraw_traffic(client: Together, endpoint_id: str) -> None:
-    """Take an endpoint's traffic away: with an empty split, or where that is refused with weights of 0.
-
-    Both are documented. An empty list is no populated field, so the update names what it changes.
-    """
-    with translate_sdk_errors(f"traffic of endpoint {endpoint_id}"):
-        endpoint = client.endpoints.retrieve(endpoint_id)
-        split = [entry.deployment_id for entry in endpoint.traffic_split or () if entry.weight != 0]
-        if not split:
-            return
-        try:
-            split_traffic(client, endpoint_id, {})
-        except ProviderRefused:
-            split_traffic(client, endpoint_id, dict.fromkeys(split, 0))
 
 
 def _gone(ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
@@ -266,12 +248,12 @@ def _gone(ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
         )
 
 
-def charge_double(ledger: Ledger, row: Deployment, remote: Any, *, now: datetime) -> None:
+def charge_double(ledger: Ledger, row: Deployment, remote: RemoteDeployment, *, now: datetime) -> None:
     """Write down a deployment beside the one of `row`, once, as an object of its own that has ended.
 
     Charged are all replicas for all the time that it existed, until the bill tells.
     """
-    begun = min(moment(remote.created_at) or row.created_at, now)  # its clock may be ahead of ours
+    begun = min(remote.created_at or row.created_at, now)  # its clock may be ahead of ours
     minutes = math.ceil((now - begun).total_seconds() / 60) * max(row.max_replicas, 1)
     with ledger.transaction():
         if ledger.find(Deployment, remote_id=remote.id):
@@ -288,7 +270,7 @@ def charge_double(ledger: Ledger, row: Deployment, remote: Any, *, now: datetime
             **{
                 column: getattr(row, column)
                 for column in (
-                    *("decision_type", "model_id", "model_object_id", "config", "hardware"),
+                    *("provider", "decision_type", "model_id", "model_object_id", "config", "hardware"),
                     *("hourly_usd", "max_replicas", "endpoint_id"),
                 )
             },
@@ -306,28 +288,25 @@ def charge_double(ledger: Ledger, row: Deployment, remote: Any, *, now: datetime
 
 
 def undeploy_model(
-    client: Together | None,
+    provider: Provider | None,
     ledger: Ledger,
     deployment_id: str,
     *,
     routes_path: Path | str | None = None,
     why: str = "undeployed by the user",
     drain_seconds: float = 2.0,
-    poll_seconds: float = 5.0,
-    timeout: timedelta = timedelta(minutes=15),
-    progress: OnProgress | None = None,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
+    pace: Pace = AT_EASE,
 ) -> Deployment:
     """Withdraw a deployment's route, let requests under way end, stop it, delete it; returns its ledger row, `deleted`.
 
     They are given `drain_seconds`, or what their route's deadline gives them, up to `LONGEST_DRAIN`: all of it where a
     call that did not end has withdrawn the route before. What it cost is charged. May be called again at any time; what
-    it leaves undone, the guard does. Route and wish need no provider: with `client` None, where it cannot be reached,
-    that is all that is done. Raises NotReady after `timeout`, or when the provider will not delete what has stopped,
-    ProviderUnavailable, ProviderRefused; and after all is done, RoutesError where the route could not be withdrawn.
+    it leaves undone, the guard does. Route and wish need no provider: with `provider` None, where it cannot be reached,
+    that is all that is done. Raises NotReady after `pace.timeout` (`DOWN_TIMEOUT`), or when the provider will not
+    delete what has stopped, ProviderUnavailable, ProviderRefused; and after all is done, RoutesError where the route
+    could not be withdrawn.
     """
-    clock = clock_of(now)
+    clock = clock_of(pace.now)
     row = ledger.get(Deployment, deployment_id)
     if row.state == "deleted":
         return row
@@ -341,12 +320,12 @@ def undeploy_model(
             withdraw_model(routes_path, row.served_name, now=clock())
         except (ReasoningError, OSError) as error:  # it ends with its lease; the replicas would not
             routed = error
-        if serves and row.state == "draining" and client is not None:
+        if serves and row.state == "draining" and provider is not None:
             passed = (clock() - drains_since).total_seconds() if drains_since else 0.0
-            wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - passed))
-    if client is not None:
+            pace.wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - passed))
+    if provider is not None:
         try:
-            row = _follow_down(client, ledger, row, poll_seconds, timeout, progress, now, wait)
+            row = _follow_down(provider, ledger, row, pace)
         except ProviderRefused as error:
             withdrawn = "Its route is withdrawn and its end" if routes_path is not None else "Its end"
             raise type(error)(
@@ -358,22 +337,19 @@ def undeploy_model(
 
 
 def _follow_down(
-    client: Together,
+    provider: Provider,
     ledger: Ledger,
     row: Deployment,
-    poll_seconds: float,
-    timeout: timedelta,
-    progress: OnProgress | None,
-    now: Now,
-    wait: Callable[[float], None],
+    pace: Pace,
 ) -> Deployment:
     """Advance a shutdown until it is done. Raises NotReady, ProviderUnavailable, ProviderRefused."""
-    deadline, refusals = time.monotonic() + timeout.total_seconds(), 0
-    clock = provider_clock(client, now, seen=last_metered(ledger))
+    deadline, refusals = time.monotonic() + pace.longest(DOWN_TIMEOUT).total_seconds(), 0
+    progress = pace.progress
+    clock = provider_clock(provider, pace.now, seen=last_metered(ledger))
     while True:
         trouble: ProviderUnavailable | None = None
         try:
-            row = advance_shutdown(client, ledger, row.id, now=clock)
+            row = advance_shutdown(provider, ledger, row.id, now=clock)
         except ProviderUnavailable as error:
             trouble = error
         if row.state == "deleted":
@@ -387,4 +363,4 @@ def _follow_down(
             raise trouble or NotReady(f"{row.name} is still {row.state}; the guard goes on stopping it")
         if progress:
             progress(share_done(0.5, f"stopping {row.name}"))
-        wait(pause(poll_seconds, trouble))
+        pace.wait(pause(pace.poll_seconds, trouble))

@@ -6,17 +6,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from provider.lifecycle.fine_tunes import waiting_jobs
 from provider.lifecycle.guard import DRAIN_SHARE
 from provider.lifecycle.routes import routed_models
+from provider.lifecycle.sharing import attached_to
 from provider.money.bill import bill_notes
 from provider.money.metering import hourly_usd
-from provider.together.fine_tunes import waiting_jobs
 from reasoning.errors import RoutesError
 from storage.layout import Layout
 from storage.ledger import reports as ledger_reports
 from storage.ledger.ledger import Period, open_ledger
 from storage.ledger.money import format_usd
-from storage.ledger.rows import TOGETHER, Deployment, FineTuneJob
+from storage.ledger.rows import TOGETHER, Deployment, DeploymentRole, FineTuneJob
 
 
 def model_status(data: Path | str, *, now: datetime | None = None) -> list[dict[str, Any]]:
@@ -57,7 +58,10 @@ def running(data: Path | str) -> list[dict[str, str]]:
             what = f"fine-tune {job.id} ({job.state}, {price}), which the same command follows again"
             found.append({"what": what, "mend": f"reasoning models cancel {job.id}"})
         for row in ledger.find(Deployment, provider=TOGETHER, state=("intended", *ledger_reports.BILLABLE_STATES)):
+            if row.role == DeploymentRole.ATTACHED:
+                continue  # its replica has the price, and ends with the last of them
             what = f"deployment {row.name} ({row.state}, {format_usd(hourly_usd(row))} an hour)"
-            mend = f"reasoning undeploy {row.model_id}" if row.model_id else "reasoning reconcile"
+            models = [row.model_id, *(each.model_id for each in attached_to(ledger, row.id))]
+            mend = "; ".join(f"reasoning undeploy {id}" for id in models if id) or "reasoning reconcile"
             found.append({"what": what, "mend": mend})
     return found

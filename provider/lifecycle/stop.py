@@ -16,15 +16,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from provider.endpoint.arms import is_registered
 from provider.errors import RemoteNotFound, UnexpectedAnswer
+from provider.lifecycle.fine_tunes import cancel_fine_tune
 from provider.lifecycle.routes import keep_models
-from provider.lifecycle.shutdown import scale_to_zero
-from provider.together.answers import bare_name, job_price, listed, may_run, replicas_of, state_of, text
-from provider.together.client import translate_sdk_errors
-from provider.together.prices import hourly_prices
+from provider.lifecycle.shutdown import begin_shutdown
+from provider.port import Provider, RemoteDeployment, RemoteEndpoint, RemoteJob, RemoteJobState, RemoteState
 from reasoning.errors import ReasoningError
 from storage.installation import remembered_installations
 from storage.layout import Layout
@@ -33,10 +31,6 @@ from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.reports import ACTIVE_STATES, BILLABLE_STATES
 from storage.ledger.rows import ENDPOINT, Deployment, FineTuneJob
 
-if TYPE_CHECKING:
-    from together import Together
-
-_ENDED_JOBS = ("completed", "error", "user_error", "cancelled")
 _REQUEST_TIMEOUT = 20.0  # seconds
 _AT_ONCE = 32  # requests; more objects than this at one installation are not expected
 
@@ -55,6 +49,8 @@ class Running:
     endpoint_id: str | None = None
     replicas: int = 1
     hardware: str | None = None
+    is_ending: bool = False
+    """It was told to stop already."""
 
     @property
     def daily_usd(self) -> Decimal | None:
@@ -96,7 +92,7 @@ def installations_of(data: Path | str) -> tuple[list[str], str | None]:
         return known, f"{type(error).__name__}: {error}"
 
 
-def _look(client: Together, installations: Iterable[str], known: Iterable[Running]) -> StopReport:
+def _look(provider: Provider, installations: Iterable[str], known: Iterable[Running]) -> StopReport:
     """What of these installations costs money now, by the provider's lists; `known` is asked for where they lack it."""
     report = StopReport(installations=list(installations))
     if not report.installations:
@@ -106,33 +102,33 @@ def _look(client: Together, installations: Iterable[str], known: Iterable[Runnin
     _attempt_all(
         report,
         [
-            ("deployments", lambda: _find_deployments(client, report)),
-            ("fine-tunes", lambda: _find_jobs(client, report)),
+            ("deployments", lambda: _find_deployments(provider, report)),
+            ("fine-tunes", lambda: _find_jobs(provider, report)),
         ],
     )
     listed_ids = {each.remote_id for each in report.found}
     _attempt_all(
         report,
-        [(each.name, partial(_look_at, client, each, report)) for each in known if each.remote_id not in listed_ids],
+        [(each.name, partial(_look_at, provider, each, report)) for each in known if each.remote_id not in listed_ids],
     )
     report.found.sort(key=lambda each: (each.kind, each.name, each.remote_id))
     return report
 
 
-def _look_at(client: Together, each: Running, report: StopReport) -> None:
+def _look_at(provider: Provider, each: Running, report: StopReport) -> None:
     """Ask for an object of the ledger by its id: a list may be behind. That it does not exist is no error."""
-    with contextlib.suppress(RemoteNotFound), translate_sdk_errors(each.name):
+    with contextlib.suppress(RemoteNotFound):
         if each.endpoint_id is None:
-            job = client.fine_tuning.retrieve(each.remote_id)
-            if text(job.status) not in _ENDED_JOBS:
-                report.found.append(replace(each, state=text(job.status) or "unknown"))
+            job = provider.job(each.remote_id)
+            if not job.has_ended:
+                report.found.append(replace(each, state=job.said or "unknown", is_ending=_is_ending(job)))
         else:
-            remote = client.endpoints.deployments.retrieve(each.remote_id, endpoint_id=each.endpoint_id)
+            remote = provider.deployment(each.endpoint_id, each.remote_id)
             _add_if_it_costs(remote, each.name, each.endpoint_id, report)
 
 
 def stop_everything(
-    client: Together,
+    provider: Provider,
     data: Path | str,
     *,
     dry_run: bool = False,
@@ -148,7 +144,7 @@ def stop_everything(
     known, trouble = installations_of(data)
     ids = list(dict.fromkeys([*known, *installations]))
     prices, of_ledger = ({}, []) if trouble else _read_ledger(data)
-    patient = client.with_options(timeout=_REQUEST_TIMEOUT)
+    patient = provider.with_timeout(_REQUEST_TIMEOUT)
     report = _look(patient, ids, of_ledger)
     report.found = _with_prices(patient, report.found, prices)
     report.remaining = list(report.found)
@@ -161,7 +157,7 @@ def stop_everything(
     asked_errors = list(report.errors)
     _attempt_all(report, [(each.name, partial(_stop, patient, each)) for each in report.found])
     if not trouble:
-        _tell_ledger(client, data, report)
+        _tell_ledger(provider, data, report)
     _withdraw_routes(data, report)
     _await_end(lambda: _look(patient, ids, of_ledger), report, asked_errors, wait_seconds, wait)
     return report
@@ -187,64 +183,52 @@ def _is_ours(name: str | None, installations: Iterable[str]) -> bool:
     return bool(name) and any(str(name).startswith(f"rsn-{each}-") for each in installations)
 
 
-def _find_deployments(client: Together, report: StopReport) -> None:
-    with translate_sdk_errors("all endpoints"):
-        endpoints = listed(client.endpoints.list())
+def _find_deployments(provider: Provider, report: StopReport) -> None:
     ours = []
-    for number, endpoint in enumerate(endpoints, 1):
-        name = bare_name(endpoint)
+    for number, endpoint in enumerate(provider.endpoints(), 1):
+        name = endpoint.name
         if name is None:
-            report.errors.append(f"endpoint {text(endpoint.id) or number} has no name: nobody can tell whose it is")
+            report.errors.append(f"endpoint {endpoint.id or number} has no name: nobody can tell whose it is")
         elif _is_ours(name, report.installations):
-            ours.append((name, partial(_look_under, client, endpoint, name, report)))
+            ours.append((name, partial(_look_under, provider, endpoint, name, report)))
         elif name.startswith("rsn-"):
             report.others.append(f"endpoint {name}")
     _attempt_all(report, ours)
 
 
-def _look_under(client: Together, endpoint: Any, name: str, report: StopReport) -> None:
-    if text(endpoint.id) is None:
+def _look_under(provider: Provider, endpoint: RemoteEndpoint, name: str, report: StopReport) -> None:
+    if endpoint.id is None:
         raise UnexpectedAnswer("the provider does not tell the id of this endpoint of ours: it cannot be stopped")
-    with translate_sdk_errors(f"what runs under endpoint {name}"):
-        remotes = listed(client.endpoints.deployments.list(endpoint.id))
-    for remote in remotes:
+    for remote in provider.deployments(endpoint.id):
         _add_if_it_costs(remote, name, endpoint.id, report)
 
 
-def _add_if_it_costs(remote: Any, name: str, endpoint_id: str, report: StopReport) -> None:
-    state = state_of(remote)
-    if state == "stopped" or (state == "failed" and not may_run(remote)):
+def _add_if_it_costs(remote: RemoteDeployment, name: str, endpoint_id: str, report: StopReport) -> None:
+    if remote.state == RemoteState.STOPPED or (remote.state == RemoteState.FAILED and not remote.may_run):
         return
-    most = getattr(getattr(remote, "autoscaling", None), "max_replicas", None)
-    at_most = most if isinstance(most, int) and most > 0 else 1
+    at_most = remote.max_replicas or 1
     report.found.append(
         Running(
             kind="deployment",
             name=name,
             remote_id=str(remote.id),
-            state=state or "unknown",
+            state=remote.said or "unknown",
             endpoint_id=endpoint_id,
-            replicas=max(replicas_of(remote, at_most), at_most if may_run(remote) else 1),
-            hardware=text(getattr(remote, "hardware", None)),
+            replicas=max(remote.replicas(at_most), at_most if remote.may_run else 1),
+            hardware=remote.hardware,
         )
     )
 
 
-def _find_jobs(client: Together, report: StopReport) -> None:
-    with translate_sdk_errors("all fine-tunes"):
-        jobs = listed(client.fine_tuning.list())
-    running = [job for job in jobs if text(getattr(job, "status", None)) not in _ENDED_JOBS]
-    _attempt_all(report, [(f"fine-tune {job.id}", partial(_judge_job, client, job, report)) for job in running])
+def _find_jobs(provider: Provider, report: StopReport) -> None:
+    running = [job for job in provider.jobs() if not job.has_ended]
+    _attempt_all(report, [(f"fine-tune {job.id}", partial(_judge_job, provider, job, report)) for job in running])
 
 
-def _judge_job(client: Together, job: Any, report: StopReport) -> None:
-    suffix = text(getattr(job, "suffix", None))
-    output = text(getattr(job, "x_model_output_name", None)) or ""
+def _judge_job(provider: Provider, job: RemoteJob, report: StopReport) -> None:
+    suffix, output = job.name, job.output_name or ""
     if suffix is None and "rsn-" in output:  # a list may leave the suffix out; a stranger's text may hold ours
-        with translate_sdk_errors(f"fine-tune {job.id}"):
-            suffix = (
-                text(getattr(client.fine_tuning.retrieve(job.id), "suffix", None)) or output[output.index("rsn-") :]
-            )
+        suffix = provider.job(str(job.id)).name or output[output.index("rsn-") :]
     if suffix is None or not suffix.startswith("rsn-"):
         return
     if not _is_ours(suffix, report.installations):
@@ -255,10 +239,15 @@ def _judge_job(client: Together, job: Any, report: StopReport) -> None:
             kind="fine-tune",
             name=suffix,
             remote_id=str(job.id),
-            state=text(job.status) or "unknown",
-            job_usd=job_price(job) or None,
+            state=job.said or "unknown",
+            job_usd=job.price_usd or None,
+            is_ending=_is_ending(job),
         )
     )
+
+
+def _is_ending(job: RemoteJob) -> bool:
+    return job.state == RemoteJobState.CANCELLING
 
 
 def _read_ledger(data: Path | str) -> tuple[dict[str, Decimal], list[Running]]:
@@ -280,11 +269,11 @@ def _read_ledger(data: Path | str) -> tuple[dict[str, Decimal], list[Running]]:
     return prices, known
 
 
-def _with_prices(client: Together, found: list[Running], known: Mapping[str, Decimal]) -> list[Running]:
+def _with_prices(provider: Provider, found: list[Running], known: Mapping[str, Decimal]) -> list[Running]:
     offered: Mapping[str, Decimal] = {}
     if any(each.kind == "deployment" and not known.get(each.name) for each in found):
         try:
-            offered = hourly_prices(client)
+            offered = provider.hourly_prices()
         except ReasoningError:
             offered = {}  # the price is only for the reader
     priced = []
@@ -297,14 +286,13 @@ def _with_prices(client: Together, found: list[Running], known: Mapping[str, Dec
     return priced
 
 
-def _stop(client: Together, each: Running) -> None:
+def _stop(provider: Provider, each: Running) -> None:
     if each.kind == "fine-tune":
-        if each.state != "cancel_requested":
-            with translate_sdk_errors(f"cancelling fine-tune {each.name}"):
-                client.fine_tuning.cancel(each.remote_id)
+        if not each.is_ending:
+            provider.cancel_job(each.remote_id)
         return
     assert each.endpoint_id is not None
-    scale_to_zero(client, each.endpoint_id, each.remote_id)
+    provider.scale(each.endpoint_id, each.remote_id, 0)
 
 
 def _await_end(
@@ -336,7 +324,8 @@ def _withdraw_routes(data: Path | str, report: StopReport) -> None:
         prefixes = tuple(f"rsn-{each}-" for each in report.installations)
 
         def keep(_: str, model: str) -> bool:
-            return not (model.rsplit("/", 1)[-1].startswith(prefixes) or is_registered(model))
+            # An adapter's name holds ours, behind its base model's.
+            return not (any(prefix in model for prefix in prefixes) or is_registered(model))
 
         keep_models(Layout(data).routes, keep)
     except Exception as error:
@@ -348,8 +337,6 @@ def withdraw_registered(data: Path | str) -> list[str]:
 
     Their routes go also where there is no ledger.
     """
-    from provider.lifecycle.shutdown import begin_shutdown
-
     now, names = datetime.now(UTC), set[str]()
     with contextlib.suppress(ReasoningError, OSError):  # they end with their lease
         gone = keep_models(Layout(data).routes, lambda _, model: not is_registered(model), now=now)
@@ -362,26 +349,22 @@ def withdraw_registered(data: Path | str) -> list[str]:
     return sorted(names)
 
 
-def _tell_ledger(client: Together, data: Path | str, report: StopReport) -> None:
+def _tell_ledger(provider: Provider, data: Path | str, report: StopReport) -> None:
     """So that nothing of ours starts them again, and the guard settles what they cost."""
-    from provider.lifecycle.shutdown import begin_shutdown
-
     now = datetime.now(UTC)
     try:
         with open_ledger(data) as ledger:
             for row in ledger.find(Deployment, state=("intended", *BILLABLE_STATES)):
                 begin_shutdown(ledger, row.id, why="reasoning stop", immediately=True, now=now)
-            _sync_jobs(client, ledger, report, now)
+            _sync_jobs(provider, ledger, report, now)
             ledger.release_hold(None, now=now)  # no cycle goes on
     except Exception as error:
         report.notes.append(f"the ledger could not be told ({error}); `reasoning reconcile` makes up for it")
 
 
-def _sync_jobs(client: Together, ledger: Ledger, report: StopReport, now: datetime) -> None:
-    from provider.together.fine_tunes import cancel_fine_tune
-
+def _sync_jobs(provider: Provider, ledger: Ledger, report: StopReport, now: datetime) -> None:
     for job in ledger.find(FineTuneJob, state=ACTIVE_STATES):
         try:
-            cancel_fine_tune(client, ledger, job.id, why="reasoning stop", now=now)
+            cancel_fine_tune(provider, ledger, job.id, why="reasoning stop", now=now)
         except ReasoningError as error:
             report.notes.append(f"the ledger does not know yet how {job.suffix} ended ({error})")

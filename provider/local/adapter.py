@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,15 +13,19 @@ from typing import Any
 
 import httpx
 
+from provider.endpoint.asking import ask_arm
 from provider.errors import NotServable, ProviderRefused, ProviderUnavailable, RemoteNotFound
-from provider.local.folder import Folder, Job, LocalDeployment, LocalEndpoint, check_name, is_held
+from provider.local.folder import Folder, Job, LocalDeployment, LocalEndpoint, check_name, is_held, server_url
 from provider.local.jobs import cancel, follow, submit
 from provider.local.process import start_detached
 from provider.port import (
+    CONCURRENCY,
     BaseModel,
     BeforeCreate,
     Capabilities,
+    Completion,
     FileState,
+    Messages,
     Provider,
     RemoteDeployment,
     RemoteEndpoint,
@@ -30,13 +33,18 @@ from provider.port import (
     RemoteJob,
     RemoteJobState,
     RemoteState,
+    Sampling,
     ServingOption,
     ServingRequest,
     TrainingRequest,
 )
 from provider.rows import CheckedFile
+from reasoning.config import Config
+from reasoning.serving.routes import Arm
+from storage.progress import OnProgress, Progress
 
 LOCAL = "local"
+TIERS = ("small", "medium", "large")
 LEARNERS = ("auto", "linear", "encoder", "stacked")
 CONFIG, HARDWARE = "process", "this machine"
 _FREE = Decimal(0)
@@ -56,8 +64,12 @@ class LocalProvider(Provider):
         """`data` is the data folder."""
         self.folder = Folder(data / "local")
 
+    def close(self) -> None:
+        """Nothing is open."""
+        return
+
     def time(self) -> datetime | None:
-        """The machine's clock."""
+        """This machine's clock."""
         return datetime.now(UTC)
 
     # Prices and models
@@ -68,9 +80,10 @@ class LocalProvider(Provider):
 
     def base_model(self, tier: str, *, lora: bool = True) -> BaseModel:
         """A learner: `local/NAME`; for each tier `local/auto`, which compares all that are installed."""
-        name = tier.removeprefix("local/") if tier.startswith("local/") else "auto"
-        if name not in LEARNERS:
-            raise NotServable(f"no learner {name!r}; known: {', '.join(f'local/{each}' for each in LEARNERS)}")
+        name = "auto" if tier in TIERS else tier.removeprefix("local/")
+        if name not in LEARNERS or (tier not in TIERS and not tier.startswith("local/")):
+            known = ", ".join([*TIERS, *(f"local/{each}" for each in LEARNERS)])
+            raise NotServable(f"this machine trains no {tier!r}; known: {known}")
         full = f"local/{name}"
         return BaseModel(id=full, name=full, config=CONFIG, hardware=HARDWARE, hourly_usd=_FREE)
 
@@ -106,8 +119,7 @@ class LocalProvider(Provider):
     def train(self, request: TrainingRequest, *, before_create: BeforeCreate) -> RemoteJob:
         """Start a training."""
         check_name(request.name)
-        before_create()
-        return _job(submit(self.folder, request))
+        return _job(submit(self.folder, request, before_create=before_create))
 
     def jobs(self) -> list[RemoteJob]:
         """All trainings of this folder."""
@@ -178,12 +190,12 @@ class LocalProvider(Provider):
         """The deployment, created where it is not there."""
         if not self.folder.model(request.model_object_id).exists():
             raise ProviderRefused(f"there is no model {request.model_object_id!r}")
-        before_create()
         with self.folder.locked():
             endpoints = self.folder.read_endpoints()
             endpoint = _get(endpoints, request.endpoint_id)
             found = endpoint.find(request.name)
             if found is None:
+                before_create()
                 found = LocalDeployment(
                     id=f"{endpoint.name}.{check_name(request.name)}",
                     name=request.name,
@@ -234,14 +246,37 @@ class LocalProvider(Provider):
         while time.monotonic() < until:
             if not is_held(self.folder.server_lock):
                 start_detached("provider.local.server", [str(self.folder.path)], self.folder.path / "server.log")
-            with suppress(OSError, ValueError, KeyError, httpx.HTTPError):
-                url = f"http://127.0.0.1:{json.loads(self.folder.server.read_bytes())['port']}"
-                if _ask_health(url).json().get("folder") == str(self.folder.path):
+            with suppress(OSError, ValueError, httpx.HTTPError):
+                url = server_url(self.folder.path)
+                if url and _ask_health(url).json().get("folder") == str(self.folder.path):
                     return url
             time.sleep(0.05)
         raise ProviderUnavailable(
             f"the server of local models does not answer: see {self.folder.path / 'server.log'}, and start again"
         )
+
+    def ask(
+        self,
+        model: str,
+        conversations: Iterable[Messages],
+        sampling: Sampling,
+        *,
+        concurrency: int = CONCURRENCY,
+        progress: OnProgress | None = None,
+    ) -> list[Completion]:
+        """As `Provider.ask`."""
+        asked, done = list(conversations), 0
+
+        def note(_: int, answer: Completion | None) -> None:
+            nonlocal done
+            if answer is not None and progress:
+                done += 1
+                progress(Progress(done, len(asked), "answers"))
+
+        arm = Arm(name="custom", source="custom", model=model, base_url=self.url(), logprobs="flag")
+        config = Config(data=self.folder.path.parent)
+        # More at once would wait for each other in the server, and be measured so.
+        return ask_arm(config, arm, asked, sampling, concurrency=min(concurrency, 2), on_answer=note)
 
     def _state(self, row: LocalDeployment) -> RemoteDeployment:
         state, message = RemoteState.STOPPED, ""

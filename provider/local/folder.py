@@ -152,6 +152,15 @@ class Folder:
         write_atomic(self.serving, json.dumps({name: asdict(each) for name, each in endpoints.items()}).encode())
 
 
+def server_url(folder: Path) -> str | None:
+    """Base URL of the server of that folder, where one runs and has written it down."""
+    try:
+        address = json.loads((folder / "server.json").read_bytes())
+        return f"http://127.0.0.1:{address['port']}" if is_held(folder / "server.lock") else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def is_held(lock: Path) -> bool:
     """Does a process hold this lock, that is: is it alive?"""
     try:

@@ -12,13 +12,13 @@ from pathlib import Path
 from provider.errors import ProviderRefused, RemoteNotFound
 from provider.local.folder import Folder, Job, is_held
 from provider.local.process import start_detached
-from provider.port import ENDED_JOBS, RemoteJobState, TrainingRequest
+from provider.port import ENDED_JOBS, BeforeCreate, RemoteJobState, TrainingRequest
 
 ATTEMPTS = 3
 """So many processes may die of one job before it has failed."""
 
 
-def submit(folder: Folder, request: TrainingRequest) -> Job:
+def submit(folder: Folder, request: TrainingRequest, *, before_create: BeforeCreate) -> Job:
     """The job of that name; started where it is not there."""
     for file_id in filter(None, (request.train_file_id, request.validation_file_id)):
         if not folder.file(file_id).exists():
@@ -26,6 +26,7 @@ def submit(folder: Folder, request: TrainingRequest) -> Job:
     with folder.locked():
         if (found := folder.read_job(request.name)) is not None:
             return found
+        before_create()
         job = Job(
             name=request.name,
             base_model=request.base_model,

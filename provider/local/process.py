@@ -40,8 +40,19 @@ def detach(lock: Path) -> IO[bytes] | None:
     Returns the file whose closing gives the lock back; None where another process has it. Call it before any thread is
     started.
     """
+    file = hold(lock)
+    if file is None:
+        return None
+    if os.fork():
+        os._exit(0)  # the child has the lock now, too
+    os.setsid()
+    return file
+
+
+def hold(lock: Path) -> IO[bytes] | None:
+    """Hold a lock until the file is closed; None where another process has it."""
     make_folder(lock.parent)
-    file = open(lock, "ab", opener=open_private)  # noqa: SIM115 - it is held until the process ends
+    file = open(lock, "ab", opener=open_private)  # noqa: SIM115 - the caller closes it
     for _ in range(20):  # `is_held` holds it for a moment
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,7 +62,4 @@ def detach(lock: Path) -> IO[bytes] | None:
     else:
         file.close()
         return None
-    if os.fork():
-        os._exit(0)  # the child has the lock now, too
-    os.setsid()
     return file

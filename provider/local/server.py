@@ -1,5 +1,7 @@
 """The one server of all local models: `python -m provider.local.server FOLDER`. OpenAI's chat completions, on loopback.
 
+With `--foreground` it takes the place of one that runs in the background, and stays until it is told to end.
+
 It loads a model with its first question and unloads it when no deployment serves it any more, and ends when nothing is
 deployed. Web pages may not use it: a foreign `Host` or `Origin` is refused.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -16,12 +19,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from provider.local.folder import Folder
-from provider.local.process import detach
+from provider.local.process import detach, hold
 from storage.files import write_atomic
 
 if TYPE_CHECKING:
@@ -248,7 +252,7 @@ def _bind(folder: Folder) -> socket.socket:
     raise AssertionError("port 0 is free or the loop raises")
 
 
-async def _serve(folder: Folder) -> None:
+async def _serve(folder: Folder, *, stays: bool) -> None:
     import uvicorn
 
     bound = _bind(folder)
@@ -258,7 +262,7 @@ async def _serve(folder: Folder) -> None:
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     while not serving.done():
         await asyncio.sleep(1)
-        if models.deployed():
+        if stays or models.deployed():
             empty_since = time.monotonic()
         elif time.monotonic() - empty_since > _IDLE_SECONDS:
             server.should_exit = True
@@ -267,13 +271,25 @@ async def _serve(folder: Folder) -> None:
 
 def main() -> int:
     """Serve until nothing is deployed any more."""
-    folder = Folder(Path(sys.argv[1]))
-    lock = detach(folder.server_lock)
+    folder, stays = Folder(Path(sys.argv[1])), "--foreground" in sys.argv[2:]
+    lock = _take_over(folder) if stays else detach(folder.server_lock)
     if lock is None:
-        return 0  # there is one
+        return int(stays)  # there is one
     with lock:
-        asyncio.run(_serve(folder))
+        asyncio.run(_serve(folder, stays=stays))
     return 0
+
+
+def _take_over(folder: Folder) -> IO[bytes] | None:
+    """Hold the server's lock, which one in the background gives up when it is asked to; None where it does not."""
+    for _ in range(20):
+        if (lock := hold(folder.server_lock)) is not None:
+            return lock
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            os.kill(json.loads(folder.server.read_bytes())["pid"], signal.SIGTERM)
+        time.sleep(0.5)
+    print(f"another server holds {folder.server_lock} and does not end", file=sys.stderr)
+    return None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The provider's bill against our charges, object by object: what is missing is charged, what is too much given back.
 
 Strict in money: nothing is given back by a bill that cannot be read, that is not there, or that has never named an
-object of ours of that kind (`usage.Kind`): what such a bill does not name may have cost all the same. A completed job
-never costs less than its own price. How far the bill has got, the provider's clock tells.
+object of ours of that kind (`provider.port.Kind`): what such a bill does not name may have cost all the same. A
+completed job never costs less than its own price. How far the bill has got, the provider's clock tells.
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from provider.errors import AccessDenied, RemoteNotFound
-from provider.together.fine_tunes import ENDED_STATES
-from provider.together.usage import KINDS, Bill, Billable, Billed, Kind, Objects, read_bill
+from provider.port import KINDS, Bill, Billable, Billed, Kind, Objects, Provider
 from storage.ledger.charges import ChargedTo, Owner
 from storage.ledger.ledger import Ledger
 from storage.ledger.money import format_usd, round_up
-from storage.ledger.rows import TOGETHER, Deployment, FineTuneJob
-
-if TYPE_CHECKING:
-    from together import Together
+from storage.ledger.reports import ENDED_STATES
+from storage.ledger.rows import Deployment, DeploymentRole, FineTuneJob
 
 BILL_SILENCE = timedelta(hours=25)
 """The bill of a month that has ended may be a day behind (Together's reference, "Get billing usage"). An hour that the
@@ -54,7 +51,7 @@ class Comparison:
     warnings: list[str] = field(default_factory=list)
 
 
-def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: list[str]) -> Comparison:
+def reconcile_bill(provider: Provider, ledger: Ledger, *, now: datetime, errors: list[str]) -> Comparison:
     """Compare the complete hours of the provider's bill with our charges, object by object, and charge the difference.
 
     Of a deployment these are the hours up to the last that names it, and all that are older than `BILL_SILENCE`. What
@@ -64,15 +61,18 @@ def reconcile_bill(client: Together, ledger: Ledger, *, now: datetime, errors: l
     """
     compared = Comparison(now)
     jobs = [j for j in ledger.find(FineTuneJob, state=ENDED_STATES, reconciled_at=None) if j.remote_id]
-    deployments = [d for d in ledger.find(Deployment, provider=TOGETHER, reconciled_at=None) if d.remote_id]
+    # What is attached to a shared deployment is not billed by itself.
+    roles = (DeploymentRole.OWN, DeploymentRole.SHARED)
+    found = ledger.find(Deployment, provider=provider.name, reconciled_at=None, role=roles)
+    deployments = [row for row in found if row.remote_id]
     if not jobs and not deployments:
         return compared
     billable: list[Billable] = [*jobs, *deployments]
     # An orphan is older than its row: its create was sent before it was found.
     since = min(min(row.created_at, row.attempted_at or now, now) for row in billable) - BILL_SKEW
-    everything = Objects(deployments=ledger.find(Deployment, provider=TOGETHER), jobs=ledger.find(FineTuneJob))
+    everything = Objects(deployments=ledger.find(Deployment, provider=provider.name), jobs=ledger.find(FineTuneJob))
     try:
-        bill = read_bill(client, everything, since=since, now=now, errors=errors)
+        bill = provider.read_bill(everything, since=since, now=now, errors=errors)
     except (RemoteNotFound, AccessDenied) as error:
         compared.state = "absent" if isinstance(error, RemoteNotFound) else "denied"
         ledger.note_state("billing", "api", compared.state, why=str(error), now=now)

@@ -36,6 +36,7 @@ NOT_SENT = ("disabled", "no_route", "lease_expired", "circuit_open")
 _DAY = "strftime(ts, '%Y-%m-%d')"
 _ASKED = f"""source = 'custom' AND model IS NOT NULL AND date >= ?
          AND (fallback_reason IS NULL OR fallback_reason NOT IN {NOT_SENT})"""
+_NO_INPUT, _NO_OUTPUT = "coalesce(input_tokens, -1) < 0", "coalesce(output_tokens, -1) < 0"
 MESSAGE_TOKENS = 16
 """More than a chat template adds to a message."""
 _MOST_TOKENS = 4096
@@ -192,13 +193,12 @@ def _meter(ledger: Ledger, used: _Usage, cost_usd: Decimal, deployment: Deployme
     with ledger.transaction():
         new, _ = ledger.meter(
             used.model,
-            used.decision_type,
+            of,
             used.day,
             requests=used.requests,
             input_tokens=used.input_tokens,
             output_tokens=used.output_tokens,
             cost_usd=cost_usd,
-            of=of,
             now=now,
         )
         last_at = used.last_at
@@ -218,7 +218,8 @@ def _read_usage(layout: Layout, since: datetime, *, by_tokens: Collection[str]) 
     def read(connection: duckdb.DuckDBPyConnection) -> list[_Usage]:
         most = _read_uncounted(connection, layout, since, by_tokens) if by_tokens else {}
         query = f"""SELECT model, decision_type, {_DAY} AS day, count(*),
-                           coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT,
+                           coalesce(sum(greatest(input_tokens, 0)), 0)::BIGINT,
+                           coalesce(sum(greatest(output_tokens, 0)), 0)::BIGINT,
                            coalesce(sum(TRY_CAST(cost_usd AS DECIMAL(38, 12))) FILTER ({_IS_COST}), 0)::VARCHAR,
                            count(cost_usd) FILTER (NOT {_IS_COST}), epoch_us(max(ts))
                     FROM decisions WHERE {_ASKED} GROUP BY ALL"""  # noqa: S608 - only the constants above
@@ -247,11 +248,11 @@ def _read_uncounted(
     types = load_config(layout.data).decision_types
     query = f"""SELECT model, decision_type, {_DAY} AS day,
                        coalesce(sum(list_sum([strlen(m.content) + {MESSAGE_TOKENS} FOR m IN messages]) +
-                                    coalesce(strlen(tools), 0)) FILTER (input_tokens IS NULL), 0)::BIGINT,
-                       count(*) FILTER (output_tokens IS NULL),
-                       coalesce(sum(strlen(completion)) FILTER (output_tokens IS NULL), 0)::BIGINT
+                                    coalesce(strlen(tools), 0)) FILTER ({_NO_INPUT}), 0)::BIGINT,
+                       count(*) FILTER ({_NO_OUTPUT}),
+                       coalesce(sum(strlen(completion)) FILTER ({_NO_OUTPUT}), 0)::BIGINT
                 FROM decisions
-                WHERE {_ASKED} AND list_contains(?, model) AND (input_tokens IS NULL OR output_tokens IS NULL)
+                WHERE {_ASKED} AND list_contains(?, model) AND ({_NO_INPUT} OR {_NO_OUTPUT})
                 GROUP BY ALL"""  # noqa: S608 - only the constants above
     found = {}
     for *key, prompt_bytes, answers, answer_bytes in connection.execute(query, [since.date(), list(models)]).fetchall():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,6 +21,7 @@ from provider.errors import (
     ProviderSettingsError,
     ProviderUnavailable,
     RemoteNotFound,
+    Throttled,
     UnexpectedAnswer,
     brief,
 )
@@ -31,51 +31,43 @@ if TYPE_CHECKING:
     import together
     from together import AsyncTogether, Together
 
-    Client = Together
-    """What packages above call the connection: none of them imports the SDK."""
-
 TOGETHER_URL = "https://api.together.ai"
 INFERENCE_URL = "https://api-inference.together.ai"
 """Where the SDK sends chat completions unless a base URL is set (together 3.1.1, `resources/chat/completions.py`)."""
 
-Now = datetime | Callable[[], datetime] | None
-"""A fixed time, a clock to ask again and again, or None for the machine's."""
-
-"""Told how far the work is (0 to 1) and what it is at."""
-
 T = TypeVar("T")
 
 
-def clock_of(now: Now) -> Callable[[], datetime]:
-    """The clock behind a `now` argument."""
-    if now is None:
-        return lambda: datetime.now(UTC)
-    if isinstance(now, datetime):
-        return lambda: now
-    return now
+def provider_name(provider: str | None = None) -> str:
+    """Name of the provider, by default that of `REASONING_PROVIDER`, else `local`.
+
+    `local` with an address in `REASONING_PROVIDER_URL` means `emulator`, as it did in earlier versions.
+    """
+    name = provider or os.environ.get("REASONING_PROVIDER") or "local"
+    return "emulator" if name == "local" and os.environ.get("REASONING_PROVIDER_URL") else name
 
 
 def provider_url(provider: str | None = None, base_url: str | None = None) -> str:
     """Base URL of the provider, without `/v1`. Raises ProviderSettingsError, naming the setting.
 
-    `local` (the default, or `REASONING_PROVIDER`) needs `base_url` or `REASONING_PROVIDER_URL`. The real Together is
+    `emulator` needs `base_url` or `REASONING_PROVIDER_URL`. The real Together is
     reached only when it is asked for by name, however the environment is set.
     """
-    name = provider or os.environ.get("REASONING_PROVIDER") or "local"
+    name = provider_name(provider)
     if name == "together":
         url = _without_secrets(base_url or os.environ.get("TOGETHER_BASE_URL") or TOGETHER_URL)
-    elif name == "local":
+    elif name in ("emulator", "local"):
         url = _without_secrets(base_url or os.environ.get("REASONING_PROVIDER_URL") or "")
         if not url:
             raise ProviderSettingsError(
-                "the local provider has no URL: run `reasoning serve` for this data folder, which starts one, or "
-                "`python -m emulator`, and set REASONING_PROVIDER_URL to the address that it prints"
+                "the emulator has no URL: run `reasoning serve --provider emulator` for this data folder, which "
+                "starts it, or `python -m emulator`, and set REASONING_PROVIDER_URL to the address that it prints"
             )
         host = (urlsplit(url).hostname or "").rstrip(".")
         if f".{host}".endswith((".together.ai", ".together.xyz")):
-            raise ProviderSettingsError(f"{url} costs money: use it with the provider `together`, not `local`")
+            raise ProviderSettingsError(f"{url} costs money: use it with the provider `together`, not `{name}`")
     else:
-        raise ProviderSettingsError(f"unknown provider {name!r}: use `local` or `together`")
+        raise ProviderSettingsError(f"unknown provider {name!r}: use `local`, `emulator` or `together`")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ProviderSettingsError(f"{url!r} is not an http(s) URL of a provider")
@@ -108,7 +100,7 @@ def connect(
     Raises ProviderSettingsError, ProviderUnavailable when nothing answers, ProviderRefused for a wrong key.
     """
     url = provider_url(provider, base_url)
-    is_local = (provider or os.environ.get("REASONING_PROVIDER") or "local") == "local"
+    is_local = provider_name(provider) != "together"
     # The real key never goes to another server, so it is not taken from the environment for one.
     key = api_key or ("local" if is_local else os.environ.get("TOGETHER_API_KEY"))
     if not key:
@@ -255,7 +247,8 @@ def create_once(what: str, find: Callable[[], T | None], create: Callable[[], T]
 
     `find` looks it up by its name, `create` sends one create whose POST ends in `path` (with no retries of the SDK's).
     Raises CreationInDoubt when the create may or may not have happened and `find` sees nothing: look again before
-    another create. Raises ProviderUnavailable when it certainly did not happen but may later, else ProviderRefused.
+    another create. Raises ProviderUnavailable when it certainly did not happen but may later (Throttled: it was refused
+    unseen), else ProviderRefused.
     """
     import httpx
     import together
@@ -268,12 +261,12 @@ def create_once(what: str, find: Callable[[], T | None], create: Callable[[], T]
             return create()
     except ProviderError as error:
         cause = error.__cause__
+        if isinstance(cause, together.RateLimitError):
+            raise Throttled(str(error)) from cause
         request: httpx.Request | None = getattr(cause, "request", None)
         sent = request is None or (request.method == "POST" and request.url.path.endswith(path))
         if not sent or isinstance(error, ProviderRefused):
             raise
-        if isinstance(cause, together.RateLimitError):
-            raise  # refused before anything was done
         if isinstance(cause, together.APIConnectionError) and isinstance(
             cause.__cause__, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
         ):

@@ -1,7 +1,4 @@
-"""Many questions to one model at once, for its evaluation: answers with latency and log-probabilities.
-
-Agents do not come this way: they ask through `reasoning`, with a deadline and a fallback.
-"""
+"""Many questions to one model of Together at once."""
 
 from __future__ import annotations
 
@@ -9,87 +6,30 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tenacity import AsyncRetrying, wait_exponential_jitter
 
 from provider.errors import ProviderError
+from provider.port import Completion, Messages, Sampling
+from provider.retries import retry_policy
 from provider.together.client import asynchronous, translate_sdk_errors
-from provider.together.retries import retry_policy
-from reasoning.decision_types import AnswerFormat, DecisionType
-from reasoning.serving import completion as client_completion
-from storage.ledger.rows import Deployment
 from storage.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from together import AsyncTogether, Together
 
-    from storage.ledger.ledger import Ledger
 
-CONCURRENCY = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One answer, or why there is none (`error`; then `text` is empty).
-
-    `latency_ms` is that of the attempt that answered, without the waits before it. `confidence` is measured as agents'
-    clients measure it (`reasoning.serving.completion.measure_confidence`); None when no answer format was given to read
-    by. `token_logprobs` are natural logarithms, parallel to `tokens`.
-    """
-
-    text: str
-    confidence: float | None
-    latency_ms: float | None
-    input_tokens: int | None
-    output_tokens: int | None
-    finish_reason: str | None
-    tokens: tuple[str, ...] = ()
-    token_logprobs: tuple[float | None, ...] = ()
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How a model is asked. `fields` are further fields of each request (`DecisionType.request_fields`)."""
-
-    max_tokens: int
-    temperature: float = 0.0
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    answer_format: AnswerFormat | None = None
-    """What confidence is measured by; None: it is not measured."""
-
-    @classmethod
-    def of(cls, decision_type: DecisionType) -> Sampling:
-        """The sampling of a decision type."""
-        return cls(
-            max_tokens=decision_type.max_tokens,
-            temperature=decision_type.temperature,
-            fields=decision_type.request_fields,
-            answer_format=decision_type.answer,
-        )
-
-
-def complete_many(
+def ask_all(
     client: Together,
     model: str,
-    conversations: Iterable[Sequence[Any]],
+    conversations: Iterable[Messages],
     sampling: Sampling,
-    *,
-    concurrency: int = CONCURRENCY,
-    ledger: Ledger | None = None,
-    progress: OnProgress | None = None,
-    now: datetime | None = None,
+    concurrency: int,
+    progress: OnProgress | None,
 ) -> list[Completion]:
-    """Ask `model` (a deployment's `served_name`) every conversation (a list of messages); answers in their order.
-
-    Transient errors are retried; a question that stays unanswered has its `error` set, so that one bad row does not
-    lose the rest. With `ledger` the deployment counts as used at `now`, so that the guard does not take it for idle.
-    """
+    """Ask `model` every conversation; answers in their order. A question that stays unanswered has its `error`."""
     asked = list(conversations)
-    _touch(ledger, model, now)
 
     def run() -> list[Completion]:
         request = {"model": model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
@@ -97,22 +37,7 @@ def complete_many(
         return asyncio.run(_complete_all(client, request, asked, concurrency, progress))
 
     answers: list[Completion] = _outside_of_loop(run)
-    _touch(ledger, model, now)
-    if (form := sampling.answer_format) is None:
-        return answers
-    return [replace(answer, confidence=_measure_confidence(form, answer)) for answer in answers]
-
-
-def _measure_confidence(answer_format: AnswerFormat, answer: Completion) -> float | None:
-    read = client_completion.Completion(answer.text, answer.tokens, answer.token_logprobs)
-    return client_completion.measure_confidence(answer_format, read)
-
-
-def _touch(ledger: Ledger | None, model: str, now: datetime | None) -> None:
-    if ledger is None:
-        return
-    for row in ledger.find(Deployment, served_name=model, state="ready"):
-        ledger.update(Deployment, row.id, last_request_at=now or datetime.now(UTC), now=now)
+    return answers
 
 
 def _outside_of_loop(run: Any) -> Any:

@@ -1,171 +1,22 @@
-"""Datasets at the provider: checked row by row here, uploaded, and verified to have arrived as they are."""
+"""Training files at Together: uploaded under our name, and checked there."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provider.errors import InvalidDataset, NotReady, ProviderUnavailable, RemoteNotFound, UploadFailed
-from provider.rows import CheckedFile, check_rows
-from provider.together.client import Now, clock_of, translate_sdk_errors
-from provider.together.retries import pause, retry_after, retrying
-from storage.ledger.database import new_id
-from storage.ledger.rows import UploadedDataset, required
-from storage.progress import OnProgress, share_done
+from provider.errors import ProviderUnavailable
+from provider.port import FileState, RemoteFile
+from provider.rows import CheckedFile
+from provider.together.client import translate_sdk_errors
 
 if TYPE_CHECKING:
     from together import Together
 
-    from storage.ledger.ledger import Ledger
 
-PROCESSING_TIMEOUT = timedelta(minutes=30)
-
-
-def upload_dataset(
-    client: Together,
-    ledger: Ledger,
-    dataset_dir: Path | str,
-    *,
-    decision_type: str | None = None,
-    progress: OnProgress | None = None,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
-    timeout: timedelta = PROCESSING_TIMEOUT,
-) -> UploadedDataset:
-    """Upload a dataset folder's `train.jsonl` and `validation.jsonl` (if any) and return its ledger row, state `ready`.
-
-    Called again, for instance after a kill, it goes on from where it was, and uploads nothing that is there. Of several
-    at once, one uploads and the others wait for it. The holdout is never uploaded. Raises InvalidDataset, UploadFailed,
-    NotReady, ProviderUnavailable.
-    """
-    folder, clock = Path(dataset_dir), clock_of(now)
-    train = check_rows(folder / "train.jsonl")
-    validation_path = folder / "validation.jsonl"
-    has_validation = validation_path.exists() and validation_path.stat().st_size > 0
-    validation = check_rows(validation_path) if has_validation else None
-    decision_type = decision_type or _decision_type(folder)
-    files = [("train", train)] + ([("validation", validation)] if validation else [])
-    with _alone(ledger, folder.absolute().name, progress):
-        row = _record(ledger, folder, decision_type, train, validation, clock)
-        if row.state == "ready" and all(_exists(client, row.file_id(split)) for split, _ in files):
-            return row
-        return _upload_files(client, ledger, row, files, progress, clock, wait, timeout)
-
-
-@contextmanager
-def _alone(ledger: Ledger, name: str, progress: OnProgress | None) -> Iterator[None]:
-    """One upload of a dataset at a time: two would move its row back and forth under each other."""
-    lock = f"upload-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    with ledger.exclusive(lock) as alone:
-        if alone:
-            yield
-            return
-    if progress:
-        progress(share_done(0.0, f"another process uploads {name}; waiting for it"))
-    with ledger.exclusive(lock, wait=True):
-        yield
-
-
-def _upload_files(
-    client: Together,
-    ledger: Ledger,
-    row: UploadedDataset,
-    files: list[tuple[str, CheckedFile]],
-    progress: OnProgress | None,
-    clock: Callable[[], Any],
-    wait: Callable[[float], None],
-    timeout: timedelta,
-) -> UploadedDataset:
-    row = ledger.transition(UploadedDataset, row.id, "intended", now=clock())
-    try:
-        for index, (split, checked) in enumerate(files):
-            column = f"{split}_file_id"
-            file_id = row.file_id(split)
-            if file_id and not _exists(client, file_id):
-                file_id = None
-            if file_id is None:
-                if progress:
-                    progress(share_done(index / (len(files) + 1), f"uploading {split}.jsonl ({checked.rows:,} rows)"))
-                file_id = _upload(client, f"{ledger.prefix}{row.id}-{split}.jsonl", checked, wait, progress)
-                row = ledger.transition(UploadedDataset, row.id, "intended", now=clock(), **{column: file_id})
-        row = ledger.transition(UploadedDataset, row.id, "uploaded", now=clock())
-        for split, checked in files:
-            if progress:
-                progress(share_done(len(files) / (len(files) + 1), f"the provider checks {split}.jsonl"))
-            _wait_until_processed(client, required(row.file_id(split), f"the file {split}"), checked, wait, timeout)
-    except UploadFailed as error:
-        ledger.transition(UploadedDataset, row.id, "failed", why=str(error), error=str(error), now=clock())
-        raise
-    if progress:
-        progress(share_done(1.0, "uploaded"))
-    return ledger.transition(UploadedDataset, row.id, "ready", error=None, now=clock())
-
-
-def _record(
-    ledger: Ledger,
-    folder: Path,
-    decision_type: str | None,
-    train: CheckedFile,
-    validation: CheckedFile | None,
-    clock: Callable[[], Any],
-) -> UploadedDataset:
-    facts = {
-        "train_sha256": train.sha256,
-        "validation_sha256": validation.sha256 if validation else None,
-        "train_rows": train.rows,
-        "validation_rows": validation.rows if validation else 0,
-    }
-    name = folder.absolute().name
-    with ledger.transaction():
-        known = ledger.find(UploadedDataset, dataset=name)
-        if not known:
-            return ledger.add(
-                UploadedDataset,
-                state="intended",
-                id=new_id(),
-                dataset=name,
-                decision_type=decision_type,
-                now=clock(),
-                **facts,
-            )
-        if any(getattr(known[0], column) != value for column, value in facts.items()):
-            raise InvalidDataset(
-                f"{folder} is not the dataset {name} that was uploaded before: a file has changed. Export it anew"
-            )
-        return known[0]
-
-
-def _decision_type(folder: Path) -> str | None:
-    try:
-        decision_type: str | None = json.loads((folder / "manifest.json").read_bytes()).get("decision_type")
-        return decision_type
-    except FileNotFoundError:
-        return None
-    except (ValueError, AttributeError):
-        raise InvalidDataset(f"{folder / 'manifest.json'} is not a JSON object") from None
-
-
-def _exists(client: Together, file_id: str | None) -> bool:
-    if file_id is None:
-        return False
-    try:
-        with translate_sdk_errors(f"file {file_id}"):
-            return _status_of(client.files.retrieve(file_id)) not in ("FAILED", "INVALID_FORMAT")
-    except RemoteNotFound:
-        return False
-
-
-def _upload(
-    client: Together, name: str, checked: CheckedFile, wait: Callable[[float], None], progress: OnProgress | None
-) -> str:
+def upload_file(client: Together, name: str, checked: CheckedFile) -> str:
     """Upload under our name. Sending again is safe: of content it has, the provider answers with the file it has."""
     from together.lib.resources.files import FileAlreadyExistsError
 
@@ -175,18 +26,14 @@ def _upload(
             named.hardlink_to(checked.path)
         except OSError:  # another filesystem
             shutil.copyfile(checked.path, named)
-        for attempt in retrying(wait, attempts=3, progress=progress, what=f"uploading {checked.path.name}"):
-            with attempt, translate_sdk_errors(f"uploading {checked.path}"):
-                try:
-                    file_id = client.files.upload(
-                        named, purpose="fine-tune", check=False, raise_if_already_exists=True
-                    ).id
-                except FileAlreadyExistsError as known:
-                    file_id = known.file_id
-                    _process(client, file_id, name)
-                except KeyError as error:  # the SDK takes every 409 for a known file, also one that names none
-                    raise ProviderUnavailable(f"uploading {checked.path}: the provider answered 409") from error
-    return file_id
+        with translate_sdk_errors(f"uploading {checked.path}"):
+            try:
+                return client.files.upload(named, purpose="fine-tune", check=False, raise_if_already_exists=True).id
+            except FileAlreadyExistsError as known:
+                _process(client, known.file_id, name)
+                return known.file_id
+            except KeyError as error:  # the SDK takes every 409 for a known file, also one that names none
+                raise ProviderUnavailable(f"uploading {checked.path}: the provider answered 409") from error
 
 
 def _process(client: Together, file_id: str, name: str) -> None:
@@ -198,38 +45,20 @@ def _process(client: Together, file_id: str, name: str) -> None:
         client.post(f"/v1/files/{file_id}/preprocess", cast_to=FileResponse)
 
 
-def _status_of(file: Any) -> str | None:
+def retrieve_file(client: Together, file_id: str) -> RemoteFile:
     """How far the provider's check of a file is. Its older answers have `Processed` instead of a status."""
-    status = file.processing_status
-    return "COMPLETED" if status is None and getattr(file, "Processed", None) is True else status
-
-
-def _wait_until_processed(
-    client: Together, file_id: str, checked: CheckedFile, wait: Callable[[float], None], timeout: timedelta
-) -> None:
-    """A job submitted before its file is processed fails, so wait for it."""
-    deadline, seconds = time.monotonic() + timeout.total_seconds(), 0.1
-    while True:
-        try:
-            with translate_sdk_errors(f"file {file_id}"):
-                file = client.files.retrieve(file_id)
-                status, report = _status_of(file), file.validation_report
-        except ProviderUnavailable as error:
-            # It says when to come again: it is well, and so is the file.
-            if retry_after(error) is None or time.monotonic() + pause(seconds, error) >= deadline:
-                raise
-            wait(pause(seconds, error))
-            continue
-        if status in ("FAILED", "INVALID_FORMAT"):
-            reason = (report and report.error) or "no reason given"
-            raise UploadFailed(f"the provider refused {checked.path} ({status}): {reason}")
-        if status == "COMPLETED":
-            break
-        if time.monotonic() >= deadline:
-            raise NotReady(f"the provider is still checking {checked.path} ({status}); run it again to go on waiting")
-        wait(seconds)
-        seconds = min(seconds * 1.5, 5.0)
-    if file.bytes is not None and file.bytes != checked.bytes:
-        raise UploadFailed(f"{checked.path} has {checked.bytes:,} bytes, at the provider {file.bytes}")
-    if report is not None and report.nlines not in (None, checked.rows):
-        raise UploadFailed(f"{checked.path} has {checked.rows:,} rows, at the provider {report.nlines}")
+    with translate_sdk_errors(f"file {file_id}"):
+        file: Any = client.files.retrieve(file_id)
+        said, report = file.processing_status, file.validation_report
+        if said is None and getattr(file, "Processed", None) is True:
+            said = "COMPLETED"
+        refused = said in ("FAILED", "INVALID_FORMAT")
+        state = FileState.REFUSED if refused else FileState.READY if said == "COMPLETED" else FileState.CHECKING
+        return RemoteFile(
+            id=file_id,
+            state=state,
+            said=said,
+            bytes=file.bytes,
+            rows=None if report is None else report.nlines,
+            reason=(report and report.error) or None,
+        )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from provider.together.answers import count, listed, text, usd
 from provider.together.client import translate_sdk_errors
-from provider.together.hardware import compare_hardware
 from storage.errors import PriceUnknown
 
 if TYPE_CHECKING:
@@ -71,31 +70,6 @@ def lora_rank(parameters: Mapping[str, Any], limits: Any) -> int:
     cap = count(getattr(lora, "max_rank", None))
     rank = int(parameters.get("lora_r") or default)
     return min(rank, cap) if cap else rank
-
-
-def price_of(prices: Mapping[str, Decimal], hardware: str) -> Decimal | None:
-    """Price of hardware in a table of `hourly_prices`: by its name, else by what the name says. None: not known.
-
-    Several that it may be at different prices: the dearest is the safe guess.
-    """
-    if hardware in prices:
-        return prices[hardware]
-    same = [price for name, price in prices.items() if compare_hardware(name, hardware) == "same"]
-    return max(same, default=None)
-
-
-def instance_price(client: Together, hardware: str) -> Decimal:
-    """US dollars an hour of one running replica on `hardware` (an instance type's name or id, `1xnvidia-h100-80gb`).
-
-    It is billed by the minute. Raises PriceUnknown.
-    """
-    prices = hourly_prices(client)
-    price = price_of(prices, hardware)
-    if price is None:
-        raise PriceUnknown(
-            f"the provider lists no price for {hardware}; it lists {', '.join(sorted(prices)) or 'none'}"
-        )
-    return price
 
 
 def hourly_prices(client: Together) -> dict[str, Decimal]:

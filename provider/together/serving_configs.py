@@ -16,10 +16,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.errors import KeyRefused, NotServable, ProviderRefused, UnexpectedAnswer
+from provider.hardware import price_of
 from provider.together.answers import count, listed, text
 from provider.together.client import translate_sdk_errors
-from provider.together.hardware import selected_hardware, selector
-from provider.together.prices import hourly_prices, price_of
+from provider.together.prices import hourly_prices
 
 if TYPE_CHECKING:
     from together import Together
@@ -28,6 +28,7 @@ MODEL_PATH = re.compile(r"projects/([^/]+)/models/([^/]+)(?:/revisions/([^/]+))?
 _CONFIG_PATH = re.compile(r"projects/([^/]+)/configs/([^/]+)")
 
 _PRECISIONS = {"bf16": 0, "bfloat16": 0, "fp16": 1, "": 1}  # then all quantised ones
+_LOSSY = ("fp8", "int8", "int4", "nvfp4", "mxfp4")
 _ADAPTER_MODES = {"disabled": 0, "": 1, "unspecified": 1, "dynamic": 2}  # then `fixed`: it is for one given adapter
 
 
@@ -40,12 +41,18 @@ class ServingConfig:
     hourly_usd: Decimal
     quantization: str = ""
     adapter_mode: str = ""
+    max_adapters: int | None = None
 
     @property
     def unfitness(self) -> tuple[int, int, Decimal]:
         """Lower is better: precision, adapter mode, price."""
         precision = _PRECISIONS.get(self.quantization.lower(), 2)
         return precision, _ADAPTER_MODES.get(self.adapter_mode, 3), self.hourly_usd
+
+    @property
+    def adapters(self) -> int | None:
+        """How many adapters it carries; None: it carries some, and does not tell how many."""
+        return self.max_adapters if self.adapter_mode == "dynamic" and self.quantization.lower() not in _LOSSY else 0
 
     @property
     def about(self) -> str:
@@ -113,6 +120,15 @@ def _references(client: Together, model_object_id: str) -> list[str]:
     with _perhaps_untold(), translate_sdk_errors(f"model {model_object_id}"):
         base = base_of(client.models.retrieve(model_object_id))
     return [id for id in (base, model_object_id) if id]
+
+
+def base_path(client: Together, model_object_id: str) -> str | None:
+    """Path of the base of a trained model (`projects/<project>/models/<id>`), None where it is not told."""
+    with _perhaps_untold(), translate_sdk_errors(f"model {model_object_id}"):
+        path = text(getattr(client.models.retrieve(model_object_id), "base_model", None))
+        found = MODEL_PATH.match(path or "")
+        return f"projects/{found[1]}/models/{found[2]}" if found else None
+    return None
 
 
 def base_of(model: Any) -> str | None:
@@ -208,10 +224,31 @@ def _priced(
                 hourly_usd=price,
                 quantization=(profile.quantization if profile else "") or selector(config, "quantization") or "",
                 adapter_mode=mode or (profile.adapter_mode if profile else ""),
+                max_adapters=_number(selector(config, "max_adapters") or selector(config, "maxAdapters")),
             )
         )
     return found
 
 
+def _number(value: str | None) -> int | None:
+    return int(value) if value is not None and value.isdigit() else None
+
+
 def _mode(value: str | None) -> str:
     return (value or "").strip().lower().removeprefix("adapter_mode_")
+
+
+def selected_hardware(config: Any) -> str | None:
+    """Name of the instance type that a config's selectors ask for (`1xnvidia-h100-80gb`), or None."""
+    accelerator = selector(config, "accelerator_type")
+    count = selector(config, "accelerator_count")
+    return f"{count}x{accelerator}" if accelerator and count else None
+
+
+def selector(config: Any, key: str) -> str | None:
+    """The value of one selector of a config, or None."""
+    selectors = getattr(config, "selectors", None)
+    for entry in selectors if isinstance(selectors, list) else ():
+        if getattr(entry, "key", None) == key:
+            return text(getattr(entry, "value", None))
+    return None

@@ -7,11 +7,11 @@ of candidates in order of preference, and the first that can be trained *and* se
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.errors import KeyRefused, NotServable, ProviderRefused, UnexpectedAnswer
+from provider.port import BaseModel
 from provider.together.answers import listed
 from provider.together.client import translate_sdk_errors
 from provider.together.prices import hourly_prices
@@ -25,17 +25,6 @@ TIERS: dict[str, tuple[str, ...]] = {
     "medium": ("Qwen/Qwen3.5-9B", "meta-llama/Llama-3.3-70B-Instruct-Reference"),
     "large": ("meta-llama/Llama-3.3-70B-Instruct-Reference", "deepseek-ai/DeepSeek-V3.1"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class BaseModel:
-    """A base model that can be fine-tuned and served, with its fittest certified way of serving what is trained."""
-
-    id: str
-    name: str
-    config: str
-    hardware: str
-    hourly_usd: Decimal
 
 
 def resolve_tier(client: Together, tier: str, *, lora: bool = True) -> BaseModel:
@@ -78,10 +67,12 @@ def _judge(client: Together, name: str, row: Any, prices: Mapping[str, Decimal])
         return "is hidden by the provider"
     if not row.deployment_profiles:
         return "has no certified config"
-    config = fittest(configs_of_supported(client, row, prices))
+    configs = configs_of_supported(client, row, prices)
+    config = fittest(configs)
     if config is None:
         return "has no config on hardware with a known price"
-    return BaseModel(id=row.id, name=name, config=config.config, hardware=config.hardware, hourly_usd=config.hourly_usd)
+    carried = next((each.adapters for each in configs if each.adapters != 0), 0)
+    return BaseModel(row.id, name, config.config, config.hardware, config.hourly_usd, carried)
 
 
 def _why_not_merged(client: Together, name: str) -> str | None:

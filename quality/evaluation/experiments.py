@@ -112,11 +112,7 @@ def evaluate_log(
         raise EvaluationError(f"only the arm {next(iter(answers))!r} has labelled rows: there is nothing to compare")
     about = {"design": design, "first": rows[0]["ts"].isoformat(), "last": rows[-1]["ts"].isoformat()}
     evaluation = evaluate(
-        kind,
-        labels,
-        answers,
-        now=now or datetime.now(UTC),
-        about=about,
+        kind, labels, answers, objective=load_objective(kind), now=now or datetime.now(UTC), about=about
     )
     return Experiment(design, evaluation, _sequential(kind, rows, design))
 

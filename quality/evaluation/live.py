@@ -75,11 +75,12 @@ class Stream:
 class Observations:
     """What the log shows of one model since the start of its test.
 
-    `difference` is the model's quality less the fallback's, `level` the model's own, both in the units of `objective`;
+    `difference` is the model's quality less that of `against`, `level` the model's own, in the units of `objective`.
     `failed` and `slow` are shares of its answers, from all questions, with or without a label. All are by episode.
     """
 
     since: datetime
+    against: str = "the fallback"
     design: Design | None = None
     objective: str = ""
     difference: Stream = field(default_factory=Stream)
@@ -155,6 +156,25 @@ def _judge_standing(
     return LiveDecision("hold", said, numbers)
 
 
+def path_so_far(stream: Stream, alpha: float = 0.05, points: int = 20) -> list[dict[str, Any]]:
+    """How the difference and its interval came about: at most `points` moments, the last included."""
+    count = len(stream.scores)
+    rows = []
+    for seen in sorted({round(count * (point + 1) / points) for point in range(points)} - {0}):
+        part = stream.scores.first(seen)
+        low, high = confidence_bounds(part, alpha)
+        rows.append(
+            {
+                "known_at": datetime.fromtimestamp(stream.known_at[seen - 1], UTC),
+                "episodes": seen,
+                "difference": round(part.mean(), 6),
+                "low": round(low, 6),
+                "high": round(high, 6),
+            }
+        )
+    return rows
+
+
 def _harms(observations: Observations, policy: LivePolicy, begin: float) -> list[tuple[str, float, float, str]]:
     """Name, log evidence, the bar that it must reach, and what to say of each harm."""
 
@@ -169,7 +189,7 @@ def _harms(observations: Observations, policy: LivePolicy, begin: float) -> list
             "worse",
             _recent_evidence(worse.negated(), begin, policy.margin),
             bar(QUALITY_SHARE),
-            f"worse than the fallback{by}: {observations.objective} {worse.scores.mean():+.3f} "
+            f"worse than {observations.against}{by}: {observations.objective} {worse.scores.mean():+.3f} "
             f"over {len(worse.scores)} episodes",
         ),
         (

@@ -12,6 +12,8 @@ key                meaning
                    automates as much as it can within it
 =================  ===================================================================================================
 
+The same section has the bounds of the live test (`quality.evaluation.policies`).
+
 Answer forms other than labels are judged by their own metric (`quality.evaluation.form_metrics`); they take an
 `error_budget` only.
 """
@@ -34,6 +36,8 @@ from reasoning.toml_tables import number, read_toml, refuse_unknown, table
 METRICS = ("accuracy", "balanced_accuracy", "f1", "utility")
 # A class rarer than this counts as if it were this frequent: a single row must not decide a live test.
 _LEAST_SHARE = 0.05
+_KEYS = ("metric", "costs", "error_budget")
+_POLICY_KEYS = ("max_failed_share", "max_slow_share", "max_cost_ratio", "unproven_days", "when_unproven")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +100,23 @@ def _f1_utilities(confusion: np.ndarray) -> np.ndarray:
     return worth
 
 
-def load_objective(kind: DecisionType, path: Path | None = None) -> Objective:
-    """The objective of a decision type in reasoning.toml; the default without one. Raises `EvaluationError`."""
+def read_section(kind: DecisionType, path: Path | None = None) -> tuple[str, dict[str, Any]]:
+    """`[objectives.<decision type>]` of reasoning.toml with its place, for errors; empty without one."""
     file = path or settings_file()
+    place = f"{file}: [objectives.{kind.name}]"
     try:
         raw = read_toml(file, EvaluationError)
     except FileNotFoundError:
-        return Objective()
+        return place, {}
     objectives = table(file, "objectives", raw.get("objectives", {}), EvaluationError)
-    if kind.name not in objectives:
-        return Objective()
-    place = f"{file}: [objectives.{kind.name}]"
-    own = table(file, f"objectives.{kind.name}", objectives[kind.name], EvaluationError)
-    refuse_unknown(place, own, ("metric", "costs", "error_budget"), EvaluationError)
+    own = table(file, f"objectives.{kind.name}", objectives.get(kind.name, {}), EvaluationError)
+    refuse_unknown(place, own, (*_KEYS, *_POLICY_KEYS), EvaluationError)
+    return place, own
+
+
+def load_objective(kind: DecisionType, path: Path | None = None) -> Objective:
+    """The objective of a decision type in reasoning.toml; the default without one. Raises `EvaluationError`."""
+    place, own = read_section(kind, path)
     metric, costs = own.get("metric"), own.get("costs", {})
     if (metric or costs) and not get_metrics(kind.answer).by_label:
         raise EvaluationError(f"{place}: metric and costs are for labels; a {kind.answer} has its own metric")

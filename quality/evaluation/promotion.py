@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from scipy import stats
+
 from quality.errors import EvaluationError
-from quality.evaluation.error_budget import Allowance
+from quality.evaluation.error_budget import MONTHLY_ERROR, Allowance
 from quality.evaluation.evaluate import Estimate, Evaluation
 from quality.settings import DEFAULT_MARGIN
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 MIN_ROWS = 50
 MIN_EPISODES = 20
 MAX_FAILED_SHARE = 0.05
+# Standard deviation of the difference of two sources by episode, as seen on the demo's rooms: 7 points are found in .97
+# of 86 episodes. An evaluation measures its own.
+TYPICAL_SPREAD = 0.17
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +114,40 @@ def promotion_warnings(dataset: Path, config: Config | None = None) -> list[str]
     return [f"A model of it is certain to be refused: {each}." for each in refusals] + prospect_notes(prospect)
 
 
+def detectable(episodes: int, *, alpha: float = MONTHLY_ERROR / 3, spread: float = TYPICAL_SPREAD) -> float:
+    """The least difference that a holdout shows in four of five cases; `spread` is its deviation by episode."""
+    if episodes < 2:
+        return math.inf
+    quantiles = stats.t.ppf(1 - alpha, episodes - 1) + stats.t.ppf(0.8, episodes - 1)
+    return float(quantiles) * spread / math.sqrt(episodes)
+
+
+def episodes_to_detect(difference: float) -> int:
+    """How many episodes a holdout needs, to show a difference in four of five cases."""
+    low, high = 1, 2
+    while detectable(high) > difference and high < 10**8:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if detectable(middle) <= difference else (middle, high)
+    return high
+
+
 def prospect_notes(prospect: Prospect) -> list[str]:
-    """What makes a promotion harder on this holdout, though not impossible."""
+    """What the holdout can show, and what makes a promotion harder, though not impossible."""
     found = []
+    if prospect.episodes >= MIN_EPISODES:
+        found.append(
+            f"With {prospect.episodes} episodes in the holdout, an improvement of "
+            f"{100 * detectable(prospect.episodes):.0f} points is seen in four of five cases; of 5 points "
+            f"with {episodes_to_detect(0.05)} episodes, and 'as good within {DEFAULT_MARGIN:g}' with "
+            f"{episodes_to_detect(DEFAULT_MARGIN)}."
+        )
+    if 0 < prospect.original_answers < prospect.rows / 2:
+        found.append(
+            f"The fallback answered {prospect.original_answers} of {prospect.rows} rows of the holdout: whether a "
+            "model is not worse than it is hard to tell. Let it answer in the shadow (--shadow-original)."
+        )
     if not prospect.independent:
         found.append("All labels are the original's own answers: a model can be as good and cheaper, never better.")
     elif prospect.original_cost_usd is None:

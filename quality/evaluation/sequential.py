@@ -78,6 +78,10 @@ class Scores:
         begin = max(len(self) - count, 0)
         return Scores(self.values[begin:], self.low[begin:], self.high[begin:], self.weight[begin:])
 
+    def first(self, count: int) -> Scores:
+        """The first `count` of them."""
+        return Scores(self.values[:count], self.low[:count], self.high[:count], self.weight[:count])
+
     def mean(self) -> float:
         """The weighted mean; NaN of nothing."""
         total = float(self.weight.sum())

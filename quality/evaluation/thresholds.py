@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from scipy.stats import beta
+
 from quality.errors import EvaluationError
-from quality.evaluation.evaluate import Answer, Label, score
+from quality.evaluation.evaluate import Answer, Label, is_right, score
 from quality.evaluation.form_metrics import get_metrics
+from quality.evaluation.objectives import Objective
 from reasoning.decision_types import DecisionType, get_decision_type
 
 GRID = tuple(step / 50 for step in range(50))
@@ -17,11 +20,16 @@ TOLERANCE = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """At `min_confidence`: the share of rows the model answers, and the quality of model and original together."""
+    """At `min_confidence`: the share of rows the model answers, and the quality of model and original together.
+
+    `errors` is the share of wrong answers among those of the model, `errors_at_most` its upper bound.
+    """
 
     min_confidence: float
     coverage: float
     quality: float
+    errors: float = 0.0
+    errors_at_most: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,19 @@ class Threshold:
     metric: str
     chosen: Point
     curve: list[Point]
+    saving_per_1000_usd: float | None = None
+    """What 1,000 questions cost less than with the fallback alone; None where a cost is not known."""
+
+    def describe(self) -> str:
+        """What the choice means, in a sentence."""
+        chosen, saving = self.chosen, self.saving_per_1000_usd
+        saved = "" if saving is None else f"; 1,000 questions cost ${saving:.4f} less"
+        return (
+            f"from a confidence of {chosen.min_confidence:g} on, the model answers {chosen.coverage:.0%} of the "
+            f"questions, "
+            f"{chosen.errors:.1%} of them wrong; {self.metric} is {chosen.quality:.3f} with the fallback's answers, "
+            f"{self.curve[0].quality:.3f} if the model answers all{saved}"
+        )
 
 
 def choose_threshold(
@@ -38,11 +59,15 @@ def choose_threshold(
     labels: Sequence[Label],
     candidate: Sequence[Answer],
     original: Sequence[Answer],
+    objective: Objective | None = None,
 ) -> Threshold:
     """The lowest minimum confidence whose quality is within 0.005 of the best, on the rows of `labels`.
 
-    Below it, and where the candidate failed or has no confidence (unless the minimum is 0), the original answers: as at
-    serving. Raises `EvaluationError` without rows, or where the lists are of different lengths.
+    With an error budget (`objective`): the lowest at which, of the answers that the model gives, an upper bound of the
+    share of wrong ones (one-sided, 90 %: Clopper and Pearson, Biometrika 1934) is within the budget; where there is
+    none, the highest. Below the minimum, and where the candidate failed or has no confidence (unless the minimum is 0),
+    the original answers: as at serving. Raises `EvaluationError` without rows, or where the lists are of different
+    lengths.
     """
     kind = get_decision_type(decision_type) if isinstance(decision_type, str) else decision_type
     if not labels or not len(labels) == len(candidate) == len(original):
@@ -50,7 +75,9 @@ def choose_threshold(
             f"as many answers as labels are needed, and one at least: {len(labels)} labels, {len(candidate)} answers "
             f"of the candidate, {len(original)} of the original"
         )
-    metric = get_metrics(kind.answer).primary
+    objective = objective or Objective()
+    metric = objective.metric_of(kind) or get_metrics(kind.answer).primary
+    right = [is_right(kind, label.decision, ours.decision) for label, ours in zip(labels, candidate, strict=True)]
     curve = []
     for minimum in GRID:
         asked = [
@@ -62,6 +89,30 @@ def choose_threshold(
             replace(ours if ask else theirs, confidence=None)
             for ask, ours, theirs in zip(asked, candidate, original, strict=True)
         ]
-        curve.append(Point(minimum, sum(asked) / len(asked), round(score(kind, labels, mixed)[metric], 6)))
-    best = max(point.quality for point in curve)
-    return Threshold(metric, next(point for point in curve if point.quality >= best - TOLERANCE), curve)
+        count = sum(asked)
+        wrong = sum(ask and not good for ask, good in zip(asked, right, strict=True))
+        curve.append(
+            Point(
+                minimum,
+                count / len(asked),
+                round(score(kind, labels, mixed, objective)[metric], 6),
+                errors=wrong / count if count else 0.0,
+                errors_at_most=float(beta.ppf(0.9, wrong + 1, count - wrong)) if wrong < count else 1.0,
+            )
+        )
+    if objective.error_budget is not None:
+        within = (point for point in curve if point.errors_at_most <= objective.error_budget)
+        chosen = next(within, curve[-1])
+    else:
+        best = max(point.quality for point in curve)
+        chosen = next(point for point in curve if point.quality >= best - TOLERANCE)
+    return Threshold(metric, chosen, curve, _saving(chosen, candidate, original))
+
+
+def _saving(point: Point, candidate: Sequence[Answer], original: Sequence[Answer]) -> float | None:
+    costs = [answer.cost_usd for answer in candidate if answer.decision is not None]
+    others = [answer.cost_usd for answer in original if answer.decision is not None]
+    if not costs or not others or None in costs or None in others:
+        return None
+    mean, other = (sum(filter(None, each)) / len(each) for each in (costs, others))
+    return 1000 * point.coverage * (other - mean)

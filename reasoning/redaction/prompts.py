@@ -157,7 +157,8 @@ class FindingsCache:
 
 
 def _digest(text: str, region: str) -> bytes:
-    return hashlib.blake2b(f"{region} {text}".encode("utf-8", "surrogatepass"), digest_size=20).digest()
+    # SHA-256, because processors have instructions for it: half the time of BLAKE2 in Python. 160 bits are enough.
+    return hashlib.sha256(f"{region} {text}".encode("utf-8", "surrogatepass")).digest()[:20]
 
 
 def _size(found: tuple[Finding, ...]) -> int:

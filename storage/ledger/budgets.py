@@ -201,12 +201,14 @@ class LedgerBudgets(LedgerCharges):
         model: str | None = None,
         hourly_usd: Usd = 0,
         ttl: timedelta | None = RESERVATION_TTL,
+        shared: bool = False,
         now: datetime | None = None,
     ) -> Reservation:
         """Set money aside before it is spent, or refuse.
 
         It counts against every budget until it is settled or released, or lapses `ttl` after `now` (None: never, for
-        a reservation that a job or deployment owns). `hourly_usd` is what the thing costs an hour while it runs.
+        a reservation that a job or deployment owns). `hourly_usd` is what the thing costs an hour while it runs. What
+        is `shared` by several types is refused by the budgets of `decision_type` as well, and then held of no type's.
 
         Raises PriceUnknown when the amount is None, BudgetExceeded when a budget would be exceeded.
         """
@@ -225,7 +227,7 @@ class LedgerBudgets(LedgerCharges):
                 "amount_nano": amount,
                 "hourly_nano": hourly,
                 "purpose": purpose,
-                "decision_type": decision_type,
+                "decision_type": None if shared else decision_type,
                 "model_id": model,
             }
             return _read_reservation(connection.execute(_RESERVE, values).mappings().one())

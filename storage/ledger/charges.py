@@ -177,23 +177,22 @@ class LedgerCharges(LedgerDatabase):
     def meter(
         self,
         model: str,
-        decision_type: str,
+        of: ChargedTo,
         day: str,
         *,
         requests: int,
         input_tokens: int,
         output_tokens: int,
         cost_usd: Usd,
-        of: ChargedTo | None = None,
         now: datetime | None = None,
     ) -> tuple[int, Decimal]:
         """Take in what the decision log holds of a model, a type and a day, and charge what is new of its cost.
 
         The totals replace those seen before; fewer than before (rows were erased) is no refund. It is charged to `of`,
-        by default to the decision type. Returns how many requests are new, and what was charged.
+        which has the decision type. Returns how many requests are new, and what was charged.
         """
         table, now = schema.meters, utc(now)
-        key = {"model": model, "decision_type": decision_type, "day": day}
+        key = {"model": model, "decision_type": of.decision_type, "day": day}
         values = {
             "requests": requests,
             "input_tokens": input_tokens,
@@ -217,7 +216,7 @@ class LedgerCharges(LedgerDatabase):
                 from_nano(increase),
                 key=f"tokens:{new_id(16)}",
                 what=f"tokens of {model} on {day}",
-                of=of or ChargedTo(decision_type=decision_type),
+                of=of,
                 quantity=tokens,
                 ts=min(now, end_of_day),
                 now=now,

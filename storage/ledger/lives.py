@@ -1,4 +1,4 @@
-"""What the ledger keeps of a model's life beside its objects: evaluations, cycles, and what was promoted.
+"""What the ledger keeps of a model's life beside its objects: evaluations, cycles, arms, and what was promoted.
 
 Versions before 0.3 kept evaluations in `evaluations/<id>.json` and cycles in `datasets/<decision type>/turn.json`.
 `take_in_files` copies them into the ledger in the transaction that brings an older ledger up to date. The files stay
@@ -64,8 +64,38 @@ class CycleRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How a model is asked while it has an arm in its type's route. Shares are of the type's questions.
+
+    `arm` is the JSON object of its arm, without a share. `weight` is its share when it is live, `canary_weight` before
+    that and when it is degraded.
+    """
+
+    arm: dict[str, Any]
+    weight: float = 0.9
+    canary_weight: float = 0.1
+    deadline_ms: float = 800.0
+    min_confidence: float = 0.0
+    shadow_original: bool = False
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model that has an arm in its type's route. Its live test began at `since`; `checked` is what it said last."""
+
+    model_id: str
+    decision_type: str
+    serving: Serving
+    since: datetime
+    checked: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
-    """A route that was decided on. `routes` is the JSON of a routes file that holds it alone."""
+    """A route that was decided on. `routes` is the JSON of a routes file that holds it alone, or nothing where the
+    type's route was withdrawn and the routes file may still have it.
+    """
 
     decision_type: str
     model_id: str
@@ -200,6 +230,57 @@ def drop_promotions(ledger: LedgerDatabase, **where: str) -> None:
     """Forget the promotions whose columns equal `where`: the model was taken down, or another was promoted."""
     with ledger.transaction() as connection:
         connection.execute(schema.promotions.delete().filter_by(**where))
+
+
+# -- models that have an arm in a route -----------------------------------------------------------------------------
+
+
+def save_serving(ledger: LedgerDatabase, model_id: str, decision_type: str, serving: Serving, *, now: datetime) -> None:
+    """Write down how a model is asked. Its live test begins anew."""
+    with ledger.transaction() as connection:
+        drop_serving(ledger, model_id)
+        text = orjson.dumps(asdict(serving)).decode()
+        row = {"model_id": model_id, "decision_type": decision_type, "serving": text, "since": now, "checked": None}
+        connection.execute(schema.model_routes.insert().values(**row))
+
+
+def drop_serving(ledger: LedgerDatabase, model_id: str) -> None:
+    """Forget how a model is asked: it has no arm any more."""
+    with ledger.transaction() as connection:
+        connection.execute(schema.model_routes.delete().filter_by(model_id=model_id))
+
+
+def restart_test(ledger: LedgerDatabase, model_id: str, *, now: datetime) -> None:
+    """Begin the live test of a model anew: what it is compared with has changed."""
+    with ledger.transaction() as connection:
+        connection.execute(schema.model_routes.update().filter_by(model_id=model_id).values(since=now))
+
+
+def note_check(ledger: LedgerDatabase, model_id: str, checked: dict[str, Any]) -> None:
+    """Write down what the live test of a model said. A model without an arm has none."""
+    with ledger.transaction() as connection:
+        text = orjson.dumps(checked).decode()
+        connection.execute(schema.model_routes.update().filter_by(model_id=model_id).values(checked=text))
+
+
+def served_models(ledger: LedgerDatabase, decision_type: str | None = None) -> list[ServedModel]:
+    """The models that have an arm, of one decision type or of all, by type and in the order of their tests."""
+    table = schema.model_routes
+    query = sa.select(table).order_by(table.c.decision_type, table.c.since, table.c.model_id)
+    if decision_type is not None:
+        query = query.where(table.c.decision_type == decision_type)
+    with ledger.read() as connection:
+        rows = connection.execute(query).mappings().all()
+    return [
+        ServedModel(
+            model_id=row["model_id"],
+            decision_type=row["decision_type"],
+            serving=Serving(**orjson.loads(row["serving"])),
+            since=row["since"],
+            checked=None if row["checked"] is None else orjson.loads(row["checked"]),
+        )
+        for row in rows
+    ]
 
 
 # -- the files of versions before -----------------------------------------------------------------------------------

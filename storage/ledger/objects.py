@@ -64,11 +64,13 @@ class LedgerObjects(LedgerDatabase):
         state: str,
         *,
         why: str | None = None,
+        numbers: str | None = None,
         now: datetime | None = None,
         **values: Any,
     ) -> ObjectT:
         """Move an object to a state, with other fields in the same step. To the state it is in: only the fields.
 
+        `numbers` is JSON, the figures behind the change.
         Raises IllegalTransition where the state machine (`ledger_schema.TRANSITIONS`) has no such step.
         """
         table, now = schema.OBJECTS[kind.TABLE], utc(now)
@@ -77,7 +79,7 @@ class LedgerObjects(LedgerDatabase):
             if state != before:
                 if state not in schema.TRANSITIONS[kind.TABLE].get(before, set()):
                     raise IllegalTransition(f"{kind.TABLE} {object_id}: cannot go from {before} to {state}")
-                self._log_transition(connection, kind.TABLE, object_id, before, state, why, now)
+                self._log_transition(connection, kind.TABLE, object_id, before, state, why, now, numbers)
             columns = to_columns(kind, {"state": state, **values})
             connection.execute(table.update().filter_by(id=object_id).values(updated_at=now, **columns))
             return self.get(kind, object_id)
@@ -91,6 +93,7 @@ class LedgerObjects(LedgerDatabase):
         after: str,
         why: str | None,
         now: datetime,
+        numbers: str | None = None,
     ) -> None:
         connection.execute(
             schema.transitions.insert().values(
@@ -100,6 +103,7 @@ class LedgerObjects(LedgerDatabase):
                 from_state=before and str(before),
                 to_state=str(after),
                 why=why,
+                numbers=numbers,
             )
         )
 

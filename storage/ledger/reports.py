@@ -37,6 +37,9 @@ BILLABLE_STATES = (
 # A fine-tune in one of these will cost what was estimated.
 ACTIVE_STATES = (JobState.INTENDED, JobState.SUBMITTED, JobState.RUNNING, JobState.CANCELLING)
 
+# A fine-tune in one of these is over, and cost its price.
+ENDED_STATES = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+
 
 def period_bounds(period: Period, now: datetime) -> tuple[datetime | None, datetime | None]:
     """Start and end of the calendar period (UTC) that holds `now`; (None, None) for `total`."""

@@ -44,12 +44,26 @@ class JobState(StrEnum):
 
 
 class ModelState(StrEnum):
-    """What was decided about a model."""
+    """Where a model is in its life; `docs/concepts/life-of-a-model.md` has the diagram.
+
+    TRAINED: a candidate without traffic. SHADOW: answers in the background. CANARY: serves a small share beside the
+    incumbent. PROMOTED: live, with its full share. DEGRADED: was live, and serves the canary's share until it is proven
+    again. REJECTED: was found worse. RETIRED: unregistered for good.
+    """
 
     TRAINED = "trained"
+    SHADOW = "shadow"
+    CANARY = "canary"
     PROMOTED = "promoted"
+    DEGRADED = "degraded"
     REJECTED = "rejected"
     RETIRED = "retired"
+
+
+INCUMBENT_STATES = (ModelState.PROMOTED, ModelState.DEGRADED)
+CHALLENGER_STATES = (ModelState.SHADOW, ModelState.CANARY)
+ROUTED_STATES = (*CHALLENGER_STATES, *INCUMBENT_STATES)
+"""A model in one of these states has an arm in its type's route."""
 
 
 class DeploymentState(StrEnum):
@@ -289,7 +303,10 @@ class Charge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
-    """One change of state. `object` is the table of what changed, or another subject (`Ledger.note_state`)."""
+    """One change of state. `object` is the table of what changed, or another subject (`Ledger.note_state`).
+
+    `numbers` is JSON: the figures that the change was decided by, None where it was not decided by figures.
+    """
 
     TABLE: ClassVar[str] = "transitions"
 
@@ -300,6 +317,7 @@ class Transition:
     from_state: str | None
     to_state: str
     why: str | None
+    numbers: str | None = None
 
 
 Object = UploadedDataset | FineTuneJob | Model | Deployment

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 # The newest migration. Kept here so that opening an up-to-date ledger does not import Alembic.
-REVISION = "0005"
+REVISION = "0006"
 
 metadata = sa.MetaData()
 
@@ -234,6 +234,7 @@ transitions = sa.Table(
     sa.Column("from_state", sa.String(12)),
     sa.Column("to_state", sa.String(12), nullable=False),
     sa.Column("why", sa.Text),
+    sa.Column("numbers", sa.Text),  # JSON: the figures behind it
     sa.Index("transitions_object", "object", "object_id"),
 )
 
@@ -288,6 +289,19 @@ promotions = sa.Table(
     sa.Column("published_at", UtcDateTime),
 )
 
+# How a model in shadow, canary, live or degraded state is asked (`serving`, JSON: `storage.ledger.lives.Serving`), and
+# what its live test said last (`checked`, JSON). Its test began at `since`.
+model_routes = sa.Table(
+    "model_routes",
+    metadata,
+    sa.Column("model_id", sa.String(40), primary_key=True),
+    sa.Column("decision_type", sa.String(100), nullable=False),
+    sa.Column("serving", sa.Text, nullable=False),
+    sa.Column("since", UtcDateTime, nullable=False),
+    sa.Column("checked", sa.Text),
+    sa.Index("model_routes_type", "decision_type"),
+)
+
 
 OBJECTS = {table.name: table for table in (datasets, fine_tune_jobs, models, deployments)}
 
@@ -310,9 +324,12 @@ TRANSITIONS: dict[str, dict[str, set[str]]] = {
         "cancelled": set(),
     },
     "models": {
-        "trained": {"promoted", "rejected", "retired"},
-        "promoted": {"trained", "rejected", "retired"},
-        "rejected": {"trained", "promoted", "retired"},
+        "trained": {"shadow", "canary", "promoted", "rejected", "retired"},
+        "shadow": {"canary", "promoted", "trained", "rejected", "retired"},
+        "canary": {"shadow", "promoted", "trained", "rejected", "retired"},
+        "promoted": {"degraded", "shadow", "canary", "trained", "rejected", "retired"},
+        "degraded": {"promoted", "shadow", "canary", "trained", "rejected", "retired"},
+        "rejected": {"shadow", "canary", "promoted", "trained", "retired"},  # a person may insist
         "retired": set(),
     },
     "deployments": {

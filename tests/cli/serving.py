@@ -28,6 +28,8 @@ COMMAND = [
     "-m",
     "cli.main",
     "serve",
+    "--provider",
+    "emulator",
     "--prefect-port",
     "0",
     "--gateway-port",

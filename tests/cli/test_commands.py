@@ -259,7 +259,8 @@ def test_nobody_is_erased_without_a_name(data: Path):
 
 
 def test_a_provider_that_is_not_set_or_down_or_without_key(data: Path):
-    assert "REASONING_PROVIDER_URL" in failure(reasoning("reconcile", "--data", data))
+    alone = {"REASONING_PROVIDER": "emulator"}
+    assert "REASONING_PROVIDER_URL" in failure(reasoning("reconcile", "--data", data, env=alone))
     down = {"REASONING_PROVIDER_URL": "http://127.0.0.1:9"}
     assert "http://127.0.0.1:9" in failure(reasoning("reconcile", "--data", data, env=down))
     said = failure(reasoning("reconcile", "--data", data, env={"REASONING_PROVIDER": "together"}))

@@ -15,7 +15,12 @@ from tests.cli.test_commands import failure, reasoning
 MAY_BE_NEW = {"serve", "demo", "config", "restore"}
 """Commands that may start a new data folder, or only show settings. All others refuse a missing one."""
 WITHOUT_DATA = {"flow list", "verify"}
-ARGUMENTS = {"costs set-budget": ["25"], "flow run": ["land_decisions"], "sql": ["SELECT 1"]}
+ARGUMENTS = {
+    "costs set-budget": ["25"],
+    "models register": ["mine", "--type", "should_respond", "--url", "http://127.0.0.1:9", "--model", "m"],
+    "flow run": ["land_decisions"],
+    "sql": ["SELECT 1"],
+}
 """Where an argument must be more than any text."""
 
 

@@ -27,7 +27,8 @@ from cli.serve import PASSWORD, environment, served
 from provider.together.client import connect
 from storage.ledger.ledger import open_ledger
 from storage.log.land import land_decisions
-from tests.cli.serving import get, patch, post, processes_of, run, run_as_scheduled, serving
+from tasks.entrypoints import entrypoints
+from tests.cli.serving import COMMAND, get, patch, post, processes_of, run, run_as_scheduled, serving
 from tests.provider.world import run_emulator
 from tests.storage.logs import make_decision, write_segment
 
@@ -198,6 +199,28 @@ def test_commands_of_the_user_use_the_served_prefect_with_its_password(victim: V
     assert get(f"{victim.prefect}/api/health") is True
 
 
+def test_every_flow_is_deployed_and_a_second_serve_is_refused(victim: Victim) -> None:
+    deployments = post(f"{victim.prefect}/api/deployments/filter", {})
+    assert {each["name"]: each["entrypoint"] for each in deployments} == entrypoints()
+    assert {(each["path"], str(each["pull_steps"])) for each in deployments} == {(None, "[]")}
+    assert {each["name"] for each in deployments if each["schedules"]} >= {"land_decisions", "guard_costs"}
+    command = [*COMMAND, "--data", str(victim.data)]
+    second = subprocess.run(command, cwd=victim.folder, env=victim.env, capture_output=True, text=True, check=False)
+    assert (second.returncode, second.stderr.count("\n")) == (1, 1)
+    assert "is served already" in second.stderr
+
+
+def test_a_run_of_the_guard_leaves_its_artifacts(victim: Victim) -> None:
+    deployments = {each["name"]: each["id"] for each in post(f"{victim.prefect}/api/deployments/filter", {})}
+    guard = run(f"{victim.prefect}/api", deployments["guard_costs"], {"idle_minutes": 15})
+    assert guard["state"]["type"] == "COMPLETED", guard["state"]
+    artifacts = {
+        each["key"]: each["data"] for each in post(f"{victim.prefect}/api/artifacts/filter", {}) if each["key"]
+    }
+    assert {"guard", "budgets"} <= set(artifacts)
+    assert {budget["period"] for budget in json.loads(artifacts["budgets"])} == {"hour", "day", "month"}
+
+
 def test_ctrl_c_stops_what_costs_money_at_the_provider(victim: Victim) -> None:
     """Issue 13.12: it said "everything is stopped" while a deployment ran on at $5.49 an hour."""
     _land(victim)  # pauses the guard and the reconciliation
@@ -224,3 +247,5 @@ def test_ctrl_c_stops_what_costs_money_at_the_provider(victim: Victim) -> None:
     (untouched,) = client.endpoints.deployments.list(strangers.id).data or []
     assert untouched.autoscaling is not None and untouched.autoscaling.max_replicas == 1
     assert processes_of(victim.data) == []
+    assert served(victim.data) == {}
+    assert [path for path in victim.data.rglob("*") if path.stat().st_mode & 0o077] == []

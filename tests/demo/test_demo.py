@@ -7,8 +7,10 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -127,6 +129,17 @@ def test_the_readmes_queries_run(demo: tuple[Path, str]) -> None:
         assert "should_respond" in done.stdout
 
 
+@pytest.mark.timeout(300)
+def test_the_folder_is_ready_to_be_served(demo: tuple[Path, str]) -> None:
+    data, _ = demo
+    with closing(sqlite3.connect(data / "emulator" / "emulator.sqlite")) as state:
+        settings = dict(state.execute("SELECT key, value FROM settings"))
+    assert json.loads(settings["clock_frozen_at"]) is None, "what is deployed now would wait in 2018 for ever"
+    assert [path for path in data.rglob("*") if path.stat().st_mode & 0o077] == []
+    assert processes_of(data) == []
+
+
+@pytest.mark.torture  # `test_serve_attack` has the parts; this is all of it in the folder of a demo
 @pytest.mark.timeout(400)
 def test_what_the_demo_left_is_served_and_no_process_stays_behind(demo: tuple[Path, str]) -> None:
     """It is in this file because the demo's folder has a Prefect database already."""

@@ -15,6 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import pipeline.cycle
+import pipeline.economy.pays
 import pipeline.evaluation
 import pipeline.models
 import pipeline.promotion
@@ -39,6 +40,7 @@ COMMANDS = {
     "promote_model": "promote",
     "undeploy_model": "undeploy",
     "guard_costs": "guard",
+    "estimate_value": "pays",
     "turn_flywheel": "cycle",
 }
 
@@ -73,7 +75,7 @@ NOT_OFFERED = {
     "idle": "offered as idle_minutes",
     "lease": "offered as lease_minutes",
 }
-PLUMBING = {"data", "decision_type", "model", "model_id", "settings", "client", "ledger", "now", "progress", "config"}
+PLUMBING = {"data", "decision_type", "model", "model_id", "settings", "provider", "ledger", "now", "progress", "config"}
 
 FUNCTIONS: dict[str, Any] = {
     "check_decisions": quality.checks.log.check_decisions,
@@ -86,6 +88,7 @@ FUNCTIONS: dict[str, Any] = {
     "promote_model": pipeline.promotion.promote_model,
     "undeploy_model": pipeline.models.undeploy,
     "guard_costs": provider.lifecycle.guard.GuardPolicy,
+    "estimate_value": pipeline.economy.pays.pays,
     "turn_flywheel": pipeline.cycle.plan_cycle,
 }
 

@@ -289,3 +289,11 @@ async def test_many_streams_at_once_are_all_whole(start: Start) -> None:
     running.anthropic.script = stream(*answers * 5, pause=0.01)
     found = await asyncio.gather(*(running.ask("POST", "/v1/messages", data=b"{}") for _ in range(100)))
     assert all(body == answers[0] * 5 for _, _, body in found)
+
+
+async def test_the_dashboard_shows_whether_a_model_pays(start: Start) -> None:
+    running = await start()
+    file = running.gateway.config.data / "pays.json"
+    for content, shown in ((b"", None), (b"[1]", None), (b'{"at": "now", "types": []}', {"at": "now", "types": []})):
+        file.write_bytes(content)
+        assert orjson.loads((await running.ask("GET", "/stats"))[2])["pays"] == shown

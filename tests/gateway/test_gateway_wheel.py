@@ -22,7 +22,7 @@ from gateway.settings import UpstreamSettings, load_settings
 from pipeline.models import deploy, export, fine_tune
 from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.routes import publish_route
-from provider.together.client import connect
+from provider.providers import open_provider
 from reasoning.config import load_config
 from reasoning.serving.routes import Arm, Route
 from storage.layout import Layout
@@ -158,8 +158,8 @@ async def test_what_the_gateway_logs_teaches_the_model_that_it_serves(tmp_path: 
 
             with open_ledger(data) as ledger:
                 ledger.set_budget("total", "0.01")
-            with connect() as client:
-                report = guard_costs(data, client)
+            with open_provider(data) as opened:
+                report = guard_costs(data, opened)
             assert report.level == "stop", report
             for kind in TYPES:  # at once, and without anybody having failed
                 source, _, _ = await ask(http, url, kind, 2000)

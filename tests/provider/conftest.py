@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from provider.lifecycle.shutdown import stop_replicas
+from provider.together.adapter import TogetherProvider
 from storage.ledger.rows import Model, required
 from tests.provider.world import Emulator, World, run_emulator
 
@@ -53,5 +54,15 @@ def world(emulator: Emulator, trained_object: str, tmp_path: Path, monkeypatch: 
     emulator.clear_faults()
     emulator.clear_forms()
     for endpoint in world.ours():  # else it is on the bill of every test that comes after
-        stop_replicas(world.observer, endpoint.id)
+        stop_replicas(TogetherProvider(world.observer), endpoint.id)
     world.close()
+
+
+@pytest.fixture(scope="session")
+def adapters(emulator_url: str, tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
+    """Three trained models with an adapter each, of an installation that is gone."""
+    world = World(Emulator(emulator_url), tmp_path_factory.mktemp("adapters") / "data")
+    jobs = [world.train(f"dataset-{number}") for number in range(3)]
+    models = [world.ledger.get(Model, required(job.model_id, "a model")) for job in jobs]
+    world.close()
+    return models

@@ -12,12 +12,13 @@ from decimal import Decimal
 from typing import Any
 
 from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.routes import LEASE, publish_route, routed_models
 from provider.lifecycle.shutdown import undeploy_model
+from provider.pace import Pace
 from provider.together.client import connect
-from provider.together.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.together.tiers import resolve_tier
 from reasoning.errors import ReasoningError
 from reasoning.serving.routes import Arm, Route, read_routes
@@ -88,7 +89,11 @@ class Life:
         def run() -> None:
             dataset = self.world.ledger.find(UploadedDataset, state="ready")[-1]
             job = submit_fine_tune(
-                self.world.client, self.world.ledger, dataset.id, tier="small", now=self.world.now, wait=self.wait
+                self.world.provider,
+                self.world.ledger,
+                dataset.id,
+                tier="small",
+                pace=Pace(now=self.world.now, wait=self.wait),
             )
             self._follow(job.id)
 
@@ -97,14 +102,17 @@ class Life:
 
     def _follow(self, job_id: str) -> None:
         follow_fine_tune(
-            self.world.client, self.world.ledger, job_id, poll_seconds=1, now=self.world.now, wait=self.wait
+            self.world.provider,
+            self.world.ledger,
+            job_id,
+            pace=Pace(poll_seconds=1, now=self.world.now, wait=self.wait),
         )
 
     def cancel(self) -> None:
         jobs = self.world.ledger.find(FineTuneJob, state=ACTIVE_STATES)
         if jobs:
             self._attempt(
-                lambda: cancel_fine_tune(self.world.client, self.world.ledger, jobs[-1].id, now=self.world.now())
+                lambda: cancel_fine_tune(self.world.provider, self.world.ledger, jobs[-1].id, now=self.world.now())
             )
 
     def deploy(self) -> None:
@@ -112,12 +120,10 @@ class Life:
 
         def run() -> None:
             row = deploy_model(
-                self.world.client,
+                self.world.provider,
                 self.world.ledger,
                 models[-1].id,
-                poll_seconds=60,
-                now=self.world.now,
-                wait=self.wait,
+                pace=Pace(poll_seconds=60, now=self.world.now, wait=self.wait),
             )
             custom = Arm("custom", "custom", 1.0, model=row.served_name, base_url=self.world.emulator.url)
             self._leased_at = self.world.now()
@@ -131,12 +137,11 @@ class Life:
         if rows:
             self._attempt(
                 lambda: undeploy_model(
-                    self.world.client,
+                    self.world.provider,
                     self.world.ledger,
                     rows[-1].id,
                     routes_path=self.world.data / "routes.json",
-                    now=self.world.now,
-                    wait=self.wait,
+                    pace=Pace(now=self.world.now, wait=self.wait),
                 )
             )
 
@@ -227,7 +232,7 @@ class Life:
         now = self._last_guarded = self.world.now()
         self.ticks += 1
         lease = self._lease()
-        report = guard_costs(self.world.data, self.world.client, ledger=self.world.ledger, now=now)
+        report = guard_costs(self.world.data, self.world.provider, ledger=self.world.ledger, now=now)
         if report.skipped or report.errors:
             assert self._lease() == lease, f"the lease was renewed in spite of {report.errors}"
             self._troubled = True
@@ -273,7 +278,7 @@ class Life:
     def reconcile(self) -> None:
         def run() -> None:
             report = reconcile_provider(
-                self.world.data, self.world.client, ledger=self.world.ledger, now=self.world.now()
+                self.world.data, self.world.provider, ledger=self.world.ledger, now=self.world.now()
             )
             if not report.errors and not report.skipped:
                 self._count_orphans()
@@ -361,14 +366,14 @@ class Life:
         world.emulator.clear_faults()
         self.guard_alive = True
         for job in world.ledger.find(FineTuneJob, state=ACTIVE_STATES):
-            self._attempt(lambda job=job: cancel_fine_tune(world.client, world.ledger, job.id, now=world.now()))  # type: ignore[misc]
+            self._attempt(lambda job=job: cancel_fine_tune(world.provider, world.ledger, job.id, now=world.now()))  # type: ignore[misc]
             if world.ledger.get(FineTuneJob, job.id).state in ACTIVE_STATES:
                 self._attempt(lambda job=job: self._follow(job.id))  # type: ignore[misc]
         for _ in range(3):
             for row in world.ledger.find(Deployment, state=("intended", *BILLABLE_STATES)):
                 self._attempt(
                     lambda row=row: undeploy_model(  # type: ignore[misc]
-                        world.client, world.ledger, row.id, now=world.now, wait=self.wait
+                        world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=self.wait)
                     )
                 )
             world.await_bill()

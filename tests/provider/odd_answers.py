@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from together import Together
 
+from provider.together.adapter import TogetherProvider
 from tests.provider.world import World
 
 HTML = "<html><body>502 Bad Gateway</body></html>"
@@ -55,8 +55,8 @@ def only(name: str, **fields: Any) -> Callable[[Any], Any]:
     return change
 
 
-def instead(world: World, path: str, answer: Any) -> Together:
-    """A client that gets this to all requests whose path ends so, without the provider being asked."""
+def instead(world: World, path: str, answer: Any) -> TogetherProvider:
+    """A provider that gets this to all requests whose path ends so, without the provider being asked."""
 
     class Transport(httpx.HTTPTransport):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -64,4 +64,4 @@ def instead(world: World, path: str, answer: Any) -> Together:
                 return super().handle_request(request)
             return httpx.Response(200, html=answer) if isinstance(answer, str) else httpx.Response(200, json=answer)
 
-    return world.client.with_options(http_client=httpx.Client(transport=Transport()))
+    return TogetherProvider(world.client.with_options(http_client=httpx.Client(transport=Transport())))

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from provider.completions import complete_many
 from provider.errors import LONGEST_MESSAGE, ProviderRefused, brief
+from provider.hardware import compare_hardware, price_of, read_hardware
+from provider.lifecycle.fine_tunes import submit_fine_tune
+from provider.port import Sampling
+from provider.together.adapter import TogetherProvider
 from provider.together.client import INFERENCE_URL, asynchronous, connect, inference_url
-from provider.together.completions import Sampling, complete_many
-from provider.together.fine_tunes import submit_fine_tune
-from provider.together.hardware import compare_hardware, read_hardware
-from provider.together.prices import lora_rank, price_of
+from provider.together.prices import lora_rank
 from provider.together.serving_configs import ServingConfig, fittest
 from storage.ledger.rows import Deployment
 from tests.provider.world import World, conversation
@@ -139,7 +141,7 @@ def test_chat_goes_to_the_host_that_is_made_for_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", send)
     monkeypatch.delenv("TOGETHER_BASE_URL", raising=False)
     client = connect(provider="together", base_url=url, api_key="key", project_id="proj_1")
-    (answer,) = complete_many(client, "p/e", [conversation("hi")[:2]], Sampling(max_tokens=1))
+    (answer,) = complete_many(TogetherProvider(client), "p/e", [conversation("hi")[:2]], Sampling(max_tokens=1))
     assert answer.error is not None
     assert asked == [host]
     assert client.base_url.host == host.replace("api-inference", "api")
@@ -193,5 +195,5 @@ def test_the_price_is_asked_for_the_rank_that_is_trained(world: World) -> None:
             response._content = json.dumps(answer).encode()
 
     world.client._client.event_hooks = {"request": [note], "response": [limit]}
-    submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     assert sent["estimate-price"]["lora_r"] == sent["fine-tunes"]["lora_r"] == 16

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from provider.completions import complete_many
 from provider.errors import NotServable, ProviderRefused, ProviderSettingsError, ProviderUnavailable
+from provider.hardware import instance_price
 from provider.lifecycle.routes import keep_models, publish_route, renew_lease, routed_models
+from provider.port import Sampling
 from provider.together.client import connect, provider_url
-from provider.together.completions import Sampling, complete_many
-from provider.together.prices import hourly_prices, instance_price
+from provider.together.prices import hourly_prices
 from provider.together.tiers import TIERS, resolve_tier
 from reasoning.errors import RoutesError
 from reasoning.serving.routes import Arm, Route, read_routes
@@ -93,10 +95,10 @@ def test_tiers_take_the_first_that_can_be_trained_and_served(world: World, monke
 
 
 def test_prices_are_read_and_unknown_ones_refused(world: World) -> None:
-    assert instance_price(world.client, "1xnvidia-h100-80gb") == Decimal("5.49")
+    assert instance_price(world.provider, "1xnvidia-h100-80gb") == Decimal("5.49")
     assert hourly_prices(world.client)["1xnvidia-b200-180gb"] == Decimal("8.99")
     with pytest.raises(PriceUnknown, match="lists no price for 1xmystery"):
-        instance_price(world.client, "1xmystery")
+        instance_price(world.provider, "1xmystery")
 
 
 def test_a_question_that_fails_does_not_lose_the_others(world: World) -> None:
@@ -105,7 +107,7 @@ def test_a_question_that_fails_does_not_lose_the_others(world: World) -> None:
     world.emulator.fault(503, "POST /v1/chat/completions")
     seen: list[float] = []
     answers = complete_many(
-        world.client,
+        world.provider,
         row.served_name,
         [conversation("hi")[:2]] * 5,
         Sampling(max_tokens=10),
@@ -117,7 +119,7 @@ def test_a_question_that_fails_does_not_lose_the_others(world: World) -> None:
 
 async def test_questions_may_be_asked_from_an_event_loop(world: World) -> None:
     row = world.deploy()
-    (answer,) = complete_many(world.client, row.served_name, [conversation("hi")[:2]], Sampling(max_tokens=10))
+    (answer,) = complete_many(world.provider, row.served_name, [conversation("hi")[:2]], Sampling(max_tokens=10))
     assert answer.error is None
 
 

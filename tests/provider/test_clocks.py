@@ -10,20 +10,22 @@ from typing import Any
 import httpx
 import pytest
 
+from provider.clock import TOLERANCE, provider_clock, time_from_headers
 from provider.lifecycle.deployments import deploy_model
-from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
-from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
-from provider.lifecycle.routes import LEASE, publish_route, routed_models
-from provider.lifecycle.shutdown import undeploy_model
-from provider.lifecycle.status import alerts
-from provider.together.clock import TOLERANCE, ask_time, provider_clock, time_from_headers
-from provider.together.fine_tunes import (
+from provider.lifecycle.fine_tunes import (
     PENDING_LONG,
     cancel_fine_tune,
     follow_fine_tune,
     submit_fine_tune,
     sync_fine_tune,
 )
+from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
+from provider.lifecycle.routes import LEASE, publish_route, routed_models
+from provider.lifecycle.shutdown import undeploy_model
+from provider.lifecycle.status import alerts
+from provider.pace import Pace
+from provider.together.clock import ask_time
 from reasoning.errors import RoutesError
 from reasoning.serving.lease import RoutesLease
 from reasoning.serving.routes import Arm, Route, read_routes
@@ -36,11 +38,11 @@ OFFSETS = [timedelta(hours=2), timedelta(hours=-2), timedelta(days=3), timedelta
 
 
 def tick(world: World, offset: timedelta = timedelta(0)) -> GuardReport:
-    return guard_costs(world.data, world.client, ledger=world.ledger, now=world.now() + offset)
+    return guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now() + offset)
 
 
 def reconcile(world: World, offset: timedelta = timedelta(0)) -> ReconcileReport:
-    return reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now() + offset)
+    return reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now() + offset)
 
 
 def serve(world: World) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def test_no_lease_beyond_the_maximum_is_written(world: World) -> None:
             Layout(world.data).routes, "planning", Route((Arm("original", "original", 1.0),)), lease=timedelta(hours=2)
         )
     report = guard_costs(
-        world.data, world.client, ledger=world.ledger, now=world.now(), policy=GuardPolicy(lease=timedelta(hours=2))
+        world.data, world.provider, ledger=world.ledger, now=world.now(), policy=GuardPolicy(lease=timedelta(hours=2))
     )
     assert report.lease == "left"
     assert "at most 1:00:00" in report.errors[0]
@@ -131,11 +133,11 @@ def test_a_life_by_a_wrong_clock_is_charged_to_the_minute(world: World, offset: 
     def now() -> datetime:
         return world.now() + offset
 
-    row = deploy_model(world.client, world.ledger, model_id, poll_seconds=1, now=now, wait=world.wait)
+    row = deploy_model(world.provider, world.ledger, model_id, pace=Pace(poll_seconds=1, now=now, wait=world.wait))
     for _ in range(3):
         world.minutes(5)
         tick(world)
-    undeploy_model(world.client, world.ledger, row.id, drain_seconds=0, now=now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, drain_seconds=0, pace=Pace(now=now, wait=world.wait))
     assert 15 * HOURLY / 60 <= world.ledger.spent() <= 17 * HOURLY / 60
     assert world.emulator.bill({row.remote_id}) <= world.ledger.spent()
 
@@ -147,15 +149,15 @@ def test_a_training_by_a_wrong_clock_counts_in_the_provider_s_day(world: World, 
     def now() -> datetime:
         return world.now() + offset
 
-    job = submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=now, wait=world.wait)
-    follow_fine_tune(world.client, world.ledger, job.id, poll_seconds=1, now=now, wait=world.wait)
+    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=Pace(now=now, wait=world.wait))
+    follow_fine_tune(world.provider, world.ledger, job.id, pace=Pace(poll_seconds=1, now=now, wait=world.wait))
     assert world.ledger.spent("day", now=world.now()) == 4
     assert world.ledger.spent("day", now=now()) == 0
 
 
 def test_a_small_difference_is_none(world: World) -> None:
     now = world.now() + TOLERANCE / 2
-    assert provider_clock(world.client, now, seen=None)() == now
+    assert provider_clock(world.provider, now, seen=None)() == now
     assert tick(world, TOLERANCE / 2).warnings == []
 
 
@@ -199,20 +201,16 @@ def test_a_provider_clock_that_jumps_days_ahead_charges_and_ends_nothing(world: 
     assert "none that can be believed" in report.errors[-1]
     assert (report.actions, report.adjustments) == ([], [])
     (row,) = world.ledger.find(Deployment)
-    undeploy_model(world.client, world.ledger, row.id, drain_seconds=0, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, drain_seconds=0, pace=Pace(now=world.now, wait=world.wait))
     assert world.ledger.spent() <= spent + 9 * HOURLY / 60
     world.revive()
 
 
 def test_a_job_that_is_pending_for_days_is_said_with_what_ends_it(world: World) -> None:
     world.emulator.fault("training_slow", seconds=30)
-    blocker = submit_fine_tune(
-        world.client, world.ledger, world.upload("first").id, tier="small", now=world.now, wait=world.wait
-    )
-    waiting = submit_fine_tune(
-        world.client, world.ledger, world.upload("second").id, tier="small", now=world.now, wait=world.wait
-    )
-    waiting = sync_fine_tune(world.client, world.ledger, waiting.id, now=world.now())
+    blocker = submit_fine_tune(world.provider, world.ledger, world.upload("first").id, tier="small", pace=world.pace)
+    waiting = submit_fine_tune(world.provider, world.ledger, world.upload("second").id, tier="small", pace=world.pace)
+    waiting = sync_fine_tune(world.provider, world.ledger, waiting.id, now=world.now())
     assert waiting.remote_state in ("pending", "queued")
     assert alerts(world.data, now=world.now()) == tick(world).warnings == []
     world.emulator.advance((PENDING_LONG * 2.5).total_seconds())
@@ -222,4 +220,4 @@ def test_a_job_that_is_pending_for_days_is_said_with_what_ends_it(world: World) 
     assert f"reasoning models cancel {waiting.id}" in said[0] and "2.5 days" in said[0] and "$4.00" in said[0]
     assert said[0] in alerts(world.data, now=world.now())
     for job in (waiting, blocker):  # frees the emulator's trainer
-        cancel_fine_tune(world.client, world.ledger, job.id, now=world.now())
+        cancel_fine_tune(world.provider, world.ledger, job.id, now=world.now())

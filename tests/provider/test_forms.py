@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import together
 
+from provider.completions import complete_many
 from provider.errors import (
     DeploymentFailed,
     KeyRefused,
@@ -28,7 +29,8 @@ from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.routes import publish_route, routed_models
 from provider.lifecycle.shutdown import begin_shutdown, undeploy_model
 from provider.lifecycle.status import model_status
-from provider.together.completions import Sampling, complete_many
+from provider.pace import Pace
+from provider.port import Sampling
 from provider.together.tiers import resolve_tier
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import RoutesError
@@ -54,11 +56,12 @@ FORMS = [
 
 
 def guard(world: World) -> GuardReport:
-    return guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    return guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
 
 
 def undeploy(world: World, row: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return undeploy_model(world.client, world.ledger, row.id, now=world.now, wait=world.wait, **options)
+    pace = Pace(now=world.now, wait=world.wait, timeout=options.pop("timeout", None))
+    return undeploy_model(world.provider, world.ledger, row.id, pace=pace, **options)
 
 
 def remote(world: World, row: dict[str, Any]) -> Any:
@@ -82,7 +85,7 @@ def test_a_model_is_served_watched_and_stopped_in_every_form(world: World, forms
     assert world.ledger.get(Deployment, row.id).state == "ready"
     kind = get_decision_type("should_respond")
     (answer,) = complete_many(
-        world.client,
+        world.provider,
         row.served_name,
         [conversation("hi")[:2]],
         Sampling(max_tokens=kind.max_tokens, fields=kind.request_fields),
@@ -305,12 +308,12 @@ def by_budget(world: World, row: dict[str, Any]) -> None:
 
 def by_dead_guard(world: World, row: dict[str, Any]) -> None:
     world.minutes(40)
-    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())
 
 
 def by_orphan(world: World, row: dict[str, Any]) -> None:
     forget(world)
-    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())
 
 
 def by_wish(world: World, row: dict[str, Any]) -> None:
@@ -335,7 +338,9 @@ def test_a_roll_back_does_not_hang_on_the_traffic(world: World) -> None:
     world.emulator.forms(traffic="refused")
     world.emulator.fault("slow_cold_start", seconds=900)
     with pytest.raises(DeploymentFailed):
-        deploy_model(world.client, world.ledger, model_id, timeout=timedelta(0), now=world.now, wait=world.wait)
+        deploy_model(
+            world.provider, world.ledger, model_id, pace=Pace(timeout=timedelta(0), now=world.now, wait=world.wait)
+        )
     assert world.ours() == []
 
 
@@ -442,7 +447,7 @@ def fail(world: World) -> dict[str, Any]:
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        deploy_model(world.client, world.ledger, model_id, now=world.now, wait=die)
+        deploy_model(world.provider, world.ledger, model_id, pace=Pace(now=world.now, wait=die))
     world.next_hours(7)
     return world.ledger.find(Deployment, model_id=model_id)[0]
 
@@ -468,7 +473,7 @@ def test_a_failed_deployment_is_told_and_cleared_by_the_guard(world: World, form
 def test_a_failed_deployment_is_cleared_by_undeploy(world: World, forms: dict[str, str]) -> None:
     world.emulator.forms(**forms)
     row = fail(world)
-    sync_deployment(world.client, world.ledger, row.id, now=world.now)
+    sync_deployment(world.provider, world.ledger, row.id, now=world.now)
     (status,) = model_status(world.data, now=world.now())
     assert status["deployment_state"] == "failed"
     remedy = f"The guard deletes it, or `reasoning undeploy {row.model_id}` does"
@@ -482,7 +487,9 @@ def test_a_failed_deployment_is_cleared_by_the_deploy_that_waited_for_it(world: 
     model_id = world.model()
     world.emulator.fault("no_capacity")
     with pytest.raises((DeploymentFailed, NoCapacity)):
-        deploy_model(world.client, world.ledger, model_id, poll_seconds=7 * 3600, now=world.now, wait=world.wait)
+        deploy_model(
+            world.provider, world.ledger, model_id, pace=Pace(poll_seconds=7 * 3600, now=world.now, wait=world.wait)
+        )
     assert world.ours() == []
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
@@ -556,7 +563,9 @@ def test_a_revoked_key_withdraws_the_route_and_leaves_the_wish_to_the_guard(worl
 def test_without_a_provider_route_and_wish_are_taken_down_all_the_same(world: World) -> None:
     row = world.deploy()
     route(world, row)
-    undeploy_model(None, world.ledger, row.id, routes_path=world.data / "routes.json", drain_seconds=0, now=world.now)
+    undeploy_model(
+        None, world.ledger, row.id, routes_path=world.data / "routes.json", drain_seconds=0, pace=Pace(now=world.now)
+    )
     assert routed_models(world.data / "routes.json", now=world.now()) == frozenset()
     assert world.ledger.get(Deployment, row.id).state == "draining"
     guard(world)

@@ -19,14 +19,16 @@ import pytest
 import sqlalchemy as sa
 
 from provider.errors import ProviderUnavailable
+from provider.lifecycle.fine_tunes import cancel_fine_tune, resume_fine_tune, submit_fine_tune
 from provider.lifecycle.guard import RUNNING_STATES, GuardPolicy, GuardReport, guard_costs
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.routes import LEASE, publish_route, routed_models
 from provider.lifecycle.shutdown import begin_shutdown, undeploy_model
 from provider.lifecycle.status import cost_report, model_status
 from provider.money.metering import runway_usd
+from provider.pace import Pace
+from provider.together.adapter import TogetherProvider
 from provider.together.client import connect
-from provider.together.fine_tunes import cancel_fine_tune, resume_fine_tune, submit_fine_tune
 from reasoning.ids import uuid7
 from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision
@@ -45,7 +47,7 @@ RATE = Decimal("5.49")
 
 def guard(world: World, **options) -> GuardReport:
     before, now = world.ledger.spent(), world.now()
-    report = guard_costs(world.data, world.client, ledger=world.ledger, now=now, **options)
+    report = guard_costs(world.data, world.provider, ledger=world.ledger, now=now, **options)
     if not report.skipped and not report.errors:
         assert report.budgets == world.ledger.budgets(now)
         assert report.charged_usd == world.ledger.spent() - before
@@ -130,7 +132,7 @@ def test_two_guards_at_once_are_harmless(world: World) -> None:
 
     def run() -> None:
         with open_ledger(world.data) as ledger:
-            reports.append(guard_costs(world.data, world.client, ledger=ledger, now=now))
+            reports.append(guard_costs(world.data, world.provider, ledger=ledger, now=now))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -141,7 +143,7 @@ def test_two_guards_at_once_are_harmless(world: World) -> None:
     assert world.ledger.spent() - spent == 7 * RATE / 60
     assert world.ledger.get(Deployment, row.id).state == "ready"
     with world.ledger.exclusive("guard"):
-        assert guard_costs(world.data, world.client, now=now).skipped
+        assert guard_costs(world.data, world.provider, now=now).skipped
 
 
 def test_idle_is_measured_from_the_decision_log(world: World) -> None:
@@ -175,7 +177,7 @@ def test_what_never_gets_ready_is_given_up_when_who_deployed_it_died(world: Worl
     with pytest.raises(Killed):
         world.deploy(model_id)
     world.revive()
-    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())  # finds it
+    reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())  # finds it
     for _ in range(3):
         world.minutes(10)
         report = guard(world, policy=GuardPolicy(idle=timedelta(minutes=5)))
@@ -245,7 +247,7 @@ def test_an_emergency_stops_in_one_tick_and_cancels_what_waits(world: World) -> 
     running = world.upload("dataset-2").id
     waiting = world.upload("dataset-3").id
     jobs = [
-        submit_fine_tune(world.client, world.ledger, dataset, tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.provider, world.ledger, dataset, tier="small", pace=world.pace)
         for dataset in (running, waiting)
     ]
     while world.client.fine_tuning.retrieve(jobs[0].remote_id).status != "running":  # one at a time
@@ -261,7 +263,7 @@ def test_an_emergency_stops_in_one_tick_and_cancels_what_waits(world: World) -> 
     assert second.state in ("cancelling", "cancelled")
     assert any("cancelled" in action and second.suffix in action for action in report.actions)
     assert first.state == "running"  # its money was reserved when it began
-    cancel_fine_tune(world.client, world.ledger, first.id, now=world.now())  # frees the emulator's trainer
+    cancel_fine_tune(world.provider, world.ledger, first.id, now=world.now())  # frees the emulator's trainer
 
 
 def test_a_budget_of_one_type_stops_only_that_type(world: World) -> None:
@@ -304,7 +306,7 @@ def test_an_unreachable_provider_lets_the_lease_run_out(world: World) -> None:
     assert (report.lease, report.errors) == ("left", ["the provider cannot be reached"])
     world.minutes(2)
     assert routed(world) == frozenset()
-    down = world.client.with_options(base_url="http://127.0.0.1:9", max_retries=0)
+    down = TogetherProvider(world.client.with_options(base_url="http://127.0.0.1:9", max_retries=0))
     report = guard_costs(world.data, down, ledger=world.ledger, now=world.now())
     assert report.lease == "left"
     assert "no answer from the provider" in report.errors[0]
@@ -351,7 +353,7 @@ def test_a_ledger_that_cannot_be_written_stops_what_it_cannot_meter(world: World
     guard(world)
     assert world.ours() == []
     world.await_bill()
-    reconciled = reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    reconciled = reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert reconciled.errors == []
     assert world.ledger.spent() == world.emulator.bill({row.remote_id}) <= 14 * RATE / 60
 
@@ -471,7 +473,7 @@ def test_a_reservation_that_was_released_meanwhile_does_not_open_again(
         if rows and where.get("state") == RUNNING_STATES:
             monkeypatch.undo()
             with open_ledger(world.data) as other:
-                undeploy_model(world.client, other, row.id, now=world.now, wait=world.wait)
+                undeploy_model(world.provider, other, row.id, pace=Pace(now=world.now, wait=world.wait))
         return rows
 
     monkeypatch.setattr(world.ledger, "find", undeploy_after_the_look)
@@ -487,7 +489,12 @@ def test_many_hands_that_end_it_at_once_are_harmless(world: World) -> None:
     def end() -> None:
         try:
             with open_ledger(world.data) as ledger, contextlib.closing(connect(base_url=world.emulator.url)) as client:
-                undeploy_model(client, ledger, row.id, now=world.now, wait=world.wait, poll_seconds=0.1)
+                undeploy_model(
+                    TogetherProvider(client),
+                    ledger,
+                    row.id,
+                    pace=Pace(now=world.now, wait=world.wait, poll_seconds=0.1),
+                )
         except Exception as error:
             errors.append(error)
 
@@ -527,14 +534,14 @@ def test_what_was_intended_is_not_sent_once_other_things_have_spent_the_budget(w
     world.ledger.set_budget("total", world.ledger.spent() + 10)
     world.emulator.fault(503, "GET /v1/fine-tunes", times=100)
     with pytest.raises(ProviderUnavailable):
-        submit_fine_tune(world.client, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     world.emulator.clear_faults()
     world.ledger.charge("endpoint", "7", key="more than was reserved", what="test", now=world.now())
     (job,) = world.ledger.find(FineTuneJob, state="intended")
     with pytest.raises(BudgetExceeded, match=r"needs \$4.00, but .* \$10.00 \$7.00 is spent by now"):
-        resume_fine_tune(world.client, world.ledger, job.id, now=world.now, wait=world.wait)
+        resume_fine_tune(world.provider, world.ledger, job.id, pace=world.pace)
     world.minutes(10)
-    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert world.ledger.get(FineTuneJob, job.id).state == "abandoned"
     assert world.ledger.reservation(job.reservation_id).state == "released"
     assert world.ledger.get(Model, model_id).state == "trained"

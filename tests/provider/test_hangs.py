@@ -12,13 +12,14 @@ import pytest
 
 from provider.errors import CreationInDoubt, DeploymentFailed, NotReady, ProviderUnavailable
 from provider.lifecycle.deployments import deploy_model
+from provider.lifecycle.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.status import model_status
+from provider.lifecycle.uploads import upload_dataset
+from provider.pace import Pace
 from provider.together.client import connect
-from provider.together.files import upload_dataset
-from provider.together.fine_tunes import cancel_fine_tune, follow_fine_tune, submit_fine_tune
 from storage.ledger.rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.world import Killed, World
 
@@ -42,21 +43,25 @@ def hanging(world: World, match: str) -> Iterator[World]:
 
 
 def submit(world: World, dataset_id: str) -> str:
-    return submit_fine_tune(world.client, world.ledger, dataset_id, tier="small", now=world.now, wait=world.wait).id
+    return submit_fine_tune(world.provider, world.ledger, dataset_id, tier="small", pace=world.pace).id
 
 
 def undeploy(world: World, deployment_id: str, **options: Any) -> dict[str, Any]:
     return undeploy_model(
-        world.client, world.ledger, deployment_id, drain_seconds=0, now=world.now, wait=world.wait, **options
+        world.provider,
+        world.ledger,
+        deployment_id,
+        drain_seconds=0,
+        pace=Pace(now=world.now, wait=world.wait, **options),
     )
 
 
 def reconcile(world: World) -> None:
-    reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now())
+    reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())
 
 
 def follow(world: World, job_id: str) -> None:
-    follow_fine_tune(world.client, world.ledger, job_id, poll_seconds=1, now=world.now, wait=world.wait)
+    follow_fine_tune(world.provider, world.ledger, job_id, pace=world.pace)
 
 
 @pytest.mark.parametrize("match", ["POST /v1/files", "PUT *", "POST /v1/files/*/preprocess", "GET /v1/files/*"])
@@ -64,7 +69,7 @@ def test_an_upload_ends_and_is_taken_up_again(world: World, match: str) -> None:
     folder = world.write_dataset()
 
     def upload() -> str:
-        return upload_dataset(world.client, world.ledger, folder, now=world.now, wait=world.wait).state
+        return upload_dataset(world.provider, world.ledger, folder, pace=world.pace).state
 
     with hanging(world, match), pytest.raises(UNANSWERED):
         upload()
@@ -79,7 +84,7 @@ def test_a_fine_tune_ends_and_is_taken_up_again(world: World, match: str) -> Non
         submit(world, dataset.id)
     job_id = submit(world, dataset.id)
     with hanging(world, "POST /v1/fine-tunes/*/cancel"), pytest.raises(UNANSWERED):
-        cancel_fine_tune(world.client, world.ledger, job_id, now=world.now())
+        cancel_fine_tune(world.provider, world.ledger, job_id, now=world.now())
     follow(world, job_id)
     assert len(world.our_jobs()) == len(world.ledger.find(FineTuneJob)) == 1
 
@@ -88,7 +93,9 @@ def test_a_fine_tune_ends_and_is_taken_up_again(world: World, match: str) -> Non
 def test_a_deployment_ends_in_doubt_and_is_taken_down(world: World, match: str) -> None:
     model_id = world.model()
     with hanging(world, match), pytest.raises(UNANSWERED):
-        deploy_model(world.client, world.ledger, model_id, timeout=timedelta(0), now=world.now, wait=world.wait)
+        deploy_model(
+            world.provider, world.ledger, model_id, pace=Pace(timeout=timedelta(0), now=world.now, wait=world.wait)
+        )
     reconcile(world)
     assert world.ours() == []
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
@@ -106,7 +113,7 @@ def test_an_undeployment_ends_and_is_taken_up_again(world: World) -> None:
 def test_guards_and_reconciliations_end_and_say_so(world: World) -> None:
     row = world.deploy()
     with hanging(world, "GET *"):
-        report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+        report = guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
         assert "no answer from the provider" in report.errors[0]
         with pytest.raises(ProviderUnavailable):
             reconcile(world)
@@ -114,7 +121,7 @@ def test_guards_and_reconciliations_end_and_say_so(world: World) -> None:
     world.minutes(12)
     (status,) = model_status(world.data, now=world.now())
     assert (status["deployment_state"], status["enabled"]) == ("unknown", False)
-    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert model_status(world.data, now=world.now())[0]["deployment_state"] == "ready"
     assert world.ledger.get(Deployment, row.id).state == "ready"
 

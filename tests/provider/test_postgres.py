@@ -43,14 +43,14 @@ def world(
 
 def test_guards_and_reconciliation_on_postgresql(world: World, ledger_url: str) -> None:
     row = world.deploy()
-    guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
     spent = world.ledger.spent()
     world.minutes(7)
     now, reports = world.now(), list[GuardReport]()
 
     def tick() -> None:
         with open_ledger(ledger_url) as ledger:
-            reports.append(guard_costs(world.data, world.client, ledger=ledger, now=now))
+            reports.append(guard_costs(world.data, world.provider, ledger=ledger, now=now))
 
     threads = [threading.Thread(target=tick) for _ in range(4)]
     for thread in threads:
@@ -66,7 +66,7 @@ def test_guards_and_reconciliation_on_postgresql(world: World, ledger_url: str) 
     assert killed == -signal.SIGKILL
     with world.ledger.exclusive("guard", wait=True):  # its lock ends with it, once the server has noticed
         pass
-    report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    report = guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert (report.skipped, report.charged_usd) == (False, 5 * MINUTE)
 
     def cut(_: object) -> None:
@@ -81,17 +81,17 @@ def test_guards_and_reconciliation_on_postgresql(world: World, ledger_url: str) 
     world.minutes(2)
     world.client._client.event_hooks = {"request": [cut]}
     spent = world.ledger.spent()
-    report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    report = guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
     (error,) = report.errors
     assert "make the database reachable, then run the same again" in error
-    report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    report = guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert (report.errors, world.ledger.spent() - spent) == ([], 2 * MINUTE)
 
     world.ledger.set_budget("total", world.ledger.spent())
-    report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    report = guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert report.level == "stop"
     assert world.ours() == []
     world.await_bill()
-    assert reconcile_provider(world.data, world.client, ledger=world.ledger, now=world.now()).errors == []
+    assert reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now()).errors == []
     assert world.ledger.spent() == world.emulator.bill({row.remote_id})
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0

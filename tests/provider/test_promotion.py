@@ -41,7 +41,7 @@ def _promote_and_die(world: World, row: Deployment) -> None:
 
 
 def guard(world: World) -> list[str]:
-    report = guard_costs(world.data, world.client, ledger=world.ledger, now=world.now())
+    report = guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert report.errors == []
     return report.actions
 
@@ -85,7 +85,7 @@ def test_what_was_taken_down_does_not_come_back(
 ) -> None:
     row = deploy(world)
     promote_model(world.data, str(row.model_id), PromoteSettings(force=True), now=world.now())
-    monkeypatch.setattr("pipeline.models.connect", lambda: world.client)
+    monkeypatch.setattr("pipeline.models.open_provider", lambda: world.provider)
     take_down(world.data, str(row.model_id), why="test", now=world.now)
     (world.data / "routes.json").unlink()
     guard(world)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provider.together.usage import Bill, Objects, _aliases, _kind_of, _names_somebody, _read_window
+from provider.port import Bill, Objects
+from provider.together.usage import _aliases, _kind_of, _names_somebody, _read_window
 from storage.ledger.money import LARGEST_USD
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)

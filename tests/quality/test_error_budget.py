@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from quality.errors import EvaluationError
 from quality.evaluation.error_budget import Allowance, allow, read_trial
 from quality.evaluation.evaluate import Answer, evaluate
 from quality.evaluation.intervals import Estimate
 from quality.evaluation.objectives import Objective, load_objective
-from quality.evaluation.promotion import judge
+from quality.evaluation.promotion import Prospect, detectable, episodes_to_detect, judge, prospect_notes
 from reasoning.decision_types import get_decision_type
 from tests.quality.conftest import NOW
 from tests.quality.test_evaluation import _rows
@@ -147,7 +149,7 @@ def test_an_objective_is_what_a_model_is_judged_by(tmp_path):
         ('metric = "utility"\ncosts = { RESPOND = { DANCE = 1 } }', "'DANCE' is no answer"),
         ('metric = "utility"\ncosts = { RESPOND = 3 }', "a table of tables"),
         ("error_budget = 2", "within 0..1"),
-        ("budget = 2", "known are costs, error_budget, metric"),
+        ("budget = 2", "budget is not known"),
     ],
 )
 def test_an_objective_that_makes_no_sense(tmp_path, text, message):
@@ -155,3 +157,17 @@ def test_an_objective_that_makes_no_sense(tmp_path, text, message):
     file.write_text(f"[objectives.should_respond]\n{text}\n")
     with pytest.raises(EvaluationError, match=message):
         load_objective(KIND, file)
+
+
+def test_what_a_holdout_can_show_is_said_before_training():
+    few = Prospect(rows=150, episodes=30, independent=True, original_answers=20, original_cost_usd=0.001)
+    notes = prospect_notes(few)
+    assert notes[0].startswith("With 30 episodes in the holdout, an improvement of 10 points is seen")
+    assert "answered 20 of 150 rows" in notes[1]
+    needed = episodes_to_detect(0.05)
+    assert detectable(needed) <= 0.05 < detectable(needed - 1)
+    # What is said is what comes: simulated verdicts on holdouts of that size.
+    rng = np.random.default_rng(4)
+    values = 0.05 + 0.17 * rng.standard_normal((2000, needed))
+    low = values.mean(axis=1) - stats.t.ppf(1 - 0.05 / 3, needed - 1) * values.std(axis=1, ddof=1) / needed**0.5
+    assert 0.77 < (low > 0).mean() < 0.83

@@ -11,6 +11,7 @@ from sklearn import metrics as reference
 
 from quality.errors import EvaluationError
 from quality.evaluation.evaluate import Answer, Label, evaluate
+from quality.evaluation.objectives import Objective
 from quality.evaluation.promotion import judge
 from quality.evaluation.thresholds import choose_threshold
 from storage.ledger.ledger import open_ledger
@@ -303,3 +304,18 @@ def test_the_threshold_is_zero_where_the_original_is_no_help():
     )
     with pytest.raises(EvaluationError, match="as many answers"):
         choose_threshold("should_respond", labels, answers["candidate"][:-1], answers["original"])
+
+
+def test_the_threshold_keeps_within_an_error_budget():
+    labels, answers = _rows(episodes=400, candidate=0.8)
+    found = choose_threshold(
+        "should_respond", labels, answers["candidate"], answers["original"], Objective(error_budget=0.1)
+    )
+    assert found.chosen.errors_at_most <= 0.1
+    before = found.curve[found.curve.index(found.chosen) - 1]
+    assert before.errors_at_most > 0.1
+    assert found.chosen.coverage < before.coverage
+    assert f"answers {found.chosen.coverage:.0%} of the questions" in found.describe()
+    impossible = Objective(error_budget=0.0)
+    last = choose_threshold("should_respond", labels, answers["candidate"], answers["original"], impossible)
+    assert last.chosen == last.curve[-1]

@@ -6,16 +6,19 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
+from quality.errors import EvaluationError
 from quality.evaluation.live import LivePolicy, Observations, Stream, decide
 from quality.evaluation.observations import observe
+from quality.evaluation.policies import load_policy
 from quality.evaluation.sequential import Scores
+from reasoning.decision_types import get_decision_type
 from tests.quality.log import START, conversations, land, records
 
 EXPERIMENT = "should_respond-m1"
 WRONG = {"RESPOND": "IGNORE", "IGNORE": "RESPOND"}
 
 
-def _served(data, *, right, weight=0.1, episodes=100, shadow=False, labelled=True, valid=1.0, late=timedelta(0)):
+def serve(data, *, right, weight=0.1, episodes=100, shadow=False, labelled=True, valid=1.0, late=timedelta(0)):
     """A canary: of each episode one side was drawn by `weight`; the model is right with the probability `right`."""
     rng = random.Random(5)
     turns = conversations(episodes, labelled=labelled)
@@ -47,7 +50,7 @@ def _decide(data, now, *, stage="canary", policy=None):
 
 
 def test_a_canary_whose_answers_are_valid_and_all_wrong_is_withdrawn(tmp_path):
-    now = _served(tmp_path / "data", right=0.0, weight=0.3)
+    now = serve(tmp_path / "data", right=0.0, weight=0.3)
     found = _decide(tmp_path / "data", now)
     assert found.action == "withdraw"
     assert "worse than the fallback" in found.reason
@@ -55,7 +58,7 @@ def test_a_canary_whose_answers_are_valid_and_all_wrong_is_withdrawn(tmp_path):
 
 
 def test_a_good_model_with_the_fallback_in_its_shadow_is_promoted_and_held(tmp_path):
-    now = _served(tmp_path / "data", right=0.97, weight=0.9, shadow=True)
+    now = serve(tmp_path / "data", right=0.97, weight=0.9, shadow=True)
     found = _decide(tmp_path / "data", now)
     assert (found.action, found.numbers["design"]) == ("promote", "shadow")
     assert found.numbers["low"] > 0
@@ -63,14 +66,14 @@ def test_a_good_model_with_the_fallback_in_its_shadow_is_promoted_and_held(tmp_p
 
 
 def test_labels_that_come_late_count_when_they_come(tmp_path):
-    now = _served(tmp_path / "data", right=0.0, weight=0.9, shadow=True, late=timedelta(days=3))
+    now = serve(tmp_path / "data", right=0.0, weight=0.9, shadow=True, late=timedelta(days=3))
     early = _decide(tmp_path / "data", now - timedelta(days=3))
     assert early.numbers["labelled"] < 500
     assert _decide(tmp_path / "data", now + timedelta(days=3)).action == "withdraw"
 
 
 def test_the_scores_of_the_past_never_change_as_labels_come(tmp_path):
-    _served(tmp_path / "data", right=0.8, weight=0.5)
+    serve(tmp_path / "data", right=0.8, weight=0.5)
     last = Scores.within(np.empty(0))
     for hours in (50, 51.5, 130, 300):
         seen = observe(tmp_path / "data", "should_respond", EXPERIMENT, since=START, now=START + timedelta(hours=hours))
@@ -82,7 +85,7 @@ def test_the_scores_of_the_past_never_change_as_labels_come(tmp_path):
 
 
 def test_a_model_without_labels_is_unproven(tmp_path):
-    now = _served(tmp_path / "data", right=0.9, weight=0.9, labelled=False)
+    now = serve(tmp_path / "data", right=0.9, weight=0.9, labelled=False)
     later = now + timedelta(days=8)
     found = _decide(tmp_path / "data", later, stage="live")
     assert found.action == "shrink"
@@ -91,7 +94,7 @@ def test_a_model_without_labels_is_unproven(tmp_path):
 
 
 def test_a_model_that_fails_too_often_is_withdrawn_without_labels(tmp_path):
-    now = _served(tmp_path / "data", right=0.9, weight=0.9, labelled=False, valid=0.7)
+    now = serve(tmp_path / "data", right=0.9, weight=0.9, labelled=False, valid=0.7)
     found = _decide(tmp_path / "data", now, stage="live")
     assert found.action == "withdraw"
     assert "of its answers failed" in found.reason
@@ -140,3 +143,56 @@ def test_a_world_that_shifts_after_a_good_month_is_noticed():
     assert kept.action == "hold"
     shifted = Observations(since=START, difference=_stream(np.r_[good, bad], days=40), last_label=now)
     assert decide(shifted, LivePolicy(), stage="live", now=now).action == "withdraw"
+
+
+def test_the_policy_follows_the_evaluation_and_the_settings(tmp_path):
+    kind = get_decision_type("should_respond")
+    content = {
+        "created_at": START.isoformat(),
+        "primary": "balanced_accuracy",
+        "sources": {"candidate": {"metrics": {"balanced_accuracy": {"value": 0.85, "low": 0.8, "high": 0.9}}}},
+        "about": {"verdict": {"decision": "promote", "why": "better", "basis": "better"}},
+    }
+    none = tmp_path / "none.toml"
+    assert load_policy(kind, content, none) == LivePolicy(margin=0.0, reference=0.8)
+    content["about"]["verdict"]["basis"] = "not_worse"
+    assert load_policy(kind, content, none).margin == LivePolicy().margin
+    file = tmp_path / "reasoning.toml"
+    file.write_text('[objectives.should_respond]\nmax_cost_ratio = 0.5\nwhen_unproven = "hold"\n')
+    assert load_policy(kind, None, file) == LivePolicy(max_cost_ratio=0.5, when_unproven="hold")
+    file.write_text('[objectives.should_respond]\nwhen_unproven = "stop"\n')
+    with pytest.raises(EvaluationError, match="'stop' is not known; known are shrink, hold, withdraw"):
+        load_policy(kind, None, file)
+
+
+def test_a_challenger_is_compared_with_the_incumbent_beside_it_by_arm(tmp_path):
+    """Three arms: a tenth each for challenger and fallback, the rest the incumbent's."""
+    rng = random.Random(6)
+    shares = {"custom": 0.3, "incumbent": 0.6, "original": 0.1}
+    right = {"custom": 0.2, "incumbent": 0.9, "original": 0.2}
+    found = []
+    drawn: dict[str, str] = {}
+    for turn in conversations(160):
+        arm = drawn.setdefault(turn.episode, rng.choices(list(shares), list(shares.values()))[0])
+        answer = turn.right["action"] if rng.random() < right[arm] else WRONG[turn.right["action"]]
+        if arm == "original":
+            turn.original = {"action": answer}
+        else:
+            turn.custom, turn.original, turn.served = {"action": answer}, None, "custom"
+        turn.extra = {"experiment": EXPERIMENT}
+        for record in records(turn):
+            if hasattr(record, "arm"):
+                record.arm, record.arm_probability = arm, shares[arm]
+            found.append(record)
+        now = turn.ts + timedelta(hours=2)
+    data = tmp_path / "data"
+    land(data, [found])
+    options = {"since": START, "now": now}
+    beside = observe(data, "should_respond", EXPERIMENT, against="incumbent", **options)
+    assert beside.questions == 5 * sum(arm == "custom" for arm in drawn.values())
+    assert beside.difference.scores.mean() == pytest.approx(-0.7, abs=0.15)
+    decision = decide(beside, LivePolicy(), stage="canary", now=now)
+    assert decision.action == "withdraw"
+    assert decision.reason.startswith("worse than the incumbent")
+    alone = observe(data, "should_respond", EXPERIMENT, **options)
+    assert decide(alone, LivePolicy(), stage="canary", now=now).action == "hold"

@@ -34,8 +34,10 @@ from storage.ledger.reports import cost_report, model_history, model_status
 from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset
 from tests.forkserver import CONTEXT
 from tests.postgres import fresh_database, run_postgres
+from tests.storage.old_ledgers import forget_migrations
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+PLANNING = ChargedTo(decision_type="planning")
 OpenLedger = Callable[[], Ledger]
 
 
@@ -235,7 +237,7 @@ def test_every_state_may_be_reached_and_left_only_by_what_is_drawn() -> None:
 def test_tokens_are_charged_by_their_increase(ledger: Ledger) -> None:
     def meter(requests: int, tokens: int, cost: str) -> tuple[int, Decimal]:
         usage = {"requests": requests, "input_tokens": tokens, "output_tokens": 0}
-        return ledger.meter("m", "planning", "2026-11-22", cost_usd=cost, now=NOON, **usage)
+        return ledger.meter("m", PLANNING, "2026-11-22", cost_usd=cost, now=NOON, **usage)
 
     assert meter(2, 100, "0.10") == (2, Decimal("0.10"))
     assert meter(2, 100, "0.10") == (0, 0)
@@ -356,19 +358,7 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_what_it_holds(
         for table in ("charges", "transitions"):  # what the second one added
             trigger = f"{table}_no_truncate ON {table}" if "postgresql" in ledger_url else f"{table}_no_replace"
             connection.execute(sa.text(f"DROP TRIGGER {trigger}"))
-        for table in ("evaluations", "cycles", "promotions"):  # what the third one added
-            connection.execute(sa.text(f"DROP TABLE {table}"))
-        connection.execute(sa.text("DROP INDEX models_name"))  # what the fourth one added
-        models = ("name", "base_url", "key_variable", "logprobs", "provider")
-        for column in (*models, "input_million_nano", "output_million_nano", "hourly_nano"):
-            connection.execute(sa.text(f"ALTER TABLE models DROP COLUMN {column}"))
-        connection.execute(sa.text("ALTER TABLE deployments DROP COLUMN provider"))
-        connection.execute(sa.text("DROP TABLE sleeps"))  # what the fifth one added
-        connection.execute(sa.text("DROP INDEX deployments_replica"))
-        for column in ("role", "replica_id", "max_adapters"):
-            connection.execute(sa.text(f"ALTER TABLE deployments DROP COLUMN {column}"))
-        for column in ("adapter_object_id", "adapter_name"):
-            connection.execute(sa.text(f"ALTER TABLE models DROP COLUMN {column}"))
+        forget_migrations(connection)
         old = {"id": "m1", "state": "trained", "created_at": NOON, "updated_at": NOON}
         columns = schema.metadata.tables["models"].c
         old |= {"base_model": "b", "model_object_id": "ml_1"}
@@ -497,7 +487,7 @@ def test_reports(ledger: Ledger) -> None:
         of=ChargedTo(deployment_id=deployment, model_id=model),
     )
     ledger.meter(
-        "local/rsn-x-1", "planning", "2026-11-22", requests=10, input_tokens=5, output_tokens=6, cost_usd=0, now=NOON
+        "local/rsn-x-1", PLANNING, "2026-11-22", requests=10, input_tokens=5, output_tokens=6, cost_usd=0, now=NOON
     )
     report = cost_report(ledger, now=NOON, period="day")
     (line,) = report["models"]
@@ -514,8 +504,8 @@ def test_reports(ledger: Ledger) -> None:
     assert cost_report(ledger, now=NOON + timedelta(days=40))["total_usd"] == 0
 
     usage = {"requests": 4, "input_tokens": 5, "output_tokens": 6}
-    ledger.meter("a/strangers", "planning", "2026-11-22", cost_usd="0.20", now=NOON, **usage)
-    ledger.meter("b/strangers", "planning", "2026-11-22", cost_usd="0.20", now=NOON, **usage)
+    ledger.meter("a/strangers", PLANNING, "2026-11-22", cost_usd="0.20", now=NOON, **usage)
+    ledger.meter("b/strangers", PLANNING, "2026-11-22", cost_usd="0.20", now=NOON, **usage)
     _, strangers = cost_report(ledger, now=NOON, period="day")["models"]
     assert (strangers["model_id"], strangers["requests"], strangers["input_tokens"]) == (None, 8, 10)
     assert (strangers["total_usd"], strangers["average_usd_per_request"]) == (Decimal("0.40"), Decimal("0.05"))

@@ -29,6 +29,7 @@ from storage.ledger.lives import (
     save_evaluation,
 )
 from tests.postgres import fresh_database, run_postgres
+from tests.storage.old_ledgers import forget_migrations
 
 VERDICT = {"decision": "promote", "why": "better"}
 OLD_CYCLE = {
@@ -66,9 +67,7 @@ def old_data(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 def _make_old(data: Path) -> Path:
     with open_ledger(data) as ledger, ledger.transaction() as connection:
-        for table in ("evaluations", "cycles", "promotions"):
-            connection.execute(sa.text(f"DROP TABLE {table}"))
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+        forget_migrations(connection)
     (data / "evaluations").mkdir(parents=True)
     for number, model_id in (("e1", "m1"), ("e2", "m1"), ("e3", "m2")):
         content: dict[str, Any] = {

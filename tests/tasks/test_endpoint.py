@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from pipeline.money import guard, reconcile
 from pipeline.parameters import PromoteSettings, RegisterSettings
 from pipeline.promotion import promote_model
 from pipeline.registration import register_model, unregister_model
-from provider.endpoint.adapter import open_endpoints
+from provider.endpoint.adapter import EndpointProvider
 from provider.errors import (
     AccessDenied,
     KeyRefused,
@@ -49,6 +50,7 @@ from storage.log.land import land_decisions
 from storage.progress import Progress
 from tests.cli.test_commands import failure, reasoning
 from tests.reasoning.conftest import Hangup, ModelServer, Request, http
+from tests.storage.logs import make_decision, write_segment
 from tests.tasks.rooms import write_log
 
 KEY = "vk-0123456789abcdef"
@@ -112,11 +114,23 @@ def vllm() -> Iterator[Vllm]:
     server.close()
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a log and a dataset of it."""
+    folder = tmp_path_factory.mktemp("exported") / "data"
+    Layout(folder).create()
+    write_log(folder, episodes=110, turns=4, until=datetime.now(UTC))
+    land_decisions(folder)
+    export(folder, "should_respond")
+    return folder
+
+
 @pytest.fixture
 def data(tmp_path: Path, vllm: Vllm, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder without any provider: neither the local one nor Together can be reached."""
-    for name in ("REASONING_PROVIDER_URL", "REASONING_PROVIDER", "TOGETHER_API_KEY"):
+    """A data folder without any provider: neither an emulator nor Together can be reached."""
+    for name in ("REASONING_PROVIDER_URL", "TOGETHER_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REASONING_PROVIDER", "emulator")
     monkeypatch.setenv("REASONING_KEYS", f"VLLM_KEY={vllm.server.url}")
     monkeypatch.setenv("VLLM_KEY", KEY)
     folder = tmp_path / "data"
@@ -145,11 +159,9 @@ def decide(data: Path, times: int = 1) -> list[str]:
 
 
 def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_when_its_budget_is_spent(
-    data: Path, vllm: Vllm
+    data: Path, vllm: Vllm, exported: Path
 ) -> None:
-    write_log(data, episodes=110, turns=4, until=datetime.now(UTC))
-    land_decisions(data)
-    export(data, "should_respond")
+    shutil.copytree(exported, data, dirs_exist_ok=True)
     model = register(data, vllm)
     # Once whole, once streamed, which is all that was charged.
     assert [asked.get("stream", False) for asked in vllm.asked] == [False, True]
@@ -162,6 +174,7 @@ def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_w
     asked, charged = len(vllm.asked), spent(data) - charged
     assert asked == evaluation.rows > 0
     assert 0 <= charged - asked * CALL_USD < Decimal("0.00000001")
+    assert any("was not trained here" in note for note in evaluation.notes)
     assert evaluation.about["verdict"]["decision"] == "promote", evaluation.about["verdict"]
 
     promote_model(data, "mine", PromoteSettings(weight=1))
@@ -209,7 +222,7 @@ def _check_plan(data: Path, questions: int) -> None:
     """The next cycle counts what it costs to ask the incumbent, and does not take it for one that costs nothing."""
     (manifest,) = Layout(data).datasets.glob("*/*/manifest.json")
     holdout = read_holdout(data, manifest.parent, "should_respond")
-    rented: Any = SimpleNamespace(hourly_usd=Decimal("5.49"), hardware="1xh100")
+    rented: Any = SimpleNamespace(hourly_usd=Decimal("5.49"), hardware="1xh100", adapters=0)
     with open_ledger(data) as ledger:
         *_, evaluation = steps = serving_steps(ledger, "should_respond", rented, holdout=holdout)
     assert [step.step for step in steps] == ["candidate", "incumbent", "evaluation"]
@@ -240,6 +253,24 @@ def test_a_shadow_of_a_registered_model_is_charged_as_well(data: Path, vllm: Vll
     assert decide(data, 3) == ["original"] * 3
     assert guard(data).errors == []
     assert 0 <= spent(data) - before - 3 * CALL_USD < Decimal("0.00000001")
+
+
+def test_a_log_that_tells_odd_counts_of_tokens_is_not_a_discount(data: Path, vllm: Vllm) -> None:
+    register(data, vllm)
+    promote_model(data, "mine", PromoteSettings(weight=1, force=True))
+    guard(data)
+    before, now = spent(data), datetime.now(UTC)
+    odd = [(-1_000_000, 9), (200, -1_000_000), (None, None), (200, 9)]
+    values = {"source": "custom", "model": "endpoint/mine", "cost_usd": 0.0}
+    write_segment(data, [make_decision(now, input_tokens=i, output_tokens=o, **values) for i, o in odd])
+    land_decisions(data)
+    assert guard(data).errors == []
+    most = Decimal("0.10") * 1000 + Decimal("0.333333333") * 512 * 2
+    assert CALL_USD * 2 < spent(data) - before < CALL_USD * 4 + most / 1_000_000
+    write_segment(data, [make_decision(now, input_tokens=2**55, output_tokens=9, **values)])
+    land_decisions(data)
+    report = guard(data)
+    assert report.lease == "left" and "tokens of registered models are not charged" in str(report.errors)
 
 
 def test_an_hourly_model_is_charged_by_the_hour_until_it_is_unregistered(data: Path, vllm: Vllm) -> None:
@@ -297,6 +328,11 @@ def answers(status: int, body: bytes) -> Callable[[Path, Vllm], Model]:
     ("attempt", "error", "told"),
     [
         (WRONG_MODEL, RemoteNotFound, "no model 'org/other'"),
+        (
+            answers(401, f'{{"error": {{"message": "wrong key {KEY}!"}}}}'.encode()),
+            KeyRefused,
+            "check the key in VLLM_KEY",
+        ),
         (answers(403, b"{}"), AccessDenied, "use one that may"),
         (answers(307, b""), UnexpectedAnswer, "redirects elsewhere"),
         (answers(200, b"<html>hello</html>"), UnexpectedAnswer, "not OpenAI-shaped"),
@@ -402,10 +438,10 @@ def test_a_route_to_a_model_that_nobody_registered_is_withdrawn(data: Path, vllm
     assert "withdrew endpoint/forged from should_respond" in guard(data).actions
 
 
-def test_questions_of_an_interrupted_evaluation_are_charged_as_far_as_they_were_asked(data: Path, vllm: Vllm) -> None:
-    write_log(data, episodes=30, turns=4, until=datetime.now(UTC))
-    land_decisions(data)
-    export(data, "should_respond")
+def test_questions_of_an_interrupted_evaluation_are_charged_as_far_as_they_were_asked(
+    data: Path, vllm: Vllm, exported: Path
+) -> None:
+    shutil.copytree(exported, data, dirs_exist_ok=True)
     register(data, vllm)
     before, vllm.asked = spent(data), []
 
@@ -443,7 +479,9 @@ def test_stop_withdraws_registered_models_though_no_provider_can_be_asked(data: 
     promote_model(data, "mine", PromoteSettings(weight=1, force=True))
     guard(data)
     assert decide(data) == ["custom"]
-    assert "Withdrawn all the same: endpoint/mine" in failure(reasoning("stop", "--data", data))
+    assert "Withdrawn all the same: endpoint/mine" in failure(
+        reasoning("stop", "--provider", "emulator", "--data", data)
+    )
     assert decide(data) == ["original"]
     guard(data)
     with open_ledger(data) as ledger:
@@ -473,11 +511,11 @@ def test_a_model_without_log_probabilities_is_not_promoted_with_a_least_confiden
 
 
 def test_the_adapter_answers_questions_and_offers_nothing_else(data: Path, vllm: Vllm) -> None:
-    register(data, vllm)
+    model = register(data, vllm)
     config, kind = load_config(data), DECISION_TYPES["should_respond"]
     conversations = [kind.render(CONTEXT)] * 3
     told: list[Progress] = []
-    with open_ledger(data) as ledger, open_endpoints(config, ledger) as provider:
+    with EndpointProvider(config, [model]) as provider:
         found = provider.ask("endpoint/mine", conversations, Sampling.of(kind), progress=told.append)
         assert [(each.input_tokens, each.error) for each in found] == [(IN, None)] * 3
         assert [each.done for each in told] == [1, 2, 3]

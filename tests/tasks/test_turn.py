@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -18,10 +19,12 @@ import pytest
 from pipeline import models
 from pipeline.cycle import Verbs, read_turn, turn_flywheel
 from pipeline.models import undeploy
-from pipeline.parameters import CycleSettings
+from pipeline.parameters import CycleSettings, PromoteSettings
+from pipeline.promotion import promote_model
 from provider.errors import ProviderRefused
 from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.routes import publish_route
+from provider.together.adapter import TogetherProvider
 from provider.together.client import connect
 from reasoning.errors import UnknownDecisionType
 from reasoning.serving.routes import Arm, Route, read_routes
@@ -67,7 +70,7 @@ def _submitted(data: Path) -> bool:
 
 @pytest.mark.parametrize("end", [_interrupt, pytest.param(_kill, marks=pytest.mark.torture)])
 def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
-    tmp_path: Path, local: str, end: Callable[[Path], None]
+    tmp_path: Path, local: str, end: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ):
     data = tmp_path / "data"
     write_log(data, episodes=130, turns=4)
@@ -76,28 +79,33 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
     begun = read_turn(data, "should_respond")
     assert begun is not None and begun.outcome == "under_way" and begun.dataset_id and not begun.evaluation_id
 
-    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5))
+    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
     assert turn.outcome == "canary", turn.why
     with open_ledger(data) as ledger:
         assert [job.state for job in ledger.find(FineTuneJob)] == ["completed"]
-        assert len(ledger.find(Deployment)) == 1
+        assert len(ledger.find(Deployment, model_id=turn.model_id)) == 1
         assert [charge.kind for charge in ledger.charges()].count("training") == 1
         assert ledger.get(Model, turn.model_id).state == "promoted"
     route = read_routes(Layout(data).routes).routes["should_respond"]
     assert {arm.name: arm.weight for arm in route.arms} == {"custom": 0.1, "original": 0.9}
     assert route.arms[0].base_url == local
 
-    asked = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5))
+    asked = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
     assert (asked.outcome, asked.why) == ("canary", "the canary was asked 0 of 5 questions")
 
     write_answers(data, experiment=route.experiment, model=route.arms[0].model, good=6, failed=0)
     land_decisions(data)
-    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5))
+    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
     assert (turn.outcome, turn.why) == ("promoted", "the canary failed to answer 0 of 6 questions")
     assert "cooling down" in turn_flywheel(data, "should_respond").why
     live = read_routes(Layout(data).routes).routes["should_respond"]
     assert {arm.name: arm.weight for arm in live.arms} == {"custom": 0.9, "original": pytest.approx(0.1)}
     assert live.salt == route.salt  # so that the canary's episodes stay the model's
+
+    with caplog.at_level(logging.INFO):
+        chosen = promote_model(data, "should_respond", PromoteSettings(min_confidence="auto"))
+    assert 0 <= chosen.min_confidence < 1
+    assert f"from a confidence of {chosen.min_confidence:g} on, the model answers" in caplog.text
 
     assert [row.state for row in undeploy(data, "should_respond")] == ["deleted"]
     assert read_routes(Layout(data).routes).routes == {}
@@ -131,7 +139,7 @@ def test_a_revoked_key_takes_the_route_away_and_leaves_the_wish(tmp_path: Path, 
             assert ledger.get(Deployment, row.id).state == "draining"
         httpx.delete(f"{url}/emulator/faults")
         assert client.endpoints.list().data != []
-        guard_costs(data, client)
+        guard_costs(data, TogetherProvider(client))
         assert client.endpoints.list().data == []
 
 
@@ -164,7 +172,7 @@ def test_a_model_that_is_not_better_is_dropped_and_nothing_runs_on(tmp_path: Pat
         assert (again.outcome, again.why) == ("not_due", "0 of 200 new labelled decisions")
     with open_ledger(data) as ledger:
         assert [model.state for model in ledger.find(Model)] == ["rejected"]
-        assert [deployment.state for deployment in ledger.find(Deployment)] == ["deleted"]
+        assert {deployment.state for deployment in ledger.find(Deployment)} == {"deleted"}
     assert not Layout(data).routes.exists() or read_routes(Layout(data).routes).routes == {}
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from provider.errors import NotServable, ProviderRefused, RemoteNotFound
 from provider.local.adapter import LocalProvider
-from provider.local.folder import is_held
+from provider.local.folder import Folder, is_held
 from provider.port import RemoteJob, RemoteJobState, RemoteState, ServingRequest, TrainingRequest
 from provider.rows import check_rows
 
@@ -68,15 +68,16 @@ def pid_of(provider: LocalProvider, name: str) -> int:
     raise AssertionError("no process trains")
 
 
+def stop_server(folder: Folder) -> None:
+    if is_held(folder.server_lock):
+        os.kill(json.loads(folder.server.read_text())["pid"], signal.SIGKILL)
+
+
 @pytest.fixture
 def provider(tmp_path: Path) -> Iterator[LocalProvider]:
     provider = LocalProvider(tmp_path / "data")
     yield provider
-    for name, endpoint in provider.folder.read_endpoints().items():
-        for each in endpoint.deployments:
-            provider.scale(name, each.id, 0)
-    if is_held(provider.folder.server_lock):
-        os.kill(json.loads(provider.folder.server.read_text())["pid"], signal.SIGKILL)
+    stop_server(provider.folder)
 
 
 def test_a_model_is_trained_served_restarted_and_stopped(provider: LocalProvider, tmp_path: Path) -> None:
@@ -183,6 +184,6 @@ def test_what_is_not_there_is_refused_with_its_name(provider: LocalProvider) -> 
         provider.job("../x")
     with pytest.raises(RemoteNotFound, match=r"no endpoint 'x'"):
         provider.deployments("x")
-    with pytest.raises(NotServable, match=r"no learner 'oracle'; known: local/auto"):
+    with pytest.raises(NotServable, match=r"this machine trains no 'local/oracle'; known: small"):
         provider.base_model("local/oracle")
     assert provider.base_model("small").id == "local/auto"

@@ -1,7 +1,7 @@
 """How long to wait before the provider is asked again: what it says (`Retry-After`), else longer and longer.
 
-The SDK obeys `Retry-After` for reads, up to a minute. Creates are sent without its retries
-(`provider.together.client`), so what it would have done is done here, once for all of them.
+What an SDK does for its own requests (Together's obeys `Retry-After` for reads, up to a minute) is no use for creates,
+which are sent once. So it is done here, once for all of them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
+from provider.clock import moment, time_from_headers
 from provider.errors import CreationInDoubt, ProviderUnavailable
-from provider.together.answers import moment
-from provider.together.clock import time_from_headers
 from storage.progress import OnProgress, share_done
 
 ATTEMPTS = 4

@@ -9,50 +9,37 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from provider.clock import Now, clock_of, provider_clock
 from provider.errors import (
     FineTuneFailed,
     NotReady,
-    ProviderError,
     ProviderRefused,
     ProviderUnavailable,
     RemoteNotFound,
+    Throttled,
     UnexpectedAnswer,
 )
 from provider.lifecycle.deployment_state import SHOWS_WITHIN
 from provider.money.metering import last_metered
-from provider.together.answers import count, created_at, job_price, listed, text
-from provider.together.client import Now, clock_of, create_once, translate_sdk_errors
-from provider.together.clock import provider_clock
-from provider.together.prices import estimate_fine_tune, lora_rank
-from provider.together.retries import ATTEMPTS, pause, retrying
-from provider.together.tiers import resolve_tier
+from provider.pace import AT_EASE, Pace
+from provider.port import Provider, RemoteJob, RemoteJobState, TrainingRequest
+from provider.retries import ATTEMPTS, pause, retrying
 from storage.errors import LedgerError
 from storage.ledger.charges import ChargedTo
 from storage.ledger.database import new_id
 from storage.ledger.money import format_usd
-from storage.ledger.reports import ACTIVE_STATES
+from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
 from storage.ledger.rows import FineTuneJob, JobState, Model, UploadedDataset, required
-from storage.progress import OnProgress, share_done
+from storage.progress import share_done
 
 if TYPE_CHECKING:
-    from together import Together
-
     from storage.ledger.ledger import Ledger
-
-PARAMETERS: dict[str, Any] = {
-    "n_epochs": 3,
-    "n_evals": 1,
-    "n_checkpoints": 1,
-    "learning_rate": 1e-4,
-    "lora": True,
-    "train_on_inputs": "auto",
-}
-"""What is sent unless told otherwise: names and units of the SDK's `fine_tuning.create`."""
 
 DOUBT_SECONDS = 30.0
 """How long after an unanswered create another may be sent, if the first is not to be seen."""
@@ -69,25 +56,21 @@ PENDING_LONG = timedelta(hours=24)
 """A job whose state has not changed for so long is told of: a queue of days is not what anybody waits for."""
 
 _ENDED = {
-    "completed": JobState.COMPLETED,
-    "error": JobState.FAILED,
-    "user_error": JobState.FAILED,
-    "cancelled": JobState.CANCELLED,
+    RemoteJobState.COMPLETED: JobState.COMPLETED,
+    RemoteJobState.FAILED: JobState.FAILED,
+    RemoteJobState.CANCELLED: JobState.CANCELLED,
 }
-ENDED_STATES = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
 
 def submit_fine_tune(
-    client: Together,
+    provider: Provider,
     ledger: Ledger,
     upload_id: str,
     *,
     tier: str,
     parameters: Mapping[str, Any] | None = None,
     again: bool = False,
-    progress: OnProgress | None = None,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
+    pace: Pace = AT_EASE,
 ) -> FineTuneJob:
     """Submit one fine-tune of an uploaded dataset (its ledger id) on a tier's model; returns its ledger row.
 
@@ -95,20 +78,21 @@ def submit_fine_tune(
     returned (resumed where needed), unless `again`. Spends nothing unless the model can be served, the price is known
     and the budget holds: NotServable, PriceUnknown, BudgetExceeded. For the rest see `resume_fine_tune`.
     """
-    clock = provider_clock(client, now, seen=last_metered(ledger))
+    clock = provider_clock(provider, pace.now, seen=last_metered(ledger))
+    pace = replace(pace, now=clock)
     dataset = ledger.get(UploadedDataset, upload_id)
     if dataset.state != "ready":
         raise LedgerError(f"upload {upload_id} of dataset {dataset.dataset} is {dataset.state}: upload it first")
     lora = (parameters or {}).get("lora") is not False
-    for attempt in retrying(wait, attempts=1, progress=progress, what="looking for a model to train"):
+    for attempt in retrying(pace.wait, attempts=1, progress=pace.progress, what="looking for a model to train"):
         with attempt:
-            base = resolve_tier(client, tier, lora=lora)
-    sent = json.dumps({**PARAMETERS, **(parameters or {})}, sort_keys=True)
+            base = provider.base_model(tier, lora=lora)
+    sent = json.dumps({**provider.training_parameters, **(parameters or {})}, sort_keys=True)
     if not again and (known := _same_job(ledger, upload_id, base.name, sent)):
-        return resume_fine_tune(client, ledger, known.id, progress=progress, now=clock, wait=wait)
-    for attempt in retrying(wait, attempts=1, progress=progress, what="pricing the fine-tune"):
+        return resume_fine_tune(provider, ledger, known.id, pace=pace)
+    for attempt in retrying(pace.wait, attempts=1, progress=pace.progress, what="pricing the fine-tune"):
         with attempt:
-            price = estimate_job(client, dataset, base.name, json.loads(sent))
+            price = estimate_job(provider, dataset, base.name, json.loads(sent))
     with ledger.transaction():
         # Once more under the lock: two processes may have come here together.
         if not again and (known := _same_job(ledger, upload_id, base.name, sent)):
@@ -136,19 +120,25 @@ def submit_fine_tune(
                 reservation_id=reservation.id,
                 now=clock(),
             )
-    return resume_fine_tune(client, ledger, job.id, progress=progress, now=clock, wait=wait)
+    return resume_fine_tune(provider, ledger, job.id, pace=pace)
 
 
-def estimate_job(client: Together, dataset: UploadedDataset, base_model: str, parameters: dict[str, Any]) -> Decimal:
-    """What the provider says that training costs, in US dollars."""
-    return estimate_fine_tune(
-        client,
+def estimate_job(
+    provider: Provider, dataset: UploadedDataset, base_model: str, parameters: Mapping[str, Any]
+) -> Decimal:
+    """What the provider says that training costs, in US dollars. Raises PriceUnknown."""
+    return provider.training_price(_request(dataset, base_model, parameters))
+
+
+def _request(
+    dataset: UploadedDataset, base_model: str, parameters: Mapping[str, Any], name: str = ""
+) -> TrainingRequest:
+    return TrainingRequest(
         base_model=base_model,
         train_file_id=required(dataset.train_file_id, f"the file of dataset {dataset.id}"),
         validation_file_id=dataset.validation_file_id,
-        n_epochs=parameters["n_epochs"],
-        n_evals=parameters["n_evals"],
-        training_type=_training_type(client, base_model, parameters),
+        parameters=parameters,
+        name=name,
     )
 
 
@@ -163,188 +153,131 @@ def _same_job(ledger: Ledger, upload_id: str, base_model: str, parameters: str) 
     return found[-1] if found else None
 
 
-def _training_type(client: Together, base_model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    if parameters.get("lora") is False:
-        return {"type": "Full"}
-    with translate_sdk_errors(f"limits of {base_model}"):
-        rank = lora_rank(parameters, client.fine_tuning.model_limits(model_name=base_model))
-    return {"type": "Lora", "lora_r": rank, "lora_alpha": int(parameters.get("lora_alpha") or 2 * rank)}
-
-
 def resume_fine_tune(
-    client: Together,
+    provider: Provider,
     ledger: Ledger,
     job_id: str,
     *,
     doubt_seconds: float = DOUBT_SECONDS,
     attempts: int = ATTEMPTS,
-    progress: OnProgress | None = None,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
+    pace: Pace = AT_EASE,
 ) -> FineTuneJob:
     """Bring an intended job to the provider, once, whatever became of earlier attempts; returns its ledger row.
 
     Raises CreationInDoubt, ProviderUnavailable or BudgetExceeded (other things have spent it meanwhile) when it did not
     work out yet: the intent and its money stay. Raises ProviderRefused when the provider will not have it (the money is
     released). What the provider asks to wait (`Retry-After`) is waited for, up to `retries.PATIENCE_SECONDS`, and told
-    to `progress`.
+    to `pace.progress`.
     """
-    clock = clock_of(now)
+    clock = clock_of(pace.now)
     if ledger.get(FineTuneJob, job_id).state != "intended":
         return ledger.get(FineTuneJob, job_id)
-    for attempt in retrying(wait, attempts=attempts, progress=progress, what="submitting the fine-tune"):
+    for attempt in retrying(pace.wait, attempts=attempts, progress=pace.progress, what="submitting the fine-tune"):
         with attempt, ledger.exclusive("submit", wait=True):
             job = ledger.get(FineTuneJob, job_id)
             if job.state == "intended":
-                job = adopt_job(ledger, job_id, _submit(client, ledger, job, doubt_seconds, clock, wait), now=clock())
+                job = adopt_job(
+                    ledger, job_id, _submit(provider, ledger, job, doubt_seconds, clock, pace.wait), now=clock()
+                )
     return job
 
 
 def _submit(
-    client: Together,
+    provider: Provider,
     ledger: Ledger,
     job: FineTuneJob,
     doubt_seconds: float,
     clock: Callable[[], datetime],
     wait: Callable[[float], None],
-) -> Any:
+) -> RemoteJob:
     name = f"fine-tune {job.suffix}"
     if job.attempted_at is not None:
         # Sent before, never answered. A request may still be on its way: give it time before another is sent.
-        with translate_sdk_errors(f"looking for {name}"):
-            if (found := find_remote_job(client, job.suffix)) is not None:
-                return found
+        if (found := provider.find_job(job.suffix)) is not None:
+            return found
         wait(doubt_seconds)
     dataset = ledger.get(UploadedDataset, required(job.upload_id, f"the dataset of {name}"))
     parameters = json.loads(job.parameters)
     if clock() - job.created_at >= PRICE_STANDS:  # it was killed, and comes again
-        price = estimate_job(client, dataset, job.base_model, parameters)
+        price = estimate_job(provider, dataset, job.base_model, parameters)
         with ledger.transaction():
             ledger.resize(job.reservation_id, price, now=clock())
             ledger.update(FineTuneJob, job.id, estimate_usd=price, now=clock())
     ledger.recheck(job.reservation_id, now=clock())
-    with translate_sdk_errors(f"limits of {job.base_model}"):
-        limits = client.fine_tuning.model_limits(model_name=job.base_model)
-    if not dataset.validation_file_id:
-        parameters["n_evals"] = 0
-    once = client.with_options(max_retries=0)
+    request = _request(dataset, job.base_model, parameters, job.suffix)
+    sent: list[datetime] = []
 
-    def create() -> Any:
-        ledger.update(FineTuneJob, job.id, attempted_at=clock(), now=clock())
-        created = once.fine_tuning.create(
-            training_file=required(dataset.train_file_id, f"the file of dataset {dataset.id}"),
-            validation_file=dataset.validation_file_id or "",
-            model=job.base_model,
-            suffix=job.suffix,
-            model_limits=limits,
-            **parameters,
-        )
-        if text(getattr(created, "id", None)) is None:  # such as 204: it may have been created, and is looked for
-            raise UnexpectedAnswer(f"creating {name}: the provider's answer tells no id")
-        return created
+    def before_create() -> None:
+        sent.append(clock())
+        ledger.update(FineTuneJob, job.id, attempted_at=sent[-1], now=sent[-1])
 
     try:
-        return create_once(name, lambda: find_remote_job(client, job.suffix), create, path="/v1/fine-tunes")
-    except ProviderUnavailable as error:
-        if _was_refused_at_the_door(error):  # nothing is in doubt, so the next attempt need not wait for it to show
-            ledger.update(FineTuneJob, job.id, attempted_at=job.attempted_at, now=clock())
+        return provider.train(request, before_create=before_create)
+    except Throttled:  # nothing is in doubt, so the next attempt need not wait for it to show
+        ledger.update(FineTuneJob, job.id, attempted_at=job.attempted_at, now=clock())
         raise
     except ProviderRefused as error:
+        if not sent:  # it refused to tell something: that says nothing of an earlier attempt
+            raise
         with ledger.transaction():
             ledger.transition(FineTuneJob, job.id, "abandoned", why=str(error), error=str(error), now=clock())
             ledger.release(job.reservation_id, now=clock())
         raise
 
 
-def _was_refused_at_the_door(error: ProviderUnavailable) -> bool:
-    """Was a create answered with 429? It was not even looked at."""
-    cause = error.__cause__
-    request = getattr(cause, "request", None)
-    return getattr(cause, "status_code", None) == 429 and request is not None and request.method == "POST"
-
-
-def find_remote_job(client: Together, suffix: str) -> Any | None:
-    """The provider's job of that suffix, the oldest if there should be several, else None."""
-    jobs = [job for job in listed(client.fine_tuning.list()) if has_suffix(job, suffix)]
-    return min(jobs, key=created_at) if jobs else None
-
-
-def adopt_job(ledger: Ledger, job_id: str, remote: Any, *, why: str | None = None, now: datetime) -> FineTuneJob:
+def adopt_job(ledger: Ledger, job_id: str, remote: RemoteJob, *, why: str | None = None, now: datetime) -> FineTuneJob:
     """Write down that an intended (or abandoned) job exists at the provider. Returns its ledger row."""
-    if text(remote.id) is None:
+    if remote.id is None:
         raise UnexpectedAnswer(f"fine-tune job {job_id}: the provider has it and tells no id")
     return ledger.transition(
-        FineTuneJob, job_id, "submitted", why=why, remote_id=remote.id, remote_state=text(remote.status), now=now
+        FineTuneJob, job_id, "submitted", why=why, remote_id=remote.id, remote_state=remote.said, now=now
     )
 
 
-def has_suffix(job: Any, suffix: str) -> bool:
-    """Was this remote job submitted with that suffix? (Lists may leave the field out; the output's name carries it.)"""
-    return job.suffix == suffix if job.suffix else suffix in (job.x_model_output_name or "")
-
-
-def sync_fine_tune(client: Together, ledger: Ledger, job_id: str, *, now: Now = None) -> FineTuneJob:
+def sync_fine_tune(provider: Provider, ledger: Ledger, job_id: str, *, now: Now = None) -> FineTuneJob:
     """Ask once how a submitted job is, write it down, and settle its money if it has ended. Returns its ledger row."""
     job = ledger.get(FineTuneJob, job_id)
     if job.state not in ("submitted", "running", "cancelling"):
         return job
     clock = clock_of(now)
     try:
-        with translate_sdk_errors(f"fine-tune {job.suffix}"):
-            remote = client.fine_tuning.retrieve(required(job.remote_id, job.suffix))
-            if text(remote.status) is None:
-                raise UnexpectedAnswer(f"fine-tune {job.suffix}: the provider does not say how it is")
+        remote = provider.job(required(job.remote_id, job.suffix))
+        if remote.said is None:
+            raise UnexpectedAnswer(f"fine-tune {job.suffix}: the provider does not say how it is")
     except RemoteNotFound as error:
-        with translate_sdk_errors(f"looking for fine-tune {job.suffix}"):
-            if any(remote.id == job.remote_id for remote in listed(client.fine_tuning.list())):
-                raise UnexpectedAnswer(f"{error}; but the provider lists it, so it is looked at again") from error
+        if any(remote.id == job.remote_id for remote in provider.jobs()):
+            raise UnexpectedAnswer(f"{error}; but the provider lists it, so it is looked at again") from error
         if clock() - job.created_at < SHOWS_WITHIN:
             raise UnexpectedAnswer(f"{error}; it was submitted just now, so it is looked at again") from error
-        return _settle(ledger, job, "failed", None, "the provider no longer has this job", clock())
-    if remote.status in _ENDED:
-        return _settle(ledger, job, _ENDED[remote.status], remote, _failure(client, remote), clock())
+        return _settle(
+            provider, ledger, job, JobState.FAILED, None, error="the provider no longer has this job", now=clock()
+        )
+    if remote.state in _ENDED:
+        return _settle(provider, ledger, job, _ENDED[remote.state], remote, error=remote.error, now=clock())
     state = job.state
-    if remote.status == "cancel_requested":
+    if remote.state == RemoteJobState.CANCELLING:
         state = JobState.CANCELLING
-    elif remote.status in ("running", "compressing", "uploading") and state == "submitted":
+    elif remote.state == RemoteJobState.RUNNING and state == JobState.SUBMITTED:
         state = JobState.RUNNING
-    if (state, remote.status) == (job.state, job.remote_state):
+    if (state, remote.said) == (job.state, job.remote_state):
         return job
-    return ledger.transition(FineTuneJob, job_id, state, remote_state=remote.status, now=clock())
+    return ledger.transition(FineTuneJob, job_id, state, remote_state=remote.said, now=clock())
 
 
-def _failure(client: Together, remote: Any) -> str | None:
-    if remote.status == "completed":
-        return None
-    try:
-        with translate_sdk_errors(f"events of fine-tune {remote.id}"):
-            reason = _last_error(listed(client.fine_tuning.list_events(remote.id)))
-            if reason is None and _ENDED[remote.status] == "failed":
-                reason = "the provider gives no reason"
-            return f"{remote.status}: {reason}" if reason else str(remote.status)
-    except ProviderError:
-        return str(remote.status)  # its money is settled, whatever it says about itself
-
-
-def _last_error(events: list[Any]) -> str | None:
-    """The message of a job's newest error event. Other events are progress, never the reason of a failure."""
-    return _last_message(
-        event for event in events if "error" in f"{getattr(event, 'type', '')} {getattr(event, 'level', '')}"
-    )
-
-
-def _last_message(events: Iterable[Any]) -> str | None:
-    """The newest message of these events, which may be in any order."""
-    newest = sorted(events, key=lambda event: str(getattr(event, "created_at", "")))
-    words = [said for event in newest if (said := text(getattr(event, "message", None)))]
-    return words[-1] if words else None
-
-
-def _settle(ledger: Ledger, job: FineTuneJob, state: str, remote: Any, error: str | None, now: datetime) -> FineTuneJob:
+def _settle(
+    provider: Provider,
+    ledger: Ledger,
+    job: FineTuneJob,
+    state: JobState,
+    remote: RemoteJob | None,
+    *,
+    error: str | None,
+    now: datetime,
+) -> FineTuneJob:
     """The job has ended: its model recorded, its true price charged, its reservation closed; all, or nothing."""
     # Without a price from the provider the estimate is charged: too much can be corrected, too little is overspent.
-    said = job_price(remote) if remote is not None else None
-    if said is not None and said < LEAST_PRICE_USD and state == "completed":
+    said = remote.price_usd if remote is not None else None
+    if said is not None and said < LEAST_PRICE_USD and state == JobState.COMPLETED and not provider.capabilities.free:
         said = None  # no training is for nothing: the field was not filled in, or is in another unit
     price = job.estimate_usd if said is None else said
     with ledger.transaction():
@@ -352,19 +285,23 @@ def _settle(ledger: Ledger, job: FineTuneJob, state: str, remote: Any, error: st
         if job.state in ENDED_STATES:
             return job
         model_id = None
-        if state == "completed" and not text(remote.api_model_object_id):
-            state, error = "failed", _without_a_model(remote)
-        if state == "completed":
+        made = remote.model_object_id if remote is not None else None
+        if state == JobState.COMPLETED and remote is not None and made is None:
+            state, error = JobState.FAILED, remote.without_model or "the job completed without a model"
+        if state == JobState.COMPLETED and remote is not None:
             model_id = ledger.add(
                 Model,
                 state="trained",
+                provider=provider.name,
                 decision_type=job.decision_type,
                 tier=job.tier,
                 base_model=job.base_model,
                 upload_id=job.upload_id,
                 job_id=job.id,
-                model_object_id=remote.api_model_object_id,
-                output_name=text(remote.x_model_output_name),
+                model_object_id=made,
+                output_name=remote.output_name,
+                adapter_object_id=remote.adapter_id,
+                adapter_name=remote.adapter_name,
                 now=now,
             ).id
         ledger.settle(
@@ -374,7 +311,7 @@ def _settle(ledger: Ledger, job: FineTuneJob, state: str, remote: Any, error: st
             key=f"training:{job.id}",
             what=f"fine-tune {job.suffix} of {job.base_model} ({state})",
             of=ChargedTo(decision_type=job.decision_type, model_id=model_id, job_id=job.id),
-            quantity=count(getattr(remote, "token_count", None)),
+            quantity=remote.tokens if remote is not None else None,
             now=now,
         )
         return ledger.transition(
@@ -383,49 +320,41 @@ def _settle(ledger: Ledger, job: FineTuneJob, state: str, remote: Any, error: st
             state,
             why=error,
             error=error,
-            remote_state=remote.status if remote is not None else "gone",
+            remote_state=remote.said if remote is not None else "gone",
             price_usd=price,
             model_id=model_id,
             now=now,
         )
 
 
-def _without_a_model(remote: Any) -> str:
-    adapter = text(getattr(remote, "adapter_object_id", None))
-    made = f"only the adapter {adapter}, which is not deployed here" if adapter else "none"
-    return f"the job completed without a merged model to deploy: the provider names {made}"
-
-
 def follow_fine_tune(
-    client: Together,
+    provider: Provider,
     ledger: Ledger,
     job_id: str,
     *,
-    progress: OnProgress | None = None,
-    poll_seconds: float = 5.0,
-    timeout: timedelta = FOLLOW_TIMEOUT,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
+    pace: Pace = AT_EASE,
 ) -> FineTuneJob:
     """Wait until a job has ended; returns its ledger row in state `completed`, with `model_id`.
 
     May be stopped and called again at any time. Passing trouble with the provider is waited out. Raises FineTuneFailed
-    when it ended otherwise (what it cost is charged), NotReady after `timeout`.
+    when it ended otherwise (what it cost is charged), NotReady after `pace.timeout` (`FOLLOW_TIMEOUT`).
     """
-    deadline = time.monotonic() + timeout.total_seconds()
-    clock = provider_clock(client, now, seen=last_metered(ledger))  # what it costs counts in the provider's day
-    job = resume_fine_tune(client, ledger, job_id, progress=progress, now=clock, wait=wait)
+    deadline = time.monotonic() + pace.longest(FOLLOW_TIMEOUT).total_seconds()
+    clock = provider_clock(provider, pace.now, seen=last_metered(ledger))  # what it costs counts in the provider's day
+    progress = pace.progress
+    job = resume_fine_tune(provider, ledger, job_id, pace=replace(pace, now=clock))
     while True:
-        seconds = poll_seconds
+        seconds = pace.poll_seconds
         try:
-            job = sync_fine_tune(client, ledger, job_id, now=clock)
+            job = sync_fine_tune(provider, ledger, job_id, now=clock)
             if progress and job.state in ACTIVE_STATES:
                 with contextlib.suppress(ProviderRefused):  # the job is well, whatever it tells of itself
-                    progress(share_done(*_how_far(client, job)))
+                    fraction, said = provider.job_progress(required(job.remote_id, job.suffix))
+                    progress(share_done(fraction, said or str(job.remote_state)))
         except ProviderUnavailable as error:
             if time.monotonic() >= deadline:
                 raise
-            seconds = pause(poll_seconds, error)
+            seconds = pause(pace.poll_seconds, error)
         if job.state == "completed":
             if progress:
                 progress(share_done(1.0, f"completed for {format_usd(job.price_usd or Decimal(0))}"))
@@ -437,39 +366,28 @@ def follow_fine_tune(
             )
         if time.monotonic() >= deadline:
             raise NotReady(f"fine-tune {job.suffix} is still {job.remote_state}; it may be followed again")
-        wait(seconds)
-
-
-def _how_far(client: Together, job: FineTuneJob) -> tuple[float, str]:
-    with translate_sdk_errors(f"events of fine-tune {job.suffix}"):
-        events = listed(client.fine_tuning.list_events(required(job.remote_id, job.suffix)))
-        steps = [(event.step, event.total_steps) for event in events if event.step and event.total_steps]
-        fraction = max((step / total for step, total in steps), default=0.0)
-        message = _last_error(events) or _last_message(events) or job.remote_state
-    return min(0.95 * fraction, 0.95), str(message)  # the last twentieth is compressing and uploading the model
+        pace.wait(seconds)
 
 
 def cancel_fine_tune(
-    client: Together, ledger: Ledger, job_id: str, *, why: str = "cancelled by the user", now: Now = None
+    provider: Provider, ledger: Ledger, job_id: str, *, why: str = "cancelled by the user", now: Now = None
 ) -> FineTuneJob:
     """Cancel a job that has not ended; returns its ledger row. What it cost until then is charged when it has ended."""
-    clock = provider_clock(client, now, seen=last_metered(ledger))
+    clock = provider_clock(provider, now, seen=last_metered(ledger))
     with ledger.exclusive("submit", wait=True):
         job = ledger.get(FineTuneJob, job_id)
         if job.state == "intended":
-            with translate_sdk_errors(f"looking for fine-tune {job.suffix}"):
-                remote = find_remote_job(client, job.suffix)
+            remote = provider.find_job(job.suffix)
             if remote is None:
                 return abandon_fine_tune(ledger, job_id, why=why, now=clock())
             job = adopt_job(ledger, job_id, remote, now=clock())
     if job.state in ("submitted", "running"):
         try:
-            with translate_sdk_errors(f"cancelling fine-tune {job.suffix}"):
-                client.fine_tuning.cancel(required(job.remote_id, job.suffix))
+            provider.cancel_job(required(job.remote_id, job.suffix))
             ledger.transition(FineTuneJob, job_id, "cancelling", why=why, now=clock())
         except ProviderRefused:
             pass  # it has ended meanwhile: the state below tells
-    return sync_fine_tune(client, ledger, job_id, now=clock)
+    return sync_fine_tune(provider, ledger, job_id, now=clock)
 
 
 def waiting_jobs(ledger: Ledger, *, now: datetime) -> list[str]:

@@ -1,4 +1,5 @@
-"""Names of hardware: the provider writes the same machine in several ways, so names are compared by what they say.
+"""Names of hardware, and the price of it: the same machine is written in several ways, so names are compared by what
+they say.
 
 Instance types are called `1xnvidia-h100-80gb`; their `gpuType` is `H100`. The SDK's own command makes the name from a
 config's selectors (`accelerator_count`, `accelerator_type`) and finds the instance type by it, tolerating a missing
@@ -8,10 +9,13 @@ vendor (together 3.1.1, `lib/cli/api/endpoints/_utils/_hardware_pricing.py`). Th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Literal
 
-from provider.together.answers import text
+from provider.port import Provider
+from storage.errors import PriceUnknown
 
 _LONGEST = 100  # of a name that is read; what is longer says nothing
 _COUNT = re.compile(r"^\W*(\d{1,3})\s?x\s?|\bx\s?(\d{1,3})\b")
@@ -68,17 +72,26 @@ def bare_hardware(name: str) -> str:
     return name.strip().lower().replace("nvidia-", "").replace("amd-", "")
 
 
-def selected_hardware(config: Any) -> str | None:
-    """Name of the instance type that a config's selectors ask for (`1xnvidia-h100-80gb`), or None."""
-    accelerator = selector(config, "accelerator_type")
-    count = selector(config, "accelerator_count")
-    return f"{count}x{accelerator}" if accelerator and count else None
+def price_of(prices: Mapping[str, Decimal], hardware: str) -> Decimal | None:
+    """Price of hardware in a table of `Provider.hourly_prices`: by its name, else by what the name says, else None.
+
+    Several that it may be at different prices: the dearest is the safe guess.
+    """
+    if hardware in prices:
+        return prices[hardware]
+    same = [price for name, price in prices.items() if compare_hardware(name, hardware) == "same"]
+    return max(same, default=None)
 
 
-def selector(config: Any, key: str) -> str | None:
-    """The value of one selector of a config, or None."""
-    selectors = getattr(config, "selectors", None)
-    for entry in selectors if isinstance(selectors, list) else ():
-        if getattr(entry, "key", None) == key:
-            return text(getattr(entry, "value", None))
-    return None
+def instance_price(provider: Provider, hardware: str) -> Decimal:
+    """US dollars an hour of one running replica on `hardware` (an instance type's name or id, `1xnvidia-h100-80gb`).
+
+    It is billed by the minute. Raises PriceUnknown.
+    """
+    prices = provider.hourly_prices()
+    price = price_of(prices, hardware)
+    if price is None:
+        raise PriceUnknown(
+            f"the provider lists no price for {hardware}; it lists {', '.join(sorted(prices)) or 'none'}"
+        )
+    return price
