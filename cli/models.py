@@ -147,7 +147,7 @@ def evaluate(
 def experiment(
     decision_type: DecisionType, data: Data = None, *, settings: ExperimentSettings, as_json: AsJson = False
 ) -> None:
-    """Show the live test of the model that has traffic: its difference to the fallback, and what is to be done."""
+    """Show the live test of the model that has traffic: its difference to what it replaces, and what to do."""
     from pipeline.experiment import experiment_rows, report_experiment
     from pipeline.reports import evaluation_rows
 
@@ -156,7 +156,7 @@ def experiment(
     if as_json:
         print_json(report)
         return
-    title = f"Model {report.model_id} ({report.stage}) less the fallback, by episode"
+    title = f"Model {report.model_id} ({report.stage}) less {report.against}, by episode"
     show(experiment_rows(report), as_json=False, title=title)
     show(report.decision.numbers, as_json=False, title="Figures")
     if report.evaluation is not None:

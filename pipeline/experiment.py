@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import storage
 from pipeline.errors import MissingStep
@@ -41,6 +41,7 @@ class ExperimentReport:
     decision_type: str
     model_id: str
     stage: Stage
+    against: str
     since: datetime
     decision: LiveDecision
     path: list[dict[str, Any]]
@@ -69,9 +70,9 @@ def report_experiment(
     since = first_moment(settings.since) or _first_decision(data, name, experiment)
     if since is None:
         raise MissingStep(f"model {promotion.model_id} of {name} was asked nothing yet: land the decisions, or wait")
-    stage, deadline_ms = _stage(promotion)
+    stage, deadline_ms, against = _stage(promotion)
     seen, decision = decide_live(
-        data, name, promotion.model_id, stage=stage, since=since, deadline_ms=deadline_ms, now=now
+        data, name, promotion.model_id, stage=stage, since=since, deadline_ms=deadline_ms, against=against, now=now
     )
     evaluation, why_not = None, None
     try:
@@ -82,6 +83,7 @@ def report_experiment(
         decision_type=name,
         model_id=promotion.model_id,
         stage=stage,
+        against=seen.against,
         since=since,
         decision=decision,
         path=path_so_far(seen.difference),
@@ -98,12 +100,14 @@ def decide_live(
     stage: Stage,
     since: datetime,
     deadline_ms: float,
+    against: Literal["original", "incumbent"] = "original",
     now: datetime,
 ) -> tuple[Observations, LiveDecision]:
     """What the log shows of a model since its test began, and what is to be done. Changes nothing.
 
     The policy is that of the type and of the model's newest evaluation. What 1,000 answers cost is the deployment's
-    price an hour over the questions of its type an hour, where it has one.
+    price an hour over the questions of its type an hour, where it has one. A challenger is compared with the
+    incumbent, whose arm is called so, where one serves beside it.
     """
     config = load_config(data)
     kind = get_decision_type(decision_type, config)
@@ -112,7 +116,9 @@ def decide_live(
         deployment = find_deployment(ledger, model_id, "ready")
         hourly = float(hourly_usd(deployment)) if deployment is not None else 0.0
     experiment = f"{decision_type}-{model_id}"
-    seen = observe(data, decision_type, experiment, since=since, now=now, slow_ms=deadline_ms, config=config)
+    seen = observe(
+        data, decision_type, experiment, since=since, now=now, against=against, slow_ms=deadline_ms, config=config
+    )
     if hourly and (per_hour := questions_per_hour(data, decision_type, now)):
         seen = replace(seen, cost_per_1000_usd=(seen.cost_per_1000_usd or 0.0) + 1000 * hourly / per_hour)
     policy = load_policy(kind, evaluation.content if evaluation is not None else None)
@@ -126,13 +132,16 @@ def _first_decision(data: Path, decision_type: str, experiment: str) -> datetime
     return found
 
 
-def _stage(promotion: Promotion) -> tuple[Stage, float]:
-    """In what stage the model of a route is, and the deadline of its answers (ms)."""
+def _stage(promotion: Promotion) -> tuple[Stage, float, Literal["original", "incumbent"]]:
+    """In what stage the model of a route is, the deadline of its answers (ms), and what it is compared with."""
     route = parse_routes(promotion.routes.encode()).routes[promotion.decision_type]
-    custom = next((arm for arm in route.arms if arm.source == "custom"), None)
+    against: Literal["original", "incumbent"] = (
+        "incumbent" if any(arm.name == "incumbent" for arm in route.arms) else "original"
+    )
+    custom = next((arm for arm in route.arms if arm.source == "custom" and arm.name != "incumbent"), None)
     if custom is None or custom.mode == "shadow":
-        return "shadow", route.deadline_ms
-    return ("canary" if custom.weight < _CANARY_SHARE else "live"), route.deadline_ms
+        return "shadow", route.deadline_ms, against
+    return ("canary" if custom.weight < _CANARY_SHARE else "live"), route.deadline_ms, against
 
 
 def experiment_rows(report: ExperimentReport) -> list[dict[str, Any]]:

@@ -75,11 +75,12 @@ class Stream:
 class Observations:
     """What the log shows of one model since the start of its test.
 
-    `difference` is the model's quality less the fallback's, `level` the model's own, both in the units of `objective`;
+    `difference` is the model's quality less that of `against`, `level` the model's own, in the units of `objective`.
     `failed` and `slow` are shares of its answers, from all questions, with or without a label. All are by episode.
     """
 
     since: datetime
+    against: str = "the fallback"
     design: Design | None = None
     objective: str = ""
     difference: Stream = field(default_factory=Stream)
@@ -188,7 +189,7 @@ def _harms(observations: Observations, policy: LivePolicy, begin: float) -> list
             "worse",
             _recent_evidence(worse.negated(), begin, policy.margin),
             bar(QUALITY_SHARE),
-            f"worse than the fallback{by}: {observations.objective} {worse.scores.mean():+.3f} "
+            f"worse than {observations.against}{by}: {observations.objective} {worse.scores.mean():+.3f} "
             f"over {len(worse.scores)} episodes",
         ),
         (

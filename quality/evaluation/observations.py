@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import orjson
@@ -38,14 +38,32 @@ if TYPE_CHECKING:
 MAX_ROWS = 50_000
 _SETTLE_SECONDS = 3_600.0
 
+# Who answered what is told by source and arm: beside the model of an experiment, which is `custom`, there may be an
+# incumbent. A model's failed answers are not compared; what the fallback failed to answer is wrong.
+_COMPARED = {
+    "original": "source = 'original'",
+    "incumbent": "source = 'custom' AND arm = 'incumbent' AND valid AND fallback_reason IS NULL",
+}
 _LABELLED = """
-SELECT coalesce(episode_id, request_id::VARCHAR) AS episode, epoch(demonstrated_at) AS known_at, demonstration,
-       arm, arm_probability, CASE WHEN valid THEN decision END AS served, source,
-       original_decision, custom_decision,
-       fallback_reason IS NULL AND original_decision_id IS NOT NULL AND custom_decision IS NOT NULL AS both
-FROM labelled_decisions
-WHERE decision_type = $decision_type AND experiment = $experiment AND demonstration IS NOT NULL AND served
-  AND date >= $since_date::DATE AND ts >= $since AND ts <= $now AND demonstrated_at <= $now
+WITH asked AS (
+    SELECT date, request_id,
+           any_value(decision) FILTER (source = 'custom' AND arm = 'custom' AND valid AND fallback_reason IS NULL)
+               AS custom_decision,
+           any_value(decision) FILTER ({compared}) AS original_decision, count(*) FILTER ({compared}) > 0 AS compared,
+           min_by(struct_pack(arm, arm_probability, answer := CASE WHEN valid THEN decision END), decision_id)
+               FILTER (served) AS drawn
+    FROM decisions
+    WHERE decision_type = $decision_type AND experiment = $experiment
+      AND date >= $since_date::DATE AND ts >= $since AND ts <= $now
+    GROUP BY date, request_id
+)
+SELECT coalesce(l.episode_id, l.request_id::VARCHAR) AS episode, epoch(demonstrated_at) AS known_at, demonstration,
+       CASE WHEN drawn.arm = $against THEN 'original' WHEN drawn.arm = 'custom' THEN 'custom' END AS arm,
+       drawn.arm_probability AS arm_probability, drawn.answer AS served, asked.original_decision, asked.custom_decision,
+       compared AND asked.custom_decision IS NOT NULL AS both
+FROM labelled_decisions AS l JOIN asked USING (date, request_id)
+WHERE l.decision_type = $decision_type AND demonstration IS NOT NULL AND date >= $since_date::DATE
+  AND demonstrated_at <= $now
 ORDER BY demonstrated_at DESC, request_id DESC LIMIT $limit
 """
 # Of every answer that the model was asked for, served or in the shadow.
@@ -56,7 +74,7 @@ SELECT epoch(max(ts)) AS known_at, count(*) AS asked,
        count(*) FILTER (latency_ms > $slow_ms) AS slow,
        sum(cost_usd) AS cost_usd, count(cost_usd) AS priced
 FROM decisions
-WHERE decision_type = $decision_type AND experiment = $experiment AND source = 'custom'
+WHERE decision_type = $decision_type AND experiment = $experiment AND source = 'custom' AND arm = 'custom'
   AND date >= $since_date::DATE AND ts >= $since AND ts <= $now
 GROUP BY coalesce(episode_id, request_id::VARCHAR) ORDER BY 1
 """
@@ -74,12 +92,14 @@ def observe(
     *,
     since: datetime,
     now: datetime,
+    against: Literal["original", "incumbent"] = "original",
     slow_ms: float | None = None,
     config: Config | None = None,
 ) -> Observations:
     """What the log shows of the model of `experiment` (as in its route) since its test began.
 
-    The latest 50,000 labels are read. An answer above `slow_ms` milliseconds is a slow one; None: latency is no matter.
+    It is compared with the fallback (`original`) or with the model that it is to replace (`incumbent`). The latest
+    50,000 labels are read. An answer above `slow_ms` milliseconds is a slow one; None: latency is no matter.
     Questions without an episode are episodes of their own.
     """
     kind = get_decision_type(decision_type, config)
@@ -87,7 +107,8 @@ def observe(
     own = parameters | {"experiment": experiment}
 
     def fetch(log: duckdb.DuckDBPyConnection) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float | None]:
-        labelled = _rows(log, _LABELLED, own | {"limit": MAX_ROWS})[::-1]
+        query = _LABELLED.format(compared=_COMPARED[against])
+        labelled = _rows(log, query, own | {"limit": MAX_ROWS, "against": against})[::-1]
         answers = _rows(log, _ANSWERS, own | {"slow_ms": slow_ms})
         ((cost,),) = log.execute(_FALLBACK_COST, parameters).fetchall()
         return labelled, answers, cost
@@ -97,6 +118,7 @@ def observe(
     design, difference, level = compare_rows(kind, load_objective(kind), labelled, now=now.timestamp())
     return Observations(
         since=since,
+        against="the fallback" if against == "original" else "the incumbent",
         design=design,
         objective=(load_objective(kind).metric_of(kind) or "accuracy").replace("_", " "),
         difference=difference,
@@ -175,14 +197,14 @@ def compare_rows(
 def _tabulate(kind: DecisionType, rows: Sequence[dict[str, Any]], design: Design, now: float) -> _Table | None:
     """The rows that are compared, by label time; None without one whose hour is over."""
     labels = kind.labels if get_metrics(kind.answer).by_label else ("right",)
-    classes = _Classes(kind, labels)
+    classes, shares = _Classes(kind, labels), _first_shares(rows)
     units: dict[tuple[str, float], int] = {}
     first: dict[str, float] = {}
     ends: list[float] = []
     found = []
     for row in rows:
         right = classes.label(row["demonstration"])
-        if right is None or (not row["both"] if design == "shadow" else not row["arm_probability"]):
+        if right is None or (not row["both"] if design == "shadow" else not (row["arm"] and row["arm_probability"])):
             continue
         episode, known_at = row["episode"], row["known_at"]
         begin = first.get(episode)
@@ -193,22 +215,39 @@ def _tabulate(kind: DecisionType, rows: Sequence[dict[str, Any]], design: Design
         if (episode, begin) not in units:
             units[episode, begin] = len(units)
             ends.append(begin + _SETTLE_SECONDS)
-        found.append((units[episode, begin], right, *_sides(classes, row, design)))
+        found.append((units[episode, begin], right, *_sides(classes, row, design, shares)))
     if not found:
         return None
     unit, label, model, fallback, probability = map(np.array, zip(*found, strict=True))
     return _Table(labels, unit, label, model, fallback, probability, known_at=np.array(ends))
 
 
-def _sides(classes: _Classes, row: dict[str, Any], design: Design) -> tuple[int, int, float]:
-    """Classes of the answers of model and fallback, and the probability of the model's arm."""
+def _sides(classes: _Classes, row: dict[str, Any], design: Design, shares: dict[str, float]) -> tuple[int, int, float]:
+    """Classes of the answers of model and fallback, and the probability of the model's arm, of these two arms.
+
+    `shares` are the latest probabilities of both arms: a row knows that of its own only, and there may be a third.
+    """
     right = row["demonstration"]
     if design == "shadow":
         return classes.answer(row["custom_decision"], right), classes.answer(row["original_decision"], right), 0.5
     answer = classes.answer(row["served"], right)
-    if row["arm"] == "original":
-        return -1, answer, 1 - row["arm_probability"]
-    return answer, -1, row["arm_probability"]
+    is_model = row["arm"] != "original"
+    shares[_side(row)] = row["arm_probability"]
+    share = shares["model"] / (shares["model"] + shares["other"])
+    return (answer, -1, share) if is_model else (-1, answer, share)
+
+
+def _side(row: dict[str, Any]) -> str:
+    return "other" if row["arm"] == "original" else "model"
+
+
+def _first_shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The probabilities of the arms where they were drawn first; what is left of 1 for one that never was."""
+    drawn = {_side(row): row["arm_probability"] for row in reversed(rows) if row["arm"] and row["arm_probability"]}
+    return {
+        "model": drawn.get("model", 1 - drawn.get("other", 0.5)),
+        "other": drawn.get("other", 1 - drawn.get("model", 0.5)),
+    }
 
 
 class _Classes:

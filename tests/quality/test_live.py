@@ -163,3 +163,36 @@ def test_the_policy_follows_the_evaluation_and_the_settings(tmp_path):
     file.write_text('[objectives.should_respond]\nwhen_unproven = "stop"\n')
     with pytest.raises(EvaluationError, match="'stop' is not known; known are shrink, hold, withdraw"):
         load_policy(kind, None, file)
+
+
+def test_a_challenger_is_compared_with_the_incumbent_beside_it_by_arm(tmp_path):
+    """Three arms: a tenth each for challenger and fallback, the rest the incumbent's."""
+    rng = random.Random(6)
+    shares = {"custom": 0.3, "incumbent": 0.6, "original": 0.1}
+    right = {"custom": 0.2, "incumbent": 0.9, "original": 0.2}
+    found = []
+    drawn: dict[str, str] = {}
+    for turn in conversations(160):
+        arm = drawn.setdefault(turn.episode, rng.choices(list(shares), list(shares.values()))[0])
+        answer = turn.right["action"] if rng.random() < right[arm] else WRONG[turn.right["action"]]
+        if arm == "original":
+            turn.original = {"action": answer}
+        else:
+            turn.custom, turn.original, turn.served = {"action": answer}, None, "custom"
+        turn.extra = {"experiment": EXPERIMENT}
+        for record in records(turn):
+            if hasattr(record, "arm"):
+                record.arm, record.arm_probability = arm, shares[arm]
+            found.append(record)
+        now = turn.ts + timedelta(hours=2)
+    data = tmp_path / "data"
+    land(data, [found])
+    options = {"since": START, "now": now}
+    beside = observe(data, "should_respond", EXPERIMENT, against="incumbent", **options)
+    assert beside.questions == 5 * sum(arm == "custom" for arm in drawn.values())
+    assert beside.difference.scores.mean() == pytest.approx(-0.7, abs=0.15)
+    decision = decide(beside, LivePolicy(), stage="canary", now=now)
+    assert decision.action == "withdraw"
+    assert decision.reason.startswith("worse than the incumbent")
+    alone = observe(data, "should_respond", EXPERIMENT, **options)
+    assert decide(alone, LivePolicy(), stage="canary", now=now).action == "hold"
