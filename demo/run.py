@@ -300,6 +300,7 @@ def _turn(demo: Demo) -> None:
                 now=demo.now,
                 weight=0.9,
                 canary_weight=None,
+                any_price=True,  # it shows how a model is proven; the rules that it replaces are free
                 shadow_original=True,
                 force=True,
                 anyway=True,  # the demo shows every step, also on few conversations

@@ -176,6 +176,7 @@ def settings_page() -> Iterator[str]:
         ("`[gateway]`", "gateway.settings"),
         ("`[serving]`", "provider.serving"),
         ("`[prices]`", "prices.settings"),
+        ("`[worth]`", "quality.evaluation.worth"),
     ):
         yield f"## {title}\n"
         yield "```text\n" + inspect.cleandoc(importlib.import_module(module).__doc__ or "") + "\n```\n"

@@ -108,7 +108,8 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
     if turn.evaluation_id is None:
         deployment = verbs.deploy(data, turn.model_id, now=now)
         turn = _save(data, replace(turn, deployment_id=deployment.id))
-        evaluation = verbs.evaluate(data, turn.model_id, now=now)
+        price = {"max_usd_per_1000": settings.max_usd_per_1000, "any_price": settings.any_price}
+        evaluation = verbs.evaluate(data, turn.model_id, **price, now=now)
         turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
     assert turn.evaluation_id is not None
     with open_ledger(data) as ledger:

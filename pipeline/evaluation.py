@@ -27,6 +27,7 @@ from quality.evaluation.evaluate import Answer, Evaluation, Label, evaluate
 from quality.evaluation.objectives import load_objective
 from quality.evaluation.promotion import judge
 from quality.evaluation.thresholds import Threshold, choose_threshold
+from quality.evaluation.worth import WorthPolicy, judge_worth, load_worth
 from quality.settings import DEFAULT_MARGIN
 from reasoning.config import Config, load_config
 from reasoning.decision_types import DecisionType, get_decision_type
@@ -54,6 +55,8 @@ def evaluate_model(
     dataset: str | None = None,
     limit: int | None = None,
     margin: float = DEFAULT_MARGIN,
+    max_usd_per_1000: float | None = None,
+    any_price: bool = False,
     now: datetime | None = None,
     progress: OnProgress | None = None,
 ) -> Evaluation:
@@ -104,7 +107,11 @@ def evaluate_model(
         allowance = allow(
             evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=clock_of(now)()
         )
-        evaluation.about["verdict"] = asdict(judge(evaluation, margin=margin, allowance=allowance))
+        verdict = judge(evaluation, margin=margin, allowance=allowance)
+        policy = load_worth(kind.name) if max_usd_per_1000 is None else WorthPolicy(max_usd_per_1000)
+        policy = WorthPolicy(policy="any") if any_price else policy
+        verdict = judge_worth(verdict, evaluation, policy, decision_type=kind.name)
+        evaluation.about["verdict"] = asdict(verdict)
         save_evaluation(ledger, evaluation.as_dict())
     return evaluation
 

@@ -36,6 +36,15 @@ ShadowOriginal = Annotated[
     Doc("Let the fallback answer in the background what the model serves, for comparison. Not where it costs money."),
 ]
 Confidence = Annotated[float, Ge(0), Le(1)] | Literal["auto"]
+MaxUsdPer1000 = Annotated[
+    float | None,
+    Ge(0),
+    Doc(
+        "Most US dollars per 1,000 decisions, all costs included, that a better model may cost. "
+        "Empty: [worth.TYPE] of reasoning.toml, else what it replaces costs."
+    ),
+]
+AnyPrice = Annotated[bool, Doc("Let quality alone decide: promote a better model whatever it costs.")]
 Anyway = Annotated[bool, Doc("Train even a model that is certain to be refused afterwards.")]
 
 
@@ -117,6 +126,8 @@ class EvaluateSettings:
     margin: Annotated[float, Ge(0), Doc("How much worse still counts as equal, for a model that is cheaper.")] = (
         DEFAULT_MARGIN
     )
+    max_usd_per_1000: MaxUsdPer1000 = None
+    any_price: AnyPrice = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +204,8 @@ class CycleSettings:
         float, Ge(0), Le(1), Doc("Withdraw the canary where more than this share of its answers failed.")
     ] = 0.05
     shadow_original: ShadowOriginal = False
+    max_usd_per_1000: MaxUsdPer1000 = None
+    any_price: AnyPrice = False
     anyway: Anyway = False
     force: Annotated[bool, Doc("Begin a cycle even if none is due.")] = False
 

@@ -79,7 +79,7 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
     begun = read_turn(data, "should_respond")
     assert begun is not None and begun.outcome == "under_way" and begun.dataset_id and not begun.evaluation_id
 
-    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5))
+    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
     assert turn.outcome == "canary", turn.why
     with open_ledger(data) as ledger:
         assert [job.state for job in ledger.find(FineTuneJob)] == ["completed"]
@@ -90,12 +90,12 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
     assert {arm.name: arm.weight for arm in route.arms} == {"custom": 0.1, "original": 0.9}
     assert route.arms[0].base_url == local
 
-    asked = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5))
+    asked = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
     assert (asked.outcome, asked.why) == ("canary", "the canary was asked 0 of 5 questions")
 
     write_answers(data, experiment=route.experiment, model=route.arms[0].model, good=6, failed=0)
     land_decisions(data)
-    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5))
+    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
     assert (turn.outcome, turn.why) == ("promoted", "the canary failed to answer 0 of 6 questions")
     assert "cooling down" in turn_flywheel(data, "should_respond").why
     live = read_routes(Layout(data).routes).routes["should_respond"]
