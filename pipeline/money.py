@@ -6,6 +6,7 @@ import logging
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pipeline.alerts import tell_guard, tell_reconciliation
 from pipeline.live_proof import prove_models
 from provider.errors import ProviderError, ProviderSettingsError
 from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs, needs_provider
@@ -63,11 +64,13 @@ def _watch_money(
         report.errors += [wrong] if wrong else []
         if UNREACHABLE in report.errors:  # where only registered models serve, nobody misses it
             report.errors.append(str(error))
+        report.warnings += tell_guard(data, report)
         return report
     with provider:
         report = guard_costs(data, provider, policy=policy, now=now)
-        report.errors += [wrong] if wrong else []
-        return report
+    report.errors += [wrong] if wrong else []
+    report.warnings += tell_guard(data, report)  # last, when all is done that money needs
+    return report
 
 
 def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
@@ -80,4 +83,6 @@ def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
                 raise
         return reconcile_provider(data, None, now=now)
     with provider:
-        return reconcile_provider(data, provider, now=now)
+        report = reconcile_provider(data, provider, now=now)
+    report.warnings += tell_reconciliation(data, report)
+    return report
