@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pipeline.alerts import tell_guard, tell_reconciliation
 from provider.errors import ProviderError, ProviderSettingsError
 from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs, needs_provider, provider_in_use
 from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
@@ -36,11 +37,13 @@ def guard(
         report.errors += [wrong] if wrong else []
         if UNREACHABLE in report.errors:  # where only registered models serve, nobody misses it
             report.errors.append(str(error))
+        report.warnings += tell_guard(data, report)
         return report
     with provider:
         report = guard_costs(data, provider, policy=policy, now=now)
-        report.errors += [wrong] if wrong else []
-        return report
+    report.errors += [wrong] if wrong else []
+    report.warnings += tell_guard(data, report)  # last, when all is done that money needs
+    return report
 
 
 def _open(data: Path, *, timeout: float = 60.0) -> Provider:
@@ -64,4 +67,6 @@ def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
                 raise
         return reconcile_provider(data, None, now=now)
     with provider:
-        return reconcile_provider(data, provider, now=now)
+        report = reconcile_provider(data, provider, now=now)
+    report.warnings += tell_reconciliation(data, report)
+    return report
