@@ -31,6 +31,7 @@ from provider.lifecycle.fine_tunes import cancel_fine_tune, follow_fine_tune, su
 from provider.lifecycle.routes import withdraw_model
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.uploads import upload_dataset
+from provider.pace import Pace
 from provider.port import Provider
 from provider.providers import open_provider, open_provider_of
 from provider.serving import load_serving
@@ -119,15 +120,21 @@ def fine_tune(
             if not anyway:
                 require_worth(look_ahead(data, folder, name, planned, now=clock())[0])
             hold_cycle(ledger, name, planned, now=clock())
-        row = upload_dataset(provider, ledger, folder, now=now, progress=progress)
+        row = upload_dataset(provider, ledger, folder, pace=Pace(now=now, progress=progress))
         # Its true price is known only now. What was paid for before is followed to its end, whatever the budgets say.
         with suppress(BudgetExceeded) if not (planned := steps())[0].amount_usd else nullcontext():
             hold_cycle(ledger, name, planned, now=clock())
         job = submit_fine_tune(
-            provider, ledger, row.id, tier=tier, parameters=parameters, again=again, progress=progress, now=now
+            provider,
+            ledger,
+            row.id,
+            tier=tier,
+            parameters=parameters,
+            again=again,
+            pace=Pace(progress=progress, now=now),
         )
         return follow_fine_tune(
-            provider, ledger, job.id, now=now, progress=progress, poll_seconds=provider.poll_seconds
+            provider, ledger, job.id, pace=Pace(now=now, progress=progress, poll_seconds=provider.poll_seconds)
         )
 
 
@@ -171,9 +178,7 @@ def deploy(
                 row.id,
                 replicas=replicas,
                 share=load_serving().of(name).share,
-                now=now,
-                progress=progress,
-                poll_seconds=provider.poll_seconds,
+                pace=Pace(now=now, progress=progress, poll_seconds=provider.poll_seconds),
             )
 
 
@@ -245,9 +250,8 @@ def take_down(
             return []
 
         def end(provider: Provider | None, **options: Any) -> list[Deployment]:
-            return _end_each(
-                provider, ledger, deployments, routes_path=Layout(data).routes, why=why, now=now, **options
-            )
+            pace = Pace(now=now, **options)
+            return _end_each(provider, ledger, deployments, routes_path=Layout(data).routes, why=why, pace=pace)
 
         try:
             provider = open_provider_of(data, row.provider)

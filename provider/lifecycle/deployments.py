@@ -33,12 +33,13 @@ from provider.lifecycle.deployment_state import SHUTTING_STATES, STARTING_STATES
 from provider.lifecycle.sharing import adapter_of, attach_model, intend_attached, move_to_another, option_for
 from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown
 from provider.money.metering import hourly_usd, last_metered, runway_of, runway_usd
+from provider.pace import AT_EASE, Pace
 from provider.port import Provider, RemoteDeployment, ServingOption, ServingRequest
 from provider.retries import pause, retrying
 from storage.errors import IllegalTransition, LedgerError
 from storage.ledger.database import new_id
 from storage.ledger.rows import Deployment, DeploymentRole, DeploymentState, Model, required
-from storage.progress import OnProgress, share_done
+from storage.progress import share_done
 
 if TYPE_CHECKING:
     from storage.ledger.ledger import Ledger
@@ -54,30 +55,26 @@ def deploy_model(
     *,
     replicas: int = 1,
     share: bool = True,
-    progress: OnProgress | None = None,
-    poll_seconds: float = 5.0,
-    timeout: timedelta = READY_TIMEOUT,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
+    pace: Pace = AT_EASE,
 ) -> Deployment:
     """Serve a trained model (its ledger id) and wait until it is ready; returns the deployment's ledger row.
 
     It gets no route: that is `publish_route`. A model that is being deployed or is ready already is not deployed twice.
     With `share` and one replica it is attached to a deployment of its base model beside others (`provider.lifecycle.
     sharing`), where that can be done, else it has one of its own.
-    Reserves money first (BudgetExceeded, PriceUnknown). When it fails or is not ready within `timeout`, it is taken
-    down again and DeploymentFailed, NoCapacity (no hardware free) or ProviderUnavailable raised. It is taken down on
-    Ctrl-C as well, unless an earlier call had begun it.
+    Reserves money first (BudgetExceeded, PriceUnknown). When it fails or is not ready within `pace.timeout`
+    (`READY_TIMEOUT`), it is taken down again and DeploymentFailed, NoCapacity (no hardware free) or ProviderUnavailable
+    raised. It is taken down on Ctrl-C as well, unless an earlier call had begun it.
     """
     if replicas < 1:
         raise ValueError(f"a deployment has at least one replica, not {replicas}")
-    clock = provider_clock(provider, now, seen=last_metered(ledger))
-    for attempt in retrying(wait, progress=progress, what="reading configs and prices"):
+    clock = provider_clock(provider, pace.now, seen=last_metered(ledger))
+    for attempt in retrying(pace.wait, progress=pace.progress, what="reading configs and prices"):
         with attempt:
             row, ours = _intend(provider, ledger, model_id, replicas, clock, share=share)
     try:
-        row = _start(provider, ledger, row, progress, clock, wait)
-        return _await_ready(provider, ledger, row, progress, poll_seconds, timeout, clock, wait)
+        row = _start(provider, ledger, row, pace, clock)
+        return _await_ready(provider, ledger, row, pace, clock)
     except KeyboardInterrupt:
         if ours:
             _roll_back(provider, ledger, row.id, "interrupted while it started", clock)
@@ -195,12 +192,11 @@ def _start(
     provider: Provider,
     ledger: Ledger,
     row: Deployment,
-    progress: OnProgress | None,
+    pace: Pace,
     clock: Callable[[], datetime],
-    wait: Callable[[float], None],
 ) -> Deployment:
     """Bring the endpoint and the deployment into being, each once."""
-    for attempt in retrying(wait, progress=progress, what=f"creating {row.name}"):
+    for attempt in retrying(pace.wait, progress=pace.progress, what=f"creating {row.name}"):
         with attempt, ledger.exclusive("submit", wait=True):
             row = _create(provider, ledger, ledger.get(Deployment, row.id), clock)
     return row
@@ -292,19 +288,17 @@ def _await_ready(
     provider: Provider,
     ledger: Ledger,
     row: Deployment,
-    progress: OnProgress | None,
-    poll_seconds: float,
-    timeout: timedelta,
+    pace: Pace,
     clock: Callable[[], datetime],
-    wait: Callable[[float], None],
 ) -> Deployment:
+    timeout, progress = pace.longest(READY_TIMEOUT), pace.progress
     begun, reserved_usd = time.monotonic(), row.hourly_usd
     while True:
-        waited, message, seconds = time.monotonic() - begun, "", poll_seconds
+        waited, message, seconds = time.monotonic() - begun, "", pace.poll_seconds
         try:
             row, message = sync_deployment(provider, ledger, row.id, now=clock)
         except ProviderUnavailable as error:
-            message, seconds = str(error), pause(poll_seconds, error)
+            message, seconds = str(error), pause(pace.poll_seconds, error)
         if row.state == "ready":
             _afford(ledger, row, reserved_usd, clock())
             if progress:
@@ -318,7 +312,7 @@ def _await_ready(
             raise DeploymentFailed(f"{row.name} was not ready within {timeout}: {message}")
         if progress:
             progress(share_done(min(waited / timeout.total_seconds(), 0.95), message or row.state))
-        wait(seconds)
+        pace.wait(seconds)
 
 
 def _afford(ledger: Ledger, row: Deployment, reserved_usd: Decimal, now: datetime) -> None:

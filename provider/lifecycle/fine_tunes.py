@@ -10,6 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from provider.errors import (
 )
 from provider.lifecycle.deployment_state import SHOWS_WITHIN
 from provider.money.metering import last_metered
+from provider.pace import AT_EASE, Pace
 from provider.port import Provider, RemoteJob, RemoteJobState, TrainingRequest
 from provider.retries import ATTEMPTS, pause, retrying
 from storage.errors import LedgerError
@@ -34,7 +36,7 @@ from storage.ledger.database import new_id
 from storage.ledger.money import format_usd
 from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
 from storage.ledger.rows import FineTuneJob, JobState, Model, UploadedDataset, required
-from storage.progress import OnProgress, share_done
+from storage.progress import share_done
 
 if TYPE_CHECKING:
     from storage.ledger.ledger import Ledger
@@ -68,9 +70,7 @@ def submit_fine_tune(
     tier: str,
     parameters: Mapping[str, Any] | None = None,
     again: bool = False,
-    progress: OnProgress | None = None,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
+    pace: Pace = AT_EASE,
 ) -> FineTuneJob:
     """Submit one fine-tune of an uploaded dataset (its ledger id) on a tier's model; returns its ledger row.
 
@@ -78,18 +78,19 @@ def submit_fine_tune(
     returned (resumed where needed), unless `again`. Spends nothing unless the model can be served, the price is known
     and the budget holds: NotServable, PriceUnknown, BudgetExceeded. For the rest see `resume_fine_tune`.
     """
-    clock = provider_clock(provider, now, seen=last_metered(ledger))
+    clock = provider_clock(provider, pace.now, seen=last_metered(ledger))
+    pace = replace(pace, now=clock)
     dataset = ledger.get(UploadedDataset, upload_id)
     if dataset.state != "ready":
         raise LedgerError(f"upload {upload_id} of dataset {dataset.dataset} is {dataset.state}: upload it first")
     lora = (parameters or {}).get("lora") is not False
-    for attempt in retrying(wait, attempts=1, progress=progress, what="looking for a model to train"):
+    for attempt in retrying(pace.wait, attempts=1, progress=pace.progress, what="looking for a model to train"):
         with attempt:
             base = provider.base_model(tier, lora=lora)
     sent = json.dumps({**provider.training_parameters, **(parameters or {})}, sort_keys=True)
     if not again and (known := _same_job(ledger, upload_id, base.name, sent)):
-        return resume_fine_tune(provider, ledger, known.id, progress=progress, now=clock, wait=wait)
-    for attempt in retrying(wait, attempts=1, progress=progress, what="pricing the fine-tune"):
+        return resume_fine_tune(provider, ledger, known.id, pace=pace)
+    for attempt in retrying(pace.wait, attempts=1, progress=pace.progress, what="pricing the fine-tune"):
         with attempt:
             price = estimate_job(provider, dataset, base.name, json.loads(sent))
     with ledger.transaction():
@@ -119,7 +120,7 @@ def submit_fine_tune(
                 reservation_id=reservation.id,
                 now=clock(),
             )
-    return resume_fine_tune(provider, ledger, job.id, progress=progress, now=clock, wait=wait)
+    return resume_fine_tune(provider, ledger, job.id, pace=pace)
 
 
 def estimate_job(
@@ -159,25 +160,25 @@ def resume_fine_tune(
     *,
     doubt_seconds: float = DOUBT_SECONDS,
     attempts: int = ATTEMPTS,
-    progress: OnProgress | None = None,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
+    pace: Pace = AT_EASE,
 ) -> FineTuneJob:
     """Bring an intended job to the provider, once, whatever became of earlier attempts; returns its ledger row.
 
     Raises CreationInDoubt, ProviderUnavailable or BudgetExceeded (other things have spent it meanwhile) when it did not
     work out yet: the intent and its money stay. Raises ProviderRefused when the provider will not have it (the money is
     released). What the provider asks to wait (`Retry-After`) is waited for, up to `retries.PATIENCE_SECONDS`, and told
-    to `progress`.
+    to `pace.progress`.
     """
-    clock = clock_of(now)
+    clock = clock_of(pace.now)
     if ledger.get(FineTuneJob, job_id).state != "intended":
         return ledger.get(FineTuneJob, job_id)
-    for attempt in retrying(wait, attempts=attempts, progress=progress, what="submitting the fine-tune"):
+    for attempt in retrying(pace.wait, attempts=attempts, progress=pace.progress, what="submitting the fine-tune"):
         with attempt, ledger.exclusive("submit", wait=True):
             job = ledger.get(FineTuneJob, job_id)
             if job.state == "intended":
-                job = adopt_job(ledger, job_id, _submit(provider, ledger, job, doubt_seconds, clock, wait), now=clock())
+                job = adopt_job(
+                    ledger, job_id, _submit(provider, ledger, job, doubt_seconds, clock, pace.wait), now=clock()
+                )
     return job
 
 
@@ -331,22 +332,19 @@ def follow_fine_tune(
     ledger: Ledger,
     job_id: str,
     *,
-    progress: OnProgress | None = None,
-    poll_seconds: float = 5.0,
-    timeout: timedelta = FOLLOW_TIMEOUT,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
+    pace: Pace = AT_EASE,
 ) -> FineTuneJob:
     """Wait until a job has ended; returns its ledger row in state `completed`, with `model_id`.
 
     May be stopped and called again at any time. Passing trouble with the provider is waited out. Raises FineTuneFailed
-    when it ended otherwise (what it cost is charged), NotReady after `timeout`.
+    when it ended otherwise (what it cost is charged), NotReady after `pace.timeout` (`FOLLOW_TIMEOUT`).
     """
-    deadline = time.monotonic() + timeout.total_seconds()
-    clock = provider_clock(provider, now, seen=last_metered(ledger))  # what it costs counts in the provider's day
-    job = resume_fine_tune(provider, ledger, job_id, progress=progress, now=clock, wait=wait)
+    deadline = time.monotonic() + pace.longest(FOLLOW_TIMEOUT).total_seconds()
+    clock = provider_clock(provider, pace.now, seen=last_metered(ledger))  # what it costs counts in the provider's day
+    progress = pace.progress
+    job = resume_fine_tune(provider, ledger, job_id, pace=replace(pace, now=clock))
     while True:
-        seconds = poll_seconds
+        seconds = pace.poll_seconds
         try:
             job = sync_fine_tune(provider, ledger, job_id, now=clock)
             if progress and job.state in ACTIVE_STATES:
@@ -356,7 +354,7 @@ def follow_fine_tune(
         except ProviderUnavailable as error:
             if time.monotonic() >= deadline:
                 raise
-            seconds = pause(poll_seconds, error)
+            seconds = pause(pace.poll_seconds, error)
         if job.state == "completed":
             if progress:
                 progress(share_done(1.0, f"completed for {format_usd(job.price_usd or Decimal(0))}"))
@@ -368,7 +366,7 @@ def follow_fine_tune(
             )
         if time.monotonic() >= deadline:
             raise NotReady(f"fine-tune {job.suffix} is still {job.remote_state}; it may be followed again")
-        wait(seconds)
+        pace.wait(seconds)
 
 
 def cancel_fine_tune(

@@ -27,13 +27,14 @@ from provider.lifecycle.deployment_state import know_endpoint, move_deployment
 from provider.lifecycle.routes import longest_deadline, withdraw_model
 from provider.lifecycle.sharing import attached_to, detach_model, unused_replicas
 from provider.money.metering import last_metered, meter_minutes
+from provider.pace import AT_EASE, Pace
 from provider.port import Provider, RemoteDeployment
 from provider.retries import pause
 from reasoning.errors import ReasoningError
 from storage.ledger.charges import ChargedTo
 from storage.ledger.money import minutes_usd
 from storage.ledger.rows import Deployment, DeploymentRole, required
-from storage.progress import OnProgress, share_done
+from storage.progress import share_done
 
 if TYPE_CHECKING:
     from storage.ledger.ledger import Ledger
@@ -43,6 +44,9 @@ LONGEST_DRAIN = 60.0
 
 LOOK_SECONDS = 10.0
 """How long the look before a stop may take: a provider that does not answer must not hold the stop up."""
+
+DOWN_TIMEOUT = timedelta(minutes=15)
+"""The longest that `undeploy_model` waits for a deployment to be deleted."""
 
 NOT_DELETED = "it has stopped and costs nothing, but is not deleted"
 
@@ -291,21 +295,18 @@ def undeploy_model(
     routes_path: Path | str | None = None,
     why: str = "undeployed by the user",
     drain_seconds: float = 2.0,
-    poll_seconds: float = 5.0,
-    timeout: timedelta = timedelta(minutes=15),
-    progress: OnProgress | None = None,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
+    pace: Pace = AT_EASE,
 ) -> Deployment:
     """Withdraw a deployment's route, let requests under way end, stop it, delete it; returns its ledger row, `deleted`.
 
     They are given `drain_seconds`, or what their route's deadline gives them, up to `LONGEST_DRAIN`: all of it where a
     call that did not end has withdrawn the route before. What it cost is charged. May be called again at any time; what
     it leaves undone, the guard does. Route and wish need no provider: with `provider` None, where it cannot be reached,
-    that is all that is done. Raises NotReady after `timeout`, or when the provider will not delete what has stopped,
-    ProviderUnavailable, ProviderRefused; and after all is done, RoutesError where the route could not be withdrawn.
+    that is all that is done. Raises NotReady after `pace.timeout` (`DOWN_TIMEOUT`), or when the provider will not
+    delete what has stopped, ProviderUnavailable, ProviderRefused; and after all is done, RoutesError where the route
+    could not be withdrawn.
     """
-    clock = clock_of(now)
+    clock = clock_of(pace.now)
     row = ledger.get(Deployment, deployment_id)
     if row.state == "deleted":
         return row
@@ -321,10 +322,10 @@ def undeploy_model(
             routed = error
         if serves and row.state == "draining" and provider is not None:
             passed = (clock() - drains_since).total_seconds() if drains_since else 0.0
-            wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - passed))
+            pace.wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - passed))
     if provider is not None:
         try:
-            row = _follow_down(provider, ledger, row, poll_seconds, timeout, progress, now, wait)
+            row = _follow_down(provider, ledger, row, pace)
         except ProviderRefused as error:
             withdrawn = "Its route is withdrawn and its end" if routes_path is not None else "Its end"
             raise type(error)(
@@ -339,15 +340,12 @@ def _follow_down(
     provider: Provider,
     ledger: Ledger,
     row: Deployment,
-    poll_seconds: float,
-    timeout: timedelta,
-    progress: OnProgress | None,
-    now: Now,
-    wait: Callable[[float], None],
+    pace: Pace,
 ) -> Deployment:
     """Advance a shutdown until it is done. Raises NotReady, ProviderUnavailable, ProviderRefused."""
-    deadline, refusals = time.monotonic() + timeout.total_seconds(), 0
-    clock = provider_clock(provider, now, seen=last_metered(ledger))
+    deadline, refusals = time.monotonic() + pace.longest(DOWN_TIMEOUT).total_seconds(), 0
+    progress = pace.progress
+    clock = provider_clock(provider, pace.now, seen=last_metered(ledger))
     while True:
         trouble: ProviderUnavailable | None = None
         try:
@@ -365,4 +363,4 @@ def _follow_down(
             raise trouble or NotReady(f"{row.name} is still {row.state}; the guard goes on stopping it")
         if progress:
             progress(share_done(0.5, f"stopping {row.name}"))
-        wait(pause(poll_seconds, trouble))
+        pace.wait(pause(pace.poll_seconds, trouble))

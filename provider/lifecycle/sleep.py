@@ -142,8 +142,9 @@ def _reason_to_wake(
     of_type = settings.of(sleep.decision_type)
     if not of_type.is_open(now):
         return None
-    last = max((row.updated_at for row in ledger.find(Deployment, model_id=sleep.model_id)), default=None)
-    if sleep.refused is not None and last is not None and now - last < WAKE_AGAIN:
+    rows = ledger.find(Deployment, model_id=sleep.model_id)
+    failed_at = max((row.updated_at for row in rows if row.created_at > sleep.slept_at), default=None)
+    if failed_at is not None and now - failed_at < WAKE_AGAIN:
         return None
     if sleep.why == SleepReason.CALENDAR:
         return f"its hours begin ({of_type.serve_between})"

@@ -11,8 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from provider.clock import Now, clock_of
+from provider.clock import clock_of
 from provider.errors import InvalidDataset, NotReady, ProviderUnavailable, RemoteNotFound, UploadFailed
+from provider.pace import AT_EASE, Pace
 from provider.port import FileState, Provider
 from provider.retries import pause, retry_after, retrying
 from provider.rows import CheckedFile, check_rows
@@ -32,10 +33,7 @@ def upload_dataset(
     dataset_dir: Path | str,
     *,
     decision_type: str | None = None,
-    progress: OnProgress | None = None,
-    now: Now = None,
-    wait: Callable[[float], None] = time.sleep,
-    timeout: timedelta = PROCESSING_TIMEOUT,
+    pace: Pace = AT_EASE,
 ) -> UploadedDataset:
     """Upload a dataset folder's `train.jsonl` and `validation.jsonl` (if any) and return its ledger row, state `ready`.
 
@@ -43,18 +41,18 @@ def upload_dataset(
     at once, one uploads and the others wait for it. The holdout is never uploaded. Raises InvalidDataset, UploadFailed,
     NotReady, ProviderUnavailable.
     """
-    folder, clock = Path(dataset_dir), clock_of(now)
+    folder, clock = Path(dataset_dir), clock_of(pace.now)
     train = check_rows(folder / "train.jsonl")
     validation_path = folder / "validation.jsonl"
     has_validation = validation_path.exists() and validation_path.stat().st_size > 0
     validation = check_rows(validation_path) if has_validation else None
     decision_type = decision_type or _decision_type(folder)
     files = [("train", train)] + ([("validation", validation)] if validation else [])
-    with _alone(ledger, folder.absolute().name, progress):
+    with _alone(ledger, folder.absolute().name, pace.progress):
         row = _record(ledger, folder, decision_type, train, validation, clock)
         if row.state == "ready" and all(_exists(provider, row.file_id(split)) for split, _ in files):
             return row
-        return _upload_files(provider, ledger, row, files, progress, clock, wait, timeout)
+        return _upload_files(provider, ledger, row, files, pace)
 
 
 @contextmanager
@@ -76,11 +74,9 @@ def _upload_files(
     ledger: Ledger,
     row: UploadedDataset,
     files: list[tuple[str, CheckedFile]],
-    progress: OnProgress | None,
-    clock: Callable[[], Any],
-    wait: Callable[[float], None],
-    timeout: timedelta,
+    pace: Pace,
 ) -> UploadedDataset:
+    clock, progress = clock_of(pace.now), pace.progress
     row = ledger.transition(UploadedDataset, row.id, "intended", now=clock())
     try:
         for index, (split, checked) in enumerate(files):
@@ -91,13 +87,13 @@ def _upload_files(
             if file_id is None:
                 if progress:
                     progress(share_done(index / (len(files) + 1), f"uploading {split}.jsonl ({checked.rows:,} rows)"))
-                file_id = _upload(provider, f"{ledger.prefix}{row.id}-{split}.jsonl", checked, wait, progress)
+                file_id = _upload(provider, f"{ledger.prefix}{row.id}-{split}.jsonl", checked, pace)
                 row = ledger.transition(UploadedDataset, row.id, "intended", now=clock(), **{column: file_id})
         row = ledger.transition(UploadedDataset, row.id, "uploaded", now=clock())
         for split, checked in files:
             if progress:
                 progress(share_done(len(files) / (len(files) + 1), f"the provider checks {split}.jsonl"))
-            _wait_until_processed(provider, required(row.file_id(split), f"the file {split}"), checked, wait, timeout)
+            _wait_until_processed(provider, required(row.file_id(split), f"the file {split}"), checked, pace)
     except UploadFailed as error:
         ledger.transition(UploadedDataset, row.id, "failed", why=str(error), error=str(error), now=clock())
         raise
@@ -159,21 +155,18 @@ def _exists(provider: Provider, file_id: str | None) -> bool:
         return False
 
 
-def _upload(
-    provider: Provider, name: str, checked: CheckedFile, wait: Callable[[float], None], progress: OnProgress | None
-) -> str:
+def _upload(provider: Provider, name: str, checked: CheckedFile, pace: Pace) -> str:
     """Upload under our name. Sending again is safe: of content it has, the provider answers with the file it has."""
-    for attempt in retrying(wait, attempts=3, progress=progress, what=f"uploading {checked.path.name}"):
+    for attempt in retrying(pace.wait, attempts=3, progress=pace.progress, what=f"uploading {checked.path.name}"):
         with attempt:
             file_id = provider.upload(name, checked)
     return file_id
 
 
-def _wait_until_processed(
-    provider: Provider, file_id: str, checked: CheckedFile, wait: Callable[[float], None], timeout: timedelta
-) -> None:
+def _wait_until_processed(provider: Provider, file_id: str, checked: CheckedFile, pace: Pace) -> None:
     """A job submitted before its file is processed fails, so wait for it."""
-    deadline, seconds = time.monotonic() + timeout.total_seconds(), 0.1
+    deadline = time.monotonic() + pace.longest(PROCESSING_TIMEOUT).total_seconds()
+    seconds = 0.1
     while True:
         try:
             file = provider.file(file_id)
@@ -181,7 +174,7 @@ def _wait_until_processed(
             # It says when to come again: it is well, and so is the file.
             if retry_after(error) is None or time.monotonic() + pause(seconds, error) >= deadline:
                 raise
-            wait(pause(seconds, error))
+            pace.wait(pause(seconds, error))
             continue
         if file.state == FileState.REFUSED:
             reason = file.reason or "no reason given"
@@ -192,7 +185,7 @@ def _wait_until_processed(
             raise NotReady(
                 f"the provider is still checking {checked.path} ({file.said}); run it again to go on waiting"
             )
-        wait(seconds)
+        pace.wait(seconds)
         seconds = min(seconds * 1.5, 5.0)
     if file.bytes is not None and file.bytes != checked.bytes:
         raise UploadFailed(f"{checked.path} has {checked.bytes:,} bytes, at the provider {file.bytes}")

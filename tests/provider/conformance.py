@@ -109,6 +109,7 @@ SUBJECTS: dict[str, tuple[Capabilities, Open]] = {
 }
 TRAINERS = [name for name, (can, _) in SUBJECTS.items() if can.trains]
 SERVERS = [name for name, (can, _) in SUBJECTS.items() if not can.trains]
+SHARERS = [name for name, (can, _) in SUBJECTS.items() if can.adapters_per_replica != 0]
 BILLERS = [name for name, (can, _) in SUBJECTS.items() if can.bills]
 
 

@@ -21,6 +21,7 @@ from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.uploads import upload_dataset
+from provider.pace import Pace
 from provider.together.adapter import TogetherProvider
 from provider.together.client import connect
 from storage.ledger.ledger import open_ledger
@@ -42,12 +43,12 @@ class Death:
 
 
 def upload(client: Any, ledger: Any, argument: str, **options: Any) -> None:
-    upload_dataset(client, ledger, argument, **options)
+    upload_dataset(client, ledger, argument, pace=Pace(**options))
 
 
 def fine_tune(client: Any, ledger: Any, dataset_id: str, **options: Any) -> None:
-    job = submit_fine_tune(client, ledger, dataset_id, tier="small", **options)
-    follow_fine_tune(client, ledger, job.id, poll_seconds=1, **options)
+    job = submit_fine_tune(client, ledger, dataset_id, tier="small", pace=Pace(**options))
+    follow_fine_tune(client, ledger, job.id, pace=Pace(poll_seconds=1, **options))
 
 
 def cancel(client: Any, ledger: Any, job_id: str, *, now: Callable[[], Any], **_: Any) -> None:
@@ -55,11 +56,11 @@ def cancel(client: Any, ledger: Any, job_id: str, *, now: Callable[[], Any], **_
 
 
 def deploy(client: Any, ledger: Any, model_id: str, **options: Any) -> None:
-    deploy_model(client, ledger, model_id, poll_seconds=1, **options)
+    deploy_model(client, ledger, model_id, pace=Pace(poll_seconds=1, **options))
 
 
 def undeploy(client: Any, ledger: Any, deployment_id: str, **options: Any) -> None:
-    undeploy_model(client, ledger, deployment_id, drain_seconds=0, poll_seconds=1, **options)
+    undeploy_model(client, ledger, deployment_id, drain_seconds=0, pace=Pace(poll_seconds=1, **options))
 
 
 def guard(client: Any, ledger: Any, data: str, *, now: Callable[[], Any], **_: Any) -> None:

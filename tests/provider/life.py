@@ -17,6 +17,7 @@ from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.routes import LEASE, publish_route, routed_models
 from provider.lifecycle.shutdown import undeploy_model
+from provider.pace import Pace
 from provider.together.client import connect
 from provider.together.tiers import resolve_tier
 from reasoning.errors import ReasoningError
@@ -88,7 +89,11 @@ class Life:
         def run() -> None:
             dataset = self.world.ledger.find(UploadedDataset, state="ready")[-1]
             job = submit_fine_tune(
-                self.world.provider, self.world.ledger, dataset.id, tier="small", now=self.world.now, wait=self.wait
+                self.world.provider,
+                self.world.ledger,
+                dataset.id,
+                tier="small",
+                pace=Pace(now=self.world.now, wait=self.wait),
             )
             self._follow(job.id)
 
@@ -97,7 +102,10 @@ class Life:
 
     def _follow(self, job_id: str) -> None:
         follow_fine_tune(
-            self.world.provider, self.world.ledger, job_id, poll_seconds=1, now=self.world.now, wait=self.wait
+            self.world.provider,
+            self.world.ledger,
+            job_id,
+            pace=Pace(poll_seconds=1, now=self.world.now, wait=self.wait),
         )
 
     def cancel(self) -> None:
@@ -115,9 +123,7 @@ class Life:
                 self.world.provider,
                 self.world.ledger,
                 models[-1].id,
-                poll_seconds=60,
-                now=self.world.now,
-                wait=self.wait,
+                pace=Pace(poll_seconds=60, now=self.world.now, wait=self.wait),
             )
             custom = Arm("custom", "custom", 1.0, model=row.served_name, base_url=self.world.emulator.url)
             self._leased_at = self.world.now()
@@ -135,8 +141,7 @@ class Life:
                     self.world.ledger,
                     rows[-1].id,
                     routes_path=self.world.data / "routes.json",
-                    now=self.world.now,
-                    wait=self.wait,
+                    pace=Pace(now=self.world.now, wait=self.wait),
                 )
             )
 
@@ -368,7 +373,7 @@ class Life:
             for row in world.ledger.find(Deployment, state=("intended", *BILLABLE_STATES)):
                 self._attempt(
                     lambda row=row: undeploy_model(  # type: ignore[misc]
-                        world.provider, world.ledger, row.id, now=world.now, wait=self.wait
+                        world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=self.wait)
                     )
                 )
             world.await_bill()

@@ -195,5 +195,5 @@ def test_the_price_is_asked_for_the_rank_that_is_trained(world: World) -> None:
             response._content = json.dumps(answer).encode()
 
     world.client._client.event_hooks = {"request": [note], "response": [limit]}
-    submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     assert sent["estimate-price"]["lora_r"] == sent["fine-tunes"]["lora_r"] == 16

@@ -13,6 +13,7 @@ from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.status import alerts
 from provider.money.bill import BILL_CLOSED
+from provider.pace import Pace
 from storage.ledger.charges import ChargedTo
 from storage.ledger.rows import Deployment, FineTuneJob
 from tests.provider.odd_answers import garble
@@ -33,7 +34,7 @@ def live(world: World, *, train: bool = True) -> tuple[dict[str, Any], dict[str,
     for _ in range(3):
         world.minutes(5)
         guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     row = world.ledger.get(Deployment, row.id)
     world.ledger.charge(
         "endpoint",
@@ -72,7 +73,7 @@ def test_a_bill_by_endpoint_is_met_to_the_cent_doubles_and_all(world: World) -> 
     reconcile(world)
     reconcile(world)  # the double is stopped, and charged at worst
     world.minutes(3)
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     world.await_bill()
     report = reconcile(world)
     assert report.errors == []
@@ -189,7 +190,7 @@ def test_what_the_account_is_billed_beyond_our_charges_is_said(world: World) -> 
     world.emulator.bill_form(attributes="hardware")
     row = world.deploy()
     world.minutes(30)
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     charged = world.ledger.spent()
     world.await_bill()
 

@@ -13,6 +13,7 @@ from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.routes import publish_route
 from provider.lifecycle.shutdown import undeploy_model
+from provider.pace import Pace
 from reasoning.serving.routes import Arm, Route
 from storage.errors import BudgetExceeded
 from storage.ledger.rows import Deployment
@@ -53,7 +54,7 @@ def test_a_fine_tune_that_is_taken_up_again_is_reserved_at_todays_price(
     dataset = world.upload()
 
     def submit() -> dict[str, object]:
-        return submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+        return submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
 
     world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
     with pytest.raises(CreationInDoubt):
@@ -129,7 +130,7 @@ def test_hours_without_a_tick_over_the_end_of_a_month_count_in_the_month_of_each
     assert abs(before - 60 * MINUTE) <= MINUTE
     assert abs(after - 90 * MINUTE) <= MINUTE
     assert world.ledger.spent("day", now=first) == after
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     world.await_bill()
     reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert world.ledger.spent() == world.emulator.bill({row.remote_id})
@@ -148,7 +149,7 @@ def test_a_provider_whose_clock_is_wrong_is_charged_by_its_bill_in_the_end(world
         world.minutes(7)
         guard_costs(world.data, world.provider, ledger=world.ledger, now=now())
         reconcile_provider(world.data, world.provider, ledger=world.ledger, now=now())
-    undeploy_model(world.provider, world.ledger, row.id, now=now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=now, wait=world.wait))
     world.await_bill()
     assert reconcile_provider(world.data, world.provider, ledger=world.ledger, now=now()).errors == []
     rows = world.ledger.find(Deployment)
@@ -165,7 +166,7 @@ def test_an_object_that_another_hand_changes_meanwhile_is_looked_at_again(world:
             world.observer.endpoints.deployments.update(row.remote_id, endpoint_id=row.endpoint_id, inactive_timeout=60)
 
     world.client._client.event_hooks = {"request": [meddle]}
-    undeploy_model(world.provider, world.ledger, row.id, poll_seconds=0, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(poll_seconds=0, now=world.now, wait=world.wait))
     assert world.ours() == []
 
 
@@ -199,7 +200,7 @@ def test_a_clock_that_jumps_for_a_moment_renews_no_lease_until_it_agrees_and_the
     assert report.lease == ("left" if jump > timedelta(0) else "renewed")
     world.minutes(abs(jump).total_seconds() // 60 if jump > timedelta(0) else 0)
     assert tick().lease == "renewed"
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     world.next_hours(30)
     reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert world.ledger.spent() == world.emulator.bill({row.remote_id})
@@ -212,7 +213,7 @@ def test_what_a_clock_charged_far_ahead_is_given_back_when_the_deployment_has_en
     guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now() + timedelta(days=2))
     world.revive()
     assert world.ledger.spent() > 260
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     world.next_hours(26)
     reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert world.ledger.spent() == world.emulator.bill({row.remote_id})

@@ -24,6 +24,7 @@ from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
 from provider.lifecycle.routes import LEASE, publish_route, routed_models
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.status import alerts
+from provider.pace import Pace
 from provider.together.clock import ask_time
 from reasoning.errors import RoutesError
 from reasoning.serving.lease import RoutesLease
@@ -132,11 +133,11 @@ def test_a_life_by_a_wrong_clock_is_charged_to_the_minute(world: World, offset: 
     def now() -> datetime:
         return world.now() + offset
 
-    row = deploy_model(world.provider, world.ledger, model_id, poll_seconds=1, now=now, wait=world.wait)
+    row = deploy_model(world.provider, world.ledger, model_id, pace=Pace(poll_seconds=1, now=now, wait=world.wait))
     for _ in range(3):
         world.minutes(5)
         tick(world)
-    undeploy_model(world.provider, world.ledger, row.id, drain_seconds=0, now=now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, drain_seconds=0, pace=Pace(now=now, wait=world.wait))
     assert 15 * HOURLY / 60 <= world.ledger.spent() <= 17 * HOURLY / 60
     assert world.emulator.bill({row.remote_id}) <= world.ledger.spent()
 
@@ -148,8 +149,8 @@ def test_a_training_by_a_wrong_clock_counts_in_the_provider_s_day(world: World, 
     def now() -> datetime:
         return world.now() + offset
 
-    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=now, wait=world.wait)
-    follow_fine_tune(world.provider, world.ledger, job.id, poll_seconds=1, now=now, wait=world.wait)
+    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=Pace(now=now, wait=world.wait))
+    follow_fine_tune(world.provider, world.ledger, job.id, pace=Pace(poll_seconds=1, now=now, wait=world.wait))
     assert world.ledger.spent("day", now=world.now()) == 4
     assert world.ledger.spent("day", now=now()) == 0
 
@@ -200,19 +201,15 @@ def test_a_provider_clock_that_jumps_days_ahead_charges_and_ends_nothing(world: 
     assert "none that can be believed" in report.errors[-1]
     assert (report.actions, report.adjustments) == ([], [])
     (row,) = world.ledger.find(Deployment)
-    undeploy_model(world.provider, world.ledger, row.id, drain_seconds=0, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, drain_seconds=0, pace=Pace(now=world.now, wait=world.wait))
     assert world.ledger.spent() <= spent + 9 * HOURLY / 60
     world.revive()
 
 
 def test_a_job_that_is_pending_for_days_is_said_with_what_ends_it(world: World) -> None:
     world.emulator.fault("training_slow", seconds=30)
-    blocker = submit_fine_tune(
-        world.provider, world.ledger, world.upload("first").id, tier="small", now=world.now, wait=world.wait
-    )
-    waiting = submit_fine_tune(
-        world.provider, world.ledger, world.upload("second").id, tier="small", now=world.now, wait=world.wait
-    )
+    blocker = submit_fine_tune(world.provider, world.ledger, world.upload("first").id, tier="small", pace=world.pace)
+    waiting = submit_fine_tune(world.provider, world.ledger, world.upload("second").id, tier="small", pace=world.pace)
     waiting = sync_fine_tune(world.provider, world.ledger, waiting.id, now=world.now())
     assert waiting.remote_state in ("pending", "queued")
     assert alerts(world.data, now=world.now()) == tick(world).warnings == []

@@ -35,7 +35,7 @@ from provider.port import (
     TrainingRequest,
 )
 from provider.rows import check_rows
-from tests.provider.conformance import BILLERS, SERVERS, SUBJECTS, TRAINERS, Subject, write_training_file
+from tests.provider.conformance import BILLERS, SERVERS, SHARERS, SUBJECTS, TRAINERS, Subject, write_training_file
 from tests.provider.world import conversation
 
 T = TypeVar("T")
@@ -116,7 +116,10 @@ def test_what_it_does_not_offer_it_refuses(subject: Subject) -> None:
         calls += [lambda: provider.create_endpoint("n"), lambda: provider.scale("e", "d", 0)]
         assert provider.endpoints() == []
     if can.adapters_per_replica == 0:
-        calls += [lambda: provider.attach("e", "d", "a"), lambda: provider.attached("e", "d")]
+        calls += [
+            lambda: provider.attach("e", "d", "a", before_create=lambda: None),
+            lambda: provider.attached("e", "d"),
+        ]
     if not can.bills:
         now = datetime.now(UTC)
         calls += [lambda: provider.read_bill(Objects([], []), since=now, now=now, errors=[])]
@@ -278,6 +281,46 @@ def test_a_deployment_whose_create_got_no_answer_is_not_created_twice(
     assert ready.id is not None
     provider.scale(endpoint_id, ready.id, 0)
     deployment_id = ready.id
+    stopped = until(trainer, lambda: provider.deployment(endpoint_id, deployment_id), lambda found: found.has_ended)
+    take_down(provider, endpoint_id, stopped)
+
+
+# -- adapters on one deployment ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainer", SHARERS, indirect=True)
+def test_an_adapter_is_attached_once_and_detached(trainer: Subject, tmp_path: Path, name: str) -> None:
+    provider, sent = trainer.provider, list[None]()
+    job = train(trainer, tmp_path, name)
+    option = next(
+        each for each in provider.serving_options(str(job.model_object_id), job.base_model or "") if each.base
+    )
+    endpoint_id = str(provider.create_endpoint(name).id)
+    request = ServingRequest(
+        endpoint_id=endpoint_id, name=name, model_object_id=str(option.base), config=option.config, replicas=1
+    )
+    deployment_id = str(provider.create_deployment(request, before_create=lambda: None).id)
+    until(
+        trainer,
+        lambda: provider.deployment(endpoint_id, deployment_id),
+        lambda found: found.state == RemoteState.READY,
+    )
+    provider.give_traffic(endpoint_id, deployment_id)
+    assert provider.attached(endpoint_id, deployment_id) == []
+    adapter_id = str(job.adapter_id)
+    for _ in range(2):
+        provider.attach(endpoint_id, deployment_id, adapter_id, before_create=lambda: sent.append(None))
+    assert len(sent) == 1
+    (adapter,) = until(
+        trainer, lambda: provider.attached(endpoint_id, deployment_id), lambda found: all(a.is_ready for a in found)
+    )
+    assert adapter.adapter_id == adapter_id
+    provider.detach(endpoint_id, deployment_id, adapter)
+    assert provider.attached(endpoint_id, deployment_id) == []
+    with pytest.raises(RemoteNotFound):
+        provider.detach(endpoint_id, deployment_id, adapter)
+    provider.scale(endpoint_id, deployment_id, 0)
+    provider.withdraw_traffic(endpoint_id)
     stopped = until(trainer, lambda: provider.deployment(endpoint_id, deployment_id), lambda found: found.has_ended)
     take_down(provider, endpoint_id, stopped)
 

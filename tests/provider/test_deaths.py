@@ -13,6 +13,7 @@ import pytest
 
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.shutdown import undeploy_model
+from provider.pace import Pace
 from storage.ledger.rows import Deployment, FineTuneJob, Model
 from tests.provider import deaths
 from tests.provider.deaths import Command, Death
@@ -36,7 +37,7 @@ def settle(world: World) -> None:
     """Everything down, the bill complete: it is what was charged, and nothing is held any more."""
     world.minutes(1)  # so that the bill names what runs
     for row in world.ledger.find(Deployment, state="ready"):
-        undeploy_model(world.provider, world.ledger, row.id, drain_seconds=0, now=world.now, wait=world.wait)
+        undeploy_model(world.provider, world.ledger, row.id, drain_seconds=0, pace=Pace(now=world.now, wait=world.wait))
     world.await_bill()
     make_good(world)
     rows = (*world.ledger.find(Deployment), *world.ledger.find(FineTuneJob))

@@ -15,6 +15,7 @@ from provider.lifecycle.deployments import deploy_model
 from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.routes import publish_route, routed_models
 from provider.lifecycle.shutdown import begin_shutdown, undeploy_model
+from provider.pace import Pace
 from provider.port import Sampling
 from reasoning.serving.routes import Arm, Route
 from storage.errors import BudgetExceeded
@@ -26,7 +27,8 @@ DEPLOYMENTS = "POST /v2/projects/*/endpoints/*/deployments"
 
 
 def undeploy(world: World, deployment_id: str, **options):
-    return undeploy_model(world.provider, world.ledger, deployment_id, now=world.now, wait=world.wait, **options)
+    pace = Pace(now=world.now, wait=world.wait, poll_seconds=options.pop("poll_seconds", 5.0))
+    return undeploy_model(world.provider, world.ledger, deployment_id, pace=pace, **options)
 
 
 def test_a_model_is_served_asked_and_taken_down(world: World) -> None:
@@ -115,10 +117,7 @@ def test_a_slow_cold_start_is_waited_for(world: World) -> None:
         world.provider,
         world.ledger,
         model_id,
-        poll_seconds=60,
-        now=world.now,
-        wait=world.wait,
-        progress=lambda event: seen.append(event.message),
+        pace=Pace(poll_seconds=60, now=world.now, wait=world.wait, progress=lambda event: seen.append(event.message)),
     )
     assert row.state == "ready"
     assert "replicas are starting" in seen
@@ -128,11 +127,15 @@ def test_no_capacity_is_told_apart_from_failure(world: World) -> None:
     model_id = world.model()
     world.emulator.fault("no_capacity")
     with pytest.raises(NoCapacity, match="insufficient GPU capacity"):
-        deploy_model(world.provider, world.ledger, model_id, timeout=timedelta(0), now=world.now, wait=world.wait)
+        deploy_model(
+            world.provider, world.ledger, model_id, pace=Pace(timeout=timedelta(0), now=world.now, wait=world.wait)
+        )
     assert world.ours() == []
     world.emulator.fault("no_capacity")
     with pytest.raises(DeploymentFailed, match="within 6 hours"):
-        deploy_model(world.provider, world.ledger, model_id, poll_seconds=7 * 3600, now=world.now, wait=world.wait)
+        deploy_model(
+            world.provider, world.ledger, model_id, pace=Pace(poll_seconds=7 * 3600, now=world.now, wait=world.wait)
+        )
     assert world.ours() == []
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
@@ -150,7 +153,11 @@ def test_every_replica_is_reserved_and_charged(world: World) -> None:
 
     def deploy(replicas: int) -> None:
         deploy_model(
-            world.provider, world.ledger, model_id, replicas=replicas, poll_seconds=1, now=world.now, wait=world.wait
+            world.provider,
+            world.ledger,
+            model_id,
+            replicas=replicas,
+            pace=world.pace,
         )
 
     with pytest.raises(ValueError, match="at least one replica"):
@@ -204,7 +211,7 @@ def test_requests_under_way_are_given_what_their_route_gives_them(
         waits.append((seconds, routed_models(routes, now=world.now())))
         world.wait(seconds)
 
-    undeploy_model(world.provider, world.ledger, row.id, routes_path=routes, now=world.now, wait=wait)
+    undeploy_model(world.provider, world.ledger, row.id, routes_path=routes, pace=Pace(now=world.now, wait=wait))
     assert waits[0] == (drain, frozenset())
 
 
@@ -230,7 +237,11 @@ def test_a_degraded_deployment_that_serves_drains_too(world: World) -> None:
     world.ledger.transition(Deployment, row.id, "degraded", now=world.now())
     waits: list[float] = []
     undeploy_model(
-        world.provider, world.ledger, row.id, routes_path=routes, now=world.now, wait=lambda s: waits.append(s)
+        world.provider,
+        world.ledger,
+        row.id,
+        routes_path=routes,
+        pace=Pace(now=world.now, wait=lambda s: waits.append(s)),
     )
     assert waits[0] == 15
 
@@ -242,11 +253,15 @@ def test_draining_that_was_interrupted_goes_on(world: World) -> None:
         raise Killed
 
     with pytest.raises(Killed):
-        undeploy_model(world.provider, world.ledger, row.id, routes_path=routes, now=world.now, wait=die)
+        undeploy_model(world.provider, world.ledger, row.id, routes_path=routes, pace=Pace(now=world.now, wait=die))
     world.wait(20)
     waits: list[float] = []
     undeploy_model(
-        world.provider, world.ledger, row.id, routes_path=routes, now=world.now, wait=lambda s: waits.append(s)
+        world.provider,
+        world.ledger,
+        row.id,
+        routes_path=routes,
+        pace=Pace(now=world.now, wait=lambda s: waits.append(s)),
     )
     assert waits[0] == pytest.approx(40)  # its route's deadline is gone with the route, so it may be the longest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -18,6 +19,7 @@ from provider.errors import (
 from provider.lifecycle.fine_tunes import cancel_fine_tune, follow_fine_tune, resume_fine_tune, submit_fine_tune
 from provider.lifecycle.status import model_status
 from provider.lifecycle.uploads import upload_dataset
+from provider.pace import Pace
 from provider.together.adapter import TogetherProvider
 from storage.errors import BudgetExceeded
 from storage.ledger.rows import FineTuneJob, Model, UploadedDataset
@@ -28,15 +30,11 @@ CREATE = "POST /v1/fine-tunes"
 
 
 def submit(world: World, dataset_id: str, **options):
-    return submit_fine_tune(
-        world.provider, world.ledger, dataset_id, tier="small", now=world.now, wait=world.wait, **options
-    )
+    return submit_fine_tune(world.provider, world.ledger, dataset_id, tier="small", pace=world.pace, **options)
 
 
 def follow(world: World, job_id: str, **options):
-    return follow_fine_tune(
-        world.provider, world.ledger, job_id, poll_seconds=1, now=world.now, wait=world.wait, **options
-    )
+    return follow_fine_tune(world.provider, world.ledger, job_id, pace=replace(world.pace, **options))
 
 
 def test_a_job_is_trained_charged_and_becomes_a_model(world: World) -> None:
@@ -106,7 +104,7 @@ def test_in_doubt_the_intent_and_its_money_stay_until_it_is_resumed(world: World
     (job,) = world.ledger.find(FineTuneJob)
     assert job.state == "intended"
     assert world.ledger.budgets(world.now())[0].reserved_usd == 4
-    resumed = resume_fine_tune(world.provider, world.ledger, job.id, now=world.now, wait=world.wait)
+    resumed = resume_fine_tune(world.provider, world.ledger, job.id, pace=world.pace)
     assert resumed.state == "submitted"
     assert len(world.our_jobs()) == 1
 
@@ -165,9 +163,9 @@ def test_no_budget_no_job(world: World) -> None:
 def test_what_cannot_be_served_is_not_trained(world: World) -> None:
     dataset = world.upload()
     with pytest.raises(NotServable, match=r"Qwen/Qwen3\.5-4B cannot be served on a dedicated deployment"):
-        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="Qwen/Qwen3.5-4B", now=world.now)
+        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="Qwen/Qwen3.5-4B", pace=Pace(now=world.now))
     with pytest.raises(NotServable, match="no tier 'tiny'"):
-        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="tiny", now=world.now)
+        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="tiny", pace=Pace(now=world.now))
     assert world.our_jobs() == []
 
 
@@ -178,7 +176,7 @@ def test_an_upload_survives_trouble_and_is_not_repeated(world: World, kind: str)
     dataset = world.upload()
     assert dataset.state == "ready"
     folder = world.data / "datasets" / "should_respond" / "dataset-1"
-    again = upload_dataset(world.provider, world.ledger, folder, now=world.now, wait=world.wait)
+    again = upload_dataset(world.provider, world.ledger, folder, pace=world.pace)
     assert again.train_file_id == dataset.train_file_id
     name = world.client.files.retrieve(dataset.train_file_id).filename
     assert name == f"{world.ledger.prefix}{dataset.id}-train.jsonl"
@@ -192,14 +190,14 @@ def test_a_dataset_that_changed_is_not_the_one_that_was_uploaded(world: World) -
             json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}) + "\n"
         )
     with pytest.raises(InvalidDataset, match="a file has changed"):
-        upload_dataset(world.provider, world.ledger, folder, now=world.now)
+        upload_dataset(world.provider, world.ledger, folder, pace=Pace(now=world.now))
 
 
 def test_a_provider_that_is_down_is_said_to_be(world: World) -> None:
     dataset = world.upload()
     down = TogetherProvider(world.client.with_options(base_url="http://127.0.0.1:9", max_retries=0))
     with pytest.raises(ProviderUnavailable, match="no answer from the provider"):
-        submit_fine_tune(down, world.ledger, dataset.id, tier="small", now=world.now)
+        submit_fine_tune(down, world.ledger, dataset.id, tier="small", pace=Pace(now=world.now))
     assert world.ledger.spent() == Decimal(0)
 
 

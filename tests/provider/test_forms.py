@@ -29,6 +29,7 @@ from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.routes import publish_route, routed_models
 from provider.lifecycle.shutdown import begin_shutdown, undeploy_model
 from provider.lifecycle.status import model_status
+from provider.pace import Pace
 from provider.port import Sampling
 from provider.together.tiers import resolve_tier
 from reasoning.decision_types import get_decision_type
@@ -59,7 +60,8 @@ def guard(world: World) -> GuardReport:
 
 
 def undeploy(world: World, row: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait, **options)
+    pace = Pace(now=world.now, wait=world.wait, timeout=options.pop("timeout", None))
+    return undeploy_model(world.provider, world.ledger, row.id, pace=pace, **options)
 
 
 def remote(world: World, row: dict[str, Any]) -> Any:
@@ -336,7 +338,9 @@ def test_a_roll_back_does_not_hang_on_the_traffic(world: World) -> None:
     world.emulator.forms(traffic="refused")
     world.emulator.fault("slow_cold_start", seconds=900)
     with pytest.raises(DeploymentFailed):
-        deploy_model(world.provider, world.ledger, model_id, timeout=timedelta(0), now=world.now, wait=world.wait)
+        deploy_model(
+            world.provider, world.ledger, model_id, pace=Pace(timeout=timedelta(0), now=world.now, wait=world.wait)
+        )
     assert world.ours() == []
 
 
@@ -443,7 +447,7 @@ def fail(world: World) -> dict[str, Any]:
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        deploy_model(world.provider, world.ledger, model_id, now=world.now, wait=die)
+        deploy_model(world.provider, world.ledger, model_id, pace=Pace(now=world.now, wait=die))
     world.next_hours(7)
     return world.ledger.find(Deployment, model_id=model_id)[0]
 
@@ -483,7 +487,9 @@ def test_a_failed_deployment_is_cleared_by_the_deploy_that_waited_for_it(world: 
     model_id = world.model()
     world.emulator.fault("no_capacity")
     with pytest.raises((DeploymentFailed, NoCapacity)):
-        deploy_model(world.provider, world.ledger, model_id, poll_seconds=7 * 3600, now=world.now, wait=world.wait)
+        deploy_model(
+            world.provider, world.ledger, model_id, pace=Pace(poll_seconds=7 * 3600, now=world.now, wait=world.wait)
+        )
     assert world.ours() == []
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
@@ -557,7 +563,9 @@ def test_a_revoked_key_withdraws_the_route_and_leaves_the_wish_to_the_guard(worl
 def test_without_a_provider_route_and_wish_are_taken_down_all_the_same(world: World) -> None:
     row = world.deploy()
     route(world, row)
-    undeploy_model(None, world.ledger, row.id, routes_path=world.data / "routes.json", drain_seconds=0, now=world.now)
+    undeploy_model(
+        None, world.ledger, row.id, routes_path=world.data / "routes.json", drain_seconds=0, pace=Pace(now=world.now)
+    )
     assert routed_models(world.data / "routes.json", now=world.now()) == frozenset()
     assert world.ledger.get(Deployment, row.id).state == "draining"
     guard(world)

@@ -26,6 +26,7 @@ from provider.lifecycle.routes import LEASE, publish_route, routed_models
 from provider.lifecycle.shutdown import begin_shutdown, undeploy_model
 from provider.lifecycle.status import cost_report, model_status
 from provider.money.metering import runway_usd
+from provider.pace import Pace
 from provider.together.adapter import TogetherProvider
 from provider.together.client import connect
 from reasoning.ids import uuid7
@@ -246,7 +247,7 @@ def test_an_emergency_stops_in_one_tick_and_cancels_what_waits(world: World) -> 
     running = world.upload("dataset-2").id
     waiting = world.upload("dataset-3").id
     jobs = [
-        submit_fine_tune(world.provider, world.ledger, dataset, tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.provider, world.ledger, dataset, tier="small", pace=world.pace)
         for dataset in (running, waiting)
     ]
     while world.client.fine_tuning.retrieve(jobs[0].remote_id).status != "running":  # one at a time
@@ -472,7 +473,7 @@ def test_a_reservation_that_was_released_meanwhile_does_not_open_again(
         if rows and where.get("state") == RUNNING_STATES:
             monkeypatch.undo()
             with open_ledger(world.data) as other:
-                undeploy_model(world.provider, other, row.id, now=world.now, wait=world.wait)
+                undeploy_model(world.provider, other, row.id, pace=Pace(now=world.now, wait=world.wait))
         return rows
 
     monkeypatch.setattr(world.ledger, "find", undeploy_after_the_look)
@@ -489,7 +490,10 @@ def test_many_hands_that_end_it_at_once_are_harmless(world: World) -> None:
         try:
             with open_ledger(world.data) as ledger, contextlib.closing(connect(base_url=world.emulator.url)) as client:
                 undeploy_model(
-                    TogetherProvider(client), ledger, row.id, now=world.now, wait=world.wait, poll_seconds=0.1
+                    TogetherProvider(client),
+                    ledger,
+                    row.id,
+                    pace=Pace(now=world.now, wait=world.wait, poll_seconds=0.1),
                 )
         except Exception as error:
             errors.append(error)
@@ -530,12 +534,12 @@ def test_what_was_intended_is_not_sent_once_other_things_have_spent_the_budget(w
     world.ledger.set_budget("total", world.ledger.spent() + 10)
     world.emulator.fault(503, "GET /v1/fine-tunes", times=100)
     with pytest.raises(ProviderUnavailable):
-        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     world.emulator.clear_faults()
     world.ledger.charge("endpoint", "7", key="more than was reserved", what="test", now=world.now())
     (job,) = world.ledger.find(FineTuneJob, state="intended")
     with pytest.raises(BudgetExceeded, match=r"needs \$4.00, but .* \$10.00 \$7.00 is spent by now"):
-        resume_fine_tune(world.provider, world.ledger, job.id, now=world.now, wait=world.wait)
+        resume_fine_tune(world.provider, world.ledger, job.id, pace=world.pace)
     world.minutes(10)
     reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert world.ledger.get(FineTuneJob, job.id).state == "abandoned"

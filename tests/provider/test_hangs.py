@@ -18,6 +18,7 @@ from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.status import model_status
 from provider.lifecycle.uploads import upload_dataset
+from provider.pace import Pace
 from provider.together.client import connect
 from storage.ledger.rows import Deployment, FineTuneJob, UploadedDataset
 from tests.provider.world import Killed, World
@@ -42,12 +43,16 @@ def hanging(world: World, match: str) -> Iterator[World]:
 
 
 def submit(world: World, dataset_id: str) -> str:
-    return submit_fine_tune(world.provider, world.ledger, dataset_id, tier="small", now=world.now, wait=world.wait).id
+    return submit_fine_tune(world.provider, world.ledger, dataset_id, tier="small", pace=world.pace).id
 
 
 def undeploy(world: World, deployment_id: str, **options: Any) -> dict[str, Any]:
     return undeploy_model(
-        world.provider, world.ledger, deployment_id, drain_seconds=0, now=world.now, wait=world.wait, **options
+        world.provider,
+        world.ledger,
+        deployment_id,
+        drain_seconds=0,
+        pace=Pace(now=world.now, wait=world.wait, **options),
     )
 
 
@@ -56,7 +61,7 @@ def reconcile(world: World) -> None:
 
 
 def follow(world: World, job_id: str) -> None:
-    follow_fine_tune(world.provider, world.ledger, job_id, poll_seconds=1, now=world.now, wait=world.wait)
+    follow_fine_tune(world.provider, world.ledger, job_id, pace=world.pace)
 
 
 @pytest.mark.parametrize("match", ["POST /v1/files", "PUT *", "POST /v1/files/*/preprocess", "GET /v1/files/*"])
@@ -64,7 +69,7 @@ def test_an_upload_ends_and_is_taken_up_again(world: World, match: str) -> None:
     folder = world.write_dataset()
 
     def upload() -> str:
-        return upload_dataset(world.provider, world.ledger, folder, now=world.now, wait=world.wait).state
+        return upload_dataset(world.provider, world.ledger, folder, pace=world.pace).state
 
     with hanging(world, match), pytest.raises(UNANSWERED):
         upload()
@@ -88,7 +93,9 @@ def test_a_fine_tune_ends_and_is_taken_up_again(world: World, match: str) -> Non
 def test_a_deployment_ends_in_doubt_and_is_taken_down(world: World, match: str) -> None:
     model_id = world.model()
     with hanging(world, match), pytest.raises(UNANSWERED):
-        deploy_model(world.provider, world.ledger, model_id, timeout=timedelta(0), now=world.now, wait=world.wait)
+        deploy_model(
+            world.provider, world.ledger, model_id, pace=Pace(timeout=timedelta(0), now=world.now, wait=world.wait)
+        )
     reconcile(world)
     assert world.ours() == []
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0

@@ -18,6 +18,7 @@ from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.uploads import upload_dataset
+from provider.pace import Pace
 from storage.errors import PriceUnknown
 from storage.ledger.charges import ChargedTo
 from storage.ledger.rows import Deployment, FineTuneJob
@@ -32,7 +33,7 @@ def reconcile(world: World) -> ReconcileReport:
 
 
 def end(world: World, row: dict[str, Any]) -> None:
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
 
 
 @pytest.mark.parametrize("change", [lambda _: HTML, lambda _: {"error": {"message": "?"}}, lambda _: {"data": 7}])
@@ -56,7 +57,7 @@ def test_what_has_no_name_is_nobodys_and_proves_nobodys_absence(world: World) ->
     dataset = world.upload()
     world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
     with pytest.raises(CreationInDoubt):
-        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     world.emulator.advance(ABANDON_AFTER.total_seconds())
     before = [(endpoint.id, endpoint.etag) for endpoint in world.all_endpoints()]
     garble(world, "GET", "/v1/fine-tunes", each(suffix=["?"]))
@@ -208,7 +209,7 @@ def test_a_line_of_a_stranger_that_cannot_be_read_matters_to_nobody(world: World
 @pytest.mark.parametrize("price", [None, -5, "NaN"])
 def test_a_job_whose_price_is_none_is_charged_its_estimate(world: World, price: Any) -> None:
     dataset = world.upload()
-    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     while world.client.fine_tuning.retrieve(job.remote_id).status != "completed":
         world.wait(1)
     garble(world, "GET", job.remote_id, lambda answer: {**answer, "total_price": price})
@@ -223,7 +224,7 @@ def test_an_estimate_that_is_no_price_refuses(world: World) -> None:
         fields = {"estimated_total_price": price}
         garble(world, "POST", "/v1/fine-tunes/estimate-price", lambda answer, fields=fields: answer | fields)
         with pytest.raises(PriceUnknown, match="no price"):
-            submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+            submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     assert world.our_jobs() == []
     assert world.ledger.budgets(world.now())[0].reserved_usd == 0
 
@@ -256,7 +257,10 @@ def test_a_deploy_waits_odd_answers_out_and_the_guard_stops_what_it_cannot_read(
 
     messages: list[str] = []
     row = deploy_model(
-        world.provider, world.ledger, model_id, poll_seconds=10, progress=told, now=world.now, wait=world.wait
+        world.provider,
+        world.ledger,
+        model_id,
+        pace=Pace(poll_seconds=10, progress=told, now=world.now, wait=world.wait),
     )
     assert row.state == "ready"
     assert sum("not as documented" in message or "does not say" in message for message in messages) == 3
@@ -295,7 +299,7 @@ def test_a_list_without_its_items_proves_nobodys_absence(world: World, answer: A
     world.emulator.fault("lost_response", "POST /v2/projects/*/endpoints")
     garble(world, "GET", "/endpoints", lambda _: answer)
     with pytest.raises(UnexpectedAnswer, match=r"looking for .*: it is no list"):
-        deploy_model(world.provider, world.ledger, model_id, now=world.now, wait=world.wait)
+        deploy_model(world.provider, world.ledger, model_id, pace=Pace(now=world.now, wait=world.wait))
     assert world.ours() == []  # nothing is created after such a look
     world.revive()
     row = world.deploy(model_id)
@@ -304,7 +308,9 @@ def test_a_list_without_its_items_proves_nobodys_absence(world: World, answer: A
         assert "it is no list" in reconcile(world).errors[0]
     garble(world, "GET", "/deployments", lambda _: answer)
     with pytest.raises(UnexpectedAnswer, match="it is no list"):
-        undeploy_model(world.provider, world.ledger, row.id, timeout=timedelta(0), now=world.now, wait=world.wait)
+        undeploy_model(
+            world.provider, world.ledger, row.id, pace=Pace(timeout=timedelta(0), now=world.now, wait=world.wait)
+        )
     assert len(world.ours()) == 1  # what may run is not held for gone
     world.revive()
     end(world, row)
@@ -314,7 +320,7 @@ def test_a_list_without_its_items_proves_nobodys_absence(world: World, answer: A
 def test_a_completed_job_that_was_for_nothing_is_charged_its_estimate(world: World, price: int) -> None:
     """Such as a field that is not filled in, or dollars for nano-dollars."""
     dataset = world.upload()
-    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     while world.client.fine_tuning.retrieve(job.remote_id).status != "completed":
         world.wait(1)
     garble(world, "GET", job.remote_id, lambda answer: {**answer, "total_price": price})
@@ -327,7 +333,7 @@ def test_a_completed_job_that_was_for_nothing_is_charged_its_estimate(world: Wor
 def test_a_job_that_is_not_found_at_once_is_not_taken_for_gone(world: World, listed: bool) -> None:
     dataset = world.upload()
     world.emulator.fault("training_slow", seconds=20)
-    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     match = f"GET /v1/fine-tunes/{job.remote_id}"
     if listed:
         world.minutes(30)
@@ -348,7 +354,7 @@ def test_a_job_that_is_not_found_at_once_is_not_taken_for_gone(world: World, lis
 def test_why_a_job_failed_is_told_whatever_the_order_of_its_events(world: World) -> None:
     dataset = world.upload()
     world.emulator.fault("training_error", message="out of memory")
-    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    job = submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     while world.client.fine_tuning.retrieve(job.remote_id).status != "error":
         world.wait(1)
     garble(world, "GET", "/events", lambda answer: {**answer, "data": answer["data"][::-1]})
@@ -365,7 +371,7 @@ def test_a_file_of_the_older_form_is_taken(world: World) -> None:
             response._content = json.dumps(answer).encode()
 
     world.client._client.event_hooks = {"response": [hook]}
-    assert upload_dataset(world.provider, world.ledger, folder, now=world.now, wait=world.wait).state == "ready"
+    assert upload_dataset(world.provider, world.ledger, folder, pace=world.pace).state == "ready"
 
 
 def test_the_bill_is_asked_of_our_own_organization(world: World) -> None:

@@ -16,6 +16,7 @@ from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.reconcile import ABANDON_AFTER, ReconcileReport, reconcile_provider
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.status import model_status
+from provider.pace import Pace
 from provider.together.jobs import PARAMETERS
 from provider.together.tiers import resolve_tier
 from storage.ledger.database import new_id
@@ -53,7 +54,7 @@ def test_charges_come_to_equal_the_bill_to_the_cent(world: World) -> None:
     for minutes in (0.5, 7, 61, 3.3):
         world.minutes(minutes)
         guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     world.await_bill()
     first = reconcile(world)
     assert first.errors == []
@@ -77,7 +78,7 @@ def test_objects_that_the_ledger_lost_are_stopped_and_charged(world: World) -> N
     row = world.deploy()
     world.emulator.fault("training_slow", seconds=20)
     dataset = world.upload("dataset-2")
-    submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     world.minutes(10)
     forget(world)
     report = reconcile(world)
@@ -86,7 +87,9 @@ def test_objects_that_the_ledger_lost_are_stopped_and_charged(world: World) -> N
     assert all(job.status in ("completed", "cancelled", "cancel_requested") for job in world.our_jobs())
     for job in world.ledger.find(FineTuneJob, state="cancelling"):
         with pytest.raises(Exception, match="cancelled"):
-            follow_fine_tune(world.provider, world.ledger, job.id, poll_seconds=0, now=world.now, wait=world.wait)
+            follow_fine_tune(
+                world.provider, world.ledger, job.id, pace=Pace(poll_seconds=0, now=world.now, wait=world.wait)
+            )
     world.await_bill()
     reconcile(world)
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
@@ -139,14 +142,14 @@ def test_a_job_whose_submission_was_never_answered_is_found(world: World) -> Non
     dataset = world.upload()
     world.kill_after("POST", "/v1/fine-tunes")
     with pytest.raises(Killed):
-        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     world.revive()
     assert [job.state for job in world.ledger.find(FineTuneJob)] == ["intended"]
     report = reconcile(world)
     assert "never answered" in report.actions[0]
     (job,) = world.ledger.find(FineTuneJob)
     assert job.state == "submitted"
-    assert follow_fine_tune(world.provider, world.ledger, job.id, poll_seconds=1, now=world.now, wait=world.wait)
+    assert follow_fine_tune(world.provider, world.ledger, job.id, pace=world.pace)
     assert len(world.our_jobs()) == 1
 
 
@@ -154,7 +157,7 @@ def test_an_intent_that_never_left_is_given_up_with_its_money(world: World) -> N
     dataset = world.upload()
     world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
     with pytest.raises(CreationInDoubt):
-        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     assert reconcile(world).actions == []  # it may be resumed
     world.emulator.advance(ABANDON_AFTER.total_seconds())
     assert "never reached the provider" in reconcile(world).actions[0]
@@ -166,7 +169,7 @@ def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(world: World) ->
     dataset = world.upload()
     world.emulator.fault(500, "POST /v1/fine-tunes", times=4)
     with pytest.raises(CreationInDoubt):
-        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+        submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
     (job,) = world.ledger.find(FineTuneJob)
     cancel_fine_tune(world.provider, world.ledger, job.id, now=world.now())
     world.emulator.fault("training_slow", seconds=20)
@@ -205,7 +208,7 @@ def test_a_double_deployment_is_stopped_and_charged(world: World) -> None:
         Decimal("5.49"),
     )
     assert [d.id for d in world.client.endpoints.deployments.list(row.endpoint_id)] == [row.remote_id]
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     world.await_bill()
     reconcile(world)
     assert world.ledger.spent() == world.emulator.bill(remote_ids(world))
@@ -219,7 +222,7 @@ def test_what_was_charged_at_worst_and_never_billed_is_given_back_when_the_bill_
     reconcile(world)
     (charge,) = (c for c in world.ledger.charges() if "double" in c.what)
     assert charge.amount_usd == 5 * Decimal("5.49") / 60
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     world.next_hours(4)
     reconcile(world)
     assert world.ledger.spent() - world.emulator.bill(remote_ids(world)) == charge.amount_usd  # the bill may be late
@@ -238,13 +241,15 @@ def test_minutes_taken_to_have_run_that_never_ran_are_given_back_when_the_bill_s
     """
     named = world.deploy()
     world.minutes(3)
-    undeploy_model(world.provider, world.ledger, named.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, named.id, pace=Pace(now=world.now, wait=world.wait))
     before = world.ledger.spent()
     model_id = world.model()
     world.emulator.fault("slow_cold_start", seconds=900)
-    row = deploy_model(world.provider, world.ledger, model_id, poll_seconds=900, now=world.now, wait=world.wait)
+    row = deploy_model(
+        world.provider, world.ledger, model_id, pace=Pace(poll_seconds=900, now=world.now, wait=world.wait)
+    )
     world.emulator.fault("lost_response", "PATCH /v2/projects/*/endpoints/*/deployments/*")
-    undeploy_model(world.provider, world.ledger, row.id, drain_seconds=0, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, drain_seconds=0, pace=Pace(now=world.now, wait=world.wait))
     charged = world.ledger.spent()
     assert charged - before >= 15 * Decimal("5.49") / 60
     assert world.emulator.bill({row.remote_id}) == 0
@@ -285,7 +290,7 @@ def test_a_bill_whose_last_hour_is_late_gives_nothing_of_it_back(world: World) -
     world.until_minute(50)
     row = world.deploy()
     world.minutes(40)
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     spent, first_hour = world.ledger.spent(), world.now().replace(minute=0, second=0, microsecond=0)
     world.next_hours(4)
 
@@ -307,7 +312,7 @@ def test_a_bill_whose_last_hour_is_late_gives_nothing_of_it_back(world: World) -
 def test_a_clock_that_jumps_ahead_closes_no_bill_before_the_provider_has_written_it(world: World, days: int) -> None:
     row = world.deploy()
     world.minutes(30)
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     spent = world.ledger.spent()
     ahead = world.now() + timedelta(days=days)
     report = reconcile_provider(world.data, world.provider, ledger=world.ledger, now=ahead)
@@ -321,7 +326,7 @@ def test_a_clock_that_jumps_ahead_closes_no_bill_before_the_provider_has_written
 def test_a_late_bill_gives_no_money_back(world: World) -> None:
     row = world.deploy()
     world.minutes(10)
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     spent = world.ledger.spent()
     report = reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now() - timedelta(hours=2))
     assert report.adjustments == []
@@ -386,9 +391,9 @@ def test_a_clock_two_minutes_ahead_of_the_bill_s_gives_no_minutes_of_the_month_b
     def now() -> datetime:
         return world.now() + timedelta(minutes=2)
 
-    row = deploy_model(world.provider, world.ledger, model_id, now=now, wait=world.wait)
+    row = deploy_model(world.provider, world.ledger, model_id, pace=Pace(now=now, wait=world.wait))
     world.minutes(4)
-    undeploy_model(world.provider, world.ledger, row.id, now=now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=now, wait=world.wait))
     world.await_bill()
     reconcile_provider(world.data, world.provider, ledger=world.ledger, now=now())
     assert world.ledger.spent() == world.emulator.bill({row.remote_id})
@@ -398,7 +403,7 @@ def test_a_double_that_goes_down_with_its_endpoint_is_charged(world: World) -> N
     row = world.deploy()
     double = world.double(row)
     world.minutes(5)
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     settle(world)
     assert world.ledger.spent() == world.emulator.bill({row.remote_id, double.id})
 
@@ -440,7 +445,7 @@ def test_what_is_given_back_for_one_day_swells_no_other_days_budget(world: World
     world.minutes(4)
     guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())  # all of it is taken to have run
     assert world.ledger.spent("day", now=world.now()) > 50
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     ended = world.now()
     world.await_bill()
     reconcile(world)

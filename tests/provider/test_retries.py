@@ -21,6 +21,7 @@ from provider.lifecycle.fine_tunes import follow_fine_tune, submit_fine_tune
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.uploads import upload_dataset
+from provider.pace import Pace
 from provider.port import Sampling
 from provider.retries import PATIENCE_SECONDS, _read_retry_after, pause, retry_after, retrying
 from provider.together.adapter import TogetherProvider
@@ -46,7 +47,7 @@ class Waits:
 
 
 def submit(world: World, dataset: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, **options)
+    return submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=Pace(now=world.now, **options))
 
 
 # -- Retry-After ------------------------------------------------------------------------------------------------------
@@ -73,9 +74,7 @@ def test_what_comes_before_a_fine_tune_waits_as_long_as_it_is_asked(world: World
         world.ledger,
         dataset.id,
         tier="small",
-        progress=lambda event: said.append(event.message),
-        now=world.now,
-        wait=world.wait,
+        pace=Pace(progress=lambda event: said.append(event.message), now=world.now, wait=world.wait),
     )
     assert job.state == "submitted"
     assert sum("asks to wait 25 s" in words for words in said) == 5
@@ -85,7 +84,7 @@ def test_what_comes_before_a_fine_tune_waits_as_long_as_it_is_asked(world: World
 def test_a_deployment_waits_as_long_as_it_is_asked(world: World, match: str) -> None:
     model_id, wait = world.model(), Waits(world)
     world.emulator.fault(429, match, times=5, retry_after=20)
-    row = deploy_model(world.provider, world.ledger, model_id, poll_seconds=1, now=world.now, wait=wait)
+    row = deploy_model(world.provider, world.ledger, model_id, pace=Pace(poll_seconds=1, now=world.now, wait=wait))
     assert row.state == "ready"
     assert [seconds for seconds in wait.seconds if seconds == 20] == [20.0] * 5
     assert len(world.ours()) == 1
@@ -94,7 +93,7 @@ def test_a_deployment_waits_as_long_as_it_is_asked(world: World, match: str) -> 
 def test_an_upload_waits_as_long_as_it_is_asked(world: World) -> None:
     folder, wait = world.write_dataset(), Waits(world)
     world.emulator.fault(429, "POST /v1/files", times=5, retry_after=25, should_retry=False)
-    assert upload_dataset(world.provider, world.ledger, folder, now=world.now, wait=wait).state == "ready"
+    assert upload_dataset(world.provider, world.ledger, folder, pace=Pace(now=world.now, wait=wait)).state == "ready"
     assert [seconds for seconds in wait.seconds if seconds == 25] == [25.0] * 5
 
 
@@ -122,7 +121,7 @@ def test_a_wait_without_end_is_given_up_with_what_to_do(world: World) -> None:
 def test_following_a_job_does_not_ask_sooner_than_told(world: World) -> None:
     job, wait = submit(world, world.upload(), wait=world.wait), Waits(world)
     world.emulator.fault(429, f"GET /v1/fine-tunes/{job.remote_id}", retry_after=40, should_retry=False)
-    follow_fine_tune(world.provider, world.ledger, job.id, poll_seconds=1, now=world.now, wait=wait)
+    follow_fine_tune(world.provider, world.ledger, job.id, pace=Pace(poll_seconds=1, now=world.now, wait=wait))
     assert wait.seconds[0] == 40
 
 
@@ -136,7 +135,7 @@ def test_questions_of_an_evaluation_wait_as_long_as_they_are_asked(world: World)
         Sampling(max_tokens=20, temperature=0.0),
     )
     assert answer.error is None
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
 
 
 @given(seconds=st.floats(0, 1e6), unit=st.sampled_from(["s", "ms", "date"]))
@@ -212,10 +211,14 @@ def test_three_fine_tunes_of_one_dataset_at_once_make_one_job(world: World, tria
         with open_ledger(world.data) as ledger, connect(base_url=world.emulator.url) as client:
             start.wait(10)
             try:
-                row = upload_dataset(TogetherProvider(client), ledger, folder, now=world.now, wait=world.wait)
+                row = upload_dataset(TogetherProvider(client), ledger, folder, pace=world.pace)
                 jobs.append(
                     submit_fine_tune(
-                        TogetherProvider(client), ledger, row.id, tier="small", now=world.now, wait=world.wait
+                        TogetherProvider(client),
+                        ledger,
+                        row.id,
+                        tier="small",
+                        pace=world.pace,
                     ).id
                 )
             except Exception as error:
@@ -270,7 +273,7 @@ def test_a_surprising_answer_to_a_create_makes_one_deployment(
     model_id = world.model()
     world.emulator.fault(kind, match, **options)
     try:
-        row = deploy_model(world.provider, world.ledger, model_id, poll_seconds=1, now=world.now, wait=world.wait)
+        row = deploy_model(world.provider, world.ledger, model_id, pace=world.pace)
     except ProviderError:
         assert world.ours() == []
         row = world.deploy(model_id)
@@ -288,7 +291,7 @@ def test_a_surprising_list_proves_nobodys_absence(world: World, kind: str) -> No
     world.emulator.clear_faults()
     assert world.ledger.get(Deployment, row.id).state == "ready"
     assert world.ledger.get(FineTuneJob, job.id).state != "abandoned"
-    follow_fine_tune(world.provider, world.ledger, job.id, poll_seconds=1, now=world.now, wait=world.wait)
+    follow_fine_tune(world.provider, world.ledger, job.id, pace=world.pace)
 
 
 def test_a_job_that_a_proxy_made_twice_is_found_cancelled_and_charged(world: World) -> None:
@@ -299,7 +302,7 @@ def test_a_job_that_a_proxy_made_twice_is_found_cancelled_and_charged(world: Wor
     report = reconcile_provider(world.data, world.provider, ledger=world.ledger, now=world.now())
     assert len(report.orphans) == 1
     assert follow_fine_tune(
-        world.provider, world.ledger, job.id, poll_seconds=1, now=world.now, wait=world.wait
+        world.provider, world.ledger, job.id, pace=world.pace
     ).state == "completed"  # fmt: skip
     for _ in range(2):
         world.await_bill()
@@ -311,7 +314,7 @@ def test_a_deployment_that_a_proxy_made_twice_is_found_stopped_and_charged(world
     model_id = world.model()
     world.emulator.fault("twice", DEPLOYMENT)
     try:
-        row = deploy_model(world.provider, world.ledger, model_id, poll_seconds=1, now=world.now, wait=world.wait)
+        row = deploy_model(world.provider, world.ledger, model_id, pace=world.pace)
     except (ProviderError, CreationInDoubt):
         row = world.deploy(model_id)
     for _ in range(2):
@@ -325,7 +328,7 @@ def test_a_file_that_is_sent_twice_is_one_dataset(world: World) -> None:
     for match in ("POST /v1/files", "PUT /blobs/*", "POST /v1/files/*/preprocess"):
         world.emulator.fault("twice", match)
     try:
-        row = upload_dataset(world.provider, world.ledger, folder, now=world.now, wait=world.wait)
+        row = upload_dataset(world.provider, world.ledger, folder, pace=world.pace)
     except UnexpectedAnswer:
-        row = upload_dataset(world.provider, world.ledger, folder, now=world.now, wait=world.wait)
+        row = upload_dataset(world.provider, world.ledger, folder, pace=world.pace)
     assert row.state == "ready"

@@ -22,6 +22,7 @@ from together.types.supported_model_deployment_profile import SupportedModelDepl
 
 from provider.lifecycle.guard import guard_costs
 from provider.lifecycle.shutdown import undeploy_model
+from provider.pace import Pace
 from provider.together.tiers import resolve_tier
 from tests.provider.world import World
 
@@ -109,5 +110,5 @@ def test_every_request_of_a_deployments_life_is_documented(world: World) -> None
     resolve_tier(world.client, "small")
     row = world.deploy()
     guard_costs(world.data, world.provider, ledger=world.ledger, now=world.now())
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait))
     assert seen == set(PATHS)

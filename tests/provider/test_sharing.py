@@ -13,6 +13,7 @@ from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.sharing import attached_to
 from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.stop import stop_everything
+from provider.pace import Pace
 from storage.errors import BudgetExceeded
 from storage.ledger.rows import Deployment, DeploymentRole, Model, required
 from tests.provider.world import Killed, World
@@ -59,7 +60,7 @@ def guard(world: World) -> list[str]:
 
 
 def undeploy(world: World, row: Deployment) -> None:
-    undeploy_model(world.provider, world.ledger, row.id, now=world.now, wait=world.wait, drain_seconds=0)
+    undeploy_model(world.provider, world.ledger, row.id, pace=Pace(now=world.now, wait=world.wait), drain_seconds=0)
 
 
 def test_types_and_candidates_share_one_replica_and_it_ends_with_the_last(world: World, adapters: list[Model]) -> None:

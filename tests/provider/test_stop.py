@@ -66,9 +66,7 @@ def test_what_a_list_leaves_out_is_stopped_and_until_then_never_called_clear(wor
 
 def test_a_fine_tune_that_the_list_leaves_out_is_cancelled(world: World) -> None:
     world.emulator.fault("training_slow", seconds=20)
-    job = submit_fine_tune(
-        world.provider, world.ledger, world.upload().id, tier="small", now=world.now, wait=world.wait
-    )
+    job = submit_fine_tune(world.provider, world.ledger, world.upload().id, tier="small", pace=world.pace)
     empty = {"body": '{"data": []}', "content_type": "application/json"}
     world.emulator.fault("body", "GET /v1/fine-tunes", 1000, **empty)
     assert not stop_everything(world.provider, world.data, dry_run=True).is_clear
@@ -152,7 +150,7 @@ def test_an_id_is_remembered_with_those_before_it(world: World) -> None:
 def _submit(world: World) -> dict[str, Any]:
     dataset = world.upload()
     world.emulator.fault("training_slow", seconds=30)  # it must still run when it is stopped
-    return submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", now=world.now, wait=world.wait)
+    return submit_fine_tune(world.provider, world.ledger, dataset.id, tier="small", pace=world.pace)
 
 
 @pytest.mark.parametrize("dead", [False, True])

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from provider.lifecycle.deployments import deploy_model
 from provider.lifecycle.fine_tunes import follow_fine_tune, submit_fine_tune
 from provider.lifecycle.uploads import upload_dataset
+from provider.pace import Pace
 from provider.together.adapter import TogetherProvider
 from provider.together.client import connect
 from quality.dataset.export import Manifest, SplitSummary
@@ -132,6 +135,11 @@ class World:
         """The provider behind the port, through the SDK client of now."""
         return TogetherProvider(self.client)
 
+    @property
+    def pace(self) -> Pace:
+        """By the emulator's clock, which passes while somebody waits."""
+        return Pace(poll_seconds=1, now=self.now, wait=self.wait)
+
     def kill_after(self, method: str, path: str) -> None:
         """Die when the provider has done such a request and its answer is on the way."""
 
@@ -163,7 +171,8 @@ class World:
             content = ("\n".join(lines) + "\n").encode()
             (folder / f"{split}.jsonl").write_bytes(content)
             splits[split] = SplitSummary(count, count, None, None, {}, hashlib.sha256(content).hexdigest())
-        (folder / "rows.parquet").touch()
+        (folder / "holdout.jsonl").touch()
+        pq.write_table(pa.table({"split": pa.array([], pa.string())}), folder / "rows.parquet")
         manifest = Manifest(
             decision_type,
             query={},
@@ -177,7 +186,7 @@ class World:
             validation_from="",
             holdout_from="",
             leaks=Leaks(0, 0, 0, 0, 0.0),
-            rows_sha256=hashlib.sha256().hexdigest(),
+            rows_sha256=hashlib.sha256((folder / "rows.parquet").read_bytes()).hexdigest(),
             quality={},
         )
         (folder / "manifest.json").write_text(json.dumps(manifest.as_dict()))
@@ -185,13 +194,13 @@ class World:
 
     def upload(self, name: str = "dataset-1", decision_type: str = "should_respond") -> UploadedDataset:
         folder = self.write_dataset(name, decision_type=decision_type)
-        return upload_dataset(self.provider, self.ledger, folder, now=self.now, wait=self.wait)
+        return upload_dataset(self.provider, self.ledger, folder, pace=self.pace)
 
     def train(self, name: str = "dataset-1", decision_type: str = "should_respond") -> FineTuneJob:
         """A completed job."""
         dataset = self.upload(name, decision_type)
-        job = submit_fine_tune(self.provider, self.ledger, dataset.id, tier="small", now=self.now, wait=self.wait)
-        return follow_fine_tune(self.provider, self.ledger, job.id, poll_seconds=1, now=self.now, wait=self.wait)
+        job = submit_fine_tune(self.provider, self.ledger, dataset.id, tier="small", pace=self.pace)
+        return follow_fine_tune(self.provider, self.ledger, job.id, pace=self.pace)
 
     def model(self, decision_type: str = "should_respond") -> str:
         """A model's id, without a training of its own: what serves it was trained once for all tests."""
@@ -208,7 +217,7 @@ class World:
     def deploy(self, model_id: str | None = None) -> Deployment:
         """A ready deployment."""
         model_id = model_id or self.model()
-        return deploy_model(self.provider, self.ledger, model_id, poll_seconds=1, now=self.now, wait=self.wait)
+        return deploy_model(self.provider, self.ledger, model_id, pace=self.pace)
 
     def all_endpoints(self) -> list[Any]:
         return list(self.observer.endpoints.list())

@@ -12,6 +12,7 @@ import storage
 from pipeline.evaluation import read_decision, redact_questions
 from provider.completions import complete_many
 from provider.port import Sampling
+from provider.together.adapter import TogetherProvider
 from quality.dataset.export import read_rows
 from quality.evaluation.evaluate import is_right
 from reasoning.decision_types import get_decision_type
@@ -41,7 +42,7 @@ def test_a_candidate_is_asked_what_it_will_be_asked_when_it_serves(data: Path, s
     prompts = redact_questions(special, "US")
     server.answer = says("<response><reasoning>[EMAIL_1] asks</reasoning><action>RESPOND</action></response>")
     answers = complete_many(
-        together.Together(api_key="local", base_url=f"{server.url}/v1"),
+        TogetherProvider(together.Together(api_key="local", base_url=f"{server.url}/v1")),
         "acme/small",
         [prompt.messages for prompt in prompts],
         Sampling(max_tokens=64),

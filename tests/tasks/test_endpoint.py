@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -113,6 +114,17 @@ def vllm() -> Iterator[Vllm]:
     server.close()
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a log and a dataset of it."""
+    folder = tmp_path_factory.mktemp("exported") / "data"
+    Layout(folder).create()
+    write_log(folder, episodes=110, turns=4, until=datetime.now(UTC))
+    land_decisions(folder)
+    export(folder, "should_respond")
+    return folder
+
+
 @pytest.fixture
 def data(tmp_path: Path, vllm: Vllm, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder without any provider: neither an emulator nor Together can be reached."""
@@ -147,11 +159,9 @@ def decide(data: Path, times: int = 1) -> list[str]:
 
 
 def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_when_its_budget_is_spent(
-    data: Path, vllm: Vllm
+    data: Path, vllm: Vllm, exported: Path
 ) -> None:
-    write_log(data, episodes=110, turns=4, until=datetime.now(UTC))
-    land_decisions(data)
-    export(data, "should_respond")
+    shutil.copytree(exported, data, dirs_exist_ok=True)
     model = register(data, vllm)
     # Once whole, once streamed, which is all that was charged.
     assert [asked.get("stream", False) for asked in vllm.asked] == [False, True]
@@ -428,10 +438,10 @@ def test_a_route_to_a_model_that_nobody_registered_is_withdrawn(data: Path, vllm
     assert "withdrew endpoint/forged from should_respond" in guard(data).actions
 
 
-def test_questions_of_an_interrupted_evaluation_are_charged_as_far_as_they_were_asked(data: Path, vllm: Vllm) -> None:
-    write_log(data, episodes=30, turns=4, until=datetime.now(UTC))
-    land_decisions(data)
-    export(data, "should_respond")
+def test_questions_of_an_interrupted_evaluation_are_charged_as_far_as_they_were_asked(
+    data: Path, vllm: Vllm, exported: Path
+) -> None:
+    shutil.copytree(exported, data, dirs_exist_ok=True)
     register(data, vllm)
     before, vllm.asked = spent(data), []
 
