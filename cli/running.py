@@ -241,7 +241,7 @@ def demo(
         typer.Option(
             min=1,
             help="US dollars in all",
-            show_default="none for local; 110 with the emulator; with together, training and one hour",
+            show_default="none; 110 for emulator; for together, training and one hour",
         ),
     ] = None,
     yes: Yes = False,

@@ -160,18 +160,22 @@ def _models_to_ask(data: Path, reasoning: str, folder: str) -> list[Place]:
     """The command that asks a model that the demo left serving."""
     url = local_server_url(data)
     with open_ledger(data) as ledger:
-        ready = ledger.find(Deployment, state="ready", provider="local", decision_type="should_respond")
-    if url is None or not ready:
+        ready = ledger.find(Deployment, state="ready", provider="local")
+    if url is None or not ready or ready[-1].decision_type is None:
         return []
-    messages = get_decision_type("should_respond").render(
-        {"agent_name": "Nova", "messages": [{"speaker": "Ada", "text": "Nova, are you there?"}]}
+    actions = [
+        {"name": "REPLY", "description": "Answers in words."},
+        {"name": "IGNORE", "description": "Does nothing."},
+    ]
+    messages = get_decision_type(ready[-1].decision_type).render(
+        {"agent_name": "Nova", "messages": [{"speaker": "Ada", "text": "Nova, are you there?"}], "actions": actions}
     )
     body = json.dumps({"model": ready[-1].served_name, "messages": [dict(message) for message in messages]})
     return [
         Place(
             what="ask the model, which goes on serving", how=f"curl -s {url}/v1/chat/completions -d {shlex.quote(body)}"
         ),
-        Place(what="stop it", how=f"{reasoning} undeploy should_respond --data {folder}"),
+        Place(what="stop it", how=f"{reasoning} undeploy {ready[-1].decision_type} --data {folder}"),
     ]
 
 
