@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
+
 MAX_CHARACTERS = 131_072
 """Longest row, in characters of its contents: about 32k tokens of English, what the smallest tier can read."""
 
@@ -22,6 +24,8 @@ def find_line_fault(line: bytes, *, is_first: bool = False, max_characters: int 
     """What makes a line of a `.jsonl` file unfit for training, or None. `is_first`: the line begins the file."""
     if is_first and line.startswith(b"\xef\xbb\xbf"):
         return "it starts with a byte order mark; write the file as plain UTF-8"
+    if (row := _read_plain(line)) is not None:
+        return find_row_fault(row, max_characters=max_characters)
     try:
         row = json.loads(line.decode(), parse_constant=_reject_constant, object_pairs_hook=_unique_keys)
     except UnicodeDecodeError:
@@ -33,6 +37,15 @@ def find_line_fault(line: bytes, *, is_first: bool = False, max_characters: int 
     except ValueError as error:  # of the two hooks, and integers of more digits than Python reads
         return str(error)
     return find_row_fault(row, max_characters=max_characters)
+
+
+def _read_plain(line: bytes) -> Any:
+    """The value of a line that `orjson` would write just so, as those of an export: it has no key twice and no NaN."""
+    try:
+        row = orjson.loads(line)
+        return row if orjson.dumps(row) == line.rstrip(b"\n") else None
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return None
 
 
 def find_row_fault(row: Any, *, max_characters: int | None = MAX_CHARACTERS) -> str | None:

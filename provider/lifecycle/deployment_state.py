@@ -144,8 +144,8 @@ def raise_price(ledger: Ledger, row: Deployment, prices: Mapping[str, Decimal], 
     A price that fell is left to the bill: whether it holds for what runs already is not documented.
     """
     price = price_of(prices, row.hardware)
-    if price is None or price <= row.hourly_usd:
-        return None
+    if row.role == DeploymentRole.ATTACHED or price is None or price <= row.hourly_usd:
+        return None  # what is attached has no price: its replica has
     before = row.hourly_usd
     ledger.update(Deployment, row.id, hourly_usd=price, now=now)
     return f"{row.name} costs {format_usd(price)} an hour now, {format_usd(before)} before: {row.hardware} is dearer"

@@ -45,7 +45,16 @@ from storage.ledger.ledger import Budget, Ledger, open_ledger
 from storage.ledger.lives import mark_published, promotions
 from storage.ledger.money import format_usd, minutes_usd
 from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
-from storage.ledger.rows import ENDPOINT, Deployment, DeploymentRole, DeploymentState, FineTuneJob, Model, SleepReason
+from storage.ledger.rows import (
+    ENDPOINT,
+    TOGETHER,
+    Deployment,
+    DeploymentRole,
+    DeploymentState,
+    FineTuneJob,
+    Model,
+    SleepReason,
+)
 
 Level = Literal["ok", "warn", "drain", "stop"]
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
@@ -54,6 +63,7 @@ UNREADY = READY_TIMEOUT + timedelta(minutes=5)
 """Who deploys gives up after READY_TIMEOUT; what is not ready after this, its process has died."""
 
 UNREACHABLE = "the provider cannot be reached"
+_LOCAL = "local"  # as `provider.local` is named in the ledger
 
 BLIND = timedelta(minutes=10)
 """How long a deployment may run while the ledger cannot be written."""
@@ -215,6 +225,18 @@ def needs_provider(ledger: Ledger) -> bool:
     """Must the provider be reached for all to be well? Not where only registered models serve."""
     serving = {row.provider for row in ledger.find(Deployment, state=LIVE_STATES)}
     return serving != {ENDPOINT} or bool(ledger.find(FineTuneJob, state=ACTIVE_STATES))
+
+
+def provider_in_use(ledger: Ledger) -> str | None:
+    """The provider that has something of ours which may cost money; None where nothing does.
+
+    Of this machine's own models and of registered ones nothing is asked of anybody.
+    """
+    at = {row.provider for row in ledger.find(Deployment, state=LIVE_STATES)} - {ENDPOINT, _LOCAL}
+    jobs = ledger.find(FineTuneJob, state=ACTIVE_STATES)
+    if any(not job.base_model.startswith(f"{_LOCAL}/") for job in jobs):
+        at.add(TOGETHER)
+    return min(at, default=None)
 
 
 def _look_at_registered(ledger: Ledger, report: GuardReport) -> None:

@@ -1,4 +1,4 @@
-"""Near duplicates across episodes: MinHash finds candidates, the exact Jaccard similarity decides.
+"""Rows of different episodes whose prompts are nearly equal, or of which one contains most of the other.
 
 Two things are particular here, both measured in docs/concepts/quality.md:
 
@@ -6,30 +6,28 @@ Two things are particular here, both measured in docs/concepts/quality.md:
   prompts any two short questions are near duplicates. Lines that many episodes share are left out.
 * It is compared across episodes only. The turns of one conversation contain each other by construction, each is a
   decision of its own, and an episode is never torn between two splits.
+
+There are two detectors. Near duplicates share 0.8 of their word triples (Jaccard similarity, exact): rows that share
+none of their rarest triples cannot, so only the others are compared. Contained texts share 0.6 of the character grams
+of the shorter one, without the names of speakers: one may be a half of the other, have other names, or typos.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from rensa import RMinHash, RMinHashLSH
+
+from quality.dataset.fingerprints import Hashes, batches, char_grams, split_by_text, word_grams
 
 THRESHOLD = 0.8
 # With fewer shingles than this a single word moves the similarity across the threshold: texts so short are compared
 # for equality only.
 MIN_SHINGLES = 16
-
-_NUM_PERM = 128
-# 32 bands of 4 rows miss a pair of similarity 0.8 with probability (1 - 0.8**4)**32 < 1e-7.
-_NUM_BANDS = 32
-# The signatures' estimate has a standard deviation of sqrt(0.8 * 0.2 / 128) = 0.035 at the threshold; candidates are
-# taken from four of them below.
-_CANDIDATE_ESTIMATE = 0.65
-_SEED = 42
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
+CONTAINED = 0.6
+# Texts with fewer character grams are compared for equality only: stock phrases are contained in many texts.
+MIN_CHARACTERS = 40
 
 
 def strip_template(text: str, template: frozenset[str]) -> str:
@@ -37,76 +35,130 @@ def strip_template(text: str, template: frozenset[str]) -> str:
     return "\n".join(line for line in text.split("\n") if line not in template)
 
 
-def shingles(text: str) -> set[str]:
-    """The set of every three consecutive words (characters, in scripts without spaces), case folded."""
-    words = _WORD.findall(text.casefold())
-    return {" ".join(words[i : i + 3]) for i in range(len(words) - 2)}
+def jaccard(first: Hashes, second: Hashes) -> float:
+    """Size of the intersection over the size of the union, of sorted distinct values; 0 for two empty sets."""
+    common = len(np.intersect1d(first, second, assume_unique=True))
+    union = len(first) + len(second) - common
+    return common / union if union else 0.0
 
 
-def jaccard(first: set[str], second: set[str]) -> float:
-    """Size of the intersection over the size of the union; 0 for two empty sets."""
-    union = len(first | second)
-    return len(first & second) / union if union else 0.0
+def containment(first: Hashes, second: Hashes) -> float:
+    """The share of the smaller set's values that the other has; 0 where one is empty."""
+    smaller = min(len(first), len(second))
+    return len(np.intersect1d(first, second, assume_unique=True)) / smaller if smaller else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """An indexed text that is like the asked one, and how like (exact Jaccard similarity of their shingles)."""
+@dataclass(slots=True)
+class Suspect:
+    """A row that shares a rare gram with a row of another episode. `shared` are such grams."""
 
-    key: int
-    similarity: float
+    n: int
+    group: int
+    answer: str
+    shared: Sequence[int]
+    text: str
 
 
-class NearDuplicateIndex:
-    """Texts by key, each of one episode, to be asked for a similar text of *another* episode.
+@dataclass(slots=True)
+class NearDuplicates:
+    """`dropped`: rows to leave out. `alike`: pairs of kept rows of different answers, with their similarity."""
 
-    Holds a signature of half a kilobyte a text; the texts themselves are asked back from `read_text(key)`.
+    dropped: list[int] = field(default_factory=list)
+    alike: list[tuple[int, int, float]] = field(default_factory=list)
+
+
+def find_near_duplicates(suspects: Iterable[Sequence[Suspect]], *, by_answer: bool) -> NearDuplicates:
+    """Go through batches of suspects, the row to be preferred first, and drop what resembles a kept row.
+
+    With `by_answer` a row that resembles kept rows of other answers only is no duplicate. What is remembered of a kept
+    row are its grams, 8 bytes each.
     """
-
-    def __init__(self, read_text: Callable[[int], str]) -> None:
-        self._read_text = read_text
-        self._index = RMinHashLSH(0.5, _NUM_PERM, _NUM_BANDS)
-        self._digests = np.zeros((1024, _NUM_PERM), dtype=np.uint32)
-        self._keys: list[int] = []
-        self._episodes: list[str] = []
-
-    def find(self, text: str, episode: str) -> Match | None:
-        """A text of another episode that is as similar as `THRESHOLD` or more; else the most similar candidate."""
-        own = shingles(text)
-        if len(own) < MIN_SHINGLES:
-            return None
-        signature = _sign(own)
-        slots = np.array([slot for slot in self._index.query(signature) if self._episodes[slot] != episode], dtype=int)
-        if not len(slots):
-            return None
-        slots.sort()
-        estimates = (self._digests[slots] == np.asarray(signature.digest(), dtype=np.uint32)).mean(axis=1)
-        best: Match | None = None
-        for at in np.argsort(-estimates, kind="stable"):
-            if estimates[at] < _CANDIDATE_ESTIMATE or (best is not None and best.similarity >= THRESHOLD):
-                break
-            key = self._keys[slots[at]]
-            similarity = jaccard(own, shingles(self._read_text(key)))
-            if best is None or similarity > best.similarity:
-                best = Match(key, similarity)
-        return best
-
-    def add(self, key: int, text: str, episode: str) -> bool:
-        """Remember `text`. False if it is too short to be compared."""
-        own = shingles(text)
-        if len(own) < MIN_SHINGLES:
-            return False
-        signature, slot = _sign(own), len(self._keys)
-        self._index.insert(slot, signature)
-        if slot == len(self._digests):
-            self._digests = np.concatenate([self._digests, np.zeros_like(self._digests)])
-        self._digests[slot] = signature.digest()
-        self._keys.append(key)
-        self._episodes.append(episode)
-        return True
+    found = NearDuplicates()
+    kept: list[tuple[Suspect, Hashes]] = []
+    places: dict[int, list[int]] = {}
+    for rows in suspects:
+        for row, grams in zip(rows, _grams_of([row.text for row in rows], word_grams), strict=True):
+            alike, duplicate = [], False
+            for place in sorted({place for gram in row.shared for place in places.get(gram, ())}):
+                other, others = kept[place]
+                if other.group == row.group or not _may_be_alike(len(grams), len(others)):
+                    continue
+                similarity = jaccard(grams, others)
+                if similarity >= THRESHOLD:
+                    if not by_answer or other.answer == row.answer:
+                        duplicate = True
+                        break
+                    alike.append((row.n, other.n, similarity))
+            if duplicate:
+                found.dropped.append(row.n)
+                continue
+            found.alike += alike
+            row.text = ""
+            for gram in row.shared:
+                places.setdefault(gram, []).append(len(kept))
+            kept.append((row, grams))
+    return found
 
 
-def _sign(tokens: Iterable[str]) -> RMinHash:
-    signature = RMinHash(num_perm=_NUM_PERM, seed=_SEED)
-    signature.update(sorted(tokens))
-    return signature
+def _may_be_alike(first: int, second: int) -> bool:
+    return min(first, second) >= max(MIN_SHINGLES, THRESHOLD * max(first, second))
+
+
+def find_contained(
+    pairs: Iterable[tuple[int, int]], read_texts: Callable[[Sequence[int]], dict[int, str]]
+) -> dict[int, tuple[int, float]]:
+    """Of pairs (earlier row, later row): the earlier rows that contain a later one or are contained in it.
+
+    Returns the later row, and the share of the shorter text that both have, by earlier row. `read_texts` gives the
+    texts of some rows.
+    """
+    of: dict[int, list[int]] = {}
+    for earlier, later in pairs:
+        of.setdefault(earlier, []).append(later)
+    found: dict[int, tuple[int, float]] = {}
+    order = sorted(of)
+    for start in range(0, len(order), 200):
+        part = order[start : start + 200]
+        numbers = sorted({*part, *(later for earlier in part for later in of[earlier])})
+        texts = read_texts(numbers)
+        grams = dict(zip(numbers, _grams_of([texts[n] for n in numbers], char_grams), strict=True))
+        for earlier in part:
+            for later in of[earlier]:
+                if min(len(grams[earlier]), len(grams[later])) < MIN_CHARACTERS:
+                    continue
+                share = containment(grams[earlier], grams[later])
+                if share >= CONTAINED:
+                    found[earlier] = later, share
+                    break
+    return found
+
+
+def measure_pairs(
+    pairs: Sequence[tuple[int, int]], read_texts: Callable[[Sequence[int]], dict[int, str]]
+) -> list[tuple[float, float]]:
+    """Of each pair the Jaccard similarity of words, and the share of the shorter text's characters that both have.
+
+    0 where a text is too short for the measure.
+    """
+    found = []
+    for start in range(0, len(pairs), 500):
+        part = pairs[start : start + 500]
+        numbers = sorted({n for pair in part for n in pair})
+        texts = list(map(read_texts(numbers).__getitem__, numbers))
+        words = dict(zip(numbers, _grams_of(texts, word_grams), strict=True))
+        characters = dict(zip(numbers, _grams_of(texts, char_grams), strict=True))
+        for a, b in part:
+            long = min(len(words[a]), len(words[b])) >= MIN_SHINGLES
+            longer = min(len(characters[a]), len(characters[b])) >= MIN_CHARACTERS
+            similarity = jaccard(words[a], words[b]) if long else 0.0
+            found.append((similarity, containment(characters[a], characters[b]) if longer else 0.0))
+    return found
+
+
+def _grams_of(texts: Sequence[str], make: Callable[[Sequence[str]], tuple[np.ndarray, Hashes]]) -> list[Hashes]:
+    grams: list[Hashes] = []
+    for batch in batches(texts):
+        part = texts[batch]
+        owner, values = make(part)
+        grams += split_by_text(owner, values, len(part))
+    return grams

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,8 +24,10 @@ import storage
 from quality.checks.gate import Check, Profile, judge_profiles
 from quality.dataset import funnel
 from quality.dataset.label_policy import LabelPolicy, load_label_policy
+from quality.dataset.preparation import Rules, check_lines
 from quality.dataset.readiness import LIMITED_BELOW, DataVerdict, judge_data
 from quality.dataset.splits import SPLITS
+from quality.dataset.workers import Run, processes
 from quality.errors import DatasetRejected, InsufficientData
 from quality.period import first_moment, moment_after
 from quality.settings import ExportSettings
@@ -34,8 +38,8 @@ from storage.errors import DatasetError
 from storage.files import make_tree_private, scratch_folder, sync, write_atomic
 from storage.layout import Layout
 from storage.locks import check_held, data_lock
+from storage.log.views import literal_path, sql_text
 from storage.progress import OnProgress, Progress
-from storage.training_rows import find_line_fault
 
 if TYPE_CHECKING:
     from reasoning.config import Config
@@ -130,27 +134,32 @@ def export_dataset(
     home = layout.datasets / decision_type
     with scratch_folder(home, ".export-") as work:
         report(Progress(0, 1, what="select"))
-        con = funnel.select_rows(
+        con, sources = funnel.select_rows(
             data,
-            work / "scratch.duckdb",
+            work,
             decision_type,
             since=start,
             before=before,
             now=now,
             expired_before=None if settings.retention_days is None else now - timedelta(days=settings.retention_days),
             policy=policy,
+            label_sources=None if settings.label_sources is None else [str(each) for each in settings.label_sources],
+            enough=LIMITED_BELOW,
+            limit=settings.limit,
         )
         report(Progress(1, 1, what="select"))
         try:
             folder = work / "dataset"
             folder.mkdir()
-            manifest, verdict = _build(con, kind, settings, policy, folder, now=now, report=report)
+            export = _Export(kind, settings, policy, sources, work, folder, now, report)
+            with processes(funnel.count_chosen(con) >= funnel.WORKERS_FROM) as run:
+                manifest, verdict = _build(con, export, run)
             content = _dump(manifest.as_dict())
             dataset_id = hashlib.sha256(content).hexdigest()[:16]
             write_atomic(folder / "manifest.json", content)
-            _publish(layout, folder, home / dataset_id)
         finally:
             con.close()
+        _publish(layout, decision_type, folder, home / dataset_id)
     return replace(manifest, dataset_id=dataset_id, path=home / dataset_id, verdict=verdict)
 
 
@@ -167,52 +176,49 @@ def _complete(settings: ExportSettings, kind: DecisionType, config: Config | Non
     )
 
 
-def _build(
-    con: duckdb.DuckDBPyConnection,
-    kind: DecisionType,
-    settings: ExportSettings,
-    policy: LabelPolicy,
-    folder: Path,
-    *,
-    now: datetime,
-    report: OnProgress,
-) -> tuple[Manifest, DataVerdict]:
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """What one export is of, and where it works."""
+
+    kind: DecisionType
+    settings: ExportSettings
+    policy: LabelPolicy
+    sources: list[str]
+    work: Path
+    folder: Path
+    now: datetime
+    report: OnProgress
+
+
+def _build(con: duckdb.DuckDBPyConnection, export: _Export, run: Run) -> tuple[Manifest, DataVerdict]:
     """Write the files of a dataset from the selected rows, all but its manifest, which is returned."""
-    chosen = settings.label_sources or funnel.choose_label_sources(con, enough=LIMITED_BELOW)
-    sources = [str(source) for source in chosen]
+    kind, settings, folder, report = export.kind, export.settings, export.folder, export.report
     assert settings.max_characters is not None and settings.region is not None  # `_complete`
-    preparation = funnel.prepare_rows(
-        con,
-        kind,
-        label_sources=sources,
-        limit=settings.limit,
-        max_characters=settings.max_characters,
-        region=settings.region,
-        progress=report,
-    )
+    rules = Rules(kind, settings.max_characters, settings.region)
+    preparation = funnel.prepare_rows(con, export.work, rules, run, progress=report)
     answers = {"labelled": funnel.count_answers(con)}
-    funnel.drop_duplicates(con, policy.conflicts)
-    template = funnel.drop_near_duplicates(con, limit=settings.limit, progress=report)
+    funnel.drop_duplicates(con, export.policy.conflicts)
+    texts = funnel.hash_texts(con, export.work, run, progress=report)
+    funnel.drop_near_duplicates(con, texts, limit=settings.limit, by_answer=bool(kind.labels), progress=report)
     answers["distinct"] = funnel.count_answers(con)
     validation_from, holdout_from = funnel.assign_splits(
         con, validation_share=settings.validation_share, holdout_share=settings.holdout_share
     )
+    funnel.drop_leaks(con, texts, progress=report)
     if settings.max_class_share is not None:
         funnel.balance_training(con, max_class_share=settings.max_class_share, seed=settings.seed)
-    verdict = _require_enough(con, now)
-    leaks = funnel.find_leaks(con, template, report)
-    hashes = {split: _write_split(con, split, folder / f"{split}.jsonl") for split in SPLITS}
-    rows_sha256 = _write_rows(con, folder / "rows.parquet")
+    verdict = _require_enough(con, export.now)
+    answers["kept"] = funnel.count_answers(con)
+    leaks = funnel.find_leaks(con, texts)
+    hashes = _write_splits(con, export.work, folder)
+    rows_sha256 = _write_rows(con, export.work, folder / "rows.parquet")
     report(Progress(0, 1, what="judge"))
-    quality = judge_profiles(
-        [Profile("splits", _profile_splits(con, folder, leaks), ["split"], _SPLITS_EXPECTED)],
-        docs=folder / "quality",
-    )
+    profile = _profile_splits(con, folder, leaks, rules.region, run)
+    quality = judge_profiles([Profile("splits", profile, ["split"], _SPLITS_EXPECTED)], docs=folder / "quality")
     report(Progress(1, 1, what="judge"))
     if not quality.success:
         raise DatasetRejected([failure for failure in quality.failures if failure.severity == "critical"])
-    answers["kept"] = funnel.count_answers(con)
-    query = _describe(settings, kind, sources, policy)
+    query = _describe(settings, kind, export.sources, export.policy)
     manifest = Manifest(
         decision_type=kind.name,
         query=query,
@@ -361,29 +367,40 @@ def _require_enough(con: duckdb.DuckDBPyConnection, now: datetime) -> DataVerdic
     return verdict
 
 
-def _write_split(con: duckdb.DuckDBPyConnection, split: str, path: Path) -> str:
-    digest = hashlib.sha256()
-    cursor = con.cursor()
-    cursor.execute("SELECT line FROM rows JOIN texts USING (n) WHERE split = ? ORDER BY ts, request_id", [split])
-    with path.open("wb") as file:
-        while rows := cursor.fetchmany(1000):
-            block = b"".join(line.encode() + b"\n" for (line,) in rows)
-            digest.update(block)
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    cursor.close()
-    return digest.hexdigest()
+def _write_splits(con: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> dict[str, str]:
+    """Write the lines of each split, which are in the order of the parts. Returns the hash of each file."""
+    kept = con.execute(
+        "SELECT n, list_position($splits, split) - 1 AS split FROM rows WHERE split IS NOT NULL ORDER BY n",
+        {"splits": list(SPLITS)},
+    ).fetchnumpy()
+    digests = [hashlib.sha256() for _ in SPLITS]
+    with ExitStack() as stack:
+        files = [stack.enter_context((folder / f"{split}.jsonl").open("wb")) for split in SPLITS]
+        for part in sorted(work.glob("prepared-*")):
+            table = pq.read_table(part, columns=["n", "line"])
+            numbers = table["n"].to_numpy()
+            first, last = np.searchsorted(kept["n"], [numbers[0], numbers[-1] + 1])
+            own, side = kept["n"][first:last], kept["split"][first:last]
+            lines = table["line"].take(np.searchsorted(numbers, own)).to_pylist()
+            for number in np.unique(side):
+                block = b"".join(lines[at].encode() + b"\n" for at in np.flatnonzero(side == number))
+                digests[number].update(block)
+                files[number].write(block)
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+    return {split: digest.hexdigest() for split, digest in zip(SPLITS, digests, strict=True)}
 
 
-def _write_rows(con: duckdb.DuckDBPyConnection, path: Path) -> str:
-    reader = con.sql("""
-        SELECT split, (row_number() OVER (PARTITION BY split ORDER BY ts, request_id) - 1)::BIGINT AS line,
+def _write_rows(con: duckdb.DuckDBPyConnection, work: Path, path: Path) -> str:
+    parts = sql_text(str(work / "prepared-*.parquet"))
+    reader = con.sql(f"""
+        SELECT split, (row_number() OVER (PARTITION BY split ORDER BY n) - 1)::BIGINT AS line,
                decision_id::VARCHAR AS decision_id, request_id::VARCHAR AS request_id, episode_id, ts, subject_ids,
                label_source, original, original_latency_ms, original_cost_usd
-        FROM rows JOIN texts USING (n) WHERE split IS NOT NULL
+        FROM rows JOIN (SELECT n, original FROM read_parquet({parts})) USING (n) WHERE split IS NOT NULL
         ORDER BY list_position(['train', 'validation', 'holdout'], split), line
-    """).to_arrow_reader(10_000)
+    """).to_arrow_reader(10_000)  # noqa: S608 - a path of ours
     schema = reader.schema.set(reader.schema.get_field_index("ts"), pa.field("ts", pa.timestamp("us", tz="UTC")))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in reader:
@@ -411,27 +428,31 @@ _SPLITS_EXPECTED = [
     Check("shared_episodes", "no episode is in two splits", "critical", max_value=0),
     Check("shared_prompts", "no prompt is in two splits", "critical", max_value=0),
     Check("near_duplicates", "no prompt has a near duplicate in an earlier split", "critical", max_value=0),
+    Check("contained", "no prompt contains most of one in an earlier split, or the reverse", "critical", max_value=0),
 ]
 
 
-def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path, leaks: funnel.Leaks) -> Any:
+_CHECKED_BYTES = 8 << 20
+
+_SIDE = """
+SELECT count(*), count(DISTINCT decision_id), count(DISTINCT coalesce(episode_id, decision_id)), min(ts), max(ts)
+FROM read_parquet({path}) WHERE split = ?
+"""
+
+
+def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path, leaks: funnel.Leaks, region: str, run: Run) -> Any:
     """One row per split, counted from the files as they were written, with what all splits have in common."""
     import pandas as pd
-
-    from reasoning.redaction.redact import redact
 
     profile = []
     last_before = None
     for split in SPLITS:
-        lines = faulty = unredacted = 0
-        with (folder / f"{split}.jsonl").open("rb") as file:
-            for line in file:
-                lines += 1
-                faulty += find_line_fault(line, is_first=lines == 1) is not None
-                row = orjson.loads(line)
-                unredacted += any(redact(message["content"])[1] for message in row["messages"])
-        side = pq.read_table(folder / "rows.parquet", filters=[("split", "=", split)])
-        times = side["ts"].to_pylist()
+        path = folder / f"{split}.jsonl"
+        starts = range(0, path.stat().st_size, _CHECKED_BYTES)
+        checked = list(run(check_lines, [(path, start, start + _CHECKED_BYTES, region) for start in starts]))
+        lines, faulty, unredacted = (sum(each[at] for each in checked) for at in range(3))
+        side = _SIDE.format(path=sql_text(str(folder / "rows.parquet")))
+        ((rows, decisions, episodes, first, last),) = con.execute(side, [split]).fetchall()
         answers = [
             count
             for (count,) in con.execute("SELECT count(*) FROM rows WHERE split = ? GROUP BY answer", [split]).fetchall()
@@ -440,23 +461,18 @@ def _profile_splits(con: duckdb.DuckDBPyConnection, folder: Path, leaks: funnel.
             {
                 "split": split,
                 "rows": lines,
-                "missing_rows": abs(lines - side.num_rows),
+                "missing_rows": abs(lines - rows),
                 "faulty_lines": faulty,
                 "unredacted_lines": unredacted,
-                "repeated_decisions": side.num_rows - len(set(side["decision_id"].to_pylist())),
-                "out_of_order": int(bool(times) and last_before is not None and min(times) <= last_before),
+                "repeated_decisions": rows - decisions,
+                "out_of_order": int(first is not None and last_before is not None and first <= last_before),
                 "answers": len(answers),
-                "episodes": len(
-                    {
-                        a or b
-                        for a, b in zip(side["episode_id"].to_pylist(), side["decision_id"].to_pylist(), strict=True)
-                    }
-                ),
+                "episodes": episodes,
                 "largest_answer_share": max(answers, default=0) / max(sum(answers), 1),
                 **asdict(leaks),
             }
         )
-        last_before = max(times, default=last_before)
+        last_before = last or last_before
     return pd.DataFrame(profile)
 
 
@@ -473,20 +489,23 @@ def _summarize(con: duckdb.DuckDBPyConnection, split: str, sha256: str) -> Split
     )
 
 
-def _publish(layout: Layout, folder: Path, target: Path) -> None:
+def _publish(layout: Layout, decision_type: str, folder: Path, target: Path) -> None:
     """Rename the finished folder to its place, unless rows of it were erased from the log meanwhile."""
-    ids = pq.read_table(folder / "rows.parquet", columns=["decision_id"])
+    ids = sql_text(literal_path(folder / "rows.parquet"))
 
     def count_gone(log: duckdb.DuckDBPyConnection) -> int:
-        log.register("exported", ids)
         ((gone,),) = log.execute(
-            "SELECT count(*) FROM exported WHERE decision_id::UUID NOT IN (SELECT decision_id FROM decisions)"
+            f"""
+            SELECT count(*) FROM (SELECT decision_id::UUID AS decision_id FROM read_parquet({ids})) ANTI JOIN
+                (SELECT decision_id FROM decisions WHERE decision_type = ?) USING (decision_id)
+            """,  # noqa: S608 - a path of ours
+            [decision_type],
         ).fetchall()
         return int(gone)
 
     make_tree_private(folder)
     with data_lock(layout, "publishing a dataset"):
-        if gone := storage.read(layout.data, count_gone):
+        if gone := storage.read(layout.data, count_gone, memory_limit=funnel.MEMORY_LIMIT):
             raise DatasetError(f"{gone} of the rows were erased from the log during the export. Export again")
         for path in (*folder.rglob("*"), folder):
             sync(path)

@@ -1,33 +1,42 @@
 """From the decision log to rows that may be learned from: each step drops rows, and every dropped row has one reason.
 
-The rows live in a scratch DuckDB on disk, in the tables `rows` (keys and fate of each) and `texts` (what is written),
-so memory stays bounded: Python holds one batch of rows, and half a kilobyte for every row that is kept.
+The keys and the fate of each row are in the table `rows` of a scratch DuckDB on disk; texts are in Parquet files of a
+few thousand rows beside it, which processes of their own read and write (`quality.dataset.preparation`). `n` numbers
+the rows in the order of their time. So memory does not grow with the texts.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import orjson
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 import storage
-from quality.dataset.duplicates import THRESHOLD, NearDuplicateIndex, strip_template
+from quality.dataset.duplicates import (
+    CONTAINED,
+    THRESHOLD,
+    Suspect,
+    find_contained,
+    find_near_duplicates,
+    measure_pairs,
+    strip_template,
+)
+from quality.dataset.fingerprints import count_levels
 from quality.dataset.label_policy import Conflicts, LabelPolicy, labels_query
-from quality.dataset.labels import format_completion
-from quality.dataset.splits import SPLITS, split_rows
-from reasoning.decision_types import DecisionType
-from reasoning.errors import UnparseableAnswer, Unredactable
-from reasoning.redaction.prompts import redact_answer, redact_prompt
+from quality.dataset.preparation import Rules, hash_part, prepare_part
+from quality.dataset.splits import split_arrays
+from quality.dataset.workers import Run
+from storage.log.views import sql_text
 from storage.progress import OnProgress, Progress
-from storage.training_rows import MAX_CHARACTERS, find_row_fault, row_length
 
 # Why a row is dropped, in the order of the steps.
 REASONS = (
@@ -47,6 +56,7 @@ REASONS = (
     "near_duplicate",
     "over_limit",
     "boundary_episode",
+    "leak",
     "over_represented",
 )
 # A line that stands in the prompts of more than this share of the episodes (three at least) belongs to the template.
@@ -55,13 +65,21 @@ TEMPLATE_SHARE = 0.05
 # So many times the limit of the latest rows are looked at: work is bounded by what is wanted, not by the log.
 LOOKED_AT = 4
 
-_BATCH = 2_000
-_MEMORY_LIMIT = "1GB"
+WORKERS_FROM = 20_000
+"""Fewer rows are prepared in this process: others take a second to start."""
 
+_BATCH = 2_000
+_PART_ROWS = 4_096
+_CHUNK_ROWS = 32 * _PART_ROWS
+MEMORY_LIMIT = "640MB"
+_SAMPLE = 4_000  # rows that say which word triples are frequent
+_SAMPLE_EPISODES = 4_000  # episodes that say which lines may be the template's
+_MOST_PAIRS = 10_000  # of episodes that share one character gram: more is a stock phrase
 
 _SELECT = """
 CREATE OR REPLACE TABLE scratch.selected AS
-SELECT l.request_id, l.decision_id, l.ts, l.episode_id, l.messages, l.label, l.label_source,
+SELECT l.request_id, l.decision_id, l.date, l.ts, l.episode_id, l.label, l.label_source,
+       l.tools IS NOT NULL AS has_tools,
        list_sort(list_distinct(list_append(l.subject_ids, l.demonstrated_by))) AS subject_ids,
        l.original_decision, o.latency_ms AS original_latency_ms, o.cost_usd AS original_cost_usd,
        CASE
@@ -70,7 +88,6 @@ SELECT l.request_id, l.decision_id, l.ts, l.episode_id, l.messages, l.label, l.l
            WHEN l.label IS NULL THEN 'no_label'
            WHEN l.label_source = 'custom' THEN 'self_label'
            WHEN l.ruled_out THEN 'ruled_out'
-           WHEN l.tools IS NOT NULL AND NOT contains(l.messages[1].content, '<tools>') THEN 'tools'
            WHEN json_extract_string(l.tags, '$.untranslated') IS NOT NULL THEN 'untranslated'
        END AS dropped
 FROM ({labels}) AS l
@@ -81,17 +98,16 @@ ORDER BY l.ts, l.request_id
 _WHERE = """l.decision_type = $decision_type
   AND ($since::TIMESTAMPTZ IS NULL OR (l.ts >= $since AND l.date >= $since_date::DATE))
   AND ($before::TIMESTAMPTZ IS NULL OR (l.ts < $before AND l.date <= $before_date::DATE))"""
-_PREPARED = pa.schema(
-    [
-        ("n", pa.int64()),
-        ("dropped", pa.string()),
-        ("line", pa.string()),
-        ("prompt", pa.string()),
-        ("prompt_hash", pa.string()),
-        ("answer", pa.string()),
-        ("original", pa.string()),
-    ]
-)
+_COPY = """
+COPY (
+    SELECT s.rowid AS n, hash(coalesce(s.episode_id, s.request_id::VARCHAR)) AS "group",
+           to_json(d.messages)::VARCHAR AS messages, s.label, s.original_decision AS original, s.has_tools
+    FROM scratch.selected AS s JOIN decisions AS d ON d.date = s.date AND d.decision_id = s.decision_id
+    WHERE d.decision_type = $decision_type AND d.date BETWEEN $first AND $last
+      AND s.rowid BETWEEN $from AND $to AND s.dropped IS NULL
+    ORDER BY n
+) TO {path} (FORMAT parquet, COMPRESSION lz4, ROW_GROUP_SIZE {rows})
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +120,10 @@ class Preparation:
 
 @dataclass(frozen=True, slots=True)
 class Leaks:
-    """What rows of different splits have in common. Everything but `compared` and `max_similarity` is 0 in a sound set.
+    """What rows of different splits have in common: `leak` rows were removed for it, so all counts but two are 0.
 
-    `max_similarity` is the highest Jaccard similarity that was found between prompts of two splits (their varying
+    `near_duplicates` counts pairs of a Jaccard similarity of 0.8 or more, `contained` pairs of which one text has most
+    of the other. `max_similarity` is the highest similarity that was found between prompts of two splits (their varying
     parts); `compared` counts the prompts that were long enough to be compared.
     """
 
@@ -115,11 +132,33 @@ class Leaks:
     near_duplicates: int
     compared: int
     max_similarity: float
+    contained: int = 0
+
+
+@dataclass(slots=True)
+class Texts:
+    """Where the prompts are, what of them is the template's, and what they have in common with others."""
+
+    work: Path
+    template: frozenset[str] = frozenset()
+    compared: int = 0
+    alike: list[tuple[int, int, float]] = field(default_factory=list)
+    """Near duplicates with different answers (row, row, similarity)."""
+    candidates: list[tuple[int, int]] = field(default_factory=list)
+    """Pairs (earlier row, later row) of two splits that may be alike."""
+
+    def read_prompts(self, con: duckdb.DuckDBPyConnection, numbers: Sequence[int]) -> dict[int, str]:
+        """The varying parts of some rows' prompts."""
+        con.register("wanted", pa.table({"n": pa.array(numbers, pa.int64())}))
+        query = f"SELECT n, prompt FROM {_read(self.work, 'prepared')} SEMI JOIN wanted USING (n)"  # noqa: S608
+        found = {n: strip_template(prompt, self.template) for n, prompt in con.execute(query).fetchall()}
+        con.unregister("wanted")
+        return found
 
 
 def select_rows(
     data: Path | str,
-    scratch: Path,
+    work: Path,
     decision_type: str,
     *,
     since: datetime | None,
@@ -127,8 +166,15 @@ def select_rows(
     now: datetime,
     expired_before: datetime | None,
     policy: LabelPolicy,
-) -> duckdb.DuckDBPyConnection:
-    """Copy the rows of one type with since <= ts < before out of the log into the new database file `scratch`."""
+    label_sources: Sequence[str] | None,
+    enough: int,
+    limit: int,
+) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
+    """Choose the rows of one type with since <= ts < before, and copy the latest ones out of the log into `work`.
+
+    Keys are read first, and then the texts of four times as many rows as the limit lets through. Returns the scratch
+    database and the label sources: those that are given, else `_choose_label_sources`.
+    """
     parameters = {
         "decision_type": decision_type,
         "since": since,
@@ -139,136 +185,110 @@ def select_rows(
         "now": now,
         "expired_before": expired_before,
     }
-    path = str(scratch).replace("'", "''")
+    scratch = work / "scratch.duckdb"
 
-    def copy(log: duckdb.DuckDBPyConnection) -> None:
+    def copy(log: duckdb.DuckDBPyConnection) -> list[str]:
         log.execute("SET enable_progress_bar = false")  # what is shown is the caller's business
-        log.execute(f"ATTACH IF NOT EXISTS '{path}' AS scratch")
+        log.execute(f"ATTACH IF NOT EXISTS {sql_text(str(scratch))} AS scratch")
         log.execute(_SELECT.format(labels=labels_query(policy, _WHERE)), parameters)
+        sources = list(label_sources or _choose_label_sources(log, enough))
+        log.execute(
+            "UPDATE scratch.selected SET dropped = 'weaker_label' "
+            "WHERE dropped IS NULL AND NOT list_contains(?, label_source)",
+            [sources],
+        )
+        log.execute(
+            """UPDATE scratch.selected SET dropped = 'over_limit' WHERE dropped IS NULL AND rowid < (
+                   SELECT min(rowid) FROM (
+                       SELECT rowid FROM scratch.selected WHERE dropped IS NULL ORDER BY rowid DESC LIMIT ?))""",
+            [LOOKED_AT * limit],
+        )
+        _copy_texts(log, work, decision_type)
         log.execute("DETACH scratch")
+        return sources
 
-    storage.read(data, copy, memory_limit=_MEMORY_LIMIT)
-    con = duckdb.connect(str(scratch), config={"temp_directory": f"{scratch}.spill", "memory_limit": _MEMORY_LIMIT})
+    sources = storage.read(data, copy, memory_limit=MEMORY_LIMIT)
+    con = duckdb.connect(str(scratch), config={"temp_directory": f"{scratch}.spill", "memory_limit": MEMORY_LIMIT})
     con.execute("SET enable_progress_bar = false")
-    return con
+    con.execute("SET TimeZone = 'UTC'")
+    return con, sources
 
 
-def choose_label_sources(con: duckdb.DuckDBPyConnection, enough: int) -> list[str]:
+def _copy_texts(log: duckdb.DuckDBPyConnection, work: Path, decision_type: str) -> None:
+    """Write the texts of the chosen rows in the order of their numbers, sorted a chunk at a time."""
+    for stale in work.glob("raw-*.parquet"):  # of a snapshot that was replaced
+        stale.unlink()
+    chunks = log.execute(
+        "SELECT rowid // ? AS chunk, min(rowid), max(rowid), min(date), max(date) FROM scratch.selected "
+        "WHERE dropped IS NULL GROUP BY 1 ORDER BY 1",
+        [_CHUNK_ROWS],
+    ).fetchall()
+    for number, (_, first_row, last_row, first, last) in enumerate(chunks):
+        path = sql_text(str(work / f"raw-{number:05}.parquet"))
+        log.execute(
+            _COPY.format(path=path, rows=_PART_ROWS),
+            {"decision_type": decision_type, "from": first_row, "to": last_row, "first": first, "last": last},
+        )
+
+
+def _choose_label_sources(log: duckdb.DuckDBPyConnection, enough: int) -> list[str]:
     """Demonstrations and outcomes alone where there are `enough` of them; else the original logic's answers as well.
 
     What really was right teaches more than what the original logic thought, which would only be imitated.
     """
-    ((demonstrations, outcomes),) = con.execute("""
+    ((demonstrations, outcomes),) = log.execute("""
         SELECT count(*) FILTER (label_source = 'demonstration'), count(*) FILTER (label_source = 'outcome')
-        FROM selected WHERE dropped IS NULL
+        FROM scratch.selected WHERE dropped IS NULL
     """).fetchall()
     known = ["demonstration", *(["outcome"] if outcomes else [])]
     return known if demonstrations + outcomes >= enough else [*known, "original"]
 
 
+def count_chosen(con: duckdb.DuckDBPyConnection) -> int:
+    """How many rows `select_rows` has chosen."""
+    return int(con.execute("SELECT count(*) FROM selected WHERE dropped IS NULL").fetchall()[0][0])
+
+
 def prepare_rows(
-    con: duckdb.DuckDBPyConnection,
-    decision_type: DecisionType,
-    *,
-    label_sources: Sequence[str],
-    limit: int,
-    max_characters: int,
-    region: str,
-    progress: OnProgress,
+    con: duckdb.DuckDBPyConnection, work: Path, rules: Rules, run: Run, *, progress: OnProgress
 ) -> Preparation:
-    """Label, redact and validate the latest rows, four times as many as the limit lets through."""
-    con.execute(
-        "UPDATE selected SET dropped = 'weaker_label' WHERE dropped IS NULL AND NOT list_contains(?, label_source)",
-        [list(label_sources)],
-    )
-    con.execute(
-        """UPDATE selected SET dropped = 'over_limit' WHERE dropped IS NULL AND rowid NOT IN (
-               SELECT rowid FROM selected WHERE dropped IS NULL ORDER BY ts DESC, request_id DESC LIMIT ?)""",
-        [LOOKED_AT * limit],
-    )
-    con.execute(
-        "CREATE TABLE prepared (n BIGINT, dropped VARCHAR, line VARCHAR, prompt VARCHAR, prompt_hash VARCHAR, "
-        "answer VARCHAR, original VARCHAR)"
-    )
-    ((total,),) = con.execute("SELECT count(*) FROM selected WHERE dropped IS NULL").fetchall()
+    """Label, redact and validate the chosen rows. Makes the table `rows`."""
+    tasks = [
+        (raw, group) for raw in sorted(work.glob("raw-*")) for group in range(pq.read_metadata(raw).num_row_groups)
+    ]
+    arguments = [(raw, group, work / f"prepared-{i:06}.parquet", rules) for i, (raw, group) in enumerate(tasks)]
+    total, done = count_chosen(con), 0
     redactions: Counter[str] = Counter()
     faults: Counter[str] = Counter()
-    done = 0
     progress(Progress(0, total, "rows", what="prepare"))
-    query = "SELECT rowid, messages, label, original_decision FROM selected WHERE dropped IS NULL"
-    for rows in _batches(con, query):
-        prepared = [
-            {"n": n, **_prepare(decision_type, messages, label, original, max_characters, region, redactions, faults)}
-            for n, messages, label, original in rows
-        ]
-        batch = pa.Table.from_pylist(prepared, schema=_PREPARED)
-        con.register("batch", batch)
-        con.execute("INSERT INTO prepared SELECT * FROM batch")
-        con.unregister("batch")
-        done += len(rows)
+    for rows, redacted, wrong in run(prepare_part, arguments):
+        redactions.update(redacted)
+        faults.update(wrong)
+        done += rows
         progress(Progress(done, total, "rows", what="prepare"))
-    con.execute("""
+    for raw in work.glob("raw-*"):
+        raw.unlink()
+    prepared = _read(work, "prepared") if tasks else _NOTHING_PREPARED
+    con.execute(f"""
         CREATE TABLE rows AS
-        SELECT s.rowid AS n, request_id, decision_id, ts, subject_ids,
-               episode_id, coalesce(episode_id, request_id::VARCHAR) AS episode, label_source,
-               original_latency_ms, original_cost_usd, prompt_hash, answer,
+        SELECT s.rowid AS n, request_id, decision_id, ts, subject_ids, episode_id, label_source,
+               hash(coalesce(episode_id, request_id::VARCHAR)) AS episode,
+               original_latency_ms, original_cost_usd, p.prompt_hash[:32]::UUID AS prompt_hash, p.answer,
                coalesce(s.dropped, p.dropped) AS dropped, NULL::VARCHAR AS split
-        FROM selected AS s LEFT JOIN prepared AS p ON s.rowid = p.n
-    """)
-    con.execute("CREATE TABLE texts AS SELECT n, line, prompt, original FROM prepared WHERE dropped IS NULL ORDER BY n")
-    con.execute("DROP TABLE selected; DROP TABLE prepared")
+        FROM selected AS s LEFT JOIN (SELECT n, prompt_hash, answer, dropped FROM {prepared}) AS p ON s.rowid = p.n
+        ORDER BY s.rowid
+    """)  # noqa: S608 - a path of ours
+    con.execute("DROP TABLE selected")
     return Preparation(dict(sorted(redactions.items())), dict(sorted(faults.items())))
 
 
-def _prepare(
-    decision_type: DecisionType,
-    messages: list[dict[str, str]],
-    label: str,
-    original: str | None,
-    max_characters: int,
-    region: str,
-    redactions: Counter[str],
-    faults: Counter[str],
-) -> dict[str, Any]:
-    try:
-        raw = format_completion(decision_type, label)
-        decision_type.parse_reply(raw, messages)
-    except UnparseableAnswer as error:
-        faults[f"label: {error}"] += 1
-        return {"dropped": "invalid"}
-    try:
-        redacted = redact_prompt(
-            [{"role": message["role"], "content": message["content"]} for message in messages], region=region
-        )
-        answer, found = redact_answer(redacted, raw, region=region)
-        original = None if original is None else redact_answer(redacted, original, region=region)[0]
-    except Unredactable as error:
-        faults[str(error)] += 1
-        return {"dropped": "unredactable"}
-    prompt = redacted.messages
-    try:
-        decision = decision_type.parse_reply(answer, prompt)
-        redacted.restore_decision(decision)
-    except UnparseableAnswer as error:
-        # It was an answer before, so what was found in it is a part of its form; or it acts on what the prompt lacks.
-        faults[f"redacted label: {error}"] += 1
-        return {"dropped": "unredactable"}
-    row: dict[str, Any] = {"messages": [*prompt, {"role": "assistant", "content": answer}]}
-    if fault := find_row_fault(row, max_characters=None):  # a row that is too long has a reason of its own
-        faults[fault] += 1
-        return {"dropped": "invalid"}
-    if row_length(row) > min(max_characters, MAX_CHARACTERS):
-        return {"dropped": "too_long"}
-    redactions.update(redacted.counts)
-    redactions.update(found)
-    text = "\n".join(message["content"] for message in prompt)
-    return {
-        "line": orjson.dumps(row).decode(),
-        "prompt": text,
-        "prompt_hash": hashlib.sha256(orjson.dumps(prompt)).hexdigest(),
-        "answer": decision_type.form.answer_class(decision),
-        "original": original,
-    }
+_NOTHING_PREPARED = """(SELECT NULL::BIGINT AS n, NULL::VARCHAR AS prompt_hash, NULL::VARCHAR AS answer,
+                               NULL::VARCHAR AS dropped, NULL::VARCHAR AS prompt WHERE false)"""
+
+
+def _read(work: Path, name: str) -> str:
+    """SQL that reads the parts of a name."""
+    return f"read_parquet({sql_text(str(work / f'{name}-*.parquet'))})"
 
 
 def drop_duplicates(con: duckdb.DuckDBPyConnection, conflicts: Conflicts) -> None:
@@ -278,19 +298,21 @@ def drop_duplicates(con: duckdb.DuckDBPyConnection, conflicts: Conflicts) -> Non
     """
     con.execute(
         """
-        WITH ranked AS (
-            SELECT n, prompt_hash, answer, -epoch_us(ts) AS newest, request_id,
+        WITH repeated AS (
+            SELECT prompt_hash FROM rows WHERE dropped IS NULL GROUP BY 1 HAVING count(*) > 1
+        ), ranked AS (
+            SELECT n, prompt_hash, answer,
                    CASE label_source WHEN 'demonstration' THEN 0 WHEN 'outcome' THEN 1 ELSE 2 END AS source,
+                   (-epoch_us(ts), request_id) AS newest,
                    count(*) OVER (PARTITION BY prompt_hash, label_source, answer) AS votes
-            FROM rows WHERE dropped IS NULL
+            FROM rows SEMI JOIN repeated USING (prompt_hash) WHERE dropped IS NULL
         ), kept AS (
             SELECT prompt_hash, arg_min(n, key) AS n, arg_min(answer, key) AS answer,
                    $conflicts = 'drop' AND len(arg_min(answers, source)) > 1 AS none_is_kept
-            FROM (SELECT *, (source, CASE WHEN $conflicts = 'majority' THEN -votes ELSE 0 END, newest, request_id)
-                             AS key,
+            FROM (SELECT *, (source, CASE WHEN $conflicts = 'majority' THEN -votes ELSE 0 END, newest) AS key,
                          list_distinct(list(answer) OVER (PARTITION BY prompt_hash, source)) AS answers
                   FROM ranked)
-            GROUP BY prompt_hash HAVING count(*) > 1
+            GROUP BY prompt_hash
         )
         UPDATE rows SET dropped = CASE WHEN rows.answer = kept.answer AND NOT none_is_kept THEN 'duplicate'
                                        ELSE 'contradictory' END
@@ -301,70 +323,129 @@ def drop_duplicates(con: duckdb.DuckDBPyConnection, conflicts: Conflicts) -> Non
     )
 
 
-def drop_near_duplicates(con: duckdb.DuckDBPyConnection, *, limit: int, progress: OnProgress) -> frozenset[str]:
+def hash_texts(con: duckdb.DuckDBPyConnection, work: Path, run: Run, *, progress: OnProgress) -> Texts:
+    """Hash the prompts of the rows that are left, once for both detectors of `quality.dataset.duplicates`."""
+    texts = Texts(work, find_template_lines(con, work) if any(work.glob("prepared-*")) else frozenset())
+    levels = work / "levels.npy"
+    np.save(levels, _sample_levels(con, texts))
+    numbers = _column(con, "SELECT n FROM rows WHERE dropped IS NULL ORDER BY n")
+    arguments = []
+    for part in sorted(work.glob("prepared-*")):
+        bounds = pq.read_metadata(part).row_group(0).column(0).statistics
+        own = numbers[np.searchsorted(numbers, bounds.min) : np.searchsorted(numbers, bounds.max, side="right")]
+        if len(own):
+            words, characters = (
+                part.with_name(part.name.replace("prepared", name)) for name in ("words", "characters")
+            )
+            arguments.append((part, own, words, characters, texts.template, levels))
+    done = 0
+    progress(Progress(0, len(numbers), "rows", what="hash"))
+    for each, compared in zip(arguments, run(hash_part, arguments), strict=True):
+        texts.compared += compared
+        done += len(each[1])
+        progress(Progress(done, len(numbers), "rows", what="hash"))
+    return texts
+
+
+def _sample_levels(con: duckdb.DuckDBPyConnection, texts: Texts) -> np.ndarray:
+    sample = con.execute(
+        """SELECT n, episode FROM (SELECT n, episode, row_number() OVER (ORDER BY n) AS place, count(*) OVER () AS rows
+                                   FROM rows WHERE dropped IS NULL)
+           WHERE place % greatest(1, rows // ?) = 0 ORDER BY n""",
+        [_SAMPLE],
+    ).fetchall()
+    prompts = texts.read_prompts(con, [n for n, _ in sample]) if sample else {}
+    return count_levels([prompts[n] for n, _ in sample], [episode for _, episode in sample])
+
+
+def drop_near_duplicates(
+    con: duckdb.DuckDBPyConnection, texts: Texts, *, limit: int, by_answer: bool, progress: OnProgress
+) -> None:
     """Going from the latest row to the oldest, keep `limit` rows that resemble no kept row of another episode.
 
-    Returns the lines that were taken for the template's.
+    With `by_answer` a row that resembles rows of other answers only is kept, and noted in `texts.alike`.
     """
-    template = find_template_lines(con)
-    ((total,),) = con.execute("SELECT count(*) FROM rows WHERE dropped IS NULL").fetchall()
-    index = NearDuplicateIndex(lambda n: strip_template(_read_prompt(con, n), template))
-    fates: list[tuple[int, str]] = []
-    kept = done = 0
-    query = """SELECT n, episode, prompt FROM rows JOIN texts USING (n)
-               WHERE dropped IS NULL ORDER BY ts DESC, request_id DESC"""
+    if any(texts.work.glob("words-*")):
+        words = _read(texts.work, "words")
+        con.execute(f"""
+            CREATE TABLE suspects AS
+            WITH shared AS (SELECT gram FROM {words} GROUP BY gram HAVING min("group") != max("group"))
+            SELECT n, list(gram ORDER BY gram) AS shared FROM {words} SEMI JOIN shared USING (gram) GROUP BY n
+        """)  # noqa: S608 - paths of ours
+        found = find_near_duplicates(_suspects(con, texts, progress), by_answer=by_answer)
+        con.execute("DROP TABLE suspects")
+        texts.alike = found.alike
+        _set(con, _SET_DROPPED, [(n, "near_duplicate") for n in found.dropped])
+    con.execute(
+        """UPDATE rows SET dropped = 'over_limit' WHERE (dropped IS NULL OR dropped = 'near_duplicate') AND n < (
+               SELECT min(n) FROM (SELECT n FROM rows WHERE dropped IS NULL ORDER BY n DESC LIMIT ?))""",
+        [limit],
+    )
+
+
+def _suspects(con: duckdb.DuckDBPyConnection, texts: Texts, progress: OnProgress) -> Iterator[list[Suspect]]:
+    ((total,),) = con.execute("SELECT count(*) FROM suspects").fetchall()
+    done = 0
+    progress(Progress(0, total, "rows", what="near duplicates"))
+    query = "SELECT n, episode, answer, shared FROM suspects JOIN rows USING (n) ORDER BY n DESC"
     for rows in _batches(con, query):
-        for n, episode, prompt in rows:
-            if kept >= limit:
-                fates.append((n, "over_limit"))
-                continue
-            text = strip_template(prompt, template)
-            match = index.find(text, episode)
-            if match is not None and match.similarity >= THRESHOLD:
-                fates.append((n, "near_duplicate"))
-                continue
-            index.add(n, text, episode)
-            kept += 1
+        prompts = texts.read_prompts(con, [row[0] for row in rows])
+        yield [Suspect(n, episode, answer, shared, prompts[n]) for n, episode, answer, shared in rows]
         done += len(rows)
         progress(Progress(done, total, "rows", what="near duplicates"))
-    _set(con, _SET_DROPPED, fates)
-    return template
 
 
-def find_template_lines(con: duckdb.DuckDBPyConnection) -> frozenset[str]:
-    """The lines that stand in the prompts of more than `TEMPLATE_SHARE` of the episodes, and of three at least."""
-    return frozenset(
-        line
-        for (line,) in con.execute(
-            """
-            WITH lines AS (
-                SELECT DISTINCT episode, unnest(string_split(prompt, '\n')) AS line
-                FROM rows JOIN texts USING (n) WHERE dropped IS NULL
-            )
-            SELECT line FROM lines GROUP BY line
-            HAVING count(*) >= 3
-               AND count(*) > ? * (SELECT count(DISTINCT episode) FROM rows WHERE dropped IS NULL)
-            """,
-            [TEMPLATE_SHARE],
-        ).fetchall()
-    )
+def find_template_lines(con: duckdb.DuckDBPyConnection, work: Path) -> frozenset[str]:
+    """The lines that stand in the prompts of more than `TEMPLATE_SHARE` of the episodes, and of three at least.
+
+    Of many episodes a sample says which lines may be such ones, and only these are counted in all.
+    """
+    ((episodes,),) = con.execute("SELECT count(DISTINCT episode) FROM rows WHERE dropped IS NULL").fetchall()
+    step = max(1, episodes // _SAMPLE_EPISODES)
+    lines = f"""
+        SELECT DISTINCT episode, unnest(string_split(prompt, '\n')) AS line
+        FROM {_read(work, "prepared")} AS p JOIN rows USING (n) WHERE rows.dropped IS NULL
+    """  # noqa: S608 - a path of ours
+    least = max(3, int(TEMPLATE_SHARE * episodes) + 1)
+    counted = "SELECT line, count(*) AS episodes FROM ({lines}) GROUP BY line HAVING count(*) >= ?"
+    if step == 1:
+        return frozenset(line for line, _ in con.execute(counted.format(lines=lines), [least]).fetchall())
+    sample = f"{lines} AND episode % {step} = 0"
+    # Half of the share: in a sample of thousands a line of the template is never that rare.
+    frequent = con.execute(counted.format(lines=sample), [max(3, least // step // 2)]).to_arrow_table()
+    con.register("frequent", frequent)
+    found = con.execute(
+        f"SELECT line FROM ({lines}) SEMI JOIN frequent USING (line) GROUP BY line HAVING count(*) >= ?",  # noqa: S608
+        [least],
+    ).fetchall()
+    con.unregister("frequent")
+    return frozenset(line for (line,) in found)
 
 
 def assign_splits(
     con: duckdb.DuckDBPyConnection, *, validation_share: float, holdout_share: float
 ) -> tuple[datetime | None, datetime | None]:
     """Give every kept row its split (`quality.dataset.splits`). Returns where validation and holdout begin."""
-    rows = con.execute("SELECT n, ts, episode FROM rows WHERE dropped IS NULL ORDER BY ts, request_id").fetchall()
-    splits = split_rows(
-        [ts for _, ts, _ in rows],
-        [episode for _, _, episode in rows],
+    rows = con.sql("SELECT n, epoch_us(ts) AS us, episode FROM rows WHERE dropped IS NULL ORDER BY n").to_arrow_table()
+    splits = split_arrays(
+        rows["us"].to_numpy(),
+        rows["episode"].to_numpy(),
         validation_share=validation_share,
         holdout_share=holdout_share,
     )
-    assigned = [(n, split) for (n, _, _), split in zip(rows, splits.assigned, strict=True)]
-    _set(con, _SET_SPLIT, [(n, split) for n, split in assigned if split is not None])
-    _set(con, _SET_DROPPED, [(n, "boundary_episode") for n, split in assigned if split is None])
-    return splits.validation_from, splits.holdout_from
+    con.register("batch", pa.table({"n": rows["n"], "split": splits.assigned}))
+    con.execute(
+        """UPDATE rows SET split = ['train', 'validation', 'holdout'][batch.split + 1],
+                           dropped = CASE WHEN batch.split < 0 THEN 'boundary_episode' END
+           FROM batch WHERE rows.n = batch.n"""
+    )
+    con.unregister("batch")
+    times = (splits.validation_from, splits.holdout_from)
+    first, second = (None if us is None else datetime.fromtimestamp(0, UTC) + us * _MICROSECOND for us in times)
+    return first, second
+
+
+_MICROSECOND = datetime.resolution
 
 
 def balance_training(con: duckdb.DuckDBPyConnection, *, max_class_share: float, seed: int) -> None:
@@ -388,25 +469,81 @@ def balance_training(con: duckdb.DuckDBPyConnection, *, max_class_share: float, 
     )
 
 
-def find_leaks(con: duckdb.DuckDBPyConnection, template: frozenset[str], progress: OnProgress) -> Leaks:
-    """Compare each split with the earlier ones: episodes, whole prompts, and near duplicates, found anew."""
+def drop_leaks(con: duckdb.DuckDBPyConnection, texts: Texts, *, progress: OnProgress) -> None:
+    """Drop rows that are too much like a row of a later split: what is tested on stays as it is.
+
+    Looked for are near duplicates of different answers, and texts of which one contains most of the other.
+    """
+    progress(Progress(0, 1, what="compare splits"))
+    con.register("alike", _pairs_table(texts.alike))
+    con.execute("""
+        UPDATE rows SET dropped = 'leak', split = NULL FROM (
+            SELECT least(a.n, b.n) AS n FROM alike
+            JOIN rows AS a ON a.n = alike.first JOIN rows AS b ON b.n = alike.second WHERE a.split != b.split
+        ) AS leaks WHERE rows.n = leaks.n
+    """)
+    con.unregister("alike")
+    if any(texts.work.glob("characters-*")):
+        texts.candidates = _find_candidates(con, texts.work)
+    found = find_contained(_across_splits(con, texts), lambda numbers: texts.read_prompts(con, numbers))
+    _set(con, _SET_LEAK, [(n, "leak") for n in sorted(found)])
+    progress(Progress(1, 1, what="compare splits"))
+
+
+def _find_candidates(con: duckdb.DuckDBPyConnection, work: Path) -> list[tuple[int, int]]:
+    """Pairs (earlier row, later row) of two splits that share chosen character grams."""
+    grams = _read(work, "characters")
+    con.execute(f"""
+        CREATE TEMP TABLE sides AS
+        SELECT DISTINCT episode AS "group", list_position(['train', 'validation', 'holdout'], split) AS side
+        FROM rows WHERE split IS NOT NULL;
+        CREATE TEMP TABLE late AS
+        SELECT DISTINCT "group", gram, side FROM {grams} JOIN sides USING ("group") WHERE side > 1;
+        CREATE TEMP TABLE early AS
+        SELECT DISTINCT "group", gram, side FROM {grams} JOIN sides USING ("group")
+        WHERE side < 3 AND gram IN (SELECT gram FROM late);
+        CREATE TEMP TABLE episode_pairs AS
+        SELECT DISTINCT early."group" AS early, late."group" AS late
+        FROM early JOIN late USING (gram)
+        WHERE early.side < late.side AND gram NOT IN (
+            SELECT gram FROM (SELECT gram, count(*) AS first FROM early GROUP BY gram)
+            JOIN (SELECT gram, count(*) AS second FROM late GROUP BY gram) USING (gram)
+            WHERE first * second > {_MOST_PAIRS}
+        );
+        CREATE TEMP TABLE involved AS
+        SELECT n, g."group", gram, count(*) OVER (PARTITION BY n) AS grams FROM {grams} AS g JOIN rows USING (n)
+        WHERE split IS NOT NULL AND g."group" IN (SELECT early FROM episode_pairs UNION SELECT late FROM episode_pairs);
+    """)  # noqa: S608 - paths of ours
+    found = con.execute("""
+        SELECT a.n, b.n FROM episode_pairs
+        JOIN involved AS a ON a."group" = early JOIN involved AS b ON b."group" = late AND a.gram = b.gram
+        GROUP BY a.n, b.n HAVING count(*) >= 0.1 * least(any_value(a.grams), any_value(b.grams)) ORDER BY ALL
+    """).fetchall()
+    con.execute("DROP TABLE sides; DROP TABLE late; DROP TABLE early; DROP TABLE episode_pairs; DROP TABLE involved")
+    return found
+
+
+def _across_splits(con: duckdb.DuckDBPyConnection, texts: Texts) -> list[tuple[int, int]]:
+    """Those of the candidates of which both rows are kept."""
+    kept = _column(con, "SELECT n FROM rows WHERE split IS NOT NULL ORDER BY n")
+    pairs = np.array(texts.candidates, dtype=np.int64).reshape(-1, 2)
+    return [(int(a), int(b)) for a, b in pairs[np.isin(pairs, kept).all(axis=1)]]
+
+
+def find_leaks(con: duckdb.DuckDBPyConnection, texts: Texts) -> Leaks:
+    """Compare the splits as they will be written: episodes, whole prompts, and each pair that may be alike.
+
+    The pairs are those that share characters, also for near duplicates, which were looked for by their words before.
+    """
     ((shared_episodes, shared_prompts),) = con.execute("""
         SELECT (SELECT count(*) FROM (SELECT episode FROM rows GROUP BY 1 HAVING count(DISTINCT split) > 1)),
                (SELECT count(*) FROM (SELECT prompt_hash FROM rows GROUP BY 1 HAVING count(DISTINCT split) > 1))
     """).fetchall()
-    index = NearDuplicateIndex(lambda n: strip_template(_read_prompt(con, n), template))
-    near, compared, highest = 0, 0, 0.0
-    for number, split in enumerate(SPLITS):
-        progress(Progress(number, len(SPLITS), "splits", what="compare splits"))
-        if number > 0:
-            for _, episode, prompt in _rows_of(con, split):
-                if match := index.find(strip_template(prompt, template), episode):
-                    highest = max(highest, match.similarity)
-                    near += match.similarity >= THRESHOLD
-        for n, episode, prompt in _rows_of(con, split):
-            compared += index.add(n, strip_template(prompt, template), episode)
-    progress(Progress(len(SPLITS), len(SPLITS), "splits", what="compare splits"))
-    return Leaks(shared_episodes, shared_prompts, near, compared, round(highest, 4))
+    measured = measure_pairs(_across_splits(con, texts), lambda numbers: texts.read_prompts(con, numbers))
+    near = sum(similarity >= THRESHOLD for similarity, _ in measured)
+    contained = sum(share >= CONTAINED for _, share in measured)
+    highest = max((similarity for similarity, _ in measured), default=0.0)
+    return Leaks(shared_episodes, shared_prompts, near, texts.compared, round(highest, 4), contained)
 
 
 def count_answers(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
@@ -421,10 +558,9 @@ def count_reasons(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
     return {reason: counts[reason] for reason in REASONS if reason in counts}
 
 
-def _rows_of(con: duckdb.DuckDBPyConnection, split: str) -> Iterator[tuple[Any, ...]]:
-    query = "SELECT n, episode, prompt FROM rows JOIN texts USING (n) WHERE split = ? ORDER BY ts, request_id"
-    for rows in _batches(con, query, [split]):
-        yield from rows
+def _column(con: duckdb.DuckDBPyConnection, query: str) -> NDArray[np.int64]:
+    column: NDArray[np.int64] = con.sql(query).to_arrow_table().column(0).to_numpy()
+    return column
 
 
 def _batches(
@@ -440,13 +576,13 @@ def _batches(
         cursor.close()
 
 
-def _read_prompt(con: duckdb.DuckDBPyConnection, n: int) -> str:
-    ((prompt,),) = con.execute("SELECT prompt FROM texts WHERE n = ?", [n]).fetchall()
-    return str(prompt)
-
-
 _SET_DROPPED = "UPDATE rows SET dropped = batch.value FROM batch WHERE rows.n = batch.n"
-_SET_SPLIT = "UPDATE rows SET split = batch.value FROM batch WHERE rows.n = batch.n"
+_SET_LEAK = "UPDATE rows SET dropped = batch.value, split = NULL FROM batch WHERE rows.n = batch.n"
+
+
+def _pairs_table(pairs: list[tuple[int, int, float]]) -> pa.Table:
+    first, second = (pa.array([pair[at] for pair in pairs], pa.int64()) for at in (0, 1))
+    return pa.table({"first": first, "second": second})
 
 
 def _set(con: duckdb.DuckDBPyConnection, statement: str, values: list[tuple[int, str]]) -> None:

@@ -15,7 +15,7 @@ from gateway.coding.answer_spec import AnswerSpec
 from gateway.coding.translate import to_message
 from gateway.coding.translate_stream import ChatStream
 from gateway.errors import ModelAnswerError
-from quality.dataset.funnel import _prepare
+from quality.dataset.preparation import Rules, prepare_row
 from reasoning.config import Redaction
 from reasoning.decision_types import get_decision_type
 from reasoning.redaction.placeholders import RedactedPrompt
@@ -95,7 +95,7 @@ async def test_a_coding_model_is_asked_the_bytes_of_its_training_row(start: Star
     assert len(rows) == len(asked) == 30
     kind = get_decision_type("coding")
     for row, sent in zip(rows, asked, strict=True):
-        prepared = _prepare(kind, row["messages"], row["decision"], None, 1 << 20, "US", Counter(), Counter())
+        prepared = prepare_row(Rules(kind, 1 << 20, "US"), row["messages"], row["decision"], None, Counter(), Counter())
         learned = orjson.loads(prepared["line"])["messages"][:-1]
         assert orjson.dumps(sent) == orjson.dumps(learned)
         assert ANN in str(row["messages"]) and ANN not in str(sent)  # the log stays as it is

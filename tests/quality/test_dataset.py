@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,10 +16,12 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
+import quality.dataset.funnel
+import quality.dataset.workers
 import storage
 from quality.dataset.export import export_dataset, read_manifest, read_rows
-from quality.dataset.funnel import _prepare
-from quality.errors import DatasetRejected, InsufficientData
+from quality.dataset.preparation import Rules, prepare_row
+from quality.errors import DatasetRejected, InsufficientData, QualityError
 from quality.settings import ExportSettings
 from reasoning.decision_types import get_decision_type
 from reasoning.errors import UnknownDecisionType
@@ -166,6 +169,79 @@ def test_every_dropped_row_has_its_reason(data):
     assert manifest.selected == 614 == manifest.rows + sum(manifest.dropped.values())
 
 
+def test_what_is_like_a_later_split_is_not_taught(data):
+    """The near-duplicate step misses renamed people, halves and typos, and keeps what has another answer."""
+    rng = random.Random(3)
+
+    def turn(name: str, days: int, index: int, lines: list[tuple[str, str]], right: str = "RESPOND") -> Turn:
+        return Turn(
+            ts=START + timedelta(days=days, hours=1, seconds=index),
+            episode=f"{name}-{days}-{index}",
+            context={"agent_name": "Ada", "messages": [{"speaker": who, "text": text} for who, text in lines]},
+            original={"action": "IGNORE"},
+            right={"action": right},
+        )
+
+    turns, planted = [], 0
+    for index in range(18):
+        talk = [("bob" if line % 2 else "carol", sentence(rng) + (" bob" if line % 3 else "")) for line in range(6)]
+        renamed = [(f"{who}{index}", text.replace("bob", f"bob{index}")) for who, text in talk]
+        typos = [(who, re.sub(r"(\w{3})(\w)(\w)\b", r"\1\3\2", text, count=1)) for who, text in talk]
+        copies = {
+            "renamed": renamed,
+            "half": talk[:3],
+            "typos": typos,
+            "contradicting": [*talk[:-1], ("bob", talk[-1][1] + " indeed")],
+        }
+        # The original is in the holdout, what is like it in the training rows.
+        turns.append(turn("original", 14, index, talk))
+        for number, (name, copy) in enumerate(copies.items()):
+            turns.append(turn(name, 3, 100 * number + index, copy, "IGNORE" if name == "contradicting" else "RESPOND"))
+            planted += 1
+    land(data, [[record for each in turns for record in records(each)]])
+    manifest = _export(data)
+    episodes = {split: {row.episode.split("-")[0] for row in read_rows(manifest.path, split)} for split in SPLITS}
+    assert manifest.dropped["leak"] + manifest.dropped.get("near_duplicate", 0) == planted == 72
+    assert episodes["train"] == {"episode"} and "original" in episodes["holdout"]
+    assert sum(row.episode.startswith("original") for row in read_rows(manifest.path, "holdout")) == 18
+    assert (manifest.leaks.near_duplicates, manifest.leaks.contained) == (0, 0)
+
+
+def test_other_processes_give_the_same_bytes(data, monkeypatch):
+    land(data, [records(_special(0, f"this is {KEY}, and word " * 30))])
+    here = _export(data)
+    shutil.rmtree(here.path)
+    monkeypatch.setattr(quality.dataset.funnel, "WORKERS_FROM", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    started = []
+    start = quality.dataset.workers._start
+    monkeypatch.setattr(quality.dataset.workers, "_start", lambda: started.append(start()) or started[-1])
+    there = _export(data)
+    assert len(started) == 2 and all(process.returncode is not None for process in started)
+    assert (there.dataset_id, there.redactions) == (here.dataset_id, here.redactions)
+
+
+def test_a_process_that_dies_ends_the_export(data, monkeypatch):
+    monkeypatch.setattr(quality.dataset.funnel, "WORKERS_FROM", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(quality.dataset.workers, "_MAIN", "raise SystemExit(3)")
+    with pytest.raises(QualityError, match="a process of the export died"):
+        _export(data)
+    assert list((data / "datasets" / "should_respond").iterdir()) == []
+
+
+def test_only_the_texts_that_are_looked_at_are_copied(data):
+    copied = []
+
+    def look(event):
+        if (event.what, event.done) == ("prepare", 0):
+            (work,) = (data / "datasets" / "should_respond").glob(".export-*")
+            copied.extend(sum(pq.read_metadata(part).num_rows for part in work.glob("raw-*")) for _ in range(1))
+
+    assert _export(data, limit=60, progress=look).rows == 60
+    assert copied == [240]
+
+
 def test_duplicates_keep_the_demonstrated_answer(data):
     turns = [_special(0, "do you copy?"), _special(1, "do you copy?"), _special(2, "do you copy?", right=None)]
     land(data, [[record for turn in turns for record in records(turn)]])
@@ -225,7 +301,7 @@ def test_a_label_that_acts_on_what_its_prompt_does_not_have_is_dropped(asked, dr
     faults: Counter[str] = Counter()
     label = orjson.dumps({"code": "ping('203.0.113.9')", "explanation": "", "language": "python"}).decode()
     messages = kind.render({"prompt": asked})
-    row = _prepare(kind, messages, label, None, 10_000, "US", Counter(), faults)
+    row = prepare_row(Rules(kind, 10_000, "US"), messages, label, None, Counter(), faults)
     assert row.get("dropped") == dropped
     assert [fault for fault in faults if "stands for no value" in fault] == list(faults)
     assert bool(faults) == bool(dropped)

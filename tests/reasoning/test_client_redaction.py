@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quality.dataset.funnel import _prepare
+from quality.dataset.preparation import Rules, prepare_row
 from reasoning.client import AsyncDecisionClient, DecisionClient
 from reasoning.config import Redaction, load_config
 from reasoning.decision_types import get_decision_type
@@ -57,7 +57,9 @@ def never(context: Any) -> str:
 def training_row(kind_name: str, context: dict[str, Any], label: dict[str, Any]) -> list[dict[str, str]]:
     """The messages of the training row of a decision, without its label."""
     kind = get_decision_type(kind_name)
-    row = _prepare(kind, kind.render(context), orjson.dumps(label).decode(), None, 1 << 20, "US", Counter(), Counter())
+    row = prepare_row(
+        Rules(kind, 1 << 20, "US"), kind.render(context), orjson.dumps(label).decode(), None, Counter(), Counter()
+    )
     assert "line" in row, row
     return orjson.loads(row["line"])["messages"][:-1]
 
