@@ -48,6 +48,7 @@ from storage.ledger.rows import (
     ENDPOINT,
     ROUTED_STATES,
     Deployment,
+    DeploymentState,
     FineTuneJob,
     Model,
     ModelState,
@@ -176,7 +177,7 @@ def deploy(
     with at_work(data, row) as (provider, ledger):
         name = required(row.decision_type, f"the decision type of model {row.id}")
         with holding(data, name, now=now):
-            if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, "ready")):
+            if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, DeploymentState.READY)):
                 base = provider.base_model(row.base_model)
                 holdout = _holdout_of(data, ledger, row, name)
                 steps = serving_steps(ledger, name, base, model_id=row.id, replicas=replicas, holdout=holdout)
@@ -247,7 +248,7 @@ def take_down(
     with open_ledger(data) as ledger:
         row = ledger.get(Model, model_id)
         _withdraw(data, ledger, row, why=why, now=clock_of(now)())
-        for deployment in ledger.find(Deployment, model_id=model_id, state="deleted"):
+        for deployment in ledger.find(Deployment, model_id=model_id, state=DeploymentState.DELETED):
             if deployment.served_name:  # a route to what is gone helps nobody
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
         deployments = ledger.find(Deployment, model_id=model_id, state=LIVE_STATES)
