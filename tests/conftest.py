@@ -52,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     fast = config.getoption("fast")
     config.stash[_SWITCH] = forbid_processes() if fast else lambda on: None
-    # That examples are drawn slowly or thrown away by chance, or take long on a busy machine, says nothing about a test.
+    # That examples are drawn slowly, thrown away by chance, or take long on a busy machine says nothing about a test.
     # Many are for `make torture`.
     slow_draws = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much]
     hypothesis.settings.register_profile(
