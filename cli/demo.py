@@ -1,4 +1,4 @@
-"""`reasoning demo`: a Prefect server and a local provider of its own, and the demo between them."""
+"""`reasoning demo`: a Prefect server and a provider of its own, and the demo between them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(
         prefect = f"http://{HOST}:{free_port(HOST, 0, what='Prefect', option='')}"
         emulator = None
         if provider == "emulator":
-            emulator = f"http://{HOST}:{free_port(HOST, 0, what='the local provider', option='')}"
+            emulator = f"http://{HOST}:{free_port(HOST, 0, what='the emulator', option='')}"
         env = environment(folder, provider=provider, prefect=prefect, emulator=emulator, scratch=Path(scratch))
         # The flows run in this process, and Prefect and the provider package read their settings here, on import.
         replace_environment({**env, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"})
@@ -56,12 +56,12 @@ def run(
             check = _catch_signals(children)
             wait = _start_servers(children, folder, prefect=prefect, emulator=emulator)
 
-            from demo.run import run_demo
+            from demo.run import Backend, run_demo
 
             try:
                 return run_demo(
                     folder,
-                    emulator_url=emulator,
+                    backend=Backend(provider, emulator),
                     conversations=conversations,
                     budget_usd=budget_usd,
                     console=new_console(),
@@ -71,7 +71,7 @@ def run(
                 )
             except BaseException:
                 _silence()
-                if provider != "emulator":
+                if provider == "together":
                     with contextlib.redirect_stderr(sys.__stderr__):
                         settle_at_exit(folder, provider, OnExit.STOP, may_ask=False)
                 # What a dead server did to the demo is not the news; that it died is.
@@ -111,7 +111,7 @@ def _start_servers(children: Supervisor, folder: Path, *, prefect: str, emulator
 
     def wait() -> None:
         if emulator:
-            children.wait_until("the local provider", lambda: answers(f"{emulator}/emulator/healthz"))
+            children.wait_until("the emulator", lambda: answers(f"{emulator}/emulator/healthz"))
         children.wait_until("Prefect's server", lambda: answers(f"{prefect}/api/health"))
 
     return wait

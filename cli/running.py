@@ -228,8 +228,8 @@ def demo(
     ),
     # Not from the environment, unlike elsewhere: nobody spends money by trying the demo.
     provider: Annotated[
-        Provider, typer.Option(help="emulator costs nothing; together costs real money and asks first")
-    ] = Provider.EMULATOR,
+        Provider, typer.Option(help="local, emulator: free; together costs real money and asks first")
+    ] = Provider.LOCAL,
     conversations: Annotated[
         Path | None,
         typer.Option(
@@ -239,7 +239,9 @@ def demo(
     budget: Annotated[
         float | None,
         typer.Option(
-            min=1, help="US dollars in all", show_default="110; with together, the price of the training and one hour"
+            min=1,
+            help="US dollars in all",
+            show_default="none; 110 for emulator; for together, training and one hour",
         ),
     ] = None,
     yes: Yes = False,

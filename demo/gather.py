@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 import storage
 from demo.result import Comparison, DecisionCount, FunnelResult, Place, SpendPoint, TrainingOutcome
 from pipeline.models import find_dataset
+from provider.providers import local_server_url
 from quality.dataset.export import read_manifest
 from quality.errors import EvaluationError
 from quality.evaluation.evaluate import is_right
@@ -20,7 +22,7 @@ from quality.settings import ExperimentSettings
 from reasoning.decision_types import get_decision_type
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import CycleRow, read_evaluation
-from storage.ledger.rows import FineTuneJob
+from storage.ledger.rows import Deployment, FineTuneJob
 
 
 def count_decisions(data: Path, turned_at: datetime) -> list[DecisionCount]:
@@ -147,8 +149,33 @@ def list_places(data: Path, report: Path) -> list[Place]:
         Place(what="the report, to share", how=_relative(report)),
         Place(what="Data Docs of Great Expectations", how=f"{folder}/quality/index.html"),
         Place(what="ask the log", how=f'{reasoning} sql --data {folder} "{query}"'),
+        Place(what="does owning a model pay?", how=f"{reasoning} pays --data {folder}"),
         Place(what="what it cost", how=f"{reasoning} costs report --data {folder} --period total"),
         Place(what="flows, runs, artifacts in Prefect", how=f"{reasoning} serve --data {folder}"),
+        *_models_to_ask(data, reasoning, folder),
+    ]
+
+
+def _models_to_ask(data: Path, reasoning: str, folder: str) -> list[Place]:
+    """The command that asks a model that the demo left serving."""
+    url = local_server_url(data)
+    with open_ledger(data) as ledger:
+        ready = ledger.find(Deployment, state="ready", provider="local")
+    if url is None or not ready or ready[-1].decision_type is None:
+        return []
+    actions = [
+        {"name": "REPLY", "description": "Answers in words."},
+        {"name": "IGNORE", "description": "Does nothing."},
+    ]
+    messages = get_decision_type(ready[-1].decision_type).render(
+        {"agent_name": "Nova", "messages": [{"speaker": "Ada", "text": "Nova, are you there?"}], "actions": actions}
+    )
+    body = json.dumps({"model": ready[-1].served_name, "messages": [dict(message) for message in messages]})
+    return [
+        Place(
+            what="ask the model, which goes on serving", how=f"curl -s {url}/v1/chat/completions -d {shlex.quote(body)}"
+        ),
+        Place(what="stop it", how=f"{reasoning} undeploy {ready[-1].decision_type} --data {folder}"),
     ]
 
 

@@ -53,7 +53,7 @@ def write_report(result: DemoResult, path: Path) -> None:
         if any(sources.values())
     ]
     html = template.render(
-        clock="the data" if result["provider"] == "local" else "the day",
+        clock="the day" if result["provider"] == "together" else "the data",
         period=[f"{_time(result[key]):%-d %B %Y, %H:%M}" for key in ("collected_from", "turned_at", "served_until")],
         tiles=_tiles(result),
         comparisons=[_compare(one) for one in result["comparisons"]],
@@ -270,7 +270,9 @@ def _action_rows(result: DemoResult) -> Iterator[tuple[str, str]]:
 def _reconcile(result: DemoResult) -> str:
     found = result["reconciliation"]
     said = f"The provider billed {_usd(found['billed_usd'])}, our ledger said {_usd(found['charged_usd'])}"
-    if result["provider"] != "local":
+    if result["provider"] == "local":
+        return "Training and serving on this machine cost nothing."
+    if result["provider"] == "together":
         said = "The provider's bill is complete an hour later; `reasoning reconcile` compares it with our ledger. "
     elif float(found["difference_usd"]) == 0:
         said += " too. "
@@ -298,7 +300,8 @@ def _steps(result: DemoResult) -> list[dict[str, Any]]:
 
 def _footer(result: DemoResult) -> str:
     where = {
-        "local": "The provider was the emulator on this machine. It bills at list prices; no money was spent.",
+        "local": "The models were trained and served on this machine. No money was spent.",
+        "emulator": "The provider was the emulator on this machine. It bills at list prices; no money was spent.",
         "together": "The provider was Together: this money was spent.",
     }
     return where.get(result["provider"], "")

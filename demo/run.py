@@ -5,11 +5,13 @@ collect    the agent decides by its own rules; outcomes become known later
 land       the log becomes Parquet, and Great Expectations checks it
 turn       both decision types at once: export, fine-tune, deploy, evaluate on unseen days, promote
 serve      the night after: an A/B test of model and rules, with the guard running
-shut down  the budget is used up: routes withdrawn, deployments stopped, the agent continues by its own rules
+keep       trained on this machine (the default): the models stay, for they cost nothing
+shut down  with another provider: the budget is used up, routes withdrawn, deployments stopped, the agent continues by
+           its own rules
 =========  =====================================================================================================
 
-With the local provider everything runs on the clock of the data (spring 2018), the provider's too, so that its bill is
-that of the hours that were replayed. With Together it runs on the real one.
+On this machine and with the emulator everything runs on the clock of the data (spring 2018), the emulator's too, so
+that its bill is that of the hours that were replayed. With Together it runs on the real one.
 """
 
 from __future__ import annotations
@@ -48,9 +50,11 @@ from pipeline.reports import to_jsonable
 from reasoning.client import DecisionClient
 from reasoning.config import load_config
 from storage.ledger.ledger import open_ledger
+from storage.ledger.rows import Deployment
 from tasks.entrypoints import load_flow
 
 TYPES = ("should_respond", "planning")
+LOCAL = "local"
 COLLECT_FROM = datetime(2018, 4, 10, tzinfo=UTC)
 TURN_AT = datetime(2018, 5, 5, 2, tzinfo=UTC)
 SERVE_UNTIL = datetime(2018, 5, 5, 14, tzinfo=UTC)
@@ -59,7 +63,7 @@ TASKS_COLLECTED = 130
 TICK = timedelta(minutes=30)
 """The time between two runs of the guard."""
 BUDGET_USD = Decimal(110)
-"""With the local provider: used up before the replay ends."""
+"""With the emulator: used up before the replay ends."""
 REPORT = "report.html"
 
 
@@ -72,12 +76,25 @@ class Step:
     said: str
 
 
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The provider of the demo: its name, and the address of an emulator."""
+
+    name: str
+    emulator_url: str | None = None
+
+    @property
+    def is_real(self) -> bool:
+        """Does it cost real money, in real time?"""
+        return self.name == "together"
+
+
 @dataclass(slots=True)
 class Demo:
     """What the steps share."""
 
     data: Path
-    emulator_url: str | None
+    backend: Backend
     console: Console
     clock: ReplayClock
     check_servers: Callable[[], None] = lambda: None
@@ -90,35 +107,35 @@ class Demo:
     @property
     def now(self) -> datetime | None:
         """The time to hand to whatever asks for one: the replay's, or None for the real one."""
-        return self.clock.now if self.emulator_url else None
+        return None if self.backend.is_real else self.clock.now
 
     def move_clock(self, moment: datetime) -> None:
         """Let it be `moment` for the client."""
         self.clock.move_to(moment)
 
     def move_provider(self, *, frozen: bool = True) -> None:
-        """Let it be the same time at the local provider; `frozen` until it is moved again."""
-        if self.emulator_url:
+        """Let it be the same time at the emulator; `frozen` until it is moved again."""
+        if self.backend.emulator_url:
             self._emulator_clock({"now": self.clock.now.isoformat(), "frozen": frozen})
 
     def follow_provider(self) -> None:
-        """Catch up with the local provider's clock, and stop that."""
-        if self.emulator_url:
+        """Catch up with the emulator's clock, and stop that."""
+        if self.backend.emulator_url:
             there = datetime.fromisoformat(self._emulator_clock({"frozen": True})["now"])
             self.clock.move_to(there + timedelta(seconds=1))
 
     def release_provider(self) -> None:
-        """Let the local provider's clock run with the machine's: what is deployed afterwards would wait for ever."""
-        if self.emulator_url:
+        """Let the emulator's clock run with the machine's: what is deployed afterwards would wait for ever."""
+        if self.backend.emulator_url:
             self._emulator_clock({"now": datetime.now(UTC).isoformat(), "frozen": False})
 
     def _emulator_clock(self, order: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(f"{self.emulator_url}/emulator/clock", data=json.dumps(order).encode())  # noqa: S310
+        request = urllib.request.Request(f"{self.backend.emulator_url}/emulator/clock", data=json.dumps(order).encode())  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - our own http URL
                 return dict(json.load(response))
         except urllib.error.HTTPError as error:
-            raise DemoError(f"the local provider's clock cannot be set: {error.read().decode()}") from error
+            raise DemoError(f"the emulator's clock cannot be set: {error.read().decode()}") from error
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[str], None]]:
@@ -158,7 +175,7 @@ def pick_episodes(conversations: Path | None) -> tuple[list[Episode], list[Episo
 def run_demo(
     data: Path,
     *,
-    emulator_url: str | None,
+    backend: Backend,
     conversations: Path | None = None,
     budget_usd: Decimal | None = None,
     console: Console,
@@ -168,27 +185,30 @@ def run_demo(
 ) -> DemoResult:
     """Run a full cycle in `data`, the demo's own folder (`demo_folder`); returns what the report shows.
 
-    Prefect's server has to be at `PREFECT_API_URL`, and the local provider at `emulator_url`; None means that the
-    provider is a real one. `budget_usd` in all is by default `BUDGET_USD`, with a real provider what the training and
-    one hour cost. `confirm(question)` is asked before real money is spent. `check_servers` is called while the agent
+    Prefect's server has to be at `PREFECT_API_URL`, and the provider be the one of the settings. `budget_usd` in all is
+    by default `BUDGET_USD`, with a real provider what the training and one hour cost; where nothing costs anything
+    there is none. `confirm(question)` is asked before real money is spent. `check_servers` is called while the agent
     or flows are at work, and raises when a server is gone. Raises `DemoError` and what the rooms raise; flows may then
     still be at work in daemon threads.
     """
     begun = time.monotonic()
     before, after = pick_episodes(conversations)
-    demo = Demo(data, emulator_url, console, ReplayClock(COLLECT_FROM), check_servers)
+    demo = Demo(data, backend, console, ReplayClock(COLLECT_FROM), check_servers)
     collect(demo, before)
     with demo.step("servers") as say:
         wait_for_servers()
-        say("Prefect's server and the local provider are up" if emulator_url else "Prefect's server is up")
-    turned_at = TURN_AT if emulator_url else datetime.now(UTC)
+        say("Prefect's server and the emulator are up" if backend.emulator_url else "Prefect's server is up")
+    turned_at = datetime.now(UTC) if backend.is_real else TURN_AT
     demo.clock.move_to(TURN_AT)
     _land_and_check(demo)
     _set_budget(demo, budget_usd, confirm)
     _turn(demo)
     _serve(demo, after)
-    _shut_down(demo)
-    demo.release_provider()
+    if backend.name == LOCAL:
+        _keep_serving(demo)
+    else:
+        _shut_down(demo)
+        demo.release_provider()
     _settle_prefect()
     with demo.step("report") as say:
         result = _gather(demo, turned_at, time.monotonic() - begun)
@@ -199,7 +219,7 @@ def run_demo(
 
 
 def _client(demo: Demo) -> DecisionClient:
-    return DecisionClient(demo.data, agent_id="nova", clock=demo.clock if demo.emulator_url else time.time)
+    return DecisionClient(demo.data, agent_id="nova", clock=time.time if demo.backend.is_real else demo.clock)
 
 
 def _require_all_written(client: DecisionClient) -> None:
@@ -274,10 +294,12 @@ def _set_budget(demo: Demo, budget_usd: Decimal | None, confirm: Callable[[str],
     with open_provider(demo.data) as provider:
         bases = {name: provider.base_model(get_decision_type(name, load_config(demo.data)).tier) for name in TYPES}
         least = provider.capabilities.minimum_training_usd
+        if provider.capabilities.free:
+            return
     hourly = sum((base.hourly_usd for base in bases.values()), Decimal(0))
     training = least * len(TYPES)
-    limit = budget_usd or (BUDGET_USD if demo.emulator_url else training + hourly)
-    if demo.emulator_url is None and not confirm(
+    limit = budget_usd or (training + hourly if demo.backend.is_real else BUDGET_USD)
+    if demo.backend.is_real and not confirm(
         f"This costs real money at Together: at least {format_usd(training)} to fine-tune "
         f"{' and '.join(base.name for base in bases.values())}, and {format_usd(hourly)} for every hour that they are "
         f"deployed. The budget will be {format_usd(limit)} in total, and the guard stops everything there. Go on?"
@@ -380,8 +402,11 @@ def _serve(demo: Demo, episodes: list[Episode]) -> None:
 
 
 def _say_spend(demo: Demo, served: Served) -> str:
-    (budget,) = (budget for budget in demo.guard[-1]["budgets"] if budget["period"] == "total")
-    return f"{served.turn.ts:%-d %B %H:%M}, ${float(budget['spent_usd']):.2f} of ${float(budget['limit_usd']):.2f}"
+    said = f"{served.turn.ts:%-d %B %H:%M}"
+    for budget in demo.guard[-1]["budgets"]:
+        if budget["period"] == "total":
+            said += f", ${float(budget['spent_usd']):.2f} of ${float(budget['limit_usd']):.2f}"
+    return said
 
 
 def _round(demo: Demo) -> None:
@@ -396,6 +421,19 @@ def _round(demo: Demo) -> None:
         now=demo.now,
     )
     demo.guard.append(to_jsonable(report))
+
+
+def _keep_serving(demo: Demo) -> None:
+    """Leave the models serving: nothing of this machine costs anything. The lease is of today, not of the data."""
+    from pipeline.money import guard
+
+    with demo.step("keep") as say:
+        guard(demo.data, idle_minutes=None)
+        with open_ledger(demo.data) as ledger:
+            ready = [row for row in ledger.find(Deployment, state="ready") if row.served_name]
+            spent = ledger.spent()
+        demo.reconciliation = {"billed_usd": spent, "charged_usd": spent, "difference_usd": 0, "orphans": []}
+        say(f"{len(ready)} models stay deployed on this machine, for nothing")
 
 
 def _shut_down(demo: Demo) -> None:
@@ -416,7 +454,7 @@ def _shut_down(demo: Demo) -> None:
         report = _flow(demo, "reconcile_provider", data=demo.data, now=demo.now)
         demo.reconciliation = to_jsonable(report)
         bill = f"the provider billed {format_usd(report.billed_usd)}, we charged {format_usd(report.charged_usd)}"
-        if demo.emulator_url is None:
+        if demo.backend.is_real:
             bill = "the provider's bill is not complete yet"
         say(f"the guard acted {acted} times; {bill}, {len(report.orphans)} orphans")
 
@@ -426,7 +464,7 @@ def _gather(demo: Demo, turned_at: datetime, seconds: float) -> DemoResult:
     with open_ledger(demo.data) as ledger:
         budgets = [to_jsonable(budget) for budget in ledger.budgets(demo.now) if budget.period != "hour"]
     return DemoResult(
-        provider="local" if demo.emulator_url else "together",
+        provider=demo.backend.name,
         seconds=seconds,
         collected_from=to_jsonable(COLLECT_FROM),
         turned_at=to_jsonable(turned_at),

@@ -33,7 +33,16 @@ from storage.errors import BudgetExceeded, LedgerError
 from storage.ledger.ledger import Budget, open_ledger
 from storage.ledger.money import format_usd
 from storage.ledger.reports import ACTIVE_STATES
-from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset
+from storage.ledger.rows import (
+    DatasetState,
+    Deployment,
+    DeploymentState,
+    FineTuneJob,
+    JobState,
+    Model,
+    ModelState,
+    UploadedDataset,
+)
 
 if TYPE_CHECKING:
     from storage.ledger.ledger import Ledger
@@ -105,7 +114,7 @@ def training_step(
     if known:
         state = known[-1].state
         return Step("training", Decimal(0), Decimal(0), f"job {known[-1].id} is {state}: paid, or reserved, already")
-    if rows and rows[-1].state == "ready":
+    if rows and rows[-1].state == DatasetState.READY:
         price = estimate_job(provider, rows[-1], base.name, sent)
         return Step("training", price, Decimal(0), f"{base.name}, by the provider's estimate")
     return Step("training", least, Decimal(0), f"{base.name}, at least: estimated when it is uploaded")
@@ -118,7 +127,7 @@ def known_jobs(ledger: Ledger, dataset_id: str, base: BaseModel, parameters: Map
         upload_id=[row.id for row in ledger.find(UploadedDataset, dataset=dataset_id)],
         base_model=base.name,
         parameters=json.dumps(dict(parameters), sort_keys=True),
-        state=(*ACTIVE_STATES, "completed"),
+        state=(*ACTIVE_STATES, JobState.COMPLETED),
     )
 
 
@@ -152,14 +161,14 @@ def serving_steps(
     """What the verdict costs: the candidate (`model_id`, None: not trained yet) and the incumbent by the hour, and the
     tokens of an incumbent that is paid by them, for the questions of `holdout` (None: there is no dataset yet)."""
     none = Decimal(0)
-    up = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready")) if model_id else []
+    up = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, DeploymentState.READY)) if model_id else []
     rate, more, where = _candidate(ledger, decision_type, base, up, replicas)
     by_token: list[Model] = []
     steps = [Step("candidate", rate * HOURS, more, f"{HOURS} hour, {where}")]
-    for model in ledger.find(Model, decision_type=decision_type, state="promoted"):
+    for model in ledger.find(Model, decision_type=decision_type, state=ModelState.PROMOTED):
         if model.id == model_id:
             continue
-        for row in ledger.find(Deployment, model_id=model.id, state=(*STARTING_STATES, "ready")):
+        for row in ledger.find(Deployment, model_id=model.id, state=(*STARTING_STATES, DeploymentState.READY)):
             rate = hourly_part(ledger, row)
             by_token += [model] if model.input_million_usd is not None else []
             steps.append(Step("incumbent", rate * HOURS, none, f"{HOURS} hour of {model.id}, which runs already"))

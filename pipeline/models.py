@@ -44,7 +44,16 @@ from storage.errors import BudgetExceeded, NoSuchObject
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.lives import drop_promotions
-from storage.ledger.rows import ENDPOINT, Deployment, FineTuneJob, Model, UploadedDataset, required
+from storage.ledger.rows import (
+    ENDPOINT,
+    Deployment,
+    DeploymentState,
+    FineTuneJob,
+    Model,
+    ModelState,
+    UploadedDataset,
+    required,
+)
 from storage.progress import OnProgress
 
 
@@ -167,7 +176,7 @@ def deploy(
     with at_work(data, row) as (provider, ledger):
         name = required(row.decision_type, f"the decision type of model {row.id}")
         with holding(data, name, now=now):
-            if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, "ready")):
+            if not ledger.find(Deployment, model_id=row.id, state=(*STARTING_STATES, DeploymentState.READY)):
                 base = provider.base_model(row.base_model)
                 holdout = _holdout_of(data, ledger, row, name)
                 steps = serving_steps(ledger, name, base, model_id=row.id, replicas=replicas, holdout=holdout)
@@ -238,7 +247,7 @@ def take_down(
     with open_ledger(data) as ledger:
         row = ledger.get(Model, model_id)
         drop_promotions(ledger, model_id=model_id)
-        for deployment in ledger.find(Deployment, model_id=model_id, state="deleted"):
+        for deployment in ledger.find(Deployment, model_id=model_id, state=DeploymentState.DELETED):
             if deployment.served_name:  # a route to what is gone helps nobody
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
         deployments = ledger.find(Deployment, model_id=model_id, state=LIVE_STATES)
@@ -269,8 +278,8 @@ def take_down(
 
 
 def _lose_traffic(ledger: Ledger, model: Model, *, why: str, now: datetime) -> None:
-    if model.state == "promoted":
-        ledger.transition(Model, model.id, "trained", why=why, now=now)
+    if model.state == ModelState.PROMOTED:
+        ledger.transition(Model, model.id, ModelState.TRAINED, why=why, now=now)
 
 
 def _withdraw_registered(

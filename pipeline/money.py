@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pipeline.alerts import tell_guard, tell_reconciliation
 from provider.errors import ProviderError, ProviderSettingsError
-from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs, needs_provider
+from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs, needs_provider, provider_in_use
 from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
-from provider.providers import open_provider
+from provider.port import Provider
+from provider.providers import open_provider_of
 from provider.serving import ServingSettings, load_serving
 from storage.ledger.ledger import open_ledger
 
@@ -29,27 +31,42 @@ def guard(
         serving = serving.with_idle(idle_minutes or None)
     policy = GuardPolicy(serving=serving, lease=timedelta(minutes=lease_minutes))
     try:
-        provider = open_provider(data, timeout=15)  # seconds: the next tick comes within a minute
+        provider = _open(data, timeout=15)  # seconds: the next tick comes within a minute
     except ProviderError as error:
         report = guard_costs(data, None, policy=policy, now=now)
         report.errors += [wrong] if wrong else []
         if UNREACHABLE in report.errors:  # where only registered models serve, nobody misses it
             report.errors.append(str(error))
+        report.warnings += tell_guard(data, report)
         return report
     with provider:
         report = guard_costs(data, provider, policy=policy, now=now)
-        report.errors += [wrong] if wrong else []
-        return report
+    report.errors += [wrong] if wrong else []
+    report.warnings += tell_guard(data, report)  # last, when all is done that money needs
+    return report
+
+
+def _open(data: Path, *, timeout: float = 60.0) -> Provider:
+    """The provider that has what may cost money, by the ledger; else the one of the settings.
+
+    Raises ProviderSettingsError where the settings name this machine and something is at another provider: that would
+    be held for gone, and cost on.
+    """
+    with open_ledger(data) as ledger:
+        has = provider_in_use(ledger)
+    return open_provider_of(data, has, timeout=timeout)
 
 
 def reconcile(data: Path, *, now: datetime | None = None) -> ReconcileReport:
     """What runs at the provider against the ledger. Raises `ProviderError` where it cannot be asked, but must be."""
     try:
-        provider = open_provider(data)
+        provider = _open(data)
     except ProviderError:
         with open_ledger(data) as ledger:
             if needs_provider(ledger):
                 raise
         return reconcile_provider(data, None, now=now)
     with provider:
-        return reconcile_provider(data, provider, now=now)
+        report = reconcile_provider(data, provider, now=now)
+    report.warnings += tell_reconciliation(data, report)
+    return report

@@ -76,7 +76,7 @@ def promote_model(
         if mode == "live":
             replaced = [
                 other.id
-                for other in ledger.find(Model, decision_type=row.decision_type, state="promoted")
+                for other in ledger.find(Model, decision_type=row.decision_type, state=ModelState.PROMOTED)
                 if other.id != row.id
             ]
     for other in replaced:
@@ -122,7 +122,7 @@ def reject_model(data: Path, model_id: str, *, why: str, now: datetime | None = 
     """Undeploy a model that did not earn its traffic, and remember why."""
     take_down(data, model_id, why=why, now=now)
     with open_ledger(data) as ledger:
-        ledger.transition(Model, model_id, "rejected", why=why, now=clock_of(now)())
+        ledger.transition(Model, model_id, ModelState.REJECTED, why=why, now=clock_of(now)())
 
 
 def _route(

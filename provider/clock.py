@@ -48,7 +48,7 @@ def time_from_headers(headers: Mapping[str, str]) -> datetime | None:
 def correct_time(
     provider: Provider, now: datetime, warnings: list[str], *, seen: datetime | None = None
 ) -> tuple[datetime, bool]:
-    """`now`, or the provider's time where that differs by more than `TOLERANCE`; and whether the provider told it.
+    """`now`, or the provider's time where that differs by more than `TOLERANCE`; and whether it is to be relied on.
 
     `seen` is when the ledger last metered something that runs, the third witness: where the provider is ahead by more
     than `IMPLAUSIBLE` and this machine agrees with the ledger, the provider's time is not believed, as if it told none.
@@ -56,7 +56,7 @@ def correct_time(
     """
     told = provider.time()
     if told is None:
-        return now, False
+        return now, provider.capabilities.free  # where nothing costs anything, this machine's clock is good enough
     if abs(told - now) <= TOLERANCE:
         return now, True
     if _is_refuted(told, now, seen):

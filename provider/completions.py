@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from provider.port import CONCURRENCY, Completion, Messages, Provider, Sampling
 from reasoning.decision_types import AnswerFormat
 from reasoning.serving import completion as client_completion
-from storage.ledger.rows import Deployment
+from storage.ledger.rows import Deployment, DeploymentState
 from storage.progress import OnProgress
 
 if TYPE_CHECKING:
@@ -53,5 +53,5 @@ def touch(ledger: Ledger | None, model: str, now: datetime | None) -> None:
     """Count a deployment as used at `now`, so that the guard does not take it for idle."""
     if ledger is None:
         return
-    for row in ledger.find(Deployment, served_name=model, state="ready"):
+    for row in ledger.find(Deployment, served_name=model, state=DeploymentState.READY):
         ledger.update(Deployment, row.id, last_request_at=now or datetime.now(UTC), now=now)

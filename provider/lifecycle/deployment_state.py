@@ -54,7 +54,11 @@ def sync_deployment(
     row = ledger.get(Deployment, deployment_id)
     if row.role == DeploymentRole.ATTACHED:
         return _sync_attached(provider, ledger, row, clock)
-    if row.remote_id is None or row.state in ("intended", "stopped", "deleted"):
+    if row.remote_id is None or row.state in (
+        DeploymentState.INTENDED,
+        DeploymentState.STOPPED,
+        DeploymentState.DELETED,
+    ):
         return row, ""
     try:
         remote = provider.deployment(required(row.endpoint_id, row.name), row.remote_id)
@@ -65,12 +69,12 @@ def sync_deployment(
             raise UnexpectedAnswer(f"{error}; it was created just now, so it is looked at again") from error
         # Its endpoint may still be there: `advance_shutdown` sees to that.
         meter_minutes(ledger, deployment_id, 0, now=clock())
-        return move_deployment(ledger, deployment_id, "stopped", why=str(error), now=clock()), str(error)
+        return move_deployment(ledger, deployment_id, DeploymentState.STOPPED, why=str(error), now=clock()), str(error)
     row, note = _follow_hardware(provider, ledger, row, remote, clock())
     meter_minutes(ledger, deployment_id, remote.replicas(row.max_replicas), now=clock())
     row = ledger.get(Deployment, deployment_id)
     message = remote.message
-    if row.state in (*SHUTTING_STATES, "deleted"):
+    if row.state in (*SHUTTING_STATES, DeploymentState.DELETED):
         return row, message
     if remote.state == RemoteState.READY:
         return _become_ready(provider, ledger, row, remote, "; ".join(filter(None, (message, note))), clock())
@@ -97,19 +101,23 @@ def _become_ready(
     provider: Provider, ledger: Ledger, row: Deployment, remote: RemoteDeployment, message: str, now: datetime
 ) -> tuple[Deployment, str]:
     if wrong := provider.wrong_model(remote, row.model_object_id):
-        return move_deployment(ledger, row.id, "stopping", why=wrong, reason=wrong, now=now), wrong
-    if row.state != "ready":
+        return move_deployment(ledger, row.id, DeploymentState.STOPPING, why=wrong, reason=wrong, now=now), wrong
+    if row.state != DeploymentState.READY:
         provider.give_traffic(required(row.endpoint_id, row.name), required(row.remote_id, row.name))
-    why = None if row.state == "ready" else message or None
+    why = None if row.state == DeploymentState.READY else message or None
     ready_at = row.ready_at or now
-    return move_deployment(ledger, row.id, "ready", why=why, ready_at=ready_at, reason=None, now=now), message
+    return move_deployment(
+        ledger, row.id, DeploymentState.READY, why=why, ready_at=ready_at, reason=None, now=now
+    ), message
 
 
 def move_deployment(ledger: Ledger, deployment_id: str, state: str, **values: Any) -> Deployment:
     """Move a deployment to where the provider has it, unless another hand has begun or done its end meanwhile."""
     with ledger.transaction():
         row = ledger.get(Deployment, deployment_id)
-        if row.state == "deleted" or (row.state in SHUTTING_STATES and state not in ("stopping", "stopped")):
+        if row.state == DeploymentState.DELETED or (
+            row.state in SHUTTING_STATES and state not in (DeploymentState.STOPPING, DeploymentState.STOPPED)
+        ):
             return row
         return ledger.transition(Deployment, deployment_id, state, **values)
 
@@ -124,7 +132,7 @@ def _follow_hardware(
     """
     found = remote.hardware
     match = compare_hardware(row.hardware, found) if found else "unknown"
-    if match == "same" or row.state not in (*STARTING_STATES, "ready"):
+    if match == "same" or row.state not in (*STARTING_STATES, DeploymentState.READY):
         return row, ""
     if match == "unknown":
         said = f"hardware {found!r}" if found else "no hardware"
@@ -132,7 +140,7 @@ def _follow_hardware(
     price = price_of(provider.hourly_prices(), str(found))
     if price is None:
         reason = f"it runs on {found}, which has no known price; priced was {row.hardware}"
-        return move_deployment(ledger, row.id, "stopping", why=reason, reason=reason, now=now), reason
+        return move_deployment(ledger, row.id, DeploymentState.STOPPING, why=reason, reason=reason, now=now), reason
     note = f"it runs on {found} at {format_usd(price)} an hour; priced was {row.hardware}"
     row = ledger.update(Deployment, row.id, hardware=str(found), hourly_usd=price, now=now)
     return row, note
@@ -144,8 +152,8 @@ def raise_price(ledger: Ledger, row: Deployment, prices: Mapping[str, Decimal], 
     A price that fell is left to the bill: whether it holds for what runs already is not documented.
     """
     price = price_of(prices, row.hardware)
-    if price is None or price <= row.hourly_usd:
-        return None
+    if row.role == DeploymentRole.ATTACHED or price is None or price <= row.hourly_usd:
+        return None  # what is attached has no price: its replica has
     before = row.hourly_usd
     ledger.update(Deployment, row.id, hourly_usd=price, now=now)
     return f"{row.name} costs {format_usd(price)} an hour now, {format_usd(before)} before: {row.hardware} is dearer"

@@ -38,7 +38,7 @@ from provider.port import Provider, RemoteDeployment, ServingOption, ServingRequ
 from provider.retries import pause, retrying
 from storage.errors import IllegalTransition, LedgerError
 from storage.ledger.database import new_id
-from storage.ledger.rows import Deployment, DeploymentRole, DeploymentState, Model, required
+from storage.ledger.rows import Deployment, DeploymentRole, DeploymentState, Model, ModelState, required
 from storage.progress import share_done
 
 if TYPE_CHECKING:
@@ -109,9 +109,9 @@ def _intend(
 ) -> tuple[Deployment, bool]:
     """The ledger row to work on, and whether it is new."""
     model = ledger.get(Model, model_id)
-    if model.state == "retired":
+    if model.state == ModelState.RETIRED:
         raise LedgerError(f"model {model_id} is retired")
-    known = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready"))
+    known = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, DeploymentState.READY))
     if known:
         return _at_todays_price(provider, ledger, known[-1], clock()), False
     if share and replicas == 1:
@@ -122,7 +122,7 @@ def _intend(
     for ending in ledger.find(Deployment, model_id=model_id, state=SHUTTING_STATES):
         advance_shutdown(provider, ledger, ending.id, now=clock)  # who began it may have died: not two at once
     with ledger.transaction():
-        known = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, "ready"))
+        known = ledger.find(Deployment, model_id=model_id, state=(*STARTING_STATES, DeploymentState.READY))
         if known:
             return known[-1], False
         if shared is not None:
@@ -163,7 +163,7 @@ def _rank(provider: Provider, ledger: Ledger, model: Model) -> list[ServingOptio
     found = provider.serving_options(model.model_object_id, model.base_model)
     failed = {
         row.config
-        for row in ledger.find(Deployment, model_id=model.id, state="deleted")
+        for row in ledger.find(Deployment, model_id=model.id, state=DeploymentState.DELETED)
         if row.ready_at is None and names_the_config(row.reason or "")
     }
     return sorted(found, key=lambda option: option.config in failed)
@@ -176,7 +176,7 @@ def _at_todays_price(provider: Provider, ledger: Ledger, row: Deployment, now: d
         if replica.state == DeploymentState.INTENDED:
             _at_todays_price(provider, ledger, replica, now)
         return row
-    if row.state != "intended" or row.attempted_at is not None:
+    if row.state != DeploymentState.INTENDED or row.attempted_at is not None:
         return row
     ledger.recheck(row.reservation_id, now=now)
     hourly = instance_price(provider, row.hardware)
@@ -254,7 +254,7 @@ def _create_with_some_config(
 
 
 def _create_both(provider: Provider, ledger: Ledger, row: Deployment, clock: Callable[[], datetime]) -> Deployment:
-    if row.state != "intended":
+    if row.state != DeploymentState.INTENDED:
         return row
     row = know_endpoint(ledger, row, provider.create_endpoint(row.name), clock())
     request = ServingRequest(
@@ -277,7 +277,7 @@ def _adopt(ledger: Ledger, row: Deployment, remote: RemoteDeployment, now: datet
     return ledger.transition(
         Deployment,
         row.id,
-        "provisioning",
+        DeploymentState.PROVISIONING,
         remote_id=remote.id,
         metered_until=row.attempted_at or row.created_at,
         now=now,
@@ -299,15 +299,15 @@ def _await_ready(
             row, message = sync_deployment(provider, ledger, row.id, now=clock)
         except ProviderUnavailable as error:
             message, seconds = str(error), pause(pace.poll_seconds, error)
-        if row.state == "ready":
+        if row.state == DeploymentState.READY:
             _afford(ledger, row, reserved_usd, clock())
             if progress:
                 progress(share_done(1.0, f"{row.served_name} is ready{f' ({message})' if message else ''}"))
             return row
-        if row.state in (*SHUTTING_STATES, "deleted"):
+        if row.state in (*SHUTTING_STATES, DeploymentState.DELETED):
             raise DeploymentFailed(f"{row.name} did not become ready ({row.state}): {row.reason or message}")
         if waited >= timeout.total_seconds():
-            if row.state == "degraded":
+            if row.state == DeploymentState.DEGRADED:
                 raise NoCapacity(f"{row.name}: no hardware within {timeout}: {message}. Try again later")
             raise DeploymentFailed(f"{row.name} was not ready within {timeout}: {message}")
         if progress:
@@ -326,5 +326,5 @@ def _roll_back(provider: Provider, ledger: Ledger, deployment_id: str, why: str,
     begin_shutdown(ledger, deployment_id, why=why, immediately=True, now=clock())
     with contextlib.suppress(ProviderError):
         for _ in range(3):
-            if advance_shutdown(provider, ledger, deployment_id, now=clock).state == "deleted":
+            if advance_shutdown(provider, ledger, deployment_id, now=clock).state == DeploymentState.DELETED:
                 break

@@ -35,7 +35,7 @@ from storage.ledger.charges import ChargedTo
 from storage.ledger.database import new_id
 from storage.ledger.money import format_usd
 from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
-from storage.ledger.rows import FineTuneJob, JobState, Model, UploadedDataset, required
+from storage.ledger.rows import DatasetState, FineTuneJob, JobState, Model, ModelState, UploadedDataset, required
 from storage.progress import share_done
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def submit_fine_tune(
     clock = provider_clock(provider, pace.now, seen=last_metered(ledger))
     pace = replace(pace, now=clock)
     dataset = ledger.get(UploadedDataset, upload_id)
-    if dataset.state != "ready":
+    if dataset.state != DatasetState.READY:
         raise LedgerError(f"upload {upload_id} of dataset {dataset.dataset} is {dataset.state}: upload it first")
     lora = (parameters or {}).get("lora") is not False
     for attempt in retrying(pace.wait, attempts=1, progress=pace.progress, what="looking for a model to train"):
@@ -109,7 +109,7 @@ def submit_fine_tune(
             job = ledger.add(
                 FineTuneJob,
                 id=job_id,
-                state="intended",
+                state=JobState.INTENDED,
                 decision_type=dataset.decision_type,
                 suffix=f"{ledger.prefix}{job_id}",
                 upload_id=upload_id,
@@ -148,7 +148,7 @@ def _same_job(ledger: Ledger, upload_id: str, base_model: str, parameters: str) 
         upload_id=upload_id,
         base_model=base_model,
         parameters=parameters,
-        state=(*ACTIVE_STATES, "completed"),
+        state=(*ACTIVE_STATES, JobState.COMPLETED),
     )
     return found[-1] if found else None
 
@@ -170,12 +170,12 @@ def resume_fine_tune(
     to `pace.progress`.
     """
     clock = clock_of(pace.now)
-    if ledger.get(FineTuneJob, job_id).state != "intended":
+    if ledger.get(FineTuneJob, job_id).state != JobState.INTENDED:
         return ledger.get(FineTuneJob, job_id)
     for attempt in retrying(pace.wait, attempts=attempts, progress=pace.progress, what="submitting the fine-tune"):
         with attempt, ledger.exclusive("submit", wait=True):
             job = ledger.get(FineTuneJob, job_id)
-            if job.state == "intended":
+            if job.state == JobState.INTENDED:
                 job = adopt_job(
                     ledger, job_id, _submit(provider, ledger, job, doubt_seconds, clock, pace.wait), now=clock()
                 )
@@ -220,7 +220,7 @@ def _submit(
         if not sent:  # it refused to tell something: that says nothing of an earlier attempt
             raise
         with ledger.transaction():
-            ledger.transition(FineTuneJob, job.id, "abandoned", why=str(error), error=str(error), now=clock())
+            ledger.transition(FineTuneJob, job.id, JobState.ABANDONED, why=str(error), error=str(error), now=clock())
             ledger.release(job.reservation_id, now=clock())
         raise
 
@@ -230,14 +230,14 @@ def adopt_job(ledger: Ledger, job_id: str, remote: RemoteJob, *, why: str | None
     if remote.id is None:
         raise UnexpectedAnswer(f"fine-tune job {job_id}: the provider has it and tells no id")
     return ledger.transition(
-        FineTuneJob, job_id, "submitted", why=why, remote_id=remote.id, remote_state=remote.said, now=now
+        FineTuneJob, job_id, JobState.SUBMITTED, why=why, remote_id=remote.id, remote_state=remote.said, now=now
     )
 
 
 def sync_fine_tune(provider: Provider, ledger: Ledger, job_id: str, *, now: Now = None) -> FineTuneJob:
     """Ask once how a submitted job is, write it down, and settle its money if it has ended. Returns its ledger row."""
     job = ledger.get(FineTuneJob, job_id)
-    if job.state not in ("submitted", "running", "cancelling"):
+    if job.state not in (JobState.SUBMITTED, JobState.RUNNING, JobState.CANCELLING):
         return job
     clock = clock_of(now)
     try:
@@ -291,7 +291,7 @@ def _settle(
         if state == JobState.COMPLETED and remote is not None:
             model_id = ledger.add(
                 Model,
-                state="trained",
+                state=ModelState.TRAINED,
                 provider=provider.name,
                 decision_type=job.decision_type,
                 tier=job.tier,
@@ -355,7 +355,7 @@ def follow_fine_tune(
             if time.monotonic() >= deadline:
                 raise
             seconds = pause(pace.poll_seconds, error)
-        if job.state == "completed":
+        if job.state == JobState.COMPLETED:
             if progress:
                 progress(share_done(1.0, f"completed for {format_usd(job.price_usd or Decimal(0))}"))
             return job
@@ -376,15 +376,15 @@ def cancel_fine_tune(
     clock = provider_clock(provider, now, seen=last_metered(ledger))
     with ledger.exclusive("submit", wait=True):
         job = ledger.get(FineTuneJob, job_id)
-        if job.state == "intended":
+        if job.state == JobState.INTENDED:
             remote = provider.find_job(job.suffix)
             if remote is None:
                 return abandon_fine_tune(ledger, job_id, why=why, now=clock())
             job = adopt_job(ledger, job_id, remote, now=clock())
-    if job.state in ("submitted", "running"):
+    if job.state in (JobState.SUBMITTED, JobState.RUNNING):
         try:
             provider.cancel_job(required(job.remote_id, job.suffix))
-            ledger.transition(FineTuneJob, job_id, "cancelling", why=why, now=clock())
+            ledger.transition(FineTuneJob, job_id, JobState.CANCELLING, why=why, now=clock())
         except ProviderRefused:
             pass  # it has ended meanwhile: the state below tells
     return sync_fine_tune(provider, ledger, job_id, now=clock)
@@ -409,6 +409,6 @@ def waiting_jobs(ledger: Ledger, *, now: datetime) -> list[str]:
 def abandon_fine_tune(ledger: Ledger, job_id: str, *, why: str, now: datetime) -> FineTuneJob:
     """Give up a job that does not exist at the provider, and its reservation."""
     with ledger.transaction():
-        job = ledger.transition(FineTuneJob, job_id, "abandoned", why=why, error=why, now=now)
+        job = ledger.transition(FineTuneJob, job_id, JobState.ABANDONED, why=why, error=why, now=now)
         ledger.release(job.reservation_id, now=now)
         return job

@@ -39,13 +39,23 @@ from provider.port import Provider
 from provider.serving import ServingSettings, TypeServing
 from reasoning.errors import ReasoningError, RoutesError
 from reasoning.serving.routes import parse_routes, read_routes
-from storage.errors import BudgetExceeded, LedgerUnavailable
+from storage.errors import BudgetExceeded, LedgerError, LedgerUnavailable
 from storage.layout import Layout
 from storage.ledger.ledger import Budget, Ledger, open_ledger
 from storage.ledger.lives import mark_published, promotions
 from storage.ledger.money import format_usd, minutes_usd
 from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
-from storage.ledger.rows import ENDPOINT, Deployment, DeploymentRole, DeploymentState, FineTuneJob, Model, SleepReason
+from storage.ledger.rows import (
+    ENDPOINT,
+    TOGETHER,
+    Deployment,
+    DeploymentRole,
+    DeploymentState,
+    FineTuneJob,
+    JobState,
+    Model,
+    SleepReason,
+)
 
 Level = Literal["ok", "warn", "drain", "stop"]
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
@@ -54,6 +64,7 @@ UNREADY = READY_TIMEOUT + timedelta(minutes=5)
 """Who deploys gives up after READY_TIMEOUT; what is not ready after this, its process has died."""
 
 UNREACHABLE = "the provider cannot be reached"
+_LOCAL = "local"  # as `provider.local` is named in the ledger
 
 BLIND = timedelta(minutes=10)
 """How long a deployment may run while the ledger cannot be written."""
@@ -147,7 +158,7 @@ def _tick(layout: Layout, ledger: Ledger, provider: Provider | None, policy: Gua
         report.now, _ = correct_time(provider, report.now, report.warnings, seen=last_metered(ledger))
     now = report.now
     before = ledger.spent()
-    draining = {row.id for row in ledger.find(Deployment, state="draining")}
+    draining = {row.id for row in ledger.find(Deployment, state=DeploymentState.DRAINING)}
     if provider is not None:
         _look(ledger, provider, report)
     elif needs_provider(ledger):
@@ -165,7 +176,7 @@ def _tick(layout: Layout, ledger: Ledger, provider: Provider | None, policy: Gua
     for deployment_id, (reason, immediately) in to_stop.items():
         row = ledger.get(Deployment, deployment_id)
         in_doubt = row.state == DeploymentState.INTENDED and row.attempted_at is not None
-        if row.state in RUNNING_STATES or in_doubt or (immediately and row.state == "draining"):
+        if row.state in RUNNING_STATES or in_doubt or (immediately and row.state == DeploymentState.DRAINING):
             begin_shutdown(ledger, deployment_id, why=reason, immediately=immediately, now=now)
             report.actions.append(f"{'stopping' if immediately else 'draining'} {row.name}: {reason}")
             if deployment_id in asleep and put_to_sleep(ledger, row, asleep[deployment_id], now=now):
@@ -190,7 +201,7 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, provider: Provider, report: 
     Nothing of it is recorded; the first tick with a ledger sees what happened, and charges it.
     """
     try:
-        rows = ledger.find(Deployment, state=(*RUNNING_STATES, "draining", "stopping"))
+        rows = ledger.find(Deployment, state=(*RUNNING_STATES, DeploymentState.DRAINING, DeploymentState.STOPPING))
     except LedgerUnavailable:
         return  # said already
     blind = [row for row in rows if report.now - (row.metered_until or row.created_at) >= BLIND]
@@ -217,16 +228,32 @@ def needs_provider(ledger: Ledger) -> bool:
     return serving != {ENDPOINT} or bool(ledger.find(FineTuneJob, state=ACTIVE_STATES))
 
 
+def provider_in_use(ledger: Ledger) -> str | None:
+    """The provider that has something of ours which may cost money; None where nothing does.
+
+    Of this machine's own models and of registered ones nothing is asked of anybody.
+    """
+    at = {row.provider for row in ledger.find(Deployment, state=LIVE_STATES)} - {ENDPOINT, _LOCAL}
+    jobs = ledger.find(FineTuneJob, state=ACTIVE_STATES)
+    if any(not job.base_model.startswith(f"{_LOCAL}/") for job in jobs):
+        at.add(TOGETHER)
+    return min(at, default=None)
+
+
 def _look_at_registered(ledger: Ledger, report: GuardReport) -> None:
     """Charge what registered models cost by the hour. Their servers are not asked: they are not ours."""
-    for row in ledger.find(Deployment, provider=ENDPOINT, state=(*RUNNING_STATES, "draining")):
+    for row in ledger.find(Deployment, provider=ENDPOINT, state=(*RUNNING_STATES, DeploymentState.DRAINING)):
         meter_minutes(ledger, row.id, row.replicas, now=report.now)
 
 
 def _close_registered(ledger: Ledger, draining: set[str], report: GuardReport) -> None:
     """End the registered models that are to end, those that began to drain in an earlier tick."""
-    for row in ledger.find(Deployment, provider=ENDPOINT, state=("draining", "stopping", "stopped", "failed")):
-        if row.state == "draining" and row.id not in draining:
+    for row in ledger.find(
+        Deployment,
+        provider=ENDPOINT,
+        state=(DeploymentState.DRAINING, DeploymentState.STOPPING, DeploymentState.STOPPED, DeploymentState.FAILED),
+    ):
+        if row.state == DeploymentState.DRAINING and row.id not in draining:
             continue
         end_serving(ledger, row, why=row.reason, now=report.now)
         report.actions.append(f"{row.name} is withdrawn")
@@ -250,7 +277,7 @@ def _look(ledger: Ledger, provider: Provider, report: GuardReport) -> None:
                     f"{row.name} was charged until {after.metered_until:%Y-%m-%d %H:%M} UTC, and it is only "
                     f"{report.now:%Y-%m-%d %H:%M} by the clock: it counts no minutes, so its lease is left to run out"
                 )
-    for job in ledger.find(FineTuneJob, state=("submitted", "running", "cancelling")):
+    for job in ledger.find(FineTuneJob, state=(JobState.SUBMITTED, JobState.RUNNING, JobState.CANCELLING)):
         with collect_errors(report.errors, job.suffix):
             ended = sync_fine_tune(provider, ledger, job.id, now=report.now)
             if ended.state in ENDED_STATES:
@@ -305,7 +332,7 @@ def _over_budget(ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> di
         report.warnings.append(said)
         if level == "warn":
             continue
-        for row in (*ledger.find(Deployment, state=(*RUNNING_STATES, "draining")), *_in_doubt(ledger)):
+        for row in (*ledger.find(Deployment, state=(*RUNNING_STATES, DeploymentState.DRAINING)), *_in_doubt(ledger)):
             if budget.decision_type in (None, row.decision_type):
                 immediately = level == "stop" or to_stop.get(row.id, ("", False))[1]
                 to_stop[row.id] = (said, immediately)
@@ -375,13 +402,14 @@ def _idle(
     """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing.
 
     Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
-    Registered models stay: withdrawing one saves nothing. So does a shared replica: it ends with its last adapter.
+    Registered models and those on this machine stay: withdrawing one saves nothing. So does a shared replica, which
+    ends with its last adapter.
     `asleep` gets why those stop that are only put to sleep if they are promoted.
     """
     found: dict[str, tuple[str, bool]] = {}
     settings, promoted = policy.of_types, promoted_models(ledger)
     for row in ledger.find(Deployment, state=RUNNING_STATES):
-        if row.provider == ENDPOINT or row.id in to_stop:
+        if row.provider in (ENDPOINT, _LOCAL) or row.id in to_stop:
             continue
         if row.ready_at is None and not row.replicas:
             waited = report.now - row.created_at
@@ -402,7 +430,10 @@ def _wake(layout: Layout, ledger: Ledger, provider: Provider, policy: GuardPolic
     settings = policy.of_types
 
     def begin(model_id: str) -> None:
-        share = settings.of(ledger.get(Model, model_id).decision_type).share
+        model = ledger.get(Model, model_id)
+        if model.provider != provider.name:
+            raise LedgerError(f"model {model_id} is of the provider {model.provider}, and {provider.name} is in use")
+        share = settings.of(model.decision_type).share
         begin_serving(provider, ledger, model_id, share=share, now=report.now)
 
     with collect_errors(report.warnings, "what sleeps could not be woken"):
@@ -420,7 +451,8 @@ def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: Guard
     serving = {
         row.served_name
         for row in running
-        if row.state == "ready" or (row.state == "degraded" and row.ready_at and row.replicas)
+        if row.state == DeploymentState.READY
+        or (row.state == DeploymentState.DEGRADED and row.ready_at and row.replicas)
     }
     waiting = {row.served_name for row in running if row.ready_at} - serving
     spent_types = {
@@ -464,22 +496,26 @@ def _has_routes(layout: Layout) -> bool:
 
 def _take_down(ledger: Ledger, provider: Provider, draining: set[str], report: GuardReport) -> None:
     """Go on with what is to end. What began to drain in this tick still answers its last requests."""
-    for row in ledger.find(Deployment, provider=provider.name, state=("draining", "stopping", "stopped", "failed")):
-        if row.state == "draining" and row.id not in draining:
+    for row in ledger.find(
+        Deployment,
+        provider=provider.name,
+        state=(DeploymentState.DRAINING, DeploymentState.STOPPING, DeploymentState.STOPPED, DeploymentState.FAILED),
+    ):
+        if row.state == DeploymentState.DRAINING and row.id not in draining:
             continue
         with collect_errors(report.errors, row.name):
             after = advance_shutdown(provider, ledger, row.id, now=report.now)
             if after.state != row.state:
                 report.actions.append(f"{row.name} is {after.state}")
-            if after.state == "stopping":
+            if after.state == DeploymentState.STOPPING:
                 _say_if_it_runs_on(ledger, after, report)
-            if after.state == "stopped" and after.reason:  # it costs nothing, so no lease runs out for it
+            if after.state == DeploymentState.STOPPED and after.reason:  # it costs nothing, so no lease runs out for it
                 report.warnings.append(f"{row.name}: {after.reason}; it is tried again every minute")
 
 
 def _say_if_it_runs_on(ledger: Ledger, row: Deployment, report: GuardReport) -> None:
     """The provider took the order to stop, and does not carry it out: it may cost on."""
-    told = [step.ts for step in ledger.history(Deployment, row.id) if step.to_state == "stopping"]
+    told = [step.ts for step in ledger.history(Deployment, row.id) if step.to_state == DeploymentState.STOPPING]
     minutes = int((report.now - told[-1]).total_seconds() // 60) if told else 0
     if minutes >= STOP_MINUTES:
         report.warnings.append(
@@ -490,7 +526,7 @@ def _say_if_it_runs_on(ledger: Ledger, row: Deployment, report: GuardReport) -> 
 
 def _cancel_waiting_jobs(ledger: Ledger, provider: Provider, policy: GuardPolicy, report: GuardReport) -> None:
     over = {budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) == "stop"}
-    for job in ledger.find(FineTuneJob, state="submitted"):
+    for job in ledger.find(FineTuneJob, state=JobState.SUBMITTED):
         if None in over or job.decision_type in over:
             with collect_errors(report.errors, job.suffix):
                 cancel_fine_tune(provider, ledger, job.id, why="the budget is spent", now=report.now)

@@ -28,7 +28,7 @@ from provider.port import Provider, RemoteDeployment, RemoteEndpoint, RemoteJob
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.reports import ENDED_STATES
-from storage.ledger.rows import Deployment, DeploymentRole, FineTuneJob, required
+from storage.ledger.rows import Deployment, DeploymentRole, DeploymentState, FineTuneJob, JobState, required
 
 ABANDON_AFTER = timedelta(minutes=10)
 """An intent that nobody works on, and of which the provider knows nothing for so long, is given up."""
@@ -39,7 +39,7 @@ LATE_ROWS = timedelta(days=31)
 UNWATCHED = timedelta(minutes=30)
 """What nobody has metered for so long, nor asked, is stopped here: its guard is dead, and its budget with it."""
 
-_RUNNING_STATES = ("provisioning", "degraded", "ready")
+_RUNNING_STATES = (DeploymentState.PROVISIONING, DeploymentState.DEGRADED, DeploymentState.READY)
 
 
 @dataclass(slots=True)
@@ -155,7 +155,7 @@ def _reconcile_jobs(provider: Provider, ledger: Ledger, report: ReconcileReport)
             _reconcile_job(provider, ledger, suffix, remote, report)
     present = {suffix for suffix, _ in ours}
     with ledger.exclusive("submit") as alone:  # nobody is just submitting
-        for row in ledger.find(FineTuneJob, state="intended") if alone and all_judged else ():
+        for row in ledger.find(FineTuneJob, state=JobState.INTENDED) if alone and all_judged else ():
             if row.suffix not in present and report.now - row.updated_at >= ABANDON_AFTER:
                 abandon_fine_tune(ledger, row.id, why="it never reached the provider", now=report.now)
                 report.actions.append(f"gave up {row.suffix}: it never reached the provider")
@@ -190,11 +190,11 @@ def _reconcile_job(provider: Provider, ledger: Ledger, suffix: str, remote: Remo
         job = ledger.get(FineTuneJob, known[0].id) if known else None
         if job is not None and job.remote_id == remote.id:
             return
-        if job is not None and job.state == "intended":
+        if job is not None and job.state == JobState.INTENDED:
             adopt_job(ledger, job.id, remote, why="found by its suffix", now=report.now)
             report.actions.append(f"found {suffix}, whose submission was never answered")
             return
-        if job is not None and job.state == "abandoned":
+        if job is not None and job.state == JobState.ABANDONED:
             job = adopt_job(ledger, job.id, remote, why="it turned up after it had been given up", now=report.now)
         else:
             job = _add_orphan_job(ledger, suffix, remote, minimum, report.now)
@@ -212,7 +212,7 @@ def _add_orphan_job(ledger: Ledger, suffix: str, remote: RemoteJob, minimum_usd:
         reservation = ledger.reserve(0, purpose=f"orphaned fine-tune {suffix}", ttl=None, now=now)
         return ledger.add(
             FineTuneJob,
-            state="submitted",
+            state=JobState.SUBMITTED,
             suffix=remote.id if ledger.find(FineTuneJob, suffix=suffix) else suffix,
             base_model=remote.base_model or "unknown",
             parameters="{}",
@@ -242,11 +242,15 @@ def _reconcile_deployments(provider: Provider, ledger: Ledger, report: Reconcile
         with collect_errors(report.errors, name):
             _reconcile_endpoint(provider, ledger, name, endpoint, report)
     with ledger.exclusive("submit") as alone:
-        for row in ledger.find(Deployment, provider=provider.name, state="intended") if alone and all_judged else ():
+        for row in (
+            ledger.find(Deployment, provider=provider.name, state=DeploymentState.INTENDED)
+            if alone and all_judged
+            else ()
+        ):
             if row.name not in ours and report.now - row.updated_at >= ABANDON_AFTER:
                 _end(provider, ledger, row.id, "it never reached the provider", report)
     for row in ledger.find(Deployment, provider=provider.name, state=LIVE_STATES):
-        if row.name not in ours and row.state != "intended":
+        if row.name not in ours and row.state != DeploymentState.INTENDED:
             with collect_errors(report.errors, row.name):  # it is gone: its money is settled
                 if sync_deployment(provider, ledger, row.id, now=report.now)[0].state in SHUTTING_STATES:
                     advance_shutdown(provider, ledger, row.id, now=report.now)
@@ -266,7 +270,7 @@ def _reconcile_shared(provider: Provider, ledger: Ledger, report: ReconcileRepor
 
 def _stop_unwatched(provider: Provider, ledger: Ledger, report: ReconcileReport) -> None:
     """Without a guard nobody has been asking through a route for long: the lease ran out after minutes."""
-    for row in ledger.find(Deployment, provider=provider.name, state=(*_RUNNING_STATES, "draining")):
+    for row in ledger.find(Deployment, provider=provider.name, state=(*_RUNNING_STATES, DeploymentState.DRAINING)):
         seen_at = max(at for at in (row.metered_until, row.last_request_at, row.created_at) if at)
         if report.now - seen_at >= UNWATCHED:
             minutes = int((report.now - seen_at).total_seconds() // 60)
@@ -275,7 +279,11 @@ def _stop_unwatched(provider: Provider, ledger: Ledger, report: ReconcileReport)
 
 def _go_on_stopping(provider: Provider, ledger: Ledger, report: ReconcileReport) -> None:
     """What was to end before this run, and has not yet: who began it may have died, or been refused."""
-    for row in ledger.find(Deployment, provider=provider.name, state=("stopping", "stopped", "failed")):
+    for row in ledger.find(
+        Deployment,
+        provider=provider.name,
+        state=(DeploymentState.STOPPING, DeploymentState.STOPPED, DeploymentState.FAILED),
+    ):
         _end(provider, ledger, row.id, row.reason or "it was to end", report)
 
 
@@ -289,12 +297,12 @@ def _reconcile_endpoint(
     if row is None:
         row = _add_orphan_deployment(provider, ledger, name, endpoint, report.now)
         report.orphans.append(f"endpoint {name} ({endpoint.id})")
-    elif row.state == "deleted":
+    elif row.state == DeploymentState.DELETED:
         # It was believed to be gone, so what it cost since then has not been charged yet.
         row = ledger.transition(
             Deployment,
             row.id,
-            "stopping",
+            DeploymentState.STOPPING,
             why="it turned up after it had been given up",
             endpoint_id=endpoint.id,
             served_name=endpoint.served_name,
@@ -304,7 +312,7 @@ def _reconcile_endpoint(
             now=report.now,
         )
         report.orphans.append(f"endpoint {name} ({endpoint.id})")
-    elif row.state == "intended":
+    elif row.state == DeploymentState.INTENDED:
         _adopt_intended(provider, ledger, row, endpoint, report)
         return
     else:
@@ -321,7 +329,7 @@ def _add_orphan_deployment(
     begun = (first.created_at if first else None) or endpoint.created_at
     return ledger.add(
         Deployment,
-        state="stopping",
+        state=DeploymentState.STOPPING,
         provider=provider.name,
         name=name,
         model_object_id=(first.model_id if first else None) or "unknown",
@@ -376,14 +384,14 @@ def _adopt_intended(
     """A process died, or still works, between the creates. What it started is followed; what it left is removed."""
     with ledger.exclusive("submit") as alone:
         row = ledger.get(Deployment, row.id)
-        if not alone or row.state != "intended":
+        if not alone or row.state != DeploymentState.INTENDED:
             return
         remote = provider.find_deployment(required(endpoint.id, row.name), row.name)
         if remote is not None:
             ledger.transition(
                 Deployment,
                 row.id,
-                "provisioning",
+                DeploymentState.PROVISIONING,
                 why="found by its name",
                 endpoint_id=endpoint.id,
                 served_name=endpoint.served_name,

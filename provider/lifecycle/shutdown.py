@@ -33,7 +33,7 @@ from provider.retries import pause
 from reasoning.errors import ReasoningError
 from storage.ledger.charges import ChargedTo
 from storage.ledger.money import minutes_usd
-from storage.ledger.rows import Deployment, DeploymentRole, required
+from storage.ledger.rows import Deployment, DeploymentRole, DeploymentState, required
 from storage.progress import share_done
 
 if TYPE_CHECKING:
@@ -60,10 +60,15 @@ def begin_shutdown(
     """Decide that a deployment ends: it drains (its route is to be withdrawn first), or stops at once."""
     with ledger.transaction():  # two may decide it at once
         row = ledger.get(Deployment, deployment_id)
-        if row.state in ("stopping", "stopped", "deleted"):
+        if row.state in (DeploymentState.STOPPING, DeploymentState.STOPPED, DeploymentState.DELETED):
             return row
-        drains = not immediately and row.state in ("ready", "degraded", "provisioning", "draining")
-        state = "draining" if drains else "stopping"
+        drains = not immediately and row.state in (
+            DeploymentState.READY,
+            DeploymentState.DEGRADED,
+            DeploymentState.PROVISIONING,
+            DeploymentState.DRAINING,
+        )
+        state = DeploymentState.DRAINING if drains else DeploymentState.STOPPING
         if row.role == DeploymentRole.SHARED:  # what it carries ends with it
             for attached in attached_to(ledger, row.id):
                 begin_shutdown(ledger, attached.id, why=why, immediately=immediately, now=now)
@@ -88,10 +93,10 @@ def advance_shutdown(provider: Provider, ledger: Ledger, deployment_id: str, *, 
     """
     clock = clock_of(now)
     row = ledger.get(Deployment, deployment_id)
-    if row.state == "deleted":
+    if row.state == DeploymentState.DELETED:
         return row
-    if row.state != "stopped":
-        row = move_deployment(ledger, deployment_id, "stopping", now=clock())
+    if row.state != DeploymentState.STOPPED:
+        row = move_deployment(ledger, deployment_id, DeploymentState.STOPPING, now=clock())
     if row.role == DeploymentRole.ATTACHED:
         row = detach_model(provider, ledger, row, now=clock)
         for replica in end_unused(ledger, now=clock()):
@@ -127,7 +132,7 @@ def _take_down(provider: Provider, ledger: Ledger, row: Deployment, clock: Calla
     running = sum(remote.replicas(at_most) for remote in remotes)
     meter_minutes(ledger, row.id, running, now=clock())
     if not all(remote.has_ended for remote in remotes):
-        return move_deployment(ledger, row.id, "stopping", now=clock())  # also what was started again
+        return move_deployment(ledger, row.id, DeploymentState.STOPPING, now=clock())  # also what was started again
     if not running:
         row = _cost_nothing(ledger, row, clock())
     for remote in remotes:
@@ -146,7 +151,7 @@ def _cost_nothing(ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
     with ledger.transaction():
         if row.reservation_id:
             ledger.release(row.reservation_id, now=now)
-        return move_deployment(ledger, row.id, "stopped", stopped_at=row.stopped_at or now, now=now)
+        return move_deployment(ledger, row.id, DeploymentState.STOPPED, stopped_at=row.stopped_at or now, now=now)
 
 
 def _look_quickly(provider: Provider, endpoint_id: str, known: Iterable[str], at_most: int) -> int | None:
@@ -244,7 +249,7 @@ def _gone(ledger: Ledger, row: Deployment, now: datetime) -> Deployment:
             ledger.release(row.reservation_id, now=now)
         reason = None if (row.reason or "").startswith(NOT_DELETED) else row.reason
         return ledger.transition(
-            Deployment, row.id, "deleted", stopped_at=row.stopped_at or now, reason=reason, now=now
+            Deployment, row.id, DeploymentState.DELETED, stopped_at=row.stopped_at or now, reason=reason, now=now
         )
 
 
@@ -260,7 +265,7 @@ def charge_double(ledger: Ledger, row: Deployment, remote: RemoteDeployment, *, 
             return
         own = ledger.add(
             Deployment,
-            state="deleted",
+            state=DeploymentState.DELETED,
             remote_id=remote.id,
             name=remote.id,
             attempted_at=begun,
@@ -308,10 +313,10 @@ def undeploy_model(
     """
     clock = clock_of(pace.now)
     row = ledger.get(Deployment, deployment_id)
-    if row.state == "deleted":
+    if row.state == DeploymentState.DELETED:
         return row
     serves = row.ready_at is not None and row.replicas > 0
-    drains_since = row.updated_at if row.state == "draining" else None
+    drains_since = row.updated_at if row.state == DeploymentState.DRAINING else None
     row = begin_shutdown(ledger, deployment_id, why=why, now=clock())
     routed: Exception | None = None
     if routes_path is not None and row.served_name:
@@ -320,7 +325,7 @@ def undeploy_model(
             withdraw_model(routes_path, row.served_name, now=clock())
         except (ReasoningError, OSError) as error:  # it ends with its lease; the replicas would not
             routed = error
-        if serves and row.state == "draining" and provider is not None:
+        if serves and row.state == DeploymentState.DRAINING and provider is not None:
             passed = (clock() - drains_since).total_seconds() if drains_since else 0.0
             pace.wait(max(drain_seconds, min(deadline, LONGEST_DRAIN) - passed))
     if provider is not None:
@@ -352,11 +357,11 @@ def _follow_down(
             row = advance_shutdown(provider, ledger, row.id, now=clock)
         except ProviderUnavailable as error:
             trouble = error
-        if row.state == "deleted":
+        if row.state == DeploymentState.DELETED:
             if progress:
                 progress(share_done(1.0, f"{row.name} is down"))
             return row
-        refusals += row.state == "stopped" and trouble is None
+        refusals += row.state == DeploymentState.STOPPED and trouble is None
         if refusals >= REFUSALS:
             raise NotReady(f"{row.name}: {row.reason or 'it does not end'}. The guard goes on asking")
         if time.monotonic() >= deadline:

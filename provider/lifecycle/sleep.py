@@ -47,7 +47,8 @@ def reason_to_sleep(
     of_type = settings.of(row.decision_type)
     if promoted.get(row.decision_type or "") == row.model_id and not of_type.is_open(now):
         return SleepReason.CALENDAR, f"its hours are over ({of_type.serve_between})"
-    if of_type.idle_minutes is None:
+    costs_nothing = not hourly_usd(row) and row.role != DeploymentRole.ATTACHED  # an attached one's replica may cost
+    if of_type.idle_minutes is None or costs_nothing:
         return None
     busy_at = max(at for at in (row.ready_at, row.last_request_at, row.created_at) if at)
     minutes = (now - busy_at).total_seconds() / 60

@@ -17,7 +17,7 @@ from storage.layout import Layout
 from storage.ledger import reports as ledger_reports
 from storage.ledger.ledger import Period, open_ledger
 from storage.ledger.money import format_usd
-from storage.ledger.rows import TOGETHER, Deployment, DeploymentRole, FineTuneJob
+from storage.ledger.rows import TOGETHER, Deployment, DeploymentRole, DeploymentState, FineTuneJob
 
 
 def model_status(data: Path | str, *, now: datetime | None = None) -> list[dict[str, Any]]:
@@ -57,7 +57,9 @@ def running(data: Path | str) -> list[dict[str, str]]:
             price = format_usd(job.estimate_usd)
             what = f"fine-tune {job.id} ({job.state}, {price}), which the same command follows again"
             found.append({"what": what, "mend": f"reasoning models cancel {job.id}"})
-        for row in ledger.find(Deployment, provider=TOGETHER, state=("intended", *ledger_reports.BILLABLE_STATES)):
+        for row in ledger.find(
+            Deployment, provider=TOGETHER, state=(DeploymentState.INTENDED, *ledger_reports.BILLABLE_STATES)
+        ):
             if row.role == DeploymentRole.ATTACHED:
                 continue  # its replica has the price, and ends with the last of them
             what = f"deployment {row.name} ({row.state}, {format_usd(hourly_usd(row))} an hour)"

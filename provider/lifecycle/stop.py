@@ -29,7 +29,7 @@ from storage.layout import Layout
 from storage.ledger.database import ledger_url
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.reports import ACTIVE_STATES, BILLABLE_STATES
-from storage.ledger.rows import ENDPOINT, Deployment, FineTuneJob
+from storage.ledger.rows import ENDPOINT, Deployment, DeploymentState, FineTuneJob
 
 _REQUEST_TIMEOUT = 20.0  # seconds
 _AT_ONCE = 32  # requests; more objects than this at one installation are not expected
@@ -354,7 +354,7 @@ def _tell_ledger(provider: Provider, data: Path | str, report: StopReport) -> No
     now = datetime.now(UTC)
     try:
         with open_ledger(data) as ledger:
-            for row in ledger.find(Deployment, state=("intended", *BILLABLE_STATES)):
+            for row in ledger.find(Deployment, state=(DeploymentState.INTENDED, *BILLABLE_STATES)):
                 begin_shutdown(ledger, row.id, why="reasoning stop", immediately=True, now=now)
             _sync_jobs(provider, ledger, report, now)
             ledger.release_hold(None, now=now)  # no cycle goes on

@@ -18,7 +18,7 @@ from provider.port import FileState, Provider
 from provider.retries import pause, retry_after, retrying
 from provider.rows import CheckedFile, check_rows
 from storage.ledger.database import new_id
-from storage.ledger.rows import UploadedDataset, required
+from storage.ledger.rows import DatasetState, UploadedDataset, required
 from storage.progress import OnProgress, share_done
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def upload_dataset(
     files = [("train", train)] + ([("validation", validation)] if validation else [])
     with _alone(ledger, folder.absolute().name, pace.progress):
         row = _record(ledger, folder, decision_type, train, validation, clock)
-        if row.state == "ready" and all(_exists(provider, row.file_id(split)) for split, _ in files):
+        if row.state == DatasetState.READY and all(_exists(provider, row.file_id(split)) for split, _ in files):
             return row
         return _upload_files(provider, ledger, row, files, pace)
 
@@ -77,7 +77,7 @@ def _upload_files(
     pace: Pace,
 ) -> UploadedDataset:
     clock, progress = clock_of(pace.now), pace.progress
-    row = ledger.transition(UploadedDataset, row.id, "intended", now=clock())
+    row = ledger.transition(UploadedDataset, row.id, DatasetState.INTENDED, now=clock())
     try:
         for index, (split, checked) in enumerate(files):
             column = f"{split}_file_id"
@@ -88,18 +88,20 @@ def _upload_files(
                 if progress:
                     progress(share_done(index / (len(files) + 1), f"uploading {split}.jsonl ({checked.rows:,} rows)"))
                 file_id = _upload(provider, f"{ledger.prefix}{row.id}-{split}.jsonl", checked, pace)
-                row = ledger.transition(UploadedDataset, row.id, "intended", now=clock(), **{column: file_id})
-        row = ledger.transition(UploadedDataset, row.id, "uploaded", now=clock())
+                row = ledger.transition(
+                    UploadedDataset, row.id, DatasetState.INTENDED, now=clock(), **{column: file_id}
+                )
+        row = ledger.transition(UploadedDataset, row.id, DatasetState.UPLOADED, now=clock())
         for split, checked in files:
             if progress:
                 progress(share_done(len(files) / (len(files) + 1), f"the provider checks {split}.jsonl"))
             _wait_until_processed(provider, required(row.file_id(split), f"the file {split}"), checked, pace)
     except UploadFailed as error:
-        ledger.transition(UploadedDataset, row.id, "failed", why=str(error), error=str(error), now=clock())
+        ledger.transition(UploadedDataset, row.id, DatasetState.FAILED, why=str(error), error=str(error), now=clock())
         raise
     if progress:
         progress(share_done(1.0, "uploaded"))
-    return ledger.transition(UploadedDataset, row.id, "ready", error=None, now=clock())
+    return ledger.transition(UploadedDataset, row.id, DatasetState.READY, error=None, now=clock())
 
 
 def _record(
@@ -122,7 +124,7 @@ def _record(
         if not known:
             return ledger.add(
                 UploadedDataset,
-                state="intended",
+                state=DatasetState.INTENDED,
                 id=new_id(),
                 dataset=name,
                 decision_type=decision_type,

@@ -68,10 +68,6 @@ class LocalProvider(Provider):
         """Nothing is open."""
         return
 
-    def time(self) -> datetime | None:
-        """This machine's clock."""
-        return datetime.now(UTC)
-
     # Prices and models
 
     def hourly_prices(self) -> Mapping[str, Decimal]:

@@ -1,7 +1,7 @@
 """The provider's bill against our charges, object by object: what is missing is charged, what is too much given back.
 
 Strict in money: nothing is given back by a bill that cannot be read, that is not there, or that has never named an
-object of ours of that kind (`provider.port.Kind`): what such a bill does not name may have cost all the same. A
+object of ours of that kind (`provider.money.billed.Kind`): what such a bill does not name may have cost all the same. A
 completed job never costs less than its own price. How far the bill has got, the provider's clock tells.
 """
 
@@ -14,12 +14,13 @@ from decimal import Decimal
 from typing import Literal
 
 from provider.errors import AccessDenied, RemoteNotFound
-from provider.port import KINDS, Bill, Billable, Billed, Kind, Objects, Provider
+from provider.money.billed import KINDS, Bill, Billable, Billed, Kind, Objects
+from provider.port import Provider
 from storage.ledger.charges import ChargedTo, Owner
 from storage.ledger.ledger import Ledger
 from storage.ledger.money import format_usd, round_up
 from storage.ledger.reports import ENDED_STATES
-from storage.ledger.rows import Deployment, DeploymentRole, FineTuneJob
+from storage.ledger.rows import Deployment, DeploymentRole, FineTuneJob, JobState
 
 BILL_SILENCE = timedelta(hours=25)
 """The bill of a month that has ended may be a day behind (Together's reference, "Get billing usage"). An hour that the
@@ -170,7 +171,7 @@ def _compare_job(ledger: Ledger, bill: Bill, job: FineTuneJob, compared: Compari
     if not final and (billed is None or not billed.until):
         return
     # A completed job owes its price. One that was cancelled or failed owes what the bill names, or else its price.
-    owes = job.state == "completed" or billed is None or not billed.until
+    owes = job.state == JobState.COMPLETED or billed is None or not billed.until
     floor = (job.price_usd or Decimal(0)) if owes else Decimal(0)
     _adjust(ledger, bill, "fine_tune_jobs", [job], until=None, floor=floor, final=final, compared=compared)
 

@@ -100,7 +100,7 @@ def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: dat
             deployment_id,
             replicas=replicas,
             billed_minutes=billed,
-            metered_until=since if running and replicas else now,
+            metered_until=since if running and replicas and row.hourly_usd else now,
             now=now,
         )
         if charged and (held := row.reservation_id):

@@ -11,15 +11,14 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from provider.money.billed import Bill, Objects
 from provider.port import (
     CONCURRENCY,
     BaseModel,
     BeforeCreate,
-    Bill,
     Capabilities,
     Completion,
     Messages,
-    Objects,
     Provider,
     RemoteAdapter,
     RemoteDeployment,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from provider.clock import moment, time_from_headers
 from provider.errors import AccessDenied, ProviderError, RemoteNotFound
-from provider.port import KINDS, Bill, Billable, Kind, Objects
+from provider.money.billed import KINDS, Bill, Billable, Kind, Objects
 from provider.together.answers import listed, text, usd
 from provider.together.client import translate_sdk_errors
 from storage.ledger.ledger import period_start

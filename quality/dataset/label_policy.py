@@ -52,6 +52,12 @@ class LabelPolicy:
     confirms: bool = False
     conflicts: Conflicts = "latest"
 
+    @property
+    def met_sql(self) -> str:
+        """SQL: does a `metric` and its `number` meet its rule? NULL where there is no rule for it."""
+        cases = [f"WHEN metric = {sql_text(r.metric)} THEN number {r.comparison} {r.value!r}" for r in self.outcomes]
+        return f"CASE {' '.join(cases)} END" if cases else "NULL::BOOLEAN"
+
     def as_dict(self) -> dict[str, Any]:
         """For the manifest of a dataset."""
         return {"outcomes": [*map(str, self.outcomes)], "confirms": self.confirms, "conflicts": self.conflicts}
@@ -96,8 +102,7 @@ def labels_query(policy: LabelPolicy, where: str) -> str:
     `label` and `label_source` are by the policy; `ruled_out` is true where the label is an answer that feedback ruled
     out. Feedback of an episode as a whole judges no single answer.
     """
-    cases = [f"WHEN metric = {sql_text(r.metric)} THEN number {r.comparison} {r.value!r}" for r in policy.outcomes]
-    met = f"CASE {' '.join(cases)} END" if cases else "NULL::BOOLEAN"
+    met = policy.met_sql
     wrong = " OR ".join(
         f"coalesce({side}.wrong AND {_same('original_decision', answer)}, false)"
         for side, answer in (("o", "original_decision"), ("c", "custom_decision"), ("s", "decision"))

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from quality.evaluation.form_metrics.rows import Metric
 
@@ -51,7 +51,7 @@ class Estimate:
         return self.se if self.se is not None else (self.high - self.low) / 2 / 1.96
 
     def _reach(self, alpha: float) -> float:
-        return float(stats.t.ppf(1 - alpha, self.df if self.df is not None else np.inf)) * self.error
+        return float(stdtrit(self.df if self.df is not None else np.inf, 1 - alpha)) * self.error
 
 
 def leave_out(episodes: int) -> np.ndarray:
@@ -89,5 +89,5 @@ def jackknife(values: np.ndarray, counted: np.ndarray | None = None, unit: float
     if different < _FEW_DIFFERENT:
         variance += _UNSEEN * (float(differs.max()) if different else unit) ** 2 / groups**2
     se, df = variance**0.5, groups - 1
-    reach = float(stats.t.ppf(0.975, df)) * se
+    reach = float(stdtrit(df, 0.975)) * se
     return Estimate(round(value, 6), round(value - reach, 6), round(value + reach, 6), round(se, 9), df)

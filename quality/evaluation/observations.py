@@ -22,6 +22,7 @@ import numpy as np
 import orjson
 
 import storage
+from quality.dataset.label_policy import load_label_policy
 from quality.evaluation.form_metrics import get_metrics
 from quality.evaluation.live import Observations, Stream
 from quality.evaluation.objectives import Objective, load_objective
@@ -29,6 +30,7 @@ from quality.evaluation.sequential import Scores, limit_outliers
 from quality.settings import Design
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
+from storage.log.views import NUMBER
 
 if TYPE_CHECKING:
     import duckdb
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 50_000
 _SETTLE_SECONDS = 3_600.0
+_OUTCOMES_AN_ANSWER = 10
 
 # Who answered what is told by source and arm: beside the model of an experiment, which is `custom`, there may be an
 # incumbent. A model's failed answers are not compared; what the fallback failed to answer is wrong.
@@ -65,6 +68,23 @@ FROM labelled_decisions AS l JOIN asked USING (date, request_id)
 WHERE l.decision_type = $decision_type AND demonstration IS NOT NULL AND date >= $since_date::DATE
   AND demonstrated_at <= $now
 ORDER BY demonstrated_at DESC, request_id DESC LIMIT $limit
+"""
+# What feedback says of the answer that was served, by the rules of the type (`quality.dataset.label_policy`).
+_OUTCOMES = """
+WITH met AS (
+    SELECT date, decision_id, {met} AS met, ts
+    FROM (SELECT *, {number} AS number FROM feedback WHERE decision_id IS NOT NULL AND kind = 'metric' AND ts <= $now)
+), judged AS (
+    SELECT date, decision_id, bool_and(met) AS "right", epoch(max(ts)) AS known_at
+    FROM met WHERE met IS NOT NULL GROUP BY ALL
+)
+SELECT coalesce(episode_id, request_id::VARCHAR) AS episode, known_at, "right",
+       CASE WHEN arm = $against THEN 'original' WHEN arm = 'custom' THEN 'custom' END AS arm, arm_probability,
+       false AS both
+FROM decisions JOIN judged USING (date, decision_id)
+WHERE decision_type = $decision_type AND experiment = $experiment AND served
+  AND date >= $since_date::DATE AND ts >= $since AND ts <= $now
+ORDER BY known_at DESC, decision_id DESC LIMIT $limit
 """
 # Of every answer that the model was asked for, served or in the shadow.
 _ANSWERS = """
@@ -100,15 +120,21 @@ def observe(
 
     It is compared with the fallback (`original`) or with the model that it is to replace (`incumbent`). The latest
     50,000 labels are read. An answer above `slow_ms` milliseconds is a slow one; None: latency is no matter.
-    Questions without an episode are episodes of their own.
+    Questions without an episode are episodes of their own. Where feedback judged ten times as many answers as there
+    are demonstrations, or there are none, the shares of answers that it called right are compared, by arm.
     """
     kind = get_decision_type(decision_type, config)
     parameters = {"decision_type": decision_type, "since": since, "since_date": since.date(), "now": now}
     own = parameters | {"experiment": experiment}
 
+    outcomes_query = _OUTCOMES.format(met=load_label_policy(decision_type).met_sql, number=NUMBER)
+
     def fetch(log: duckdb.DuckDBPyConnection) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float | None]:
         query = _LABELLED.format(compared=_COMPARED[against])
         labelled = _rows(log, query, own | {"limit": MAX_ROWS, "against": against})[::-1]
+        outcomes = _rows(log, outcomes_query, own | {"limit": MAX_ROWS, "against": against})[::-1]
+        if len(labelled) < len(outcomes) / _OUTCOMES_AN_ANSWER:
+            labelled = outcomes
         answers = _rows(log, _ANSWERS, own | {"slow_ms": slow_ms})
         ((cost,),) = log.execute(_FALLBACK_COST, parameters).fetchall()
         return labelled, answers, cost
@@ -120,7 +146,7 @@ def observe(
         since=since,
         against="the fallback" if against == "original" else "the incumbent",
         design=design,
-        objective=(load_objective(kind).metric_of(kind) or "accuracy").replace("_", " "),
+        objective=_name_objective(kind, labelled),
         difference=difference,
         level=level,
         failed=_shares(answers, "failed"),
@@ -131,6 +157,12 @@ def observe(
         cost_per_1000_usd=1000 * sum(row["cost_usd"] or 0 for row in answers) / priced if priced else None,
         fallback_cost_per_1000_usd=fallback_cost,
     )
+
+
+def _name_objective(kind: DecisionType, rows: Sequence[dict[str, Any]]) -> str:
+    if rows and "right" in rows[0]:
+        return "share called right"
+    return (load_objective(kind).metric_of(kind) or "accuracy").replace("_", " ")
 
 
 def _rows(log: duckdb.DuckDBPyConnection, query: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
@@ -179,7 +211,7 @@ def compare_rows(
     table = _tabulate(kind, rows, design, now)
     if table is None:
         return None, Stream(), Stream()
-    worth = _worth_by_unit(objective if get_metrics(kind.answer).by_label else Objective("accuracy"), table)
+    worth = _worth_by_unit(objective if len(table.labels) > 1 else Objective("accuracy"), table)
     ours, theirs = table.model >= 0, table.fallback >= 0
     block = worth.block[table.unit]
     model, fallback = worth.table[block, table.label, table.model], worth.table[block, table.label, table.fallback]
@@ -196,14 +228,15 @@ def compare_rows(
 
 def _tabulate(kind: DecisionType, rows: Sequence[dict[str, Any]], design: Design, now: float) -> _Table | None:
     """The rows that are compared, by label time; None without one whose hour is over."""
-    labels = kind.labels if get_metrics(kind.answer).by_label else ("right",)
+    are_outcomes = any("right" in row for row in rows)
+    labels = kind.labels if get_metrics(kind.answer).by_label and not are_outcomes else ("right",)
     classes, shares = _Classes(kind, labels), _first_shares(rows)
     units: dict[tuple[str, float], int] = {}
     first: dict[str, float] = {}
     ends: list[float] = []
     found = []
     for row in rows:
-        right = classes.label(row["demonstration"])
+        right = 0 if are_outcomes else classes.label(row["demonstration"])
         if right is None or (not row["both"] if design == "shadow" else not (row["arm"] and row["arm_probability"])):
             continue
         episode, known_at = row["episode"], row["known_at"]
@@ -227,10 +260,10 @@ def _sides(classes: _Classes, row: dict[str, Any], design: Design, shares: dict[
 
     `shares` are the latest probabilities of both arms: a row knows that of its own only, and there may be a third.
     """
-    right = row["demonstration"]
+    right = row.get("demonstration")
     if design == "shadow":
         return classes.answer(row["custom_decision"], right), classes.answer(row["original_decision"], right), 0.5
-    answer = classes.answer(row["served"], right)
+    answer = classes.answer(row["served"], right) if "right" not in row else int(not row["right"])
     is_model = row["arm"] != "original"
     shares[_side(row)] = row["arm_probability"]
     share = shares["model"] / (shares["model"] + shares["other"])
@@ -264,12 +297,12 @@ class _Classes:
         name = self._class_of(text)
         return None if name is None else self._labels.get(name, 0) if self._by_label else 0
 
-    def answer(self, text: str | None, label: str) -> int:
+    def answer(self, text: str | None, label: str | None) -> int:
         """A failed answer has the number after the last label."""
         name = None if text is None else self._class_of(text)
         if self._by_label:
             return len(self._labels) if name is None else self._labels[name]
-        return 0 if name is not None and name == self._class_of(label) else 1
+        return 0 if name is not None and label is not None and name == self._class_of(label) else 1
 
     def _class_of(self, text: str) -> str | None:
         if text not in self._known:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from quality.errors import EvaluationError
 from quality.evaluation.error_budget import MONTHLY_ERROR, Allowance
@@ -118,7 +118,7 @@ def detectable(episodes: int, *, alpha: float = MONTHLY_ERROR / 3, spread: float
     """The least difference that a holdout shows in four of five cases; `spread` is its deviation by episode."""
     if episodes < 2:
         return math.inf
-    quantiles = stats.t.ppf(1 - alpha, episodes - 1) + stats.t.ppf(0.8, episodes - 1)
+    quantiles = stdtrit(episodes - 1, 1 - alpha) + stdtrit(episodes - 1, 0.8)
     return float(quantiles) * spread / math.sqrt(episodes)
 
 

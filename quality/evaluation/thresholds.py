@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from quality.errors import EvaluationError
 from quality.evaluation.evaluate import Answer, Label, is_right, score
@@ -97,7 +97,7 @@ def choose_threshold(
                 count / len(asked),
                 round(score(kind, labels, mixed, objective)[metric], 6),
                 errors=wrong / count if count else 0.0,
-                errors_at_most=float(beta.ppf(0.9, wrong + 1, count - wrong)) if wrong < count else 1.0,
+                errors_at_most=float(betaincinv(wrong + 1, count - wrong, 0.9)) if wrong < count else 1.0,
             )
         )
     if objective.error_budget is not None:

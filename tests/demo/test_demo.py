@@ -47,6 +47,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) 
     copy_prefect_database(pytestconfig, prefect_home)
     # A key in the environment is no leave to spend it.
     arguments = ["--data", str(data), "--conversations", str(part), "--budget", str(BUDGET_USD)]
+    arguments += ["--provider", "emulator"]
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", "demo", *arguments],
         capture_output=True,

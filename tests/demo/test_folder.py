@@ -86,12 +86,14 @@ def test_a_full_disk_is_told_and_leaves_whole_segments(tmp_path: Path) -> None:
         from rich.console import Console
 
         from demo.replay import ReplayClock
-        from demo.run import COLLECT_FROM, Demo, collect, pick_episodes
+        from demo.run import COLLECT_FROM, Backend, Demo, collect, pick_episodes
         from reasoning.io.spool import read_segment
         from storage.layout import Layout
 
         Layout(disk / "demo").create()
-        demo = Demo(disk / "demo", "http://127.0.0.1:9", Console(quiet=True), ReplayClock(COLLECT_FROM))
+        demo = Demo(
+            disk / "demo", Backend("emulator", "http://127.0.0.1:9"), Console(quiet=True), ReplayClock(COLLECT_FROM)
+        )
         with pytest.raises(DemoError, match=r"records could not be written to .*No space left on device"):
             collect(demo, pick_episodes(None)[0])
         (segment,) = (disk / "demo" / "spool").iterdir()

@@ -39,7 +39,7 @@ def comparison(right: int, of: int = 40) -> dict[str, Any]:
 
 
 RESULT: dict[str, Any] = {
-    "provider": "local",
+    "provider": "emulator",
     "seconds": 130.0,
     "collected_from": "2018-05-01T00:00:00Z",
     "turned_at": "2018-05-05T02:00:00Z",

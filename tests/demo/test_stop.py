@@ -30,7 +30,7 @@ def test_stopped_on_the_way(tmp_path: Path, after: str, victim: str, number: sig
     with (
         errors.open("w") as stderr,
         subprocess.Popen(
-            [sys.executable, "-u", "-m", "cli.main", "demo", "--data", str(data)],
+            [sys.executable, "-u", "-m", "cli.main", "demo", "--provider", "emulator", "--data", str(data)],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

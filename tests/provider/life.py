@@ -23,10 +23,10 @@ from provider.together.tiers import resolve_tier
 from reasoning.errors import ReasoningError
 from reasoning.serving.routes import Arm, Route, read_routes
 from storage.ledger.reports import ACTIVE_STATES, BILLABLE_STATES
-from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset, required
+from storage.ledger.rows import Deployment, DeploymentRole, FineTuneJob, Model, UploadedDataset, required
 from tests.provider.world import Killed, World
 
-CREATES = (("train", "/v1/fine-tunes"), ("deploy", "/endpoints"), ("deploy", "/deployments"))
+CREATES = (("train", "/v1/fine-tunes"), ("deploy", "/endpoints"), ("deploy", "/deployments"), ("deploy", "/adapters"))
 """Commands, and where the POSTs that create something end."""
 
 FAULTS: tuple[tuple[str, str | None], ...] = (
@@ -115,14 +115,14 @@ class Life:
                 lambda: cancel_fine_tune(self.world.provider, self.world.ledger, jobs[-1].id, now=self.world.now())
             )
 
-    def deploy(self) -> None:
-        """Deploy the newest model and give it traffic."""
+    def deploy(self, newest: int = 1) -> None:
+        """Deploy the newest model (or with 2 the one before it) and give it traffic."""
 
         def run() -> None:
             row = deploy_model(
                 self.world.provider,
                 self.world.ledger,
-                models[-1].id,
+                models[-min(newest, len(models))].id,
                 pace=Pace(poll_seconds=60, now=self.world.now, wait=self.wait),
             )
             custom = Arm("custom", "custom", 1.0, model=row.served_name, base_url=self.world.emulator.url)
@@ -147,7 +147,8 @@ class Life:
 
     def stopped_by_the_provider(self) -> None:
         """It ends a deployment by itself, as its own idle stop does."""
-        for row in self.world.ledger.find(Deployment, state="ready")[-1:]:
+        roles = (DeploymentRole.OWN, DeploymentRole.SHARED)
+        for row in self.world.ledger.find(Deployment, state="ready", role=roles)[-1:]:
             self.world.observer.endpoints.deployments.update(
                 required(row.remote_id, ""),
                 endpoint_id=required(row.endpoint_id, ""),
@@ -328,6 +329,8 @@ class Life:
             assert len(running) <= 1, f"{endpoint.name} has {len(running)} deployments"
             live_models += [d.model for d in running]
         assert len(live_models) == len(set(live_models)), f"a model is deployed twice: {live_models}"
+        attached = [adapter for adapters in self._adapters(endpoints).values() for adapter in adapters]
+        assert len(attached) == len(set(attached)), f"an adapter is attached twice: {attached}"
         self._strangers.check(endpoints, jobs)
         if self._leased_at is None or self.world.now() - self._leased_at >= LEASE:
             routed = routed_models(self.world.data / "routes.json", now=self.world.now())
@@ -349,9 +352,25 @@ class Life:
         self.oldest_orphan = max([self.oldest_orphan, *(now - begun for begun in since.values())])
         return set(since)
 
+    def _adapters(self, endpoints: list[Any]) -> dict[str, list[str]]:
+        """What our shared replicas carry, by the id of the replica, which runs."""
+        shared = {row.name for row in self.world.ledger.find(Deployment, role=DeploymentRole.SHARED)}
+        return {
+            replica.id: [
+                adapter.adapter_model_id
+                for adapter in self.world.observer.endpoints.adapters.list(endpoint.id, replica.id)
+            ]
+            for endpoint in self.world.ours(endpoints)
+            if endpoint.name.rsplit("/", 1)[-1] in shared
+            for replica in endpoint.deployments
+            if (replica.autoscaling.max_replicas or 0) > 0
+        }
+
     def _count_orphans(self) -> None:
-        """After a reconciliation that met no trouble."""
-        orphans = self._find_orphans(self.world.all_endpoints(), self.world.all_jobs())
+        """After a reconciliation that met no trouble. A replica that carries nothing is one, too."""
+        endpoints = self.world.all_endpoints()
+        orphans = self._find_orphans(endpoints, self.world.all_jobs())
+        orphans |= {replica for replica, adapters in self._adapters(endpoints).items() if not adapters}
         self._orphans = {orphan: self._orphans.get(orphan, 0) + 1 for orphan in orphans}
         self.worst_orphan_reconciliations = max([self.worst_orphan_reconciliations, *self._orphans.values()])
         assert self.worst_orphan_reconciliations < 2, f"orphans after two reconciliations: {self._orphans}"

@@ -21,10 +21,10 @@ from provider.errors import (
     ProviderUnavailable,
     RemoteNotFound,
 )
+from provider.money.billed import Objects
 from provider.port import (
     Completion,
     FileState,
-    Objects,
     Provider,
     RemoteDeployment,
     RemoteJob,

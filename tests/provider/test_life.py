@@ -47,6 +47,10 @@ class Lives(RuleBasedStateMachine):
         self.life.deploy()
 
     @rule()
+    def deploy_the_one_before(self) -> None:
+        self.life.deploy(2)
+
+    @rule()
     def undeploy(self) -> None:
         self.life.undeploy()
 

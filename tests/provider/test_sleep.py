@@ -179,8 +179,9 @@ def test_a_budget_refuses_to_wake_and_says_so(world: World, adapters: list[Model
     assert world.ours() == []
     assert "hour budget" in str(read_sleeps(world.ledger)[0].refused)
     world.ledger.set_budget("hour", "6")
-    life.tick(2)
+    life.tick(3)
     assert life.routed() != {}
+    assert sum(row.hourly_usd for row in world.ledger.find(Deployment, state="ready")) == RATE  # of all, once
 
 
 def test_a_candidate_is_stopped_and_does_not_come_back(world: World, adapters: list[Model]) -> None:

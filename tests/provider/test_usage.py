@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provider.port import Bill, Objects
+from provider.money.billed import Bill, Objects
 from provider.together.usage import _aliases, _kind_of, _names_somebody, _read_window
 from storage.ledger.money import LARGEST_USD
 

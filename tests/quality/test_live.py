@@ -12,6 +12,9 @@ from quality.evaluation.observations import observe
 from quality.evaluation.policies import load_policy
 from quality.evaluation.sequential import Scores
 from reasoning.decision_types import get_decision_type
+from reasoning.ids import uuid7
+from reasoning.records import Feedback
+from storage import sql
 from tests.quality.log import START, conversations, land, records
 
 EXPERIMENT = "should_respond-m1"
@@ -196,3 +199,29 @@ def test_a_challenger_is_compared_with_the_incumbent_beside_it_by_arm(tmp_path):
     assert decision.reason.startswith("worse than the incumbent")
     alone = observe(data, "should_respond", EXPERIMENT, **options)
     assert decide(alone, LivePolicy(), stage="canary", now=now).action == "hold"
+
+
+def test_feedback_on_what_was_served_is_evidence_where_there_are_no_demonstrations(tmp_path):
+    now = serve(tmp_path / "data", right=0.5, weight=0.5, labelled=False, episodes=120)
+    rng = random.Random(1)
+    said = []
+    rows = sql(tmp_path / "data", "SELECT decision_id, ts, arm FROM decisions WHERE served ORDER BY ts").rows
+    for decision_id, ts, arm in rows:
+        helpful = rng.random() < (0.3 if arm == "custom" else 0.8)
+        given = ts + timedelta(minutes=1)
+        said.append(
+            Feedback(
+                feedback_id=uuid7(given),
+                ts=given,
+                metric="helpful",
+                value=helpful,
+                kind="metric",
+                decision_id=decision_id,
+            )
+        )
+    land(tmp_path / "data", [said])
+    found = _decide(tmp_path / "data", now)
+    assert found.action == "withdraw"
+    assert found.numbers["objective"] == "share called right"
+    assert found.numbers["difference"] == pytest.approx(-0.5, abs=0.1)
+    assert found.numbers["labelled"] == 600

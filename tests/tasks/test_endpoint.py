@@ -159,9 +159,12 @@ def decide(data: Path, times: int = 1) -> list[str]:
 
 
 def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_when_its_budget_is_spent(
-    data: Path, vllm: Vllm, exported: Path
+    data: Path, vllm: Vllm, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(exported, data, dirs_exist_ok=True)
+    settings = data.parent / "reasoning.toml"
+    settings.write_text("[worth.should_respond]\nmax_usd_per_1000 = 1\n")
+    monkeypatch.setenv("REASONING_CONFIG", str(settings))
     model = register(data, vllm)
     # Once whole, once streamed, which is all that was charged.
     assert [asked.get("stream", False) for asked in vllm.asked] == [False, True]
@@ -175,7 +178,7 @@ def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_w
     assert asked == evaluation.rows > 0
     assert 0 <= charged - asked * CALL_USD < Decimal("0.00000001")
     assert any("was not trained here" in note for note in evaluation.notes)
-    assert evaluation.about["verdict"]["decision"] == "promote", evaluation.about["verdict"]
+    assert evaluation.about["verdict"]["decision"] == "promote", evaluation.about["verdict"]["why"]
 
     promote_model(data, "mine", PromoteSettings(weight=1))
     _check_plan(data, asked)

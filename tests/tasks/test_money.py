@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pipeline.money import guard as watch
+from pipeline.money import reconcile
 from pipeline.reports import budget_rows, cost_fields, cost_rows, markdown, text, to_jsonable, without
+from provider.errors import ProviderSettingsError
 from provider.lifecycle.guard import GuardReport
 from provider.lifecycle.status import cost_report, model_status
 from storage.ledger.charges import ChargedTo
 from storage.ledger.ledger import open_ledger
-from storage.ledger.rows import Deployment, Model
+from storage.ledger.rows import Deployment, FineTuneJob, Model
 from tasks.runs import publish
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
@@ -180,3 +183,29 @@ def test_the_columns_of_an_artifact_are_named_as_on_the_terminal(monkeypatch: py
     monkeypatch.setattr("tasks.runs.create_table_artifact", lambda rows, *, key, description: made.update({key: rows}))
     publish("models", [{"cost_usd": Decimal("5.49")}], title="The models")
     assert made == {"models": [{"cost usd": "5.49"}]}
+
+
+def test_what_is_at_another_provider_than_the_settings_name_is_not_held_for_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings name this machine, by default; a job and a deployment that cost money are at Together."""
+    for name in ("REASONING_PROVIDER", "REASONING_PROVIDER_URL", "REASONING_LEDGER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    job = {"suffix": "rsn-1", "remote_id": "ft-1", "base_model": "Qwen/Q", "parameters": "{}", "estimate_usd": 4}
+    served = {"model_object_id": "ml_1", "config": "c", "hardware": "h", "hourly_usd": 6, "max_replicas": 1}
+    with open_ledger(tmp_path, now=NOW) as ledger:
+        trains = ledger.add(FineTuneJob, state="running", now=NOW, **job)
+    for add_deployment in (False, True):
+        if add_deployment:
+            with open_ledger(tmp_path) as ledger:
+                ledger.transition(FineTuneJob, trains.id, "failed")
+                runs = ledger.add(Deployment, state="ready", name="d", replicas=1, now=NOW, **served)
+        report = watch(tmp_path, now=NOW + timedelta(hours=1))
+        assert "set REASONING_PROVIDER=together" in str(report.errors)
+        with pytest.raises(ProviderSettingsError, match="set REASONING_PROVIDER=together"):
+            reconcile(tmp_path, now=NOW + timedelta(hours=1))
+        with open_ledger(tmp_path) as ledger:
+            if add_deployment:
+                assert ledger.get(Deployment, runs.id).state not in ("stopped", "deleted")  # what it costs goes on
+            else:
+                assert ledger.get(FineTuneJob, trains.id).state == "running"

@@ -9,6 +9,8 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import httpx
@@ -19,8 +21,11 @@ import pytest
 from provider.errors import NotServable, ProviderRefused, RemoteNotFound
 from provider.local.adapter import LocalProvider
 from provider.local.folder import Folder, is_held
+from provider.money.metering import meter_minutes
 from provider.port import RemoteJob, RemoteJobState, RemoteState, ServingRequest, TrainingRequest
 from provider.rows import check_rows
+from storage.ledger.ledger import open_ledger
+from storage.ledger.rows import Deployment
 
 WORDS = ["river", "stone", "cloud", "paper", "green", "quiet", "seven", "table", "winter", "music"]
 
@@ -187,3 +192,23 @@ def test_what_is_not_there_is_refused_with_its_name(provider: LocalProvider) -> 
     with pytest.raises(NotServable, match=r"this machine trains no 'local/oracle'; known: small"):
         provider.base_model("local/oracle")
     assert provider.base_model("small").id == "local/auto"
+
+
+def test_what_costs_nothing_is_seen_all_the_same(tmp_path: Path) -> None:
+    seen = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    with open_ledger(tmp_path) as ledger:
+        row = ledger.add(
+            Deployment,
+            state="ready",
+            provider="local",
+            name="d",
+            model_object_id="m",
+            config="process",
+            hardware="this machine",
+            hourly_usd=Decimal(0),
+            max_replicas=1,
+            replicas=1,
+            now=seen - timedelta(days=3),
+        )
+        assert meter_minutes(ledger, row.id, 1, now=seen) == 0
+        assert ledger.get(Deployment, row.id).metered_until == seen  # a look that is old makes its state unknown
