@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import together._base_client
@@ -39,7 +40,16 @@ def live_a_day(life: Life, chance: random.Random) -> None:
     """One day of commands, faults and deaths."""
     left = float(DAY)
     commands: list[Callable[[], None]] = [
-        *(life.deploy, life.deploy, life.undeploy, life.use, life.train, life.upload, life.cancel)
+        *(
+            life.deploy,
+            partial(life.deploy, 2),
+            partial(life.deploy, 3),
+            life.undeploy,
+            life.use,
+            life.train,
+            life.upload,
+            life.cancel,
+        )
     ]
     while left > 0:
         for _ in range(chance.randint(0, 3)):

@@ -128,6 +128,25 @@ def reconcile(data: Data = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@costs_app.command("now")
+def now_command(
+    data: Data = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every 10 seconds, until Ctrl-C")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each decision type costs today and this month, and what that saves against the fallback."""
+    from time import sleep
+
+    from pipeline.economy.overview import costs_now
+
+    folder = find_data(data)
+    while True:
+        show(costs_now(folder), as_json=as_json, title="US dollars today and this month (UTC), by decision type")
+        if not watch:
+            return
+        sleep(10)
+
+
 @costs_app.command("report")
 def report(
     data: Data = None,

@@ -52,11 +52,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     fast = config.getoption("fast")
     config.stash[_SWITCH] = forbid_processes() if fast else lambda on: None
-    # That examples are drawn slowly or thrown away by chance says nothing about a test. Many are for `make torture`.
+    # That examples are drawn slowly, thrown away by chance, or take long on a busy machine says nothing about a test.
+    # Many are for `make torture`.
     slow_draws = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much]
-    hypothesis.settings.register_profile("fast", max_examples=10, suppress_health_check=list(hypothesis.HealthCheck))
-    hypothesis.settings.register_profile("suite", max_examples=50, suppress_health_check=slow_draws)
-    hypothesis.settings.register_profile("torture", max_examples=500, suppress_health_check=slow_draws)
+    hypothesis.settings.register_profile(
+        "fast", deadline=None, max_examples=10, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+    hypothesis.settings.register_profile("suite", deadline=None, max_examples=50, suppress_health_check=slow_draws)
+    hypothesis.settings.register_profile("torture", deadline=None, max_examples=500, suppress_health_check=slow_draws)
     torture = config.getoption("markexpr") == "torture"
     hypothesis.settings.load_profile("fast" if fast else "torture" if torture else "suite")
 

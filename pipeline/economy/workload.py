@@ -57,13 +57,14 @@ SELECT sum(least(epoch(coalesce(next, $now) - ts), $idle)) / 3600 FROM (
     WHERE served AND {_IN_WINDOW} AND list_contains($types, decision_type)
 )
 """  # noqa: S608
-_FALLBACK = f"""
+# Answers of the fallback by what their cost depends on, as `fallback_cost` reads them.
+FALLBACK_ANSWERS = """
 SELECT decision_type, fallback_model, date, price_source, cost_usd IS NULL AS unpriced, count(*) AS answers,
-       sum(cost_usd) AS cost_usd, avg(input_tokens) AS input_tokens, avg(output_tokens) AS output_tokens,
+       fsum(cost_usd) AS cost_usd, avg(input_tokens) AS input_tokens, avg(output_tokens) AS output_tokens,
        avg(coalesce(cache_read_tokens, 0)) AS cache_read, avg(coalesce(cache_write_tokens, 0)) AS cache_write,
        count(*) FILTER (input_tokens IS NOT NULL AND output_tokens IS NOT NULL) AS counted
-FROM decisions WHERE source = 'original' AND {_IN_WINDOW} GROUP BY ALL
-"""  # noqa: S608
+FROM decisions WHERE source = 'original' AND date >= $since_date::DATE AND ts >= $since AND ts <= $now GROUP BY ALL
+"""
 _CHARGED = """
 SELECT decision_type, sum(amount_usd) FROM costs
 WHERE decision_type IS NOT NULL AND kind IN ('endpoint', 'tokens', 'share', 'adjustment')
@@ -165,7 +166,7 @@ def read_workloads(
             "volume": volume,
             "hours": rows(log, _HOURS, window),
             "peaks": dict(log.execute(_PEAKS, window).fetchall()),
-            "fallback": rows(log, _FALLBACK, window),
+            "fallback": rows(log, FALLBACK_ANSWERS, window),
             "demonstrations": rows(log, _DEMONSTRATIONS, window) if row and row[0] else [],
             "charged": dict(log.execute(_CHARGED, {"since": since, "now": now}).fetchall()),
             "awake": {name: awake_hours(log, [name], idle, window) for name in volume},

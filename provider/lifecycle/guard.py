@@ -39,7 +39,7 @@ from provider.port import Provider
 from provider.serving import ServingSettings, TypeServing
 from reasoning.errors import ReasoningError, RoutesError
 from reasoning.serving.routes import parse_routes, read_routes
-from storage.errors import BudgetExceeded, LedgerUnavailable
+from storage.errors import BudgetExceeded, LedgerError, LedgerUnavailable
 from storage.layout import Layout
 from storage.ledger.ledger import Budget, Ledger, open_ledger
 from storage.ledger.lives import drop_promotions, mark_published, mark_unpublished, promotions
@@ -402,13 +402,14 @@ def _idle(
     """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing.
 
     Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
-    Registered models stay: withdrawing one saves nothing. So does a shared replica: it ends with its last adapter.
+    Registered models and those on this machine stay: withdrawing one saves nothing. So does a shared replica, which
+    ends with its last adapter.
     `asleep` gets why those stop that are only put to sleep if they are promoted.
     """
     found: dict[str, tuple[str, bool]] = {}
     settings, promoted = policy.of_types, promoted_models(ledger)
     for row in ledger.find(Deployment, state=RUNNING_STATES):
-        if row.provider == ENDPOINT or row.id in to_stop:
+        if row.provider in (ENDPOINT, _LOCAL) or row.id in to_stop:
             continue
         if row.ready_at is None and not row.replicas:
             waited = report.now - row.created_at
@@ -429,7 +430,10 @@ def _wake(layout: Layout, ledger: Ledger, provider: Provider, policy: GuardPolic
     settings = policy.of_types
 
     def begin(model_id: str) -> None:
-        share = settings.of(ledger.get(Model, model_id).decision_type).share
+        model = ledger.get(Model, model_id)
+        if model.provider != provider.name:
+            raise LedgerError(f"model {model_id} is of the provider {model.provider}, and {provider.name} is in use")
+        share = settings.of(model.decision_type).share
         begin_serving(provider, ledger, model_id, share=share, now=report.now)
 
     with collect_errors(report.warnings, "what sleeps could not be woken"):

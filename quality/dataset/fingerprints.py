@@ -85,8 +85,8 @@ def count_levels(texts: Sequence[str], groups: Sequence[int]) -> NDArray[np.uint
     numbers = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.uint64)
     for part in batches(texts):
         owner, grams = word_grams(texts[part])
-        counted.append(np.unique(numbers[part][owner] * np.uint64(LEVELS) + (grams & np.uint64(LEVELS - 1))))
-    buckets = np.unique(np.concatenate(counted)) & np.uint64(LEVELS - 1)
+        counted.append(numbers[part][owner] * np.uint64(LEVELS) + (grams & np.uint64(LEVELS - 1)))
+    buckets = _distinct(np.concatenate(counted)) & np.uint64(LEVELS - 1)
     counts = np.bincount(buckets.astype(np.int64), minlength=LEVELS)
     counts[counts == 1] = 0
     return np.minimum(counts, 255).astype(np.uint8)
@@ -183,9 +183,14 @@ def _codes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]
 
 def _unique(owner: NDArray[np.int64], values: Hashes) -> tuple[NDArray[np.int64], Hashes]:
     keys = (owner.astype(np.uint64) << np.uint64(_ORDER_BITS)) | values
-    keys.sort()
-    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
+    keys = _distinct(keys)
     return (keys >> np.uint64(_ORDER_BITS)).astype(np.int64), keys & np.uint64((1 << _ORDER_BITS) - 1)
+
+
+def _distinct(values: Hashes) -> Hashes:
+    """The distinct values, sorted. (`np.unique` counts integers by a hash table, which takes ten times as long.)"""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def _mix(values: Hashes) -> Hashes:

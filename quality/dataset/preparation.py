@@ -141,7 +141,7 @@ def hash_part(
     found: dict[Path, list[pa.Table]] = {words: [], characters: []}
     for batch in batches(texts):
         rare = prefixes(*word_grams(texts[batch], frequent), THRESHOLD, MIN_SHINGLES)
-        compared += len(np.unique(rare[0]))
+        compared += int(np.count_nonzero(np.diff(rare[0], prepend=-1)))
         for target, (owner, grams) in ((words, rare), (characters, choose_char_grams(texts[batch]))):
             columns = [number[batch][owner], group[batch][owner], grams]
             found[target].append(pa.table(columns, schema=_GRAMS))

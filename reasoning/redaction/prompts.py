@@ -34,9 +34,14 @@ def redact_prompt(messages: Sequence[Message], *, region: str = "US") -> Redacte
     the prompt already has are left out. `region` (ISO 3166) is how a phone number without a country code is read.
     Raises `Unredactable`. The findings of a content that was seen before come from a cache.
     """
-    numbering = _Numbering(frozenset(_literals(message["content"] for message in messages)))
+    literal = frozenset(_literals([message["content"] for message in messages]))
+    found = [find_cached(message["content"], region) for message in messages]
+    if not any(found):  # of most prompts; every decision pays for this
+        return RedactedPrompt([{**message} for message in messages], literal=literal)
+    numbering = _Numbering(literal)
     redacted: list[Message] = [
-        {**message, "content": numbering.replace(message["content"], region)} for message in messages
+        {**message, "content": numbering.replace(message["content"], findings)}
+        for message, findings in zip(messages, found, strict=True)
     ]
     return numbering.finish(redacted)
 
@@ -47,7 +52,7 @@ def redact_answer(prompt: RedactedPrompt, answer: str, *, region: str = "US") ->
     What the prompt does not have gets numbers of its own. Raises `Unredactable`.
     """
     numbering = _Numbering(prompt.literal | frozenset(_literals([answer])), prompt)
-    text = numbering.replace(answer, region)
+    text = numbering.replace(answer, find_cached(answer, region))
     return text, numbering.counts
 
 
@@ -63,8 +68,7 @@ class _Numbering:
         for kind, _ in self._names:
             self._last[kind] = self._last.get(kind, 0) + 1
 
-    def replace(self, text: str, region: str) -> str:
-        found = find_cached(text, region)
+    def replace(self, text: str, found: Sequence[Finding]) -> str:
         if not found:
             return text
         names = iter([self._name(text[finding.start : finding.end], finding.kind) for finding in found])

@@ -307,7 +307,7 @@ def test_the_threshold_is_zero_where_the_original_is_no_help():
 
 
 def test_the_threshold_keeps_within_an_error_budget():
-    labels, answers = _rows(episodes=400, candidate=0.8)
+    labels, answers = _rows(episodes=120, candidate=0.8)
     found = choose_threshold(
         "should_respond", labels, answers["candidate"], answers["original"], Objective(error_budget=0.1)
     )
