@@ -111,6 +111,7 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
         turn = _save(data, replace(turn, deployment_id=deployment.id))
         price = {"max_usd_per_1000": settings.max_usd_per_1000, "any_price": settings.any_price}
         evaluation = verbs.evaluate(data, turn.model_id, **price, now=now)
+        demote_incumbent(data, evaluation, verbs.reject, now=now)
         turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
     assert turn.evaluation_id is not None
     with open_ledger(data) as ledger:
@@ -128,6 +129,25 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
     )
     verbs.promote(data, turn.model_id, share, now=now)
     return _end(data, turn, CycleOutcome.CANARY if canary else CycleOutcome.PROMOTED, verdict.why, clock())
+
+
+def demote_incumbent(
+    data: Path, evaluation: Evaluation, reject: Callable[..., None] = reject_model, *, now: datetime | None = None
+) -> None:
+    """Take the traffic of an incumbent that an evaluation puts below the fallback, by the whole interval.
+
+    Only labels that are not the fallback's own answers can show that.
+    """
+    model_id, found = evaluation.about.get("incumbent_model_id"), evaluation.difference("incumbent", "original")
+    if model_id is None or found is None or not evaluation.independent or found.high >= 0:
+        return
+    with open_ledger(data) as ledger:
+        if ledger.get(Model, model_id).state not in INCUMBENT_STATES:
+            return
+    numbers = {"evaluation_id": evaluation.evaluation_id, "value": found.value, "low": found.low, "high": found.high}
+    interval = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    why = f"worse than the fallback on the holdout: {evaluation.primary} {interval}"
+    reject(data, model_id, why=why, numbers=numbers, now=now)
 
 
 def plan_cycle(

@@ -93,8 +93,10 @@ def promote(data: Path, model: str, settings: PromoteSettings | None = None, *, 
 
 
 @task(**REPEATABLE)
-def reject(data: Path, model_id: str, *, why: str, now: datetime | None = None) -> None:
-    promotion.reject_model(data, model_id, why=why, now=now)
+def reject(
+    data: Path, model_id: str, *, why: str, numbers: dict[str, Any] | None = None, now: datetime | None = None
+) -> None:
+    promotion.reject_model(data, model_id, why=why, numbers=numbers, now=now)
     publish("rejected", {"model_id": model_id, "why": why}, title=f"{model_id} is rejected")
 
 

@@ -14,13 +14,14 @@ import orjson
 import pytest
 
 import pipeline.life
-from pipeline.cycle import read_turn, turn_flywheel
+from pipeline.cycle import demote_incumbent, read_turn, turn_flywheel
 from pipeline.errors import ModelMoved
 from pipeline.life import move_model, read_lives
 from pipeline.live_proof import prove_models
 from pipeline.money import guard
 from pipeline.parameters import CycleSettings
 from provider.endpoint.serving import begin_serving
+from quality.evaluation.evaluate import Answer, Label, evaluate
 from reasoning.decision_types import DECISION_TYPES
 from reasoning.ids import uuid7
 from reasoning.io.spool import SegmentWriter
@@ -172,6 +173,29 @@ def test_killed_at_any_step_a_move_is_made_or_not_and_the_guard_writes_what_is_s
     assert promotions(ledger, only_unpublished=True) == []
     assert died or at in ("publish_route", "keep_models")
     assert bool(served_models(ledger)) == (not decided or to == PROMOTED)
+
+
+@pytest.mark.parametrize(("right", "state"), [(0.0, "rejected"), (0.6, "promoted")])
+def test_an_incumbent_that_an_evaluation_puts_below_the_fallback_is_demoted(
+    tmp_path: Path, ledger: Ledger, right: float, state: str
+) -> None:
+    move(tmp_path, ledger, "old", PROMOTED, serving=add_model(ledger, "old"))
+    truth = [{"action": ("RESPOND", "IGNORE")[n % 2]} for n in range(200)]
+    wrong = [truth[n + 1 - 2 * (n % 2)] for n in range(200)]
+
+    def answers(share: float) -> list[Answer]:
+        return [Answer(truth[n] if n * 7919 % 100 < 100 * share else wrong[n]) for n in range(200)]
+
+    evaluation = evaluate(
+        TYPE,
+        [Label(each, f"episode-{n}", "demonstration") for n, each in enumerate(truth)],
+        {"candidate": answers(0.6), "incumbent": answers(right), "original": answers(0.584)},
+        about={"incumbent_model_id": "old"},
+        now=NOON,
+    )
+    demote_incumbent(tmp_path, evaluation, now=NOON)
+    assert state_of(ledger, "old") == state
+    assert shares(tmp_path) == ({} if state == "rejected" else {"endpoint/old": 0.9, None: 0.1})
 
 
 # -- the live proof -------------------------------------------------------------------------------------------------
