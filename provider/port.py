@@ -49,15 +49,6 @@ class Capabilities:
     minimum_training_usd: Decimal = Decimal(0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
-    """US dollars for an hour of one replica, and for a million tokens. None: not known, which is never zero."""
-
-    hourly_usd: Decimal | None = None
-    input_million_usd: Decimal | None = None
-    output_million_usd: Decimal | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class BaseModel:
     """A base model that can be trained and served, with the fittest way of serving what is trained.
@@ -72,11 +63,6 @@ class BaseModel:
     hardware: str
     hourly_usd: Decimal
     adapters: int | None = 0
-
-    @property
-    def price(self) -> Price:
-        """What serving it costs."""
-        return Price(hourly_usd=self.hourly_usd)
 
 
 @dataclass(frozen=True, slots=True)
