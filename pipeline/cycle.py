@@ -26,8 +26,9 @@ from pipeline.cycle_plan import (
 )
 from pipeline.errors import NotWorthIt
 from pipeline.evaluation import evaluate_model
+from pipeline.live_proof import prove_models
 from pipeline.models import at_work, deploy, export, find_dataset, fine_tune
-from pipeline.parameters import CycleSettings, PromoteSettings
+from pipeline.parameters import DEFAULT_CANARY, CycleSettings, PromoteSettings
 from pipeline.promotion import promote_model, reject_model
 from pipeline.verdicts import read_verdict
 from provider.clock import clock_of
@@ -41,7 +42,7 @@ from reasoning.serving.routes import Route
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import CycleOutcome, CycleRow, read_cycle, save_cycle
 from storage.ledger.money import format_usd
-from storage.ledger.rows import Deployment, FineTuneJob
+from storage.ledger.rows import CHALLENGER_STATES, INCUMBENT_STATES, Deployment, FineTuneJob, Model, required
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,12 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
         return _end(data, turn, CycleOutcome.REJECTED, verdict.why, clock())
     verbs.deploy(data, turn.model_id, now=now)  # the guard may have stopped it, if this turn lay still for long
     canary = bool(settings.canary_weight)
-    weight = settings.canary_weight or settings.weight
-    share = PromoteSettings(weight=weight, shadow_original=settings.shadow_original)
+    share = PromoteSettings(
+        weight=settings.weight,
+        mode="canary" if canary else "live",
+        canary_weight=settings.canary_weight or DEFAULT_CANARY,
+        shadow_original=settings.shadow_original,
+    )
     verbs.promote(data, turn.model_id, share, now=now)
     return _end(data, turn, CycleOutcome.CANARY if canary else CycleOutcome.PROMOTED, verdict.why, clock())
 
@@ -183,17 +188,31 @@ def read_turn(data: Path, decision_type: str) -> CycleRow | None:
 
 
 def _see_to_canary(data: Path, turn: CycleRow, settings: CycleSettings, verbs: Verbs, now: datetime) -> CycleRow:
-    """Give a canary that answered well its full weight, withdraw one that did not, or leave it a while longer."""
+    """Withdraw a canary that failed to answer, else do what its live test says; the guard does the latter as well."""
+    model_id = required(turn.model_id, f"the model of the cycle of {turn.decision_type}")
+    if (ended := _canary_ended(data, turn, model_id, now)) is not None:
+        return ended
     asked, failed = _canary_answers(data, turn, now)
-    if asked < settings.canary_requests:
-        return replace(turn, why=f"the canary was asked {asked} of {settings.canary_requests} questions")
-    said = f"the canary failed to answer {failed} of {asked} questions"
-    if failed > settings.max_failed_share * asked:
-        verbs.reject(data, turn.model_id, why=said, now=now)
+    if asked >= settings.canary_requests and failed > settings.max_failed_share * asked:
+        said = f"the canary failed to answer {failed} of {asked} questions"
+        verbs.reject(data, model_id, why=said, now=now)
         return _end(data, turn, CycleOutcome.REJECTED, said, now)
-    share = PromoteSettings(weight=settings.weight, shadow_original=settings.shadow_original)
-    verbs.promote(data, turn.model_id, share, now=now)
-    return _end(data, turn, CycleOutcome.PROMOTED, said, now)
+    found = [each for each in prove_models(data, turn.decision_type, now=now) if each.model_id == model_id]
+    if (ended := _canary_ended(data, turn, model_id, now)) is not None:
+        return ended
+    said = found[0].reason if found else "its live test has not begun"
+    return replace(turn, why=f"the canary was asked {asked} questions: {said}")
+
+
+def _canary_ended(data: Path, turn: CycleRow, model_id: str, now: datetime) -> CycleRow | None:
+    """The end of a turn whose canary is live or lost its traffic by now, whoever decided that; None while it is one."""
+    with open_ledger(data) as ledger:
+        state = ledger.get(Model, model_id).state
+        why = next((step.why for step in reversed(ledger.history(Model, model_id))), None)
+    if state in CHALLENGER_STATES:
+        return None
+    outcome = CycleOutcome.PROMOTED if state in INCUMBENT_STATES else CycleOutcome.REJECTED
+    return _end(data, turn, outcome, why or str(state), now)
 
 
 def _canary_answers(data: Path, turn: CycleRow, now: datetime) -> tuple[int, int]:

@@ -34,13 +34,13 @@ from storage.ledger.ledger import Budget, open_ledger
 from storage.ledger.money import format_usd
 from storage.ledger.reports import ACTIVE_STATES
 from storage.ledger.rows import (
+    INCUMBENT_STATES,
     DatasetState,
     Deployment,
     DeploymentState,
     FineTuneJob,
     JobState,
     Model,
-    ModelState,
     UploadedDataset,
 )
 
@@ -165,7 +165,7 @@ def serving_steps(
     rate, more, where = _candidate(ledger, decision_type, base, up, replicas)
     by_token: list[Model] = []
     steps = [Step("candidate", rate * HOURS, more, f"{HOURS} hour, {where}")]
-    for model in ledger.find(Model, decision_type=decision_type, state=ModelState.PROMOTED):
+    for model in ledger.find(Model, decision_type=decision_type, state=INCUMBENT_STATES):
         if model.id == model_id:
             continue
         for row in ledger.find(Deployment, model_id=model.id, state=(*STARTING_STATES, DeploymentState.READY)):

@@ -8,6 +8,7 @@
         ├── FlowBusy         another run of the flow is at work (names it)
         ├── AmbiguousModel   a decision type leaves several models (lists them)
         ├── NameTaken        another model is, or was, registered by this name
+        ├── ModelMoved       a model's state is not what a step was decided by: another was faster (says what it is)
         ├── NotWorthIt       what is certain to be refused later, or cannot be paid (says why, and what would mend it)
         └── MissingStep      a step was asked for before what it needs is there (says what, and how to get it)
 """
@@ -35,6 +36,10 @@ class AmbiguousModel(FlowError):
 
 class NameTaken(FlowError):
     """Another model is registered by this name, or was."""
+
+
+class ModelMoved(FlowError):
+    """A model is not in the state any more that a step was decided by."""
 
 
 class NotWorthIt(FlowError):

@@ -37,7 +37,15 @@ from reasoning.redaction.prompts import redact_prompt
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import evaluations_of, save_evaluation
-from storage.ledger.rows import ENDPOINT, Deployment, DeploymentState, Model, ModelState, UploadedDataset, required
+from storage.ledger.rows import (
+    ENDPOINT,
+    INCUMBENT_STATES,
+    Deployment,
+    DeploymentState,
+    Model,
+    UploadedDataset,
+    required,
+)
 from storage.progress import OnProgress, part_of
 
 if TYPE_CHECKING:
@@ -164,8 +172,8 @@ def dataset_of(data: Path, ledger: Ledger, model: Model) -> str:
 
 
 def find_incumbent(ledger: Ledger, model: Model) -> Deployment | None:
-    """The ready deployment of the model of the same decision type, other than `model`, that is promoted."""
-    for row in reversed(ledger.find(Model, decision_type=model.decision_type, state=ModelState.PROMOTED)):
+    """The ready deployment of the model of the same decision type, other than `model`, that is live or degraded."""
+    for row in reversed(ledger.find(Model, decision_type=model.decision_type, state=INCUMBENT_STATES)):
         if row.id != model.id and (deployment := find_deployment(ledger, row.id, DeploymentState.READY)):
             return deployment
     return None

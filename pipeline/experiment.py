@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import storage
 from pipeline.errors import MissingStep
+from pipeline.life import Lives, experiment_of, read_lives
 from pipeline.models import find_deployment
 from pipeline.traffic import questions_per_hour
 from provider.clock import clock_of
@@ -17,18 +19,23 @@ from quality.errors import EvaluationError
 from quality.evaluation.evaluate import Evaluation
 from quality.evaluation.experiments import evaluate_log
 from quality.evaluation.live import LiveDecision, Observations, Stage, decide, path_so_far
-from quality.evaluation.observations import observe
+from quality.evaluation.observations import Sides, observe
 from quality.evaluation.policies import load_policy
 from quality.period import first_moment, moment_after
 from quality.settings import ExperimentSettings
 from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type
-from reasoning.serving.routes import parse_routes
 from storage.ledger.ledger import open_ledger
-from storage.ledger.lives import Promotion, last_evaluation, promotions
+from storage.ledger.lives import ServedModel, last_evaluation
+from storage.ledger.rows import ModelState
 
+STAGES: Mapping[ModelState, Stage] = {
+    ModelState.SHADOW: "shadow",
+    ModelState.CANARY: "canary",
+    ModelState.DEGRADED: "canary",  # it is proven again as a canary is
+    ModelState.PROMOTED: "live",
+}
 _HALF = 20
-_CANARY_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +70,18 @@ def report_experiment(
     end = moment_after(settings.until)
     now = min(clock_of(now)(), end) if end else clock_of(now)()
     with open_ledger(data) as ledger:
-        promotion = next((each for each in promotions(ledger) if each.decision_type == name), None)
-    if promotion is None:
+        lives = read_lives(ledger, name)
+    served, state = lives.challenger or lives.incumbent, lives.challenger_state or lives.incumbent_state
+    if served is None or state is None:
         raise MissingStep(f"no model of {name} has traffic: give it some by `reasoning promote {name}`")
-    experiment = f"{name}-{promotion.model_id}"
-    since = first_moment(settings.since) or _first_decision(data, name, experiment)
+    since = first_moment(settings.since) or _first_decision(data, name, experiment_of(name, served.model_id))
     if since is None:
-        raise MissingStep(f"model {promotion.model_id} of {name} was asked nothing yet: land the decisions, or wait")
-    stage, deadline_ms, against = _stage(promotion)
-    seen, decision = decide_live(
-        data, name, promotion.model_id, stage=stage, since=since, deadline_ms=deadline_ms, against=against, now=now
-    )
+        raise MissingStep(f"model {served.model_id} of {name} was asked nothing yet: land the decisions, or wait")
+    against: Literal["original", "incumbent"] = "original"
+    if lives.challenger is not None and lives.incumbent is not None and state == ModelState.CANARY:
+        against = "incumbent"
+    stage, sides = STAGES[state], sides_of(lives, served.model_id, against)
+    seen, decision = decide_live(data, replace(served, since=since), stage=stage, sides=sides, now=now)
     evaluation, why_not = None, None
     try:
         evaluation = evaluate_log(data, name, replace(settings, until=now), now=now, config=config).evaluation
@@ -81,7 +89,7 @@ def report_experiment(
         why_not = str(error)
     return ExperimentReport(
         decision_type=name,
-        model_id=promotion.model_id,
+        model_id=served.model_id,
         stage=stage,
         against=seen.against,
         since=since,
@@ -93,31 +101,28 @@ def report_experiment(
 
 
 def decide_live(
-    data: Path,
-    decision_type: str,
-    model_id: str,
-    *,
-    stage: Stage,
-    since: datetime,
-    deadline_ms: float,
-    against: Literal["original", "incumbent"] = "original",
-    now: datetime,
+    data: Path, served: ServedModel, *, stage: Stage, sides: Sides, now: datetime
 ) -> tuple[Observations, LiveDecision]:
     """What the log shows of a model since its test began, and what is to be done. Changes nothing.
 
     The policy is that of the type and of the model's newest evaluation. What 1,000 answers cost is the deployment's
-    price an hour over the questions of its type an hour, where it has one. A challenger is compared with the
-    incumbent, whose arm is called so, where one serves beside it.
+    price an hour over the questions of its type an hour, where it has one.
     """
-    config = load_config(data)
+    config, decision_type, model_id = load_config(data), served.decision_type, served.model_id
     kind = get_decision_type(decision_type, config)
     with open_ledger(data) as ledger:
         evaluation = last_evaluation(ledger, model_id)
         deployment = find_deployment(ledger, model_id, "ready")
         hourly = float(hourly_usd(deployment)) if deployment is not None else 0.0
-    experiment = f"{decision_type}-{model_id}"
     seen = observe(
-        data, decision_type, experiment, since=since, now=now, against=against, slow_ms=deadline_ms, config=config
+        data,
+        decision_type,
+        experiment_of(decision_type, model_id),
+        since=served.since,
+        now=now,
+        sides=sides,
+        slow_ms=served.serving.deadline_ms,
+        config=config,
     )
     if hourly and (per_hour := questions_per_hour(data, decision_type, now)):
         seen = replace(seen, cost_per_1000_usd=(seen.cost_per_1000_usd or 0.0) + 1000 * hourly / per_hour)
@@ -125,23 +130,20 @@ def decide_live(
     return seen, decide(seen, policy, stage=stage, now=now)
 
 
+def sides_of(lives: Lives, model_id: str, against: Literal["original", "incumbent"] = "original") -> Sides:
+    """Whose answers are compared to test a model of a type, the challenger or the incumbent."""
+    is_incumbent = lives.incumbent is not None and lives.incumbent.model_id == model_id
+    own = lives.incumbent_share if is_incumbent else lives.challenger_share
+    other = lives.incumbent_share if against == "incumbent" else lives.original_share
+    share = own / (own + other) if own > 0 and other > 0 else None
+    return Sides(against=against, as_incumbent=is_incumbent, share=share)
+
+
 def _first_decision(data: Path, decision_type: str, experiment: str) -> datetime | None:
     query = "SELECT min(ts) FROM decisions WHERE decision_type = ? AND experiment = ?"
     ((first,),) = storage.sql(data, query, [decision_type, experiment]).rows
     found: datetime | None = first
     return found
-
-
-def _stage(promotion: Promotion) -> tuple[Stage, float, Literal["original", "incumbent"]]:
-    """In what stage the model of a route is, the deadline of its answers (ms), and what it is compared with."""
-    route = parse_routes(promotion.routes.encode()).routes[promotion.decision_type]
-    against: Literal["original", "incumbent"] = (
-        "incumbent" if any(arm.name == "incumbent" for arm in route.arms) else "original"
-    )
-    custom = next((arm for arm in route.arms if arm.source == "custom" and arm.name != "incumbent"), None)
-    if custom is None or custom.mode == "shadow":
-        return "shadow", route.deadline_ms, against
-    return ("canary" if custom.weight < _CANARY_SHARE else "live"), route.deadline_ms, against
 
 
 def experiment_rows(report: ExperimentReport) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from pipeline.cycle_plan import (
     training_step,
 )
 from pipeline.errors import MissingStep
+from pipeline.life import move_model
 from pipeline.selection import find_model, list_candidates
 from provider.clock import Now, clock_of
 from provider.endpoint.serving import end_serving, serve_model
@@ -43,9 +44,9 @@ from reasoning.errors import ReasoningError
 from storage.errors import BudgetExceeded, NoSuchObject
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
-from storage.ledger.lives import drop_promotions
 from storage.ledger.rows import (
     ENDPOINT,
+    ROUTED_STATES,
     Deployment,
     DeploymentState,
     FineTuneJob,
@@ -246,7 +247,7 @@ def take_down(
     """`undeploy` for whoever knows which model it is (its id): where nothing of it runs, nothing is done."""
     with open_ledger(data) as ledger:
         row = ledger.get(Model, model_id)
-        drop_promotions(ledger, model_id=model_id)
+        _withdraw(data, ledger, row, why=why, now=clock_of(now)())
         for deployment in ledger.find(Deployment, model_id=model_id, state=DeploymentState.DELETED):
             if deployment.served_name:  # a route to what is gone helps nobody
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
@@ -255,7 +256,6 @@ def take_down(
             return _withdraw_registered(data, ledger, row, deployments, why=why, now=clock_of(now)())
 
         if not deployments:  # of a provider that is not used any more, perhaps
-            _lose_traffic(ledger, row, why=why, now=clock_of(now)())
             return []
 
         def end(provider: Provider | None, **options: Any) -> list[Deployment]:
@@ -271,15 +271,15 @@ def take_down(
                 f"{error}. Its route is withdrawn and its end is written down: the guard stops it once the provider "
                 "can be asked"
             ) from error
-        finally:
-            _lose_traffic(ledger, row, why=why, now=clock_of(now)())  # whatever becomes of the rest
         with provider:
             return end(provider, progress=progress, poll_seconds=provider.poll_seconds)
 
 
-def _lose_traffic(ledger: Ledger, model: Model, *, why: str, now: datetime) -> None:
-    if model.state == ModelState.PROMOTED:
-        ledger.transition(Model, model.id, ModelState.TRAINED, why=why, now=now)
+def _withdraw(data: Path, ledger: Ledger, model: Model, *, why: str, now: datetime) -> None:
+    """Take a model's traffic, whatever becomes of the rest. A route that cannot be written now ends with its lease."""
+    if model.state in ROUTED_STATES:
+        with suppress(ReasoningError, OSError):  # its deployments are ended by hands that say so
+            move_model(data, ledger, model.id, ModelState.TRAINED, why=why, now=now)
 
 
 def _withdraw_registered(
@@ -295,7 +295,6 @@ def _withdraw_registered(
             withdraw_model(Layout(data).routes, name, now=now)
         except (ReasoningError, OSError) as error:
             trouble = error
-    _lose_traffic(ledger, model, why=why, now=now)
     ended = [end_serving(ledger, row, why=why, now=now) for row in deployments]
     if trouble is not None:
         raise trouble

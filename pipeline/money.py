@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from pipeline.alerts import tell_guard, tell_reconciliation
+from pipeline.live_proof import prove_models
 from provider.errors import ProviderError, ProviderSettingsError
 from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs, needs_provider, provider_in_use
 from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
@@ -14,8 +16,34 @@ from provider.providers import open_provider_of
 from provider.serving import ServingSettings, load_serving
 from storage.ledger.ledger import open_ledger
 
+log = logging.getLogger(__name__)
+
 
 def guard(
+    data: Path, *, idle_minutes: int | None = None, lease_minutes: float = 3, now: datetime | None = None
+) -> GuardReport:
+    """One tick of the guard: the money first, then the live test of every model that has an arm (`live_proof`).
+
+    Whatever the tests do, what was said of the money stays. With anything wrong no model gets more traffic.
+    """
+    report = _watch_money(data, idle_minutes=idle_minutes, lease_minutes=lease_minutes, now=now)
+    if report.skipped:
+        return report
+    try:
+        proofs = prove_models(data, now=report.now, only_new=True, may_promote=not report.errors)
+    except Exception as error:  # a fault of the tests must not look like one of the money, nor hide it
+        log.exception("the live tests of models")
+        report.warnings.append(f"the live tests of models: {type(error).__name__}: {error}")
+        return report
+    for proof in proofs:
+        if proof.moved_to is not None:
+            report.actions.append(f"model {proof.model_id} is {proof.moved_to}: {proof.reason}")
+        elif proof.action != "hold":
+            report.warnings.append(f"model {proof.model_id} stays as it is ({proof.action}): {proof.reason}")
+    return report
+
+
+def _watch_money(
     data: Path, *, idle_minutes: int | None = None, lease_minutes: float = 3, now: datetime | None = None
 ) -> GuardReport:
     """One tick of the guard, also when the provider cannot be reached: then it meters the log and renews nothing.

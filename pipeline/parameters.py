@@ -31,6 +31,10 @@ DATASET_HELP = "The dataset's id, or its folder."
 Weight = Annotated[
     float, Gt(0), Le(1), Doc("The model's share of the decisions in the end; the fallback answers the rest.")
 ]
+DEFAULT_CANARY = 0.1
+CanaryWeight = Annotated[
+    float, Gt(0), Lt(1), Doc("The model's share of the decisions as a canary, and while it is degraded.")
+]
 ShadowOriginal = Annotated[
     bool,
     Doc("Let the fallback answer in the background what the model serves, for comparison. Not where it costs money."),
@@ -137,8 +141,13 @@ class PromoteSettings:
     weight: Weight = 0.9
     """The rest stays with the fallback: it keeps producing labels, and the two stay comparable."""
     mode: Annotated[
-        Literal["live", "shadow"], Doc("live serves its answers; shadow answers in the background and serves none.")
+        Literal["live", "canary", "shadow"],
+        Doc(
+            "live serves its answers in the incumbent's place; canary serves a small share beside the incumbent; "
+            "shadow answers in the background and serves none."
+        ),
     ] = "live"
+    canary_weight: CanaryWeight = DEFAULT_CANARY
     deadline_ms: Annotated[float, Gt(0), Doc("Use the fallback after this many milliseconds without an answer.")] = 800
     min_confidence: Annotated[
         Confidence,
@@ -198,8 +207,12 @@ class CycleSettings:
     weight: Weight = 0.9
     canary_weight: Annotated[
         float | None, Ge(0), Le(1), Doc("Share of the decisions at first. Empty or 0: the final share at once.")
-    ] = 0.1
-    canary_requests: Annotated[int, Ge(1), Doc("Requests that the canary must have received before its verdict.")] = 50
+    ] = DEFAULT_CANARY
+    canary_requests: Annotated[
+        int,
+        Ge(1),
+        Doc("Requests after which a canary whose answers fail is withdrawn. Its live test decides the rest."),
+    ] = 50
     max_failed_share: Annotated[
         float, Ge(0), Le(1), Doc("Withdraw the canary where more than this share of its answers failed.")
     ] = 0.05

@@ -22,7 +22,7 @@ from storage.layout import Layout
 from storage.ledger.ledger import Ledger
 from storage.ledger.lives import evaluated_models
 from storage.ledger.money import format_usd
-from storage.ledger.rows import Deployment, Model
+from storage.ledger.rows import INCUMBENT_STATES, Deployment, Model, ModelState
 
 Verb = Literal["show", "deploy", "evaluate", "promote", "promote --force", "undeploy"]
 
@@ -48,12 +48,12 @@ class Candidate:
 
     @property
     def is_promoted(self) -> bool:
-        return bool(self.model.state == "promoted")
+        return self.model.state in INCUMBENT_STATES
 
     @property
     def is_open(self) -> bool:
         """Is it neither rejected nor retired."""
-        return self.model.state in ("trained", "promoted")
+        return self.model.state not in (ModelState.REJECTED, ModelState.RETIRED)
 
     @property
     def is_new_and_deploying(self) -> bool:

@@ -30,7 +30,7 @@ from provider.errors import collect_errors
 from provider.lifecycle.deployment_state import LIVE_STATES, raise_price, sync_deployment
 from provider.lifecycle.deployments import READY_TIMEOUT, begin_serving
 from provider.lifecycle.fine_tunes import cancel_fine_tune, sync_fine_tune, waiting_jobs
-from provider.lifecycle.routes import LEASE, keep_models, renew_lease, restore_route, resume_routes
+from provider.lifecycle.routes import LEASE, forget_paused, keep_models, renew_lease, restore_route, resume_routes
 from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, end_unused, stop_replicas
 from provider.lifecycle.sleep import promoted_models, put_to_sleep, reason_to_sleep, wake_sleepers
 from provider.money.metering import hourly_usd, last_metered, meter_decisions, meter_minutes, runway_usd
@@ -42,7 +42,7 @@ from reasoning.serving.routes import parse_routes, read_routes
 from storage.errors import BudgetExceeded, LedgerError, LedgerUnavailable
 from storage.layout import Layout
 from storage.ledger.ledger import Budget, Ledger, open_ledger
-from storage.ledger.lives import mark_published, promotions
+from storage.ledger.lives import drop_promotions, mark_published, mark_unpublished, promotions
 from storage.ledger.money import format_usd, minutes_usd
 from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
 from storage.ledger.rows import (
@@ -471,19 +471,38 @@ def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: Guard
             report.actions.append(f"gave {decision_type} its route back: its model is ready again")
         for decision_type, model in keep_models(layout.routes, keep, pause=waiting.__contains__, now=report.now):
             report.actions.append(f"withdrew {model} from {decision_type}")
+            if model in waiting and _has_route(layout, decision_type):  # another model of the type goes on
+                mark_unpublished(ledger, decision_type)  # it is written again when all of them are ready
     except (ReasoningError, OSError) as error:
         report.errors.append(f"the routes cannot be changed: {error}")
 
 
 def _restore(layout: Layout, ledger: Ledger, keep: Callable[[str, str], bool], report: GuardReport) -> Iterator[str]:
-    """Write promoted routes that never reached the routes file, or all of them where no file can be read."""
+    """Write decided routes that never reached the routes file, or all of them where no file can be read.
+
+    What was decided to have no traffic loses it at once, also while the rest of its route cannot be written yet.
+    """
     for promotion in promotions(ledger, only_unpublished=_has_routes(layout)):
-        route = parse_routes(promotion.routes.encode()).routes[promotion.decision_type]
-        models = [arm.model or "" for arm in route.arms if arm.source == "custom"]
-        if all(keep(promotion.decision_type, model) for model in models):
-            restore_route(layout.routes, promotion.decision_type, route, now=report.now)
+        name = promotion.decision_type
+        route = parse_routes(promotion.routes.encode()).routes.get(name)
+        models = [arm.model or "" for arm in route.arms if arm.source == "custom"] if route is not None else []
+        _keep_only(layout, name, models, now=report.now)
+        if route is None:
+            drop_promotions(ledger, decision_type=name, model_id=promotion.model_id)
+            yield name
+        elif all(keep(name, model) for model in models):
+            restore_route(layout.routes, name, route, now=report.now)
             mark_published(ledger, promotion, now=report.now)
-            yield promotion.decision_type
+            yield name
+
+
+def _keep_only(layout: Layout, decision_type: str, models: list[str], *, now: datetime) -> None:
+    keep_models(layout.routes, lambda name, model: name != decision_type or model in models, now=now)
+    forget_paused(layout.routes, decision_type, now=now)
+
+
+def _has_route(layout: Layout, decision_type: str) -> bool:
+    return decision_type in read_routes(layout.routes).routes
 
 
 def _has_routes(layout: Layout) -> bool:

@@ -101,6 +101,13 @@ def resume_routes(
     return resumed
 
 
+def forget_paused(path: Path | str, decision_type: str, *, now: datetime | None = None) -> None:
+    """Give no paused route of a decision type back any more: another was decided on."""
+    paused = _read_paused(path)
+    if decision_type in paused:
+        _write_paused(path, {name: route for name, route in paused.items() if name != decision_type}, now)
+
+
 def _models(route: Route) -> list[str]:
     return [arm.model or "" for arm in route.arms if arm.source == "custom"]
 

@@ -128,8 +128,11 @@ def _follow(ledger: Ledger, sleep: Sleep, promotion: Promotion, row: Deployment,
     if row.state != DeploymentState.READY or row.served_name is None:
         return []
     routes = parse_routes(promotion.routes.encode())
-    route = routes.routes[sleep.decision_type]
-    arms = tuple(replace(arm, model=row.served_name) if arm.source == "custom" else arm for arm in route.arms)
+    route = routes.routes.get(sleep.decision_type)
+    if route is None:  # its traffic was taken away meanwhile
+        return []
+    names = {each.served_name for each in ledger.find(Deployment, model_id=sleep.model_id)}
+    arms = tuple(replace(arm, model=row.served_name) if arm.model in names else arm for arm in route.arms)
     again = replace(routes, routes={sleep.decision_type: replace(route, arms=arms)})
     with ledger.transaction():
         decide_promotion(ledger, replace(promotion, routes=format_routes(again).decode(), published_at=None))

@@ -23,7 +23,7 @@ from storage.ledger.rows import TOGETHER, Deployment, DeploymentRole, Deployment
 def model_status(data: Path | str, *, now: datetime | None = None) -> list[dict[str, Any]]:
     """Every model that is not retired; keys as in `storage.ledger.reports.model_status`.
 
-    `enabled` says that at `now` the model is promoted, has traffic by a lease that has not expired, and is ready.
+    `enabled` says that at `now` the model serves by its state, has traffic by a lease in force, and is ready.
     """
     now = now or datetime.now(UTC)
     try:

@@ -38,6 +38,22 @@ if TYPE_CHECKING:
     from reasoning.config import Config
 
 MAX_ROWS = 50_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """Whose answers are compared.
+
+    A challenger may be compared with the incumbent beside it. With `as_incumbent` ours is the incumbent, also where it
+    served beside challengers, in their experiments. `share` is the probability of our arm where one of the two was
+    drawn, constant over the test; None: as logged, of a route with two arms.
+    """
+
+    against: Literal["original", "incumbent"] = "original"
+    as_incumbent: bool = False
+    share: float | None = None
+
+
 _SETTLE_SECONDS = 3_600.0
 _OUTCOMES_AN_ANSWER = 10
 
@@ -47,21 +63,23 @@ _COMPARED = {
     "original": "source = 'original'",
     "incumbent": "source = 'custom' AND arm = 'incumbent' AND valid AND fallback_reason IS NULL",
 }
+_OURS = "(arm = 'custom' AND experiment = $experiment OR $as_incumbent AND arm = 'incumbent')"
 _LABELLED = """
 WITH asked AS (
     SELECT date, request_id,
-           any_value(decision) FILTER (source = 'custom' AND arm = 'custom' AND valid AND fallback_reason IS NULL)
+           any_value(decision) FILTER (source = 'custom' AND {ours} AND valid AND fallback_reason IS NULL)
                AS custom_decision,
            any_value(decision) FILTER ({compared}) AS original_decision, count(*) FILTER ({compared}) > 0 AS compared,
-           min_by(struct_pack(arm, arm_probability, answer := CASE WHEN valid THEN decision END), decision_id)
+           min_by(struct_pack(arm := CASE WHEN arm = $against THEN 'original' WHEN {ours} THEN 'custom' END,
+                              arm_probability, answer := CASE WHEN valid THEN decision END), decision_id)
                FILTER (served) AS drawn
     FROM decisions
-    WHERE decision_type = $decision_type AND experiment = $experiment
+    WHERE decision_type = $decision_type AND (experiment = $experiment OR $as_incumbent)
       AND date >= $since_date::DATE AND ts >= $since AND ts <= $now
     GROUP BY date, request_id
 )
 SELECT coalesce(l.episode_id, l.request_id::VARCHAR) AS episode, epoch(demonstrated_at) AS known_at, demonstration,
-       CASE WHEN drawn.arm = $against THEN 'original' WHEN drawn.arm = 'custom' THEN 'custom' END AS arm,
+       drawn.arm AS arm,
        drawn.arm_probability AS arm_probability, drawn.answer AS served, asked.original_decision, asked.custom_decision,
        compared AND asked.custom_decision IS NOT NULL AS both
 FROM labelled_decisions AS l JOIN asked USING (date, request_id)
@@ -79,25 +97,25 @@ WITH met AS (
     FROM met WHERE met IS NOT NULL GROUP BY ALL
 )
 SELECT coalesce(episode_id, request_id::VARCHAR) AS episode, known_at, "right",
-       CASE WHEN arm = $against THEN 'original' WHEN arm = 'custom' THEN 'custom' END AS arm, arm_probability,
+       CASE WHEN arm = $against THEN 'original' WHEN {ours} THEN 'custom' END AS arm, arm_probability,
        false AS both
 FROM decisions JOIN judged USING (date, decision_id)
-WHERE decision_type = $decision_type AND experiment = $experiment AND served
+WHERE decision_type = $decision_type AND (experiment = $experiment OR $as_incumbent) AND served
   AND date >= $since_date::DATE AND ts >= $since AND ts <= $now
 ORDER BY known_at DESC, decision_id DESC LIMIT $limit
 """
 # Of every answer that the model was asked for, served or in the shadow.
-_ANSWERS = """
+_ANSWERS = f"""
 SELECT epoch(max(ts)) AS known_at, count(*) AS asked,
        count(*) FILTER (NOT coalesce(valid, false)
                         OR coalesce(fallback_reason, '') IN ('timeout', 'provider_error', 'unparseable')) AS failed,
        count(*) FILTER (latency_ms > $slow_ms) AS slow,
        sum(cost_usd) AS cost_usd, count(cost_usd) AS priced
 FROM decisions
-WHERE decision_type = $decision_type AND experiment = $experiment AND source = 'custom' AND arm = 'custom'
+WHERE decision_type = $decision_type AND source = 'custom' AND {_OURS}
   AND date >= $since_date::DATE AND ts >= $since AND ts <= $now
 GROUP BY coalesce(episode_id, request_id::VARCHAR) ORDER BY 1
-"""
+"""  # noqa: S608 - only the constant above
 _FALLBACK_COST = """
 SELECT 1000 * avg(cost_usd) FROM decisions
 WHERE decision_type = $decision_type AND source = 'original'
@@ -112,27 +130,26 @@ def observe(
     *,
     since: datetime,
     now: datetime,
-    against: Literal["original", "incumbent"] = "original",
+    sides: Sides = Sides(),
     slow_ms: float | None = None,
     config: Config | None = None,
 ) -> Observations:
     """What the log shows of the model of `experiment` (as in its route) since its test began.
 
-    It is compared with the fallback (`original`) or with the model that it is to replace (`incumbent`). The latest
-    50,000 labels are read. An answer above `slow_ms` milliseconds is a slow one; None: latency is no matter.
+    The latest 50,000 labels are read. An answer above `slow_ms` milliseconds is a slow one; None: latency is no matter.
     Questions without an episode are episodes of their own. Where feedback judged ten times as many answers as there
     are demonstrations, or there are none, the shares of answers that it called right are compared, by arm.
     """
     kind = get_decision_type(decision_type, config)
     parameters = {"decision_type": decision_type, "since": since, "since_date": since.date(), "now": now}
-    own = parameters | {"experiment": experiment}
+    own = parameters | {"experiment": experiment, "as_incumbent": sides.as_incumbent}
 
-    outcomes_query = _OUTCOMES.format(met=load_label_policy(decision_type).met_sql, number=NUMBER)
+    outcomes_query = _OUTCOMES.format(met=load_label_policy(decision_type).met_sql, number=NUMBER, ours=_OURS)
 
     def fetch(log: duckdb.DuckDBPyConnection) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float | None]:
-        query = _LABELLED.format(compared=_COMPARED[against])
-        labelled = _rows(log, query, own | {"limit": MAX_ROWS, "against": against})[::-1]
-        outcomes = _rows(log, outcomes_query, own | {"limit": MAX_ROWS, "against": against})[::-1]
+        query = _LABELLED.format(compared=_COMPARED[sides.against], ours=_OURS)
+        labelled = _rows(log, query, own | {"limit": MAX_ROWS, "against": sides.against})[::-1]
+        outcomes = _rows(log, outcomes_query, own | {"limit": MAX_ROWS, "against": sides.against})[::-1]
         if len(labelled) < len(outcomes) / _OUTCOMES_AN_ANSWER:
             labelled = outcomes
         answers = _rows(log, _ANSWERS, own | {"slow_ms": slow_ms})
@@ -141,10 +158,13 @@ def observe(
 
     labelled, answers, fallback_cost = storage.read(data, fetch)
     priced = sum(row["priced"] for row in answers)
+    if sides.share is not None:
+        for row in labelled:
+            row["arm_probability"] = sides.share if row["arm"] == "custom" else 1 - sides.share
     design, difference, level = compare_rows(kind, load_objective(kind), labelled, now=now.timestamp())
     return Observations(
         since=since,
-        against="the fallback" if against == "original" else "the incumbent",
+        against="the fallback" if sides.against == "original" else "the incumbent",
         design=design,
         objective=_name_objective(kind, labelled),
         difference=difference,

@@ -216,6 +216,12 @@ def mark_published(ledger: LedgerDatabase, promotion: Promotion, *, now: datetim
     return replace(promotion, published_at=now)
 
 
+def mark_unpublished(ledger: LedgerDatabase, decision_type: str) -> None:
+    """Write down that the routes file lacks a part of the route: it is to be written again."""
+    with ledger.transaction() as connection:
+        connection.execute(schema.promotions.update().filter_by(decision_type=decision_type).values(published_at=None))
+
+
 def promotions(ledger: LedgerDatabase, *, only_unpublished: bool = False) -> list[Promotion]:
     """What was decided to get traffic, and not withdrawn since, in the order of the decision types."""
     table = schema.promotions

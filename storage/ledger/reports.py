@@ -180,8 +180,9 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
     """Every model that is not retired: what it is, whether it runs, how much it was used and what it cost.
 
     `routed` names the models (`<project slug>/<name>`) that an unexpired lease gives traffic to. `enabled` is true
-    only for a model that is promoted, routed and served by a deployment seen ready. `deployment_state` is `unknown`
-    when a create was never answered, or nobody has looked for `STALE`: then `replicas` and `hourly_usd` are the worst.
+    only for a model that is canary, promoted or degraded, routed, and served by a deployment seen ready.
+    `deployment_state` is `unknown` when a create was never answered, or nobody has looked for `STALE`: then `replicas`
+    and `hourly_usd` are the worst.
     """
     now = now or datetime.now(UTC)
     with ledger.read() as connection:
@@ -260,7 +261,7 @@ def _deployment_status(
     busy_at = max((at for at in (row.get("last_request_at"), row.get("ready_at")) if at), default=None)
     doubt = "its creation was sent and never answered: `reasoning reconcile` finds out" if in_doubt else None
     return {
-        "enabled": model_state == "promoted" and ready and row["served_name"] in routed,
+        "enabled": model_state in ("canary", "promoted", "degraded") and ready and row["served_name"] in routed,
         "deployment_id": row.get("id"),
         "deployment_state": "unknown" if unknown else row.get("state"),
         "seen_at": seen_at,

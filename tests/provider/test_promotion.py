@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import pipeline.promotion
+import pipeline.life
 from pipeline.models import take_down
 from pipeline.parameters import PromoteSettings
 from pipeline.promotion import promote_model
@@ -36,7 +36,7 @@ def _promote_and_die(world: World, row: Deployment) -> None:
     def die(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    pipeline.promotion.publish_route = die
+    pipeline.life.publish_route = die
     promote_model(world.data, str(row.model_id), PromoteSettings(force=True), now=world.now())
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from quality.errors import EvaluationError
 from quality.evaluation.live import LivePolicy, Observations, Stream, decide
-from quality.evaluation.observations import observe
+from quality.evaluation.observations import Sides, observe
 from quality.evaluation.policies import load_policy
 from quality.evaluation.sequential import Scores
 from reasoning.decision_types import get_decision_type
@@ -191,7 +191,7 @@ def test_a_challenger_is_compared_with_the_incumbent_beside_it_by_arm(tmp_path):
     data = tmp_path / "data"
     land(data, [found])
     options = {"since": START, "now": now}
-    beside = observe(data, "should_respond", EXPERIMENT, against="incumbent", **options)
+    beside = observe(data, "should_respond", EXPERIMENT, sides=Sides(against="incumbent"), **options)
     assert beside.questions == 5 * sum(arm == "custom" for arm in drawn.values())
     assert beside.difference.scores.mean() == pytest.approx(-0.7, abs=0.15)
     decision = decide(beside, LivePolicy(), stage="canary", now=now)

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from cli.main import app
 from pipeline.errors import MissingStep
 from pipeline.experiment import draw_interval, report_experiment
-from reasoning.serving.routes import Arm, Route, Routes, format_routes
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
-from storage.ledger.lives import Promotion, decide_promotion
+from storage.ledger.lives import Serving, save_serving
+from storage.ledger.rows import Model
 from tests.quality.log import START
 from tests.quality.test_live import EXPERIMENT, serve
 
@@ -23,22 +23,10 @@ TYPE = "should_respond"
 
 
 def _give_traffic(data: Path, weight: float) -> None:
-    custom = Arm(
-        name="custom", source="custom", weight=weight, model="m", base_url="http://127.0.0.1:9", config_hash="c"
-    )
-    original = Arm(name="original", source="original", weight=1 - weight)
-    route = Route(arms=(custom, original), deadline_ms=800, experiment=EXPERIMENT, salt=EXPERIMENT)
+    arm = {"name": "custom", "source": "custom", "model": "m", "base_url": "http://127.0.0.1:9", "config_hash": "c"}
     with open_ledger(data) as ledger:
-        decide_promotion(
-            ledger,
-            Promotion(
-                decision_type=TYPE,
-                model_id="m1",
-                routes=format_routes(Routes(issued_at=START, expires_at=START, routes={TYPE: route})).decode(),
-                decided_at=START,
-                published_at=START,
-            ),
-        )
+        ledger.add(Model, id="m1", state="canary", decision_type=TYPE, base_model="b", model_object_id="o")
+        save_serving(ledger, "m1", TYPE, Serving(arm=arm, canary_weight=weight, salt=EXPERIMENT), now=START)
 
 
 def test_the_experiment_of_a_bad_canary_shows_why_it_is_to_be_withdrawn(tmp_path: Path):
