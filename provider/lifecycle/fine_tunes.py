@@ -275,17 +275,16 @@ def _settle(
     now: datetime,
 ) -> FineTuneJob:
     """The job has ended: its model recorded, its true price charged, its reservation closed; all, or nothing."""
-    # Without a price from the provider the estimate is charged: too much can be corrected, too little is overspent.
     said = remote.price_usd if remote is not None else None
     if said is not None and said < LEAST_PRICE_USD and state == JobState.COMPLETED and not provider.capabilities.free:
         said = None  # no training is for nothing: the field was not filled in, or is in another unit
+    # Without a price the estimate is charged: too much can be corrected, too little is overspent.
     price = job.estimate_usd if said is None else said
     with ledger.transaction():
         job = ledger.get(FineTuneJob, job.id)
         if job.state in ENDED_STATES:
             return job
-        model_id = None
-        made = remote.model_object_id if remote is not None else None
+        model_id, made = None, remote.model_object_id if remote is not None else None
         if state == JobState.COMPLETED and remote is not None and made is None:
             state, error = JobState.FAILED, remote.without_model or "the job completed without a model"
         if state == JobState.COMPLETED and remote is not None:

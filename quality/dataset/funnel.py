@@ -412,8 +412,8 @@ def find_template_lines(con: duckdb.DuckDBPyConnection, work: Path) -> frozenset
         return frozenset(line for line, _ in con.execute(counted.format(lines=lines), [least]).fetchall())
     sample = f"{lines} AND episode % {step} = 0"
     # Half of the share: in a sample of thousands a line of the template is never that rare.
-    frequent = con.execute(counted.format(lines=sample), [max(3, least // step // 2)]).to_arrow_table()
-    con.register("frequent", frequent)
+    frequent = con.execute(counted.format(lines=sample), [max(3, least // step // 2)]).fetchall()
+    con.register("frequent", pa.table({"line": pa.array([line for line, _ in frequent], pa.string())}))
     found = con.execute(
         f"SELECT line FROM ({lines}) SEMI JOIN frequent USING (line) GROUP BY line HAVING count(*) >= ?",  # noqa: S608
         [least],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections import Counter
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -219,6 +220,15 @@ def test_other_processes_give_the_same_bytes(data, monkeypatch):
     there = _export(data)
     assert len(started) == 2 and all(process.returncode is not None for process in started)
     assert (there.dataset_id, there.redactions) == (here.dataset_id, here.redactions)
+
+
+def test_a_sample_of_the_episodes_finds_the_same_template(data, monkeypatch):
+    all_of_them = _export(data)
+    shutil.rmtree(all_of_them.path)
+    monkeypatch.setattr(quality.dataset.funnel, "_SAMPLE_EPISODES", 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert _export(data).dataset_id == all_of_them.dataset_id
 
 
 def test_a_process_that_dies_ends_the_export(data, monkeypatch):
