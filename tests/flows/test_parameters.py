@@ -69,9 +69,10 @@ NOT_OFFERED = {
     "warn_share": "a warning, not a limit: budgets are the setting",
     "drain_share": "an invariant of the money: budgets are the setting",
     "tier": "the tier of a cycle is its decision type's",
-    "wait": "for tests",
-    "timeout": "what the provider takes at most",
-    "poll_seconds": "by the provider",
+    "pace": "how long the provider is waited for, and how often it is asked",
+    "policy": "what reasoning.toml says in [labels.<type>]",
+    "share": "what reasoning.toml says in [serving.<type>]",
+    "serving": "what reasoning.toml says in [serving]",
     "idle": "offered as idle_minutes",
     "lease": "offered as lease_minutes",
 }
