@@ -111,17 +111,22 @@ def evaluate_model(
     )
     notes = redaction_note(manifest, config), SEEN if row.provider == ENDPOINT else None
     evaluation.notes.extend(filter(None, notes))
+    policy = load_worth(kind.name) if max_usd_per_1000 is None else WorthPolicy(max_usd_per_1000)
+    policy = WorthPolicy(policy="any") if any_price else policy
     with open_ledger(data) as ledger:
-        allowance = allow(
-            evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=clock_of(now)()
-        )
-        verdict = judge(evaluation, margin=margin, allowance=allowance)
-        policy = load_worth(kind.name) if max_usd_per_1000 is None else WorthPolicy(max_usd_per_1000)
-        policy = WorthPolicy(policy="any") if any_price else policy
-        verdict = judge_worth(verdict, evaluation, policy, decision_type=kind.name)
-        evaluation.about["verdict"] = asdict(verdict)
+        _judge(ledger, kind, evaluation, margin=margin, policy=policy, now=clock_of(now)())
         save_evaluation(ledger, evaluation.as_dict())
     return evaluation
+
+
+def _judge(
+    ledger: Ledger, kind: DecisionType, evaluation: Evaluation, *, margin: float, policy: WorthPolicy, now: datetime
+) -> None:
+    """Write the verdict into the evaluation: is the model proven better, and is it worth its price?"""
+    allowance = allow(evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=now)
+    verdict = judge(evaluation, margin=margin, allowance=allowance)
+    verdict = judge_worth(verdict, evaluation, policy, decision_type=kind.name)
+    evaluation.about["verdict"] = asdict(verdict)
 
 
 def choose_confidence(data: Path, model: str, *, now: datetime | None = None) -> Threshold:
