@@ -19,7 +19,7 @@ from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
 from storage.ledger.database import new_id
 from storage.ledger.ledger import Ledger, open_ledger
-from storage.ledger.money import from_nano, to_nano
+from storage.ledger.money import round_up
 from storage.ledger.rows import ENDPOINT, Deployment, Model, ModelState, required
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,35}")
@@ -134,7 +134,7 @@ def _price(option: str, value: str | None) -> Decimal | None:
     if value is None:
         return None
     try:
-        price = from_nano(to_nano(value))
+        price = round_up(value)
         if price < 0 or price != Decimal(value):
             raise ValueError(f"{value!r} is below zero, or finer than a nano-dollar (0.000000001)")
     except ValueError as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from reasoning.config import load_config
 from storage.errors import LedgerError, PriceUnknown
 from storage.ledger.charges import ChargedTo
-from storage.ledger.money import LARGEST_USD, from_nano, minutes_usd, to_nano
+from storage.ledger.money import LARGEST_USD, minutes_usd, per_million_usd, round_up
 from storage.ledger.reports import BILLABLE_STATES
 from storage.ledger.rows import ENDPOINT, Deployment, Model
 
@@ -111,7 +111,7 @@ def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: dat
 
 
 def tokens_usd(model: Model, input_tokens: int, output_tokens: int) -> Decimal:
-    """US dollars that a registered model charges for so many tokens, a fraction of a nano-dollar rounded up.
+    """US dollars that a registered model charges for so many tokens, rounded up as the ledger does.
 
     0 where it is paid by the hour alone. Raises PriceUnknown where it has no price at all.
     """
@@ -119,8 +119,7 @@ def tokens_usd(model: Model, input_tokens: int, output_tokens: int) -> Decimal:
         if model.hourly_usd is None:
             raise PriceUnknown(f"model {model.id} has no price: register it anew with its prices")
         return Decimal(0)
-    nano = to_nano(model.input_million_usd) * input_tokens + to_nano(model.output_million_usd) * output_tokens
-    return from_nano(-(-nano // 1_000_000))
+    return per_million_usd((model.input_million_usd, input_tokens), (model.output_million_usd, output_tokens))
 
 
 def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: datetime) -> None:
@@ -150,7 +149,7 @@ def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: dat
             try:
                 tokens = used.input_tokens + used.most_input_tokens, used.output_tokens + used.most_output_tokens
                 cost = tokens_usd(model, *tokens)
-                to_nano(cost)
+                round_up(cost)  # raises where it is more than the ledger can keep
             except (ValueError, PriceUnknown) as error:
                 unpriced.append(f"{used.model} as {used.decision_type} on {used.day}: {error}")
                 cost = Decimal(0)

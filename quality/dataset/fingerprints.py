@@ -34,6 +34,7 @@ _BASE = 0x9E3779B97F4A7C15
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 _WORDS = (np.uint64(0x94D049BB133111EB), np.uint64(0xD6E8FEB86659FD93), np.uint64(0xA0761D6478BD642F))
 _LAST = np.uint64(2**64 - 1)
+_WORD = re.compile(r"\w+")
 _SPEAKER = re.compile(r"^[^\S\n]*@?([^\s:][^:\n]{0,39}?)[^\S\n]*:(?=\s)", re.MULTILINE)
 _CJK = ((0x3040, 0x30FF), (0x3400, 0x9FFF), (0xAC00, 0xD7AF))
 
@@ -150,14 +151,9 @@ def split_by_text(owner: NDArray[np.int64], grams: Hashes, texts: int) -> list[H
 def without_speakers(text: str) -> str:
     """`text` case folded, without the names of those who speak in it (`name: ...` at the begin of a line)."""
     text = text.casefold()
-    names = frozenset(name for name in _SPEAKER.findall(text) if len(name) > 1)
-    return _any_of(names).sub(" ", text) if names else text
-
-
-@lru_cache(maxsize=4096)
-def _any_of(names: frozenset[str]) -> re.Pattern[str]:
-    alternatives = "|".join(re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name)))
-    return re.compile(rf"(?<!\w)@?(?:{alternatives})(?!\w)")
+    # Word by word: one pattern of all names would take time in proportion to their number, too.
+    names = {word for name in _SPEAKER.findall(text) for word in _WORD.findall(name) if not word.isdigit()}
+    return _WORD.sub(lambda word: " " if word[0] in names else word[0], text) if names else text
 
 
 def _char_hashes(texts: Sequence[str], length: int) -> tuple[NDArray[np.int64], Hashes]:

@@ -51,6 +51,11 @@ def minutes_usd(hourly_usd: Decimal, minutes: int) -> Decimal:
     return from_nano(-(-to_nano(hourly_usd) * minutes // 60))
 
 
+def per_million_usd(*parts: tuple[Decimal, int]) -> Decimal:
+    """What pairs of a price of a million and a number of tokens cost together, rounded up to a whole nano-dollar."""
+    return from_nano(-(-sum(to_nano(price) * tokens for price, tokens in parts) // 1_000_000))
+
+
 def format_usd(usd: Decimal) -> str:
     """US dollars for people: `$4.00`, `$0.0915`, `-$1.20`, and what is less than a hundredth of a cent whole."""
     sign, amount = ("-" if usd < 0 else ""), abs(usd)

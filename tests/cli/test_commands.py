@@ -86,7 +86,7 @@ def test_the_version():
 
 @pytest.mark.parametrize(
     "command, default",
-    [("status", "REASONING_DATA"), ("sql", "1000"), ("demo", "110;")],
+    [("status", "REASONING_DATA"), ("sql", "1000"), ("demo", "none; 110 for")],
 )
 def test_the_help_tells_defaults_that_are_no_single_value(command: str, default: str):
     """Rich takes text in brackets for markup and swallows it."""
