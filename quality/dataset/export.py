@@ -134,14 +134,12 @@ def export_dataset(
     home = layout.datasets / decision_type
     with scratch_folder(home, ".export-") as work:
         report(Progress(0, 1, what="select"))
+        expired = None if settings.retention_days is None else now - timedelta(days=settings.retention_days)
         con, sources = funnel.select_rows(
             data,
             work,
             decision_type,
-            since=start,
-            before=before,
-            now=now,
-            expired_before=None if settings.retention_days is None else now - timedelta(days=settings.retention_days),
+            funnel.Window(start, before, now, expired),
             policy=policy,
             label_sources=None if settings.label_sources is None else [str(each) for each in settings.label_sources],
             enough=LIMITED_BELOW,

@@ -156,34 +156,41 @@ class Texts:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The time whose decisions are exported: `since` <= ts < `before`, without what expired, seen at `now`."""
+
+    since: datetime | None
+    before: datetime | None
+    now: datetime
+    expired_before: datetime | None
+
+
 def select_rows(
     data: Path | str,
     work: Path,
     decision_type: str,
+    window: Window,
     *,
-    since: datetime | None,
-    before: datetime | None,
-    now: datetime,
-    expired_before: datetime | None,
     policy: LabelPolicy,
     label_sources: Sequence[str] | None,
     enough: int,
     limit: int,
 ) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
-    """Choose the rows of one type with since <= ts < before, and copy the latest ones out of the log into `work`.
+    """Choose the rows of one type in a window, and copy the latest ones out of the log into `work`.
 
     Keys are read first, and then the texts of four times as many rows as the limit lets through. Returns the scratch
     database and the label sources: those that are given, else `_choose_label_sources`.
     """
     parameters = {
         "decision_type": decision_type,
-        "since": since,
-        "before": before,
+        "since": window.since,
+        "before": window.before,
         # DuckDB itself would cast by the zone of this machine.
-        "since_date": None if since is None else since.date(),
-        "before_date": None if before is None else before.date(),
-        "now": now,
-        "expired_before": expired_before,
+        "since_date": None if window.since is None else window.since.date(),
+        "before_date": None if window.before is None else window.before.date(),
+        "now": window.now,
+        "expired_before": window.expired_before,
     }
     scratch = work / "scratch.duckdb"
 
