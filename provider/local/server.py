@@ -239,7 +239,8 @@ def _bind(folder: Folder) -> socket.socket:
     except (OSError, ValueError, KeyError, TypeError):
         before = 0
     for port in dict.fromkeys((before, 0)):
-        bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # With its protocol named: asyncio sets TCP_NODELAY on no other, and each answer waits 40 ms for an ACK.
+        bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind(("127.0.0.1", port))

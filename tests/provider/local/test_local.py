@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ import pytest
 from provider.errors import NotServable, ProviderRefused, RemoteNotFound
 from provider.local.adapter import LocalProvider
 from provider.local.folder import Folder, is_held
+from provider.local.server import _bind
 from provider.money.metering import meter_minutes
 from provider.port import RemoteJob, RemoteJobState, RemoteState, ServingRequest, TrainingRequest
 from provider.rows import check_rows
@@ -212,3 +214,9 @@ def test_what_costs_nothing_is_seen_all_the_same(tmp_path: Path) -> None:
         )
         assert meter_minutes(ledger, row.id, 1, now=seen) == 0
         assert ledger.get(Deployment, row.id).metered_until == seen  # a look that is old makes its state unknown
+
+
+def test_the_servers_socket_names_its_protocol(tmp_path: Path) -> None:
+    """Otherwise asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for a delayed ACK."""
+    with _bind(Folder(tmp_path)) as bound:
+        assert bound.proto == socket.IPPROTO_TCP
