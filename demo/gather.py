@@ -149,7 +149,6 @@ def list_places(data: Path, report: Path) -> list[Place]:
         Place(what="the report, to share", how=_relative(report)),
         Place(what="Data Docs of Great Expectations", how=f"{folder}/quality/index.html"),
         Place(what="ask the log", how=f'{reasoning} sql --data {folder} "{query}"'),
-        Place(what="does owning a model pay?", how=f"{reasoning} pays --data {folder}"),
         Place(what="what it cost", how=f"{reasoning} costs report --data {folder} --period total"),
         Place(what="flows, runs, artifacts in Prefect", how=f"{reasoning} serve --data {folder}"),
         *_models_to_ask(data, reasoning, folder),

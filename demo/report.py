@@ -15,6 +15,8 @@ from storage.files import write_atomic
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipeline.economy.pays import TypePays
+
 METRICS = {
     "balanced_accuracy": "balanced accuracy",
     "accuracy": "accuracy",
@@ -110,6 +112,19 @@ def print_report(result: DemoResult, console: Console) -> None:
         console.print(f"  {place['what']}\n    {place['how']}", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_value(found: Sequence[TypePays], console: Console) -> None:
+    """Print what each way of serving the decisions of the log would cost."""
+    rows = [
+        (each.decision_type, way.title, *(f"${usd:,.2f}" for usd in (way.usd_per_month, way.usd_per_1000)))
+        for each in found
+        for way in each.ways
+        if way.usd_per_month is not None and way.usd_per_1000 is not None
+    ]
+    columns = ["decision type", "served by", "a month", "per 1,000"]
+    console.print(_table("What serving these decisions would cost", columns, rows))
+    console.print("`reasoning pays` says of your own log whether a model pays.\n", highlight=False)
+
+
 def _table(title: str, columns: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> Any:
     from rich import box
     from rich.markup import escape
@@ -117,6 +132,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterator[Sequence[str]] | S
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     numbers = {"decisions", "rows", "share", "tokens", "time", "cost", "answers", "p50", "p95", "p99", "spent", "limit"}
+    numbers |= {"a month", "per 1,000"}
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number and column in numbers else "left", overflow="fold")
     for row in rows:
@@ -314,7 +330,10 @@ def _usd(amount: str) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
 
 
 def _time(text: str) -> datetime:

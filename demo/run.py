@@ -43,9 +43,10 @@ from demo.episodes import Episode
 from demo.errors import DemoError
 from demo.functions import read_tasks
 from demo.replay import Replay, ReplayClock, Served
-from demo.report import print_report, write_report
+from demo.report import print_report, print_value, write_report
 from demo.result import DemoResult, GuardAction, Reconciliation, StepResult
 from pipeline.cycle import read_turn
+from pipeline.economy.pays import pays
 from pipeline.reports import to_jsonable
 from reasoning.client import DecisionClient
 from reasoning.config import load_config
@@ -214,6 +215,7 @@ def run_demo(
         result = _gather(demo, turned_at, time.monotonic() - begun)
         write_report(result, data / REPORT)
         say(f"{data / REPORT}")
+    print_value(pays(data, now=demo.now), console)
     print_report(result, console)
     return result
 
