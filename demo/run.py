@@ -51,11 +51,10 @@ from pipeline.reports import to_jsonable
 from reasoning.client import DecisionClient
 from reasoning.config import load_config
 from storage.ledger.ledger import open_ledger
-from storage.ledger.rows import Deployment
+from storage.ledger.rows import LOCAL, Deployment
 from tasks.entrypoints import load_flow
 
 TYPES = ("should_respond", "planning")
-LOCAL = "local"
 COLLECT_FROM = datetime(2018, 4, 10, tzinfo=UTC)
 TURN_AT = datetime(2018, 5, 5, 2, tzinfo=UTC)
 SERVE_UNTIL = datetime(2018, 5, 5, 14, tzinfo=UTC)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from learners.answers import Answer, parse_answer
 from learners.errors import DatasetError
 from learners.transcript import Transcript, message_text, parse_transcript
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,21 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         DatasetError: a line is no such object; says the file and the line.
     """
-    examples = []
+
+    def read(row: dict[str, Any], messages: list[dict[str, Any]], last: int) -> Example:
+        transcript = parse_transcript(messages[:last], row.get("tools") or ())
+        return Example(transcript, parse_answer(message_text(messages[last])))
+
+    return read_rows(path, read)
+
+
+def read_rows(path: Path, read: Callable[[dict[str, Any], list[dict[str, Any]], int], T]) -> list[T]:
+    """`read(row, messages, number of the last assistant message)` of every row of conversational JSONL.
+
+    Raises:
+        DatasetError: a line is no such object, or `read` cannot use it; says the file and the line.
+    """
+    found = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -37,13 +55,12 @@ def read_examples(path: Path) -> list[Example]:
             row = json.loads(line)
             messages = row["messages"]
             last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-            transcript = parse_transcript(messages[:last], row.get("tools") or ())
-            examples.append(Example(transcript, parse_answer(message_text(messages[last]))))
+            found.append(read(row, messages, last))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
                 f'{path.name}, line {number}: needs {{"messages": [{{"role", "content"}}...]}} and an assistant answer '
                 f"({type(error).__name__}: {error})"
             ) from error
-    if not examples:
+    if not found:
         raise DatasetError(f"{path.name} has no examples")
-    return examples
+    return found

@@ -14,6 +14,7 @@ from provider.local.folder import server_url
 from provider.port import Provider
 from provider.together.client import inference_url, provider_name, provider_url
 from reasoning.serving.routes import Logprobs
+from storage.ledger.rows import LOCAL
 
 __all__ = [
     "PROVIDERS",
@@ -41,7 +42,7 @@ def open_provider(data: Path, name: str | None = None, *, timeout: float = 60.0)
     if name not in PROVIDERS:
         known = ", ".join(f"`{each}`" for each in PROVIDERS)
         raise ProviderSettingsError(f"unknown provider {name!r}: use one of {known}")
-    if name == "local":
+    if name == LOCAL:
         from provider.local.adapter import LocalProvider
 
         return LocalProvider(data)
@@ -57,16 +58,16 @@ def open_provider_of(data: Path, has: str | None, *, timeout: float = 60.0) -> P
     it, unless that is this machine.
     """
     name = provider_name()
-    if has == "local":
-        name = "local"
-    elif has is not None and name == "local":
+    if has == LOCAL:
+        name = LOCAL
+    elif has is not None and name == LOCAL:
         raise ProviderSettingsError(f"this is at the provider `{has}`: set REASONING_PROVIDER={has} (or `emulator`)")
     return open_provider(data, name, timeout=timeout)
 
 
 def arm_address(data: Path, has: str) -> tuple[str, Logprobs]:
     """Where a deployed model is asked, without `/v1`, and how for log-probabilities; `has` as in `open_provider_of`."""
-    if has == "local":
+    if has == LOCAL:
         from provider.local.adapter import LocalProvider
 
         return LocalProvider(data).url(), "flag"

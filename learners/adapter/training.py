@@ -6,7 +6,6 @@ is checked for every row. Training stops when the validation loss rises, and kee
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from learners.adapter.base import Base, load_base, split_row
 from learners.adapter.model import CONFIG, WEIGHTS, AdapterModel
 from learners.calibration import automated, fit_temperature
 from learners.errors import DatasetError, MissingExtra, TrainingError
+from learners.examples import read_rows
 from learners.progress import Progress
 
 Row = tuple[list[dict[str, Any]], str]
@@ -276,25 +276,11 @@ def _calibrate(
 
 def _read(path: Path) -> list[Row]:
     """The rows of conversational JSONL: the messages before the last answer, and that answer's text."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"cannot read {path.name}: {error}") from error
-    rows = [_read_line(line, f"{path.name}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise DatasetError(f"{path.name} has no examples")
-    return rows
 
-
-def _read_line(line: str, place: str) -> Row:
-    try:
-        messages = json.loads(line)["messages"]
-        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-        if not isinstance(messages[last]["content"], str):
+    def read(_: dict[str, Any], messages: list[dict[str, Any]], last: int) -> Row:
+        answer = messages[last]["content"]
+        if not isinstance(answer, str):
             raise TypeError("the assistant's content must be text")
-        return messages[:last], messages[last]["content"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f'{place}: needs {{"messages": [{{"role", "content"}}...]}} and an assistant answer '
-            f"({type(error).__name__}: {error})"
-        ) from error
+        return messages[:last], answer
+
+    return read_rows(path, read)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from provider.endpoint.arms import served_name
-from provider.endpoint.asking import OnAnswer, ask_all
+from provider.endpoint.arms import arm_of, served_name
+from provider.endpoint.asking import OnAnswer, ask_arm
 from provider.errors import RemoteNotFound
 from provider.port import CONCURRENCY, Capabilities, Completion, Messages, Provider, Sampling
 from reasoning.config import Config
 from storage.ledger.rows import ENDPOINT, Model
-from storage.progress import OnProgress, Progress
+from storage.progress import OnProgress
 
 
 class EndpointProvider(Provider):
@@ -43,14 +43,12 @@ class EndpointProvider(Provider):
         """As `Provider.ask`. It charges nothing: `provider.endpoint.charging` does. Raises RemoteNotFound."""
         if model not in self._models:
             raise RemoteNotFound(f"no model {model!r} is registered: `reasoning models register` does it")
-        asked, done = list(conversations), 0
-
-        def note(at: int, answer: Completion | None) -> None:
-            nonlocal done
-            if self._on_answer:
-                self._on_answer(at, answer)
-            if answer is not None and progress:
-                done += 1
-                progress(Progress(done, len(asked), "answers"))
-
-        return ask_all(self._config, self._models[model], asked, sampling, concurrency=concurrency, on_answer=note)
+        return ask_arm(
+            self._config,
+            arm_of(self._models[model]),
+            conversations,
+            sampling,
+            concurrency=concurrency,
+            on_answer=self._on_answer,
+            progress=progress,
+        )

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from provider.endpoint.arms import arm_of
 from provider.port import CONCURRENCY, Completion, Sampling
 from reasoning.config import Config
 from reasoning.error_text import describe_error
@@ -17,7 +16,7 @@ from reasoning.io.sse import StreamedCompletion
 from reasoning.io.transport import Transport
 from reasoning.serving import completion as client_completion
 from reasoning.serving.model_calls import ModelCalls
-from storage.ledger.rows import Model
+from storage.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from reasoning.serving.routes import Arm
@@ -83,19 +82,6 @@ class Asker:
         self._transport.close()
 
 
-def ask_all(
-    config: Config,
-    model: Model,
-    conversations: Iterable[Messages],
-    sampling: Sampling,
-    *,
-    concurrency: int = CONCURRENCY,
-    on_answer: OnAnswer | None = None,
-) -> list[Completion]:
-    """Ask a registered model every conversation; answers in their order, those that failed with their `error` set."""
-    return ask_arm(config, arm_of(model), conversations, sampling, concurrency=concurrency, on_answer=on_answer)
-
-
 def ask_arm(
     config: Config,
     arm: Arm,
@@ -104,17 +90,20 @@ def ask_arm(
     *,
     concurrency: int = CONCURRENCY,
     on_answer: OnAnswer | None = None,
+    progress: OnProgress | None = None,
 ) -> list[Completion]:
-    """`ask_all` for any server that speaks OpenAI's chat completions."""
-    asker, answers = Asker(config, sampling), dict[int, Completion]()
+    """Ask a server every conversation; answers in their order, those that failed with their `error` set."""
+    asker, answers, conversations = Asker(config, sampling), dict[int, Completion](), list(conversations)
     tell = on_answer or (lambda at, answer: None)
-    with closing(asker), ThreadPoolExecutor(concurrency, thread_name_prefix="ask_all") as pool:
+    with closing(asker), ThreadPoolExecutor(concurrency, thread_name_prefix="ask_arm") as pool:
         asked = {pool.submit(_ask, asker, arm, messages): at for at, messages in enumerate(conversations)}
         try:
             for future in as_completed(asked):
                 at = asked[future]
                 answers[at] = future.result()
                 tell(at, answers[at])
+                if progress:
+                    progress(Progress(len(answers), len(conversations), "answers"))
         except BaseException:  # an interrupt: the rest is not asked
             for future in [future for future in asked if future.cancel()]:
                 tell(asked[future], None)

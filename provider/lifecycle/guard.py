@@ -47,6 +47,7 @@ from storage.ledger.money import format_usd, minutes_usd
 from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
 from storage.ledger.rows import (
     ENDPOINT,
+    LOCAL,
     TOGETHER,
     Deployment,
     DeploymentRole,
@@ -64,7 +65,6 @@ UNREADY = READY_TIMEOUT + timedelta(minutes=5)
 """Who deploys gives up after READY_TIMEOUT; what is not ready after this, its process has died."""
 
 UNREACHABLE = "the provider cannot be reached"
-_LOCAL = "local"  # as `provider.local` is named in the ledger
 
 BLIND = timedelta(minutes=10)
 """How long a deployment may run while the ledger cannot be written."""
@@ -233,9 +233,9 @@ def provider_in_use(ledger: Ledger) -> str | None:
 
     Of this machine's own models and of registered ones nothing is asked of anybody.
     """
-    at = {row.provider for row in ledger.find(Deployment, state=LIVE_STATES)} - {ENDPOINT, _LOCAL}
+    at = {row.provider for row in ledger.find(Deployment, state=LIVE_STATES)} - {ENDPOINT, LOCAL}
     jobs = ledger.find(FineTuneJob, state=ACTIVE_STATES)
-    if any(not job.base_model.startswith(f"{_LOCAL}/") for job in jobs):
+    if any(not job.base_model.startswith(f"{LOCAL}/") for job in jobs):
         at.add(TOGETHER)
     return min(at, default=None)
 
@@ -409,7 +409,7 @@ def _idle(
     found: dict[str, tuple[str, bool]] = {}
     settings, promoted = policy.of_types, promoted_models(ledger)
     for row in ledger.find(Deployment, state=RUNNING_STATES):
-        if row.provider in (ENDPOINT, _LOCAL) or row.id in to_stop:
+        if row.provider in (ENDPOINT, LOCAL) or row.id in to_stop:
             continue
         if row.ready_at is None and not row.replicas:
             waited = report.now - row.created_at

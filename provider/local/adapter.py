@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -41,9 +40,10 @@ from provider.port import (
 from provider.rows import CheckedFile
 from reasoning.config import Config
 from reasoning.serving.routes import Arm
-from storage.progress import OnProgress, Progress
+from storage.files import make_folder, write_atomic
+from storage.ledger.rows import LOCAL
+from storage.progress import OnProgress
 
-LOCAL = "local"
 TIERS = ("small", "medium", "large")
 LEARNERS = ("auto", "linear", "encoder", "stacked")
 CONFIG, HARDWARE = "process", "this machine"
@@ -94,11 +94,8 @@ class LocalProvider(Provider):
     def upload(self, name: str, file: CheckedFile) -> str:
         """A copy of the file; its id is the hash of its content."""
         place = self.folder.file(file.sha256)
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = place.with_suffix(".part")
-        shutil.copyfile(file.path, draft)
-        draft.chmod(0o600)
-        draft.rename(place)
+        make_folder(place.parent)
+        write_atomic(place, file.path.read_bytes())
         return file.sha256
 
     def file(self, file_id: str) -> RemoteFile:
@@ -261,36 +258,13 @@ class LocalProvider(Provider):
         progress: OnProgress | None = None,
     ) -> list[Completion]:
         """As `Provider.ask`."""
-        asked, done = list(conversations), 0
-
-        def note(_: int, answer: Completion | None) -> None:
-            nonlocal done
-            if answer is not None and progress:
-                done += 1
-                progress(Progress(done, len(asked), "answers"))
-
         arm = Arm(name="custom", source="custom", model=model, base_url=self.url(), logprobs="flag")
         config = Config(data=self.folder.path.parent)
         # More at once would wait for each other in the server, and be measured so.
-        return ask_arm(config, arm, asked, sampling, concurrency=min(concurrency, 2), on_answer=note)
+        return ask_arm(config, arm, conversations, sampling, concurrency=min(concurrency, 2), progress=progress)
 
     def _state(self, row: LocalDeployment) -> RemoteDeployment:
-        state, message = RemoteState.STOPPED, ""
-        if row.replicas:
-            state, message = self._loaded(row)
-        return RemoteDeployment(
-            id=row.id,
-            name=row.name,
-            state=state,
-            said=state.value,
-            message=message,
-            running=row.replicas,
-            max_replicas=row.replicas,
-            hardware=HARDWARE,
-            model=row.model,
-            model_id=row.model,
-            created_at=datetime.fromtimestamp(row.created_at, UTC),
-        )
+        return _told(row, *self._loaded(row)) if row.replicas else _told(row)
 
     def _loaded(self, row: LocalDeployment) -> tuple[RemoteState, str]:
         try:
@@ -301,31 +275,13 @@ class LocalProvider(Provider):
             return RemoteState.FAILED, _message(answer)
         return RemoteState.READY, ""
 
-    def _changing(self, endpoint_id: str) -> _Changing:
-        return _Changing(self.folder, endpoint_id)
-
-
-class _Changing:
-    """An endpoint that is written back at the end of the block."""
-
-    def __init__(self, folder: Folder, endpoint_id: str) -> None:
-        self._folder, self._id, self._lock = folder, endpoint_id, folder.locked()
-
-    def __enter__(self) -> LocalEndpoint:
-        self._lock.__enter__()
-        try:
-            self._all = self._folder.read_endpoints()
-            return _get(self._all, self._id)
-        except BaseException as error:
-            self._lock.__exit__(type(error), error, None)
-            raise
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            if kind is None:
-                self._folder.write_endpoints(self._all)
-        finally:
-            self._lock.__exit__(kind, error, trace)
+    @contextmanager
+    def _changing(self, endpoint_id: str) -> Iterator[LocalEndpoint]:
+        """An endpoint that is written back at the end of the block."""
+        with self.folder.locked():
+            endpoints = self.folder.read_endpoints()
+            yield _get(endpoints, endpoint_id)
+            self.folder.write_endpoints(endpoints)
 
 
 def _get(endpoints: Mapping[str, LocalEndpoint], endpoint_id: str) -> LocalEndpoint:
@@ -352,14 +308,15 @@ def _endpoint(row: LocalEndpoint) -> RemoteEndpoint:
     )
 
 
-def _told(row: LocalDeployment) -> RemoteDeployment:
-    """A deployment as a list tells it, without asking the server."""
-    state = RemoteState.STARTING if row.replicas else RemoteState.STOPPED
+def _told(row: LocalDeployment, state: RemoteState | None = None, message: str = "") -> RemoteDeployment:
+    """A deployment; without a `state` as a list tells it, which does not ask the server."""
+    state = state or (RemoteState.STARTING if row.replicas else RemoteState.STOPPED)
     return RemoteDeployment(
         id=row.id,
         name=row.name,
         state=state,
         said=state.value,
+        message=message,
         running=row.replicas,
         max_replicas=row.replicas,
         hardware=HARDWARE,

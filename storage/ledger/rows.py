@@ -106,7 +106,9 @@ class ReservationState(StrEnum):
 
 TOGETHER = "together"
 ENDPOINT = "endpoint"
-"""Providers, as `Model.provider` and `Deployment.provider` name them. `endpoint`: somebody else runs it at a URL."""
+LOCAL = "local"
+"""Providers, as `Model.provider` and `Deployment.provider` name them. `endpoint`: somebody else runs it at a URL;
+`local`: this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
