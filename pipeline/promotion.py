@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import MissingStep
 from pipeline.evaluation import choose_confidence, dataset_of
-from pipeline.life import experiment_of, move_model, read_lives
+from pipeline.life import Move, experiment_of, move_model, read_lives
 from pipeline.models import find_dataset, find_deployment, take_down
 from pipeline.parameters import PromoteSettings
 from pipeline.selection import find_model
@@ -68,19 +68,28 @@ def promote_model(
             threshold = choose_confidence(data, row.id, now=now)
             log.info("model %s: %s", row.id, threshold.describe())
             minimum = threshold.chosen.min_confidence
-        moved = move_model(
-            data,
-            ledger,
-            row.id,
-            _STATES[settings.mode],
-            why=verdict.why if verdict and verdict.promote else "forced",
-            now=when,
-            serving=_serving(data, ledger, row, deployment, replace(settings, min_confidence=minimum)),
-        )
+        settings = replace(settings, min_confidence=minimum)
+        why = verdict.why if verdict and verdict.promote else "forced"
+        moved = give_traffic(data, ledger, row, deployment, settings, why=why, now=when)
     for other in moved.replaced:
         take_down(data, other, why=f"replaced by {row.id}", now=now)
     assert moved.route is not None, name
     return moved.route
+
+
+def give_traffic(
+    data: Path,
+    ledger: Ledger,
+    model: Model,
+    deployment: Deployment,
+    settings: PromoteSettings,
+    *,
+    why: str,
+    now: datetime,
+) -> Move:
+    """Move a deployed model to the state of `settings.mode`, asked as the settings say."""
+    serving = _serving(data, ledger, model, deployment, settings)
+    return move_model(data, ledger, model.id, _STATES[settings.mode], why=why, now=now, serving=serving)
 
 
 def _require_approval(model_id: str, verdict: Verdict | None) -> None:
