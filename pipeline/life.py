@@ -18,6 +18,7 @@ import orjson
 
 from pipeline.errors import ModelMoved
 from provider.lifecycle.routes import forget_paused, keep_models, publish_route, restore_route
+from provider.providers import capabilities_of
 from reasoning.errors import ReasoningError
 from reasoning.serving.routes import Arm, Route, Routes, format_routes
 from storage.layout import Layout
@@ -36,7 +37,6 @@ from storage.ledger.lives import (
 )
 from storage.ledger.rows import (
     CHALLENGER_STATES,
-    ENDPOINT,
     INCUMBENT_STATES,
     ROUTED_STATES,
     Deployment,
@@ -194,7 +194,7 @@ def experiment_of(decision_type: str, model_id: str) -> str:
 def _arm_of(ledger: Ledger, served: ServedModel) -> Arm:
     """Its arm; a model that was deployed anew is asked by its new name."""
     arm = Arm(**served.serving.arm)
-    if ledger.get(Model, served.model_id).provider == ENDPOINT:
+    if not capabilities_of(ledger.get(Model, served.model_id).provider).starts_servers:
         return arm
     ready = ledger.find(Deployment, model_id=served.model_id, state="ready")
     name = ready[-1].served_name if ready else None

@@ -18,12 +18,12 @@ from pipeline.selection import find_model
 from pipeline.verdicts import last_verdict
 from provider.clock import clock_of
 from provider.endpoint.arms import arm_of
-from provider.providers import arm_address
+from provider.providers import arm_address, capabilities_of
 from quality.dataset.export import read_manifest
 from reasoning.serving.routes import Arm, Route
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import Serving, served_models
-from storage.ledger.rows import ENDPOINT, Deployment, Model, ModelState, required
+from storage.ledger.rows import Deployment, Model, ModelState, required
 
 if TYPE_CHECKING:
     from quality.evaluation.promotion import Verdict
@@ -113,7 +113,7 @@ def reject_model(
 
 def _serving(data: Path, ledger: Ledger, model: Model, deployment: Deployment, settings: PromoteSettings) -> Serving:
     """How the model is asked. The draw of an episode stays the same while a model lives, and from the incumbent on."""
-    if model.provider == ENDPOINT:
+    if not capabilities_of(model.provider).starts_servers:
         if model.logprobs == "none" and float(settings.min_confidence) > 0:
             raise MissingStep(
                 f"the server of {model.name} gives no log-probabilities, so min_confidence would refuse every answer: "
