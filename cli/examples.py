@@ -35,6 +35,8 @@ EXAMPLES = {
     "evaluate": "reasoning evaluate should_respond --limit 500",
     "experiment": "reasoning experiment should_respond --since 7d",
     "promote": "reasoning promote should_respond --mode canary",
+    "demote": "reasoning demote should_respond --why 'wrong answers since noon'",
+    "rollback": "reasoning rollback should_respond",
     "undeploy": "reasoning undeploy should_respond --why 'budget'",
     "cycle": "reasoning cycle should_respond --plan",
     "stop": "reasoning stop --dry-run",

@@ -160,6 +160,27 @@ class PromoteSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DemoteSettings:
+    """How much traffic a model keeps."""
+
+    to: Annotated[
+        Literal["degraded", "shadow", "rejected"],
+        Doc(
+            "degraded keeps the canary's share until it is proven again; shadow answers in the background and serves "
+            "none; rejected loses its traffic and is undeployed."
+        ),
+    ] = "degraded"
+    why: Annotated[str, Doc("The reason that is recorded in the ledger.")] = "demoted by the user"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackSettings:
+    """Why a decision type is rolled back."""
+
+    why: Annotated[str, Doc("The reason that is recorded in the ledger.")] = "rolled back by the user"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UndeploySettings:
     """Why a model is undeployed."""
 
@@ -234,6 +255,8 @@ SETTINGS: dict[str, type] = {
     "deploy_model": DeploySettings,
     "evaluate_model": EvaluateSettings,
     "promote_model": PromoteSettings,
+    "demote_model": DemoteSettings,
+    "rollback_type": RollbackSettings,
     "undeploy_model": UndeploySettings,
     "guard_costs": GuardSettings,
     "estimate_value": PaysSettings,
