@@ -345,12 +345,11 @@ def list_models(data: Data = None, as_json: AsJson = False) -> None:
         "decision_type",
         "base_model",
         "state",
+        "why",
         "enabled",
         "deployment_state",
         "requests",
         "cost_usd",
-        "changed_at",
-        "why",
     )
     rows = model_status(find_data(data))
     show(rows if as_json else [{key: row[key] for key in columns} for row in rows], as_json=as_json, title="Models")
