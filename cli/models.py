@@ -16,17 +16,21 @@ from cli.output import print_json, print_line, print_note, progress_bar, show
 from pipeline import parameters
 from pipeline.parameters import (
     CycleSettings,
+    DemoteSettings,
     DeploySettings,
     EvaluateSettings,
     FineTuneSettings,
     PromoteSettings,
     RegisterSettings,
+    RollbackSettings,
     UndeploySettings,
 )
+from pipeline.reports import without
 from quality.settings import ExperimentSettings, ExportSettings
 
 if TYPE_CHECKING:
     from pipeline.cycle_plan import CyclePlan
+    from reasoning.serving.routes import Route
 
 app = typer.Typer()
 models_app = typer.Typer(help="The models there are", no_args_is_help=True)
@@ -54,7 +58,6 @@ def export(
 ) -> None:
     """Export a dataset from the decision log: selected, labelled, redacted, deduplicated, split by time."""
     from pipeline.models import export as export_dataset
-    from pipeline.reports import without
     from quality.evaluation.promotion import promotion_warnings
     from quality.period import first_moment, moment_after
     from reasoning.config import load_config
@@ -194,6 +197,53 @@ def promote(
 
 @app.command()
 @with_settings
+def demote(
+    model: ModelName,
+    data: Data = None,
+    *,
+    settings: DemoteSettings,
+    as_json: AsJson = False,
+) -> None:
+    """Take traffic from a model: leave it the canary's share, let it answer in the background, or reject it."""
+    from pipeline.demotion import demote_model
+
+    found = demote_model(find_data(data), model, settings)
+    show(found if as_json else without(found, "route"), as_json=as_json, title="Demoted")
+    _show_arms(found.route, as_json=as_json)
+
+
+@app.command()
+@with_settings
+def rollback(
+    decision_type: DecisionType,
+    data: Data = None,
+    *,
+    settings: RollbackSettings,
+    as_json: AsJson = False,
+) -> None:
+    """Undo the last step up of a decision type: withdraw what serves, and bring back the model before."""
+    from pipeline.demotion import roll_back
+
+    folder = find_data(data)
+    name = check_decision_type(decision_type, folder)
+    with progress_bar("rolling back") as progress, interruptible(folder):
+        found = roll_back(folder, name, settings, progress=progress)
+    show(found if as_json else without(found, "route"), as_json=as_json, title="Rolled back")
+    _show_arms(found.route, as_json=as_json)
+
+
+def _show_arms(route: Route | None, *, as_json: bool) -> None:
+    """Print who answers from now on, for people."""
+    if as_json:
+        return
+    if route is None:
+        print_line("The fallback answers all questions.")
+    else:
+        show(list(route.arms), as_json=False, title=f"Arms of {route.experiment}")
+
+
+@app.command()
+@with_settings
 def undeploy(
     model: ModelName,
     data: Data = None,
@@ -286,7 +336,7 @@ def _show_plan(plan: CyclePlan, *, as_json: bool) -> None:
 
 @models_app.command("list")
 def list_models(data: Data = None, as_json: AsJson = False) -> None:
-    """List the models: state, what serves them, cost."""
+    """List the models: state and the reason for it, what serves them, cost."""
     from provider.lifecycle.status import model_status
 
     columns = (
@@ -299,6 +349,8 @@ def list_models(data: Data = None, as_json: AsJson = False) -> None:
         "deployment_state",
         "requests",
         "cost_usd",
+        "changed_at",
+        "why",
     )
     rows = model_status(find_data(data))
     show(rows if as_json else [{key: row[key] for key in columns} for row in rows], as_json=as_json, title="Models")
@@ -363,16 +415,23 @@ def status(model: ModelName, data: Data = None, as_json: AsJson = False) -> None
 
 
 @models_app.command()
-def history(model: ModelName, data: Data = None, as_json: AsJson = False) -> None:
-    """List the state changes of a model, its fine-tune and its deployments, and why, the latest last."""
+def history(
+    model: Annotated[str, typer.Argument(help="A model's id, or a decision type for all of its models")],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what became of a model and what serves it, or of all models of a type, and why; the latest last."""
     from pipeline.selection import find_model
     from storage.ledger.ledger import open_ledger
-    from storage.ledger.reports import model_history
+    from storage.ledger.reports import model_history, type_history
 
     folder = find_data(data)
     with open_ledger(folder) as ledger:
-        rows = model_history(ledger, find_model(folder, ledger, model, "show").id)
-    show(rows, as_json=as_json, title=f"History of model {model}")
+        rows = type_history(ledger, model.replace("-", "_"))
+        if not rows:
+            rows = model_history(ledger, find_model(folder, ledger, model, "show").id)
+    title = f"History of {model}"
+    show(rows if as_json else [without(row, "numbers") for row in rows], as_json=as_json, title=title)
 
 
 @models_app.command("jobs")

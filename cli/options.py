@@ -108,14 +108,11 @@ def _option(parameter: Parameter) -> Any:
         min=None if is_open else next((bound.ge for bound in parameter.bounds if isinstance(bound, Ge)), None),  # type: ignore[arg-type]
         max=None if is_open else next((bound.le for bound in parameter.bounds if isinstance(bound, Le)), None),  # type: ignore[arg-type]
     )
-    return Annotated[_TEXTS[parameter.type][0] if parameter.type in _TEXTS else parameter.type, option]
+    return Annotated[_TEXTS.get(parameter.type, parameter.type), option]
 
 
-# Options that are texts on the command line: their type there, and how they are read.
-_TEXTS: dict[Any, tuple[Any, Callable[[str], Any]]] = {
-    Moment | None: (str | None, parse_moment),
-    Confidence: (str, parse_confidence),
-}
+# Options that are texts on the command line, and their type there. `_read` reads them.
+_TEXTS: dict[Any, Any] = {Moment | None: str | None, Confidence: str}
 
 
 def _read(parameter: Parameter, values: dict[str, Any]) -> Any:
@@ -126,7 +123,9 @@ def _read(parameter: Parameter, values: dict[str, Any]) -> Any:
         raise typer.BadParameter(f"{value} is out of range; give one that is {bound}", param_hint=flag)
     if parameter.type in _TEXTS and value is not None:
         try:
-            return _TEXTS[parameter.type][1](str(value))
+            if parameter.type == Moment | None:
+                return parse_moment(str(value), end=parameter.name == "until")
+            return parse_confidence(str(value))
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=flag) from error
     return None if value == [] else value

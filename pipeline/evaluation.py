@@ -17,9 +17,9 @@ from provider.clock import clock_of
 from provider.completions import complete_many
 from provider.endpoint.charging import ask_charged
 from provider.lifecycle.sharing import hourly_part
-from provider.money.metering import tokens_usd
+from provider.money.token_prices import tokens_usd
 from provider.port import Completion, Sampling
-from provider.providers import open_provider_of
+from provider.providers import capabilities_of, open_provider_of
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.error_budget import allow
@@ -38,7 +38,6 @@ from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import evaluations_of, save_evaluation
 from storage.ledger.rows import (
-    ENDPOINT,
     INCUMBENT_STATES,
     Deployment,
     DeploymentState,
@@ -109,7 +108,7 @@ def evaluate_model(
             "holdout": [manifest.splits["holdout"].first, manifest.splits["holdout"].last],
         },
     )
-    notes = redaction_note(manifest, config), SEEN if row.provider == ENDPOINT else None
+    notes = redaction_note(manifest, config), None if capabilities_of(row.provider).trains else SEEN
     evaluation.notes.extend(filter(None, notes))
     policy = load_worth(kind.name) if max_usd_per_1000 is None else WorthPolicy(max_usd_per_1000)
     policy = WorthPolicy(policy="any") if any_price else policy
@@ -164,7 +163,7 @@ def dataset_of(data: Path, ledger: Ledger, model: Model) -> str:
 
     Raises `MissingStep` where there is none.
     """
-    if model.provider == ENDPOINT:
+    if not capabilities_of(model.provider).trains:
         manifests = Layout(data).datasets.glob(f"{model.decision_type}/*/manifest.json")
         newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
@@ -212,7 +211,8 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
     prompts = redact_questions(exam.questions, exam.config.redaction.region)
     conversations = [prompt.messages for prompt in prompts]
     sampling = Sampling.of(exam.kind)
-    model = ledger.get(Model, server.model_id) if server.provider == ENDPOINT and server.model_id else None
+    is_registered = not capabilities_of(server.provider).starts_servers
+    model = ledger.get(Model, required(server.model_id, f"the model of {server.name}")) if is_registered else None
     if model is not None:
         completions = ask_charged(
             exam.config, ledger, server, model, conversations, sampling, progress=progress, now=exam.now

@@ -34,7 +34,7 @@ from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.uploads import upload_dataset
 from provider.pace import Pace
 from provider.port import Provider
-from provider.providers import open_provider, open_provider_of
+from provider.providers import capabilities_of, open_provider_of
 from provider.serving import load_serving
 from quality.dataset.export import Manifest, export_dataset, read_manifest
 from quality.settings import ExportSettings
@@ -45,7 +45,6 @@ from storage.errors import BudgetExceeded, NoSuchObject
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.rows import (
-    ENDPOINT,
     ROUTED_STATES,
     Deployment,
     DeploymentState,
@@ -154,9 +153,10 @@ def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
     Raises `MissingStep` where there is none of that id.
     """
     with open_ledger(data) as ledger:
-        if not ledger.find(FineTuneJob, id=job):
+        found = ledger.find(FineTuneJob, id=job)
+        if not found:
             raise MissingStep(f"there is no fine-tune {job!r}: `reasoning models jobs` lists them")
-        with open_provider(data) as provider:
+        with open_provider_of(data, found[0].provider) as provider:
             return cancel_fine_tune(provider, ledger, job, now=now)
 
 
@@ -170,8 +170,8 @@ def deploy(
     """
     with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "deploy")
-        if row.provider == ENDPOINT:
-            if row.state == "retired":
+        if not capabilities_of(row.provider).starts_servers:
+            if row.state == ModelState.RETIRED:
                 raise MissingStep(f"{row.name} was unregistered: register it under another name")
             return serve_model(load_config(data), ledger, row, now=clock_of(now)())
     with at_work(data, row) as (provider, ledger):
@@ -252,7 +252,7 @@ def take_down(
             if deployment.served_name:  # a route to what is gone helps nobody
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
         deployments = ledger.find(Deployment, model_id=model_id, state=LIVE_STATES)
-        if row.provider == ENDPOINT:
+        if not capabilities_of(row.provider).starts_servers:
             return _withdraw_registered(data, ledger, row, deployments, why=why, now=clock_of(now)())
 
         if not deployments:  # of a provider that is not used any more, perhaps

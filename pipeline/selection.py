@@ -22,9 +22,9 @@ from storage.layout import Layout
 from storage.ledger.ledger import Ledger
 from storage.ledger.lives import evaluated_models
 from storage.ledger.money import format_usd
-from storage.ledger.rows import INCUMBENT_STATES, Deployment, Model, ModelState
+from storage.ledger.rows import CHALLENGER_STATES, INCUMBENT_STATES, Deployment, Model, ModelState
 
-Verb = Literal["show", "deploy", "evaluate", "promote", "promote --force", "undeploy"]
+Verb = Literal["show", "deploy", "evaluate", "promote", "promote --force", "demote", "undeploy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ _TIERS: Mapping[Verb, Sequence[Callable[[Candidate], bool]]] = {
     "evaluate": (lambda c: c.is_ready and not c.is_promoted, lambda c: c.is_ready),
     "promote": (lambda c: c.is_ready and c.evaluated and not c.is_promoted, lambda c: c.is_ready),
     "promote --force": (lambda c: c.is_ready and not c.is_promoted, lambda c: c.is_ready),
+    "demote": (lambda c: c.is_promoted, lambda c: c.model.state in CHALLENGER_STATES),
     "undeploy": (lambda c: c.serves_or_costs,),
 }
 _NONE: Mapping[Verb, str] = {
@@ -86,6 +87,7 @@ _NONE: Mapping[Verb, str] = {
     "evaluate": "no model of {name} is deployed and ready: `reasoning deploy MODEL` first",
     "promote": "no model of {name} is deployed and ready: `reasoning deploy MODEL` first",
     "promote --force": "no model of {name} is deployed and ready: `reasoning deploy MODEL` first",
+    "demote": "no model of {name} has traffic: nothing was done",
     "undeploy": "nothing of {name} is deployed or has a route: nothing was done",
 }
 

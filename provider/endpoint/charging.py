@@ -12,7 +12,7 @@ from provider.completions import complete_many
 from provider.endpoint.adapter import EndpointProvider
 from provider.endpoint.arms import most_usd, served_name
 from provider.endpoint.asking import Messages
-from provider.money.metering import tokens_usd
+from provider.money.token_prices import tokens_usd
 from provider.port import Completion, Sampling
 from reasoning.config import Config
 from storage.ledger.charges import ChargedTo

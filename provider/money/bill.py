@@ -61,7 +61,8 @@ def reconcile_bill(provider: Provider, ledger: Ledger, *, now: datetime, errors:
     or that names nothing of ours is told in the state. Raises ProviderUnavailable, ProviderRefused.
     """
     compared = Comparison(now)
-    jobs = [j for j in ledger.find(FineTuneJob, state=ENDED_STATES, reconciled_at=None) if j.remote_id]
+    ended = ledger.find(FineTuneJob, provider=provider.name, state=ENDED_STATES, reconciled_at=None)
+    jobs = [job for job in ended if job.remote_id]
     # What is attached to a shared deployment is not billed by itself.
     roles = (DeploymentRole.OWN, DeploymentRole.SHARED)
     found = ledger.find(Deployment, provider=provider.name, reconciled_at=None, role=roles)
@@ -71,7 +72,10 @@ def reconcile_bill(provider: Provider, ledger: Ledger, *, now: datetime, errors:
     billable: list[Billable] = [*jobs, *deployments]
     # An orphan is older than its row: its create was sent before it was found.
     since = min(min(row.created_at, row.attempted_at or now, now) for row in billable) - BILL_SKEW
-    everything = Objects(deployments=ledger.find(Deployment, provider=provider.name), jobs=ledger.find(FineTuneJob))
+    everything = Objects(
+        deployments=ledger.find(Deployment, provider=provider.name),
+        jobs=ledger.find(FineTuneJob, provider=provider.name),
+    )
     try:
         bill = provider.read_bill(everything, since=since, now=now, errors=errors)
     except (RemoteNotFound, AccessDenied) as error:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 
 from storage.ledger import schema
@@ -182,7 +183,8 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
     `routed` names the models (`<project slug>/<name>`) that an unexpired lease gives traffic to. `enabled` is true
     only for a model that is canary, promoted or degraded, routed, and served by a deployment seen ready.
     `deployment_state` is `unknown` when a create was never answered, or nobody has looked for `STALE`: then `replicas`
-    and `hourly_usd` are the worst.
+    and `hourly_usd` are the worst. `why` and `numbers` are those of the last change of its state, at `changed_at`;
+    `live_test` is what its live test said last (None: it has no arm, or was not looked at yet).
     """
     now = now or datetime.now(UTC)
     with ledger.read() as connection:
@@ -206,6 +208,7 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
             sa.select(schema.deployments).order_by(schema.deployments.c.created_at)
         ).mappings():
             deployments[row["model_id"]].append(dict(row))
+        changes, tests = _last_changes(connection), _live_tests(connection)
         status = []
         for model in models:
             used = usage.get((model["id"], None), _no_usage())
@@ -226,9 +229,52 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
                     "output_tokens": used["output_tokens"],
                     "cost_usd": from_nano(int(cost.get(model["id"], 0))),
                     **_deployment_status(deployments[model["id"]], model["state"], now, routed),
+                    **changes.get(model["id"], {"changed_at": model["created_at"], "why": None, "numbers": None}),
+                    "live_test": tests.get(model["id"]),
                 }
             )
     return status
+
+
+def _last_changes(connection: sa.Connection) -> dict[str, dict[str, Any]]:
+    """When each model came into its state, why, and the figures behind that."""
+    table = schema.transitions
+    newest = sa.select(sa.func.max(table.c.id)).where(table.c.object == Model.TABLE).group_by(table.c.object_id)
+    return {
+        row.object_id: {"changed_at": row.ts, "why": row.why, "numbers": _figures(row.numbers)}
+        for row in connection.execute(sa.select(table).where(table.c.id.in_(newest)))
+    }
+
+
+def _live_tests(connection: sa.Connection) -> dict[str, dict[str, Any]]:
+    """What the live test of each model that has an arm said last."""
+    table = schema.model_routes
+    rows = connection.execute(sa.select(table.c.model_id, table.c.checked).where(table.c.checked.is_not(None)))
+    shown = ("at", "action", "reason", "numbers")
+    return {row.model_id: {name: orjson.loads(row.checked).get(name) for name in shown} for row in rows}
+
+
+def _figures(text: str | None) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = orjson.loads(text) if text else None
+    return found
+
+
+def type_history(ledger: Ledger, decision_type: str) -> list[dict[str, Any]]:
+    """What became of every model of a decision type, and why, oldest first: also of those that were rejected."""
+    steps = [
+        step for model in ledger.find(Model, decision_type=decision_type) for step in ledger.history(Model, model.id)
+    ]
+    return [
+        {
+            "ts": step.ts,
+            "model_id": step.object_id,
+            "from_state": step.from_state,
+            "to_state": step.to_state,
+            "why": step.why,
+            "numbers": _figures(step.numbers),
+        }
+        for step in sorted(steps, key=lambda step: step.id)
+    ]
 
 
 def model_history(ledger: Ledger, model_id: str) -> list[dict[str, Any]]:
@@ -243,7 +289,10 @@ def model_history(ledger: Ledger, model_id: str) -> list[dict[str, Any]]:
         for step in ledger.history(object_type, object_id)
     ]
     columns = ("ts", "object", "object_id", "from_state", "to_state", "why")
-    return [{name: getattr(step, name) for name in columns} for step in sorted(steps, key=lambda step: step.id)]
+    return [
+        {name: getattr(step, name) for name in columns} | {"numbers": _figures(step.numbers)}
+        for step in sorted(steps, key=lambda step: step.id)
+    ]
 
 
 def _deployment_status(
