@@ -256,7 +256,7 @@ SETTINGS: dict[str, type] = {
     "evaluate_model": EvaluateSettings,
     "promote_model": PromoteSettings,
     "demote_model": DemoteSettings,
-    "roll_back": RollbackSettings,
+    "rollback_type": RollbackSettings,
     "undeploy_model": UndeploySettings,
     "guard_costs": GuardSettings,
     "estimate_value": PaysSettings,
