@@ -453,6 +453,6 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel a fine-tune. Training up to then is charged."""
-    from pipeline.models import cancel as cancel_job
+    from pipeline.models import cancel_job
 
     show(asdict(cancel_job(find_data(data), job)), as_json=as_json, title=f"Fine-tune {job}")

@@ -147,7 +147,7 @@ def fine_tune(
         )
 
 
-def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
+def cancel_job(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
     """Cancel a fine-tune (its id) that has not ended; returns its ledger row. What it cost until then is charged.
 
     Raises `MissingStep` where there is none of that id.
