@@ -355,12 +355,11 @@ def list_models(data: Data = None, watch: Watch = False, as_json: AsJson = False
         "decision_type",
         "base_model",
         "state",
+        "why",
         "enabled",
         "deployment_state",
         "requests",
         "cost_usd",
-        "changed_at",
-        "why",
     )
     folder = find_data(data)
 

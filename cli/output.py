@@ -24,6 +24,11 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 """What anyone's text in the log could steer the reader's terminal with: shown, not obeyed."""
 
 
+def without_controls(line: str) -> str:
+    """A line of anyone's text whose control characters are shown, not obeyed."""
+    return line.translate(_CONTROLS)
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON to stdout."""
     sys.stdout.write(orjson.dumps(to_jsonable(value), option=orjson.OPT_INDENT_2).decode() + "\n")
