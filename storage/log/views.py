@@ -309,6 +309,14 @@ SELECT latest.date, NULL::UUID AS decision_id, episode_id, metric, latest.* EXCL
 NUMBER = "CASE value WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE TRY_CAST(value AS DOUBLE) END"
 # A demonstration that is none replaces no earlier one.
 _IS_ANSWER = "CASE WHEN json_valid(value ->> '$') THEN json_type(value ->> '$') END = 'OBJECT'"
+RETRACTED = """
+SELECT r.id FROM (
+    SELECT date, decision_id, author, TRY_CAST(value ->> '$' AS UUID) AS id FROM feedback_log
+    WHERE kind = 'comment' AND metric = 'retraction' AND decision_id IS NOT NULL AND json_valid(value)
+) AS r JOIN feedback_log AS f ON f.date = r.date AND f.decision_id = r.decision_id AND f.feedback_id = r.id
+    AND f.author IS NOT DISTINCT FROM r.author
+"""
+"""SQL: ids of the demonstrations that their own authors took back (`quality.labelling`)."""
 # Of the answers of one side, the first that is a label comes first; then the one that was served.
 _BEST = "(NOT coalesce(valid AND decision IS NOT NULL, false), NOT served, decision_id)"
 _ANSWER = "struct_pack(decision_id, model, confidence, decision := CASE WHEN valid THEN decision END)"
@@ -326,7 +334,8 @@ request_feedback AS (
            max(struct_pack(ts := f.ts, feedback_id)) AS given
     FROM (
         FROM feedback_log
-        WHERE decision_id IS NOT NULL AND (kind = 'metric' OR kind = 'demonstration' AND {_IS_ANSWER})
+        WHERE decision_id IS NOT NULL
+              AND (kind = 'metric' OR kind = 'demonstration' AND {_IS_ANSWER} AND feedback_id NOT IN ({RETRACTED}))
     ) AS f
     JOIN (SELECT date, decision_type, request_id, decision_id FROM decisions) USING (date, decision_id)
     GROUP BY date, decision_type, request_id, kind, metric
