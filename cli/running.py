@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cli.environment import has_provider_url, has_together_key, is_debug, provider_name
-from cli.options import AsJson, Data, Provider, Yes, find_data
+from cli.options import AsCsv, AsJson, Data, Provider, Yes, find_data
 from cli.output import print_json, print_line, print_note, print_table, show
 from cli.stopping import OnExit
 from reasoning.errors import ReasoningError
@@ -109,7 +109,7 @@ def _require_key() -> None:
 def status(data: Data = None, as_json: AsJson = False) -> None:
     """Show the current state: what is served, what waits to be landed, models, the lease, the budgets."""
     from cli.serve import served
-    from pipeline.reports import budget_rows
+    from pipeline.reports import budget_rows, text
     from provider.lifecycle.status import alerts, cost_report, model_status
     from reasoning.errors import RoutesError
     from reasoning.serving.routes import read_routes
@@ -146,6 +146,11 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
     show(found | {"served": served_here}, as_json=False, title="Status")
     columns = ("model_id", "decision_type", "state", "enabled", "deployment_state", "hourly_usd", "cost_usd")
     show([{key: row[key] for key in columns} for row in models], as_json=False, title="Models")
+    for row in models:
+        if row["why"]:
+            print_line(f"{row['model_id']} is {row['state']} since {text(row['changed_at'])}: {row['why']}")
+        if row["live_test"]:
+            print_line(f"{row['model_id']}, live test: {row['live_test']['action']}. {row['live_test']['reason']}")
     show(budget_rows(budgets), as_json=False, title="Budgets")
     for line in warned:
         print_line(f"ALERT: {line}")
@@ -180,11 +185,12 @@ def config(data: Data = None, as_json: AsJson = False) -> None:
 
 
 @flow_app.command("list")
-def list_flows(as_json: AsJson = False) -> None:
+def list_flows(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """List the flows."""
     from tasks.entrypoints import entrypoints
 
-    show([{"flow": name, "entrypoint": value} for name, value in entrypoints().items()], as_json=as_json, title="Flows")
+    rows = [{"flow": name, "entrypoint": value} for name, value in entrypoints().items()]
+    show(rows, as_json=as_json, as_csv=as_csv, title="Flows")
 
 
 @flow_app.command("run")

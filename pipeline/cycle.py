@@ -186,7 +186,7 @@ def plan_cycle(
         model_id = turn.model_id if turn is not None and under_way else None
         sent, least = provider.training_parameters, provider.capabilities.minimum_training_usd
         name = None if folder is None else read_manifest(folder).dataset_id
-        if name is not None and model_id is None and (jobs := known_jobs(ledger, name, base, sent)):
+        if name is not None and model_id is None and (jobs := known_jobs(provider, ledger, name, base, sent)):
             model_id = jobs[-1].model_id  # it may run already, and then it costs nothing more
         holdout = None if folder is None else read_holdout(data, folder, kind.name)
         steps = serving_steps(ledger, kind.name, base, model_id=model_id, holdout=holdout)

@@ -9,7 +9,7 @@ writes it. `docs/concepts/life-of-a-model.md` has the diagram.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import orjson
 
 from pipeline.errors import ModelMoved
 from provider.lifecycle.routes import forget_paused, keep_models, publish_route, restore_route
+from provider.providers import capabilities_of
 from reasoning.errors import ReasoningError
 from reasoning.serving.routes import Arm, Route, Routes, format_routes
 from storage.layout import Layout
@@ -36,7 +37,6 @@ from storage.ledger.lives import (
 )
 from storage.ledger.rows import (
     CHALLENGER_STATES,
-    ENDPOINT,
     INCUMBENT_STATES,
     ROUTED_STATES,
     Deployment,
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 CUSTOM, INCUMBENT, ORIGINAL = "custom", "incumbent", "original"
 """Names of arms. The model that an experiment is named after is `custom`; the one beside it is `incumbent`."""
+
+REPLACED_BY = "replaced by"
+"""How the reason begins that the ledger has for an incumbent or a challenger whose place another model took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +194,7 @@ def experiment_of(decision_type: str, model_id: str) -> str:
 def _arm_of(ledger: Ledger, served: ServedModel) -> Arm:
     """Its arm; a model that was deployed anew is asked by its new name."""
     arm = Arm(**served.serving.arm)
-    if ledger.get(Model, served.model_id).provider == ENDPOINT:
+    if not capabilities_of(ledger.get(Model, served.model_id).provider).starts_servers:
         return arm
     ready = ledger.find(Deployment, model_id=served.model_id, state="ready")
     name = ready[-1].served_name if ready else None
@@ -199,12 +202,17 @@ def _arm_of(ledger: Ledger, served: ServedModel) -> Arm:
 
 
 def _make_room(ledger: Ledger, model: Model, to: ModelState, *, now: datetime) -> list[str]:
-    """End the model in the place that `model` takes. Where the incumbent changes, tests against it begin anew."""
+    """End the model in the place that `model` takes; how it was served is kept, for a rollback.
+
+    Where the incumbent changes, tests against it begin anew.
+    """
     group = _group_of(to)
     others = [row for row in ledger.find(Model, decision_type=model.decision_type) if row.id != model.id]
     replaced = [row.id for row in others if row.state in group]
+    served = {each.model_id: each.serving for each in served_models(ledger, model.decision_type)}
     for other in replaced:
-        ledger.transition(Model, other, ModelState.TRAINED, why=f"replaced by {model.id}", now=now)
+        kept = orjson.dumps({"serving": asdict(served[other])}).decode() if other in served else None
+        ledger.transition(Model, other, ModelState.TRAINED, why=f"{REPLACED_BY} {model.id}", numbers=kept, now=now)
         drop_serving(ledger, other)
     if INCUMBENT_STATES in (group, _group_of(model.state)):
         for row in others:

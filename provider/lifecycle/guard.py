@@ -36,6 +36,7 @@ from provider.lifecycle.sleep import promoted_models, put_to_sleep, reason_to_sl
 from provider.money.metering import hourly_usd, last_metered, meter_decisions, meter_minutes, runway_usd
 from provider.money.shares import share_replicas
 from provider.port import Provider
+from provider.providers import capabilities_of, providers_where
 from provider.serving import ServingSettings, TypeServing
 from reasoning.errors import ReasoningError, RoutesError
 from reasoning.serving.routes import parse_routes, read_routes
@@ -46,9 +47,6 @@ from storage.ledger.lives import drop_promotions, mark_published, mark_unpublish
 from storage.ledger.money import format_usd, minutes_usd
 from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
 from storage.ledger.rows import (
-    ENDPOINT,
-    LOCAL,
-    TOGETHER,
     Deployment,
     DeploymentRole,
     DeploymentState,
@@ -225,7 +223,8 @@ def _is_ours(ledger: Ledger, model: str) -> bool:
 def needs_provider(ledger: Ledger) -> bool:
     """Must the provider be reached for all to be well? Not where only registered models serve."""
     serving = {row.provider for row in ledger.find(Deployment, state=LIVE_STATES)}
-    return serving != {ENDPOINT} or bool(ledger.find(FineTuneJob, state=ACTIVE_STATES))
+    only_registered = bool(serving) and not any(capabilities_of(name).starts_servers for name in serving)
+    return not only_registered or bool(ledger.find(FineTuneJob, state=ACTIVE_STATES))
 
 
 def provider_in_use(ledger: Ledger) -> str | None:
@@ -233,16 +232,18 @@ def provider_in_use(ledger: Ledger) -> str | None:
 
     Of this machine's own models and of registered ones nothing is asked of anybody.
     """
-    at = {row.provider for row in ledger.find(Deployment, state=LIVE_STATES)} - {ENDPOINT, LOCAL}
-    jobs = ledger.find(FineTuneJob, state=ACTIVE_STATES)
-    if any(not job.base_model.startswith(f"{LOCAL}/") for job in jobs):
-        at.add(TOGETHER)
-    return min(at, default=None)
+    costly = providers_where(lambda offered: offered.costs_while_unwatched)
+    rows: list[Deployment | FineTuneJob] = [
+        *ledger.find(Deployment, state=LIVE_STATES, provider=costly),
+        *ledger.find(FineTuneJob, state=ACTIVE_STATES, provider=costly),
+    ]
+    return min((row.provider for row in rows), default=None)
 
 
 def _look_at_registered(ledger: Ledger, report: GuardReport) -> None:
     """Charge what registered models cost by the hour. Their servers are not asked: they are not ours."""
-    for row in ledger.find(Deployment, provider=ENDPOINT, state=(*RUNNING_STATES, DeploymentState.DRAINING)):
+    registered = providers_where(lambda offered: not offered.starts_servers)
+    for row in ledger.find(Deployment, provider=registered, state=(*RUNNING_STATES, DeploymentState.DRAINING)):
         meter_minutes(ledger, row.id, row.replicas, now=report.now)
 
 
@@ -250,7 +251,7 @@ def _close_registered(ledger: Ledger, draining: set[str], report: GuardReport) -
     """End the registered models that are to end, those that began to drain in an earlier tick."""
     for row in ledger.find(
         Deployment,
-        provider=ENDPOINT,
+        provider=providers_where(lambda offered: not offered.starts_servers),
         state=(DeploymentState.DRAINING, DeploymentState.STOPPING, DeploymentState.STOPPED, DeploymentState.FAILED),
     ):
         if row.state == DeploymentState.DRAINING and row.id not in draining:
@@ -277,7 +278,8 @@ def _look(ledger: Ledger, provider: Provider, report: GuardReport) -> None:
                     f"{row.name} was charged until {after.metered_until:%Y-%m-%d %H:%M} UTC, and it is only "
                     f"{report.now:%Y-%m-%d %H:%M} by the clock: it counts no minutes, so its lease is left to run out"
                 )
-    for job in ledger.find(FineTuneJob, state=(JobState.SUBMITTED, JobState.RUNNING, JobState.CANCELLING)):
+    under_way = (JobState.SUBMITTED, JobState.RUNNING, JobState.CANCELLING)
+    for job in ledger.find(FineTuneJob, provider=provider.name, state=under_way):
         with collect_errors(report.errors, job.suffix):
             ended = sync_fine_tune(provider, ledger, job.id, now=report.now)
             if ended.state in ENDED_STATES:
@@ -402,14 +404,15 @@ def _idle(
     """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing.
 
     Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
-    Registered models and those on this machine stay: withdrawing one saves nothing. So does a shared replica, which
-    ends with its last adapter.
+    What costs nothing by the hour or cannot be stopped stays (`Capabilities`): withdrawing it saves nothing. So does a
+    shared replica, which ends with its last adapter.
     `asleep` gets why those stop that are only put to sleep if they are promoted.
     """
     found: dict[str, tuple[str, bool]] = {}
     settings, promoted = policy.of_types, promoted_models(ledger)
-    for row in ledger.find(Deployment, state=RUNNING_STATES):
-        if row.provider in (ENDPOINT, LOCAL) or row.id in to_stop:
+    stoppable = providers_where(lambda offered: offered.scale_to_zero and offered.hourly)
+    for row in ledger.find(Deployment, provider=stoppable, state=RUNNING_STATES):
+        if row.id in to_stop:
             continue
         if row.ready_at is None and not row.replicas:
             waited = report.now - row.created_at
@@ -545,7 +548,7 @@ def _say_if_it_runs_on(ledger: Ledger, row: Deployment, report: GuardReport) -> 
 
 def _cancel_waiting_jobs(ledger: Ledger, provider: Provider, policy: GuardPolicy, report: GuardReport) -> None:
     over = {budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) == "stop"}
-    for job in ledger.find(FineTuneJob, state=JobState.SUBMITTED):
+    for job in ledger.find(FineTuneJob, provider=provider.name, state=JobState.SUBMITTED):
         if None in over or job.decision_type in over:
             with collect_errors(report.errors, job.suffix):
                 cancel_fine_tune(provider, ledger, job.id, why="the budget is spent", now=report.now)

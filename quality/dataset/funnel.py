@@ -30,6 +30,7 @@ from quality.dataset.duplicates import (
     measure_pairs,
     strip_template,
 )
+from quality.dataset.filters import Cap, Stratum
 from quality.dataset.fingerprints import count_levels
 from quality.dataset.label_policy import Conflicts, LabelPolicy, labels_query
 from quality.dataset.preparation import Rules, hash_part, prepare_part
@@ -42,6 +43,7 @@ from storage.progress import OnProgress, Progress
 REASONS = (
     "after_now",
     "expired",
+    "filtered",
     "no_label",
     "self_label",
     "ruled_out",
@@ -81,10 +83,12 @@ CREATE OR REPLACE TABLE scratch.selected AS
 SELECT l.request_id, l.decision_id, l.date, l.ts, l.episode_id, l.label, l.label_source,
        l.tools IS NOT NULL AS has_tools,
        list_sort(list_distinct(list_append(l.subject_ids, l.demonstrated_by))) AS subject_ids,
+       l.agent_id, l.room_id, coalesce(l.model, l.custom_model) AS model,
        l.original_decision, o.latency_ms AS original_latency_ms, o.cost_usd AS original_cost_usd,
        CASE
            WHEN l.ts > $now THEN 'after_now'
            WHEN l.ts < $expired_before THEN 'expired'
+           WHEN NOT ({wanted}) THEN 'filtered'
            WHEN l.label IS NULL THEN 'no_label'
            WHEN l.label_source = 'custom' THEN 'self_label'
            WHEN l.ruled_out THEN 'ruled_out'
@@ -176,11 +180,13 @@ def select_rows(
     label_sources: Sequence[str] | None,
     enough: int,
     limit: int,
+    wanted: str = "true",
 ) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
     """Choose the rows of one type in a window, and copy the latest ones out of the log into `work`.
 
-    Keys are read first, and then the texts of four times as many rows as the limit lets through. Returns the scratch
-    database and the label sources: those that are given, else `_choose_label_sources`.
+    `wanted` is a condition of `quality.dataset.filters`. Keys are read first, and then the texts of four times as many
+    rows as the limit lets through. Returns the scratch database and the label sources: those that are given, else
+    `_choose_label_sources`.
     """
     parameters = {
         "decision_type": decision_type,
@@ -197,7 +203,7 @@ def select_rows(
     def copy(log: duckdb.DuckDBPyConnection) -> list[str]:
         log.execute("SET enable_progress_bar = false")  # what is shown is the caller's business
         log.execute(f"ATTACH IF NOT EXISTS {sql_text(str(scratch))} AS scratch")
-        log.execute(_SELECT.format(labels=labels_query(policy, _WHERE)), parameters)
+        log.execute(_SELECT.format(labels=labels_query(policy, _WHERE), wanted=wanted), parameters)
         sources = list(label_sources or _choose_label_sources(log, enough))
         log.execute(
             "UPDATE scratch.selected SET dropped = 'weaker_label' "
@@ -279,7 +285,7 @@ def prepare_rows(
     con.execute(f"""
         CREATE TABLE rows AS
         SELECT s.rowid AS n, request_id, decision_id, ts, subject_ids, episode_id, label_source,
-               hash(coalesce(episode_id, request_id::VARCHAR)) AS episode,
+               agent_id, room_id, model, hash(coalesce(episode_id, request_id::VARCHAR)) AS episode,
                original_latency_ms, original_cost_usd, p.prompt_hash[:32]::UUID AS prompt_hash, p.answer,
                coalesce(s.dropped, p.dropped) AS dropped, NULL::VARCHAR AS split
         FROM selected AS s LEFT JOIN (SELECT n, prompt_hash, answer, dropped FROM {prepared}) AS p ON s.rowid = p.n
@@ -473,6 +479,28 @@ def balance_training(con: duckdb.DuckDBPyConnection, *, max_class_share: float, 
                SELECT n FROM rows WHERE dropped IS NULL AND split = 'train' AND answer = ?
                ORDER BY md5(? || request_id::VARCHAR) OFFSET ?)""",
         [largest, f"{seed}:", allowed],
+    )
+
+
+_STRATA: dict[Stratum, str] = {
+    "answer": "answer",
+    "agent": "agent_id",
+    "room": "room_id",
+    "episode": "episode",
+    "model": "model",
+}
+
+
+def cap_training(con: duckdb.DuckDBPyConnection, cap: Cap, *, seed: int) -> None:
+    """Thin out, by a seeded draw, the training rows of each value of a column to those that the cap allows."""
+    con.execute(
+        f"""UPDATE rows SET dropped = 'over_represented', split = NULL WHERE n IN (
+               SELECT n FROM (
+                   SELECT n, row_number() OVER (
+                       PARTITION BY {_STRATA[cap.stratum]} ORDER BY md5(? || request_id::VARCHAR)) AS place
+                   FROM rows WHERE dropped IS NULL AND split = 'train'
+               ) WHERE place > ?)""",  # noqa: S608 - a column of ours
+        [f"{seed}:", cap.rows],
     )
 
 
