@@ -140,7 +140,8 @@ def partition_of(row: dict[str, Any]) -> PartitionKey:
         check_decision_type(row["decision_type"])
         if row["source"] not in SOURCES:
             raise SchemaViolation(f"source: {row['source']!r:.60} is neither 'original' nor 'custom'")
-        check_json_texts("decisions", {name: [row.get(name)] for name in ("decision", "tools", "tags", "probabilities")})
+        texts = ("decision", "tools", "tags", "probabilities")
+        check_json_texts("decisions", {name: [row.get(name)] for name in texts})
         return PartitionKey("decisions", row["decision_type"], date)
     if row.setdefault("kind", "metric") not in KINDS:
         raise SchemaViolation(f"kind: {row['kind']!r:.60} is not metric, demonstration or comment")
