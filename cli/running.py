@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cli.environment import has_provider_url, has_together_key, is_debug, provider_name
-from cli.options import AsJson, Data, Provider, Yes, find_data
+from cli.options import AsCsv, AsJson, Data, Provider, Yes, find_data
 from cli.output import print_json, print_line, print_note, print_table, show
 from cli.stopping import OnExit
 from reasoning.errors import ReasoningError
@@ -37,6 +37,10 @@ ProviderOption = Annotated[
 def serve(
     data: Data = None,
     provider: ProviderOption = Provider.LOCAL,
+    host: Annotated[
+        str,
+        typer.Option(help="Address that the gateway and Prefect's server listen on; 0.0.0.0 in a container"),
+    ] = "127.0.0.1",
     prefect_port: Annotated[int, typer.Option(min=0, max=65535, help="Of Prefect's server; 0: any free one")] = 4200,
     gateway_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the gateway; 0: any free one")] = 8001,
     emulator_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the emulator; 0: any")] = 8002,
@@ -73,6 +77,7 @@ def serve(
         signal_name = run(
             folder,
             provider=provider.value,
+            host=host,
             prefect_port=prefect_port,
             gateway_port=gateway_port,
             emulator_port=emulator_port,
@@ -180,11 +185,12 @@ def config(data: Data = None, as_json: AsJson = False) -> None:
 
 
 @flow_app.command("list")
-def list_flows(as_json: AsJson = False) -> None:
+def list_flows(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """List the flows."""
     from tasks.entrypoints import entrypoints
 
-    show([{"flow": name, "entrypoint": value} for name, value in entrypoints().items()], as_json=as_json, title="Flows")
+    rows = [{"flow": name, "entrypoint": value} for name, value in entrypoints().items()]
+    show(rows, as_json=as_json, as_csv=as_csv, title="Flows")
 
 
 @flow_app.command("run")

@@ -18,12 +18,12 @@ from provider.completions import complete_many
 from provider.endpoint.charging import ask_charged
 from provider.lifecycle.sharing import hourly_part
 from provider.money.token_prices import tokens_usd
-from provider.port import Completion, Sampling
+from provider.port import CompletionResult, Sampling
 from provider.providers import capabilities_of, open_provider_of
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.error_budget import allow
-from quality.evaluation.evaluate import Answer, Evaluation, Label, evaluate
+from quality.evaluation.evaluate import Evaluation, Label, SourceAnswer, evaluate
 from quality.evaluation.objectives import load_objective
 from quality.evaluation.promotion import judge
 from quality.evaluation.thresholds import Threshold, choose_threshold
@@ -90,7 +90,7 @@ def evaluate_model(
             servers["incumbent"] = incumbent
         traffic = questions_per_hour(data, kind.name, clock_of(now)())
         exam = _Exam(kind, questions, traffic, config, now)
-        answers: dict[str, Sequence[Answer | None]] = {"original": [_original_answer(row) for row in questions]}
+        answers: dict[str, Sequence[SourceAnswer | None]] = {"original": [_original_answer(row) for row in questions]}
         for number, (source, server) in enumerate(servers.items()):
             answers[source] = _ask(ledger, exam, server, part_of(progress, number, len(servers), source))
     evaluation = evaluate(
@@ -146,14 +146,14 @@ def choose_confidence(data: Path, model: str, *, now: datetime | None = None) ->
                 f"confidence needs {_LEAST_VALIDATION_ROWS}: give --min-confidence a number"
             )
         exam = _Exam(kind, rows, questions_per_hour(data, kind.name, clock_of(now)()), config, now)
-        answers = [answer or Answer(None) for answer in _ask(ledger, exam, _server_of(ledger, row), None)]
+        answers = [answer or SourceAnswer(None) for answer in _ask(ledger, exam, _server_of(ledger, row), None)]
     if all(answer.confidence is None for answer in answers):
         raise MissingStep(f"model {row.id} gives no confidence: promote it without --min-confidence")
     return choose_threshold(
         kind,
         [Label(each.label, each.episode, each.label_source) for each in rows],
         answers,
-        [_original_answer(each) or Answer(None) for each in rows],
+        [_original_answer(each) or SourceAnswer(None) for each in rows],
         load_objective(kind),
     )
 
@@ -190,10 +190,10 @@ def _server_of(ledger: Ledger, model: Model) -> Deployment:
     return deployment
 
 
-def _original_answer(question: DatasetRow) -> Answer | None:
+def _original_answer(question: DatasetRow) -> SourceAnswer | None:
     if question.original is None:
         return None
-    return Answer(question.original, latency_ms=question.original_latency_ms, cost_usd=question.original_cost_usd)
+    return SourceAnswer(question.original, latency_ms=question.original_latency_ms, cost_usd=question.original_cost_usd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class _Exam:
     now: datetime | None
 
 
-def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress | None) -> list[Answer | None]:
+def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress | None) -> list[SourceAnswer | None]:
     prompts = redact_questions(exam.questions, exam.config.redaction.region)
     conversations = [prompt.messages for prompt in prompts]
     sampling = Sampling.of(exam.kind)
@@ -223,16 +223,16 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
             completions = complete_many(
                 provider, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now
             )
-    answers: list[Answer | None] = []
+    answers: list[SourceAnswer | None] = []
     hourly = hourly_part(ledger, server)
     for prompt, completion in zip(prompts, completions, strict=True):
         decision = None if completion.error is not None else read_decision(exam.kind, prompt, completion.text)
         cost_usd = _cost_usd(exam, hourly, model, completion)
-        answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))
+        answers.append(SourceAnswer(decision, completion.confidence, completion.latency_ms, cost_usd))
     return answers
 
 
-def _cost_usd(exam: _Exam, hourly: Decimal, model: Model | None, answer: Completion) -> float | None:
+def _cost_usd(exam: _Exam, hourly: Decimal, model: Model | None, answer: CompletionResult) -> float | None:
     """What an answer costs: its share of an hour, and the price of its tokens. None where one of them is not known."""
     tokens = Decimal(0)
     if hourly and not exam.per_hour:

@@ -26,7 +26,7 @@ from storage.ledger.lives import Serving, served_models
 from storage.ledger.rows import Deployment, Model, ModelState, required
 
 if TYPE_CHECKING:
-    from quality.evaluation.promotion import Verdict
+    from quality.evaluation.promotion import PromotionDecision
     from storage.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def give_traffic(
     return move_model(data, ledger, model.id, _STATES[settings.mode], why=why, now=now, serving=serving)
 
 
-def _require_approval(model_id: str, verdict: Verdict | None) -> None:
+def _require_approval(model_id: str, verdict: PromotionDecision | None) -> None:
     """Raise `MissingStep` unless the newest evaluation of a model says promote."""
     if verdict is None:
         raise MissingStep(

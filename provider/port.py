@@ -247,7 +247,7 @@ Messages = Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class CompletionResult:
     """One answer, or why there is none (`error`; then `text` is empty).
 
     `latency_ms` is that of the attempt that answered, without the waits before it. `confidence` is measured as agents'
@@ -477,7 +477,7 @@ class Provider(Protocol):
         *,
         concurrency: int = CONCURRENCY,
         progress: OnProgress | None = None,
-    ) -> list[Completion]:
+    ) -> list[CompletionResult]:
         """Ask a served model (by its `served_name`) every conversation; answers in their order.
 
         A question that stays unanswered has its `error` set, so that one bad row does not lose the rest. Confidence is

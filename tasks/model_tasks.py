@@ -100,7 +100,7 @@ def demote(data: Path, model: str, settings: DemoteSettings, *, now: datetime | 
 
 
 @task(**ONCE)
-def roll_back(
+def rollback(
     data: Path, decision_type: str, settings: RollbackSettings, *, now: datetime | None = None
 ) -> demotion.Rollback:
     progress = run_progress("rollback-progress", f"Rolling back {decision_type}")

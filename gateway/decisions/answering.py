@@ -16,7 +16,7 @@ from gateway.http.security import Headers, forwarded_headers, returned_headers
 from gateway.http.upstream import ask
 from gateway.protocols.answers import OwnAnswer, UpstreamAnswer
 from gateway.protocols.port import Operation
-from gateway.protocols.questions import Question
+from gateway.protocols.questions import TextPrompt
 from gateway.state import State
 from prices.models import find_price
 from reasoning.decision_types import DecisionType, get_decision_type
@@ -113,7 +113,7 @@ class _Upstream:
 
 def find_decision_prompt(
     state: State, operation: Operation, request: dict[str, Any]
-) -> tuple[DecisionPrompt, Question] | None:
+) -> tuple[DecisionPrompt, TextPrompt] | None:
     """The decision that a request asks for, and how. One that asks for more than its words is not one."""
     question = operation.question(request)
     if question is None:
@@ -125,7 +125,7 @@ def find_decision_prompt(
 async def answer_decision_prompt(
     state: State,
     exchange: Exchange,
-    found: tuple[DecisionPrompt, Question],
+    found: tuple[DecisionPrompt, TextPrompt],
     *,
     operation: Operation,
     path: bytes,

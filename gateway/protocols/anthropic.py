@@ -15,13 +15,13 @@ from gateway.errors import ModelAnswerError
 from gateway.http.sse import encode_event
 from gateway.protocols.answers import EVENTS, JSON, OwnAnswer, UpstreamAnswer, read_json_or_events
 from gateway.protocols.port import MB, OpenApiPath, Operation, Protocol, roots
-from gateway.protocols.questions import Question, read_question
+from gateway.protocols.questions import TextPrompt, read_question
 from reasoning.errors import OversizedEvent
 from reasoning.io.bounded import load_bounded
 from reasoning.io.sse import Event, EventDecoder
 
 
-def _question(request: Mapping[str, Any]) -> Question | None:
+def _question(request: Mapping[str, Any]) -> TextPrompt | None:
     return read_question(request, request.get("messages"))
 
 

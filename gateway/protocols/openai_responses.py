@@ -16,12 +16,12 @@ from gateway.http.sse import encode_event
 from gateway.protocols.answers import EVENTS, JSON, OwnAnswer, UpstreamAnswer, read_json_or_events
 from gateway.protocols.openai_usage import read_usage
 from gateway.protocols.port import Operation
-from gateway.protocols.questions import Question, read_question
+from gateway.protocols.questions import TextPrompt, read_question
 from reasoning.io.bounded import load_bounded
 from reasoning.io.sse import Event
 
 
-def _question(request: Mapping[str, Any]) -> Question | None:
+def _question(request: Mapping[str, Any]) -> TextPrompt | None:
     return read_question(request, request.get("input"))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.protocols.answers import OwnAnswer, UpstreamAnswer
-from gateway.protocols.questions import Question
+from gateway.protocols.questions import TextPrompt
 
 MB = 1 << 20
 
@@ -29,7 +29,7 @@ class Operation:
     name: str
     route: str
     path: re.Pattern[bytes]
-    question: Callable[[Mapping[str, Any]], Question | None]
+    question: Callable[[Mapping[str, Any]], TextPrompt | None]
     read: Callable[[bytes, str], UpstreamAnswer]
     write: Callable[[OwnAnswer, Mapping[str, Any]], tuple[bytes, bytes]]
     may_be_coding: bool = False

@@ -9,7 +9,7 @@ from provider.endpoint.arms import arm_of, served_name
 from provider.endpoint.asking import OnAnswer, ask_arm
 from provider.endpoint.capabilities import CAPABILITIES
 from provider.errors import RemoteNotFound
-from provider.port import CONCURRENCY, Completion, Messages, Provider, Sampling
+from provider.port import CONCURRENCY, CompletionResult, Messages, Provider, Sampling
 from reasoning.config import Config
 from storage.ledger.rows import ENDPOINT, Model
 from storage.progress import OnProgress
@@ -40,7 +40,7 @@ class EndpointProvider(Provider):
         *,
         concurrency: int = CONCURRENCY,
         progress: OnProgress | None = None,
-    ) -> list[Completion]:
+    ) -> list[CompletionResult]:
         """As `Provider.ask`. It charges nothing: `provider.endpoint.charging` does. Raises RemoteNotFound."""
         if model not in self._models:
             raise RemoteNotFound(f"no model {model!r} is registered: `reasoning models register` does it")

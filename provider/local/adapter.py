@@ -22,7 +22,7 @@ from provider.port import (
     CONCURRENCY,
     BaseModel,
     BeforeCreate,
-    Completion,
+    CompletionResult,
     FileState,
     Messages,
     Provider,
@@ -256,7 +256,7 @@ class LocalProvider(Provider):
         *,
         concurrency: int = CONCURRENCY,
         progress: OnProgress | None = None,
-    ) -> list[Completion]:
+    ) -> list[CompletionResult]:
         """As `Provider.ask`."""
         arm = Arm(name="custom", source="custom", model=model, base_url=self.url(), logprobs="flag")
         config = Config(data=self.folder.path.parent)

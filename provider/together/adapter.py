@@ -16,7 +16,7 @@ from provider.port import (
     CONCURRENCY,
     BaseModel,
     BeforeCreate,
-    Completion,
+    CompletionResult,
     Messages,
     Provider,
     RemoteAdapter,
@@ -208,6 +208,6 @@ class TogetherProvider(Provider):
         *,
         concurrency: int = CONCURRENCY,
         progress: OnProgress | None = None,
-    ) -> list[Completion]:
+    ) -> list[CompletionResult]:
         """Ask a served model every conversation."""
         return completions.ask_all(self.client, model, conversations, sampling, concurrency, progress)

@@ -30,6 +30,7 @@ from quality.dataset.readiness import LIMITED_BELOW, DataVerdict, judge_data
 from quality.dataset.splits import SPLITS
 from quality.dataset.workers import Run, processes
 from quality.errors import DatasetRejected, InsufficientData
+from quality.labelling.agreement import measure_agreement
 from quality.period import first_moment, moment_after
 from quality.settings import ExportSettings
 from reasoning.config import Redaction
@@ -153,7 +154,8 @@ def export_dataset(
         try:
             folder = work / "dataset"
             folder.mkdir()
-            export = _Export(kind, settings, policy, caps, sources, work, folder, now, report)
+            agreement = _agreement(layout.data, kind)
+            export = _Export(kind, settings, policy, caps, sources, work, folder, now, report, agreement)
             with processes(funnel.count_chosen(con) >= funnel.WORKERS_FROM) as run:
                 manifest, verdict = _build(con, export, run)
             content = _dump(manifest.as_dict())
@@ -191,6 +193,24 @@ class _Export:
     folder: Path
     now: datetime
     report: OnProgress
+    agreement: dict[str, Any]
+
+
+def _agreement(data: Path, kind: DecisionType) -> dict[str, Any]:
+    """How far several labellers agree, for the quality report; without what they said. Empty where only one labels."""
+    found = measure_agreement(data, kind)
+    if not found.shared:
+        return {}
+    pairs = [asdict(pair) for pair in found.pairs]
+    return {
+        "label_agreement": {
+            "shared": found.shared,
+            "disagreed": found.disagreed,
+            "kappa": found.kappa,
+            "pairs": [{name: pair[name] for name in ("shared", "agreed", "kappa")} for pair in pairs],
+            "conflicts": [str(conflict.request_id) for conflict in found.conflicts],
+        }
+    }
 
 
 def _build(con: duckdb.DuckDBPyConnection, export: _Export, run: Run) -> tuple[Manifest, DataVerdict]:
@@ -239,7 +259,7 @@ def _build(con: duckdb.DuckDBPyConnection, export: _Export, run: Run) -> tuple[M
         holdout_from=_rfc3339(holdout_from) or "",
         leaks=leaks,
         rows_sha256=rows_sha256,
-        quality=quality.as_dict(),
+        quality=quality.as_dict() | export.agreement,
     )
     return manifest, verdict
 

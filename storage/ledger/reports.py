@@ -19,7 +19,7 @@ from storage.ledger import schema
 from storage.ledger.forecast import forecast_spend
 from storage.ledger.ledger import PERIODS, Ledger, Period
 from storage.ledger.money import from_nano
-from storage.ledger.rows import Deployment, DeploymentState, JobState, Model
+from storage.ledger.rows import Deployment, DeploymentState, JobState, Model, Transition
 
 STALE = timedelta(minutes=10)
 """What nobody has looked at for so long may be in any state."""
@@ -259,35 +259,33 @@ def _figures(text: str | None) -> dict[str, Any] | None:
     return found
 
 
-def type_history(ledger: Ledger, decision_type: str) -> list[dict[str, Any]]:
-    """What became of every model of a decision type, and why, oldest first: also of those that were rejected."""
-    steps = [
-        step for model in ledger.find(Model, decision_type=decision_type) for step in ledger.history(Model, model.id)
-    ]
-    return [
-        {
-            "ts": step.ts,
-            "model_id": step.object_id,
-            "from_state": step.from_state,
-            "to_state": step.to_state,
-            "why": step.why,
-            "numbers": _figures(step.numbers),
-        }
-        for step in sorted(steps, key=lambda step: step.id)
-    ]
-
-
 def model_history(ledger: Ledger, model_id: str) -> list[dict[str, Any]]:
     """What happened to a model, its fine-tune and its deployments, and why, oldest first. Raises NoSuchObject."""
-    job_id = ledger.get(Model, model_id).job_id
-    deployments = [row.id for row in ledger.find(Deployment, model_id=model_id)]
-    steps = [
+    return _history_rows(_steps_of(ledger, ledger.get(Model, model_id)))
+
+
+def type_history(ledger: Ledger, decision_type: str) -> list[dict[str, Any]]:
+    """What became of every model of a decision type, also of those that were rejected, and why, oldest first."""
+    models = ledger.find(Model, decision_type=decision_type)
+    return _history_rows([step for model in models for step in _steps_of(ledger, model)])
+
+
+def _steps_of(ledger: Ledger, model: Model) -> list[Transition]:
+    deployments = [row.id for row in ledger.find(Deployment, model_id=model.id)]
+    return [
         step
-        for object_type, ids in (("fine_tune_jobs", [job_id]), ("models", [model_id]), ("deployments", deployments))
+        for object_type, ids in (
+            ("fine_tune_jobs", [model.job_id]),
+            ("models", [model.id]),
+            ("deployments", deployments),
+        )
         for object_id in ids
         if object_id is not None
         for step in ledger.history(object_type, object_id)
     ]
+
+
+def _history_rows(steps: Sequence[Transition]) -> list[dict[str, Any]]:
     columns = ("ts", "object", "object_id", "from_state", "to_state", "why")
     return [
         {name: getattr(step, name) for name in columns} | {"numbers": _figures(step.numbers)}

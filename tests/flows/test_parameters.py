@@ -40,7 +40,7 @@ COMMANDS = {
     "evaluate_model": "evaluate",
     "promote_model": "promote",
     "demote_model": "demote",
-    "roll_back": "rollback",
+    "rollback_type": "rollback",
     "undeploy_model": "undeploy",
     "guard_costs": "guard",
     "estimate_value": "pays",
@@ -91,7 +91,7 @@ FUNCTIONS: dict[str, Any] = {
     "evaluate_model": pipeline.evaluation.evaluate_model,
     "promote_model": pipeline.promotion.promote_model,
     "demote_model": pipeline.demotion.demote_model,
-    "roll_back": pipeline.demotion.roll_back,
+    "rollback_type": pipeline.demotion.roll_back,
     "undeploy_model": pipeline.models.undeploy,
     "guard_costs": provider.lifecycle.guard.GuardPolicy,
     "estimate_value": pipeline.economy.pays.pays,
@@ -149,7 +149,7 @@ def bounded() -> list[tuple[str, str, Any, bool]]:
 SUBJECTS = {
     "export_dataset": {"decision_type": "should_respond"},
     "turn_flywheel": {"decision_type": "should_respond"},
-    "roll_back": {"decision_type": "should_respond"},
+    "rollback_type": {"decision_type": "should_respond"},
     "fine_tune": {"dataset": "x"},
 } | {
     name: {"model": "x"}

@@ -106,7 +106,11 @@ def test_a_rollback_brings_back_the_model_before_as_it_was_served(tmp_path: Path
     assert served.serving.deadline_ms == 555.0
     assert ledger.history(Model, "old")[-1].why == "rolled back to: wrong tone"
     rows = orjson.loads(reasoning("models", "history", TYPE, "--data", str(tmp_path), "--json").stdout)
-    assert [(row["model_id"], row["to_state"], row["why"]) for row in rows if row["from_state"]] == [
+    assert [
+        (row["object_id"], row["to_state"], row["why"])
+        for row in rows
+        if row["object"] == "models" and row["from_state"]
+    ] == [
         ("old", "promoted", "test"),
         ("old", "trained", "replaced by new"),
         ("new", "promoted", "test"),

@@ -19,7 +19,7 @@ from pipeline.life import move_model, read_lives
 from pipeline.live_proof import prove_models
 from pipeline.money import guard
 from pipeline.parameters import CycleSettings
-from quality.evaluation.evaluate import Answer, Label, evaluate
+from quality.evaluation.evaluate import Label, SourceAnswer, evaluate
 from reasoning.serving.routes import choose_arm, read_routes
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
@@ -129,8 +129,8 @@ def test_an_incumbent_that_an_evaluation_puts_below_the_fallback_is_demoted(
     truth = [{"action": ("RESPOND", "IGNORE")[n % 2]} for n in range(200)]
     wrong = [truth[n + 1 - 2 * (n % 2)] for n in range(200)]
 
-    def answers(share: float) -> list[Answer]:
-        return [Answer(truth[n] if n * 7919 % 100 < 100 * share else wrong[n]) for n in range(200)]
+    def answers(share: float) -> list[SourceAnswer]:
+        return [SourceAnswer(truth[n] if n * 7919 % 100 < 100 * share else wrong[n]) for n in range(200)]
 
     evaluation = evaluate(
         TYPE,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quality.evaluation import metrics
-from quality.evaluation.answers import Answer
+from quality.evaluation.answers import SourceAnswer
 from reasoning.decision_types import DecisionType
 
 Metric = Callable[[np.ndarray], np.ndarray]
@@ -26,7 +26,7 @@ class Rows:
     """
 
     type: DecisionType
-    pairs: Sequence[tuple[dict[str, Any], Answer]]
+    pairs: Sequence[tuple[dict[str, Any], SourceAnswer]]
     episode: np.ndarray
     episodes: int
     weight: np.ndarray
