@@ -119,7 +119,7 @@ class CodingModel:
             log.warning("models are asked with private data, but learn from redacted rows: [redaction] enabled = false")
         self._calls = ModelCalls(config, clock)
         self._urls: dict[str, URL] = {}
-        self._thinks_first: set[str] = set()  # models that began an answer with a thought without marking it
+        self._thinks_first: set[str | None] = set()  # models that began an answer with a thought without marking it
 
     def plan(self, session: str, chat: dict[str, Any]) -> Plan:
         """Who answers `session` now. A plan with an arm has reserved a call of it: `answer` must follow.
