@@ -37,6 +37,10 @@ ProviderOption = Annotated[
 def serve(
     data: Data = None,
     provider: ProviderOption = Provider.LOCAL,
+    host: Annotated[
+        str,
+        typer.Option(help="Address that the gateway and Prefect's server listen on; 0.0.0.0 in a container"),
+    ] = "127.0.0.1",
     prefect_port: Annotated[int, typer.Option(min=0, max=65535, help="Of Prefect's server; 0: any free one")] = 4200,
     gateway_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the gateway; 0: any free one")] = 8001,
     emulator_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the emulator; 0: any")] = 8002,
@@ -73,6 +77,7 @@ def serve(
         signal_name = run(
             folder,
             provider=provider.value,
+            host=host,
             prefect_port=prefect_port,
             gateway_port=gateway_port,
             emulator_port=emulator_port,

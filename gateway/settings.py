@@ -17,7 +17,8 @@
 `record_queue_mb`             what may wait to be recorded; more is dropped and counted (64)
 `body_budget_mb`              memory of the bodies under way, decompressed and parsed; a request of more than 64 KB that
                               does not fit is told to come back, 503 (512)
-`[gateway.coding]`            `enabled` (true), `images` (false: the coding model takes none), `threshold` (1.0) and
+`[gateway.coding]`            `enabled` (true), `images` (false: the coding model takes none), `effort` (false: its
+                              server does not take `reasoning_effort`), `threshold` (1.0) and
                               `classifier` (a JSON file of weights; see `gateway.coding.classify`), `idle_timeout_s`
                               (60) and `tools`: how the model gets them, `native`, `text` (`gateway.coding.turns`), or
                               `auto`: as text where its name says that it was trained by this project (auto)
@@ -129,6 +130,7 @@ class Settings:
     body_budget_mb: float = 512.0
     coding: bool = True
     coding_images: bool = False
+    coding_effort: bool = False
     coding_threshold: float = 1.0
     coding_classifier: Path | None = None
     coding_idle_timeout_s: float = 60.0
@@ -150,7 +152,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "body_budget_mb": (float, 64, 1_000_000),
 }
 _SWITCHES = ("log_requests", "record")
-_CODING = {"enabled": "coding", "images": "coding_images"}
+_CODING = {"enabled": "coding", "images": "coding_images", "effort": "coding_effort"}
 
 
 def are_traces_wanted(env: Mapping[str, str] = os.environ) -> bool:

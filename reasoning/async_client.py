@@ -15,9 +15,10 @@ from uuid import UUID
 
 from reasoning.config import Config
 from reasoning.core import Answer, Attempt, ClientCore, Question
-from reasoning.decision_types import Context
+from reasoning.decision_types import Context, DecisionType
 from reasoning.errors import CallFailed
 from reasoning.fallback import Usage, collecting, split_result
+from reasoning.questions import TypedQuestion
 from reasoning.records import FeedbackKind
 from reasoning.serving.routes import Arm
 from reasoning.serving.shadow import ShadowTasks
@@ -52,7 +53,7 @@ class AsyncDecisionClient:
 
     async def decide(
         self,
-        decision_type: str,
+        decision_type: str | DecisionType,
         context: Context,
         original: AsyncOriginal,
         *,
@@ -73,6 +74,19 @@ class AsyncDecisionClient:
         if copy is not None:
             self._shadow_original(copy, shadows, original)
         return answer
+
+    async def ask(
+        self,
+        state: Any,
+        questions: Mapping[str, TypedQuestion],
+        fallback: AsyncOriginal,
+        *,
+        name: str = "ask",
+        **ids: Any,
+    ) -> Answer:
+        """As `DecisionClient.ask`; `fallback` may be a coroutine function."""
+        kind = self._core.question_type(questions, name)
+        return await self.decide(kind, {"state": state}, lambda context: fallback(context["state"]), **ids)
 
     async def decide_should_respond(self, context: Context, original: AsyncOriginal, **ids: Any) -> Answer:
         """`decide("should_respond", …)`."""
@@ -210,7 +224,10 @@ class AsyncDecisionClient:
         except Exception as error:
             self._core.record_original_error(question, arm, error, started, calls)
         else:
-            self._core.record_original(question, arm, *split_result(result, calls), started, served=False)
+            told = self._core.told_probabilities(question, result)
+            self._core.record_original(
+                question, arm, *split_result(result, calls), started, served=False, probabilities=told
+            )
 
 
 _clients: weakref.WeakSet[AsyncDecisionClient] = weakref.WeakSet()
