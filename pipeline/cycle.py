@@ -28,7 +28,7 @@ from pipeline.errors import NotWorthIt
 from pipeline.evaluation import evaluate_model
 from pipeline.live_proof import prove_models
 from pipeline.models import at_work, deploy, export, find_dataset, fine_tune
-from pipeline.parameters import DEFAULT_CANARY, CycleSettings, PromoteSettings
+from pipeline.parameters import DEFAULT_CANARY, CycleSettings, EvaluateSettings, PromoteSettings
 from pipeline.promotion import promote_model, reject_model
 from pipeline.verdicts import read_verdict
 from provider.clock import clock_of
@@ -109,8 +109,8 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
     if turn.evaluation_id is None:
         deployment = verbs.deploy(data, turn.model_id, now=now)
         turn = _save(data, replace(turn, deployment_id=deployment.id))
-        price = {"max_usd_per_1000": settings.max_usd_per_1000, "any_price": settings.any_price}
-        evaluation = verbs.evaluate(data, turn.model_id, **price, now=now)
+        price = EvaluateSettings(max_usd_per_1000=settings.max_usd_per_1000, any_price=settings.any_price)
+        evaluation = verbs.evaluate(data, turn.model_id, price, now=now)
         demote_incumbent(data, evaluation, verbs.reject, now=now)
         turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
     assert turn.evaluation_id is not None
