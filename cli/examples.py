@@ -13,6 +13,7 @@ EXIT_CODES = {
 }
 
 EXAMPLES = {
+    "init": "reasoning init --data ~/reasoning-data --type 'tone=friendly,formal' --retention-days 90 --yes",
     "serve": "reasoning serve --data ~/reasoning-data --provider local",
     "status": "reasoning status --watch",
     "doctor": "reasoning doctor --offline",
