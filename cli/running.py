@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cli.environment import has_provider_url, has_together_key, is_debug, provider_name
-from cli.options import AsJson, Data, Provider, Yes, find_data
+from cli.options import AsCsv, AsJson, Data, Provider, Yes, find_data
 from cli.output import print_json, print_line, print_note, print_table, show
 from cli.stopping import OnExit
 from reasoning.errors import ReasoningError
@@ -180,11 +180,12 @@ def config(data: Data = None, as_json: AsJson = False) -> None:
 
 
 @flow_app.command("list")
-def list_flows(as_json: AsJson = False) -> None:
+def list_flows(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """List the flows."""
     from tasks.entrypoints import entrypoints
 
-    show([{"flow": name, "entrypoint": value} for name, value in entrypoints().items()], as_json=as_json, title="Flows")
+    rows = [{"flow": name, "entrypoint": value} for name, value in entrypoints().items()]
+    show(rows, as_json=as_json, as_csv=as_csv, title="Flows")
 
 
 @flow_app.command("run")

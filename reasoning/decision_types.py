@@ -15,6 +15,7 @@ from reasoning.formats import get_form
 from reasoning.formats.port import AnswerForm
 from reasoning.formats.port import Context as Context
 from reasoning.records import Message
+from reasoning.toml_tables import similar_name
 
 Tier = Literal["small", "medium", "large"]
 AnswerFormat = str
@@ -148,8 +149,10 @@ def get_decision_type(name: str, config: DeclaredTypes | None = None) -> Decisio
     """The type called `name`: one that `config` declares, else a built-in. Raises `UnknownDecisionType`."""
     known = DECISION_TYPES if config is None else config.decision_types
     if name not in known:
+        close = similar_name(name, known)
+        hint = f" (did you mean {close}?)" if close else ""
         raise UnknownDecisionType(
-            f"{name!r} is no decision type; known are {', '.join(known)}. "
+            f"unknown decision type {name!r}{hint}; known: {', '.join(known)}. "
             f"Declare it as [decision_types.{name}] in reasoning.toml"
         )
     return known[name]
