@@ -34,9 +34,12 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=2000, help="decisions without a label")
     parser.add_argument("--late", type=int, default=1500, help="later decisions to answer")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--orders", nargs="+", default=["random", "queue"])
     options = parser.parse_args()
     pool, late = take(read_rooms(), options.pool, options.late)
     for name, order in (("random", random_order), ("queue", queue_order)):
+        if name not in options.orders:
+            continue
         scores = {budget: [] for budget in BUDGETS}
         for seed in range(options.seeds):
             chosen = order(pool, seed, max(BUDGETS))

@@ -1,8 +1,8 @@
 """Requests for the page: the shell and its files, which are public and hold no data, and the data itself.
 
-Nothing is ambient: there is no cookie. The browser keeps the token of this tab (`sessionStorage`) and sends it as a header
-that no other site's page can send, so a request from elsewhere has no rights at all. `Origin` and `Sec-Fetch-Site` are
-checked as well.
+Nothing is ambient: there is no cookie. The browser keeps the token of this tab (`sessionStorage`) and sends it as a
+header that no other site's page can send, so a request from elsewhere has no rights at all. `Origin` and
+`Sec-Fetch-Site` are checked as well.
 """
 
 from __future__ import annotations

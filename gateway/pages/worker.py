@@ -1,8 +1,8 @@
-"""The process that renders the page: it reads the log and the ledger, which may take seconds, and agents wait for none.
+"""The process that renders the page: it reads the log and the ledger, which may take seconds, beside the event loop.
 
 It is started for the first page and ends after `idle_s` without one. It is asked one thing at a time; what takes too
-long is killed with it, and so is what is under way when the gateway ends. Both directions carry JSON, each message after
-its length (8 bytes, big-endian).
+long is killed with it, and so is what is under way when the gateway ends. Both directions carry JSON, each message
+after its length (8 bytes, big-endian).
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ class PageWorker:
             except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
                 await self.close()
                 late = isinstance(error, TimeoutError)
-                why = f"took longer than {seconds:g} s" if late else "ended; the gateway's log may say why"
+                why = (
+                    f"took longer than {seconds:g} s"
+                    if late
+                    else "ended (it needs the extra `pipeline`; the gateway's log says more)"
+                )
                 raise RequestRefused(503, "api_error", f"the page's process {why}; try again") from None
             except asyncio.CancelledError:  # half a message may be on its way
                 await self.close()
