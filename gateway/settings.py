@@ -24,12 +24,15 @@
                               `auto`: as text where its name says that it was trained by this project (auto)
 `[gateway.prices."<model>"]`  what an upstream's models cost, as `[prices.models."<model>"]`, which goes before it.
                               Without them: the list price of the company whose server the upstream is, else unknown
-`[gateway.decisions]`         `enabled` (true): answer known decision prompts with our models
-`[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.prompts`
+`[gateway.decisions]`         `enabled` (true): answer known decision prompts with our models; `forced` (true): and
+                              requests that force a tool or a JSON schema whose fields decide
+`[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.decisions.prompts`
+`[[gateway.forced]]`          forced tools with free fields; see `gateway.decisions.forced`
 `[[gateway.<protocol>]]`      an upstream of `anthropic` or `openai`: `url`, `weight` (1), `api_key_env`
                               (ANTHROPIC_API_KEY, OPENAI_API_KEY)
 `[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and what it may do:
-                              `coding`, `decisions` (true): our models may answer for it; without `decisions` the routes
+                              `coding`, `decisions`, `forced` (true): our models may answer for it (`forced`: forced
+                              tools and schemas, which need `decisions` as well); without `decisions` the routes
                               `/v1/decide` and `/v1/feedback` are closed as well;
                               `protocols`: of "anthropic", "openai", "decisions" (all);
                               `paths`: what it may reach upstream (asking models: the protocols' `model_paths`). Entries
@@ -95,6 +98,7 @@ class Key:
     token_sha256: bytes = field(repr=False)
     coding: bool = True
     decisions: bool = True
+    forced: bool = True
     protocols: frozenset[str] = frozenset({*DEFAULT_TABLE.by_name, "decisions"})
     paths: tuple[str, ...] = DEFAULT_TABLE.model_paths
     label: bool = False
@@ -137,6 +141,8 @@ class Settings:
     coding_tools: str = "auto"
     decisions: bool = True
     prompts: tuple[Mapping[str, Any], ...] = ()
+    forced: bool = True
+    forced_templates: tuple[Mapping[str, Any], ...] = ()
     prices: tuple[Price, ...] = ()
 
 
@@ -153,6 +159,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
 }
 _SWITCHES = ("log_requests", "record")
 _CODING = {"enabled": "coding", "images": "coding_images", "effort": "coding_effort"}
+_DECISIONS = {"enabled": "decisions", "forced": "forced"}
 
 
 def are_traces_wanted(env: Mapping[str, str] = os.environ) -> bool:
@@ -170,7 +177,7 @@ def load_settings(
     file = path or settings_file(env)
     raw = _read(file)
     values: dict[str, Any] = {}
-    known = {*_NUMBERS, *_SWITCHES, "allowed_hosts", "coding", "decisions", "prompts", "keys", "prices"}
+    known = {*_NUMBERS, *_SWITCHES, "allowed_hosts", "coding", "decisions", "prompts", "forced", "keys", "prices"}
     known |= protocols.by_name.keys()
     _refuse_unknown(f"{file}: [gateway]", raw, known)
     for name in _NUMBERS.keys() & raw.keys():
@@ -196,9 +203,10 @@ def load_settings(
         raise GatewayConfigError(f"{file}: [gateway.coding] tools: {tools!r} is none of auto, native, text")
     values["coding_tools"] = tools
     decisions = _table(file, "gateway.decisions", raw.get("decisions", {}))
-    _refuse_unknown(f"{file}: [gateway.decisions]", decisions, {"enabled"})
-    if "enabled" in decisions:
-        values["decisions"] = _switch(f"{file}: [gateway.decisions] enabled", decisions["enabled"])
+    _refuse_unknown(f"{file}: [gateway.decisions]", decisions, _DECISIONS.keys())
+    for name, target in _DECISIONS.items():
+        if name in decisions:
+            values[target] = _switch(f"{file}: [gateway.decisions] {name}", decisions[name])
     hosts = set(LOOPBACK_HOSTS)
     for host in [*_list(file, "allowed_hosts", raw), *(env.get("REASONING_GATEWAY_HOSTS") or "").split(",")]:
         if host:
@@ -209,6 +217,7 @@ def load_settings(
         protocols=protocols,
         allowed_hosts=frozenset(hosts),
         prompts=tuple(_list(file, "prompts", raw)),
+        forced_templates=tuple(_list(file, "forced", raw)),
         prices=_prices(file, raw),
         **values,
     )
@@ -250,7 +259,7 @@ def _keys(
 def _key(file: Path, name: str, key: Any, env: Mapping[str, str], table: ProtocolTable) -> Key:
     place, mark = f"{file}: [gateway.keys.{name}]", None
     key = _table(file, f"gateway.keys.{name}", key)
-    switches = ("coding", "decisions", "label", "stats")
+    switches = ("coding", "decisions", "forced", "label", "stats")
     _refuse_unknown(place, key, {"token_sha256", "token_env", "protocols", "paths", *switches})
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
         raise GatewayConfigError(f"{place}: a name has up to 64 of A-Z, a-z, 0-9, dot, underscore and hyphen")
