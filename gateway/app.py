@@ -121,7 +121,9 @@ class Gateway:
                     config, http, idle_timeout_s=settings.coding_idle_timeout_s, tools=settings.coding_tools
                 ),
                 prompt_kinds=read_kinds(settings.prompts, config.decision_types),
-                forced=ForcedTypes(read_templates(settings.forced_templates), client.question_type),
+                forced=ForcedTypes(
+                    read_templates(settings.forced_templates), client.question_type, after=settings.forced_after
+                ),
                 client=client,
                 episodes=Episodes(store),
                 owners=owners,

@@ -25,7 +25,8 @@
 `[gateway.prices."<model>"]`  what an upstream's models cost, as `[prices.models."<model>"]`, which goes before it.
                               Without them: the list price of the company whose server the upstream is, else unknown
 `[gateway.decisions]`         `enabled` (true): answer known decision prompts with our models; `forced` (true): and
-                              requests that force a tool or a JSON schema whose fields decide
+                              requests that force a tool or a JSON schema whose fields decide, from the
+                              `forced_after`-th one of a type (2)
 `[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.decisions.prompts`
 `[[gateway.forced]]`          forced tools with free fields; see `gateway.decisions.forced`
 `[[gateway.<protocol>]]`      an upstream of `anthropic` or `openai`: `url`, `weight` (1), `api_key_env`
@@ -142,6 +143,7 @@ class Settings:
     decisions: bool = True
     prompts: tuple[Mapping[str, Any], ...] = ()
     forced: bool = True
+    forced_after: int = 2
     forced_templates: tuple[Mapping[str, Any], ...] = ()
     prices: tuple[Price, ...] = ()
 
@@ -203,7 +205,10 @@ def load_settings(
         raise GatewayConfigError(f"{file}: [gateway.coding] tools: {tools!r} is none of auto, native, text")
     values["coding_tools"] = tools
     decisions = _table(file, "gateway.decisions", raw.get("decisions", {}))
-    _refuse_unknown(f"{file}: [gateway.decisions]", decisions, _DECISIONS.keys())
+    _refuse_unknown(f"{file}: [gateway.decisions]", decisions, {*_DECISIONS, "forced_after"})
+    if "forced_after" in decisions:
+        place = f"{file}: [gateway.decisions] forced_after"
+        values["forced_after"] = _number(place, decisions["forced_after"], int, 1, 1000)
     for name, target in _DECISIONS.items():
         if name in decisions:
             values[target] = _switch(f"{file}: [gateway.decisions] {name}", decisions[name])
