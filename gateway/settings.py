@@ -13,6 +13,8 @@
 `write_timeout_s`             for a client to read something of an answer that waits for it (600)
 `drain_s`                     after SIGTERM: `/readyz` says no for so long before the port closes (0)
 `log_requests`                one JSON line a request on stderr, without prompts and keys (true)
+`client_credentials`          clients bring their own keys or logins for the upstreams, so that `/readyz` does not
+                              ask for ours (false)
 `record`                      log coding conversations and decisions for learning (true)
 `record_queue_mb`             what may wait to be recorded; more is dropped and counted (64)
 `body_budget_mb`              memory of the bodies under way, decompressed and parsed; a request of more than 64 KB that
@@ -56,6 +58,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gateway.errors import GatewayConfigError
 from gateway.http.known_tokens import TokenMark, mark_token
@@ -63,7 +66,7 @@ from gateway.http.paths import EVERYTHING, check_pattern
 from gateway.protocols.table import DEFAULT_TABLE, ProtocolTable
 from prices.models import Price
 from prices.settings import read_model_prices
-from reasoning.config import settings_file
+from reasoning.config import is_loopback, settings_file
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, switch, table, text
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -126,6 +129,7 @@ class Settings:
     drain_s: float = 0.0
     log_requests: bool = True
     record: bool = True
+    client_credentials: bool = False
     record_queue_mb: float = 64.0
     body_budget_mb: float = 512.0
     coding: bool = True
@@ -151,7 +155,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "record_queue_mb": (float, 0.001, 1_000_000),
     "body_budget_mb": (float, 64, 1_000_000),
 }
-_SWITCHES = ("log_requests", "record")
+_SWITCHES = ("log_requests", "record", "client_credentials")
 _CODING = {"enabled": "coding", "images": "coding_images", "effort": "coding_effort"}
 
 
@@ -205,13 +209,31 @@ def load_settings(
             hosts.add(_text(f"{file}: [gateway] allowed_hosts", host).strip().lower())
     return Settings(
         keys=_keys(file, raw, data, env, protocols),
-        upstreams={p.name: _upstreams(file, raw, p.name, p.url, env) for p in protocols.protocols},
+        upstreams=load_upstreams(file, env, protocols),
         protocols=protocols,
         allowed_hosts=frozenset(hosts),
         prompts=tuple(_list(file, "prompts", raw)),
         prices=_prices(file, raw),
         **values,
     )
+
+
+def load_upstreams(
+    path: Path | None = None, env: Mapping[str, str] = os.environ, protocols: ProtocolTable = DEFAULT_TABLE
+) -> dict[str, tuple[UpstreamSettings, ...]]:
+    """The upstreams alone, by the name of their protocol. Makes no file. Raises `GatewayConfigError`."""
+    file = path or settings_file(env)
+    raw = _read(file)
+    return {p.name: _upstreams(file, raw, p.name, p.url, env) for p in protocols.protocols}
+
+
+def without_credentials(upstreams: Mapping[str, tuple[UpstreamSettings, ...]]) -> list[str]:
+    """Protocols none of whose upstreams has an API key; a server of this machine needs none."""
+    return [
+        name
+        for name, servers in upstreams.items()
+        if not any(server.api_key or is_loopback(urlsplit(server.url).hostname or "") for server in servers)
+    ]
 
 
 def hash_token(token: str) -> bytes:
