@@ -14,6 +14,7 @@ from reasoning.errors import InvalidContext, UnknownDecisionType, UnparseableAns
 from reasoning.formats import get_form
 from reasoning.formats.port import AnswerForm
 from reasoning.formats.port import Context as Context
+from reasoning.questions import QuestionSet, TypedQuestion
 from reasoning.records import Message
 from reasoning.toml_tables import similar_name
 
@@ -49,6 +50,7 @@ class DecisionType:
     max_messages: int = 50
     thinking: bool | None = None
     stop: tuple[str, ...] = ()
+    questions: tuple[TypedQuestion, ...] = ()
 
     @property
     def request_fields(self) -> dict[str, Any]:
@@ -135,6 +137,20 @@ DECISION_TYPES: dict[str, DecisionType] = {
     ),
     "coding": DecisionType(name="coding", tier="large", answer="code", max_tokens=4096, temperature=0.2),
 }
+
+
+def questions_type(asked: QuestionSet) -> DecisionType:
+    """The decision type of a set of typed questions."""
+    longest = sum(len(q.name) + max(map(len, q.keys)) + 8 for q in asked.questions)
+    return DecisionType(
+        name=asked.type_name,
+        tier="small",
+        answer="questions",
+        max_tokens=32 + longest,  # a token is one character at least
+        temperature=0.0,
+        thinking=TIER_THINKING["small"],
+        questions=asked.questions,
+    )
 
 
 class DeclaredTypes(Protocol):
