@@ -201,6 +201,18 @@ def plan_cycle(
         return make_plan(ledger, kind.name, steps, blocked, notes, now=clock())
 
 
+def why_no_cycle(
+    data: Path, decision_type: str, settings: CycleSettings | None = None, *, now: datetime | None = None
+) -> str | None:
+    """Why no cycle of a decision type would begin now; None where one is due. Exports nothing."""
+    last = read_turn(data, decision_type)
+    if last is not None and last.outcome == CycleOutcome.UNDER_WAY:
+        return f"one is under way since {last.started_at}: `reasoning cycle {decision_type}` goes on with it"
+    if last is not None and last.outcome == CycleOutcome.CANARY:
+        return "a canary has traffic: its live test comes first"
+    return _why_not_due(data, decision_type, last, settings or CycleSettings(), clock_of(now)())
+
+
 def read_turn(data: Path, decision_type: str) -> CycleRow | None:
     """Where the turn of a decision type stands, or how the last one ended; None before the first."""
     with open_ledger(data) as ledger:
