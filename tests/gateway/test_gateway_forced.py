@@ -300,7 +300,7 @@ def test_requests_that_want_more_pass(name: str) -> None:
 @pytest.mark.parametrize("name", PATHS)
 def test_any_tool_is_the_only_one_or_a_choice_of_tools_without_arguments(name: str) -> None:
     required: Any = {"type": "any"} if name == "anthropic" else "required"
-    assert found(name, request(name) | {"tool_choice": required}).type.form.named is False
+    assert found(name, request(name) | {"tool_choice": required}).named is False
 
     def tool(called: str, schema: Any) -> Any:
         one = request(name, schema)["tools"][0]
