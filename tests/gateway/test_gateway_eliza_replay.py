@@ -47,7 +47,7 @@ def turns(count: int, seed: int) -> list[tuple[str, str]]:
     for texts, truth in kinds:
         said = f"{rng.choice(texts).format(rng.choice(_THINGS))} {rng.randint(0, 10**6)}"
         found.append(
-            (said, rng.choice(["IGNORE", "RESPOND"]) if rng.random() < 0.04 else truth)
+            (said, rng.choice(["IGNORE", "RESPOND"]) if rng.random() < 0.02 else truth)
         )  # nobody is that clear
     return found
 
