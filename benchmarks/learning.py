@@ -23,7 +23,7 @@ from demo.episodes import Episode, Turn
 from demo.functions import read_tasks
 from demo.originals import ORIGINALS
 from learners.training import load_model, train
-from quality.evaluation.evaluate import Answer, Label, evaluate
+from quality.evaluation.evaluate import Label, SourceAnswer, evaluate
 from reasoning.decision_types import DecisionType, get_decision_type
 
 VALIDATION_SHARE = 0.15
@@ -40,7 +40,7 @@ def main() -> None:
     measure("should_respond", early, late)
     for name, rule in RULES.items():
         labels = [Label(turn.truth, turn.episode_id) for turn in late]
-        answers = [Answer({"action": "RESPOND" if rule(turn) else "IGNORE"}) for turn in late]
+        answers = [SourceAnswer({"action": "RESPOND" if rule(turn) else "IGNORE"}) for turn in late]
         metrics = evaluate("should_respond", labels, {"rule": answers}).sources["rule"].metrics
         print(f"  other rule: {name:<58} {show(metrics['balanced_accuracy'])}")
     measure("planning", *take(read_tasks(), 500, 300))
@@ -75,8 +75,8 @@ def measure(name: str, early: list[Turn], late: list[Turn]) -> None:
         completion = model.complete(messages)
         latency = (time.perf_counter() - begun) * 1000
         confidence = math.exp(math.fsum(completion.token_logprobs))
-        custom.append(Answer(kind.parse(completion.text, turn.context), confidence, latency))
-        original.append(Answer(ORIGINALS[name](turn.context)))
+        custom.append(SourceAnswer(kind.parse(completion.text, turn.context), confidence, latency))
+        original.append(SourceAnswer(ORIGINALS[name](turn.context)))
     labels = [Label(turn.truth, turn.episode_id) for turn in late]
     found = evaluate(kind, labels, {"custom": custom, "original": original})
     latency = statistics.median(answer.latency_ms or 0.0 for answer in custom)

@@ -11,22 +11,36 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import AsJson, Data, DecisionType, ModelName, check_decision_type, find_data, with_settings
-from cli.output import print_json, print_line, print_note, progress_bar, show
+from cli.options import (
+    AsCsv,
+    AsJson,
+    Data,
+    DecisionType,
+    ModelName,
+    Watch,
+    check_decision_type,
+    find_data,
+    with_settings,
+)
+from cli.output import print_json, print_line, print_note, progress_bar, show, watch_output
 from pipeline import parameters
 from pipeline.parameters import (
     CycleSettings,
+    DemoteSettings,
     DeploySettings,
     EvaluateSettings,
     FineTuneSettings,
     PromoteSettings,
     RegisterSettings,
+    RollbackSettings,
     UndeploySettings,
 )
+from pipeline.reports import without
 from quality.settings import ExperimentSettings, ExportSettings
 
 if TYPE_CHECKING:
     from pipeline.cycle_plan import CyclePlan
+    from reasoning.serving.routes import Route
 
 app = typer.Typer()
 models_app = typer.Typer(help="The models there are", no_args_is_help=True)
@@ -54,7 +68,6 @@ def export(
 ) -> None:
     """Export a dataset from the decision log: selected, labelled, redacted, deduplicated, split by time."""
     from pipeline.models import export as export_dataset
-    from pipeline.reports import without
     from quality.evaluation.promotion import promotion_warnings
     from quality.period import first_moment, moment_after
     from reasoning.config import load_config
@@ -132,7 +145,7 @@ def evaluate(
 
     folder = find_data(data)
     with progress_bar("evaluating") as progress:
-        found = evaluate_model(folder, model, **asdict(settings), progress=progress)
+        found = evaluate_model(folder, model, settings, progress=progress)
     if as_json:
         print_json(found)
         return
@@ -190,6 +203,53 @@ def promote(
         settings = replace(settings, min_confidence=threshold.chosen.min_confidence)
     route = promote_model(folder, model, settings)
     show(route if as_json else list(route.arms), as_json=as_json, title=f"Arms of {route.experiment}")
+
+
+@app.command()
+@with_settings
+def demote(
+    model: ModelName,
+    data: Data = None,
+    *,
+    settings: DemoteSettings,
+    as_json: AsJson = False,
+) -> None:
+    """Take traffic from a model: leave it the canary's share, let it answer in the background, or reject it."""
+    from pipeline.demotion import demote_model
+
+    found = demote_model(find_data(data), model, settings)
+    show(found if as_json else without(found, "route"), as_json=as_json, title="Demoted")
+    _show_arms(found.route, as_json=as_json)
+
+
+@app.command()
+@with_settings
+def rollback(
+    decision_type: DecisionType,
+    data: Data = None,
+    *,
+    settings: RollbackSettings,
+    as_json: AsJson = False,
+) -> None:
+    """Undo the last step up of a decision type: withdraw what serves, and bring back the model before."""
+    from pipeline.demotion import roll_back
+
+    folder = find_data(data)
+    name = check_decision_type(decision_type, folder)
+    with progress_bar("rolling back") as progress, interruptible(folder):
+        found = roll_back(folder, name, settings, progress=progress)
+    show(found if as_json else without(found, "route"), as_json=as_json, title="Rolled back")
+    _show_arms(found.route, as_json=as_json)
+
+
+def _show_arms(route: Route | None, *, as_json: bool) -> None:
+    """Print who answers from now on, for people."""
+    if as_json:
+        return
+    if route is None:
+        print_line("The fallback answers all questions.")
+    else:
+        show(list(route.arms), as_json=False, title=f"Arms of {route.experiment}")
 
 
 @app.command()
@@ -285,8 +345,8 @@ def _show_plan(plan: CyclePlan, *, as_json: bool) -> None:
 
 
 @models_app.command("list")
-def list_models(data: Data = None, as_json: AsJson = False) -> None:
-    """List the models: state, what serves them, cost."""
+def list_models(data: Data = None, watch: Watch = False, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """List the models: state and the reason for it, what serves them, cost."""
     from provider.lifecycle.status import model_status
 
     columns = (
@@ -295,13 +355,20 @@ def list_models(data: Data = None, as_json: AsJson = False) -> None:
         "decision_type",
         "base_model",
         "state",
+        "why",
         "enabled",
         "deployment_state",
         "requests",
         "cost_usd",
     )
-    rows = model_status(find_data(data))
-    show(rows if as_json else [{key: row[key] for key in columns} for row in rows], as_json=as_json, title="Models")
+    folder = find_data(data)
+
+    def once() -> None:
+        rows = model_status(folder)
+        shown = rows if as_json or as_csv else [{key: row[key] for key in columns} for row in rows]
+        show(shown, as_json=as_json, as_csv=as_csv, title="Models")
+
+    watch_output(watch, once)
 
 
 @models_app.command()
@@ -363,29 +430,44 @@ def status(model: ModelName, data: Data = None, as_json: AsJson = False) -> None
 
 
 @models_app.command()
-def history(model: ModelName, data: Data = None, as_json: AsJson = False) -> None:
-    """List the state changes of a model, its fine-tune and its deployments, and why, the latest last."""
+def history(
+    model: Annotated[str, typer.Argument(help="A model's id, or a decision type for all of its models")],
+    data: Data = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """List what became of a model and what serves it, or of all models of a type, and why; the latest last."""
     from pipeline.selection import find_model
     from storage.ledger.ledger import open_ledger
-    from storage.ledger.reports import model_history
+    from storage.ledger.reports import model_history, type_history
 
     folder = find_data(data)
     with open_ledger(folder) as ledger:
-        rows = model_history(ledger, find_model(folder, ledger, model, "show").id)
-    show(rows, as_json=as_json, title=f"History of model {model}")
+        rows = type_history(ledger, model.replace("-", "_"))
+        if not rows:
+            rows = model_history(ledger, find_model(folder, ledger, model, "show").id)
+    title = f"History of {model}"
+    shown = rows if as_json or as_csv else [without(row, "numbers") for row in rows]
+    show(shown, as_json=as_json, as_csv=as_csv, title=title)
 
 
 @models_app.command("jobs")
-def list_jobs(data: Data = None, as_json: AsJson = False) -> None:
+def list_jobs(data: Data = None, watch: Watch = False, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """List fine-tunes: state, estimated and actual cost, and the resulting model."""
     from storage.ledger.ledger import open_ledger
 
     columns = ("id", "decision_type", "base_model", "state", "estimate_usd", "price_usd", "model_id")
     from storage.ledger.rows import FineTuneJob
 
-    with open_ledger(find_data(data)) as ledger:
-        rows = [asdict(row) for row in ledger.find(FineTuneJob)]
-    show(rows if as_json else [{name: row[name] for name in columns} for row in rows], as_json=as_json, title="Jobs")
+    folder = find_data(data)
+
+    def once() -> None:
+        with open_ledger(folder) as ledger:
+            rows = [asdict(row) for row in ledger.find(FineTuneJob)]
+        shown = rows if as_json or as_csv else [{name: row[name] for name in columns} for row in rows]
+        show(shown, as_json=as_json, as_csv=as_csv, title="Jobs")
+
+    watch_output(watch, once)
 
 
 @models_app.command()
@@ -395,6 +477,6 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel a fine-tune. Training up to then is charged."""
-    from pipeline.models import cancel as cancel_job
+    from pipeline.models import cancel_job
 
     show(asdict(cancel_job(find_data(data), job)), as_json=as_json, title=f"Fine-tune {job}")

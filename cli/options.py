@@ -42,6 +42,8 @@ Data = Annotated[
     typer.Option("--data", help="The data folder", show_default="REASONING_DATA, else `data` in reasoning.toml"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV for spreadsheets")]
+Watch = Annotated[bool, typer.Option("--watch", help="Show it again every 10 seconds, until Ctrl-C")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 DecisionType = Annotated[str, typer.Argument(help=parameters.DECISION_TYPE_HELP)]
@@ -108,14 +110,11 @@ def _option(parameter: Parameter) -> Any:
         min=None if is_open else next((bound.ge for bound in parameter.bounds if isinstance(bound, Ge)), None),  # type: ignore[arg-type]
         max=None if is_open else next((bound.le for bound in parameter.bounds if isinstance(bound, Le)), None),  # type: ignore[arg-type]
     )
-    return Annotated[_TEXTS[parameter.type][0] if parameter.type in _TEXTS else parameter.type, option]
+    return Annotated[_TEXTS.get(parameter.type, parameter.type), option]
 
 
-# Options that are texts on the command line: their type there, and how they are read.
-_TEXTS: dict[Any, tuple[Any, Callable[[str], Any]]] = {
-    Moment | None: (str | None, parse_moment),
-    Confidence: (str, parse_confidence),
-}
+# Options that are texts on the command line, and their type there. `_read` reads them.
+_TEXTS: dict[Any, Any] = {Moment | None: str | None, Confidence: str}
 
 
 def _read(parameter: Parameter, values: dict[str, Any]) -> Any:
@@ -126,10 +125,20 @@ def _read(parameter: Parameter, values: dict[str, Any]) -> Any:
         raise typer.BadParameter(f"{value} is out of range; give one that is {bound}", param_hint=flag)
     if parameter.type in _TEXTS and value is not None:
         try:
-            return _TEXTS[parameter.type][1](str(value))
+            if parameter.type == Moment | None:
+                return parse_moment(str(value), end=parameter.name == "until")
+            return parse_confidence(str(value))
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=flag) from error
     return None if value == [] else value
+
+
+def read_moment(text: str | None, flag: str) -> Moment | None:
+    """A moment as people type it, None without one. Raises BadParameter."""
+    try:
+        return None if text is None else parse_moment(text, end=flag == "--until")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=flag) from error
 
 
 def _api(prefect: str | None) -> str | None:

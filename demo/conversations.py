@@ -53,7 +53,7 @@ RATINGS = ("witty", "interesting", "upbeat")
 _SYLLABLES = [c + v for c in "bdfghklmnprstvz" for v in "aeiou"]
 
 
-class Line(NamedTuple):
+class SentMessage(NamedTuple):
     """One message as it was sent. (A tuple: there are a quarter of a million of them.)"""
 
     ts: datetime
@@ -67,7 +67,7 @@ class Conversation:
     """One two-person conversation, its lines in the order of time."""
 
     conversation_id: str
-    lines: tuple[Line, ...]
+    lines: tuple[SentMessage, ...]
     people: tuple[str, ...]
     ratings: dict[str, float]
 
@@ -121,7 +121,7 @@ def _parse_conversation(path: Path, conversation_id: str, raw: Any) -> Conversat
     try:
         start = _parse_time(raw["start"])
         first: datetime | None = None
-        lines: list[Line] = []
+        lines: list[SentMessage] = []
         for number, turn in enumerate(raw["messages"]):
             for position, message in enumerate(turn):
                 place = f"conversation {conversation_id}, messages[{number}][{position}]"
@@ -129,7 +129,7 @@ def _parse_conversation(path: Path, conversation_id: str, raw: Any) -> Conversat
                 first = first or ts
                 text = " ".join(message["text"].split())
                 if text:
-                    lines.append(Line(start + (ts - first), message["sender"], text, conversation_id))
+                    lines.append(SentMessage(start + (ts - first), message["sender"], text, conversation_id))
         place = f"conversation {conversation_id}, ratings"
         ratings = {name: float(value) for name, value in (raw.get("ratings") or {}).items() if name in RATINGS}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -235,7 +235,7 @@ def _build_room(own: Conversation, others: list[Conversation], names: dict[str, 
         middle = own.start + (own.end - own.start) * (0.25 + 0.5 * _draw("middle", other.conversation_id))
         shift = middle - (other.start + (other.end - other.start) / 2)
         lines += [
-            Line(line.ts + shift, line.sender, line.text, line.conversation)
+            SentMessage(line.ts + shift, line.sender, line.text, line.conversation)
             for line in other.lines
             if own.start <= line.ts + shift <= own.end
         ]

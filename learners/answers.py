@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["choice", "plan", "text"]
+AnswerKind = Literal["choice", "plan", "text"]
 
 _CHOICE_XML = re.compile(r"<action>\s*+(?P<value>(?:[^<>\s]++|\s++(?!<))*+)\s*</action>", re.IGNORECASE)
 _PLAN_XML = re.compile(
@@ -21,27 +21,27 @@ _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])|\s+")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ParsedAnswer:
     """An answer's text, and the part `text[start:end]` that says what was decided."""
 
-    kind: Kind
+    kind: AnswerKind
     text: str
     values: tuple[str, ...]
     """The one thing chosen, or the actions in order; empty for open text."""
     start: int
     end: int
 
-    def of_kind(self, kind: Kind) -> Answer:
+    def of_kind(self, kind: AnswerKind) -> ParsedAnswer:
         """This answer, or, read as open text, the whole of it."""
-        return self if kind == self.kind else Answer("text", self.text, (self.text.strip(),), 0, len(self.text))
+        return self if kind == self.kind else ParsedAnswer("text", self.text, (self.text.strip(),), 0, len(self.text))
 
-    def with_values(self, values: tuple[str, ...]) -> Answer:
+    def with_values(self, values: tuple[str, ...]) -> ParsedAnswer:
         """The same words around another list of actions."""
         if values == self.values:
             return self
         written = f"[{', '.join(map(self._write, values))}]" if self._is_json() else ", ".join(map(self._write, values))
         text = self.text[: self.start] + written + self.text[self.end :]
-        return Answer(self.kind, text, values, self.start, self.start + len(written))
+        return ParsedAnswer(self.kind, text, values, self.start, self.start + len(written))
 
     def tokens(self, log_probability: float) -> tuple[list[str], list[float]]:
         """The text as tokens with their log-probabilities, which sum to `log_probability`: that of the decision.
@@ -83,7 +83,7 @@ class Answer:
         return json.dumps(value, ensure_ascii=False) if self._is_json() else html.escape(value, quote=False)
 
 
-def parse_answer(text: str) -> Answer:
+def parse_answer(text: str) -> ParsedAnswer:
     """Find the last list of actions, or the last one action, in XML or JSON; open text decides nothing but itself."""
     if match := _find_last(_PLAN_XML, text):
         nested = _NESTED.findall(match["value"])
@@ -97,14 +97,14 @@ def parse_answer(text: str) -> Answer:
         return _plan(text, match, [str(name) for name in names if name])
     for pattern in (_CHOICE_XML, _CHOICE_JSON):
         if match := _find_last(pattern, text):
-            return Answer("choice", text, (match["value"],), match.start("value"), match.end("value"))
-    return Answer("text", text, (text.strip(),), 0, len(text))
+            return ParsedAnswer("choice", text, (match["value"],), match.start("value"), match.end("value"))
+    return ParsedAnswer("text", text, (text.strip(),), 0, len(text))
 
 
 def _find_last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return max(pattern.finditer(text), key=lambda match: match.start(), default=None)
 
 
-def _plan(text: str, match: re.Match[str], names: list[str]) -> Answer:
+def _plan(text: str, match: re.Match[str], names: list[str]) -> ParsedAnswer:
     values = tuple(name.strip() for name in names if name.strip())
-    return Answer("plan", text, values, match.start("value"), match.end("value"))
+    return ParsedAnswer("plan", text, values, match.start("value"), match.end("value"))

@@ -12,7 +12,7 @@ _PIECE = re.compile(r"\s*\S+|\s+$")
 
 
 @dataclass(frozen=True)
-class Completion:
+class LearnerCompletion:
     """One answer; `token_logprobs` are natural logarithms, one per token, and the tokens joined are the text."""
 
     text: str
@@ -22,11 +22,13 @@ class Completion:
     finish_reason: str
 
 
-def fixed_completion(text: str, logprob: float, messages: list[dict[str, Any]], *, max_tokens: int) -> Completion:
+def fixed_completion(
+    text: str, logprob: float, messages: list[dict[str, Any]], *, max_tokens: int
+) -> LearnerCompletion:
     """`text` as a completion of at most `max_tokens` tokens, `logprob` being the logarithm of its probability."""
     pieces = _PIECE.findall(text) or [""]
     kept = pieces[:max_tokens]
-    return Completion(
+    return LearnerCompletion(
         text="".join(kept),
         tokens=kept,
         token_logprobs=[logprob] + [0.0] * (len(kept) - 1),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from learners.answers import Answer, parse_answer
+from learners.answers import ParsedAnswer, parse_answer
 from learners.errors import DatasetError
 from learners.transcript import Transcript, message_text, parse_transcript
 
@@ -20,7 +20,7 @@ class Example:
     """One row of a dataset: the conversation before the last assistant message, and that answer."""
 
     transcript: Transcript
-    answer: Answer
+    answer: ParsedAnswer
 
 
 def read_examples(path: Path) -> list[Example]:

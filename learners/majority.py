@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learners.completion import Completion, fixed_completion
+from learners.completion import LearnerCompletion, fixed_completion
 from learners.errors import DatasetError
 
 
@@ -27,7 +27,7 @@ class MajorityModel:
 
     def complete(
         self, messages: list[dict[str, Any]], *, max_tokens: int, temperature: float = 0.0, logprobs: bool = False
-    ) -> Completion:
+    ) -> LearnerCompletion:
         """The one answer, whatever the question; the whole log-probability is on its first token."""
         return fixed_completion(self.answer, math.log(self.share), messages, max_tokens=max_tokens)
 

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from learners import artifact
 from learners.adapter.model import AdapterModel, load_adapter
-from learners.answers import Answer
-from learners.choice import ChoiceModel
-from learners.completion import Completion
+from learners.answers import ParsedAnswer
+from learners.completion import LearnerCompletion
+from learners.cores.choice import ChoiceModel
+from learners.cores.plans import PlanModel
+from learners.cores.retrieval import NearestAnswer
 from learners.errors import ArtifactError
-from learners.plans import PlanModel
-from learners.retrieval import NearestAnswer
 from learners.tokens import count_message_tokens
 from learners.transcript import Transcript, parse_transcript
 
@@ -27,10 +27,10 @@ Core = ChoiceModel | PlanModel | NearestAnswer
 _CORES: dict[str, type[Core]] = {"choice": ChoiceModel, "plan": PlanModel, "text": NearestAnswer}
 
 
-class Model:
+class TrainedModel:
     """A trained model. Threads may share it."""
 
-    def __init__(self, task: Task, core: Core, answers: list[Answer]) -> None:
+    def __init__(self, task: Task, core: Core, answers: list[ParsedAnswer]) -> None:
         self.task = task
         self.core = core
         self.answers = answers
@@ -52,7 +52,7 @@ class Model:
         temperature: float = 0.0,
         logprobs: bool = True,
         tools: Sequence[Mapping[str, Any]] = (),
-    ) -> Completion:
+    ) -> LearnerCompletion:
         """Answer a chat request.
 
         Args:
@@ -66,7 +66,7 @@ class Model:
         tokens, log_probabilities = answer.tokens(log_probability)
         cut = len(tokens) > max_tokens
         tokens = tokens[:max_tokens]
-        return Completion(
+        return LearnerCompletion(
             text="".join(tokens),
             tokens=tokens,
             token_logprobs=log_probabilities[:max_tokens] if logprobs else [],
@@ -74,7 +74,7 @@ class Model:
             finish_reason="length" if cut else "stop",
         )
 
-    def decide(self, transcript: Transcript) -> tuple[Answer, float]:
+    def decide(self, transcript: Transcript) -> tuple[ParsedAnswer, float]:
         """The answer, and the calibrated log-probability (natural) of what it decides."""
         if isinstance(self.core, ChoiceModel):
             value, log_probability = self.core.decide(transcript)
@@ -87,7 +87,7 @@ class Model:
         return self.answers[row], log_probability
 
 
-def load_model(directory: Path) -> Model | AdapterModel:
+def load_model(directory: Path) -> TrainedModel | AdapterModel:
     """Load what `train` or `train_adapter` kept.
 
     Raises:
@@ -98,8 +98,10 @@ def load_model(directory: Path) -> Model | AdapterModel:
         return load_adapter(directory)
     parts, about = artifact.load(directory)
     try:
-        answers = [Answer(kind, text, tuple(values), *span) for kind, text, values, *span in parts.values["answers"]]
-        return Model(about["task"], _CORES[about["task"]].from_parts(parts.get("core")), answers)
+        answers = [
+            ParsedAnswer(kind, text, tuple(values), *span) for kind, text, values, *span in parts.values["answers"]
+        ]
+        return TrainedModel(about["task"], _CORES[about["task"]].from_parts(parts.get("core")), answers)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ArtifactError(f"no usable model in {directory}: {reason}; train it again") from error

@@ -21,15 +21,16 @@ import numpy as np
 import sklearn
 from threadpoolctl import threadpool_limits
 
-from learners import artifact, encoder
-from learners.answers import Answer, Kind
-from learners.choice import LINEAR, ChoiceModel, fit_choice
+from learners import artifact
+from learners.answers import AnswerKind, ParsedAnswer
+from learners.cores.choice import LINEAR, ChoiceModel, fit_choice
+from learners.cores.plans import PlanModel, fit_plans
+from learners.cores.retrieval import NearestAnswer
 from learners.errors import MissingExtra
 from learners.examples import Example, read_examples
+from learners.features import encoder
 from learners.model import Core, Task, load_model
-from learners.plans import PlanModel, fit_plans
 from learners.progress import Progress
-from learners.retrieval import NearestAnswer
 
 __all__ = ["TrainingResult", "load_model", "train"]
 
@@ -39,7 +40,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "encoder": ("numbers", "sentence"),
     "stacked": ("numbers", "words", "pieces", "sentence"),
 }
-"""What each learner sees of a transcript (`learners.representations`), the cheapest first."""
+"""What each learner sees of a transcript (`learners.features.representations`), the cheapest first."""
 MARGIN = 0.01
 """So much better must a dearer learner be: less is within the noise of some hundred rows."""
 MAX_CLASSES = 255
@@ -133,7 +134,7 @@ class _Made:
     """What was fitted: the core, and the answers whose words it may use."""
 
     core: Core
-    answers: list[Answer]
+    answers: list[ParsedAnswer]
     metrics: dict[str, float]
     learner: str = "linear"
     candidates: dict[str, dict[str, float | str]] = field(default_factory=dict)
@@ -161,7 +162,9 @@ def _fit(
     return _compete(fit, answers, until)
 
 
-def _compete(fit: Callable[[str], tuple[ChoiceModel, dict[str, float]]], answers: list[Answer], until: float) -> _Made:
+def _compete(
+    fit: Callable[[str], tuple[ChoiceModel, dict[str, float]]], answers: list[ParsedAnswer], until: float
+) -> _Made:
     """Fit every learner that can be, the cheapest first, and keep the one of the best `eval_quality`, `MARGIN` counting
     as equal."""
     best: _Made | None = None
@@ -190,7 +193,7 @@ def _classes(core: Core) -> list[str]:
     return core.log.labels if isinstance(core, PlanModel) else []
 
 
-def _find_form(answers: Sequence[Answer]) -> tuple[Task, Kind]:
+def _find_form(answers: Sequence[ParsedAnswer]) -> tuple[Task, AnswerKind]:
     """What is to be learned, and which part of the answers says it."""
     kinds = Counter(answer.kind for answer in answers)
     if kinds["plan"] >= SHARE * len(answers):

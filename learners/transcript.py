@@ -35,7 +35,7 @@ _ARTICLES = {"a", "an", "the", "not", "given", "asked"}
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class SpokenLine:
     """What one speaker said in one go."""
 
     speaker: str
@@ -54,14 +54,14 @@ class Action:
 class Transcript:
     """A request as a conversation, the newest line last."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[SpokenLine, ...]
     agent: str | None
     """The speaker on whose behalf the model is asked, when the prompt tells."""
     actions: tuple[Action, ...]
 
     @property
-    def last(self) -> Line:
-        return self.lines[-1] if self.lines else Line("", "")
+    def last(self) -> SpokenLine:
+        return self.lines[-1] if self.lines else SpokenLine("", "")
 
 
 def parse_transcript(messages: Iterable[Mapping[str, Any]], tools: Iterable[Mapping[str, Any]] = ()) -> Transcript:
@@ -79,10 +79,10 @@ def parse_transcript(messages: Iterable[Mapping[str, Any]], tools: Iterable[Mapp
     instructions = "\n".join(text for role, text in chat if role in ("system", "developer"))
     lines, rest = _parse_lines(prompt)
     if len(lines) < 2 and len([role for role, _ in chat if role not in ("system", "developer")]) > 1:
-        lines = [Line(role, text) for role, text in chat if role not in ("system", "developer")]
+        lines = [SpokenLine(role, text) for role, text in chat if role not in ("system", "developer")]
         agent: str | None = "assistant"
     elif not lines:
-        lines, agent = [Line("user", prompt)], "assistant"
+        lines, agent = [SpokenLine("user", prompt)], "assistant"
     else:
         agent = _find_agent(f"{instructions}\n{rest}", {line.speaker for line in lines})
     actions = [*_parse_actions(f"{instructions}\n{prompt}"), *_parse_tools(tools)]
@@ -100,16 +100,16 @@ def message_text(message: Mapping[str, Any]) -> str:
     return "\n".join(filter(None, [text, *(str(call.get("function", {}).get("name", "")) for call in calls)]))
 
 
-def _parse_lines(prompt: str) -> tuple[list[Line], str]:
+def _parse_lines(prompt: str) -> tuple[list[SpokenLine], str]:
     """The longest run of `Speaker: text` lines, the last of equals, and the text around it."""
-    runs: list[list[Line]] = [[]]
+    runs: list[list[SpokenLine]] = [[]]
     rest: list[str] = []
     for raw in prompt.split("\n"):
         run = runs[-1]
         if run and raw[:1] in (" ", "\t"):
-            run[-1] = Line(run[-1].speaker, f"{run[-1].text}\n{raw.strip()}")
+            run[-1] = SpokenLine(run[-1].speaker, f"{run[-1].text}\n{raw.strip()}")
         elif match := _SPEAKER.fullmatch(raw):
-            run.append(Line(match["speaker"].strip(), match["text"].strip()))
+            run.append(SpokenLine(match["speaker"].strip(), match["text"].strip()))
         else:
             if run:
                 runs.append([])

@@ -110,7 +110,7 @@ def training_step(
     sent = {**provider.training_parameters, **(parameters or {})}
     least = provider.capabilities.minimum_training_usd
     rows = ledger.find(UploadedDataset, dataset=dataset_id)
-    known = [] if again else known_jobs(ledger, dataset_id, base, sent)
+    known = [] if again else known_jobs(provider, ledger, dataset_id, base, sent)
     if known:
         state = known[-1].state
         return Step("training", Decimal(0), Decimal(0), f"job {known[-1].id} is {state}: paid, or reserved, already")
@@ -120,10 +120,13 @@ def training_step(
     return Step("training", least, Decimal(0), f"{base.name}, at least: estimated when it is uploaded")
 
 
-def known_jobs(ledger: Ledger, dataset_id: str, base: BaseModel, parameters: Mapping[str, Any]) -> list[FineTuneJob]:
+def known_jobs(
+    provider: Provider, ledger: Ledger, dataset_id: str, base: BaseModel, parameters: Mapping[str, Any]
+) -> list[FineTuneJob]:
     """Jobs that `submit_fine_tune` would return instead of paying for another."""
     return ledger.find(
         FineTuneJob,
+        provider=provider.name,
         upload_id=[row.id for row in ledger.find(UploadedDataset, dataset=dataset_id)],
         base_model=base.name,
         parameters=json.dumps(dict(parameters), sort_keys=True),

@@ -6,9 +6,10 @@
     └── FlowError
         ├── UnknownFlow      prefect.yaml has no deployment of that name
         ├── FlowBusy         another run of the flow is at work (names it)
-        ├── AmbiguousModel   a decision type leaves several models (lists them)
+        ├── AmbiguousModel   a decision type, or the beginning of an id, is that of several (lists them)
         ├── NameTaken        another model is, or was, registered by this name
         ├── ModelMoved       a model's state is not what a step was decided by: another was faster (says what it is)
+        ├── LabelRefused     a person's label cannot be recorded (says why, and how to write it)
         ├── NotWorthIt       what is certain to be refused later, or cannot be paid (says why, and what would mend it)
         └── MissingStep      a step was asked for before what it needs is there (says what, and how to get it)
 """
@@ -31,7 +32,7 @@ class FlowBusy(FlowError):
 
 
 class AmbiguousModel(FlowError):
-    """A decision type stands for several models here: one has to be named by its id."""
+    """A decision type, or the beginning of an id, stands for several: one has to be named by its id."""
 
 
 class NameTaken(FlowError):
@@ -48,3 +49,7 @@ class NotWorthIt(FlowError):
 
 class MissingStep(FlowError):
     """A step was asked for before what it needs is there."""
+
+
+class LabelRefused(FlowError):
+    """A person's label cannot be recorded: it is no answer of the type, or the disk does not take it."""

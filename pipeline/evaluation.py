@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import MissingStep
 from pipeline.models import find_dataset, find_deployment
+from pipeline.parameters import EvaluateSettings
 from pipeline.selection import find_model
 from pipeline.traffic import questions_per_hour
 from provider.clock import clock_of
 from provider.completions import complete_many
 from provider.endpoint.charging import ask_charged
 from provider.lifecycle.sharing import hourly_part
-from provider.money.metering import tokens_usd
-from provider.port import Completion, Sampling
-from provider.providers import open_provider_of
+from provider.money.token_prices import tokens_usd
+from provider.port import CompletionResult, Sampling
+from provider.providers import capabilities_of, open_provider_of
 from quality.dataset.export import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.error_budget import allow
-from quality.evaluation.evaluate import Answer, Evaluation, Label, evaluate
+from quality.evaluation.evaluate import Evaluation, Label, SourceAnswer, evaluate
 from quality.evaluation.objectives import load_objective
 from quality.evaluation.promotion import judge
 from quality.evaluation.thresholds import Threshold, choose_threshold
 from quality.evaluation.worth import WorthPolicy, judge_worth, load_worth
-from quality.settings import DEFAULT_MARGIN
 from reasoning.config import Config, load_config
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
@@ -38,7 +38,6 @@ from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import evaluations_of, save_evaluation
 from storage.ledger.rows import (
-    ENDPOINT,
     INCUMBENT_STATES,
     Deployment,
     DeploymentState,
@@ -59,31 +58,27 @@ SEEN = "the model was not trained here: that it has not seen the questions of th
 def evaluate_model(
     data: Path,
     model: str,
+    settings: EvaluateSettings | None = None,
     *,
-    dataset: str | None = None,
-    limit: int | None = None,
-    margin: float = DEFAULT_MARGIN,
-    max_usd_per_1000: float | None = None,
-    any_price: bool = False,
     now: datetime | None = None,
     progress: OnProgress | None = None,
 ) -> Evaluation:
     """Ask a deployed model (its id, or a decision type; `pipeline.selection`) every question of the holdout, and
     compare.
 
-    The incumbent is asked the same where one serves; the original's answers are those of the log. `dataset` is by
-    default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
-    the deployment's price an hour over the questions of its type an hour, of the last 7 days, and the price of its
-    tokens where they have one. Kept in the ledger, the verdict (`quality.evaluation.promotion`) in `about`. Raises
+    The incumbent is asked the same where one serves; the original's answers are those of the log. What an answer
+    costs is the deployment's price an hour over the questions of its type an hour, of the last 7 days, and the price of
+    its tokens where they have one. Kept in the ledger, the verdict (`quality.evaluation.promotion`) in `about`. Raises
     `MissingStep` where the model is not deployed.
     """
+    settings = settings or EvaluateSettings()
     with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "evaluate")
         config = load_config(data)
         kind = get_decision_type(required(row.decision_type, f"the decision type of model {row.id}"), config)
-        folder = find_dataset(data, dataset or dataset_of(data, ledger, row))
+        folder = find_dataset(data, settings.dataset or dataset_of(data, ledger, row))
         manifest = read_manifest(folder)
-        questions = read_rows(folder, "holdout", config=config)[-limit if limit else None :]
+        questions = read_rows(folder, "holdout", config=config)[-settings.limit if settings.limit else None :]
         if not questions:
             raise MissingStep(f"the holdout of {folder} has no rows: export a dataset of more decisions")
         servers = {"candidate": _server_of(ledger, row)}
@@ -91,7 +86,7 @@ def evaluate_model(
             servers["incumbent"] = incumbent
         traffic = questions_per_hour(data, kind.name, clock_of(now)())
         exam = _Exam(kind, questions, traffic, config, now)
-        answers: dict[str, Sequence[Answer | None]] = {"original": [_original_answer(row) for row in questions]}
+        answers: dict[str, Sequence[SourceAnswer | None]] = {"original": [_original_answer(row) for row in questions]}
         for number, (source, server) in enumerate(servers.items()):
             answers[source] = _ask(ledger, exam, server, part_of(progress, number, len(servers), source))
     evaluation = evaluate(
@@ -109,22 +104,26 @@ def evaluate_model(
             "holdout": [manifest.splits["holdout"].first, manifest.splits["holdout"].last],
         },
     )
-    notes = redaction_note(manifest, config), SEEN if row.provider == ENDPOINT else None
+    notes = redaction_note(manifest, config), None if capabilities_of(row.provider).trains else SEEN
     evaluation.notes.extend(filter(None, notes))
-    policy = load_worth(kind.name) if max_usd_per_1000 is None else WorthPolicy(max_usd_per_1000)
-    policy = WorthPolicy(policy="any") if any_price else policy
     with open_ledger(data) as ledger:
-        _judge(ledger, kind, evaluation, margin=margin, policy=policy, now=clock_of(now)())
+        _judge(ledger, kind, evaluation, settings, now=clock_of(now)())
         save_evaluation(ledger, evaluation.as_dict())
     return evaluation
 
 
 def _judge(
-    ledger: Ledger, kind: DecisionType, evaluation: Evaluation, *, margin: float, policy: WorthPolicy, now: datetime
+    ledger: Ledger, kind: DecisionType, evaluation: Evaluation, settings: EvaluateSettings, *, now: datetime
 ) -> None:
     """Write the verdict into the evaluation: is the model proven better, and is it worth its price?"""
+    if settings.any_price:
+        policy = WorthPolicy(policy="any")
+    elif settings.max_usd_per_1000 is not None:
+        policy = WorthPolicy(settings.max_usd_per_1000)
+    else:
+        policy = load_worth(kind.name)
     allowance = allow(evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=now)
-    verdict = judge(evaluation, margin=margin, allowance=allowance)
+    verdict = judge(evaluation, margin=settings.margin, allowance=allowance)
     verdict = judge_worth(verdict, evaluation, policy, decision_type=kind.name)
     evaluation.about["verdict"] = asdict(verdict)
 
@@ -147,14 +146,14 @@ def choose_confidence(data: Path, model: str, *, now: datetime | None = None) ->
                 f"confidence needs {_LEAST_VALIDATION_ROWS}: give --min-confidence a number"
             )
         exam = _Exam(kind, rows, questions_per_hour(data, kind.name, clock_of(now)()), config, now)
-        answers = [answer or Answer(None) for answer in _ask(ledger, exam, _server_of(ledger, row), None)]
+        answers = [answer or SourceAnswer(None) for answer in _ask(ledger, exam, _server_of(ledger, row), None)]
     if all(answer.confidence is None for answer in answers):
         raise MissingStep(f"model {row.id} gives no confidence: promote it without --min-confidence")
     return choose_threshold(
         kind,
         [Label(each.label, each.episode, each.label_source) for each in rows],
         answers,
-        [_original_answer(each) or Answer(None) for each in rows],
+        [_original_answer(each) or SourceAnswer(None) for each in rows],
         load_objective(kind),
     )
 
@@ -164,7 +163,7 @@ def dataset_of(data: Path, ledger: Ledger, model: Model) -> str:
 
     Raises `MissingStep` where there is none.
     """
-    if model.provider == ENDPOINT:
+    if not capabilities_of(model.provider).trains:
         manifests = Layout(data).datasets.glob(f"{model.decision_type}/*/manifest.json")
         newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
@@ -191,10 +190,10 @@ def _server_of(ledger: Ledger, model: Model) -> Deployment:
     return deployment
 
 
-def _original_answer(question: DatasetRow) -> Answer | None:
+def _original_answer(question: DatasetRow) -> SourceAnswer | None:
     if question.original is None:
         return None
-    return Answer(question.original, latency_ms=question.original_latency_ms, cost_usd=question.original_cost_usd)
+    return SourceAnswer(question.original, latency_ms=question.original_latency_ms, cost_usd=question.original_cost_usd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +207,12 @@ class _Exam:
     now: datetime | None
 
 
-def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress | None) -> list[Answer | None]:
+def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress | None) -> list[SourceAnswer | None]:
     prompts = redact_questions(exam.questions, exam.config.redaction.region)
     conversations = [prompt.messages for prompt in prompts]
     sampling = Sampling.of(exam.kind)
-    model = ledger.get(Model, server.model_id) if server.provider == ENDPOINT and server.model_id else None
+    is_registered = not capabilities_of(server.provider).starts_servers
+    model = ledger.get(Model, required(server.model_id, f"the model of {server.name}")) if is_registered else None
     if model is not None:
         completions = ask_charged(
             exam.config, ledger, server, model, conversations, sampling, progress=progress, now=exam.now
@@ -223,16 +223,16 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
             completions = complete_many(
                 provider, name, conversations, sampling, ledger=ledger, progress=progress, now=exam.now
             )
-    answers: list[Answer | None] = []
+    answers: list[SourceAnswer | None] = []
     hourly = hourly_part(ledger, server)
     for prompt, completion in zip(prompts, completions, strict=True):
         decision = None if completion.error is not None else read_decision(exam.kind, prompt, completion.text)
         cost_usd = _cost_usd(exam, hourly, model, completion)
-        answers.append(Answer(decision, completion.confidence, completion.latency_ms, cost_usd))
+        answers.append(SourceAnswer(decision, completion.confidence, completion.latency_ms, cost_usd))
     return answers
 
 
-def _cost_usd(exam: _Exam, hourly: Decimal, model: Model | None, answer: Completion) -> float | None:
+def _cost_usd(exam: _Exam, hourly: Decimal, model: Model | None, answer: CompletionResult) -> float | None:
     """What an answer costs: its share of an hour, and the price of its tokens. None where one of them is not known."""
     tokens = Decimal(0)
     if hourly and not exam.per_hour:

@@ -9,7 +9,7 @@ writes it. `docs/concepts/life-of-a-model.md` has the diagram.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import orjson
 
 from pipeline.errors import ModelMoved
 from provider.lifecycle.routes import forget_paused, keep_models, publish_route, restore_route
+from provider.providers import capabilities_of
 from reasoning.errors import ReasoningError
 from reasoning.serving.routes import Arm, Route, Routes, format_routes
 from storage.layout import Layout
@@ -36,7 +37,6 @@ from storage.ledger.lives import (
 )
 from storage.ledger.rows import (
     CHALLENGER_STATES,
-    ENDPOINT,
     INCUMBENT_STATES,
     ROUTED_STATES,
     Deployment,
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 CUSTOM, INCUMBENT, ORIGINAL = "custom", "incumbent", "original"
 """Names of arms. The model that an experiment is named after is `custom`; the one beside it is `incumbent`."""
+
+REPLACED_BY = "replaced by"
+"""How the reason begins that the ledger has for an incumbent or a challenger whose place another model took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,19 @@ class Lives:
     def original_share(self) -> float:
         """What is left for the fallback."""
         return max(1.0 - (self.challenger_share + self.incumbent_share), 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveOptions:
+    """How a model is moved.
+
+    `serving` is how it is asked from now on; None: as before. `expected` are the states that it may be in; None: any.
+    With `renew` all routes get a lease, as a person expects; the guard does that by itself.
+    """
+
+    serving: Serving | None = None
+    expected: Collection[ModelState] | None = None
+    renew: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,34 +132,32 @@ def move_model(
     why: str,
     now: datetime,
     numbers: dict[str, Any] | None = None,
-    serving: Serving | None = None,
-    expected: Collection[ModelState] | None = None,
-    renew: bool = True,
+    options: MoveOptions | None = None,
 ) -> Move:
     """Move a model to a state, its reason and figures with it, and publish the route that follows.
 
-    `serving` is how the model is asked from now on; without it, as before. A new incumbent takes the place of the one
-    before, a new challenger that of the other challenger: those are `trained` again. Raises ModelMoved where the state
-    is none of `expected`, because somebody else was faster, and IllegalTransition for a step that there is not. Where
-    a route that gives traffic cannot be published, all is as before; one that takes traffic away stays decided, and the
-    guard publishes it. With `renew` all routes get a lease, as a person expects; the guard does that by itself.
+    A new incumbent takes the place of the one before, a new challenger that of the other challenger: those are
+    `trained` again. Raises ModelMoved where the state is none of the expected ones, because somebody else was faster,
+    and IllegalTransition for a step that there is not. Where a route that gives traffic cannot be published, all is as
+    before; one that takes traffic away stays decided, and the guard publishes it.
     """
+    options = options or MoveOptions()
     before = ledger.get(Model, model_id)
     name = required(before.decision_type, f"the decision type of model {model_id}")
     with ledger.transaction():
         before = ledger.get(Model, model_id)
-        if expected is not None and before.state not in expected:
+        if options.expected is not None and before.state not in options.expected:
             raise ModelMoved(f"model {model_id} is {before.state} by now: `reasoning models history {model_id}` tells")
         kept = _keep(ledger, name)
         replaced = _make_room(ledger, before, to, now=now)
         figures = None if numbers is None else orjson.dumps(numbers).decode()
         ledger.transition(Model, model_id, to, why=why, numbers=figures, now=now)
-        _save_serving(ledger, before, to, serving, now=now)
+        _save_serving(ledger, before, to, options.serving, now=now)
         route = derive_route(ledger, name)
         promotion = _decide(ledger, name, model_id, route, now=now)
     gains = to in ROUTED_STATES and to != ModelState.DEGRADED
     try:
-        _publish(data, ledger, promotion, route, now=now, renew=renew)
+        _publish(data, ledger, promotion, route, now=now, renew=options.renew)
     except (ReasoningError, OSError) as error:
         if gains:
             _undo(ledger, kept, promotion, why=str(error), now=now)
@@ -191,7 +205,7 @@ def experiment_of(decision_type: str, model_id: str) -> str:
 def _arm_of(ledger: Ledger, served: ServedModel) -> Arm:
     """Its arm; a model that was deployed anew is asked by its new name."""
     arm = Arm(**served.serving.arm)
-    if ledger.get(Model, served.model_id).provider == ENDPOINT:
+    if not capabilities_of(ledger.get(Model, served.model_id).provider).starts_servers:
         return arm
     ready = ledger.find(Deployment, model_id=served.model_id, state="ready")
     name = ready[-1].served_name if ready else None
@@ -199,12 +213,17 @@ def _arm_of(ledger: Ledger, served: ServedModel) -> Arm:
 
 
 def _make_room(ledger: Ledger, model: Model, to: ModelState, *, now: datetime) -> list[str]:
-    """End the model in the place that `model` takes. Where the incumbent changes, tests against it begin anew."""
+    """End the model in the place that `model` takes; how it was served is kept, for a rollback.
+
+    Where the incumbent changes, tests against it begin anew.
+    """
     group = _group_of(to)
     others = [row for row in ledger.find(Model, decision_type=model.decision_type) if row.id != model.id]
     replaced = [row.id for row in others if row.state in group]
+    served = {each.model_id: each.serving for each in served_models(ledger, model.decision_type)}
     for other in replaced:
-        ledger.transition(Model, other, ModelState.TRAINED, why=f"replaced by {model.id}", now=now)
+        kept = orjson.dumps({"serving": asdict(served[other])}).decode() if other in served else None
+        ledger.transition(Model, other, ModelState.TRAINED, why=f"{REPLACED_BY} {model.id}", numbers=kept, now=now)
         drop_serving(ledger, other)
     if INCUMBENT_STATES in (group, _group_of(model.state)):
         for row in others:

@@ -22,7 +22,7 @@ from pipeline.cycle_plan import (
 )
 from pipeline.errors import MissingStep
 from pipeline.life import move_model
-from pipeline.selection import find_model, list_candidates
+from pipeline.selection import find_model, ids_beginning, list_candidates, only_one
 from provider.clock import Now, clock_of
 from provider.endpoint.serving import end_serving, serve_model
 from provider.errors import ProviderError
@@ -34,7 +34,7 @@ from provider.lifecycle.shutdown import undeploy_model
 from provider.lifecycle.uploads import upload_dataset
 from provider.pace import Pace
 from provider.port import Provider
-from provider.providers import open_provider, open_provider_of
+from provider.providers import capabilities_of, open_provider_of
 from provider.serving import load_serving
 from quality.dataset.export import Manifest, export_dataset, read_manifest
 from quality.settings import ExportSettings
@@ -45,7 +45,6 @@ from storage.errors import BudgetExceeded, NoSuchObject
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.rows import (
-    ENDPOINT,
     ROUTED_STATES,
     Deployment,
     DeploymentState,
@@ -66,16 +65,21 @@ def at_work(data: Path, of: Model | None = None) -> Iterator[tuple[Provider, Led
 
 
 def find_dataset(data: Path, dataset: str | Path) -> Path:
-    """Folder of a dataset, given its id or the folder itself. Raises `MissingStep`."""
+    """Folder of a dataset, given its id, the beginning of it, or the folder itself.
+
+    Raises `MissingStep` where there is none, and `AmbiguousModel` where there are several.
+    """
     if (folder := Path(dataset)).joinpath("manifest.json").is_file():
         return folder
-    found = sorted(Layout(data).datasets.glob(f"*/{dataset}/manifest.json"))
-    if not found:
+    folders = {path.parent.name: path.parent for path in sorted(Layout(data).datasets.glob("*/*/manifest.json"))}
+    text = str(dataset)
+    begin = [text] if text in folders else ids_beginning(text, folders)
+    if not begin:
         raise MissingStep(
             f"there is no dataset {str(dataset)!r} in {Layout(data).datasets}: "
             "`reasoning data datasets` lists them, `reasoning export DECISION_TYPE` makes one"
         )
-    return found[0].parent
+    return folders[only_one(text, begin, "datasets")]
 
 
 def find_deployment(ledger: Ledger, model_id: str, *states: str) -> Deployment | None:
@@ -148,15 +152,18 @@ def fine_tune(
         )
 
 
-def cancel(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
-    """Cancel a fine-tune (its id) that has not ended; returns its ledger row. What it cost until then is charged.
+def cancel_job(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
+    """Cancel a fine-tune (its id, or the beginning of it) that has not ended; returns its ledger row.
 
-    Raises `MissingStep` where there is none of that id.
+    What it cost until then is charged. Raises `MissingStep` where there is none of that id.
     """
     with open_ledger(data) as ledger:
-        if not ledger.find(FineTuneJob, id=job):
+        rows = {row.id: row for row in ledger.find(FineTuneJob)}
+        begin = [job] if job in rows else ids_beginning(job, rows)
+        if not begin:
             raise MissingStep(f"there is no fine-tune {job!r}: `reasoning models jobs` lists them")
-        with open_provider(data) as provider:
+        job = only_one(job, begin, "fine-tunes")
+        with open_provider_of(data, rows[job].provider) as provider:
             return cancel_fine_tune(provider, ledger, job, now=now)
 
 
@@ -170,8 +177,8 @@ def deploy(
     """
     with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "deploy")
-        if row.provider == ENDPOINT:
-            if row.state == "retired":
+        if not capabilities_of(row.provider).starts_servers:
+            if row.state == ModelState.RETIRED:
                 raise MissingStep(f"{row.name} was unregistered: register it under another name")
             return serve_model(load_config(data), ledger, row, now=clock_of(now)())
     with at_work(data, row) as (provider, ledger):
@@ -252,7 +259,7 @@ def take_down(
             if deployment.served_name:  # a route to what is gone helps nobody
                 withdraw_model(Layout(data).routes, deployment.served_name, now=clock_of(now)())
         deployments = ledger.find(Deployment, model_id=model_id, state=LIVE_STATES)
-        if row.provider == ENDPOINT:
+        if not capabilities_of(row.provider).starts_servers:
             return _withdraw_registered(data, ledger, row, deployments, why=why, now=clock_of(now)())
 
         if not deployments:  # of a provider that is not used any more, perhaps

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+from calendar import monthrange
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -63,7 +65,7 @@ class CheckSettings:
 class CompactSettings:
     """Which days of the decision log are compacted."""
 
-    min_files: Annotated[int, Ge(2), Doc("Days with fewer files are left as they are.")] = 2
+    min_files: Annotated[int, Ge(2), Doc("Days with fewer small files are left as they are.")] = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,27 @@ class PromoteSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DemoteSettings:
+    """How much traffic a model keeps."""
+
+    to: Annotated[
+        Literal["degraded", "shadow", "rejected"],
+        Doc(
+            "degraded keeps the canary's share until it is proven again; shadow answers in the background and serves "
+            "none; rejected loses its traffic and is undeployed."
+        ),
+    ] = "degraded"
+    why: Annotated[str, Doc("The reason that is recorded in the ledger.")] = "demoted by the user"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackSettings:
+    """Why a decision type is rolled back."""
+
+    why: Annotated[str, Doc("The reason that is recorded in the ledger.")] = "rolled back by the user"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UndeploySettings:
     """Why a model is undeployed."""
 
@@ -232,6 +255,8 @@ SETTINGS: dict[str, type] = {
     "deploy_model": DeploySettings,
     "evaluate_model": EvaluateSettings,
     "promote_model": PromoteSettings,
+    "demote_model": DemoteSettings,
+    "rollback_type": RollbackSettings,
     "undeploy_model": UndeploySettings,
     "guard_costs": GuardSettings,
     "estimate_value": PaysSettings,
@@ -334,12 +359,40 @@ def parse_confidence(text: str) -> float | Literal["auto"]:
     return value
 
 
-def parse_moment(text: str) -> Moment:
-    """`2026-11-22` as a day, or a time as in RFC 3339 (UTC where it names no zone). Raises ValueError."""
+_AGO = re.compile(r"([0-9]{1,6})\s*(m|h|d|w)")
+_MONTH = re.compile(r"([0-9]{4})-([0-9]{2})")
+_YEAR = re.compile(r"[0-9]{4}")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+MOMENT_HELP = "a day (2026-11-22), a month (2026-11), a time (2026-11-22T08:00:00Z), 7d, 12h, today or yesterday"
+
+
+def parse_moment(text: str, *, end: bool = False, now: datetime | None = None) -> Moment:
+    """A day, a month, a year, a time as in RFC 3339 (UTC where it names no zone), `today`, `yesterday`, `now`, or `7d`.
+
+    `7d` is seven days before `now`; the units are m, h, d and w. Of a month or a year it is the first day, with `end`
+    the last. Days are those of UTC. Raises ValueError.
+    """
+    now = now or datetime.now(UTC)
+    word = text.strip().lower()
+    days = {"today": now.date(), "yesterday": now.date() - timedelta(days=1)}
     try:
-        if len(text) == len("2026-11-22"):
-            return date.fromisoformat(text)
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is neither a day (2026-11-22) nor a time (2026-11-22T08:00:00Z)") from None
+        if word in days:
+            return days[word]
+        if word == "now":
+            return now
+        if ago := _AGO.fullmatch(word):
+            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        if month := _MONTH.fullmatch(word):
+            return _month(int(month[1]), int(month[2]), int(month[2]), end=end)
+        if _YEAR.fullmatch(word):
+            return _month(int(word), 1, 12, end=end)
+        if len(word) == len("2026-11-22"):
+            return date.fromisoformat(word)
+        moment = datetime.fromisoformat(word.upper())
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no date; write {MOMENT_HELP}") from None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def _month(year: int, first: int, last: int, *, end: bool) -> date:
+    return date(year, last, monthrange(year, last)[1]) if end else date(year, first, 1)

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import MissingStep
 from pipeline.evaluation import choose_confidence, dataset_of
-from pipeline.life import experiment_of, move_model, read_lives
+from pipeline.life import Move, MoveOptions, experiment_of, move_model, read_lives
 from pipeline.models import find_dataset, find_deployment, take_down
 from pipeline.parameters import PromoteSettings
 from pipeline.selection import find_model
 from pipeline.verdicts import last_verdict
 from provider.clock import clock_of
 from provider.endpoint.arms import arm_of
-from provider.providers import arm_address
+from provider.providers import arm_address, capabilities_of
 from quality.dataset.export import read_manifest
 from reasoning.serving.routes import Arm, Route
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import Serving, served_models
-from storage.ledger.rows import ENDPOINT, Deployment, Model, ModelState, required
+from storage.ledger.rows import Deployment, Model, ModelState, required
 
 if TYPE_CHECKING:
-    from quality.evaluation.promotion import Verdict
+    from quality.evaluation.promotion import PromotionDecision
     from storage.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -68,22 +68,33 @@ def promote_model(
             threshold = choose_confidence(data, row.id, now=now)
             log.info("model %s: %s", row.id, threshold.describe())
             minimum = threshold.chosen.min_confidence
-        moved = move_model(
-            data,
-            ledger,
-            row.id,
-            _STATES[settings.mode],
-            why=verdict.why if verdict and verdict.promote else "forced",
-            now=when,
-            serving=_serving(data, ledger, row, deployment, replace(settings, min_confidence=minimum)),
-        )
+        settings = replace(settings, min_confidence=minimum)
+        why = verdict.why if verdict and verdict.promote else "forced"
+        moved = give_traffic(data, ledger, row, deployment, settings, why=why, now=when)
     for other in moved.replaced:
         take_down(data, other, why=f"replaced by {row.id}", now=now)
     assert moved.route is not None, name
     return moved.route
 
 
-def _require_approval(model_id: str, verdict: Verdict | None) -> None:
+def give_traffic(
+    data: Path,
+    ledger: Ledger,
+    model: Model,
+    deployment: Deployment,
+    settings: PromoteSettings,
+    *,
+    why: str,
+    now: datetime,
+) -> Move:
+    """Move a deployed model to the state of `settings.mode`, asked as the settings say."""
+    serving = _serving(data, ledger, model, deployment, settings)
+    return move_model(
+        data, ledger, model.id, _STATES[settings.mode], why=why, now=now, options=MoveOptions(serving=serving)
+    )
+
+
+def _require_approval(model_id: str, verdict: PromotionDecision | None) -> None:
     """Raise `MissingStep` unless the newest evaluation of a model says promote."""
     if verdict is None:
         raise MissingStep(
@@ -104,7 +115,7 @@ def reject_model(
 
 def _serving(data: Path, ledger: Ledger, model: Model, deployment: Deployment, settings: PromoteSettings) -> Serving:
     """How the model is asked. The draw of an episode stays the same while a model lives, and from the incumbent on."""
-    if model.provider == ENDPOINT:
+    if not capabilities_of(model.provider).starts_servers:
         if model.logprobs == "none" and float(settings.min_confidence) > 0:
             raise MissingStep(
                 f"the server of {model.name} gives no log-probabilities, so min_confidence would refuse every answer: "

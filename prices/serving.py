@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from prices.listed import listed_serving
 
-Kind = Literal["replica", "adapters", "per_token", "home", "decision_model"]
-KINDS: tuple[Kind, ...] = ("replica", "adapters", "per_token", "home", "decision_model")
+ServingKind = Literal["replica", "adapters", "per_token", "home", "decision_model"]
+KINDS: tuple[ServingKind, ...] = ("replica", "adapters", "per_token", "home", "decision_model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Serving:
     """
 
     name: str
-    kind: Kind
+    kind: ServingKind
     title: str
     source: str
     hourly_usd: Decimal | None = None

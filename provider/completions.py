@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from provider.port import CONCURRENCY, Completion, Messages, Provider, Sampling
+from provider.port import CONCURRENCY, CompletionResult, Messages, Provider, Sampling
 from reasoning.decision_types import AnswerFormat
 from reasoning.serving import completion as client_completion
 from storage.ledger.rows import Deployment, DeploymentState
@@ -30,7 +30,7 @@ def complete_many(
     ledger: Ledger | None = None,
     progress: OnProgress | None = None,
     now: datetime | None = None,
-) -> list[Completion]:
+) -> list[CompletionResult]:
     """Ask `model` (a deployment's `served_name`) every conversation (a list of messages); answers in their order.
 
     Transient errors are retried; a question that stays unanswered has its `error` set, so that one bad row does not
@@ -44,7 +44,7 @@ def complete_many(
     return [replace(answer, confidence=_measure_confidence(form, answer)) for answer in answers]
 
 
-def _measure_confidence(answer_format: AnswerFormat, answer: Completion) -> float | None:
+def _measure_confidence(answer_format: AnswerFormat, answer: CompletionResult) -> float | None:
     read = client_completion.Completion(answer.text, answer.tokens, answer.token_logprobs)
     return client_completion.measure_confidence(answer_format, read)
 

@@ -20,6 +20,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from provider.capabilities import Capabilities
 from provider.errors import NotOffered
 from provider.money.billed import Bill, Objects
 from provider.rows import CheckedFile
@@ -27,26 +28,6 @@ from reasoning.decision_types import AnswerFormat, DecisionType
 from storage.progress import OnProgress
 
 # -- what a provider offers -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities:
-    """Which parts of the port a provider has, and what it costs.
-
-    `hourly` and `per_token` say what is charged for a model that serves; `free` that nothing ever is.
-    `adapters_per_replica` is how many trained adapters one deployment serves; 0 where each model has a deployment of
-    its own, None where the base model tells. `bills` says that there is a bill to read. `minimum_training_usd` is the
-    least that a fine-tune costs.
-    """
-
-    trains: bool = False
-    hourly: bool = False
-    per_token: bool = False
-    free: bool = False
-    scale_to_zero: bool = False
-    adapters_per_replica: int | None = 0
-    bills: bool = False
-    minimum_training_usd: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +247,7 @@ Messages = Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class CompletionResult:
     """One answer, or why there is none (`error`; then `text` is empty).
 
     `latency_ms` is that of the attempt that answered, without the waits before it. `confidence` is measured as agents'
@@ -496,7 +477,7 @@ class Provider(Protocol):
         *,
         concurrency: int = CONCURRENCY,
         progress: OnProgress | None = None,
-    ) -> list[Completion]:
+    ) -> list[CompletionResult]:
         """Ask a served model (by its `served_name`) every conversation; answers in their order.
 
         A question that stays unanswered has its `error` set, so that one bad row does not lose the rest. Confidence is

@@ -7,28 +7,54 @@ opened: Together's SDK takes 2 s.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from provider.capabilities import Capabilities
+from provider.endpoint import capabilities as endpoint
 from provider.errors import ProviderSettingsError
+from provider.local import capabilities as local
 from provider.local.folder import server_url
 from provider.port import Provider
+from provider.together import capabilities as together
 from provider.together.client import inference_url, provider_name, provider_url
 from reasoning.serving.routes import Logprobs
-from storage.ledger.rows import LOCAL
+from storage.ledger.rows import ENDPOINT, LOCAL, TOGETHER
 
 __all__ = [
     "PROVIDERS",
     "arm_address",
+    "capabilities_of",
     "local_server_command",
     "local_server_url",
     "open_provider",
     "open_provider_of",
     "provider_name",
     "provider_url",
+    "providers_where",
 ]
 
 PROVIDERS = ("local", "emulator", "together")
 """`local` trains and serves on this machine; `emulator` speaks Together's API, for tests; `together` costs money."""
+
+CAPABILITIES: Mapping[str, Capabilities] = {
+    LOCAL: local.CAPABILITIES,
+    TOGETHER: together.CAPABILITIES,
+    ENDPOINT: endpoint.CAPABILITIES,
+}
+"""By the name that ledger rows have in their column `provider`."""
+
+
+def capabilities_of(provider: str) -> Capabilities:
+    """What the provider of a ledger row offers. Raises ProviderSettingsError for a provider that there is not."""
+    if provider not in CAPABILITIES:
+        raise ProviderSettingsError(f"unknown provider in the ledger: {provider!r}; use the version that wrote it")
+    return CAPABILITIES[provider]
+
+
+def providers_where(test: Callable[[Capabilities], bool]) -> list[str]:
+    """Names of the providers, as ledger rows have them, whose capabilities pass a test."""
+    return [name for name, offered in CAPABILITIES.items() if test(offered)]
 
 
 def open_provider(data: Path, name: str | None = None, *, timeout: float = 60.0) -> Provider:

@@ -7,6 +7,7 @@
         ├── InsufficientData     too few usable rows to learn from (carries the verdict and the funnel)
         ├── DatasetRejected      the finished rows failed the quality gate (carries the failures)
         ├── LabelPolicyError     `[labels.<decision type>]` of reasoning.toml cannot be used
+        ├── FilterError          a filter or cap of an export cannot be read
         └── EvaluationError      labels and answers that cannot be compared
 """
 
@@ -51,6 +52,10 @@ class DatasetRejected(QualityError):
 
 class LabelPolicyError(QualityError):
     """`[labels.<decision type>]` of reasoning.toml cannot be used."""
+
+
+class FilterError(QualityError):
+    """A filter or cap of an export cannot be read."""
 
 
 class EvaluationError(QualityError):

@@ -7,7 +7,7 @@ from datetime import date, datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
 DEFAULT_MARGIN = 0.02
@@ -25,6 +25,13 @@ class LabelSource(StrEnum):
     DEMONSTRATION = "demonstration"
     OUTCOME = "outcome"
     ORIGINAL = "original"
+
+
+class Source(StrEnum):
+    """Who gave the answer that was served."""
+
+    ORIGINAL = "original"
+    CUSTOM = "custom"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +54,31 @@ class ExportSettings:
     label_sources: Annotated[
         list[LabelSource] | None,
         Doc("Where labels may come from. Empty: demonstrations and outcomes where there are 200 of them, else all."),
+    ] = None
+    agent: Annotated[list[str] | None, Doc("Only decisions of these agents, by agent_id. Empty: of all.")] = None
+    answered_by: Annotated[
+        list[str] | None,
+        Doc("Only questions that one of these models answered: a custom model, or one of the fallback. Empty: all."),
+    ] = None
+    source: Annotated[
+        Source | None, Doc("Only questions whose served answer came from the fallback (original) or a model (custom).")
+    ] = None
+    feedback: Annotated[
+        list[str] | None,
+        Doc("Only questions whose feedback, or their episode's, meets all these rules, such as 'helpful >= 0.5'."),
+    ] = None
+    min_confidence: Annotated[
+        float | None, Ge(0), Le(1), Doc("Only questions that were answered with this measured confidence or more.")
+    ] = None
+    max_confidence: Annotated[
+        float | None, Ge(0), Le(1), Doc("Only questions that were answered with this measured confidence or less.")
+    ] = None
+    tag: Annotated[
+        list[str] | None, Doc("Only decisions with all these tags, each NAME or NAME=VALUE. Empty: all.")
+    ] = None
+    max_per: Annotated[
+        list[str] | None,
+        Doc("Most training rows of each answer, agent, room, episode or model, such as agent=500. Empty: no cap."),
     ] = None
     max_class_share: Annotated[
         float | None,

@@ -60,8 +60,8 @@ class ModelResponse:
         return [orjson.dumps(self.body)] if isinstance(self.body, dict) else list(self.body)
 
 
-Answer = str | ModelResponse
-Handler = Callable[[ModelRequest], Answer | Awaitable[Answer]]
+MockReply = str | ModelResponse
+Handler = Callable[[ModelRequest], MockReply | Awaitable[MockReply]]
 
 
 class MockTransport:
@@ -151,7 +151,7 @@ def _failed(error: Exception) -> CallFailed:
     return failed_io(error, f"{type(error).__name__}: {error}")
 
 
-def _response(request: ModelRequest, answer: Answer) -> ModelResponse:
+def _response(request: ModelRequest, answer: MockReply) -> ModelResponse:
     if isinstance(answer, ModelResponse):
         return answer
     if not request.is_stream:

@@ -28,7 +28,7 @@ from reasoning.io import hosts
 from storage.errors import DataFolderBusy, DataFolderError, LockLost
 from storage.files import open_private, write_once
 from storage.layout import Layout
-from storage.volumes import Kind, check_alone, check_volume, is_foreign, quiet_for
+from storage.volumes import VolumeKind, check_alone, check_volume, is_foreign, quiet_for
 
 LOCK_TIMEOUT = 60.0  # seconds
 _POLL = 0.02
@@ -41,7 +41,7 @@ SETTLE = 1.5
 class Held:
     """A claim that this process has on a file: who holds it, and the signs of life that it gives other hosts."""
 
-    def __init__(self, fd: int, path: Path, kind: Kind, claim: dict[str, Any]) -> None:
+    def __init__(self, fd: int, path: Path, kind: VolumeKind, claim: dict[str, Any]) -> None:
         self._fd, self._path, self._kind, self._claim = fd, path, kind, claim
         self._values: dict[str, Any] = {}
         self._beat = hosts.steady()
@@ -154,7 +154,7 @@ class _Wait:
     layout: Layout
     path: Path
     verb: str
-    kind: Kind
+    kind: VolumeKind
     tag: str
     timeout: float
     deadline: float

@@ -26,7 +26,7 @@ from storage.errors import DataFolderBusy, DataFolderError
 from storage.files import write_atomic
 from storage.layout import Layout, read_settings
 
-Kind = Literal["local", "shared", "unknown"]  # of one host; locks hold between hosts; nobody knows
+VolumeKind = Literal["local", "shared", "unknown"]  # of one host; locks hold between hosts; nobody knows
 
 _LOCAL = frozenset(
     (
@@ -90,7 +90,7 @@ def find_mount(folder: Path, mounts: str | None = None) -> Mount:
     return best
 
 
-def classify(mount: Mount) -> Kind:
+def classify(mount: Mount) -> VolumeKind:
     """Whether locks on this mount are local to one host, shared between hosts, or unknown."""
     fstype, options = mount.fstype, mount.options
     if fstype in ("nfs", "nfs4"):
@@ -103,7 +103,7 @@ def classify(mount: Mount) -> Kind:
     return "local" if fstype in _LOCAL else "unknown"
 
 
-def volume_kind(layout: Layout) -> Kind:
+def volume_kind(layout: Layout) -> VolumeKind:
     """The kind of volume that a data folder is on; of its spool where that is another one and worse."""
     kinds = [classify(mount) for mount in _mounts(layout)]
     return "unknown" if "unknown" in kinds else "shared" if "shared" in kinds else "local"
@@ -114,7 +114,7 @@ def volume_setting() -> str:
     return read_settings().volume
 
 
-def check_volume(layout: Layout, verb: str) -> Kind:
+def check_volume(layout: Layout, verb: str) -> VolumeKind:
     """The kind of volume. Raises `DataFolderError` if another host's lock may be invisible, unless configured."""
     kind = volume_kind(layout)
     if kind == "unknown" and volume_setting() == "auto":
@@ -152,7 +152,7 @@ def check_alone(layout: Layout, verb: str) -> None:
             )
 
 
-def is_foreign(tag: str | None, own: str, kind: Kind) -> bool:
+def is_foreign(tag: str | None, own: str, kind: VolumeKind) -> bool:
     """Whether work of this host tag may be another host's, so that `flock` says nothing about it.
 
     On a local volume an earlier boot of this machine is not another host: what it held is free. Where nobody knows

@@ -10,8 +10,8 @@ from typing import Any
 from prefect import task
 from prefect.logging import get_run_logger
 
-from pipeline import evaluation, models, promotion
-from pipeline.parameters import PromoteSettings
+from pipeline import demotion, evaluation, models, promotion
+from pipeline.parameters import DemoteSettings, EvaluateSettings, PromoteSettings, RollbackSettings
 from pipeline.reports import evaluation_rows, without
 from quality.checks.log import check_decisions
 from quality.checks.report import QualityReport
@@ -76,10 +76,11 @@ def undeploy(data: Path, model: str, **options: Any) -> list[Deployment]:
 
 
 @task(**REPEATABLE)
-def evaluate(data: Path, model: str, **options: Any) -> Evaluation:
-    found = evaluation.evaluate_model(
-        data, model, progress=run_progress("evaluation-progress", "Evaluating"), **options
-    )
+def evaluate(
+    data: Path, model: str, settings: EvaluateSettings | None = None, *, now: datetime | None = None
+) -> Evaluation:
+    progress = run_progress("evaluation-progress", "Evaluating")
+    found = evaluation.evaluate_model(data, model, settings, now=now, progress=progress)
     publish("verdict", found.about["verdict"] | {"notes": found.notes}, title=f"Verdict on {found.about['model_id']}")
     publish("evaluation", evaluation_rows(found), title=f"{found.rows:,} holdout rows, 95 % intervals")
     return found
@@ -90,6 +91,23 @@ def promote(data: Path, model: str, settings: PromoteSettings | None = None, *, 
     route = promotion.promote_model(data, model, settings, now=now)
     publish("route", list(route.arms), title=f"Arms of {route.experiment}")
     return route
+
+
+@task(**REPEATABLE)
+def demote(data: Path, model: str, settings: DemoteSettings, *, now: datetime | None = None) -> demotion.Demotion:
+    found = demotion.demote_model(data, model, settings, now=now)
+    publish("demoted", without(found, "route"), title=f"{found.model_id} is {found.to_state}")
+    return found
+
+
+@task(**ONCE)
+def rollback(
+    data: Path, decision_type: str, settings: RollbackSettings, *, now: datetime | None = None
+) -> demotion.Rollback:
+    progress = run_progress("rollback-progress", f"Rolling back {decision_type}")
+    found = demotion.roll_back(data, decision_type, settings, now=now, progress=progress)
+    publish("rolled-back", without(found, "route"), title=f"{decision_type} is rolled back")
+    return found
 
 
 @task(**REPEATABLE)

@@ -47,12 +47,13 @@ def with_settings(function: Callable[..., Coroutine[Any, Any, Result]]) -> Calla
 
 def _annotate(parameter: Parameter) -> Any:
     if parameter.type == Moment | None:
-        return Annotated[parameter.annotation, BeforeValidator(_read_moment)]
+        read = functools.partial(_read_moment, end=parameter.name == "until")
+        return Annotated[parameter.annotation, BeforeValidator(read)]
     return parameter.annotation
 
 
-def _read_moment(value: Any) -> Any:
+def _read_moment(value: Any, *, end: bool) -> Any:
     """Of text and times without a zone: as on the command line."""
     if isinstance(value, str):
-        return parameters.parse_moment(value)
+        return parameters.parse_moment(value, end=end)
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value

@@ -22,7 +22,7 @@ from emulator.world.context import Emulator, emulator_of, read_json
 from emulator.world.forms import form
 from emulator.world.replicas import read_status, stop_inactive
 from emulator.world.serving import UntunedModel
-from learners.completion import Completion
+from learners.completion import LearnerCompletion
 
 _DEFAULT_MAX_TOKENS = 2048
 
@@ -64,20 +64,20 @@ async def create_chat_completion(request: Request) -> Response:
         completion = _think_first(completion, limit)
     completion = _cut(completion, stop)
     _note_usage(emulator, target, name, completion)
-    answer = Answer(f"chatcmpl-{uuid.uuid4().hex}", int(emulator.clock.timestamp()), name, completion, logprobs)
+    answer = ChatResponse(f"chatcmpl-{uuid.uuid4().hex}", int(emulator.clock.timestamp()), name, completion, logprobs)
     if body.get("stream"):
         return StreamingResponse(answer.stream(), media_type="text/event-stream")
     return JSONResponse(answer.whole())
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChatResponse:
     """A completion in both shapes that the wire knows."""
 
     id: str
     created: int
     model: str
-    completion: Completion
+    completion: LearnerCompletion
     logprobs: bool
 
     def _usage(self) -> dict[str, int]:
@@ -212,7 +212,7 @@ def _not_serverless(name: str) -> ApiError:
     return ApiError(400, message, code="model_not_available", param="model")
 
 
-def _note_usage(emulator: Emulator, target: Target, name: str, completion: Completion) -> None:
+def _note_usage(emulator: Emulator, target: Target, name: str, completion: LearnerCompletion) -> None:
     now = emulator.clock.timestamp()
     prices = target.base.pricing if target.deployment is None else None
     with emulator.state.transaction():
@@ -263,13 +263,13 @@ def _thinking_is_off(body: dict[str, Any]) -> bool:
     )
 
 
-def _think_first(completion: Completion, limit: int) -> Completion:
+def _think_first(completion: LearnerCompletion, limit: int) -> LearnerCompletion:
     """The completion behind a thought, cut at `limit` tokens: what a model that thinks by default says."""
     thought = ["<think>", "\n", "Let", " me", " think", ".", "\n", "</think>", "\n\n"]
     tokens = [*thought, *completion.tokens][:limit]
     logprobs = [*(0.0 for _ in thought), *completion.token_logprobs][:limit]
     reason = "length" if len(tokens) == limit else completion.finish_reason
-    return Completion("".join(tokens), tokens, logprobs, completion.prompt_tokens, reason)
+    return LearnerCompletion("".join(tokens), tokens, logprobs, completion.prompt_tokens, reason)
 
 
 def _read_temperature(value: Any) -> float:
@@ -280,7 +280,7 @@ def _read_temperature(value: Any) -> float:
     return float(value)
 
 
-def _cut(completion: Completion, stop: list[str]) -> Completion:
+def _cut(completion: LearnerCompletion, stop: list[str]) -> LearnerCompletion:
     """The completion up to the first stop sequence, which is left out."""
     positions = [position for sequence in stop if (position := completion.text.find(sequence)) >= 0]
     if not positions:
@@ -293,7 +293,7 @@ def _cut(completion: Completion, stop: list[str]) -> Completion:
             break
         tokens.append(token[: len(text) - length])
         length += len(token)
-    return Completion(text, tokens, completion.token_logprobs[: len(tokens)], completion.prompt_tokens, "stop")
+    return LearnerCompletion(text, tokens, completion.token_logprobs[: len(tokens)], completion.prompt_tokens, "stop")
 
 
 def _token_id(token: str) -> int:

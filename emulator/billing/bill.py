@@ -29,7 +29,7 @@ _CENT = NANO // 100
 
 
 @dataclass(frozen=True)
-class Line:
+class BillLine:
     """One thing that was used. `start` and `end` are seconds since the epoch, `amount` is nano-USD."""
 
     kind: str
@@ -56,7 +56,7 @@ class Line:
         }
 
 
-def read_bill(emulator: Emulator, *, since: float = -math.inf, until: float = math.inf) -> list[Line]:
+def read_bill(emulator: Emulator, *, since: float = -math.inf, until: float = math.inf) -> list[BillLine]:
     """The lines of what was used from `since` to `until`, now at the latest, in order of their start."""
     stop_inactive(emulator)
     now = emulator.clock.timestamp()
@@ -68,7 +68,7 @@ def read_bill(emulator: Emulator, *, since: float = -math.inf, until: float = ma
     return sorted(lines, key=_by_start)
 
 
-def _by_start(line: Line) -> tuple[float, str, str]:
+def _by_start(line: BillLine) -> tuple[float, str, str]:
     return line.start, line.kind, line.resource_id
 
 
@@ -90,14 +90,14 @@ def _token_usage(emulator: Emulator, since: float, until: float) -> list[sqlite3
     )
 
 
-def _replica_lines(row: sqlite3.Row, now: float, since: float, until: float) -> list[Line]:
+def _replica_lines(row: sqlite3.Row, now: float, since: float, until: float) -> list[BillLine]:
     """The minutes of a run that begin in [since, until), in one line, or none."""
     start, end = row["ready_at"], min(now, row["stopped_at"] or now)
     minutes = _count_minutes(start, end, since, until)
     if not minutes:
         return []
     return [
-        Line(
+        BillLine(
             kind="deployment",
             what=f"{row['deployment_name']} on {row['hardware']}",
             resource_id=row["deployment_id"],
@@ -123,8 +123,8 @@ def _count_minutes(start: float, end: float, since: float, until: float) -> int:
     return begun_before(until) - begun_before(since)
 
 
-def _training_line(row: sqlite3.Row) -> Line:
-    return Line(
+def _training_line(row: sqlite3.Row) -> BillLine:
+    return BillLine(
         kind="fine_tune",
         what=row["what"],
         resource_id=row["id"],
@@ -137,10 +137,10 @@ def _training_line(row: sqlite3.Row) -> Line:
     )
 
 
-def _token_lines(row: sqlite3.Row) -> list[Line]:
+def _token_lines(row: sqlite3.Row) -> list[BillLine]:
     start = row["hour"] * 3600.0
     return [
-        Line(
+        BillLine(
             kind="inference",
             what=row["model"],
             resource_id=row["model"],
@@ -246,7 +246,7 @@ def describe_usage(emulator: Emulator, month: str | None, granularity: str) -> t
     first = _parse_month(month) if month else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     start, end = first.timestamp(), (first + timedelta(days=32)).replace(day=1).timestamp()
     step = 3600.0 if granularity == "hour" else 86_400.0
-    used: dict[float, list[Line]] = defaultdict(list)
+    used: dict[float, list[BillLine]] = defaultdict(list)
 
     def window_of(moment: float) -> float:
         return moment - (moment - start) % step
@@ -293,7 +293,7 @@ def set_bill_form(emulator: Emulator, changes: dict[str, Any]) -> dict[str, Any]
     return form
 
 
-def _describe_attributes(line: Line, form: str) -> dict[str, str]:
+def _describe_attributes(line: BillLine, form: str) -> dict[str, str]:
     if form == "resource":
         return {"resource_id": line.resource_id, "description": line.what}
     if form == "absent":
@@ -316,7 +316,7 @@ def _describe_attributes(line: Line, form: str) -> dict[str, str]:
     return {"resource": f"projects/{project}/endpoints/{endpoint}/deployments/{line.resource_id}"}
 
 
-def _describe_line_item(line: Line, form: str) -> dict[str, Any]:
+def _describe_line_item(line: BillLine, form: str) -> dict[str, Any]:
     return {
         "product_name": _PRODUCTS[line.kind],
         "cost": format_usd(line.amount),

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from learners.completion import Completion, fixed_completion
+from learners.completion import LearnerCompletion, fixed_completion
 
 TRAINERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sklearn": ("learners.training", {"learner": "linear"}),
@@ -25,12 +25,12 @@ TRAINERS: dict[str, tuple[str, dict[str, Any]]] = {
 TRAINER_FILE = "trainer.json"
 
 
-class Model(Protocol):
+class ChatModel(Protocol):
     """A model that answers chat completions."""
 
     def complete(
         self, messages: list[dict[str, Any]], *, max_tokens: int, temperature: float, logprobs: bool
-    ) -> Completion: ...
+    ) -> LearnerCompletion: ...
 
 
 class UntunedModel:
@@ -41,7 +41,7 @@ class UntunedModel:
 
     def complete(
         self, messages: list[dict[str, Any]], *, max_tokens: int, temperature: float = 0.0, logprobs: bool = False
-    ) -> Completion:
+    ) -> LearnerCompletion:
         return fixed_completion(self._text, 0.0, messages, max_tokens=max_tokens)
 
 
@@ -50,7 +50,7 @@ class ModelCache:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, ChatModel] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
     def warm(self, name: str) -> None:
@@ -59,10 +59,10 @@ class ModelCache:
 
     async def complete(
         self, name: str, messages: list[dict[str, Any]], *, max_tokens: int, temperature: float, logprobs: bool
-    ) -> Completion:
+    ) -> LearnerCompletion:
         """Ask the model in the directory `name`."""
 
-        def ask() -> Completion:
+        def ask() -> LearnerCompletion:
             model = self._load(name)
             return model.complete(messages, max_tokens=max_tokens, temperature=temperature, logprobs=logprobs)
 
@@ -77,7 +77,7 @@ class ModelCache:
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def _load(self, name: str) -> Model:
+    def _load(self, name: str) -> ChatModel:
         model = self._models.get(name)
         if model is None:
             directory = self._directory / name

@@ -106,7 +106,7 @@ _CODE_WORDS = (
 )
 
 
-class Verdict(NamedTuple):
+class Classification(NamedTuple):
     """What was decided and why: the signals that were there, and their sum."""
 
     coding: bool
@@ -122,15 +122,15 @@ class Classifier:
     threshold: float = 1.0
     bias: float = 0.0
 
-    def __call__(self, body: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> Verdict:
+    def __call__(self, body: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> Classification:
         switch = headers.get(b"x-reasoning-coding", b"").strip().lower()
         if switch in (b"on", b"off"):
-            return Verdict(switch == b"on", 0.0, ("switched_by_header",))
+            return Classification(switch == b"on", 0.0, ("switched_by_header",))
         found = signals(body, headers)
         score = self.bias
         for name in found:
             score += self.weights.get(name, 0.0)
-        return Verdict(score >= self.threshold - 1e-9, round(score, 6), tuple(found))
+        return Classification(score >= self.threshold - 1e-9, round(score, 6), tuple(found))
 
 
 def load_classifier(path: Path | None, threshold: float = 1.0) -> Classifier:

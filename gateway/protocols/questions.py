@@ -16,7 +16,7 @@ _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TextPrompt:
     """The text of the last user message, whether a JSON object is wanted, and the texts at which an answer ends."""
 
     text: str
@@ -29,7 +29,7 @@ class Question:
         return (answer, None) if found is None else (answer[: answer.index(found)], found)
 
 
-def read_question(request: Mapping[str, Any], turns: Any) -> Question | None:
+def read_question(request: Mapping[str, Any], turns: Any) -> TextPrompt | None:
     """What a request of Anthropic's or OpenAI's asks for; `turns` is its conversation.
 
     None where tools may be called, or where several answers, or one of a given schema, are wanted."""
@@ -47,7 +47,7 @@ def read_question(request: Mapping[str, Any], turns: Any) -> Question | None:
         return None
     wanted: Any = next((request[name] for name in _STOPS if request.get(name)), [])
     stops = [wanted] if isinstance(wanted, str) else [stop for stop in wanted if isinstance(stop, str) and stop]
-    return Question(prompt, bool(kinds), tuple(stops))
+    return TextPrompt(prompt, bool(kinds), tuple(stops))
 
 
 def _text_of_last_user(turns: Any) -> str | None:

@@ -18,8 +18,8 @@ from scipy.special import log_softmax
 from learners import artifact
 from learners.adapter.base import Base, load_base, render, tokenize
 from learners.adapter.scoring import generate, score_answers
-from learners.answers import Answer, parse_answer
-from learners.completion import Completion
+from learners.answers import ParsedAnswer, parse_answer
+from learners.completion import LearnerCompletion
 from learners.errors import ArtifactError, MissingExtra
 
 WEIGHTS = "adapter_model.safetensors"
@@ -32,7 +32,7 @@ class AdapterModel:
     def __init__(self, base: Base, model: Any, answers: Sequence[str], temperature: float, offsets: np.ndarray) -> None:
         self.base = base
         self.model = model.eval()
-        self.answers: list[Answer] = [parse_answer(text) for text in answers]
+        self.answers: list[ParsedAnswer] = [parse_answer(text) for text in answers]
         self.temperature = temperature
         self.offsets = offsets
         eos = base.tokenizer.eos_token_id
@@ -50,7 +50,7 @@ class AdapterModel:
         """Calibrated log-probabilities of `answers`."""
         return np.asarray(log_softmax(self.scores(messages) / self.temperature))
 
-    def decide_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Answer, float]:
+    def decide_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[ParsedAnswer, float]:
         """The answer decided for and its calibrated log-probability (natural)."""
         log_p = self.log_probabilities(messages)
         best = int(np.argmax(log_p + self.offsets))
@@ -64,19 +64,21 @@ class AdapterModel:
         temperature: float = 0.0,
         logprobs: bool = True,
         tools: Sequence[Mapping[str, Any]] = (),
-    ) -> Completion:
+    ) -> LearnerCompletion:
         """Answer a chat request; arguments as of `learners.model.Model.complete`."""
         prompt = self._prompt(messages)
         if not self.answers:
             with self._lock:
                 ids, given, reason = generate(self.model, prompt, max_tokens=max_tokens, end=self._end)
             pieces = self._pieces(ids)
-            return Completion("".join(pieces), pieces, given if logprobs else [], len(prompt), reason)
+            return LearnerCompletion("".join(pieces), pieces, given if logprobs else [], len(prompt), reason)
         answer, log_probability = self.decide_messages(messages)
         tokens, given = answer.tokens(log_probability)
         cut = len(tokens) > max_tokens
         tokens, given = tokens[:max_tokens], given[:max_tokens]
-        return Completion("".join(tokens), tokens, given if logprobs else [], len(prompt), "length" if cut else "stop")
+        return LearnerCompletion(
+            "".join(tokens), tokens, given if logprobs else [], len(prompt), "length" if cut else "stop"
+        )
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         return tokenize(self.base, render(self.base, messages))

@@ -7,8 +7,9 @@ from typing import Any
 
 from provider.endpoint.arms import arm_of, served_name
 from provider.endpoint.asking import OnAnswer, ask_arm
+from provider.endpoint.capabilities import CAPABILITIES
 from provider.errors import RemoteNotFound
-from provider.port import CONCURRENCY, Capabilities, Completion, Messages, Provider, Sampling
+from provider.port import CONCURRENCY, CompletionResult, Messages, Provider, Sampling
 from reasoning.config import Config
 from storage.ledger.rows import ENDPOINT, Model
 from storage.progress import OnProgress
@@ -18,7 +19,7 @@ class EndpointProvider(Provider):
     """Registered models, each at its own URL. Nothing is trained, started or stopped, and nobody sends a bill."""
 
     name = ENDPOINT
-    capabilities = Capabilities(hourly=True, per_token=True)
+    capabilities = CAPABILITIES
     poll_seconds = 1.0
     training_parameters: Mapping[str, Any] = {}
 
@@ -39,7 +40,7 @@ class EndpointProvider(Provider):
         *,
         concurrency: int = CONCURRENCY,
         progress: OnProgress | None = None,
-    ) -> list[Completion]:
+    ) -> list[CompletionResult]:
         """As `Provider.ask`. It charges nothing: `provider.endpoint.charging` does. Raises RemoteNotFound."""
         if model not in self._models:
             raise RemoteNotFound(f"no model {model!r} is registered: `reasoning models register` does it")

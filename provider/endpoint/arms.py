@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, cast
 
-from provider.money.metering import MESSAGE_TOKENS, tokens_usd
+from provider.money.token_prices import MESSAGE_TOKENS, tokens_usd
 from reasoning.serving.routes import Arm, Logprobs
 from storage.ledger.rows import Model, required
 

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from provider.port import CONCURRENCY, Completion, Sampling
+from provider.port import CONCURRENCY, CompletionResult, Sampling
 from reasoning.config import Config
 from reasoning.error_text import describe_error
 from reasoning.errors import CallFailed
 from reasoning.io.sse import StreamedCompletion
 from reasoning.io.transport import Transport
-from reasoning.serving import completion as client_completion
+from reasoning.serving.completion import Completion, chat_body, read_completion
 from reasoning.serving.model_calls import ModelCalls
 from storage.progress import OnProgress, Progress
 
@@ -29,7 +29,7 @@ BUSY = frozenset({429, 503})
 _ATTEMPTS, _FIRST_PAUSE = 8, 0.2  # seconds; doubled each time, half a minute in all
 
 Messages = Sequence[Mapping[str, Any]]
-OnAnswer = Callable[[int, Completion | None], None]
+OnAnswer = Callable[[int, CompletionResult | None], None]
 """Told each answer by the number of its question; None where it was not asked, because of an interrupt."""
 
 
@@ -43,10 +43,10 @@ class Asker:
         self._sampling = sampling
         self._wait = wait
 
-    def ask(self, arm: Arm, messages: Messages, *, stream: bool = False) -> client_completion.Completion:
+    def ask(self, arm: Arm, messages: Messages, *, stream: bool = False) -> Completion:
         """One answer. Raises `CallFailed`. A server that is busy is asked again."""
         target = self._calls.target(arm)
-        body = client_completion.chat_body(
+        body = chat_body(
             arm,
             messages,
             max_tokens=self._sampling.max_tokens,
@@ -65,14 +65,14 @@ class Asker:
                 self._wait(_FIRST_PAUSE * 2**attempt)
         raise AssertionError("an attempt either returns or raises")
 
-    def _post(self, url: str, headers: Any, body: bytes) -> client_completion.Completion:
-        return client_completion.read_completion(*self._transport.post(url, headers, body, SECONDS))
+    def _post(self, url: str, headers: Any, body: bytes) -> Completion:
+        return read_completion(*self._transport.post(url, headers, body, SECONDS))
 
-    def _stream(self, url: str, headers: Any, body: bytes) -> client_completion.Completion:
+    def _stream(self, url: str, headers: Any, body: bytes) -> Completion:
         answer = StreamedCompletion()
         with self._transport.stream(url, headers, body, SECONDS) as (status, chunks):
             if status != 200:
-                return client_completion.read_completion(status, b"".join(chunks))
+                return read_completion(status, b"".join(chunks))
             for chunk in chunks:
                 answer.feed(chunk)
         return answer.completion()
@@ -91,9 +91,9 @@ def ask_arm(
     concurrency: int = CONCURRENCY,
     on_answer: OnAnswer | None = None,
     progress: OnProgress | None = None,
-) -> list[Completion]:
+) -> list[CompletionResult]:
     """Ask a server every conversation; answers in their order, those that failed with their `error` set."""
-    asker, answers, conversations = Asker(config, sampling), dict[int, Completion](), list(conversations)
+    asker, answers, conversations = Asker(config, sampling), dict[int, CompletionResult](), list(conversations)
     tell = on_answer or (lambda at, answer: None)
     with closing(asker), ThreadPoolExecutor(concurrency, thread_name_prefix="ask_arm") as pool:
         asked = {pool.submit(_ask, asker, arm, messages): at for at, messages in enumerate(conversations)}
@@ -111,13 +111,13 @@ def ask_arm(
     return [answers[at] for at in sorted(answers)]
 
 
-def _ask(asker: Asker, arm: Arm, messages: Messages) -> Completion:
+def _ask(asker: Asker, arm: Arm, messages: Messages) -> CompletionResult:
     began = time.perf_counter()
     try:
         answer = asker.ask(arm, messages)
     except CallFailed as error:
-        return Completion("", None, None, None, None, None, error=str(error))
-    return Completion(
+        return CompletionResult("", None, None, None, None, None, error=str(error))
+    return CompletionResult(
         text=answer.text,
         confidence=None,
         latency_ms=(time.perf_counter() - began) * 1000,

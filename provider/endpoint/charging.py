@@ -12,8 +12,8 @@ from provider.completions import complete_many
 from provider.endpoint.adapter import EndpointProvider
 from provider.endpoint.arms import most_usd, served_name
 from provider.endpoint.asking import Messages
-from provider.money.metering import tokens_usd
-from provider.port import Completion, Sampling
+from provider.money.token_prices import tokens_usd
+from provider.port import CompletionResult, Sampling
 from reasoning.config import Config
 from storage.ledger.charges import ChargedTo
 from storage.ledger.money import format_usd
@@ -37,7 +37,7 @@ def ask_charged(
     *,
     progress: OnProgress | None = None,
     now: datetime | None = None,
-) -> list[Completion]:
+) -> list[CompletionResult]:
     """`complete_many` of a registered model, charged.
 
     What the tokens can cost at most is charged before, and the difference given back after the last answer. Raises
@@ -46,7 +46,7 @@ def ask_charged(
     name = served_name(required(model.name, f"the name of model {model.id}"))
     with charged_at_most(ledger, model, deployment.id, conversations, sampling.max_tokens, now=now) as costs:
 
-        def note(at: int, answer: Completion | None) -> None:
+        def note(at: int, answer: CompletionResult | None) -> None:
             costs[at] = Decimal(0) if answer is None else counted_usd(model, answer.input_tokens, answer.output_tokens)
 
         with EndpointProvider(config, [model], on_answer=note) as provider:

@@ -12,7 +12,7 @@ from provider.endpoint.check import check_model
 from provider.lifecycle.deployment_state import LIVE_STATES
 from provider.money.metering import meter_minutes, runway_of
 from reasoning.decision_types import get_decision_type
-from storage.ledger.rows import ENDPOINT, Deployment, DeploymentState, Model, required
+from storage.ledger.rows import Deployment, DeploymentState, Model, required
 
 if TYPE_CHECKING:
     from reasoning.config import Config
@@ -56,7 +56,7 @@ def begin_serving(ledger: Ledger, model: Model, *, now: datetime) -> Deployment:
         return ledger.add(
             Deployment,
             state=DeploymentState.READY,
-            provider=ENDPOINT,
+            provider=model.provider,
             decision_type=model.decision_type,
             name=f"{name}-{len(rows) + 1}" if rows else name,
             model_id=model.id,

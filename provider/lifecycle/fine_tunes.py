@@ -88,14 +88,14 @@ def submit_fine_tune(
         with attempt:
             base = provider.base_model(tier, lora=lora)
     sent = json.dumps({**provider.training_parameters, **(parameters or {})}, sort_keys=True)
-    if not again and (known := _same_job(ledger, upload_id, base.name, sent)):
+    if not again and (known := _same_job(provider, ledger, upload_id, base.name, sent)):
         return resume_fine_tune(provider, ledger, known.id, pace=pace)
     for attempt in retrying(pace.wait, attempts=1, progress=pace.progress, what="pricing the fine-tune"):
         with attempt:
             price = estimate_job(provider, dataset, base.name, json.loads(sent))
     with ledger.transaction():
         # Once more under the lock: two processes may have come here together.
-        if not again and (known := _same_job(ledger, upload_id, base.name, sent)):
+        if not again and (known := _same_job(provider, ledger, upload_id, base.name, sent)):
             job = known
         else:
             job_id = new_id()
@@ -110,6 +110,7 @@ def submit_fine_tune(
                 FineTuneJob,
                 id=job_id,
                 state=JobState.INTENDED,
+                provider=provider.name,
                 decision_type=dataset.decision_type,
                 suffix=f"{ledger.prefix}{job_id}",
                 upload_id=upload_id,
@@ -142,9 +143,12 @@ def _request(
     )
 
 
-def _same_job(ledger: Ledger, upload_id: str, base_model: str, parameters: str) -> FineTuneJob | None:
+def _same_job(
+    provider: Provider, ledger: Ledger, upload_id: str, base_model: str, parameters: str
+) -> FineTuneJob | None:
     found = ledger.find(
         FineTuneJob,
+        provider=provider.name,
         upload_id=upload_id,
         base_model=base_model,
         parameters=parameters,

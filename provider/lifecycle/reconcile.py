@@ -155,7 +155,8 @@ def _reconcile_jobs(provider: Provider, ledger: Ledger, report: ReconcileReport)
             _reconcile_job(provider, ledger, suffix, remote, report)
     present = {suffix for suffix, _ in ours}
     with ledger.exclusive("submit") as alone:  # nobody is just submitting
-        for row in ledger.find(FineTuneJob, state=JobState.INTENDED) if alone and all_judged else ():
+        intended = ledger.find(FineTuneJob, provider=provider.name, state=JobState.INTENDED)
+        for row in intended if alone and all_judged else ():
             if row.suffix not in present and report.now - row.updated_at >= ABANDON_AFTER:
                 abandon_fine_tune(ledger, row.id, why="it never reached the provider", now=report.now)
                 report.actions.append(f"gave up {row.suffix}: it never reached the provider")
@@ -180,12 +181,12 @@ def _is_a_strangers(provider: Provider, remote: RemoteJob, prefix: str) -> bool:
 def _reconcile_job(provider: Provider, ledger: Ledger, suffix: str, remote: RemoteJob, report: ReconcileReport) -> None:
     if remote.id is None:
         raise UnexpectedAnswer("a job of ours whose id the provider does not tell: it cannot be cancelled")
-    if ledger.find(FineTuneJob, remote_id=remote.id):
+    if ledger.find(FineTuneJob, provider=provider.name, remote_id=remote.id):
         return  # known; the guard follows it
     if _is_a_strangers(provider, remote, ledger.prefix):
         report.strangers += 1
         return
-    known, minimum = ledger.find(FineTuneJob, suffix=suffix), provider.capabilities.minimum_training_usd
+    known = ledger.find(FineTuneJob, suffix=suffix)
     with ledger.exclusive("submit", wait=True):
         job = ledger.get(FineTuneJob, known[0].id) if known else None
         if job is not None and job.remote_id == remote.id:
@@ -197,7 +198,7 @@ def _reconcile_job(provider: Provider, ledger: Ledger, suffix: str, remote: Remo
         if job is not None and job.state == JobState.ABANDONED:
             job = adopt_job(ledger, job.id, remote, why="it turned up after it had been given up", now=report.now)
         else:
-            job = _add_orphan_job(ledger, suffix, remote, minimum, report.now)
+            job = _add_orphan_job(provider, ledger, suffix, remote, report.now)
     report.orphans.append(f"fine-tune {suffix} ({remote.id})")
     job = sync_fine_tune(provider, ledger, job.id, now=report.now)
     if job.state not in ENDED_STATES:
@@ -205,18 +206,19 @@ def _reconcile_job(provider: Provider, ledger: Ledger, suffix: str, remote: Remo
     report.actions.append(f"fine-tune {remote.id} is {job.state}")
 
 
-def _add_orphan_job(ledger: Ledger, suffix: str, remote: RemoteJob, minimum_usd: Decimal, now: datetime) -> FineTuneJob:
-    price = remote.price_usd
+def _add_orphan_job(provider: Provider, ledger: Ledger, suffix: str, remote: RemoteJob, now: datetime) -> FineTuneJob:
+    minimum, price = provider.capabilities.minimum_training_usd, remote.price_usd
     with ledger.transaction():
         # Nothing can be reserved for what exists already; its price is charged when it has ended.
         reservation = ledger.reserve(0, purpose=f"orphaned fine-tune {suffix}", ttl=None, now=now)
         return ledger.add(
             FineTuneJob,
             state=JobState.SUBMITTED,
+            provider=provider.name,
             suffix=remote.id if ledger.find(FineTuneJob, suffix=suffix) else suffix,
             base_model=remote.base_model or "unknown",
             parameters="{}",
-            estimate_usd=minimum_usd if price is None else price,
+            estimate_usd=minimum if price is None else price,
             reservation_id=reservation.id,
             remote_id=remote.id,
             remote_state=remote.said,

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from provider.lifecycle.fine_tunes import waiting_jobs
-from provider.lifecycle.guard import DRAIN_SHARE
+from provider.lifecycle.guard_report import DRAIN_SHARE
 from provider.lifecycle.routes import routed_models
 from provider.lifecycle.sharing import attached_to
 from provider.money.bill import bill_notes
 from provider.money.metering import hourly_usd
+from provider.providers import providers_where
 from reasoning.errors import RoutesError
 from storage.layout import Layout
 from storage.ledger import reports as ledger_reports
 from storage.ledger.ledger import Period, open_ledger
 from storage.ledger.money import format_usd
-from storage.ledger.rows import TOGETHER, Deployment, DeploymentRole, DeploymentState, FineTuneJob
+from storage.ledger.rows import Deployment, DeploymentRole, DeploymentState, FineTuneJob
 
 
 def model_status(data: Path | str, *, now: datetime | None = None) -> list[dict[str, Any]]:
@@ -57,8 +58,9 @@ def running(data: Path | str) -> list[dict[str, str]]:
             price = format_usd(job.estimate_usd)
             what = f"fine-tune {job.id} ({job.state}, {price}), which the same command follows again"
             found.append({"what": what, "mend": f"reasoning models cancel {job.id}"})
+        costly = providers_where(lambda offered: offered.costs_while_unwatched)
         for row in ledger.find(
-            Deployment, provider=TOGETHER, state=(DeploymentState.INTENDED, *ledger_reports.BILLABLE_STATES)
+            Deployment, provider=costly, state=(DeploymentState.INTENDED, *ledger_reports.BILLABLE_STATES)
         ):
             if row.role == DeploymentRole.ATTACHED:
                 continue  # its replica has the price, and ends with the last of them

@@ -23,13 +23,14 @@ from provider.lifecycle.fine_tunes import cancel_fine_tune
 from provider.lifecycle.routes import keep_models
 from provider.lifecycle.shutdown import begin_shutdown
 from provider.port import Provider, RemoteDeployment, RemoteEndpoint, RemoteJob, RemoteJobState, RemoteState
+from provider.providers import providers_where
 from reasoning.errors import ReasoningError
 from storage.installation import remembered_installations
 from storage.layout import Layout
 from storage.ledger.database import ledger_url
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.reports import ACTIVE_STATES, BILLABLE_STATES
-from storage.ledger.rows import ENDPOINT, Deployment, DeploymentState, FineTuneJob
+from storage.ledger.rows import Deployment, DeploymentState, FineTuneJob
 
 _REQUEST_TIMEOUT = 20.0  # seconds
 _AT_ONCE = 32  # requests; more objects than this at one installation are not expected
@@ -343,7 +344,8 @@ def withdraw_registered(data: Path | str) -> list[str]:
         names |= {model for _, model in gone}
     if installations_of(data)[1] is None:
         with contextlib.suppress(ReasoningError), open_ledger(data) as ledger:
-            for row in ledger.find(Deployment, provider=ENDPOINT, state=BILLABLE_STATES):
+            registered = providers_where(lambda offered: not offered.starts_servers)
+            for row in ledger.find(Deployment, provider=registered, state=BILLABLE_STATES):
                 begin_shutdown(ledger, row.id, why="reasoning stop", immediately=True, now=now)
                 names.add(row.served_name or row.name)
     return sorted(names)
@@ -363,7 +365,7 @@ def _tell_ledger(provider: Provider, data: Path | str, report: StopReport) -> No
 
 
 def _sync_jobs(provider: Provider, ledger: Ledger, report: StopReport, now: datetime) -> None:
-    for job in ledger.find(FineTuneJob, state=ACTIVE_STATES):
+    for job in ledger.find(FineTuneJob, provider=provider.name, state=ACTIVE_STATES):
         try:
             cancel_fine_tune(provider, ledger, job.id, why="reasoning stop", now=now)
         except ReasoningError as error:

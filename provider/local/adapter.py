@@ -14,6 +14,7 @@ import httpx
 
 from provider.endpoint.asking import ask_arm
 from provider.errors import NotServable, ProviderRefused, ProviderUnavailable, RemoteNotFound
+from provider.local.capabilities import CAPABILITIES
 from provider.local.folder import Folder, Job, LocalDeployment, LocalEndpoint, check_name, is_held, server_url
 from provider.local.jobs import cancel, follow, submit
 from provider.local.process import start_detached
@@ -21,8 +22,7 @@ from provider.port import (
     CONCURRENCY,
     BaseModel,
     BeforeCreate,
-    Capabilities,
-    Completion,
+    CompletionResult,
     FileState,
     Messages,
     Provider,
@@ -55,7 +55,7 @@ class LocalProvider(Provider):
     """The models of one data folder."""
 
     name = LOCAL
-    capabilities = Capabilities(trains=True, free=True, scale_to_zero=True)
+    capabilities = CAPABILITIES
     poll_seconds = 0.3
     training_parameters: Mapping[str, Any] = {"seconds": 600, "max_seconds": 3_600, "memory_gb": 8}
     """`auto` begins no other learner after `seconds`; the process is ended after `max_seconds`, or at `memory_gb`."""
@@ -256,7 +256,7 @@ class LocalProvider(Provider):
         *,
         concurrency: int = CONCURRENCY,
         progress: OnProgress | None = None,
-    ) -> list[Completion]:
+    ) -> list[CompletionResult]:
         """As `Provider.ask`."""
         arm = Arm(name="custom", source="custom", model=model, base_url=self.url(), logprobs="flag")
         config = Config(data=self.folder.path.parent)

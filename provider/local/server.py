@@ -29,8 +29,8 @@ from provider.local.process import detach, hold
 from storage.files import write_atomic
 
 if TYPE_CHECKING:
-    from learners.completion import Completion
-    from learners.model import Model
+    from learners.completion import LearnerCompletion
+    from learners.model import TrainedModel
 
 _IDLE_SECONDS = 30.0
 _MAX_TOKENS = 2_048
@@ -50,7 +50,7 @@ class Models:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._loaded: dict[str, Model | Any] = {}
+        self._loaded: dict[str, TrainedModel | Any] = {}
         self._names: dict[str, str] = {}
         self._seen: tuple[int, int] | None = None
         self._lock = threading.Lock()
@@ -82,7 +82,7 @@ class Models:
             if each.replicas
         }
 
-    def load(self, name: str) -> Model | Any:
+    def load(self, name: str) -> TrainedModel | Any:
         """The model in that folder. Raises Refusal where it cannot be used."""
         with self._lock:
             if name not in self._loaded:
@@ -97,7 +97,7 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ChatRequest:
     """A request for a completion, as far as it counts here."""
 
     model: str
@@ -107,7 +107,7 @@ class Question:
     stream: bool
 
     @classmethod
-    def read(cls, body: bytes) -> Question:
+    def read(cls, body: bytes) -> ChatRequest:
         """Raises Refusal with what is wrong."""
         try:
             given = json.loads(body)
@@ -124,7 +124,7 @@ class Question:
         return cls(model, messages, limit, bool(given.get("logprobs")), bool(given.get("stream")))
 
 
-def write_whole(question: Question, completion: Completion) -> dict[str, Any]:
+def write_whole(question: ChatRequest, completion: LearnerCompletion) -> dict[str, Any]:
     """A completion as OpenAI writes it."""
     choice = {
         "index": 0,
@@ -135,7 +135,7 @@ def write_whole(question: Question, completion: Completion) -> dict[str, Any]:
     return {**_head(question, "chat.completion"), "choices": [choice], "usage": _usage(completion)}
 
 
-async def write_events(question: Question, completion: Completion) -> AsyncIterator[bytes]:
+async def write_events(question: ChatRequest, completion: LearnerCompletion) -> AsyncIterator[bytes]:
     """A completion as server-sent events: a token each, then the finish, then the usage."""
     head = _head(question, "chat.completion.chunk")
     given = completion.token_logprobs if question.logprobs else [None] * len(completion.tokens)
@@ -152,11 +152,11 @@ async def write_events(question: Question, completion: Completion) -> AsyncItera
     yield b"data: [DONE]\n\n"
 
 
-def _head(question: Question, kind: str) -> dict[str, Any]:
+def _head(question: ChatRequest, kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": question.model}
 
 
-def _usage(completion: Completion) -> dict[str, int]:
+def _usage(completion: LearnerCompletion) -> dict[str, int]:
     prompt, output = completion.prompt_tokens, len(completion.tokens)
     return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
@@ -187,11 +187,11 @@ def make_app(folder: Folder) -> Any:
     async def in_pool(call: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)
 
-    def answer(question: Question) -> Completion:
+    def answer(question: ChatRequest) -> LearnerCompletion:
         name = models.served().get(question.model)
         if name is None:
             raise Refusal(404, f"no deployment answers for {question.model!r}; `reasoning deploy` starts one")
-        completion: Completion = models.load(name).complete(question.messages, max_tokens=question.max_tokens)
+        completion: LearnerCompletion = models.load(name).complete(question.messages, max_tokens=question.max_tokens)
         return completion
 
     def refuse_pages(request: Request) -> None:
@@ -203,7 +203,7 @@ def make_app(folder: Folder) -> Any:
 
     async def complete(request: Request) -> Response:
         refuse_pages(request)
-        question = Question.read(await request.body())
+        question = ChatRequest.read(await request.body())
         completion = await in_pool(answer, question)
         if question.stream:
             return StreamingResponse(write_events(question, completion), media_type="text/event-stream")

@@ -1,8 +1,8 @@
 """The provider's bill against our charges, object by object: what is missing is charged, what is too much given back.
 
 Strict in money: nothing is given back by a bill that cannot be read, that is not there, or that has never named an
-object of ours of that kind (`provider.money.billed.Kind`): what such a bill does not name may have cost all the same. A
-completed job never costs less than its own price. How far the bill has got, the provider's clock tells.
+object of ours of that kind (`provider.money.billed.BillableKind`): what such a bill does not name may have cost all
+the same. A completed job never costs less than its own price. How far the bill has got, the provider's clock tells.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Literal
 
 from provider.errors import AccessDenied, RemoteNotFound
-from provider.money.billed import KINDS, Bill, Billable, Billed, Kind, Objects
+from provider.money.billed import BILLABLE_KINDS, Bill, Billable, BillableKind, Billed, Objects
 from provider.port import Provider
 from storage.ledger.charges import ChargedTo, Owner
 from storage.ledger.ledger import Ledger
@@ -35,8 +35,8 @@ BILL_CLOSED = timedelta(days=45)
 
 BillState = Literal["compared", "unattributed", "absent", "denied", "nothing to compare", "not compared"]
 
-_WORDS: dict[Kind, str] = {"deployments": "deployments", "fine_tune_jobs": "fine-tunes"}
-_COLUMN: dict[Kind, Owner] = {"deployments": "deployment_id", "fine_tune_jobs": "job_id"}
+_WORDS: dict[BillableKind, str] = {"deployments": "deployments", "fine_tune_jobs": "fine-tunes"}
+_COLUMN: dict[BillableKind, Owner] = {"deployments": "deployment_id", "fine_tune_jobs": "job_id"}
 _CENT = Decimal("0.01")
 
 
@@ -61,7 +61,8 @@ def reconcile_bill(provider: Provider, ledger: Ledger, *, now: datetime, errors:
     or that names nothing of ours is told in the state. Raises ProviderUnavailable, ProviderRefused.
     """
     compared = Comparison(now)
-    jobs = [j for j in ledger.find(FineTuneJob, state=ENDED_STATES, reconciled_at=None) if j.remote_id]
+    ended = ledger.find(FineTuneJob, provider=provider.name, state=ENDED_STATES, reconciled_at=None)
+    jobs = [job for job in ended if job.remote_id]
     # What is attached to a shared deployment is not billed by itself.
     roles = (DeploymentRole.OWN, DeploymentRole.SHARED)
     found = ledger.find(Deployment, provider=provider.name, reconciled_at=None, role=roles)
@@ -71,7 +72,10 @@ def reconcile_bill(provider: Provider, ledger: Ledger, *, now: datetime, errors:
     billable: list[Billable] = [*jobs, *deployments]
     # An orphan is older than its row: its create was sent before it was found.
     since = min(min(row.created_at, row.attempted_at or now, now) for row in billable) - BILL_SKEW
-    everything = Objects(deployments=ledger.find(Deployment, provider=provider.name), jobs=ledger.find(FineTuneJob))
+    everything = Objects(
+        deployments=ledger.find(Deployment, provider=provider.name),
+        jobs=ledger.find(FineTuneJob, provider=provider.name),
+    )
     try:
         bill = provider.read_bill(everything, since=since, now=now, errors=errors)
     except (RemoteNotFound, AccessDenied) as error:
@@ -87,8 +91,8 @@ def reconcile_bill(provider: Provider, ledger: Ledger, *, now: datetime, errors:
         _compare_deployment(ledger, bill, row, everything.deployments, compared)
     _note_unnamed(ledger, bill, "fine_tune_jobs", jobs, now)
     _note_unnamed(ledger, bill, "deployments", deployments, now)
-    compared.state = "unattributed" if any(_is_unnamed(ledger, kind) for kind in KINDS) else "compared"
-    compared.warnings = [said for kind in KINDS if (said := _second_witness(ledger, bill, kind, everything))]
+    compared.state = "unattributed" if any(_is_unnamed(ledger, kind) for kind in BILLABLE_KINDS) else "compared"
+    compared.warnings = [said for kind in BILLABLE_KINDS if (said := _second_witness(ledger, bill, kind, everything))]
     return compared
 
 
@@ -110,7 +114,7 @@ def bill_notes(ledger: Ledger) -> list[str]:
             f"the API key may not read the provider's bill (403 since {api[-1].ts:%Y-%m-%d %H:%M} UTC): charges cannot "
             "be checked and stay as they are; use a key that may read billing, or compare them with the invoice"
         )
-    for kind in KINDS:
+    for kind in BILLABLE_KINDS:
         if _is_unnamed(ledger, kind):
             since = ledger.history("billing", kind)[-1].ts
             notes.append(
@@ -120,16 +124,16 @@ def bill_notes(ledger: Ledger) -> list[str]:
     return notes
 
 
-def _ever_named(ledger: Ledger, kind: Kind) -> bool:
+def _ever_named(ledger: Ledger, kind: BillableKind) -> bool:
     return any(step.to_state == "named" for step in ledger.history("billing", kind))
 
 
-def _is_unnamed(ledger: Ledger, kind: Kind) -> bool:
+def _is_unnamed(ledger: Ledger, kind: BillableKind) -> bool:
     history = ledger.history("billing", kind)
     return bool(history) and history[-1].to_state == "unnamed"
 
 
-def _note_unnamed(ledger: Ledger, bill: Bill, kind: Kind, rows: Sequence[Billable], now: datetime) -> None:
+def _note_unnamed(ledger: Ledger, bill: Bill, kind: BillableKind, rows: Sequence[Billable], now: datetime) -> None:
     """Say once that the bill has had its day for what we were charged for, and names none of it."""
     if kind in bill.named:
         return
@@ -144,7 +148,7 @@ def _note_unnamed(ledger: Ledger, bill: Bill, kind: Kind, rows: Sequence[Billabl
         ledger.note_state("billing", kind, "unnamed", why=why, now=now)
 
 
-def _second_witness(ledger: Ledger, bill: Bill, kind: Kind, everything: Objects) -> str | None:
+def _second_witness(ledger: Ledger, bill: Bill, kind: BillableKind, everything: Objects) -> str | None:
     """What the account pays for a kind of product, beyond what names others and what we were charged. In words."""
     nameless = sum(bill.nameless[kind].values(), Decimal(0))
     if not nameless:
@@ -208,7 +212,7 @@ def _main_of(row: Deployment, everything: Sequence[Deployment]) -> Deployment | 
 def _adjust(
     ledger: Ledger,
     bill: Bill,
-    kind: Kind,
+    kind: BillableKind,
     rows: Sequence[Billable],
     *,
     until: datetime | None,
@@ -265,7 +269,7 @@ def _charged_to(row: Billable) -> ChargedTo:
 def _differences(
     ledger: Ledger,
     bill: Bill,
-    kind: Kind,
+    kind: BillableKind,
     row: Billable,
     billed: Billed,
     by_day: dict[str, Decimal],

@@ -10,8 +10,8 @@ from typing import Literal
 
 from storage.ledger.rows import Deployment, FineTuneJob
 
-Kind = Literal["deployments", "fine_tune_jobs"]
-KINDS: tuple[Kind, ...] = ("deployments", "fine_tune_jobs")
+BillableKind = Literal["deployments", "fine_tune_jobs"]
+BILLABLE_KINDS: tuple[BillableKind, ...] = ("deployments", "fine_tune_jobs")
 Billable = Deployment | FineTuneJob
 
 
@@ -56,14 +56,14 @@ class Bill:
     until: datetime
     as_of: datetime
     of: defaultdict[str, Billed] = field(default_factory=lambda: defaultdict(Billed))
-    named: set[Kind] = field(default_factory=set)
-    nameless: dict[Kind, defaultdict[str, Decimal]] = field(
-        default_factory=lambda: {kind: defaultdict(Decimal) for kind in KINDS}
+    named: set[BillableKind] = field(default_factory=set)
+    nameless: dict[BillableKind, defaultdict[str, Decimal]] = field(
+        default_factory=lambda: {kind: defaultdict(Decimal) for kind in BILLABLE_KINDS}
     )
     unsure: defaultdict[str, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
     missing: list[str] = field(default_factory=list)
     unreadable: int = 0
 
-    def silence_is_sure(self, kind: Kind, day: str, *, named_that_day: bool) -> bool:
+    def silence_is_sure(self, kind: BillableKind, day: str, *, named_that_day: bool) -> bool:
         """Does a day's silence about an object mean that it did not cost anything? Not beside lines without a name."""
         return not self.nameless[kind].get(day) and (named_that_day or not self.unsure.get(day))

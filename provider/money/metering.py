@@ -14,12 +14,14 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
+from provider.money.token_prices import MESSAGE_TOKENS, tokens_usd
+from provider.providers import capabilities_of
 from reasoning.config import load_config
 from storage.errors import LedgerError, PriceUnknown
 from storage.ledger.charges import ChargedTo
-from storage.ledger.money import LARGEST_USD, minutes_usd, per_million_usd, round_up
+from storage.ledger.money import LARGEST_USD, minutes_usd, round_up
 from storage.ledger.reports import BILLABLE_STATES
-from storage.ledger.rows import ENDPOINT, Deployment, Model
+from storage.ledger.rows import Deployment, Model
 
 if TYPE_CHECKING:
     import duckdb
@@ -37,8 +39,6 @@ _DAY = "strftime(ts, '%Y-%m-%d')"
 _ASKED = f"""source = 'custom' AND model IS NOT NULL AND date >= ?
          AND (fallback_reason IS NULL OR fallback_reason NOT IN {NOT_SENT})"""
 _NO_INPUT, _NO_OUTPUT = "coalesce(input_tokens, -1) < 0", "coalesce(output_tokens, -1) < 0"
-MESSAGE_TOKENS = 16
-"""More than a chat template adds to a message."""
 _MOST_TOKENS = 4096
 """Tokens of an answer of a decision type that is not declared any more."""
 
@@ -110,18 +110,6 @@ def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: dat
     return charged
 
 
-def tokens_usd(model: Model, input_tokens: int, output_tokens: int) -> Decimal:
-    """US dollars that a registered model charges for so many tokens, rounded up as the ledger does.
-
-    0 where it is paid by the hour alone. Raises PriceUnknown where it has no price at all.
-    """
-    if model.input_million_usd is None or model.output_million_usd is None:
-        if model.hourly_usd is None:
-            raise PriceUnknown(f"model {model.id} has no price: register it anew with its prices")
-        return Decimal(0)
-    return per_million_usd((model.input_million_usd, input_tokens), (model.output_million_usd, output_tokens))
-
-
 def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: datetime) -> None:
     """Take requests, tokens and their cost from the decision log into the ledger, whole days from `since` on.
 
@@ -138,7 +126,7 @@ def meter_decisions(layout: Layout, ledger: Ledger, *, since: datetime, now: dat
     registered = {
         name: ledger.get(Model, row.model_id)
         for name, row in deployments.items()
-        if row.provider == ENDPOINT and row.model_id
+        if row.model_id and capabilities_of(row.provider).per_token
     }
     odd, unpriced = [], []
     by_tokens = [name for name, model in registered.items() if model.input_million_usd is not None]

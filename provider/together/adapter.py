@@ -16,8 +16,7 @@ from provider.port import (
     CONCURRENCY,
     BaseModel,
     BeforeCreate,
-    Capabilities,
-    Completion,
+    CompletionResult,
     Messages,
     Provider,
     RemoteAdapter,
@@ -32,9 +31,10 @@ from provider.port import (
 )
 from provider.rows import CheckedFile
 from provider.together import adapters, completions, endpoints, files, jobs, serving_configs, tiers, usage
+from provider.together.capabilities import CAPABILITIES
 from provider.together.client import connect
 from provider.together.clock import ask_time
-from provider.together.prices import MINIMUM_FINE_TUNE_USD, hourly_prices
+from provider.together.prices import hourly_prices
 from reasoning.config import is_loopback
 from storage.progress import OnProgress
 
@@ -42,14 +42,6 @@ if TYPE_CHECKING:
     from together import Together
 
 NAME = "together"
-CAPABILITIES = Capabilities(
-    trains=True,
-    hourly=True,
-    scale_to_zero=True,
-    adapters_per_replica=None,
-    bills=True,
-    minimum_training_usd=MINIMUM_FINE_TUNE_USD,
-)
 
 
 def open_together(name: str | None = None, *, timeout: float = 60.0) -> TogetherProvider:
@@ -216,6 +208,6 @@ class TogetherProvider(Provider):
         *,
         concurrency: int = CONCURRENCY,
         progress: OnProgress | None = None,
-    ) -> list[Completion]:
+    ) -> list[CompletionResult]:
         """Ask a served model every conversation."""
         return completions.ask_all(self.client, model, conversations, sampling, concurrency, progress)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import AsyncRetrying, wait_exponential_jitter
 
 from provider.errors import ProviderError
-from provider.port import Completion, Messages, Sampling
+from provider.port import CompletionResult, Messages, Sampling
 from provider.retries import retry_policy
 from provider.together.client import asynchronous, translate_sdk_errors
 from storage.progress import OnProgress, Progress
@@ -27,16 +27,16 @@ def ask_all(
     sampling: Sampling,
     concurrency: int,
     progress: OnProgress | None,
-) -> list[Completion]:
+) -> list[CompletionResult]:
     """Ask `model` every conversation; answers in their order. A question that stays unanswered has its `error`."""
     asked = list(conversations)
 
-    def run() -> list[Completion]:
+    def run() -> list[CompletionResult]:
         request = {"model": model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
         request |= sampling.fields
         return asyncio.run(_complete_all(client, request, asked, concurrency, progress))
 
-    answers: list[Completion] = _outside_of_loop(run)
+    answers: list[CompletionResult] = _outside_of_loop(run)
     return answers
 
 
@@ -68,11 +68,11 @@ async def _complete_all(
     conversations: Sequence[Sequence[Any]],
     concurrency: int,
     progress: OnProgress | None,
-) -> list[Completion]:
+) -> list[CompletionResult]:
     done, limit = 0, asyncio.Semaphore(concurrency)
     async with asynchronous(client) as its_twin:
 
-        async def ask(messages: Sequence[Any]) -> Completion:
+        async def ask(messages: Sequence[Any]) -> CompletionResult:
             nonlocal done
             async with limit:
                 answer = await _complete(its_twin, request, messages)
@@ -84,7 +84,7 @@ async def _complete_all(
         return await asyncio.gather(*(ask(messages) for messages in conversations))
 
 
-async def _complete(client: AsyncTogether, request: Mapping[str, Any], messages: Sequence[Any]) -> Completion:
+async def _complete(client: AsyncTogether, request: Mapping[str, Any], messages: Sequence[Any]) -> CompletionResult:
     try:
         async for attempt in AsyncRetrying(**retry_policy(backoff=wait_exponential_jitter(multiplier=0.2, max=5))):
             with attempt, translate_sdk_errors(f"asking {request['model']}"):
@@ -92,13 +92,13 @@ async def _complete(client: AsyncTogether, request: Mapping[str, Any], messages:
                 answer = await client.chat.completions.create(messages=list(messages), logprobs=1, **request)
                 return _read(answer, (time.perf_counter() - began) * 1000)
     except ProviderError as error:
-        return Completion("", None, None, None, None, None, error=str(error))
+        return CompletionResult("", None, None, None, None, None, error=str(error))
     raise AssertionError("a retry either returns or raises")
 
 
-def _read(answer: Any, latency_ms: float) -> Completion:
+def _read(answer: Any, latency_ms: float) -> CompletionResult:
     choice, usage, logprobs = answer.choices[0], answer.usage, answer.choices[0].logprobs
-    return Completion(
+    return CompletionResult(
         text=(choice.message.content if choice.message else None) or "",
         confidence=None,
         latency_ms=latency_ms,

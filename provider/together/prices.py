@@ -7,14 +7,12 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from provider.together.answers import count, listed, text, usd
+from provider.together.capabilities import CAPABILITIES
 from provider.together.client import translate_sdk_errors
 from storage.errors import PriceUnknown
 
 if TYPE_CHECKING:
     from together import Together
-
-MINIMUM_FINE_TUNE_USD = Decimal(4)
-"""The least that a job costs (Together's documentation, 2026-08), whatever the estimate says."""
 
 
 def estimate_fine_tune(
@@ -56,7 +54,7 @@ def estimate_fine_tune(
             f"the account cannot pay the estimated ${price} for a fine-tune of {base_model}; "
             "such a job is cancelled half-way. Add credit at the provider"
         )
-    return max(price, MINIMUM_FINE_TUNE_USD)
+    return max(price, CAPABILITIES.minimum_training_usd)
 
 
 def lora_rank(parameters: Mapping[str, Any], limits: Any) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from provider.clock import moment, time_from_headers
 from provider.errors import AccessDenied, ProviderError, RemoteNotFound
-from provider.money.billed import KINDS, Bill, Billable, Kind, Objects
+from provider.money.billed import BILLABLE_KINDS, Bill, Billable, BillableKind, Objects
 from provider.together.answers import listed, text, usd
 from provider.together.client import translate_sdk_errors
 from storage.ledger.ledger import period_start
@@ -51,7 +51,7 @@ class _Alias:
     """One of the names of an object of ours. `rank` 0 is its own id; 1 is of all that is under one endpoint, 2 of a
     model's deployments."""
 
-    kind: Kind
+    kind: BillableKind
     id: str
     rank: int
 
@@ -136,7 +136,7 @@ def _aliases(objects: Objects) -> dict[str, list[_Alias]]:
     """Every name that a line may have for our objects."""
     found: defaultdict[str, list[_Alias]] = defaultdict(list)
 
-    def add(name: str | None, kind: Kind, row: Billable, rank: int) -> None:
+    def add(name: str | None, kind: BillableKind, row: Billable, rank: int) -> None:
         if name:
             found[name].append(_Alias(kind, row.id, rank))
 
@@ -185,13 +185,13 @@ def _read_line(
         entry.by_endpoint = entry.by_endpoint or bool(ours[0].kind == "deployments" and ours[0].rank)
     elif cost and not _names_somebody(attributes) and not _is_anothers(attributes, project):
         kind = _kind_of(product)
-        if kind in KINDS:
+        if kind in BILLABLE_KINDS:
             bill.nameless[kind][day] += cost
         elif kind is None:
             bill.unsure[day] += cost
 
 
-def _kind_of(product: str) -> Kind | Literal["other"] | None:
+def _kind_of(product: str) -> BillableKind | Literal["other"] | None:
     """What a product may be the bill of, by its name; None where that tells nothing."""
     if _TUNING.search(product):
         return "fine_tune_jobs"
@@ -220,7 +220,7 @@ def _named(attributes: Mapping[Any, Any], product: str, aliases: Mapping[str, li
             known = [alias for name, of in aliases.items() if len(name) > 8 and name in value for alias in of]
         found.extend(known)
     # A deployment's line may name the model that it serves, and with it the job that trained it.
-    wanted: Kind = "fine_tune_jobs" if tuning else "deployments"
+    wanted: BillableKind = "fine_tune_jobs" if tuning else "deployments"
     found = [alias for alias in found if alias.kind == wanted] or [
         alias for alias in found if not alias.rank or alias.kind == "deployments"
     ]

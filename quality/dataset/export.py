@@ -22,13 +22,15 @@ import pyarrow.parquet as pq
 
 import storage
 from quality.checks.gate import Check, Profile, judge_profiles
-from quality.dataset import funnel
+from quality.dataset import funnel, selection
+from quality.dataset.filters import Cap, describe_filters, filter_condition, read_caps
 from quality.dataset.label_policy import LabelPolicy, load_label_policy
 from quality.dataset.preparation import Rules, check_lines
 from quality.dataset.readiness import LIMITED_BELOW, DataVerdict, judge_data
 from quality.dataset.splits import SPLITS
 from quality.dataset.workers import Run, processes
 from quality.errors import DatasetRejected, InsufficientData
+from quality.labelling.agreement import measure_agreement
 from quality.period import first_moment, moment_after
 from quality.settings import ExportSettings
 from reasoning.config import Redaction
@@ -115,16 +117,18 @@ def export_dataset(
 ) -> Manifest:
     """Select, label, redact, deduplicate, split, validate and write the labelled decisions of one type.
 
-    `since` and `until` of the settings are inclusive; a date means the whole day in UTC. Of the log the latest four
-    times `limit` rows are looked at. `max_characters` is by default that of the answer form (24,000; for code and turns
-    131,072), `region` that of `config`, as at serving. `policy` is by default that of reasoning.toml.
+    `since` and `until` of the settings are inclusive; a date means the whole day in UTC. Filters come first; then the
+    latest four times `limit` rows are looked at. `max_characters` is by default that of the answer form (24,000; for
+    code and turns 131,072), `region` that of `config`, as at serving. `policy` is by default that of reasoning.toml.
 
     Returns the manifest of the dataset; an equal one that is already there is left as it is. Raises `InsufficientData`,
-    `DatasetRejected`, `UnknownDecisionType`, `DataFolderError`. Nothing is left behind on an error.
+    `DatasetRejected`, `FilterError`, `UnknownDecisionType`, `DataFolderError`. Nothing is left behind on an error.
     """
     kind = get_decision_type(decision_type, config)
     settings = _complete(settings or ExportSettings(), kind, config)
     policy = policy or load_label_policy(kind.name)
+    wanted = filter_condition(settings)
+    caps = read_caps(settings.max_per)
     start, before = first_moment(settings.since), moment_after(settings.until)
     if start and before and start >= before:
         raise ValueError(f"since {settings.since} is after until {settings.until}: nothing lies between")
@@ -135,22 +139,24 @@ def export_dataset(
     with scratch_folder(home, ".export-") as work:
         report(Progress(0, 1, what="select"))
         expired = None if settings.retention_days is None else now - timedelta(days=settings.retention_days)
-        con, sources = funnel.select_rows(
+        con, sources = selection.select_rows(
             data,
             work,
             decision_type,
-            funnel.Window(start, before, now, expired),
+            selection.Window(start, before, now, expired),
             policy=policy,
             label_sources=None if settings.label_sources is None else [str(each) for each in settings.label_sources],
             enough=LIMITED_BELOW,
             limit=settings.limit,
+            wanted=wanted,
         )
         report(Progress(1, 1, what="select"))
         try:
             folder = work / "dataset"
             folder.mkdir()
-            export = _Export(kind, settings, policy, sources, work, folder, now, report)
-            with processes(funnel.count_chosen(con) >= funnel.WORKERS_FROM) as run:
+            agreement = _agreement(layout.data, kind)
+            export = _Export(kind, settings, policy, caps, sources, work, folder, now, report, agreement)
+            with processes(selection.count_chosen(con) >= funnel.WORKERS_FROM) as run:
                 manifest, verdict = _build(con, export, run)
             content = _dump(manifest.as_dict())
             dataset_id = hashlib.sha256(content).hexdigest()[:16]
@@ -181,11 +187,30 @@ class _Export:
     kind: DecisionType
     settings: ExportSettings
     policy: LabelPolicy
+    caps: list[Cap]
     sources: list[str]
     work: Path
     folder: Path
     now: datetime
     report: OnProgress
+    agreement: dict[str, Any]
+
+
+def _agreement(data: Path, kind: DecisionType) -> dict[str, Any]:
+    """How far several labellers agree, for the quality report; without what they said. Empty where only one labels."""
+    found = measure_agreement(data, kind)
+    if not found.shared:
+        return {}
+    pairs = [asdict(pair) for pair in found.pairs]
+    return {
+        "label_agreement": {
+            "shared": found.shared,
+            "disagreed": found.disagreed,
+            "kappa": found.kappa,
+            "pairs": [{name: pair[name] for name in ("shared", "agreed", "kappa")} for pair in pairs],
+            "conflicts": [str(conflict.request_id) for conflict in found.conflicts],
+        }
+    }
 
 
 def _build(con: duckdb.DuckDBPyConnection, export: _Export, run: Run) -> tuple[Manifest, DataVerdict]:
@@ -205,6 +230,8 @@ def _build(con: duckdb.DuckDBPyConnection, export: _Export, run: Run) -> tuple[M
     funnel.drop_leaks(con, texts, progress=report)
     if settings.max_class_share is not None:
         funnel.balance_training(con, max_class_share=settings.max_class_share, seed=settings.seed)
+    for cap in export.caps:
+        funnel.cap_training(con, cap, seed=settings.seed)
     verdict = _require_enough(con, export.now)
     answers["kept"] = funnel.count_answers(con)
     leaks = funnel.find_leaks(con, texts)
@@ -221,7 +248,7 @@ def _build(con: duckdb.DuckDBPyConnection, export: _Export, run: Run) -> tuple[M
         decision_type=kind.name,
         query=query,
         config_hash=hashlib.sha256(_dump(query)).hexdigest(),
-        selected=con.execute("SELECT count(*) FROM rows").fetchall()[0][0],
+        selected=funnel.count_questions(con),
         dropped=funnel.count_reasons(con),
         faults=preparation.faults,
         redactions=preparation.redactions,
@@ -232,7 +259,7 @@ def _build(con: duckdb.DuckDBPyConnection, export: _Export, run: Run) -> tuple[M
         holdout_from=_rfc3339(holdout_from) or "",
         leaks=leaks,
         rows_sha256=rows_sha256,
-        quality=quality.as_dict(),
+        quality=quality.as_dict() | export.agreement,
     )
     return manifest, verdict
 
@@ -261,6 +288,7 @@ def _describe(
         "max_class_share": settings.max_class_share,
         "max_characters": settings.max_characters,
         "region": settings.region,
+        **describe_filters(settings),
         "type": asdict(kind) | {"labels": list(kind.labels), "stop": list(kind.stop)},
     }
 
@@ -503,7 +531,7 @@ def _publish(layout: Layout, decision_type: str, folder: Path, target: Path) -> 
 
     make_tree_private(folder)
     with data_lock(layout, "publishing a dataset"):
-        if gone := storage.read(layout.data, count_gone, memory_limit=funnel.MEMORY_LIMIT):
+        if gone := storage.read(layout.data, count_gone, memory_limit=selection.MEMORY_LIMIT):
             raise DatasetError(f"{gone} of the rows were erased from the log during the export. Export again")
         for path in (*folder.rglob("*"), folder):
             sync(path)

@@ -90,9 +90,17 @@ def load_label_policy(decision_type: str, path: Path | None = None) -> LabelPoli
 
 
 def _read_rule(place: str, text: Any) -> OutcomeRule:
+    try:
+        return parse_rule(place, text)
+    except ValueError as error:
+        raise LabelPolicyError(str(error)) from None
+
+
+def parse_rule(place: str, text: Any) -> OutcomeRule:
+    """A rule such as `helpful >= 0.5`. Raises ValueError, whose message begins with `place`."""
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise LabelPolicyError(f"{place}: {text!r} is no rule; write it as `helpful >= 0.5`, with >=, >, <= or <")
+        raise ValueError(f"{place}: {text!r} is no rule; write it as `helpful >= 0.5`, with >=, >, <= or <")
     return OutcomeRule(match[1], match[2], float(match[3]))
 
 

@@ -16,7 +16,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SourceAnswer:
     """One source's answer to one row; `decision` is None where it failed, which counts as wrong.
 
     `confidence` is in 0..1, `latency_ms` in milliseconds, `cost_usd` in US dollars. `passed` tells whether code passed

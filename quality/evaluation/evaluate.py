@@ -16,8 +16,8 @@ import numpy as np
 
 from quality.errors import EvaluationError
 from quality.evaluation import metrics
-from quality.evaluation.answers import Answer as Answer
 from quality.evaluation.answers import Label as Label
+from quality.evaluation.answers import SourceAnswer as SourceAnswer
 from quality.evaluation.form_metrics import get_metrics
 from quality.evaluation.form_metrics.rows import Metric, Rows
 from quality.evaluation.intervals import Estimate as Estimate
@@ -76,7 +76,7 @@ class Evaluation:
 def evaluate(
     decision_type: str | DecisionType,
     labels: Sequence[Label],
-    answers: Mapping[str, Sequence[Answer | None]],
+    answers: Mapping[str, Sequence[SourceAnswer | None]],
     *,
     objective: Objective | None = None,
     now: datetime | None = None,
@@ -147,7 +147,7 @@ class _Exam:
         self,
         kind: DecisionType,
         labels: Sequence[Label],
-        answers: Mapping[str, Sequence[Answer | None]],
+        answers: Mapping[str, Sequence[SourceAnswer | None]],
         episode: np.ndarray,
         weights: np.ndarray,
         objective: Objective,
@@ -207,7 +207,9 @@ class _Exam:
         ]
 
 
-def _check_rows(kind: DecisionType, labels: Sequence[Label], answers: Mapping[str, Sequence[Answer | None]]) -> None:
+def _check_rows(
+    kind: DecisionType, labels: Sequence[Label], answers: Mapping[str, Sequence[SourceAnswer | None]]
+) -> None:
     """Raise `EvaluationError` unless every label is a decision, and every source has an answer, or None, to each."""
     for number, label in enumerate(labels):
         try:
@@ -221,7 +223,7 @@ def _check_rows(kind: DecisionType, labels: Sequence[Label], answers: Mapping[st
         raise EvaluationError("nothing to evaluate: at least one labelled row and one source of answers are needed")
 
 
-def _summarize(answers: Sequence[Answer | None], estimates: dict[str, Estimate | None]) -> SourceResult:
+def _summarize(answers: Sequence[SourceAnswer | None], estimates: dict[str, Estimate | None]) -> SourceResult:
     known = [answer for answer in answers if answer is not None]
     costs = [answer.cost_usd for answer in known if answer.cost_usd is not None]
     return SourceResult(
@@ -237,7 +239,7 @@ def _summarize(answers: Sequence[Answer | None], estimates: dict[str, Estimate |
 def score(
     kind: DecisionType,
     labels: Sequence[Label],
-    answers: Sequence[Answer | None],
+    answers: Sequence[SourceAnswer | None],
     objective: Objective | None = None,
 ) -> dict[str, float]:
     """The metrics of one source, without intervals; NaN where undefined."""
@@ -248,7 +250,7 @@ def score(
 
 def is_right(kind: DecisionType, label: dict[str, Any], decision: dict[str, Any] | None) -> bool:
     """Is a decision the same answer as the label? (For code: the same text.)"""
-    return decision is not None and kind.form.answer_class(label) == kind.form.answer_class(decision)
+    return decision is not None and kind.form.agrees(label, decision)
 
 
 def _wins_of_the_original(evaluation: Evaluation, less_is_better: Collection[str]) -> list[str]:
@@ -268,7 +270,11 @@ def _wins_of_the_original(evaluation: Evaluation, less_is_better: Collection[str
 
 
 def _rows(
-    kind: DecisionType, labels: Sequence[Label], answers: Sequence[Answer | None], episode: np.ndarray, episodes: int
+    kind: DecisionType,
+    labels: Sequence[Label],
+    answers: Sequence[SourceAnswer | None],
+    episode: np.ndarray,
+    episodes: int,
 ) -> Rows:
     asked = [i for i, answer in enumerate(answers) if answer is not None]
     pairs = [(labels[i].decision, answer) for i in asked if (answer := answers[i]) is not None]

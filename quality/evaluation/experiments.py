@@ -12,7 +12,7 @@ import orjson
 
 import storage
 from quality.errors import EvaluationError
-from quality.evaluation.evaluate import Answer, Estimate, Evaluation, Label, evaluate
+from quality.evaluation.evaluate import Estimate, Evaluation, Label, SourceAnswer, evaluate
 from quality.evaluation.objectives import load_objective
 from quality.evaluation.observations import compare_rows
 from quality.evaluation.sequential import confidence_bounds
@@ -117,10 +117,10 @@ def evaluate_log(
     return Experiment(design, evaluation, _sequential(kind, rows, design))
 
 
-def _shadow_answers(rows: Sequence[dict[str, Any]]) -> dict[str, Sequence[Answer | None]]:
+def _shadow_answers(rows: Sequence[dict[str, Any]]) -> dict[str, Sequence[SourceAnswer | None]]:
     return {
         side: [
-            Answer(
+            SourceAnswer(
                 _decision(row[f"{side}_decision"]),
                 row["custom_confidence"] if side == "custom" else None,
                 row[f"{side}_latency_ms"],
@@ -132,10 +132,10 @@ def _shadow_answers(rows: Sequence[dict[str, Any]]) -> dict[str, Sequence[Answer
     }
 
 
-def _arm_answers(rows: Sequence[dict[str, Any]]) -> dict[str, Sequence[Answer | None]]:
+def _arm_answers(rows: Sequence[dict[str, Any]]) -> dict[str, Sequence[SourceAnswer | None]]:
     return {
         arm: [
-            Answer(
+            SourceAnswer(
                 _decision(row["decision"]) if row["valid"] else None,
                 row["confidence"],
                 row["latency_ms"],

@@ -29,7 +29,7 @@ TYPICAL_SPREAD = 0.17
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PromotionDecision:
     """`promote` gives the candidate traffic, `keep` leaves things as they are, `refuse` says that it is worse."""
 
     decision: Literal["promote", "keep", "refuse"]
@@ -162,7 +162,7 @@ def judge(
     against: str | None = None,
     margin: float = DEFAULT_MARGIN,
     allowance: Allowance | None = None,
-) -> Verdict:
+) -> PromotionDecision:
     """Judge `candidate` by the evaluation's primary metric, against what serves now.
 
     That is `incumbent` where it was evaluated, else `original`. Promoted is what is better (the lower bound of the
@@ -175,7 +175,9 @@ def judge(
     return replace(verdict, alpha=round(allowance.alpha, 9))
 
 
-def _judge(evaluation: Evaluation, candidate: str, against: str | None, margin: float, allowance: Allowance) -> Verdict:
+def _judge(
+    evaluation: Evaluation, candidate: str, against: str | None, margin: float, allowance: Allowance
+) -> PromotionDecision:
     against = against or ("incumbent" if "incumbent" in evaluation.sources else "original")
     for source in (candidate, against):
         if source not in evaluation.sources:
@@ -184,47 +186,51 @@ def _judge(evaluation: Evaluation, candidate: str, against: str | None, margin: 
         raise ValueError(f"margin: {margin} is below 0")
     result = evaluation.sources[candidate]
     if result.failed > MAX_FAILED_SHARE * result.rows:
-        return Verdict("refuse", f"{result.failed} of {result.rows} answers of {candidate} failed or did not parse")
+        return PromotionDecision(
+            "refuse", f"{result.failed} of {result.rows} answers of {candidate} failed or did not parse"
+        )
     if evaluation.rows < MIN_ROWS or evaluation.episodes < MIN_EPISODES:
-        return Verdict(
+        return PromotionDecision(
             "keep",
             f"{evaluation.rows} rows of {evaluation.episodes} episodes prove nothing: "
             f"{MIN_ROWS} of {MIN_EPISODES} are needed",
         )
     difference = evaluation.difference(candidate, against)
     if difference is None:
-        return Verdict("keep", f"{evaluation.primary} is undefined for {candidate} or {against} on these rows")
+        return PromotionDecision(
+            "keep", f"{evaluation.primary} is undefined for {candidate} or {against} on these rows"
+        )
     verdict = _compare(evaluation, candidate, against, difference, margin, allowance)
     if verdict.promote and "original" in evaluation.sources and "original" not in (candidate, against):
         doubt = _doubt_of_floor(evaluation, candidate, difference, margin, allowance)
         if doubt:
-            return Verdict("keep", f"{verdict.why}; but {doubt}")
+            return PromotionDecision("keep", f"{verdict.why}; but {doubt}")
     return verdict
 
 
 def _compare(
     evaluation: Evaluation, candidate: str, against: str, difference: Estimate, margin: float, allowance: Allowance
-) -> Verdict:
+) -> PromotionDecision:
     low, high = difference.lower(allowance.alpha), difference.high
     said = f"{candidate} against {against}: {_say(evaluation, difference)}{_say_allowance(allowance, low)}"
     if low > 0 and evaluation.independent:
-        return Verdict("promote", f"better. {said}", basis="better")
+        return PromotionDecision("promote", f"better. {said}", basis="better")
     if high < 0 and difference.low <= -margin:
-        return Verdict("refuse", f"worse. {said}")
+        return PromotionDecision("refuse", f"worse. {said}")
     if low <= -margin:
-        return Verdict("keep", f"not proven: the interval reaches from worse to better. {said}")
+        return PromotionDecision("keep", f"not proven: the interval reaches from worse to better. {said}")
     cost = evaluation.sources[candidate].cost_per_1000_usd
     other = evaluation.sources[against].cost_per_1000_usd
     if cost is None or other is None or cost >= other:
-        return Verdict("keep", f"as good within {margin:g}, but not cheaper. {said}")
+        return PromotionDecision("keep", f"as good within {margin:g}, but not cheaper. {said}")
     total = allowance.cumulative(difference)
     if allowance.losses and total.lower(allowance.alpha) <= -margin:
-        return Verdict(
+        return PromotionDecision(
             "keep",
             f"as good within {margin:g} as what serves; but the small losses of {len(allowance.losses) + 1} promotions "
             f"for being cheaper may add up to more: {_say(evaluation, total)} to the last that was better",
         )
-    return Verdict(
+    return PromotionDecision(
         "promote",
         f"as good within {margin:g}, and cheaper (${cost:.4f} against ${other:.4f} per 1,000). {said}",
         basis="not_worse",

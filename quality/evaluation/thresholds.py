@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from scipy.special import betaincinv
 
 from quality.errors import EvaluationError
-from quality.evaluation.evaluate import Answer, Label, is_right, score
+from quality.evaluation.evaluate import Label, SourceAnswer, is_right, score
 from quality.evaluation.form_metrics import get_metrics
 from quality.evaluation.objectives import Objective
 from reasoning.decision_types import DecisionType, get_decision_type
@@ -57,8 +57,8 @@ class Threshold:
 def choose_threshold(
     decision_type: str | DecisionType,
     labels: Sequence[Label],
-    candidate: Sequence[Answer],
-    original: Sequence[Answer],
+    candidate: Sequence[SourceAnswer],
+    original: Sequence[SourceAnswer],
     objective: Objective | None = None,
 ) -> Threshold:
     """The lowest minimum confidence whose quality is within 0.005 of the best, on the rows of `labels`.
@@ -109,7 +109,7 @@ def choose_threshold(
     return Threshold(metric, chosen, curve, _saving(chosen, candidate, original))
 
 
-def _saving(point: Point, candidate: Sequence[Answer], original: Sequence[Answer]) -> float | None:
+def _saving(point: Point, candidate: Sequence[SourceAnswer], original: Sequence[SourceAnswer]) -> float | None:
     costs = [answer.cost_usd for answer in candidate if answer.decision is not None]
     others = [answer.cost_usd for answer in original if answer.decision is not None]
     if not costs or not others or None in costs or None in others:

@@ -21,7 +21,7 @@ from typing import Literal
 
 from quality.errors import EvaluationError
 from quality.evaluation.evaluate import Evaluation
-from quality.evaluation.promotion import Verdict
+from quality.evaluation.promotion import PromotionDecision
 from reasoning.config import settings_file
 from reasoning.toml_tables import number, read_toml, refuse_unknown, table
 
@@ -57,8 +57,13 @@ def load_worth(decision_type: str, path: Path | None = None) -> WorthPolicy:
 
 
 def judge_worth(
-    verdict: Verdict, evaluation: Evaluation, policy: WorthPolicy, *, decision_type: str, candidate: str = "candidate"
-) -> Verdict:
+    verdict: PromotionDecision,
+    evaluation: Evaluation,
+    policy: WorthPolicy,
+    *,
+    decision_type: str,
+    candidate: str = "candidate",
+) -> PromotionDecision:
     """The verdict, where it promotes a better model, held against the price of that model; else as it is.
 
     Costs are those of the evaluation per 1,000 decisions at the present volume, all of them included.
@@ -81,4 +86,4 @@ def judge_worth(
         return replace(verdict, why=f"{verdict.why}; ${cost:,.4f} against ${other:,.4f} per 1,000")
     else:
         why = f"but dearer: ${cost:,.4f} against ${other:,.4f} per 1,000; {remedy}"
-    return Verdict("keep", f"{verdict.why}; {why}", alpha=verdict.alpha)
+    return PromotionDecision("keep", f"{verdict.why}; {why}", alpha=verdict.alpha)

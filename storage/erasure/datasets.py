@@ -29,7 +29,7 @@ from storage.files import remove_abandoned, remove_tree, replace_folder, sync, w
 from storage.layout import Layout
 from storage.log.views import literal_path
 
-Line = tuple[str, int]  # (split, number from 0)
+DatasetLine = tuple[str, int]  # (split, number from 0)
 
 _STAGED = ".erase-"
 _EXPORTING = ".export-"  # of `quality.dataset.export`, whose owner holds a lock on it
@@ -39,7 +39,7 @@ _EXPORTING = ".export-"  # of `quality.dataset.export`, whose owner holds a lock
 class DatasetLines:
     """The lines of the person by dataset folder, and the number of undecidable lines in each."""
 
-    found: dict[Path, list[Line]] = field(default_factory=dict)
+    found: dict[Path, list[DatasetLine]] = field(default_factory=dict)
     undecided: dict[Path, int] = field(default_factory=dict)
 
 
@@ -86,7 +86,7 @@ def find_lines(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) 
     return lines
 
 
-def _search(con: duckdb.DuckDBPyConnection, dataset: Path, subject_id: str) -> tuple[list[Line], int]:
+def _search(con: duckdb.DuckDBPyConnection, dataset: Path, subject_id: str) -> tuple[list[DatasetLine], int]:
     """The lines of the person in one dataset, and the number of undecidable lines."""
     _check_manifest(dataset / "manifest.json")
     side, rest = dataset / "rows.parquet", 0
@@ -127,7 +127,7 @@ def _check_manifest(path: Path) -> None:
         raise ValueError(f"{path.name} is not a dataset's manifest")
 
 
-def _naming(dataset: Path, lines: set[Line], subject_id: str) -> list[Line]:
+def _naming(dataset: Path, lines: set[DatasetLine], subject_id: str) -> list[DatasetLine]:
     """Those of the lines in whose text the person's id stands as a word of its own."""
     name = re.compile(rf"(?<!\w){re.escape(orjson.dumps(subject_id)[1:-1].decode())}(?!\w)")
     found = []
@@ -151,7 +151,7 @@ def _forget_faults(manifest: dict[str, Any]) -> None:
         manifest["faults"] = {"not kept since an erasure": faults}
 
 
-def erase_lines(dataset: Path, lines: list[Line]) -> None:
+def erase_lines(dataset: Path, lines: list[DatasetLine]) -> None:
     """Put a copy of a dataset without these lines in its place. The manifest counts them as dropped: `erased`."""
     staged = dataset.parent / f"{_STAGED}{uuid4().hex}"
     try:
@@ -170,7 +170,7 @@ def erase_lines(dataset: Path, lines: list[Line]) -> None:
         remove_tree(staged)
 
 
-def _drop_rows(side: pa.Table, gone: set[Line]) -> pa.Table:
+def _drop_rows(side: pa.Table, gone: set[DatasetLine]) -> pa.Table:
     """The side file without these rows; the lines of each split are renumbered from 0."""
     pairs = list(zip(side["split"].to_pylist(), side["line"].to_pylist(), strict=True))
     kept = side.filter(pa.array([pair not in gone for pair in pairs], pa.bool_()))

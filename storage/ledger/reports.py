@@ -12,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 
 from storage.ledger import schema
 from storage.ledger.forecast import forecast_spend
 from storage.ledger.ledger import PERIODS, Ledger, Period
 from storage.ledger.money import from_nano
-from storage.ledger.rows import Deployment, DeploymentState, JobState, Model
+from storage.ledger.rows import Deployment, DeploymentState, JobState, Model, Transition
 
 STALE = timedelta(minutes=10)
 """What nobody has looked at for so long may be in any state."""
@@ -182,7 +183,8 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
     `routed` names the models (`<project slug>/<name>`) that an unexpired lease gives traffic to. `enabled` is true
     only for a model that is canary, promoted or degraded, routed, and served by a deployment seen ready.
     `deployment_state` is `unknown` when a create was never answered, or nobody has looked for `STALE`: then `replicas`
-    and `hourly_usd` are the worst.
+    and `hourly_usd` are the worst. `why` and `numbers` are those of the last change of its state, at `changed_at`;
+    `live_test` is what its live test said last (None: it has no arm, or was not looked at yet).
     """
     now = now or datetime.now(UTC)
     with ledger.read() as connection:
@@ -206,6 +208,7 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
             sa.select(schema.deployments).order_by(schema.deployments.c.created_at)
         ).mappings():
             deployments[row["model_id"]].append(dict(row))
+        changes, tests = _last_changes(connection), _live_tests(connection)
         status = []
         for model in models:
             used = usage.get((model["id"], None), _no_usage())
@@ -226,24 +229,68 @@ def model_status(ledger: Ledger, *, now: datetime | None = None, routed: Collect
                     "output_tokens": used["output_tokens"],
                     "cost_usd": from_nano(int(cost.get(model["id"], 0))),
                     **_deployment_status(deployments[model["id"]], model["state"], now, routed),
+                    **changes.get(model["id"], {"changed_at": model["created_at"], "why": None, "numbers": None}),
+                    "live_test": tests.get(model["id"]),
                 }
             )
     return status
 
 
+def _last_changes(connection: sa.Connection) -> dict[str, dict[str, Any]]:
+    """When each model came into its state, why, and the figures behind that."""
+    table = schema.transitions
+    newest = sa.select(sa.func.max(table.c.id)).where(table.c.object == Model.TABLE).group_by(table.c.object_id)
+    return {
+        row.object_id: {"changed_at": row.ts, "why": row.why, "numbers": _figures(row.numbers)}
+        for row in connection.execute(sa.select(table).where(table.c.id.in_(newest)))
+    }
+
+
+def _live_tests(connection: sa.Connection) -> dict[str, dict[str, Any]]:
+    """What the live test of each model that has an arm said last."""
+    table = schema.model_routes
+    rows = connection.execute(sa.select(table.c.model_id, table.c.checked).where(table.c.checked.is_not(None)))
+    shown = ("at", "action", "reason", "numbers")
+    return {row.model_id: {name: orjson.loads(row.checked).get(name) for name in shown} for row in rows}
+
+
+def _figures(text: str | None) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = orjson.loads(text) if text else None
+    return found
+
+
 def model_history(ledger: Ledger, model_id: str) -> list[dict[str, Any]]:
     """What happened to a model, its fine-tune and its deployments, and why, oldest first. Raises NoSuchObject."""
-    job_id = ledger.get(Model, model_id).job_id
-    deployments = [row.id for row in ledger.find(Deployment, model_id=model_id)]
-    steps = [
+    return _history_rows(_steps_of(ledger, ledger.get(Model, model_id)))
+
+
+def type_history(ledger: Ledger, decision_type: str) -> list[dict[str, Any]]:
+    """What became of every model of a decision type, also of those that were rejected, and why, oldest first."""
+    models = ledger.find(Model, decision_type=decision_type)
+    return _history_rows([step for model in models for step in _steps_of(ledger, model)])
+
+
+def _steps_of(ledger: Ledger, model: Model) -> list[Transition]:
+    deployments = [row.id for row in ledger.find(Deployment, model_id=model.id)]
+    return [
         step
-        for object_type, ids in (("fine_tune_jobs", [job_id]), ("models", [model_id]), ("deployments", deployments))
+        for object_type, ids in (
+            ("fine_tune_jobs", [model.job_id]),
+            ("models", [model.id]),
+            ("deployments", deployments),
+        )
         for object_id in ids
         if object_id is not None
         for step in ledger.history(object_type, object_id)
     ]
+
+
+def _history_rows(steps: Sequence[Transition]) -> list[dict[str, Any]]:
     columns = ("ts", "object", "object_id", "from_state", "to_state", "why")
-    return [{name: getattr(step, name) for name in columns} for step in sorted(steps, key=lambda step: step.id)]
+    return [
+        {name: getattr(step, name) for name in columns} | {"numbers": _figures(step.numbers)}
+        for step in sorted(steps, key=lambda step: step.id)
+    ]
 
 
 def _deployment_status(

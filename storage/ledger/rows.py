@@ -107,8 +107,8 @@ class ReservationState(StrEnum):
 TOGETHER = "together"
 ENDPOINT = "endpoint"
 LOCAL = "local"
-"""Providers, as `Model.provider` and `Deployment.provider` name them. `endpoint`: somebody else runs it at a URL;
-`local`: this machine."""
+"""Providers, as the column `provider` of jobs, models and deployments names them. `endpoint`: somebody else runs it at
+a URL; `local`: this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,8 @@ class UploadedDataset:
 class FineTuneJob:
     """A fine-tune. `parameters` is the JSON that is sent, so that a resumed submission sends the same.
 
-    `attempted_at` is when a create was last sent; `reconciled_at` when its charges were made equal to the final bill.
+    `provider` is where it is trained. `attempted_at` is when a create was last sent; `reconciled_at` when its charges
+    were made equal to the final bill.
     """
 
     TABLE: ClassVar[str] = "fine_tune_jobs"
@@ -167,6 +168,7 @@ class FineTuneJob:
     model_id: str | None
     reconciled_at: datetime | None
     error: str | None
+    provider: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

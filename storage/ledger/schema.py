@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 # The newest migration. Kept here so that opening an up-to-date ledger does not import Alembic.
-REVISION = "0006"
+REVISION = "0007"
 
 metadata = sa.MetaData()
 
@@ -140,6 +140,7 @@ fine_tune_jobs = sa.Table(
     sa.Column("model_id", sa.String(40)),
     sa.Column("reconciled_at", UtcDateTime),  # when its charges were last made equal to the provider's final bill
     sa.Column("error", sa.Text),
+    sa.Column("provider", sa.String(20), nullable=False, server_default="together"),
 )
 
 models = sa.Table(

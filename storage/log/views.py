@@ -61,6 +61,18 @@ def _connect(
     layout: Layout, memory_limit: str | None, threads: int | None, files: LogFiles | None = None
 ) -> duckdb.DuckDBPyConnection:
     """A connection with the views; with `files` they read through it, and the connection can do nothing else."""
+    con = open_engine(memory_limit, threads)
+    if files is not None:
+        con.register_filesystem(files)
+    _create_views(con, layout)
+    _with_snapshot(con, layout, lambda con: None, files)
+    if files is not None:
+        lock_down(con)
+    return con
+
+
+def open_engine(memory_limit: str | None = None, threads: int | None = None) -> duckdb.DuckDBPyConnection:
+    """A DuckDB in memory with our settings and no view: what `connect` and whoever rewrites files build on."""
     spill = Path(tempfile.gettempdir()) / f"reasoning-duckdb-{os.getpid()}-{uuid4().hex}"  # made only when needed
     config: dict[str, Any] = {"temp_directory": str(spill)}
     if memory_limit is not None:
@@ -71,18 +83,17 @@ def _connect(
     # Not in the config: what these are of is loaded only after connecting.
     con.execute("SET TimeZone = 'UTC'")
     con.execute("SET parquet_metadata_cache = true")  # to read a month's footers is half of a look-up by id
-    if files is not None:
-        con.register_filesystem(files)
-    _create_views(con, layout)
-    _with_snapshot(con, layout, lambda con: None, files)
-    if files is not None:
-        lock_down(con)
     return con
 
 
 def refresh(con: duckdb.DuckDBPyConnection, data: Path | str) -> None:
     """Let the views of a connection show the files as of now."""
     _with_snapshot(con, Layout(data), lambda con: None)
+
+
+def show(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+    """Let the views of a connection show these files."""
+    _show(con, snapshot)
 
 
 def read(
@@ -298,6 +309,14 @@ SELECT latest.date, NULL::UUID AS decision_id, episode_id, metric, latest.* EXCL
 NUMBER = "CASE value WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE TRY_CAST(value AS DOUBLE) END"
 # A demonstration that is none replaces no earlier one.
 _IS_ANSWER = "CASE WHEN json_valid(value ->> '$') THEN json_type(value ->> '$') END = 'OBJECT'"
+RETRACTED = """
+SELECT r.id FROM (
+    SELECT date, decision_id, author, TRY_CAST(value ->> '$' AS UUID) AS id FROM feedback_log
+    WHERE kind = 'comment' AND metric = 'retraction' AND decision_id IS NOT NULL AND json_valid(value)
+) AS r JOIN feedback_log AS f ON f.date = r.date AND f.decision_id = r.decision_id AND f.feedback_id = r.id
+    AND f.author IS NOT DISTINCT FROM r.author
+"""
+"""SQL: ids of the demonstrations that their own authors took back (`quality.labelling`)."""
 # Of the answers of one side, the first that is a label comes first; then the one that was served.
 _BEST = "(NOT coalesce(valid AND decision IS NOT NULL, false), NOT served, decision_id)"
 _ANSWER = "struct_pack(decision_id, model, confidence, decision := CASE WHEN valid THEN decision END)"
@@ -315,7 +334,8 @@ request_feedback AS (
            max(struct_pack(ts := f.ts, feedback_id)) AS given
     FROM (
         FROM feedback_log
-        WHERE decision_id IS NOT NULL AND (kind = 'metric' OR kind = 'demonstration' AND {_IS_ANSWER})
+        WHERE decision_id IS NOT NULL
+              AND (kind = 'metric' OR kind = 'demonstration' AND {_IS_ANSWER} AND feedback_id NOT IN ({RETRACTED}))
     ) AS f
     JOIN (SELECT date, decision_type, request_id, decision_id FROM decisions) USING (date, decision_id)
     GROUP BY date, decision_type, request_id, kind, metric

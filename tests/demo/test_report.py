@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from demo.report import print_report, write_report
-from quality.evaluation.evaluate import Answer, Label, evaluate
+from quality.evaluation.evaluate import Label, SourceAnswer, evaluate
 
 VOID = {"meta", "br", "link", "img"}
 
@@ -22,11 +22,11 @@ def comparison(right: int, of: int = 40) -> dict[str, Any]:
     labels = [Label({"action": "RESPOND" if i % 2 else "IGNORE"}, f"episode {i // 2}") for i in range(of)]
     other = {"RESPOND": "IGNORE", "IGNORE": "RESPOND"}
 
-    def answers(count: int, confidence: float | None) -> list[Answer]:
+    def answers(count: int, confidence: float | None) -> list[SourceAnswer]:
         given = [
             label.decision["action"] if i < count else other[label.decision["action"]] for i, label in enumerate(labels)
         ]
-        return [Answer({"action": action}, confidence, 1.5) for action in given]
+        return [SourceAnswer({"action": action}, confidence, 1.5) for action in given]
 
     sources = {"original": answers(of // 2, None), "custom": answers(right, 0.9)}
     evaluation = evaluate("should_respond", labels, sources).as_dict()

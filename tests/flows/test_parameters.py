@@ -15,12 +15,13 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import pipeline.cycle
+import pipeline.demotion
 import pipeline.economy.pays
 import pipeline.evaluation
 import pipeline.models
 import pipeline.promotion
 import provider.lifecycle.deployments
-import provider.lifecycle.guard
+import provider.lifecycle.guard_report
 import quality.checks.log
 import quality.dataset.export
 import storage.log.compact
@@ -38,6 +39,8 @@ COMMANDS = {
     "deploy_model": "deploy",
     "evaluate_model": "evaluate",
     "promote_model": "promote",
+    "demote_model": "demote",
+    "rollback_type": "rollback",
     "undeploy_model": "undeploy",
     "guard_costs": "guard",
     "estimate_value": "pays",
@@ -87,8 +90,10 @@ FUNCTIONS: dict[str, Any] = {
     "deploy_model": provider.lifecycle.deployments.deploy_model,
     "evaluate_model": pipeline.evaluation.evaluate_model,
     "promote_model": pipeline.promotion.promote_model,
+    "demote_model": pipeline.demotion.demote_model,
+    "rollback_type": pipeline.demotion.roll_back,
     "undeploy_model": pipeline.models.undeploy,
-    "guard_costs": provider.lifecycle.guard.GuardPolicy,
+    "guard_costs": provider.lifecycle.guard_report.GuardPolicy,
     "estimate_value": pipeline.economy.pays.pays,
     "turn_flywheel": pipeline.cycle.plan_cycle,
 }
@@ -144,8 +149,12 @@ def bounded() -> list[tuple[str, str, Any, bool]]:
 SUBJECTS = {
     "export_dataset": {"decision_type": "should_respond"},
     "turn_flywheel": {"decision_type": "should_respond"},
+    "rollback_type": {"decision_type": "should_respond"},
     "fine_tune": {"dataset": "x"},
-} | {name: {"model": "x"} for name in ("deploy_model", "evaluate_model", "promote_model", "undeploy_model")}
+} | {
+    name: {"model": "x"}
+    for name in ("deploy_model", "evaluate_model", "promote_model", "demote_model", "undeploy_model")
+}
 
 
 @pytest.mark.parametrize(("name", "parameter", "value", "is_allowed"), bounded())

@@ -16,7 +16,7 @@ from gateway.errors import GatewayConfigError
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.answers import JSON, OwnAnswer, UpstreamAnswer, read_json_or_events
 from gateway.protocols.port import OpenApiPath, Operation, Protocol
-from gateway.protocols.questions import Question
+from gateway.protocols.questions import TextPrompt
 from gateway.protocols.table import make_table
 from gateway.settings import UpstreamSettings, load_settings
 from tests.gateway.conftest import TOKEN, UPSTREAM_KEY, Running, Start
@@ -27,12 +27,12 @@ OPERATOR_KEY, CLIENT_KEY = "AIza" + "o" * 35, "AIza" + "c" * 35
 PATH = "/v1beta/models/gemini-3-flash:generateContent"
 
 
-def _question(request: Mapping[str, Any]) -> Question | None:
+def _question(request: Mapping[str, Any]) -> TextPrompt | None:
     if request.get("tools") or (request.get("generationConfig") or {}).get("responseSchema"):
         return None
     try:
         last = request["contents"][-1]
-        return Question("\n".join(part["text"] for part in last["parts"])) if last.get("role") != "model" else None
+        return TextPrompt("\n".join(part["text"] for part in last["parts"])) if last.get("role") != "model" else None
     except (KeyError, IndexError, TypeError):
         return None
 

@@ -14,7 +14,7 @@ import pytest
 
 from learners import training
 from learners.errors import ArtifactError, DatasetError
-from learners.model import Model
+from learners.model import TrainedModel
 from learners.training import TrainingResult, load_model
 from reasoning.decision_types import get_decision_type
 
@@ -37,7 +37,7 @@ def write_rows(path: Path, rows: list[tuple[list[dict[str, Any]], str]]) -> Path
 
 def fit(
     folder: Path, rows: list[tuple[list[dict[str, Any]], str]], validation: Any = None
-) -> tuple[TrainingResult, Model]:
+) -> tuple[TrainingResult, TrainedModel]:
     held_out = write_rows(folder / "validation.jsonl", validation) if validation else None
     result = train(write_rows(folder / "train.jsonl", rows), held_out, folder / "model")
     return result, load_model(folder / "model")
@@ -84,16 +84,16 @@ def plan_rows(tasks: int, seed: int) -> list[tuple[list[dict[str, Any]], str]]:
 
 
 @pytest.fixture(scope="module")
-def chooser(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, Model]:
+def chooser(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, TrainedModel]:
     return fit(tmp_path_factory.mktemp("choice"), respond_rows(300, 1), respond_rows(60, 2))
 
 
 @pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, Model]:
+def planner(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, TrainedModel]:
     return fit(tmp_path_factory.mktemp("plan"), plan_rows(80, 1), plan_rows(10, 2))
 
 
-def test_learns_a_label_from_the_transcript(chooser: tuple[TrainingResult, Model]) -> None:
+def test_learns_a_label_from_the_transcript(chooser: tuple[TrainingResult, TrainedModel]) -> None:
     result, model = chooser
     assert (result.task, result.classes, result.rows, result.validation_rows) == (
         "choice",
@@ -116,7 +116,7 @@ def test_confidence_is_the_share_of_right_answers(tmp_path: Path) -> None:
     assert confidence == pytest.approx(right, abs=0.05)
 
 
-def test_learns_actions_their_order_and_their_words(planner: tuple[TrainingResult, Model]) -> None:
+def test_learns_actions_their_order_and_their_words(planner: tuple[TrainingResult, TrainedModel]) -> None:
     result, model = planner
     assert result.task == "plan"
     later = plan_rows(60, 3)
@@ -127,7 +127,7 @@ def test_learns_actions_their_order_and_their_words(planner: tuple[TrainingResul
     assert all(sum(completion.token_logprobs) < 0 for completion in completions)
 
 
-def test_plans_only_what_is_on_offer_even_what_it_never_saw(planner: tuple[TrainingResult, Model]) -> None:
+def test_plans_only_what_is_on_offer_even_what_it_never_saw(planner: tuple[TrainingResult, TrainedModel]) -> None:
     kind = get_decision_type("planning")
     context = {
         "agent_name": "Nova",
@@ -138,7 +138,7 @@ def test_plans_only_what_is_on_offer_even_what_it_never_saw(planner: tuple[Train
     assert decision["actions"] == ["rotate_image"]
 
 
-def test_same_data_same_answers(tmp_path: Path, planner: tuple[TrainingResult, Model]) -> None:
+def test_same_data_same_answers(tmp_path: Path, planner: tuple[TrainingResult, TrainedModel]) -> None:
     _, again = fit(tmp_path, plan_rows(80, 1), plan_rows(10, 2))
     for prompt, _ in plan_rows(10, 6):
         assert again.complete(prompt) == planner[1].complete(prompt)
@@ -146,7 +146,7 @@ def test_same_data_same_answers(tmp_path: Path, planner: tuple[TrainingResult, M
 
 
 def test_threads_may_share_a_model(
-    chooser: tuple[TrainingResult, Model], planner: tuple[TrainingResult, Model]
+    chooser: tuple[TrainingResult, TrainedModel], planner: tuple[TrainingResult, TrainedModel]
 ) -> None:
     for (_, model), rows in ((chooser, respond_rows(40, 7)), (planner, plan_rows(20, 7))):
         prompts = [prompt for prompt, _ in rows]
@@ -174,7 +174,7 @@ def test_open_text_gets_the_nearest_logged_answer(tmp_path: Path) -> None:
     assert model.complete(ask("what of the garden?")).text == rows[WORDS.index("garden")][1]
 
 
-def test_max_tokens_cuts_the_answer(chooser: tuple[TrainingResult, Model]) -> None:
+def test_max_tokens_cuts_the_answer(chooser: tuple[TrainingResult, TrainedModel]) -> None:
     prompt, _ = respond_rows(1, 8)[0]
     whole, cut = chooser[1].complete(prompt), chooser[1].complete(prompt, max_tokens=3)
     assert (whole.finish_reason, cut.finish_reason) == ("stop", "length")
@@ -295,7 +295,7 @@ def test_a_loaded_model_answers_as_the_trained_one(tmp_path: Path, monkeypatch: 
     real = training._fit
     monkeypatch.setattr(training, "_fit", lambda *args: kept.append(real(*args)) or kept[0])
     result, loaded = fit(tmp_path, rows)
-    trained = Model(result.task, kept[0].core, kept[0].answers)
+    trained = TrainedModel(result.task, kept[0].core, kept[0].answers)
     for prompt, _ in rows:
         a, b = trained.complete(prompt), loaded.complete(prompt)
         assert (a.text, a.tokens) == (b.text, b.tokens)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.features import transcript_features
-from learners.transcript import MAX_LINES, Action, Line, Transcript, message_text, parse_transcript
+from learners.features.addressee import transcript_features
+from learners.transcript import MAX_LINES, Action, SpokenLine, Transcript, message_text, parse_transcript
 from reasoning.decision_types import get_decision_type
 
 NAMES = st.from_regex(r"[A-Za-zÀ-ÿ][A-Za-z0-9_' ]{0,20}[a-z]", fullmatch=True)
@@ -32,7 +32,7 @@ def test_reads_the_actions_of_a_plan() -> None:
     }
     transcript = parse_transcript(get_decision_type("planning").render(context))
     assert transcript.actions == (Action("cd", "Change: the folder."), Action("get_stock_info", ""))
-    assert transcript.last == Line("User", "- rm: not on offer")
+    assert transcript.last == SpokenLine("User", "- rm: not on offer")
 
 
 @pytest.mark.parametrize(
@@ -78,17 +78,26 @@ def test_keeps_the_newest_lines_of_a_long_transcript() -> None:
     assert transcript.last.text == f"line {5 * MAX_LINES - 1}"
 
 
-@given(st.lists(st.builds(Line, NAMES | st.just("Nova"), TEXTS), max_size=40), st.sampled_from([None, "Nova", "Zed"]))
-def test_features_are_always_the_same_finite_numbers(lines: list[Line], agent: str | None) -> None:
+@given(
+    st.lists(st.builds(SpokenLine, NAMES | st.just("Nova"), TEXTS), max_size=40), st.sampled_from([None, "Nova", "Zed"])
+)
+def test_features_are_always_the_same_finite_numbers(lines: list[SpokenLine], agent: str | None) -> None:
     features = transcript_features(Transcript(tuple(lines), agent, ()))
     assert list(features) == list(transcript_features(Transcript((), None, ())))
     assert all(math.isfinite(value) for value in features.values())
 
 
 def test_features_tell_the_agents_partner_from_a_bystander() -> None:
-    talk = [Line("Ann", "a?"), Line("Nova", "b"), Line("Bo", "c"), Line("Ann", "d"), Line("Cy", "e"), Line("Nova", "f")]
-    partner = transcript_features(Transcript((*talk, Line("Ann", "g")), "Nova", ()))
-    bystander = transcript_features(Transcript((*talk, Line("Bo", "g")), "Nova", ()))
+    talk = [
+        SpokenLine("Ann", "a?"),
+        SpokenLine("Nova", "b"),
+        SpokenLine("Bo", "c"),
+        SpokenLine("Ann", "d"),
+        SpokenLine("Cy", "e"),
+        SpokenLine("Nova", "f"),
+    ]
+    partner = transcript_features(Transcript((*talk, SpokenLine("Ann", "g")), "Nova", ()))
+    bystander = transcript_features(Transcript((*talk, SpokenLine("Bo", "g")), "Nova", ()))
     assert partner["alternation"] > bystander["alternation"]
     assert partner["agent_follows_speaker"] > bystander["agent_follows_speaker"]
     assert partner["previous_is_agent"] == bystander["previous_is_agent"] == 1

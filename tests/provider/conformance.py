@@ -1,7 +1,7 @@
 """What the conformance suite knows of each provider: how to reach it, and what may be asked of it.
 
 To add a provider, add it to `SUBJECTS`, with its capabilities and one function that gives a `Subject`. Which tests ask
-it anything follows from its capabilities (`provider.port.Capabilities`).
+it anything follows from its capabilities (`provider.capabilities.Capabilities`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from pathlib import Path
 import orjson
 import pytest
 
+from provider.capabilities import Capabilities
 from provider.endpoint.adapter import EndpointProvider
 from provider.endpoint.arms import served_name
 from provider.local.adapter import LocalProvider
-from provider.port import Capabilities, Provider
-from provider.together.adapter import CAPABILITIES, TogetherProvider
+from provider.port import Provider
+from provider.providers import capabilities_of
+from provider.together.adapter import TogetherProvider
 from provider.together.client import connect
 from reasoning.config import Config
 from storage.ledger.ledger import open_ledger
@@ -103,9 +105,8 @@ def local(request: pytest.FixtureRequest, folder: Path) -> Iterator[Subject]:
 Open = Callable[[pytest.FixtureRequest, Path], AbstractContextManager[Subject]]
 
 SUBJECTS: dict[str, tuple[Capabilities, Open]] = {
-    "together": (CAPABILITIES, together),
-    "local": (LocalProvider.capabilities, local),
-    "endpoint": (EndpointProvider.capabilities, endpoint),
+    name: (capabilities_of(name), opened)
+    for name, opened in (("together", together), ("local", local), ("endpoint", endpoint))
 }
 TRAINERS = [name for name, (can, _) in SUBJECTS.items() if can.trains]
 SERVERS = [name for name, (can, _) in SUBJECTS.items() if not can.trains]

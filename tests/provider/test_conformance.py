@@ -23,7 +23,7 @@ from provider.errors import (
 )
 from provider.money.billed import Objects
 from provider.port import (
-    Completion,
+    CompletionResult,
     FileState,
     Provider,
     RemoteDeployment,
@@ -333,7 +333,9 @@ def test_answers_come_in_the_order_of_their_questions_and_say_how_long_they_took
     assert subject.served is not None
     answers = subject.provider.ask(subject.served, QUESTION * 5, Sampling(max_tokens=50), concurrency=2)
     assert [answer.error for answer in answers] == [None] * 5
-    assert all(isinstance(answer, Completion) and answer.text and (answer.latency_ms or 0) > 0 for answer in answers)
+    assert all(
+        isinstance(answer, CompletionResult) and answer.text and (answer.latency_ms or 0) > 0 for answer in answers
+    )
 
 
 def test_a_model_that_it_does_not_serve_is_an_error_and_no_answer(subject: Subject) -> None:

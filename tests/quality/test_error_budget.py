@@ -8,7 +8,7 @@ from scipy import stats
 
 from quality.errors import EvaluationError
 from quality.evaluation.error_budget import Allowance, allow, read_trial
-from quality.evaluation.evaluate import Answer, evaluate
+from quality.evaluation.evaluate import SourceAnswer, evaluate
 from quality.evaluation.intervals import Estimate
 from quality.evaluation.objectives import Objective, load_objective
 from quality.evaluation.promotion import Prospect, detectable, episodes_to_detect, judge, prospect_notes
@@ -94,7 +94,7 @@ def test_what_a_verdict_may_conclude_shrinks_with_the_evaluations_before():
 def test_ten_small_losses_do_not_add_up():
     labels, answers = _rows(cost=(0.002, 0.0005))
     answers["candidate"] = [
-        Answer(b.decision, a.confidence, a.latency_ms, a.cost_usd)
+        SourceAnswer(b.decision, a.confidence, a.latency_ms, a.cost_usd)
         for a, b in zip(answers["candidate"], answers["original"], strict=True)
     ]
     evaluation = evaluate("should_respond", labels, answers)

@@ -10,7 +10,7 @@ from scipy.stats import ttest_1samp
 from sklearn import metrics as reference
 
 from quality.errors import EvaluationError
-from quality.evaluation.evaluate import Answer, Label, evaluate
+from quality.evaluation.evaluate import Label, SourceAnswer, evaluate
 from quality.evaluation.objectives import Objective
 from quality.evaluation.promotion import judge
 from quality.evaluation.thresholds import choose_threshold
@@ -41,8 +41,10 @@ def _rows(
             rows.append(Label(right, str(episode), labels))
             hit = rng.random() < candidate + ease
             sure = rng.uniform(0.7, 1) if hit else rng.uniform(0.5, 0.8)
-            ours.append(Answer(right if hit else wrong, sure if confidence else None, rng.uniform(20, 60), cost[1]))
-            theirs.append(Answer(right if rng.random() < original + ease else wrong, None, 1.0, cost[0]))
+            ours.append(
+                SourceAnswer(right if hit else wrong, sure if confidence else None, rng.uniform(20, 60), cost[1])
+            )
+            theirs.append(SourceAnswer(right if rng.random() < original + ease else wrong, None, 1.0, cost[0]))
     return rows, {"candidate": ours, "original": theirs}
 
 
@@ -133,7 +135,7 @@ def test_figures_are_the_same_again_and_the_reverse_difference_is_the_opposite()
 def test_a_failed_answer_is_wrong():
     labels, answers = _rows(candidate=2)
     assert evaluate("should_respond", labels, answers).sources["candidate"].metrics["accuracy"].value == 1
-    answers["candidate"] = [Answer(None) if i % 4 == 0 else a for i, a in enumerate(answers["candidate"])]
+    answers["candidate"] = [SourceAnswer(None) if i % 4 == 0 else a for i, a in enumerate(answers["candidate"])]
     evaluation = evaluate("should_respond", labels, answers)
     assert evaluation.sources["candidate"].failed == 90
     assert evaluation.sources["candidate"].metrics["accuracy"].value == 0.75
@@ -158,7 +160,7 @@ def test_labels_of_the_originals_own_making_show_nothing():
 def test_planning_and_its_order():
     labels = [Label({"actions": ["a", "b"]}, str(i)) for i in range(4)]
     given = [["a", "b"], ["b", "a"], ["a"], None]
-    answers = {"candidate": [Answer(None if plan is None else {"actions": plan}) for plan in given]}
+    answers = {"candidate": [SourceAnswer(None if plan is None else {"actions": plan}) for plan in given]}
     found = evaluate("planning", labels, answers).sources["candidate"].metrics
     assert found["exact_match"].value == 0.25
     assert found["set_f1"].value == pytest.approx((1 + 1 + 2 / 3 + 0) / 4, abs=1e-6)
@@ -168,9 +170,9 @@ def test_planning_and_its_order():
 def test_coding_goes_by_tests_where_there_are_any():
     labels = [Label({"code": "return 1", "explanation": "", "language": ""}, str(i)) for i in range(4)]
     same = {"code": "return 1", "explanation": "", "language": ""}
-    evaluation = evaluate("coding", labels, {"candidate": [Answer(same)] * 4})
+    evaluation = evaluate("coding", labels, {"candidate": [SourceAnswer(same)] * 4})
     assert evaluation.primary == "similarity"
-    answers = {"candidate": [Answer(same, passed=i < 3) for i in range(4)]}
+    answers = {"candidate": [SourceAnswer(same, passed=i < 3) for i in range(4)]}
     evaluation = evaluate("coding", labels, answers)
     assert evaluation.primary == "passed"
     assert evaluation.sources["candidate"].metrics["passed"].value == 0.75
@@ -186,7 +188,7 @@ def test_latency_and_cost():
 def test_weights_undo_unequal_chances():
     # Half of the rows are answered right; the right ones were asked nine times as often.
     labels = [Label(R, str(i)) for i in range(10)]
-    answers = {"a": [Answer(R, weight=1 / 0.9)] * 9 + [Answer(I, weight=1 / 0.1)]}
+    answers = {"a": [SourceAnswer(R, weight=1 / 0.9)] * 9 + [SourceAnswer(I, weight=1 / 0.1)]}
     assert evaluate("should_respond", labels, answers).sources["a"].metrics["accuracy"].value == 0.5
 
 
@@ -197,7 +199,7 @@ def test_weights_undo_unequal_chances():
         ([Label(R, "1")], {}, "nothing to evaluate"),
         ([Label(R, "1")], {"a": []}, "'a' has 0 answers to 1 labels"),
         ([Label(R, "1")], {"a": [None]}, "'a' answered none"),
-        ([Label({"action": "DANCE"}, "1")], {"a": [Answer(R)]}, "label 0 is no decision"),
+        ([Label({"action": "DANCE"}, "1")], {"a": [SourceAnswer(R)]}, "label 0 is no decision"),
     ],
 )
 def test_what_cannot_be_compared(labels, answers, message):
@@ -238,15 +240,15 @@ def test_worse_is_refused_and_the_rule_is_said_to_win():
 def test_as_good_is_promoted_only_if_it_is_cheaper():
     labels, answers = _rows(cost=(0.002, 0.0005))
     answers["candidate"] = [
-        Answer(b.decision, a.confidence, a.latency_ms, a.cost_usd)
+        SourceAnswer(b.decision, a.confidence, a.latency_ms, a.cost_usd)
         for a, b in zip(answers["candidate"], answers["original"], strict=True)
     ]
     verdict = judge(evaluate("should_respond", labels, answers))
     assert verdict.promote
     assert "cheaper" in verdict.why
-    answers["original"] = [Answer(a.decision, None, 1.0, 0.0) for a in answers["original"]]
+    answers["original"] = [SourceAnswer(a.decision, None, 1.0, 0.0) for a in answers["original"]]
     assert judge(evaluate("should_respond", labels, answers)).decision == "keep"
-    answers["original"] = [Answer(a.decision, None, 1.0, None) for a in answers["original"]]
+    answers["original"] = [SourceAnswer(a.decision, None, 1.0, None) for a in answers["original"]]
     assert judge(evaluate("should_respond", labels, answers)).decision == "keep"
 
 
@@ -266,7 +268,7 @@ def test_a_doubtful_difference_keeps_things_as_they_are():
 
 def test_an_incumbent_is_to_be_beaten_and_the_original_too():
     labels, answers = _rows(original=0.95, candidate=0.8)
-    answers["incumbent"] = [Answer(I if a.decision == R else R) for a in answers["candidate"]]
+    answers["incumbent"] = [SourceAnswer(I if a.decision == R else R) for a in answers["candidate"]]
     evaluation = evaluate("should_respond", labels, answers)
     verdict = judge(evaluation)
     assert verdict.decision == "keep"

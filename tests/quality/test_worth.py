@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from quality.errors import EvaluationError
-from quality.evaluation.promotion import Verdict
+from quality.evaluation.promotion import PromotionDecision
 from quality.evaluation.worth import WorthPolicy, judge_worth, load_worth
 
-BETTER = Verdict("promote", "better.", basis="better", alpha=0.05)
+BETTER = PromotionDecision("promote", "better.", basis="better", alpha=0.05)
 
 
-def judged(cost: float | None, other: float | None, policy: WorthPolicy, *, incumbent: float | None = -1.0) -> Verdict:
+def judged(
+    cost: float | None, other: float | None, policy: WorthPolicy, *, incumbent: float | None = -1.0
+) -> PromotionDecision:
     sources: dict[str, Any] = {"candidate": cost, "original": other}
     if incumbent != -1.0:
         sources["incumbent"] = incumbent
@@ -63,9 +65,10 @@ def test_it_is_compared_with_what_it_replaces() -> None:
 
 
 @pytest.mark.parametrize(
-    "verdict", [replace(BETTER, basis="not_worse"), Verdict("keep", "not proven"), Verdict("refuse", "worse")]
+    "verdict",
+    [replace(BETTER, basis="not_worse"), PromotionDecision("keep", "not proven"), PromotionDecision("refuse", "worse")],
 )
-def test_other_verdicts_stay(verdict: Verdict) -> None:
+def test_other_verdicts_stay(verdict: PromotionDecision) -> None:
     evaluation: Any = SimpleNamespace(sources={})
     assert judge_worth(verdict, evaluation, WorthPolicy(), decision_type="planning") is verdict
 

@@ -18,7 +18,7 @@ import quality.evaluation.form_metrics
 import reasoning.formats
 from gateway.ops.openapi import describe_api
 from quality.dataset.export import export_dataset, read_rows
-from quality.evaluation.evaluate import Answer, Label, evaluate
+from quality.evaluation.evaluate import Label, SourceAnswer, evaluate
 from quality.evaluation.thresholds import choose_threshold
 from reasoning import DecisionClient
 from reasoning.config import Config, load_config
@@ -148,8 +148,8 @@ def test_a_fifth_form_goes_from_the_agent_to_the_evaluation(config: Config) -> N
     holdout = read_rows(manifest.path, "holdout", config=config)
     labels = [Label(row.label, row.episode, row.label_source) for row in holdout]
     sources = {
-        "original": [Answer(row.original, latency_ms=1.0) for row in holdout],
-        "candidate": [Answer(row.label, 0.9) for row in holdout],
+        "original": [SourceAnswer(row.original, latency_ms=1.0) for row in holdout],
+        "candidate": [SourceAnswer(row.label, 0.9) for row in holdout],
     }
     kind = config.decision_types["urgency"]
     found = evaluate(kind, labels, sources)
@@ -218,7 +218,7 @@ def test_a_declared_type_may_use_any_form(
     with pytest.raises(InvalidContext):
         kind.render({})
     labels = [Label(decision, f"e{i}") for i in range(20)]
-    found = evaluate(kind, labels, {"a": [Answer(decision, 0.9)] * 20, "b": [Answer(None)] * 20})
+    found = evaluate(kind, labels, {"a": [SourceAnswer(decision, 0.9)] * 20, "b": [SourceAnswer(None)] * 20})
     assert found.sources["a"].metrics[found.primary].value == 1.0  # type: ignore[union-attr]
     assert found.sources["b"].metrics[found.primary].value == 0.0  # type: ignore[union-attr]
 
@@ -226,7 +226,7 @@ def test_a_declared_type_may_use_any_form(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"answer": "poem"}, "known: code, label, plan, turn"),
+        ({"answer": "poem"}, "known: code, label, plan, questions, turn"),
         ({"answer": 3}, "answer: text is needed"),
         ({"answer": "port"}, "is not an answer form"),
         ({"answer": "plan", "instruction": "Decide."}, "question is missing"),
@@ -292,7 +292,7 @@ def test_the_search_finds_what_it_looks_for() -> None:
 
 
 def test_every_form_says_what_it_is() -> None:
-    assert sorted(all_forms()) == ["code", "label", "plan", "turn"]
+    assert sorted(all_forms()) == ["code", "label", "plan", "questions", "turn"]
     for kind in DECISION_TYPES.values():
         completions = kind.sample_answers()
         assert [kind.format_answer(kind.parse(text)) for text in completions] == completions

@@ -12,6 +12,7 @@ _COLUMNS = {
     ),
     "deployments": ("provider", "role", "replica_id", "max_adapters"),
     "transitions": ("numbers",),
+    "fine_tune_jobs": ("provider",),
 }
 _LATER = (
     *("DROP INDEX models_name", "DROP INDEX deployments_replica", "DROP TABLE sleeps", "DROP TABLE model_routes"),

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 import storage
 from quality.dataset.export import export_dataset, read_manifest, read_rows
-from quality.evaluation.evaluate import Answer, Label, evaluate
+from quality.evaluation.evaluate import Label, SourceAnswer, evaluate
 from storage.erasure.erase import erase_subject
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import save_evaluation
@@ -34,7 +34,7 @@ def test_a_person_leaves_an_export_whose_decisions_have_expired(tmp_path: Path) 
     manifest = export_dataset(data, "should_respond", now=now)
     questions = read_rows(manifest.path, "holdout")
     labels = [Label(row.label, row.episode, row.label_source) for row in questions]
-    evaluation = evaluate("should_respond", labels, {"candidate": [Answer(row.label) for row in questions]})
+    evaluation = evaluate("should_respond", labels, {"candidate": [SourceAnswer(row.label) for row in questions]})
     with open_ledger(data) as ledger:  # its file is among those that are searched for her below
         save_evaluation(ledger, evaluation.as_dict())
     expire_decisions(data, retention_days=1, now=now + timedelta(days=60))

@@ -364,6 +364,8 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_what_it_holds(
         old |= {"base_model": "b", "model_object_id": "ml_1"}
         insert = sa.insert(sa.table("models", *(sa.column(name, columns[name].type) for name in old)))
         connection.execute(insert.values(**old))
+        for base_model in ("local/linear", "Qwen/Qwen3-8B"):
+            _insert_old_job(connection, base_model)
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
         installation_id = ledger.installation_id
     context = multiprocessing.get_context("fork")
@@ -378,9 +380,20 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_what_it_holds(
         assert ledger.spent(now=NOON) == Decimal("4.5")
         model = ledger.get(Model, "m1")
         assert (model.provider, model.base_url, model.input_million_usd) == ("together", None, None)
+        trained_at = {job.base_model: job.provider for job in ledger.find(FineTuneJob)}
+        assert trained_at == {"local/linear": "local", "Qwen/Qwen3-8B": "together"}
         with ledger.read() as connection:
             version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
         assert version == schema.REVISION
+
+
+def _insert_old_job(connection: sa.Connection, base_model: str) -> None:
+    """A fine-tune as it was written before jobs had a provider."""
+    old = {"id": base_model, "state": "running", "created_at": NOON, "updated_at": NOON, "suffix": base_model}
+    old |= {"base_model": base_model, "parameters": "{}", "estimate_nano": 0}
+    columns = schema.metadata.tables["fine_tune_jobs"].c
+    insert = sa.insert(sa.table("fine_tune_jobs", *(sa.column(name, columns[name].type) for name in old)))
+    connection.execute(insert.values(**old))
 
 
 def _open_and_charge(url: str, key: str) -> None:

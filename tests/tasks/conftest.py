@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.tasks.rooms import start_emulator
+from storage.layout import Layout
+from storage.ledger.ledger import Ledger, open_ledger
+from tests.tasks.rooms import NOON, start_emulator
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +24,13 @@ def local(emulator: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("REASONING_PROVIDER_URL", emulator)
     monkeypatch.delenv("REASONING_LEDGER_URL", raising=False)
     return emulator
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    """The ledger of a new data folder; the provider that is set cannot be reached."""
+    monkeypatch.delenv("REASONING_LEDGER_URL", raising=False)
+    monkeypatch.setenv("REASONING_PROVIDER", "local")
+    monkeypatch.setenv("REASONING_PROVIDER_URL", "http://127.0.0.1:9")
+    with open_ledger(Layout(tmp_path).create().data, now=NOON) as found:
+        yield found

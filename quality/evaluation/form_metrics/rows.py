@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quality.evaluation import metrics
-from quality.evaluation.answers import Answer
+from quality.evaluation.answers import SourceAnswer
 from reasoning.decision_types import DecisionType
 
 Metric = Callable[[np.ndarray], np.ndarray]
@@ -26,7 +26,7 @@ class Rows:
     """
 
     type: DecisionType
-    pairs: Sequence[tuple[dict[str, Any], Answer]]
+    pairs: Sequence[tuple[dict[str, Any], SourceAnswer]]
     episode: np.ndarray
     episodes: int
     weight: np.ndarray
@@ -74,7 +74,7 @@ def measure_exact_match(rows: Rows) -> dict[str, Metric]:
     return {
         "exact_match": rows.mean_of(
             [
-                answer.decision is not None and rows.answer_class(label) == rows.answer_class(answer.decision)
+                answer.decision is not None and rows.type.form.agrees(label, answer.decision)
                 for label, answer in rows.pairs
             ]
         )
