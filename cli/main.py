@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import costs, decisions, doctor, init, label, log, mcp, models, running
+from cli import costs, decisions, doctor, init, label, log, mcp, models, running, types
 from cli.environment import is_debug, load_env_file, set_debug
 from cli.errors import describe
 from cli.examples import add_examples
@@ -36,6 +36,7 @@ for each in (
     app.add_typer(each)  # without a name: its commands are the root's
 app.add_typer(running.flow_app, name="flow")
 app.add_typer(decisions.data_app, name="data")
+app.add_typer(types.types_app, name="types")
 app.add_typer(models.models_app, name="models")
 app.add_typer(costs.costs_app, name="costs")
 add_examples(app)

@@ -260,6 +260,12 @@ def without_credentials(upstreams: Mapping[str, tuple[UpstreamSettings, ...]]) -
     ]
 
 
+def load_forced_templates(path: Path | None = None, env: Mapping[str, str] = os.environ) -> tuple[Any, ...]:
+    """The tables of `[[gateway.forced]]` alone. Raises `GatewayConfigError`."""
+    file = path or settings_file(env)
+    return tuple(_list(file, "forced", _read(file)))
+
+
 def hash_token(token: str) -> bytes:
     """This digest of a token is what is compared."""
     return hashlib.sha256(token.encode()).digest()
