@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from cli.options import AsJson, Data, DryRun, Provider, check_decision_type, find_data, with_settings
-from cli.output import print_json, print_line, show
+from cli.options import AsCsv, AsJson, Data, DryRun, Provider, Watch, check_decision_type, find_data, with_settings
+from cli.output import print_json, print_line, show, watch_output
 from pipeline.parameters import GuardSettings, PaysSettings
 from pipeline.reports import to_jsonable, without
 
@@ -131,20 +131,15 @@ def reconcile(data: Data = None, as_json: AsJson = False) -> None:
 @costs_app.command("now")
 def now_command(
     data: Data = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every 10 seconds, until Ctrl-C")] = False,
+    watch: Watch = False,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Show what each decision type costs today and this month, and what that saves against the fallback."""
-    from time import sleep
-
     from pipeline.economy.overview import costs_now
 
-    folder = find_data(data)
-    while True:
-        show(costs_now(folder), as_json=as_json, title="US dollars today and this month (UTC), by decision type")
-        if not watch:
-            return
-        sleep(10)
+    folder, title = find_data(data), "US dollars today and this month (UTC), by decision type"
+    watch_output(watch, lambda: show(costs_now(folder), as_json=as_json, as_csv=as_csv, title=title))
 
 
 @costs_app.command("report")
@@ -171,6 +166,7 @@ def charges(
     data: Data = None,
     limit: Annotated[int, typer.Option(min=1, help="Show only this many of the latest")] = 20,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """List charges and their reasons, the latest last. Negative amounts are corrections to the bill."""
     from storage.ledger.ledger import open_ledger
@@ -178,7 +174,8 @@ def charges(
     with open_ledger(find_data(data)) as ledger:
         rows = [asdict(row) for row in ledger.charges()[-limit:]]
     columns = ("ts", "kind", "amount_usd", "what", "decision_type")
-    show(rows if as_json else [{name: row[name] for name in columns} for row in rows], as_json=as_json, title="Charges")
+    shown = rows if as_json or as_csv else [{name: row[name] for name in columns} for row in rows]
+    show(shown, as_json=as_json, as_csv=as_csv, title="Charges")
 
 
 @costs_app.command("set-budget")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cli.errors import CommandError
-from cli.options import AsJson, Data, Yes, find_data, with_settings
+from cli.options import AsCsv, AsJson, Data, Yes, find_data, with_settings
 from cli.output import print_json, print_note, print_table, progress_bar, show
 from pipeline.parameters import CheckSettings, CompactSettings, ExpireSettings
 from pipeline.reports import without
@@ -187,6 +187,7 @@ def sql(
         typer.Option("--unsafe", help="Let the query write (`COPY (…) TO 'file.parquet'`), and read any file or host"),
     ] = False,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Query the decision log and the ledger in DuckDB's SQL. Read-only; --unsafe lets a query write files."""
     import duckdb
@@ -195,13 +196,13 @@ def sql(
 
     try:
         result = storage.sql(
-            find_data(data), query, limit=limit or (None if as_json else _TABLE_ROWS), read_only=not unsafe
+            find_data(data), query, limit=limit or (None if as_json or as_csv else _TABLE_ROWS), read_only=not unsafe
         )
     except (duckdb.Error, ValueError) as error:
         raise CommandError(f"the query cannot be run: {error}") from error
-    if as_json:
+    if as_json or as_csv:
         names = _apart(result.columns)
-        print_json([dict(zip(names, row, strict=True)) for row in result.rows])
+        show([dict(zip(names, row, strict=True)) for row in result.rows], as_json=as_json, as_csv=as_csv)
     else:
         print_table(result.columns, result.rows)
     if result.more:
@@ -223,7 +224,7 @@ def _apart(columns: list[str]) -> list[str]:
 
 
 @data_app.command()
-def stats(data: Data = None, as_json: AsJson = False) -> None:
+def stats(data: Data = None, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """Count the decisions of each type, and say whether they are ready for training."""
     from quality.dataset.statistics import summarize_log
 
@@ -242,11 +243,11 @@ def stats(data: Data = None, as_json: AsJson = False) -> None:
         }
         for each in summarize_log(find_data(data))
     ]
-    show(rows, as_json=as_json, title="Decisions")
+    show(rows, as_json=as_json, as_csv=as_csv, title="Decisions")
 
 
 @data_app.command()
-def datasets(data: Data = None, as_json: AsJson = False) -> None:
+def datasets(data: Data = None, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """List the exported datasets."""
     from quality.dataset.export import read_manifest
     from storage.layout import Layout
@@ -262,7 +263,7 @@ def datasets(data: Data = None, as_json: AsJson = False) -> None:
         }
         for manifest in manifests
     ]
-    show(rows, as_json=as_json, title="Datasets")
+    show(rows, as_json=as_json, as_csv=as_csv, title="Datasets")
 
 
 _TABLE_ROWS = 1_000  # nobody reads more, and laying out a table of them takes its time

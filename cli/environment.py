@@ -44,6 +44,12 @@ def use_prefect(url: str) -> bool:
     return os.environ.setdefault("PREFECT_API_URL", url) == url
 
 
+def prefect_hosts() -> list[str]:
+    """Host names besides this machine's, under which `cli.prefect_server` may be asked."""
+    names = os.environ.get("REASONING_PREFECT_HOSTS", "").split(",")
+    return [name.strip().lower() for name in names if name.strip()]
+
+
 def set_prefect_password(password: str) -> None:
     """Have Prefect's client send this password, in the form `user:password`."""
     os.environ["PREFECT_API_AUTH_STRING"] = password

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import AsJson, Data, DecisionType, ModelName, check_decision_type, find_data, with_settings
-from cli.output import print_json, print_line, print_note, progress_bar, show
+from cli.options import (
+    AsCsv,
+    AsJson,
+    Data,
+    DecisionType,
+    ModelName,
+    Watch,
+    check_decision_type,
+    find_data,
+    with_settings,
+)
+from cli.output import print_json, print_line, print_note, progress_bar, show, watch_output
 from pipeline import parameters
 from pipeline.parameters import (
     CycleSettings,
@@ -135,7 +145,7 @@ def evaluate(
 
     folder = find_data(data)
     with progress_bar("evaluating") as progress:
-        found = evaluate_model(folder, model, **asdict(settings), progress=progress)
+        found = evaluate_model(folder, model, settings, progress=progress)
     if as_json:
         print_json(found)
         return
@@ -335,7 +345,7 @@ def _show_plan(plan: CyclePlan, *, as_json: bool) -> None:
 
 
 @models_app.command("list")
-def list_models(data: Data = None, as_json: AsJson = False) -> None:
+def list_models(data: Data = None, watch: Watch = False, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """List the models: state and the reason for it, what serves them, cost."""
     from provider.lifecycle.status import model_status
 
@@ -351,8 +361,14 @@ def list_models(data: Data = None, as_json: AsJson = False) -> None:
         "requests",
         "cost_usd",
     )
-    rows = model_status(find_data(data))
-    show(rows if as_json else [{key: row[key] for key in columns} for row in rows], as_json=as_json, title="Models")
+    folder = find_data(data)
+
+    def once() -> None:
+        rows = model_status(folder)
+        shown = rows if as_json or as_csv else [{key: row[key] for key in columns} for row in rows]
+        show(shown, as_json=as_json, as_csv=as_csv, title="Models")
+
+    watch_output(watch, once)
 
 
 @models_app.command()
@@ -418,6 +434,7 @@ def history(
     model: Annotated[str, typer.Argument(help="A model's id, or a decision type for all of its models")],
     data: Data = None,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """List what became of a model and what serves it, or of all models of a type, and why; the latest last."""
     from pipeline.selection import find_model
@@ -430,20 +447,27 @@ def history(
         if not rows:
             rows = model_history(ledger, find_model(folder, ledger, model, "show").id)
     title = f"History of {model}"
-    show(rows if as_json else [without(row, "numbers") for row in rows], as_json=as_json, title=title)
+    shown = rows if as_json or as_csv else [without(row, "numbers") for row in rows]
+    show(shown, as_json=as_json, as_csv=as_csv, title=title)
 
 
 @models_app.command("jobs")
-def list_jobs(data: Data = None, as_json: AsJson = False) -> None:
+def list_jobs(data: Data = None, watch: Watch = False, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """List fine-tunes: state, estimated and actual cost, and the resulting model."""
     from storage.ledger.ledger import open_ledger
 
     columns = ("id", "decision_type", "base_model", "state", "estimate_usd", "price_usd", "model_id")
     from storage.ledger.rows import FineTuneJob
 
-    with open_ledger(find_data(data)) as ledger:
-        rows = [asdict(row) for row in ledger.find(FineTuneJob)]
-    show(rows if as_json else [{name: row[name] for name in columns} for row in rows], as_json=as_json, title="Jobs")
+    folder = find_data(data)
+
+    def once() -> None:
+        with open_ledger(folder) as ledger:
+            rows = [asdict(row) for row in ledger.find(FineTuneJob)]
+        shown = rows if as_json or as_csv else [{name: row[name] for name in columns} for row in rows]
+        show(shown, as_json=as_json, as_csv=as_csv, title="Jobs")
+
+    watch_output(watch, once)
 
 
 @models_app.command()

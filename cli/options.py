@@ -42,6 +42,8 @@ Data = Annotated[
     typer.Option("--data", help="The data folder", show_default="REASONING_DATA, else `data` in reasoning.toml"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV for spreadsheets")]
+Watch = Annotated[bool, typer.Option("--watch", help="Show it again every 10 seconds, until Ctrl-C")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 DecisionType = Annotated[str, typer.Argument(help=parameters.DECISION_TYPE_HELP)]
@@ -129,6 +131,14 @@ def _read(parameter: Parameter, values: dict[str, Any]) -> Any:
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=flag) from error
     return None if value == [] else value
+
+
+def read_moment(text: str | None, flag: str) -> Moment | None:
+    """A moment as people type it, None without one. Raises BadParameter."""
+    try:
+        return None if text is None else parse_moment(text, end=flag == "--until")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=flag) from error
 
 
 def _api(prefect: str | None) -> str | None:

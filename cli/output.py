@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from decimal import Decimal
@@ -33,10 +34,34 @@ def print_json(value: Any) -> None:
     sys.stdout.write(orjson.dumps(to_jsonable(value), option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
-def show(report: Any, *, as_json: bool, title: str | None = None) -> None:
-    """Print a report: a row a field, and a table for each field that has rows; or the rows of a list."""
+def print_csv(rows: Sequence[Any]) -> None:
+    """Print rows (dictionaries or dataclasses) as CSV with a header; lists and objects as JSON. Nothing for no rows."""
+    import csv
+
+    plain = [to_jsonable(without(row)) for row in rows]
+    columns = list(dict.fromkeys(name for row in plain for name in row))
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if columns:
+        writer.writerow(columns)
+    for row in plain:
+        cells = (row.get(name) for name in columns)
+        writer.writerow(orjson.dumps(cell).decode() if isinstance(cell, list | dict | bool) else cell for cell in cells)
+
+
+def show(report: Any, *, as_json: bool, as_csv: bool = False, title: str | None = None) -> None:
+    """Print a report: a row a field, and a table for each field that has rows; or the rows of a list.
+
+    Only a list can be printed as CSV. Raises BadParameter for both forms at once.
+    """
+    if as_json and as_csv:
+        import typer
+
+        raise typer.BadParameter("give one of the two", param_hint="--json --csv")
     if as_json:
         print_json(report)
+        return
+    if as_csv:
+        print_csv(report)
         return
     if isinstance(report, list):
         rows = [without(row) for row in report]
@@ -100,6 +125,35 @@ def new_console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 1000)
+
+
+@contextmanager
+def is_interrupted() -> Iterator[None]:
+    """Ctrl-C ends what is in it, quietly, with the exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        import typer
+
+        raise typer.Exit(130) from None
+
+
+def watch_output(watch: bool, once: Callable[[], None], *, seconds: float = 10) -> None:
+    """Call `once`; with `watch` again and again, on a cleared screen where it is a terminal, until Ctrl-C."""
+    with is_interrupted():
+        while True:
+            if watch and sys.stdout.isatty():
+                print("\x1b[H\x1b[2J", end="")
+            once()
+            if not watch:
+                return
+            sys.stdout.flush()
+            time.sleep(seconds)
+
+
+def strip_controls(line: str) -> str:
+    """A text with its control characters shown, so that a terminal does not obey them."""
+    return line.translate(_CONTROLS)
 
 
 def print_line(line: str) -> None:

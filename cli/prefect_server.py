@@ -2,7 +2,8 @@
 
 Prefect has no setting for allowed hosts, and its CORS setting only tells a browser what to hide: the request itself is
 carried out. So requests are checked here before Prefect sees them. Host, port and password come from Prefect's own
-environment variables (`cli.serve.environment`).
+environment variables (`cli.serve.environment`); `REASONING_PREFECT_HOSTS` adds names, separated by commas, under which
+the server may be asked, such as that of its container.
 """
 
 from __future__ import annotations
@@ -71,13 +72,16 @@ def main() -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
+    from cli.environment import prefect_hosts
+
     settings: Any = get_current_settings().server
     if not settings.api.auth_string:
         raise SystemExit(
             "PREFECT_SERVER_API_AUTH_STRING is not set: without a password anybody here could run commands"
         )
+    hosts = (*LOOPBACK, *prefect_hosts())
     uvicorn.run(
-        SameOriginOnly(create_app(final=True), origins=own_origins(settings.api.port)),
+        SameOriginOnly(create_app(final=True), hosts=hosts, origins=own_origins(settings.api.port)),
         host=settings.api.host,
         port=settings.api.port,
         timeout_keep_alive=settings.api.keepalive_timeout,

@@ -12,7 +12,7 @@ import stat
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,7 @@ def serve(
     data: Path,
     *,
     provider: str = "local",
+    host: str = HOST,
     prefect_port: int = PREFECT_PORT,
     gateway_port: int = GATEWAY_PORT,
     emulator_port: int = EMULATOR_PORT,
@@ -74,25 +75,27 @@ def serve(
 ) -> str:
     """Run everything until a signal comes, and return its name. All of it is stopped on the way out.
 
-    Ports are those of 127.0.0.1; 0 is any free one. Raises `PortInUse`, `ServeError` when the data folder is served
-    already, and `ChildDied` when one of the processes ends: then all the others are stopped too, as half a flywheel
-    (agents served, costs unguarded) is worse than none.
+    `host` is the address that the gateway and Prefect's server listen on, such as 0.0.0.0 in a container; the emulator
+    and local models stay on 127.0.0.1. A port of 0 is any free one. Raises `PortInUse`, `ServeError` when the data
+    folder is served already, and `ChildDied` when one of the processes ends: then all the others are stopped too, as
+    half a flywheel (agents served, costs unguarded) is worse than none.
     """
     data = data.absolute()
     with only_one(data) as lock:
         lock.tell(provider=provider)
-        prefect = f"http://{HOST}:{free_port(HOST, prefect_port, what='Prefect', option='--prefect-port')}"
-        gateway = f"http://{HOST}:{free_port(HOST, gateway_port, what='the gateway', option='--gateway-port')}"
+        prefect = f"http://{HOST}:{free_port(host, prefect_port, what='Prefect', option='--prefect-port')}"
+        gateway = f"http://{HOST}:{free_port(host, gateway_port, what='the gateway', option='--gateway-port')}"
         emulator = None
         if provider == "emulator" and not has_provider_url():
             port = free_port(HOST, emulator_port, what="the emulator", option="--emulator-port")
             emulator = f"http://{HOST}:{port}"
         with tempfile.TemporaryDirectory(prefix="reasoning-serve-") as scratch:
             env = environment(data, provider=provider, prefect=prefect, emulator=emulator, scratch=Path(scratch))
+            env |= {"PREFECT_SERVER_API_HOST": host}
             try:
                 with Supervisor(data / "logs", env) as children:
                     services = _start_provider(children, data, provider=provider, emulator=emulator, say=on_step)
-                    services = _start(children, data, prefect=prefect, gateway=gateway, say=on_step) + services
+                    services = _start(children, data, host, prefect=prefect, gateway=gateway, say=on_step) + services
                     urls = {"prefect": prefect, "gateway": gateway, "emulator": emulator}
                     lock.tell(network=_network(data), **urls)
                     on_ready(services)
@@ -122,11 +125,11 @@ def _start_provider(
 
 
 def _start(
-    children: Supervisor, data: Path, *, prefect: str, gateway: str, say: Callable[[str], None]
+    children: Supervisor, data: Path, host: str, *, prefect: str, gateway: str, say: Callable[[str], None]
 ) -> list[Service]:
     say("the gateway")
     port = gateway.rpartition(":")[2]
-    children.start("gateway", [sys.executable, "-m", "gateway", "--data", str(data), "--host", HOST, "--port", port])
+    children.start("gateway", [sys.executable, "-m", "gateway", "--data", str(data), "--host", host, "--port", port])
     say("Prefect's server (some 20 s the first time)")
     # Prefect reads `.env`, `prefect.toml` and `pyproject.toml` of its current folder, which may be another Prefect's.
     children.start("prefect-server", PREFECT_SERVER, cwd=children.logs)
@@ -140,13 +143,13 @@ def _start(
     children.wait_until("the worker", lambda: _pool_is_ready(prefect, children.env["PREFECT_API_AUTH_STRING"]))
     children.wait_until("the gateway", lambda: answers(f"{gateway}/healthz"))
     return [
-        Service("gateway", gateway, f"for agents; for people {gateway}/dashboard; the token: {data / 'gateway.token'}"),
+        Service("gateway", gateway, f"for agents, and the page for people; the token: {data / 'gateway.token'}"),
         Service("Prefect", prefect, f"every flow, its runs and artifacts; the password: {data / PASSWORD}"),
         Service("logs", str(data / "logs"), "one file per process"),
     ]
 
 
-def environment(data: Path, *, provider: str, prefect: str, emulator: str | None, scratch: Path) -> Mapping[str, str]:
+def environment(data: Path, *, provider: str, prefect: str, emulator: str | None, scratch: Path) -> dict[str, str]:
     """What the children see: our own, with the data folder, the provider and Prefect's server settled.
 
     Which server the user's Prefect talks to otherwise, perhaps one elsewhere with a key, has no say. Prefect's server

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,9 @@ from cli.errors import ChildDied, PortInUse
 
 _PR_SET_PDEATHSIG = 1
 _POLL = 0.1  # seconds
+_ROTATION = 10.0  # seconds between looks at the sizes of the logs
+MAX_LOG_BYTES = 50 * 1024**2
+"""A larger log is copied to `<name>.log.1`, over the one before, and truncated."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,15 @@ class Supervisor:
             signal.signal(number, handler)
 
     def start(self, name: str, command: Sequence[str], *, cwd: Path | None = None) -> Child:
-        """Start `command` in the current folder or in `cwd`, its output going to `<logs>/<name>.log`."""
+        """Start `command` in the current folder or in `cwd`, its output going to `<logs>/<name>.log`.
+
+        What the child of that name wrote before is kept in `<name>.log.1`: it may say why it ended.
+        """
         log = self.logs / f"{name}.log"
-        with log.open("wb") as output:
+        with suppress(FileNotFoundError):
+            if log.stat().st_size:
+                log.replace(_previous(log))
+        with log.open("ab") as output:  # appending, so that a child goes on at the new end after `rotate`
             process = subprocess.Popen(
                 command,
                 cwd=cwd,
@@ -123,11 +133,28 @@ class Supervisor:
                 raise ChildDied(_epitaph(child))
 
     def watch(self, also: Callable[[], None] = lambda: None) -> None:
-        """Until a signal comes (`Stopped`), a child ends (`ChildDied`), or `also` raises."""
+        """Until a signal comes (`Stopped`), a child ends (`ChildDied`), or `also` raises; rotate the logs meanwhile."""
+        looked = time.monotonic()
         while True:
             self.check()
             also()
+            if time.monotonic() - looked > _ROTATION:
+                self.rotate()
+                looked = time.monotonic()
             time.sleep(_POLL)
+
+    def rotate(self, max_bytes: int = MAX_LOG_BYTES) -> None:
+        """Copy each log above `max_bytes` to `<name>.log.1` and truncate it: the child keeps its open file.
+
+        Lines written between the two steps are lost, as with logrotate's `copytruncate`. A disk without room for the
+        copy costs the old lines, not the service: the log is truncated without one.
+        """
+        for child in self.children:
+            with suppress(OSError):
+                if child.log.stat().st_size > max_bytes:
+                    with suppress(OSError):
+                        shutil.copyfile(child.log, _previous(child.log))
+                    os.truncate(child.log, 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
@@ -167,6 +194,10 @@ def answers(url: str) -> bool:
             return bool(response.status < 300)
     except (OSError, urllib.error.URLError, ValueError):
         return False
+
+
+def _previous(log: Path) -> Path:
+    return log.with_name(f"{log.name}.1")
 
 
 def _die_with_parent() -> None:

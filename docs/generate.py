@@ -49,6 +49,7 @@ VARIABLES = {
     "REASONING_PROVIDER_URL": "URL of the emulator, or of another server that may see the API key",
     "REASONING_GATEWAY_TOKEN": "token of the gateway's operator (default: made once, in `gateway.token`)",
     "REASONING_GATEWAY_HOSTS": "more host names that the gateway may be addressed by, separated by commas",
+    "REASONING_PREFECT_HOSTS": "more host names that Prefect's server may be addressed by, separated by commas",
     "REASONING_ANTHROPIC_URL": "the gateway's Anthropic upstream, instead of the file's",
     "REASONING_OPENAI_URL": "the gateway's OpenAI upstream, instead of the file's",
     "REASONING_DEBUG": "show the traceback of an error (`reasoning --debug`)",

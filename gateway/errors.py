@@ -18,7 +18,9 @@ from __future__ import annotations
 
 from reasoning.errors import ReasoningError
 
-_OF_WHOLE_ANSWERS = frozenset({"content_filter", "cut", "tool_choice", "tool_arguments", "empty", "too_long"})
+_OF_WHOLE_ANSWERS = frozenset(
+    {"content_filter", "cut", "tool_choice", "tool_arguments", "empty", "too_long", "unmarked_thought"}
+)
 
 
 class GatewayError(ReasoningError):

@@ -6,7 +6,7 @@
     └── FlowError
         ├── UnknownFlow      prefect.yaml has no deployment of that name
         ├── FlowBusy         another run of the flow is at work (names it)
-        ├── AmbiguousModel   a decision type leaves several models (lists them)
+        ├── AmbiguousModel   a decision type, or the beginning of an id, is that of several (lists them)
         ├── NameTaken        another model is, or was, registered by this name
         ├── ModelMoved       a model's state is not what a step was decided by: another was faster (says what it is)
         ├── LabelRefused     a person's label cannot be recorded (says why, and how to write it)
@@ -32,7 +32,7 @@ class FlowBusy(FlowError):
 
 
 class AmbiguousModel(FlowError):
-    """A decision type stands for several models here: one has to be named by its id."""
+    """A decision type, or the beginning of an id, stands for several: one has to be named by its id."""
 
 
 class NameTaken(FlowError):

@@ -22,7 +22,7 @@ from pipeline.cycle_plan import (
 )
 from pipeline.errors import MissingStep
 from pipeline.life import move_model
-from pipeline.selection import find_model, list_candidates
+from pipeline.selection import find_model, ids_beginning, list_candidates, only_one
 from provider.clock import Now, clock_of
 from provider.endpoint.serving import end_serving, serve_model
 from provider.errors import ProviderError
@@ -65,19 +65,24 @@ def at_work(data: Path, of: Model | None = None) -> Iterator[tuple[Provider, Led
 
 
 def find_dataset(data: Path, dataset: str | Path) -> Path:
-    """Folder of a dataset, given its id or the folder itself. Raises `MissingStep`."""
+    """Folder of a dataset, given its id, the beginning of it, or the folder itself.
+
+    Raises `MissingStep` where there is none, and `AmbiguousModel` where there are several.
+    """
     if (folder := Path(dataset)).joinpath("manifest.json").is_file():
         return folder
-    found = sorted(Layout(data).datasets.glob(f"*/{dataset}/manifest.json"))
-    if not found:
+    folders = {path.parent.name: path.parent for path in sorted(Layout(data).datasets.glob("*/*/manifest.json"))}
+    text = str(dataset)
+    begin = [text] if text in folders else ids_beginning(text, folders)
+    if not begin:
         raise MissingStep(
             f"there is no dataset {str(dataset)!r} in {Layout(data).datasets}: "
             "`reasoning data datasets` lists them, `reasoning export DECISION_TYPE` makes one"
         )
-    return found[0].parent
+    return folders[only_one(text, begin, "datasets")]
 
 
-def find_deployment(ledger: Ledger, model_id: str, *states: str) -> Deployment | None:
+def find_deployment(ledger: Ledger, model_id: str, *states: DeploymentState) -> Deployment | None:
     """Ledger row of the newest deployment of a model in one of `states` (default: any but deleted)."""
     rows = ledger.find(Deployment, model_id=model_id, state=states or LIVE_STATES)
     return max(rows, key=lambda row: row.created_at, default=None)
@@ -148,15 +153,17 @@ def fine_tune(
 
 
 def cancel_job(data: Path, job: str, *, now: Now = None) -> FineTuneJob:
-    """Cancel a fine-tune (its id) that has not ended; returns its ledger row. What it cost until then is charged.
+    """Cancel a fine-tune (its id, or the beginning of it) that has not ended; returns its ledger row.
 
-    Raises `MissingStep` where there is none of that id.
+    What it cost until then is charged. Raises `MissingStep` where there is none of that id.
     """
     with open_ledger(data) as ledger:
-        found = ledger.find(FineTuneJob, id=job)
-        if not found:
+        rows = {row.id: row for row in ledger.find(FineTuneJob)}
+        begin = [job] if job in rows else ids_beginning(job, rows)
+        if not begin:
             raise MissingStep(f"there is no fine-tune {job!r}: `reasoning models jobs` lists them")
-        with open_provider_of(data, found[0].provider) as provider:
+        job = only_one(job, begin, "fine-tunes")
+        with open_provider_of(data, rows[job].provider) as provider:
             return cancel_fine_tune(provider, ledger, job, now=now)
 
 

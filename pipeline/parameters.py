@@ -65,7 +65,7 @@ class CheckSettings:
 class CompactSettings:
     """Which days of the decision log are compacted."""
 
-    min_files: Annotated[int, Ge(2), Doc("Days with fewer files are left as they are.")] = 2
+    min_files: Annotated[int, Ge(2), Doc("Days with fewer small files are left as they are.")] = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import MissingStep
 from pipeline.evaluation import choose_confidence, dataset_of
-from pipeline.life import Move, experiment_of, move_model, read_lives
+from pipeline.life import Move, MoveOptions, experiment_of, move_model, read_lives
 from pipeline.models import find_dataset, find_deployment, take_down
 from pipeline.parameters import PromoteSettings
 from pipeline.selection import find_model
@@ -23,7 +23,7 @@ from quality.dataset.export import read_manifest
 from reasoning.serving.routes import Arm, Route
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import Serving, served_models
-from storage.ledger.rows import Deployment, Model, ModelState, required
+from storage.ledger.rows import Deployment, DeploymentState, Model, ModelState, required
 
 if TYPE_CHECKING:
     from quality.evaluation.promotion import PromotionDecision
@@ -57,7 +57,7 @@ def promote_model(
     with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "promote --force" if settings.force else "promote")
         name = required(row.decision_type, f"the decision type of model {row.id}")
-        deployment = find_deployment(ledger, row.id, "ready")
+        deployment = find_deployment(ledger, row.id, DeploymentState.READY)
         if deployment is None:
             raise MissingStep(f"model {row.id} is not deployed: `reasoning deploy {row.id}` first")
         verdict = last_verdict(ledger, row.id)
@@ -89,7 +89,9 @@ def give_traffic(
 ) -> Move:
     """Move a deployed model to the state of `settings.mode`, asked as the settings say."""
     serving = _serving(data, ledger, model, deployment, settings)
-    return move_model(data, ledger, model.id, _STATES[settings.mode], why=why, now=now, serving=serving)
+    return move_model(
+        data, ledger, model.id, _STATES[settings.mode], why=why, now=now, options=MoveOptions(serving=serving)
+    )
 
 
 def _require_approval(model_id: str, verdict: PromotionDecision | None) -> None:

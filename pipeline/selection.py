@@ -7,7 +7,7 @@ looks for is in `_TIERS`. Where that leaves several, nothing is guessed: the err
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -22,7 +22,7 @@ from storage.layout import Layout
 from storage.ledger.ledger import Ledger
 from storage.ledger.lives import evaluated_models
 from storage.ledger.money import format_usd
-from storage.ledger.rows import CHALLENGER_STATES, INCUMBENT_STATES, Deployment, Model, ModelState
+from storage.ledger.rows import CHALLENGER_STATES, INCUMBENT_STATES, Deployment, DeploymentState, Model, ModelState
 
 Verb = Literal["show", "deploy", "evaluate", "promote", "promote --force", "demote", "undeploy"]
 
@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def is_ready(self) -> bool:
-        return any(row.state == "ready" for row in self.deployments)
+        return any(row.state == DeploymentState.READY for row in self.deployments)
 
     @property
     def is_promoted(self) -> bool:
@@ -57,13 +57,13 @@ class Candidate:
 
     @property
     def is_new_and_deploying(self) -> bool:
-        up = any(row.state in (*STARTING_STATES, "ready") for row in self.deployments)
-        return self.model.state == "trained" and (up or not self.deployed_before)
+        up = any(row.state in (*STARTING_STATES, DeploymentState.READY) for row in self.deployments)
+        return self.model.state == ModelState.TRAINED and (up or not self.deployed_before)
 
     @property
     def hourly_usd(self) -> Decimal:
         """US dollars an hour that its deployments may cost."""
-        return sum((hourly_usd(row) for row in self.deployments if row.state != "stopped"), Decimal(0))
+        return sum((hourly_usd(row) for row in self.deployments if row.state != DeploymentState.STOPPED), Decimal(0))
 
     def __str__(self) -> str:
         states = ", ".join(f"deployment {row.state}" for row in self.deployments) or "not deployed"
@@ -95,14 +95,16 @@ _NONE: Mapping[Verb, str] = {
 def find_model(data: Path, ledger: Ledger, model: str, verb: Verb) -> Model:
     """Ledger row of the model that `verb` means by `model`, its id, its name or a decision type.
 
-    Raises `MissingStep` where there is none, and `AmbiguousModel`, which names all that could be meant with their state
-    and price an hour, where a type leaves several.
+    The beginning of an id is as good as the id. Raises `MissingStep` where there is none, and `AmbiguousModel`, which
+    names all that could be meant with their state and price an hour, where a type leaves several.
     """
     if found := ledger.find(Model, id=model) or ledger.find(Model, name=model):
         return found[0]
     name = model.replace("-", "_")
     candidates = list_candidates(data, ledger, name)
     if not candidates:
+        if begin := ids_beginning(model, [row.id for row in ledger.find(Model)]):
+            return ledger.find(Model, id=only_one(model, begin, "models"))[0]
         raise MissingStep(
             f"there is no model {model!r}: `reasoning models list` shows them, `reasoning fine-tune DATASET` makes one"
         )
@@ -114,6 +116,21 @@ def find_model(data: Path, ledger: Ledger, model: str, verb: Verb) -> Model:
             listed = "; ".join(map(str, meant))
             raise AmbiguousModel(f"{name} could mean {len(meant)} models: {listed}. Name the id of one of them")
     raise MissingStep(f"{_NONE[verb].format(name=name)}. The models are {'; '.join(map(str, candidates))}")
+
+
+SHORTEST_ID = 4
+
+
+def ids_beginning(text: str, ids: Iterable[str]) -> list[str]:
+    """Those of `ids` that begin with `text`; none for less than `SHORTEST_ID` characters."""
+    return sorted(each for each in ids if each.startswith(text)) if len(text) >= SHORTEST_ID else []
+
+
+def only_one(text: str, ids: Sequence[str], what: str) -> str:
+    """The one id of a list that is not empty. Raises `AmbiguousModel` where there are several."""
+    if len(ids) > 1:
+        raise AmbiguousModel(f"{text!r} could mean several {what}: {', '.join(ids)}. Give more of the id")
+    return ids[0]
 
 
 def list_candidates(data: Path, ledger: Ledger, decision_type: str) -> list[Candidate]:

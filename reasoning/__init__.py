@@ -1,7 +1,8 @@
 """What runs beside an agent: decide, route, record.
 
 `DecisionClient` (or `AsyncDecisionClient`), `@decision`, and the `Answer` that they give. A fallback that asks a model
-reports what that cost by `Fallback` or `fallback_call`. See docs/guides/client.md.
+reports what that cost by `Fallback` or `fallback_call`. See docs/guides/client.md; `boolean`, `choice`, `score` and
+`@typed_decision` are of docs/guides/typed-questions.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from reasoning.core import Answer
 from reasoning.decorator import decision
 from reasoning.errors import ReasoningError
 from reasoning.fallback import Fallback, fallback_call
+from reasoning.questions import boolean, choice, score
+from reasoning.typed_decorator import typed_decision
 
 if TYPE_CHECKING:
     from reasoning.async_client import AsyncDecisionClient
@@ -25,9 +28,13 @@ __all__ = [
     "DecisionClient",
     "Fallback",
     "ReasoningError",
+    "boolean",
+    "choice",
     "decision",
     "fallback_call",
     "load_config",
+    "score",
+    "typed_decision",
 ]
 
 

@@ -15,9 +15,10 @@ from uuid import UUID
 
 from reasoning.config import Config
 from reasoning.core import Answer, Attempt, ClientCore, Question
-from reasoning.decision_types import Context
+from reasoning.decision_types import Context, DecisionType
 from reasoning.errors import CallFailed
 from reasoning.fallback import Usage, collecting, split_result
+from reasoning.questions import TypedQuestion
 from reasoning.records import FeedbackKind
 from reasoning.serving.routes import Arm
 from reasoning.serving.shadow import ShadowTasks
@@ -52,7 +53,7 @@ class AsyncDecisionClient:
 
     async def decide(
         self,
-        decision_type: str,
+        decision_type: str | DecisionType,
         context: Context,
         original: AsyncOriginal,
         *,
@@ -67,12 +68,27 @@ class AsyncDecisionClient:
         copy = self._shadow_models(question, shadows) if shadows else None
         answer = None
         if question.asks_model and question.arm is not None:
-            answer = self._core.serve_custom(question, await self._attempt(question, question.arm))
+            attempt = await self._attempt(question, question.arm)
+            self._before_serving(attempt)
+            answer = self._core.serve_custom(question, attempt)
         if answer is None:
             return await self._ask_original(question, original)
         if copy is not None:
             self._shadow_original(copy, shadows, original)
         return answer
+
+    async def ask(
+        self,
+        state: Any,
+        questions: Mapping[str, TypedQuestion],
+        fallback: AsyncOriginal,
+        *,
+        name: str = "ask",
+        **ids: Any,
+    ) -> Answer:
+        """As `DecisionClient.ask`; `fallback` may be a coroutine function."""
+        kind = self._core.question_type(questions, name)
+        return await self.decide(kind, {"state": state}, lambda context: fallback(context["state"]), **ids)
 
     async def decide_should_respond(self, context: Context, original: AsyncOriginal, **ids: Any) -> Answer:
         """`decide("should_respond", …)`."""
@@ -155,6 +171,9 @@ class AsyncDecisionClient:
             self._transport = AsyncTransport()
         return self._transport
 
+    def _before_serving(self, attempt: Attempt) -> None:
+        """A subclass may set `attempt.fallback_reason`; the fallback then answers."""
+
     async def _attempt(self, question: Question, arm: Arm) -> Attempt:
         transport = self._http()
         started = time.perf_counter()
@@ -210,7 +229,10 @@ class AsyncDecisionClient:
         except Exception as error:
             self._core.record_original_error(question, arm, error, started, calls)
         else:
-            self._core.record_original(question, arm, *split_result(result, calls), started, served=False)
+            told = self._core.told_probabilities(question, result)
+            self._core.record_original(
+                question, arm, *split_result(result, calls), started, served=False, probabilities=told
+            )
 
 
 _clients: weakref.WeakSet[AsyncDecisionClient] = weakref.WeakSet()

@@ -27,9 +27,10 @@ from uuid import UUID
 
 from reasoning.config import Config
 from reasoning.core import Answer, Attempt, ClientCore, Question
-from reasoning.decision_types import Context
+from reasoning.decision_types import Context, DecisionType
 from reasoning.errors import CallFailed
 from reasoning.fallback import Usage, collecting, split_result
+from reasoning.questions import TypedQuestion
 from reasoning.records import FeedbackKind
 from reasoning.serving.routes import Arm
 from reasoning.serving.shadow import ShadowThreads
@@ -77,7 +78,7 @@ class DecisionClient:
 
     def decide(
         self,
-        decision_type: str,
+        decision_type: str | DecisionType,
         context: Context,
         original: Original,
         *,
@@ -98,6 +99,25 @@ class DecisionClient:
         if copy is not None:
             self._shadow_original(copy, shadows, original)
         return answer
+
+    def ask(
+        self,
+        state: Any,
+        questions: Mapping[str, TypedQuestion],
+        fallback: Original,
+        *,
+        name: str = "ask",
+        **ids: Any,
+    ) -> Answer:
+        """Answer typed questions (`reasoning.questions`) about one state: text, an object, or a list of messages.
+
+        `fallback` is called as `fallback(state)` and gives an answer for each question, by name: text, an `Enum`, a
+        boolean, or the number of a score's level. The answer's `decision` has them all, its `probabilities` those of
+        every option where they are known. The questions are a decision type of their own, `<name>_<hash of their
+        content>`. `ids` are those of `decide`. Raises `InvalidQuestions`.
+        """
+        kind = self._core.question_type(questions, name)
+        return self.decide(kind, {"state": state}, lambda context: fallback(context["state"]), **ids)
 
     def decide_should_respond(self, context: Context, original: Original, **ids: Any) -> Answer:
         """`decide("should_respond", …)`."""
@@ -238,7 +258,10 @@ class DecisionClient:
         except Exception as error:
             self._core.record_original_error(question, arm, error, started, calls)
         else:
-            self._core.record_original(question, arm, *split_result(result, calls), started, served=False)
+            told = self._core.told_probabilities(question, result)
+            self._core.record_original(
+                question, arm, *split_result(result, calls), started, served=False, probabilities=told
+            )
 
 
 _clients: weakref.WeakSet[DecisionClient] = weakref.WeakSet()

@@ -38,6 +38,7 @@ from reasoning.decision_types import DECISION_TYPES, TIER_THINKING, DecisionType
 from reasoning.errors import ConfigError
 from reasoning.formats import get_form
 from reasoning.formats.port import AnswerForm
+from reasoning.question_catalog import load_catalog
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, similar_name, switch, table, text
 
 _TOGETHER_DOMAINS = ("together.ai", "together.xyz")
@@ -147,6 +148,19 @@ def settings_file(env: Mapping[str, str] = os.environ) -> Path:
     return Path(env.get("REASONING_CONFIG") or "reasoning.toml")
 
 
+def data_source(data: Path | str | None = None, env: Mapping[str, str] = os.environ) -> str:
+    """What names the data folder: `--data`, `REASONING_DATA`, the settings file, or nothing but the `default`."""
+    if data:
+        return "--data"
+    if env.get("REASONING_DATA"):
+        return "REASONING_DATA"
+    file = settings_file(env)
+    try:
+        return str(file) if "data" in read_toml(file, ConfigError) else "default"
+    except FileNotFoundError:
+        return "default"
+
+
 def host_id(env: Mapping[str, str] = os.environ) -> str:
     """The name of this host that `REASONING_HOST_ID` gives, for hosts that cannot be told apart otherwise."""
     return env.get("REASONING_HOST_ID", "")
@@ -176,14 +190,16 @@ def load_config(
     place, enabled = f"{file}: enabled", raw.get("enabled", True)
     if env.get("REASONING_ENABLED"):
         place, enabled = "REASONING_ENABLED", env["REASONING_ENABLED"]
+    data = Path(folder).absolute()
+    declared = _decision_types(file, section("decision_types"), _tiers(file, section("tiers")))
     return Config(
-        data=Path(folder).absolute(),
+        data=data,
         agent_id=None if agent_id is None else text(f"{file}: agent_id", agent_id, ConfigError),
         api_key=_api_key(env),
         provider_url=_provider_url(file, raw, env),
         keys=_keys(file, section("keys"), env),
         enabled=switch(place, enabled, ConfigError),
-        decision_types=_decision_types(file, section("decision_types"), _tiers(file, section("tiers"))),
+        decision_types={**load_catalog(data), **declared},
         retention=_retention(file, section("retention")),
         redaction=_redaction(file, section("redaction"), env),
         **_client(file, section("client")),
@@ -460,9 +476,12 @@ def _decision_type(place: str, name: str, raw: dict[str, Any]) -> DecisionType:
 def _form(place: str, name: Any) -> AnswerForm:
     name = text(f"{place} answer", name, ConfigError)
     try:
-        return get_form(name)
+        form = get_form(name)
     except ConfigError as error:
         raise ConfigError(f"{place} {error}") from None
+    if not form.declarable:
+        raise ConfigError(f"{place} answer: {name!r} is not declared here; ask the questions with `client.ask`")
+    return form
 
 
 def _labels(place: str, labels: Any) -> tuple[str, ...]:

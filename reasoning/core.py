@@ -22,15 +22,24 @@ from uuid import UUID
 import orjson
 
 from reasoning.config import Config, load_config
-from reasoning.decision_types import Context, DecisionType, check_demonstration, get_decision_type
+from reasoning.decision_types import Context, DecisionType, check_demonstration, get_decision_type, questions_type
 from reasoning.error_text import describe_error
 from reasoning.errors import CallFailed, RecordError, UnparseableAnswer, Unredactable
-from reasoning.fallback import Usage, add_usage, split_result
+from reasoning.fallback import Fallback, Usage, add_usage, split_result
 from reasoning.ids import uuid7
 from reasoning.io.spool import SegmentWriter
+from reasoning.question_catalog import keep_questions
+from reasoning.questions import Probabilities, TypedQuestion, normalize_probabilities, question_set
 from reasoning.records import Decision, FallbackReason, Feedback, FeedbackKind, Message, Source, encode_record
 from reasoning.redaction.placeholders import RedactedPrompt
-from reasoning.serving.completion import Completion, check_whole, measure_confidence, read_completion, request_body
+from reasoning.serving.completion import (
+    Completion,
+    check_whole,
+    measure_confidence,
+    read_completion,
+    read_probabilities,
+    request_body,
+)
 from reasoning.serving.model_calls import ModelCalls
 from reasoning.serving.routes import Arm, Route
 
@@ -38,6 +47,9 @@ _log = logging.getLogger("reasoning")
 
 _RECENT = 8192
 """So many decisions are remembered, to check demonstrations of them; some 2 MB."""
+
+_MAX_ASKED = 10_000
+"""So many sets of questions are remembered."""
 
 NOT_INSTALLED = (
     "the rules of redaction are not installed; pip install 'custom-reasoning[redact]', or set enabled = false in "
@@ -55,7 +67,8 @@ class Answer:
     `decision` is the decision type's object; where the original gave something that is none, it is that itself.
     `fallback_reason` says why the original answered in a model's place. `latency_ms` is from question to answer.
     `decision_id` is what feedback refers to. Tokens are those of the model that answered, where its server told them,
-    or those that the fallback reported. `model` is None where the fallback answered.
+    or those that the fallback reported. `model` is None where the fallback answered. `probabilities` has those of every
+    option of typed questions (`reasoning.questions`), where they are known.
     """
 
     decision: Any
@@ -68,6 +81,7 @@ class Answer:
     latency_ms: float
     input_tokens: int | None = None
     output_tokens: int | None = None
+    probabilities: Probabilities | None = None
 
 
 @dataclass(slots=True)
@@ -122,6 +136,7 @@ class Attempt:
     valid: bool = False
     fallback_reason: FallbackReason | None = None
     error: str | None = None
+    probabilities: Probabilities | None = None
 
 
 class ClientCore:
@@ -143,13 +158,14 @@ class ClientCore:
     def reset(self) -> None:
         """As new, for a forked child: it counts from zero, and inherits no lock that a thread may have held."""
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._asked: dict[str, DecisionType] = {}
         self._recent: dict[UUID, tuple[DecisionType, Context | None]] = {}
         self._lock = threading.RLock()  # reentrant: a signal handler may decide in the middle of a decision
         self.calls.reset()
 
     def ask(
         self,
-        decision_type: str,
+        decision_type: str | DecisionType,
         context: Context,
         episode_id: str | None = None,
         room_id: str | None = None,
@@ -158,7 +174,7 @@ class ClientCore:
     ) -> Question:
         """Render the context and draw the arm. Raises only `UnknownDecisionType`."""
         started = time.perf_counter()
-        found = get_decision_type(decision_type, self.config)
+        found = decision_type if isinstance(decision_type, DecisionType) else self._type(decision_type)
         now = self.clock()
         ts = datetime.fromtimestamp(now, UTC)
         question = Question(found, context, uuid7(ts), ts, started)
@@ -177,7 +193,7 @@ class ClientCore:
                 "contexts refused", "a context cannot be shown to a model, the original answers: %s", question.error
             )
             return question
-        choice = self.calls.draw(decision_type, question.episode_id or str(question.request_id), now)
+        choice = self.calls.draw(found.name, question.episode_id or str(question.request_id), now)
         question.route, question.arm, question.arm_probability, question.fallback_reason, question.error = choice
         if choice.asks_model:
             if (arm := self.calls.admit(choice)) is not None:
@@ -254,12 +270,14 @@ class ClientCore:
         try:
             check_whole(completion, question.type.max_tokens)
             decision = question.type.parse(completion.text, question.context)
+            question.type.form.check_complete(question.type, decision)
             attempt.decision = question.redacted.restore_decision(decision) if question.redacted else decision
         except Exception as error:  # of what a model wrote, or of a context that has changed since
             attempt.fallback_reason, attempt.error = "unparseable", describe_error(error, *self.config.secrets)
             return attempt
         attempt.valid = True
         attempt.confidence = measure_confidence(question.type.answer, completion)
+        attempt.probabilities = read_probabilities(question.type, completion)
         least = question.route.min_confidence if question.route else 0.0
         if least > 0 and (attempt.confidence is None or attempt.confidence < least):
             attempt.fallback_reason = "low_confidence"
@@ -279,6 +297,7 @@ class ClientCore:
         row = self._row(question, attempt.arm, served=served)
         row.source, row.model = "custom", attempt.arm.model
         row.decision, row.confidence, row.valid = attempt.decision, attempt.confidence, attempt.valid
+        row.probabilities = attempt.probabilities
         row.fallback_reason, row.error, row.latency_ms = attempt.fallback_reason, attempt.error, attempt.latency_ms
         if attempt.completion is not None:
             row.completion = attempt.completion.text
@@ -288,16 +307,58 @@ class ClientCore:
 
     def serve_original(self, question: Question, result: Any, started: float, calls: list[Usage]) -> Answer:
         """Record what the fallback returned, and pass its decision on as it is. `calls` are what its models used."""
+        probabilities = self.told_probabilities(question, result)
         result, usage = split_result(result, calls)
-        decision_id, decision = self.record_original(question, question.arm, result, usage, started, served=True)
-        served = result if isinstance(result, dict) or decision is None else decision
-        return self._answer(question, served, decision_id, "original", usage=usage)
+        decision_id, decision = self.record_original(
+            question, question.arm, result, usage, started, served=True, probabilities=probabilities
+        )
+        as_it_is = isinstance(result, dict) and not question.type.questions
+        served = result if as_it_is or decision is None else decision
+        return self._answer(question, served, decision_id, "original", usage=usage, probabilities=probabilities)
+
+    def question_type(self, questions: Mapping[str, TypedQuestion], name: str) -> DecisionType:
+        """The decision type of typed questions, kept in the catalog so that others know it. Raises `InvalidQuestions`.
+
+        The catalog may be full or out of reach: then the questions are asked and recorded all the same.
+        """
+        asked = question_set(questions, name)
+        found = self._asked.get(asked.type_name)
+        if found is None:
+            found = questions_type(asked)
+            try:
+                kept = keep_questions(self.config.data, asked)
+                why = "the catalog is full; put what changes from case to case into the state, not into the questions"
+            except OSError as error:
+                kept, why = False, describe_error(error)
+            if not kept:
+                self.count("questions", "not kept")
+                self._warn("questions", "questions are not kept, so nothing can learn from them: %s", why)
+            if len(self._asked) < _MAX_ASKED:
+                self._asked[found.name] = found
+        return found
+
+    def _type(self, name: str) -> DecisionType:
+        return self._asked.get(name) or get_decision_type(name, self.config)
+
+    def told_probabilities(self, question: Question, result: Any) -> Probabilities | None:
+        """The probabilities that a fallback reports with its answers to typed questions."""
+        told = getattr(result, "probabilities", None) if isinstance(result, Fallback) else None
+        return None if told is None else normalize_probabilities(question.type.questions, told)
 
     def record_original(
-        self, question: Question, arm: Arm | None, result: Any, usage: Usage, started: float, *, served: bool
+        self,
+        question: Question,
+        arm: Arm | None,
+        result: Any,
+        usage: Usage,
+        started: float,
+        *,
+        served: bool,
+        probabilities: Probabilities | None = None,
     ) -> tuple[UUID, dict[str, Any] | None]:
         """Write the row of the fallback's answer. Its id, and the decision if it is one of the type."""
         row = self._row(question, arm, served=served, usage=usage)
+        row.probabilities = probabilities
         row.latency_ms = (time.perf_counter() - started) * 1000
         try:
             row.decision = question.type.normalize(result, question.context)
@@ -469,6 +530,7 @@ class ClientCore:
         attempt: Attempt | None = None,
         *,
         usage: Usage = _NO_USAGE,
+        probabilities: Probabilities | None = None,
     ) -> Answer:
         self.count("served", source)
         if question.fallback_reason is not None:
@@ -486,6 +548,7 @@ class ClientCore:
             latency_ms,
             told.input_tokens,
             told.output_tokens,
+            attempt.probabilities if attempt else probabilities,
         )
 
     def _warn(self, what: str, message: str, *args: Any) -> None:

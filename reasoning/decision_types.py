@@ -14,7 +14,9 @@ from reasoning.errors import InvalidContext, UnknownDecisionType, UnparseableAns
 from reasoning.formats import get_form
 from reasoning.formats.port import AnswerForm
 from reasoning.formats.port import Context as Context
+from reasoning.questions import QuestionSet, TypedQuestion
 from reasoning.records import Message
+from reasoning.toml_tables import similar_name
 
 Tier = Literal["small", "medium", "large"]
 AnswerFormat = str
@@ -48,6 +50,7 @@ class DecisionType:
     max_messages: int = 50
     thinking: bool | None = None
     stop: tuple[str, ...] = ()
+    questions: tuple[TypedQuestion, ...] = ()
 
     @property
     def request_fields(self) -> dict[str, Any]:
@@ -136,6 +139,20 @@ DECISION_TYPES: dict[str, DecisionType] = {
 }
 
 
+def questions_type(asked: QuestionSet) -> DecisionType:
+    """The decision type of a set of typed questions."""
+    longest = sum(len(q.name) + max(map(len, q.keys)) + 8 for q in asked.questions)
+    return DecisionType(
+        name=asked.type_name,
+        tier="small",
+        answer="questions",
+        max_tokens=32 + longest,  # a token is one character at least
+        temperature=0.0,
+        thinking=TIER_THINKING["small"],
+        questions=asked.questions,
+    )
+
+
 class DeclaredTypes(Protocol):
     """What declares decision types: a `reasoning.config.Config`."""
 
@@ -148,8 +165,10 @@ def get_decision_type(name: str, config: DeclaredTypes | None = None) -> Decisio
     """The type called `name`: one that `config` declares, else a built-in. Raises `UnknownDecisionType`."""
     known = DECISION_TYPES if config is None else config.decision_types
     if name not in known:
+        close = similar_name(name, known)
+        hint = f" (did you mean {close}?)" if close else ""
         raise UnknownDecisionType(
-            f"{name!r} is no decision type; known are {', '.join(known)}. "
+            f"unknown decision type {name!r}{hint}; known: {', '.join(known)}. "
             f"Declare it as [decision_types.{name}] in reasoning.toml"
         )
     return known[name]

@@ -95,7 +95,7 @@ def decision(
                 "which turns a model's decision into what the function gives"
             )
         is_async = inspect.iscoroutinefunction(function)
-        used = client or (_default_async_client() if is_async else _default_client())
+        used = client or (default_async_client() if is_async else default_client())
         if isinstance(used, DecisionClient) is is_async:
             raise ConfigError(
                 f"@decision on {function.__qualname__}: an async function needs an AsyncDecisionClient, "
@@ -222,12 +222,14 @@ def _result(answer: Answer, own: list[Any], returns: Callable[[Any], Any] | None
 
 
 @functools.cache
-def _default_client() -> DecisionClient:
+def default_client() -> DecisionClient:
+    """The client that decorated functions of a process share."""
     return DecisionClient()
 
 
 @functools.cache
-def _default_async_client() -> AsyncDecisionClient:
+def default_async_client() -> AsyncDecisionClient:
+    """The client that decorated async functions of a process share."""
     from reasoning.async_client import AsyncDecisionClient
 
     return AsyncDecisionClient()

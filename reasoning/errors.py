@@ -6,6 +6,7 @@
     ├── ConfigError            a setting is missing or wrong (names the key and the mend)
     ├── UnknownDecisionType    no such decision type is declared
     ├── InvalidContext         the context lacks what the type's renderer needs
+    ├── InvalidQuestions       typed questions that cannot be asked (names the question)
     ├── UnparseableAnswer      a completion is not an answer of its type
     ├── Unredactable           a text cannot be cleaned of what is private in it
     ├── RecordError            a record cannot be written as it is (names the field)
@@ -32,6 +33,7 @@ FallbackReason = Literal[
     "unparseable",
     "low_confidence",
     "over_budget",
+    "needs_text",
 ]
 """Why a model's answer was not served, as it is recorded."""
 
@@ -50,6 +52,10 @@ class UnknownDecisionType(ReasoningError):
 
 class InvalidContext(ReasoningError):
     """The context lacks what the decision type's renderer needs."""
+
+
+class InvalidQuestions(ReasoningError):
+    """Typed questions that cannot be asked."""
 
 
 class UnparseableAnswer(ReasoningError):

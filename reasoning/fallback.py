@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 _INT64 = 1 << 63
@@ -55,14 +55,18 @@ class Usage:
 
     def is_empty(self) -> bool:
         """Is nothing known?"""
-        return all(getattr(self, field.name) is None for field in fields(Usage))
+        return all(getattr(self, each.name) is None for each in fields(Usage))
 
 
 @dataclass(slots=True)
 class Fallback(Usage):
-    """A fallback's decision, in any form that a fallback may return, with what its model used."""
+    """A fallback's decision, in any form that a fallback may return, with what its model used.
+
+    `probabilities` are those of typed questions (`reasoning.questions`): per question the probability of each option.
+    """
 
     decision: Any
+    probabilities: Mapping[str, Mapping[str, float]] | None = field(default=None, kw_only=True)
 
 
 _calls: ContextVar[list[Usage] | None] = ContextVar("reasoning_fallback_calls", default=None)

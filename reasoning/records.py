@@ -63,6 +63,7 @@ class Decision:
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
     price_source: str | None = None
+    probabilities: dict[str, dict[str, float]] | None = None
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -157,6 +158,7 @@ def parse_record(payload: bytes) -> Decision | Feedback:
         "tools": orjson.loads,
         "decision": orjson.loads,
         "tags": orjson.loads,
+        "probabilities": orjson.loads,
         "value": orjson.loads,
     }
     values = {}
@@ -210,6 +212,8 @@ def _decision_wire(d: Decision) -> dict[str, Any]:
         wire["decision"] = _json_text(d.decision)
     if d.tools is not None:
         wire["tools"] = _json_text(d.tools)
+    if d.probabilities is not None:
+        wire["probabilities"] = _json_text(d.probabilities)
     return wire
 
 

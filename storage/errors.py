@@ -13,6 +13,7 @@
         ├── TableError            a partition is damaged, or could not be rewritten
         ├── BackupError           a backup cannot be taken there, is damaged, or cannot be restored
         ├── QueryRefused          a read-only query tried to do more than read (says what, and how to allow it)
+        ├── NoSuchDecision        the log has no decision with that id, or several
         ├── DatasetError          an exported dataset cannot be read, or differs from its manifest
         └── LedgerError           the ledger refused an operation
             ├── BudgetExceeded    a reservation would exceed a budget (names it, what is left, and the remedy)
@@ -66,6 +67,10 @@ class BackupError(StorageError):
 
 class QueryRefused(StorageError):
     """A read-only query tried to do more than read the log. Nothing was written."""
+
+
+class NoSuchDecision(StorageError):
+    """The log has no decision with that id, or the beginning of an id is that of several."""
 
 
 class DatasetError(StorageError):

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 import generate  # noqa: E402
 
-PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")})
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("integrations/*.md")})
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -53,6 +53,7 @@ COMMANDS_NOT_OURS = {
     "vllm": "a server of models, which is not ours",
     "llama-server": "a server of models, which is not ours",
     "git": "needs a clone",
+    "claude": "Claude Code, which is not ours; tests/clients runs it",
 }
 
 

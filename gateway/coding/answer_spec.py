@@ -23,7 +23,11 @@ class AnswerSpec:
     """`model` is the name that the answer carries; `names` are the tools' own ones by what `shorten_names` made of
     them; `tools_in_text` says that the model calls tools in its text (`gateway.coding.turns`). Where there are tools on
     offer (`offers_tools`), a model may do so whatever it was told. `redacted` has the values of the placeholders that
-    the model was shown. `max_length` is how many characters its text and arguments may have in all."""
+    the model was shown. `max_length` is how many characters its text and arguments may have in all.
+
+    `forced` is the one tool that has to be called, and `tools` are those on offer, with whether their arguments may be
+    left out; None where that is not known. `one_call` allows one call at most. `thinks_first` says that the model is
+    known to begin with a thought that it does not mark."""
 
     model: str = ""
     stop_sequences: tuple[str, ...] = ()
@@ -31,6 +35,10 @@ class AnswerSpec:
     names: Mapping[str, str] = field(default_factory=dict)
     must_call: bool = False
     may_call: bool = True
+    forced: str | None = None
+    tools: Mapping[str, bool] | None = None
+    one_call: bool = False
+    thinks_first: bool = False
     offers_tools: bool = False
     redacted: RedactedPrompt | None = None
     max_length: int = MAX_CHARACTERS
@@ -40,17 +48,39 @@ class AnswerSpec:
         if length > self.max_length:
             raise ModelAnswerError("too_long", f"{length} characters; at most {self.max_length} are read")
 
-    def check_calls(self, count: int) -> None:
-        """Raises `ModelAnswerError` when an answer with so many calls is not what `tool_choice` wants."""
+    def check_calls(self, count: int, *, may_be_missing: bool = False) -> None:
+        """Raises `ModelAnswerError` when an answer with so many calls is not what `tool_choice` wants.
+
+        `may_be_missing`: a call may still come, or the limit of tokens ended the answer before one came."""
         if count and not self.may_call:
             raise ModelAnswerError("tool_choice", "a tool call where none was wanted")
-        if not count and self.must_call:
+        if not count and self.must_call and not may_be_missing:
             raise ModelAnswerError("tool_choice", "no tool call where one was wanted")
+        if count > 1 and self.one_call:
+            raise ModelAnswerError("tool_choice", f"{count} tool calls; the request allows one")
+
+    def own_name(self, name: str) -> str:
+        """The tool's own name for the one that the model wrote. Raises `ModelAnswerError` for another tool than the
+        forced one, and for one that is not on offer."""
+        name = self.names.get(name, name)
+        if self.forced is not None and name != self.forced:
+            raise ModelAnswerError("tool_choice", "a call of another tool than the one that has to be called")
+        if self.tools is not None and name not in self.tools:
+            raise ModelAnswerError("tool_choice", "a call of a tool that is not offered")
+        return name
+
+    def check_arguments(self, name: str, arguments: Mapping[str, Any]) -> None:
+        """Raises `ModelAnswerError` for a call without arguments of a tool that needs some."""
+        if not arguments and self.tools is not None and not self.tools.get(name, True):
+            raise ModelAnswerError("tool_arguments", "none, and the tool needs some")
 
 
-def asked_of(chat: dict[str, Any], *, model: str, tools_in_text: bool = False) -> AnswerSpec:
+def asked_of(
+    chat: dict[str, Any], *, model: str, tools_in_text: bool = False, thinks_first: bool = False
+) -> AnswerSpec:
     """What a chat request of `gateway.coding.translate.to_chat` wants of its answer."""
     choice = chat.get("tool_choice", "auto")
+    functions = [tool["function"] for tool in chat.get("tools") or []]
     names = {} if tools_in_text else {_short(name): name for name in _names(chat) if not _NAME.fullmatch(name)}
     return AnswerSpec(
         model,
@@ -59,7 +89,11 @@ def asked_of(chat: dict[str, Any], *, model: str, tools_in_text: bool = False) -
         names,
         must_call=choice not in ("auto", "none"),
         may_call=choice != "none",
-        offers_tools=bool(chat.get("tools")),
+        offers_tools=bool(functions),
+        forced=choice["function"]["name"] if isinstance(choice, dict) else None,
+        tools={function["name"]: not _required(function) for function in functions} if functions else None,
+        one_call=chat.get("parallel_tool_calls") is False,
+        thinks_first=thinks_first,
         max_length=min(BYTES_PER_TOKEN * chat.get("max_tokens", MAX_CHARACTERS), MAX_CHARACTERS),
     )
 
@@ -85,6 +119,11 @@ def shorten_names(chat: dict[str, Any], names: Mapping[str, str]) -> dict[str, A
 def _names(chat: dict[str, Any]) -> list[str]:
     called = [call for message in chat["messages"] for call in message.get("tool_calls") or []]
     return [item["function"]["name"] for item in (*(chat.get("tools") or []), *called)]
+
+
+def _required(function: dict[str, Any]) -> bool:
+    parameters = function.get("parameters")
+    return isinstance(parameters, dict) and bool(parameters.get("required"))
 
 
 def _short(name: str) -> str:

@@ -37,7 +37,7 @@ async def answer_coding(
     attempt: Attempt | None = None
     plan = asked.plan
     if plan.arm is not None and plan.route is not None and asked.chat is not None:
-        attempt = Attempt(plan.arm, decision_id)
+        attempt = state.coding.attempt(plan.arm, asked.body, asked.chat, decision_id)
         if await _answer(state, exchange, asked, attempt, plan.route, asked.chat):
             _shadow(state, exchange, asked, path, body)
             return
@@ -64,7 +64,8 @@ def _plan(
     plan, reason, untranslatable = Plan(), None, None
     try:
         version = exchange.header(b"anthropic-version")
-        chat = to_chat(request, model="", images=state.settings.coding_images, version=version)
+        images, effort = state.settings.coding_images, state.settings.coding_effort
+        chat = to_chat(request, model="", images=images, effort=effort, version=version)
         if not enabled:
             plan = Plan(reason="disabled")
         elif (side_in_conversation(request) or state.sessions.side(session)) == "anthropic":
@@ -172,7 +173,9 @@ def _shadow(state: State, exchange: Exchange, asked: CodingRequest, path: bytes,
 
 async def _ask_model(state: State, asked: CodingRequest, route: Route, arm: Arm) -> None:
     if asked.chat is not None and state.coding.may_ask(arm, asked.chat):
-        await record_custom(state, asked, await state.coding.ask_beside(arm, route, asked.chat), saves=False)
+        attempt = state.coding.attempt(arm, asked.body, asked.chat)
+        await state.coding.ask_beside(attempt, route, asked.chat)
+        await record_custom(state, asked, attempt, saves=False)
 
 
 async def _ask_anthropic(

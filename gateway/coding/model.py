@@ -19,7 +19,7 @@ from yarl import URL
 
 from gateway.coding.answer_spec import AnswerSpec, asked_of, shorten_names
 from gateway.coding.redacted import redact_chat
-from gateway.coding.translate import finish_reason_of, to_message
+from gateway.coding.translate import finish_reason_of, ignored_settings, to_message
 from gateway.coding.translate_stream import ChatStream, error_event
 from gateway.coding.turns import in_text, is_asked_in_text, shows_pictures
 from gateway.errors import ModelAnswerError, Untranslatable
@@ -78,6 +78,7 @@ class Attempt:
     output_tokens: int | None = None
     started_at: float = field(default_factory=time.perf_counter)
     latency_ms: float = 0.0
+    ignored: tuple[str, ...] = ()  # settings of the request that the model was not told
 
     def note(self, content: list[dict[str, Any]], usage: dict[str, int], stop_reason: str | None) -> None:
         """Keep what was said so far."""
@@ -93,6 +94,8 @@ class Attempt:
             (b"x-reasoning-source", b"custom"),
             (b"x-reasoning-model", str(self.arm.model).encode("ascii", "replace")),
         ]
+        if self.ignored:
+            told.append((b"x-reasoning-ignored", ", ".join(self.ignored).encode()))
         return told + ([(b"x-reasoning-decision-id", str(self.decision_id).encode())] if self.decision_id else [])
 
 
@@ -116,6 +119,7 @@ class CodingModel:
             log.warning("models are asked with private data, but learn from redacted rows: [redaction] enabled = false")
         self._calls = ModelCalls(config, clock)
         self._urls: dict[str, URL] = {}
+        self._thinks_first: set[str | None] = set()  # models that began an answer with a thought without marking it
 
     def plan(self, session: str, chat: dict[str, Any]) -> Plan:
         """Who answers `session` now. A plan with an arm has reserved a call of it: `answer` must follow.
@@ -165,12 +169,15 @@ class CodingModel:
         more_than_text = forced or shows_pictures(chat)
         return not (more_than_text and is_asked_in_text(arm, self._tools)) and self._calls.may_call(arm)
 
-    async def ask_beside(self, arm: Arm, route: Route, chat: dict[str, Any]) -> Attempt:
+    async def ask_beside(self, attempt: Attempt, route: Route, chat: dict[str, Any]) -> None:
         """Ask without serving: for shadow arms."""
-        attempt = Attempt(arm)
         whole = {key: value for key, value in chat.items() if key not in ("stream", "stream_options")}
         await self._call(attempt, self._whole(route, whole, attempt))
-        return attempt
+
+    def attempt(self, arm: Arm, body: dict[str, Any], chat: dict[str, Any], decision_id: UUID | None = None) -> Attempt:
+        """An attempt of `arm` to answer the Anthropic request `body`, which `chat` says in the chat API."""
+        sent = {} if is_asked_in_text(arm, self._tools) else chat
+        return Attempt(arm, decision_id, ignored=ignored_settings(body, sent))
 
     async def _call(self, attempt: Attempt, call: Coroutine[Any, Any, Any]) -> Any:
         """Await one call of the model and note what became of it. None where it failed."""
@@ -180,6 +187,8 @@ class CodingModel:
             failure = _failure(error, attempt)
             attempt.failed, attempt.reason, attempt.detail = True, failure.reason, str(failure)
             self._calls.settle(attempt.arm, failure)
+            if isinstance(error, ModelAnswerError) and error.reason == "unmarked_thought":
+                self._thinks_first.add(attempt.arm.asked_as)
             return None
         except BaseException:  # the client went away, above all
             self._calls.release(attempt.arm)
@@ -207,7 +216,12 @@ class CodingModel:
 
     async def _prepare(self, arm: Arm, chat: dict[str, Any]) -> tuple[dict[str, Any], AnswerSpec]:
         """The request as the arm's model gets it, redacted, and what it wants of its answer."""
-        asked = asked_of(chat, model=str(arm.model), tools_in_text=is_asked_in_text(arm, self._tools))
+        asked = asked_of(
+            chat,
+            model=str(arm.model),
+            tools_in_text=is_asked_in_text(arm, self._tools),
+            thinks_first=arm.asked_as in self._thinks_first,
+        )
         sent = in_text(chat) if asked.tools_in_text else shorten_names(chat, asked.names)
         if not self._config.redaction.enabled:
             return sent, asked

@@ -76,6 +76,8 @@ async def record_custom(state: State, request: CodingRequest, attempt: Attempt, 
         )
         row = _row(state, request, said, arm, attempt.decision_id, attempt.cut)
         row.source, row.model, row.served = "custom", arm.model, attempt.served
+        if attempt.ignored and isinstance(row.tags, dict):
+            row.tags["ignored"] = ",".join(attempt.ignored)
         row.confidence, row.fallback_reason, row.error = attempt.confidence, attempt.reason, attempt.detail
         row.latency_ms, row.cost_usd = attempt.latency_ms, cost
         row.input_tokens, row.output_tokens = attempt.input_tokens, attempt.output_tokens

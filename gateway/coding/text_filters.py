@@ -38,16 +38,22 @@ Piece = str | dict[str, Any]
 
 
 class ThinkingFilter:
-    """Takes the thoughts at the beginning out of a text that comes in pieces."""
+    """Takes the thoughts at the beginning out of a text that comes in pieces.
 
-    def __init__(self) -> None:
+    `thinks_first`: the text is expected to begin within a thought, and is held back until that ends.
+    """
+
+    def __init__(self, *, thinks_first: bool = False) -> None:
         self._held = ""
+        self._unmarked: list[str] | None = [] if thinks_first else None  # all of it, until the end of a thought
         self._blanks: list[str] = []  # what follows `_held` as long as all of it is blank
-        self._state = "start"  # start -> inside -> after -> text
+        self._state = "inside" if thinks_first else "start"  # start -> inside -> after -> text
 
     def feed(self, text: str) -> str:
         if self._state == "text" or not text:
             return text
+        if self._unmarked is not None:
+            self._unmarked.append(text)
         self._blanks.append(text)
         if self._state != "inside" and not self._held and not text.strip():
             return ""  # looked at once, however many come
@@ -59,7 +65,7 @@ class ThinkingFilter:
                 if mark is None:
                     self._held = held[max(at, len(held) - _LONGEST_MARK) :]
                     return ""
-                self._state, at = "after", mark.end()
+                self._state, at, self._unmarked = "after", mark.end(), None
                 continue
             begin = at + len(found.group()) if (found := _BLANKS.match(held, at)) else at
             mark = MARK.match(held, begin)
@@ -78,6 +84,9 @@ class ThinkingFilter:
 
     def finish(self) -> str:
         """What was held back. Raises `ModelAnswerError` for a thought that does not end."""
+        if self._unmarked is not None:  # no thought at all
+            self._state = "text"
+            return "".join(self._unmarked)
         if self._state == "inside":
             raise ModelAnswerError("empty", "the answer ends inside a thought")
         return self._pass()
@@ -105,10 +114,12 @@ _INDENT = 64
 class CallFilter:
     """Takes the `<tool_call>`s outside fenced code blocks out of a text that comes in pieces.
 
-    Raises `ModelAnswerError` for any other mark of a call or of a thought there.
+    Raises `ModelAnswerError` for any other mark of a call or of a thought there. Without `calls` a mark of a call is
+    text.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, calls: bool = True) -> None:
+        self._calls = calls
         self._rest = ""  # not looked at to its end
         self._waiting: list[str] = []  # what came behind `_rest` and is not looked at yet
         self._patience = 0  # so many characters without a line's end have to come until `_rest` is looked at again
@@ -141,6 +152,11 @@ class CallFilter:
         self._rest += "".join(self._waiting)
         self._waiting.clear()
 
+    @property
+    def in_call(self) -> bool:
+        """Has a call begun and not ended?"""
+        return self._call is not None
+
     def finish(self) -> list[Piece]:
         if self._call is not None:
             raise ModelAnswerError("tool_arguments", "a <tool_call> without an end")
@@ -154,7 +170,7 @@ class CallFilter:
             raise ModelAnswerError("tool_arguments", _NO_MATCH)
         _refuse_thought(self._in_fence + self._line + rest)  # a block that is never closed is none
         try:
-            pieces = split_calls(rest)  # a block that is never closed is none
+            pieces = split_calls(rest) if self._calls else [rest]  # a block that is never closed is none
             return found + [_function(piece) if not isinstance(piece, str) else piece for piece in pieces if piece]
         except UnparseableAnswer as error:
             raise ModelAnswerError("tool_arguments", str(error)) from None
@@ -213,7 +229,7 @@ class CallFilter:
 
     def _take_text(self, line: str, whole: bool, found: list[Piece]) -> bool:
         """A line that is no fence, up to the first mark of a call in it."""
-        mark = CALL_MARK.search(line)
+        mark = CALL_MARK.search(line) if self._calls else None
         if self._fence and mark is not None:
             self._after_mark = []
             return whole and self._take(line, found)
@@ -302,14 +318,15 @@ def _function(call: Any) -> dict[str, Any]:
 
 def _refuse_thought(text: str) -> None:
     """Raises `ModelAnswerError` for a line with a thought in it: what was said before it has gone out already."""
-    if MARK.search(text) is None:
+    if (mark := MARK.search(text)) is None:
         return
     try:
         found = drop_thoughts_around(text, ())
     except UnparseableAnswer:
         found = ""
     if found != text:
-        raise ModelAnswerError("malformed_stream", "a thought in the middle of the answer")
+        reason = "unmarked_thought" if mark.lastgroup == "close" else "malformed_stream"
+        raise ModelAnswerError(reason, "a thought in the middle of the answer")
 
 
 def _beginning_at_end(line: str) -> int:

@@ -20,7 +20,7 @@ from gateway.errors import ModelAnswerError, Untranslatable
 from reasoning.errors import UnparseableAnswer
 from reasoning.formats.markup import closed_fences
 from reasoning.formats.thoughts import drop_leading_thoughts, drop_thoughts_around
-from reasoning.formats.turns import check_no_calls, read_function, split_calls
+from reasoning.formats.turns import CLOSE, OPEN, check_no_calls, read_function, split_calls
 from reasoning.io.bounded import is_deep, load_bounded
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.serving.completion import is_end
@@ -58,11 +58,13 @@ def mint_message_id() -> str:
     return f"{MESSAGE_ID_PREFIX}{_random.getrandbits(88):022x}"
 
 
-def to_chat(body: dict[str, Any], *, model: str, images: bool = False, version: str = "") -> dict[str, Any]:
+def to_chat(
+    body: dict[str, Any], *, model: str, images: bool = False, effort: bool = False, version: str = ""
+) -> dict[str, Any]:
     """The chat-completions request that asks `model` what an Anthropic Messages request asks.
 
-    `images` says whether the model takes pictures; `version` is the request's `anthropic-version`. Raises
-    `Untranslatable`.
+    `images` says whether the model takes pictures, `effort` whether its server takes `reasoning_effort`; `version` is
+    the request's `anthropic-version`. Raises `Untranslatable`. `ignored_settings` names what is not passed on.
     """
     _check_parameters(body, version)
     unknown = [key for key in body if key not in _TRANSLATED and key not in _WITHOUT_MEANING and body[key] is not None]
@@ -94,10 +96,32 @@ def to_chat(body: dict[str, Any], *, model: str, images: bool = False, version: 
         raise Untranslatable("malformed", "tool_choice without tools")
     if response_format := _response_format(body):
         chat["response_format"] = response_format
+    if effort and (wanted := _effort(body)):
+        chat["reasoning_effort"] = _EFFORTS.get(wanted, wanted)
     if body.get("stream"):
         chat["stream"] = True
         chat["stream_options"] = {"include_usage": True}
     return chat
+
+
+_EFFORTS = {"xhigh": "high", "max": "high"}
+"""Anthropic's efforts that the chat API has no word for."""
+
+
+def ignored_settings(body: dict[str, Any], chat: dict[str, Any]) -> tuple[str, ...]:
+    """Settings of an Anthropic request that change how much a model thinks, and that `chat`, as sent, does not have."""
+    thinking = body.get("thinking")
+    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    effort = _effort(body) and "reasoning_effort" not in chat
+    return (*(["output_config.effort"] if effort else []), *(["thinking.budget_tokens"] if budget else []))
+
+
+def _effort(body: dict[str, Any]) -> str | None:
+    config = body.get("output_config")
+    effort = config.get("effort") if isinstance(config, dict) else None
+    if effort is not None and not isinstance(effort, str):
+        raise Untranslatable("malformed", "output_config.effort")
+    return effort
 
 
 class _Messages:
@@ -337,6 +361,7 @@ def _response_format(body: dict[str, Any]) -> dict[str, Any] | None:
     config = body.get("output_config") or {}
     if not isinstance(config, dict):
         raise Untranslatable("malformed", "output_config")
+    _effort(body)
     if unknown := config.keys() - {"effort", "format"}:
         raise Untranslatable("output_config", ", ".join(sorted(unknown)))
     match config.get("format") or body.get("output_format"):
@@ -417,7 +442,8 @@ def stop_reason_of(choice: dict[str, Any], *, has_tools: bool, stop_sequences: I
         case "content_filter":
             raise ModelAnswerError("content_filter")
         case str() if is_end(finish):
-            matched = choice.get("stop_reason")  # vLLM tells which one it was
+            # Which one it was, as vLLM and as SGLang tell it.
+            matched = choice.get("stop_reason") or choice.get("matched_stop")
             if has_tools:
                 return "tool_use", None
             if isinstance(matched, str) and matched in stop_sequences:
@@ -478,6 +504,18 @@ def restore_arguments(redacted: RedactedPrompt, arguments: dict[str, Any]) -> di
     return restored
 
 
+def _split_calls(text: str, *, cut: bool) -> tuple[list[str | dict[str, Any]], bool]:
+    """Text and calls in their order, and whether the limit of tokens (`cut`) ended the text within a call, which is
+    left out. Raises `UnparseableAnswer`."""
+    try:
+        return split_calls(text), False
+    except UnparseableAnswer:
+        begun = text.rfind(OPEN)
+        if not cut or begun < 0 or CLOSE in text[begun:]:
+            raise
+        return split_calls(text[:begun]), True
+
+
 def to_message(completion: Any, asked: AnswerSpec) -> dict[str, Any]:
     """The Anthropic message of a chat completion. Raises `ModelAnswerError` when it is empty, filtered or malformed, or
     not what was asked for."""
@@ -487,12 +525,14 @@ def to_message(completion: Any, asked: AnswerSpec) -> dict[str, Any]:
         calls = answer.get("tool_calls") or []
         said = content_text(answer.get("content"))
         asked.check_length(len(said) + arguments_length(calls))
-        if (text := drop_leading_thoughts(said)) != said:
+        text = drop_leading_thoughts(said)
+        text = drop_thoughts_around(text, closed_fences(text))
+        if text != said:
             text = text.lstrip("\n")
+        is_cut = False  # does the answer end within a call?
         functions = [(call["function"]["name"], call["function"].get("arguments")) for call in calls]
         if asked.tools_in_text or asked.offers_tools:
-            text = drop_thoughts_around(text, closed_fences(text))
-            pieces = split_calls(text)
+            pieces, is_cut = _split_calls(text, cut=choice.get("finish_reason") == "length")
             text = "".join(piece for piece in pieces if isinstance(piece, str))
             check_no_calls(text)
             functions += [read_function(piece) for piece in pieces if not isinstance(piece, str)]
@@ -503,26 +543,26 @@ def to_message(completion: Any, asked: AnswerSpec) -> dict[str, Any]:
     except (TypeError, KeyError, IndexError, AttributeError):
         raise ModelAnswerError("malformed", "no chat completion") from None
     stop_reason, stop_sequence = stop_reason_of(choice, has_tools=bool(functions), stop_sequences=asked.stop_sequences)
-    if stop_reason != "max_tokens":
-        asked.check_calls(len(functions))
+    asked.check_calls(len(functions) + is_cut, may_be_missing=stop_reason == "max_tokens")
     content: list[dict[str, Any]] = []
     if text.strip():  # Anthropic refuses a text of white space when it comes back
         content.append({"type": "text", "text": text})
     for name, arguments in functions:
         if not isinstance(name, str) or not name:
             raise ModelAnswerError("malformed", "a tool call without a name")
+        name = asked.own_name(name)
         try:
             arguments = parse_arguments(arguments)
+            asked.check_arguments(name, arguments)
         except ModelAnswerError:
             if stop_reason != "max_tokens":
                 raise
+            is_cut = True
             continue  # the cut call is nobody's to run
         if asked.redacted is not None:
             arguments = restore_arguments(asked.redacted, arguments)
-        content.append(
-            {"type": "tool_use", "id": mint_tool_id(), "name": asked.names.get(name, name), "input": arguments}
-        )
-    if not content:
+        content.append({"type": "tool_use", "id": mint_tool_id(), "name": name, "input": arguments})
+    if not content and not is_cut:
         raise ModelAnswerError("empty")
     return {
         "id": mint_message_id(),

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from gateway.coding.answer_spec import AnswerSpec
+from gateway.coding.json_prefix import JsonPrefix
 from gateway.coding.text_filters import CallFilter, ThinkingFilter
 from gateway.coding.translate import (
     arguments_length,
@@ -58,6 +59,7 @@ class _Block:
     complete: bool = False
     restorer: StreamRestorer | None = None
     redacted: list[str] = field(default_factory=list)  # arguments as the model wrote them
+    valid: JsonPrefix = field(default_factory=JsonPrefix)  # of arguments, what may go out
 
     def add(self, text: str) -> None:
         """More of it, with the values of placeholders. Raises `ModelAnswerError` for arguments with one of no value."""
@@ -88,8 +90,8 @@ class ChatStream:
         self.content: list[dict[str, Any]] = []  # the blocks of the answer, for the log
         self._asked = asked
         self._decoder = EventDecoder()
-        self._thinking = ThinkingFilter()
-        self._calls_in_text = CallFilter() if asked.tools_in_text or asked.offers_tools else None
+        self._thinking = ThinkingFilter(thinks_first=asked.thinks_first)
+        self._calls_in_text = CallFilter(calls=asked.tools_in_text or asked.offers_tools)
         self._choice: dict[str, Any] | None = None  # the one with the finish_reason
         self._raw_usage: Any = None
         self._queue: deque[_Block] = deque()  # the blocks that are not closed yet
@@ -97,6 +99,7 @@ class ChatStream:
         self._blanks: list[str] = []  # white space that may turn out to be all there is
         self._index = 0
         self._length = 0  # characters of text and arguments that came
+        self._has_begun = False  # was there a `message_start`
         self._unsent = False  # was there text since the last `_advance`
         self._out: list[bytes] = []
 
@@ -159,15 +162,15 @@ class ChatStream:
             delta = choice.get("delta") or {}
             if not isinstance(delta, dict):
                 raise ModelAnswerError("malformed_stream", "delta")
-            if self._choice is None:
-                # `reasoning` and `reasoning_content` are left out: unsigned thinking breaks the next turn at Anthropic.
-                said, calls = content_text(delta.get("content")), delta.get("tool_calls")
-                self._length += len(said) + (arguments_length(calls) if calls else 0)
-                self._asked.check_length(self._length)
-                if text := self._thinking.feed(said):
-                    self._said(text)
-                if calls:
-                    self._tool_calls(calls)
+            # `reasoning` and `reasoning_content` are left out: unsigned thinking breaks the next turn at Anthropic.
+            # What follows a finish_reason counts: some servers send the end of a call after it.
+            said, calls = content_text(delta.get("content")), delta.get("tool_calls")
+            self._length += len(said) + (arguments_length(calls) if calls else 0)
+            self._asked.check_length(self._length)
+            if text := self._thinking.feed(said):
+                self._said(text)
+            if calls:
+                self._tool_calls(calls)
             if choice.get("finish_reason"):
                 self._choice = choice if self._choice is None else self._choice
             if choice.get("usage"):
@@ -175,9 +178,6 @@ class ChatStream:
 
     def _said(self, text: str, *, last: bool = False) -> None:
         """Text of the model's, in which its tool calls may be."""
-        if self._calls_in_text is None:
-            self._text(text)
-            return
         for piece in self._calls_in_text.finish() if last else self._calls_in_text.feed(text):
             if isinstance(piece, str):
                 self._text(piece)
@@ -209,12 +209,13 @@ class ChatStream:
             key, upstream_id, name = call.get("index"), call.get("id"), function.get("name")
             if key is not None and not isinstance(key, int):
                 raise ModelAnswerError("malformed_stream", "tool_calls.index")
-            block = self._find(position if key is None else key, upstream_id, name)
-            if not block.name and isinstance(name, str):
-                block.name = self._asked.names.get(name, name)
             arguments = function.get("arguments")
             if isinstance(arguments, dict):
                 arguments = orjson.dumps(arguments).decode()
+            begins = isinstance(arguments, str) and bool(arguments.strip())
+            block = self._find(position if key is None else key, upstream_id, name, begins=begins)
+            if not block.name and isinstance(name, str) and name:
+                block.name = self._asked.own_name(name)
             if arguments:
                 if not isinstance(arguments, str):
                     raise ModelAnswerError("malformed_stream", "tool_calls.arguments")
@@ -223,9 +224,10 @@ class ChatStream:
                 block.add(arguments)
             self._advance()
 
-    def _find(self, key: int, upstream_id: Any, name: Any) -> _Block:
+    def _find(self, key: int, upstream_id: Any, name: Any, *, begins: bool) -> _Block:
         """The block of a tool call. A new id together with a name is a new call, even at an index that was used; so is
-        another name, once the arguments of the one before are whole."""
+        another name once the arguments of the one before are whole, and the same name when more arguments come
+        (`begins`)."""
         self._blanks.clear()
         for block in reversed(self._calls):
             if block.key == key:
@@ -235,9 +237,11 @@ class ChatStream:
                     if self._is_whole(block):
                         break
                     raise ModelAnswerError("malformed_stream", "a tool call with two names")
+                other = not (upstream_id and upstream_id == block.upstream_id)
+                if name and block.name and begins and other and block.text and self._is_whole(block):
+                    break
                 return block
-        if not self._asked.may_call:
-            self._asked.check_calls(1)
+        self._asked.check_calls(len(self._calls) + 1)
         block = self._new_block(key, upstream_id if isinstance(upstream_id, str) else None)
         self._calls.append(block)
         return block
@@ -279,7 +283,25 @@ class ChatStream:
         return block.complete
 
     def _stream(self, block: _Block) -> None:
-        if not self.content:
+        self._begin_message()
+        if not block.opened:
+            block.opened = True
+            start: dict[str, Any] = {"type": "text", "text": ""}
+            if block.key is not None:
+                start = {"type": "tool_use", "id": mint_tool_id(), "name": block.name, "input": {}}
+            self.content.append(dict(start))
+            self._send("content_block_start", index=self._index, content_block=start)
+        if piece := "".join(block.text[block.sent :]):
+            block.sent = len(block.text)
+            if block.key is not None:
+                piece = block.valid.feed(piece)
+            delta = _TEXT_DELTA if block.key is None else _ARGUMENTS_DELTA
+            if piece:
+                self._out.append(delta % (self._index, orjson.dumps(piece)))
+
+    def _begin_message(self) -> None:
+        if not self._has_begun:
+            self._has_begun = True
             message: dict[str, Any] = {
                 "id": mint_message_id(),
                 "type": "message",
@@ -291,17 +313,6 @@ class ChatStream:
                 "usage": usage_of(self._raw_usage) | {"output_tokens": 0},
             }
             self._send("message_start", message=message)
-        if not block.opened:
-            block.opened = True
-            start: dict[str, Any] = {"type": "text", "text": ""}
-            if block.key is not None:
-                start = {"type": "tool_use", "id": mint_tool_id(), "name": block.name, "input": {}}
-            self.content.append(dict(start))
-            self._send("content_block_start", index=self._index, content_block=start)
-        if piece := "".join(block.text[block.sent :]):
-            block.sent = len(block.text)
-            delta = _TEXT_DELTA if block.key is None else _ARGUMENTS_DELTA
-            self._out.append(delta % (self._index, orjson.dumps(piece)))
 
     def _close(self, block: _Block) -> None:
         if block.key is None:
@@ -310,6 +321,7 @@ class ChatStream:
         else:
             try:
                 self.content[-1]["input"] = parse_arguments(block.whole)
+                self._asked.check_arguments(block.name, self.content[-1]["input"])
             except ModelAnswerError:
                 # Cut by max_tokens, Anthropic's own streams end so as well; else nobody may take it for a call.
                 if self._queue or self._choice is None or self._choice.get("finish_reason") != "length":
@@ -351,14 +363,16 @@ class ChatStream:
         stop_reason, stop_sequence = stop_reason_of(
             self._choice, has_tools=bool(self._calls), stop_sequences=self._asked.stop_sequences
         )
-        if stop_reason != "max_tokens":
-            self._asked.check_calls(len(self._calls))
+        cut_in_call = stop_reason == "max_tokens" and (bool(self._calls) or self._calls_in_text.in_call)
+        self._asked.check_calls(len(self._calls), may_be_missing=stop_reason == "max_tokens")
         if stop_reason == "max_tokens":
             while self._queue and self._queue[-1].key is not None and not self._queue[-1].name:
                 self._queue.pop()  # cut before it had a name
         self._advance(closing=True)
         if not self.content:
-            raise ModelAnswerError("empty")
+            if not cut_in_call:
+                raise ModelAnswerError("empty")
+            self._begin_message()  # the cut call is nobody's to run
         self.usage = usage_of(self._raw_usage)
         self._send(
             "message_delta", delta={"stop_reason": stop_reason, "stop_sequence": stop_sequence}, usage=self.usage

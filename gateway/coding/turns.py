@@ -74,9 +74,12 @@ def shows_pictures(chat: dict[str, Any]) -> bool:
     return any(isinstance(message.get("content"), list) for message in chat["messages"])
 
 
+_NOT_IN_TEXT = ("tools", "tool_choice", "parallel_tool_calls", "reasoning_effort")
+
+
 def in_text(chat: dict[str, Any]) -> dict[str, Any]:
     """The chat request with its tools as text."""
-    kept = {key: value for key, value in chat.items() if key not in ("tools", "tool_choice", "parallel_tool_calls")}
+    kept = {key: value for key, value in chat.items() if key not in _NOT_IN_TEXT}
     return kept | {"messages": render_turns(chat)}
 
 

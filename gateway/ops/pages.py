@@ -1,6 +1,6 @@
-"""The gateway's own pages: health, metrics, statistics; and for people a dashboard and documentation. All work offline.
+"""The gateway's own endpoints: health, metrics, statistics, and the documentation of its API, which works offline.
 
-The pages for people hold no data and need no token. They ask for what they show with the token that one types in.
+What people see of everything else is the page (`gateway.pages`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from gateway.http.exchange import Exchange
 from gateway.http.security import Headers
 from gateway.ops.openapi import describe_api
-from gateway.settings import Settings
+from gateway.settings import Settings, without_credentials
 from gateway.state import State
 from reasoning.config import Config
 from reasoning.errors import RoutesError
@@ -45,12 +45,20 @@ async def healthz(gateway: Gateway, exchange: Exchange) -> None:
 
 
 async def readyz(gateway: Gateway, exchange: Exchange) -> None:
-    """Requests may be sent here: not while it drains, nor when no upstream can be reached."""
+    """Requests may be sent here: not while it drains, nor when no upstream can be reached or has a credential."""
     state = gateway.state
     if gateway.draining:
         await exchange.reply(503, b'{"status":"draining"}')
-    elif not any(pool.is_healthy() for pool in state.pools.values()):
+        return
+    if not any(pool.is_healthy() for pool in state.pools.values()):
         await exchange.reply(503, b'{"status":"no upstream can be reached"}')
+        return
+    missing = without_credentials(gateway.settings.upstreams)
+    if missing and len(missing) == len(gateway.settings.upstreams) and not gateway.settings.client_credentials:
+        variables = " or ".join(f"{name.upper()}_API_KEY" for name in missing)
+        remedy = f"set {variables}, or client_credentials = true in [gateway] where clients bring their own"
+        found = {"status": "no upstream has a credential", "remedy": remedy}
+        await exchange.reply(503, orjson.dumps(found))
     else:
         await exchange.reply(200, b'{"status":"ready"}')
 
@@ -63,6 +71,11 @@ async def metrics(gateway: Gateway, exchange: Exchange) -> None:
 
 async def stats(gateway: Gateway, exchange: Exchange) -> None:
     """The same totals as JSON, and how the upstreams and models do."""
+    await exchange.reply(200, orjson.dumps(await collect_stats(gateway)))
+
+
+async def collect_stats(gateway: Gateway) -> dict[str, Any]:
+    """What `/stats` answers."""
     state = gateway.state
     found = state.metrics.statistics()
     found["active"] = gateway.active
@@ -77,7 +90,7 @@ async def stats(gateway: Gateway, exchange: Exchange) -> None:
     found["sessions"] = state.sessions.count()
     found["lease"] = _lease(gateway)
     found["pays"] = await asyncio.to_thread(_pays, gateway.config.data / "pays.json")
-    await exchange.reply(200, orjson.dumps(found))
+    return found
 
 
 def _pays(file: Path) -> dict[str, Any] | None:
@@ -113,16 +126,6 @@ async def openapi(gateway: Gateway, exchange: Exchange) -> None:
 async def docs(gateway: Gateway, exchange: Exchange) -> None:
     """The description as a page."""
     await _html(exchange, "docs.html")
-
-
-async def dashboard(gateway: Gateway, exchange: Exchange) -> None:
-    """The statistics as a page."""
-    await _html(exchange, "dashboard.html")
-
-
-async def home(gateway: Gateway, exchange: Exchange) -> None:
-    """Where a person who opened the address in a browser finds what."""
-    await _html(exchange, "home.html")
 
 
 async def _html(exchange: Exchange, name: str) -> None:

@@ -250,7 +250,7 @@ def score(
 
 def is_right(kind: DecisionType, label: dict[str, Any], decision: dict[str, Any] | None) -> bool:
     """Is a decision the same answer as the label? (For code: the same text.)"""
-    return decision is not None and kind.form.answer_class(label) == kind.form.answer_class(decision)
+    return decision is not None and kind.form.agrees(label, decision)
 
 
 def _wins_of_the_original(evaluation: Evaluation, less_is_better: Collection[str]) -> list[str]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from reasoning.questions import Probabilities, TypedQuestion
 from reasoning.records import Message
 
 Context = Mapping[str, Any]
@@ -17,6 +18,9 @@ Decision = dict[str, Any]
 Schema = dict[str, Any]
 
 TEXT_SCHEMA: Schema = {"type": "string"}
+
+Order = str
+"""An order of options: `declared`, `reversed`, or any other text, a seed by which they are shuffled."""
 
 
 class Parameters(Protocol):
@@ -42,6 +46,10 @@ class Parameters(Protocol):
     def max_messages(self) -> int:
         """How many of the latest messages a prompt shows."""
 
+    @property
+    def questions(self) -> tuple[TypedQuestion, ...]:
+        """The typed questions, of the form `questions`."""
+
 
 class AnswerForm:
     """One way to write an answer. A module of `reasoning.formats` subclasses it and names its instance `FORM`.
@@ -62,6 +70,8 @@ class AnswerForm:
     """The longest completion of a declared type that says nothing else."""
     temperature: float = 0.1
     """The sampling temperature of a declared type that says nothing else."""
+    declarable: bool = True
+    """May a type of this form be declared in reasoning.toml?"""
     max_characters: int = 24_000
     """The longest training row that is exported unless the export says otherwise."""
 
@@ -94,6 +104,34 @@ class AnswerForm:
     def answer_class(self, decision: Decision) -> str:
         """What a decision comes down to. Two decisions of one class are the same answer, in whatever words."""
         return canonical_json(decision)
+
+    def agrees(self, label: Decision, decision: Decision) -> bool:
+        """Is a decision right where `label` is what was right? A label may say less than a decision does."""
+        return self.answer_class(label) == self.answer_class(decision)
+
+    def check_complete(self, parameters: Parameters, decision: Decision) -> None:
+        """Raises `UnparseableAnswer` where a model left out what a decision to serve needs; a label may say less."""
+
+    def reorder(self, parameters: Parameters, messages: Sequence[Message], order: Order) -> list[Message]:
+        """The same prompt with its options in another order. A form whose prompts have no options changes nothing."""
+        return list(messages)
+
+    def top_logprobs(self, parameters: Parameters) -> int:
+        """How many alternatives of each token a request asks for."""
+        return 1
+
+    def probabilities(
+        self,
+        parameters: Parameters,
+        tokens: Sequence[str],
+        logprobs: Sequence[float | None],
+        alternatives: Sequence[Mapping[str, float]],
+    ) -> Probabilities | None:
+        """The probability of every option, by the log-probabilities of a completion. None where a form has no options.
+
+        The three sequences are parallel; `alternatives` has those of each token, by their text.
+        """
+        return None
 
     def decision_schema(self, parameters: Parameters) -> Schema:
         """JSON schema of a decision."""

@@ -13,6 +13,7 @@ from reasoning.decision_types import AnswerFormat, DecisionType
 from reasoning.errors import CallFailed, UnparseableAnswer
 from reasoning.formats import get_form
 from reasoning.formats.markup import check_length
+from reasoning.questions import Probabilities
 from reasoning.records import Message
 from reasoning.serving.model_calls import BYTES_PER_TOKEN, failed_status, load_answer
 from reasoning.serving.routes import Arm, Logprobs
@@ -25,10 +26,17 @@ LOGPROBS_FIELDS: Mapping[Logprobs, Mapping[str, Any]] = {
 """What a request says to get the log-probability of each token."""
 
 
+def logprobs_fields(dialect: Logprobs, alternatives: int = 1) -> dict[str, Any]:
+    """What a request says to get the log-probabilities of each token and of so many alternatives to it."""
+    asked = dict(LOGPROBS_FIELDS[dialect])
+    return {name: value if value is True else alternatives for name, value in asked.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What a model said. `tokens` and `token_logprobs` (natural logarithms) are parallel, and empty when not sent.
 
+    `alternatives` has the log-probabilities of other tokens at each place, by their text; empty when not sent.
     `finish_reason` is why it ended, in the server's own word; None when the server did not say.
     """
 
@@ -38,6 +46,7 @@ class Completion:
     input_tokens: int | None = None
     output_tokens: int | None = None
     finish_reason: str | None = None
+    alternatives: Sequence[Mapping[str, float]] = ()
 
 
 # The model ended its answer itself. Anything else, known or not (`length`, `content_filter`, `abort`), may have cut it.
@@ -71,6 +80,7 @@ def request_body(arm: Arm, decision_type: DecisionType, messages: list[Message],
         temperature=decision_type.temperature,
         fields=decision_type.request_fields,
         stream=stream,
+        alternatives=decision_type.form.top_logprobs(decision_type),
     )
 
 
@@ -82,14 +92,18 @@ def chat_body(
     temperature: float,
     fields: Mapping[str, Any],
     stream: bool = False,
+    alternatives: int = 1,
 ) -> bytes:
-    """The same of any messages. `fields` are further fields of the request (`DecisionType.request_fields`)."""
+    """The same of any messages. `fields` are further fields of the request (`DecisionType.request_fields`).
+
+    `alternatives` is how many tokens' log-probabilities are asked for at each place.
+    """
     body: dict[str, Any] = {
         "model": arm.asked_as,
         "messages": messages,
         "max_tokens": max_tokens,
         "temperature": temperature,
-        **LOGPROBS_FIELDS[arm.logprobs],
+        **logprobs_fields(arm.logprobs, alternatives),
         **fields,
     }
     if stream:
@@ -109,12 +123,13 @@ def read_completion(status: int, body: bytes) -> Completion:
         tokens, logprobs = read_logprobs(choice.get("logprobs"))
         input_tokens, output_tokens = read_usage(raw.get("usage"))
         finish_reason = read_finish_reason(choice)
+        alternatives = read_alternatives(choice.get("logprobs"))
     except CallFailed:
         raise
     except Exception as error:  # whatever a server says, the agent goes on
         raise CallFailed("provider_error", f"not a chat completion: {type(error).__name__}: {error}") from None
     text = text if isinstance(text, str) else ""
-    return Completion(text, tokens, logprobs, input_tokens, output_tokens, finish_reason)
+    return Completion(text, tokens, logprobs, input_tokens, output_tokens, finish_reason, alternatives)
 
 
 def read_finish_reason(choice: dict[str, Any]) -> str | None:
@@ -136,6 +151,31 @@ def read_logprobs(raw: Any) -> tuple[list[str], list[float | None]]:
     if not isinstance(tokens, list) or not isinstance(logprobs, list) or len(tokens) != len(logprobs):
         return [], []
     return tokens, logprobs
+
+
+def read_alternatives(raw: Any) -> list[dict[str, float]]:
+    """The log-probabilities of other tokens at each place, of Together's form or of OpenAI's; empty where there are
+    none."""
+    if not isinstance(raw, dict):
+        return []
+    try:
+        if isinstance(content := raw.get("content"), list):
+            return [{each["token"]: float(each["logprob"]) for each in item["top_logprobs"]} for item in content]
+        if isinstance(top := raw.get("top_logprobs"), list):
+            return [{str(token): float(logprob) for token, logprob in (item or {}).items()} for item in top]
+    except (LookupError, TypeError, ValueError, AttributeError):  # no reason to refuse the answer
+        pass
+    return []
+
+
+def read_probabilities(decision_type: DecisionType, completion: Completion) -> Probabilities | None:
+    """The probability of every option, where the type's form has options and the server told enough. Never raises."""
+    try:
+        return decision_type.form.probabilities(
+            decision_type, completion.tokens, completion.token_logprobs, completion.alternatives
+        )
+    except (TypeError, ValueError, LookupError, StopIteration, OverflowError):
+        return None  # what a server calls tokens and numbers is its own
 
 
 def measure_confidence(answer: AnswerFormat, completion: Completion) -> float | None:

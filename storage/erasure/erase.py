@@ -1,5 +1,9 @@
 """Erasure: remove every row about one person from the log, the spool, the quarantine and the datasets.
 
+What takes long, searching the log and writing the files that hold the person anew, is done without the data folder's
+lock. Under the lock the plan is carried out, unless what has landed meanwhile makes it wrong: then it is made again,
+and at last under the lock. Only files that hold the person are written anew.
+
 Datasets and feedback are erased first. Decisions, by which the others are found, are erased last, wherever they are
 (quarantine, spool or log), so an erasure that was killed is finished by running it again. Once the rows are gone nobody
 can see which datasets had them, so that is recorded in `erasures/` until the erasure is complete.
@@ -8,34 +12,42 @@ can see which datasets had them, so that is recorded in `erasures/` until the er
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import duckdb
 import orjson
 
-from reasoning.errors import SegmentError
-from reasoning.io.spool import check_line, frame_line
-from reasoning.records import SCHEMA_VERSION
 from storage.erasure.datasets import dataset_name, erase_faults, erase_lines, find_lines, list_datasets
-from storage.files import make_folder, sync, write_atomic
+from storage.erasure.lines import About, Outside, erase_quarantine, erase_spool, find_outside
+from storage.files import make_folder, scratch_folder, sync, write_atomic
 from storage.layout import Layout
 from storage.ledger.streams import files_uploaded_of, models_trained_on
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock
-from storage.log.batches import ERASED
-from storage.log.land import finish_landing, list_segments
-from storage.log.quarantine import QuarantineWriter, read_quarantine
-from storage.log.rewrite import rewrite_partition
+from storage.log.land import finish_landing
+from storage.log.landed import ID_COLUMNS
+from storage.log.replace import SCRATCH
+from storage.log.rewrite import (
+    FilesChanged,
+    Rewrite,
+    check_ready,
+    check_unchanged,
+    commit,
+    empty_folder,
+    mark_files,
+    write_anew,
+)
 from storage.log.schema import PARTITIONS, PartitionKey
-from storage.log.table import list_files, naming_unreadable
-from storage.log.views import connect
+from storage.log.table import list_files, naming_unreadable, take_snapshot
+from storage.log.views import connect, scan, show
 from storage.progress import OnProgress, Progress
+
+_ATTEMPTS = 3  # plans without the lock, before one is made under it
 
 
 @dataclass
@@ -92,158 +104,208 @@ def erase_subject(
     report = EraseReport(subject_id)
     with data_lock(layout, "erasure", timeout=lock_timeout):
         finish_landing(layout, now=now)
-        files = (path for table in PARTITIONS for path in list_files(layout, table))
-        with naming_unreadable(files), connect(data, memory_limit=memory_limit, threads=threads) as con:
-            about = _find(con, layout, subject_id)
-            note = layout.erasures / f"{hashlib.sha256(subject_id.encode()).hexdigest()[:16]}.json"
-            check_held(layout)
-            _erase_datasets(con, layout, note, report)
-            partitions = _partitions_about(con)
-            done, total = 0, sum(map(len, partitions.values()))
-            for kind, keys in partitions.items():
-                check_held(layout)
-                _erase_quarantine(layout, about, kind, report, now)
-                _erase_spool(layout, about, kind, report)
-                for key in keys:
-                    drop = _FEEDBACK_ABOUT if kind == "feedback" else _OF_SUBJECT
-                    dropped = rewrite_partition(con, layout, key, drop=drop)
-                    setattr(report, key.table, getattr(report, key.table) + dropped)
-                    done += 1
-                    if progress:
-                        progress(Progress(done, total, "partitions"))
-            if note.exists():
-                note.unlink()
-                sync(layout.erasures)
+    files = (path for table in PARTITIONS for path in list_files(layout, table))
+    with (
+        naming_unreadable(files),
+        connect(data, memory_limit=memory_limit, threads=threads) as con,
+        scratch_folder(layout.data, SCRATCH) as scratch,
+    ):
+        con.execute("CREATE TEMP TABLE subject AS SELECT $1::VARCHAR AS id", [subject_id])
+        planner = _Planner(con, layout, subject_id, scratch, progress)
+        for attempt in range(_ATTEMPTS + 1):
+            plan = None
+            if attempt < _ATTEMPTS:
+                with suppress(FilesChanged):
+                    plan = planner.make()
+                if plan is None:
+                    continue
+            with data_lock(layout, "erasure", timeout=lock_timeout):
+                finish_landing(layout, now=now)
+                if plan is None:
+                    plan = planner.make()
+                elif not planner.is_current(plan):
+                    continue
+                _carry_out(con, layout, plan, scratch, report, now)
+            break
+        empty_folder(scratch)
     return report
 
 
-@dataclass(frozen=True)
-class _About:
-    """How a record is matched to the subject: its ids, the erased decisions, and the episodes that become empty."""
+@dataclass
+class _Plan:
+    """What is to be erased, as of the files of one moment. `rewrites` are by the kind of record, a list a partition."""
 
-    subject_id: str
-    decision_ids: frozenset[str]
-    episode_ids: frozenset[str]
+    files: dict[Path, str]
+    about: About
+    outside: Outside
+    shared: int  # episodes of erased decisions that others' decisions are in
+    rewrites: dict[str, list[list[Rewrite]]] = field(default_factory=dict)
 
-    def matches(self, raw: bytes, row: dict[str, Any] | None) -> bool:
-        """Whether a line is about the subject; `row` is its JSON object, sound or not, if there is one."""
-        if row is None or row.get("record") == "decision":
-            return _names(raw, row, self.subject_id)
-        decision_id, episode_id = row.get("decision_id"), row.get("episode_id")
-        return (
-            (not _tells_whose(raw, row) and _names(raw, row, self.subject_id))
-            or self.subject_id in _texts(row.get("author"))
-            or (isinstance(decision_id, str) and decision_id.lower() in self.decision_ids)
-            or (isinstance(episode_id, str) and episode_id in self.episode_ids)
+
+class _Planner:
+    """Makes plans, each new one with what is still right of those before."""
+
+    def __init__(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        layout: Layout,
+        subject_id: str,
+        scratch: Path,
+        progress: OnProgress | None,
+    ) -> None:
+        self._con, self._layout, self._subject_id, self._scratch = con, layout, subject_id, scratch
+        self._progress = progress
+        self._written: dict[tuple[Path, str, Any], Rewrite] = {}
+
+    def make(self) -> _Plan:
+        """Search the log as of now, and write the files anew that hold the person. Raises `FilesChanged`."""
+        snapshot = take_snapshot(self._layout)
+        files = mark_files([*snapshot.decisions, *snapshot.feedback])
+        folders: dict[Path, dict[Path, str]] = {}
+        for path, mark in files.items():
+            folders.setdefault(path.parent, {})[path] = mark
+        try:
+            show(self._con, snapshot)
+            plan = self._find(files)
+            keys = _partitions_about(self._con)
+            done, total = 0, sum(map(len, keys.values()))
+            for kind, partitions in keys.items():
+                plan.rewrites[kind] = []
+                for key in partitions:
+                    plan.rewrites[kind].append(self._write(key, folders))
+                    done += 1
+                    if self._progress:
+                        self._progress(Progress(done, total, "partitions"))
+        except duckdb.Error:
+            check_unchanged(files)
+            raise
+        return plan
+
+    def _find(self, files: dict[Path, str]) -> _Plan:
+        """Fill the tables `erased` (decisions; no date if not in the log), `taught` (requests that the subject
+        demonstrated the answer of) and `emptied` (episodes)."""
+        con, outside = self._con, find_outside(self._layout, self._subject_id)
+        con.execute(f"""
+            CREATE OR REPLACE TEMP TABLE erased AS
+            SELECT decision_type, date, decision_id, request_id, episode_id FROM decisions WHERE {_OF_SUBJECT}
+        """)  # noqa: S608 - a constant
+        con.execute("""
+            CREATE OR REPLACE TEMP TABLE taught AS
+            SELECT DISTINCT request_id
+            FROM decisions JOIN (
+                SELECT date, decision_id FROM feedback_log
+                WHERE kind = 'demonstration' AND author = (SELECT id FROM subject) AND decision_id IS NOT NULL
+            ) USING (date, decision_id)
+        """)
+        for ids in outside.erased:
+            con.execute(
+                """
+                INSERT INTO erased
+                SELECT NULL, NULL, id, TRY_CAST($2 AS UUID), $3 FROM (SELECT TRY_CAST($1 AS UUID) AS id)
+                WHERE id IS NOT NULL
+                """,
+                list(ids),
+            )
+        con.execute(
+            "CREATE OR REPLACE TEMP TABLE kept AS SELECT unnest($1::VARCHAR[]) AS episode_id", [list(outside.kept)]
         )
+        con.execute(f"""
+            CREATE OR REPLACE TEMP TABLE emptied AS
+            SELECT episode_id FROM erased WHERE episode_id IS NOT NULL
+            EXCEPT SELECT episode_id FROM kept
+            EXCEPT SELECT episode_id FROM decisions WHERE {_OF_SUBJECT} IS NOT true
+        """)  # noqa: S608 - a constant
+        about = About(
+            self._subject_id,
+            frozenset(row[0] for row in con.execute("SELECT decision_id::VARCHAR FROM erased").fetchall()),
+            frozenset(row[0] for row in con.execute("SELECT episode_id FROM emptied").fetchall()),
+        )
+        episodes = con.execute("SELECT count(DISTINCT episode_id) FROM erased").fetchall()[0][0]
+        return _Plan(files, about, outside, episodes - len(about.episode_ids))
 
-
-def _names(raw: bytes, row: dict[str, Any] | None, subject_id: str) -> bool:
-    """Whether a line that is no sound feedback names the subject."""
-    written = {orjson.dumps(subject_id), json.dumps(subject_id).encode()}  # who mends a line may leave \u escapes
-    if row is None:  # that it cannot be read goes for less: the id anywhere in it, as a part of another one, too
-        return any(text[1:-1] in raw for text in written)
-    if not _tells_whose(raw, row) and any(text in raw for text in written):
-        return True
-    return subject_id in _texts(row.get("subject_ids"))
-
-
-_NAMING = {"decision": {"subject_ids"}, "feedback": {"author", "decision_id", "episode_id"}}
-
-
-def _tells_whose(raw: bytes, row: dict[str, Any]) -> bool:
-    """Whether the fields are there by which a record is found.
-
-    Where one is missing, its name may be damaged, or another one in a newer version.
-    """
-    record, schema = row.get("record"), row.get("schema")
-    if not isinstance(record, str) or record not in _NAMING:
-        return False
-    return row.keys() >= _NAMING[record] or (schema == SCHEMA_VERSION and not _is_damaged(raw))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The texts, and the numbers as text, in a field of any form: quarantined lines may have malformed fields."""
-    parts = [value]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            parts += [*part, *part.values()]
-        elif isinstance(part, list):
-            parts += part
-        elif isinstance(part, str) or type(part) in (int, float):
-            yield str(part)
-
-
-def _find(con: duckdb.DuckDBPyConnection, layout: Layout, subject_id: str) -> _About:
-    """Fill the tables `subject`, `erased` (decisions; no date if still in the spool), `taught` (requests that the
-    subject demonstrated the answer of) and `emptied` (episodes)."""
-    con.execute("CREATE TEMP TABLE subject AS SELECT $1::VARCHAR AS id", [subject_id])
-    con.execute(f"""
-        CREATE TEMP TABLE erased AS
-        SELECT decision_type, date, decision_id, request_id, episode_id FROM decisions WHERE {_OF_SUBJECT}
-    """)  # noqa: S608 - a constant
-    con.execute("""
-        CREATE TEMP TABLE taught AS
-        SELECT DISTINCT request_id
-        FROM decisions JOIN (
-            SELECT date, decision_id FROM feedback_log
-            WHERE kind = 'demonstration' AND author = (SELECT id FROM subject) AND decision_id IS NOT NULL
-        ) USING (date, decision_id)
-    """)
-    kept: list[Any] = []
-    for path in list_segments(layout, ".open", ".seal"):
-        with _open(path) as file:
-            for _, line, row in _records(file):
-                if row.get("record") != "decision":
+    def _write(self, key: PartitionKey, files: dict[Path, dict[Path, str]]) -> list[Rewrite]:
+        """The files of a partition that hold the person, written anew."""
+        drop = _FEEDBACK_ABOUT if key.table == "feedback" else _OF_SUBJECT
+        rewrites = []
+        for path, mark in files.get(self._layout.data / key.folder, {}).items():
+            rows = _fingerprint(self._con, key.table, [path], drop)
+            if rows[0]:
+                known = path, mark, rows
+                with suppress(KeyError, FilesChanged):
+                    check_ready(self._written[known])
+                    rewrites.append(self._written[known])
                     continue
-                if _names(line, row, subject_id):
-                    _add_erased(con, row)
-                else:
-                    kept.append(row.get("episode_id"))
-    for path in layout.quarantine.glob("*.jsonl"):
-        for _, raw in read_quarantine(path):
-            row = _tolerant(raw) or {}
-            if row.get("record") != "decision":
-                continue
-            if _names(raw, row, subject_id):
-                _add_erased(con, row)
-            else:
-                kept.append(row.get("episode_id"))
-    con.execute(
-        "CREATE TEMP TABLE kept AS SELECT unnest($1::VARCHAR[]) AS episode_id",
-        [[episode_id for episode_id in kept if isinstance(episode_id, str)]],
-    )
-    con.execute(f"""
-        CREATE TEMP TABLE emptied AS
-        SELECT episode_id FROM erased WHERE episode_id IS NOT NULL
-        EXCEPT SELECT episode_id FROM kept
-        EXCEPT SELECT episode_id FROM decisions WHERE {_OF_SUBJECT} IS NOT true
-    """)  # noqa: S608 - a constant
-    return _About(
-        subject_id,
-        frozenset(row[0] for row in con.execute("SELECT decision_id::VARCHAR FROM erased").fetchall()),
-        frozenset(row[0] for row in con.execute("SELECT episode_id FROM emptied").fetchall()),
-    )
+                self._written[known] = write_anew(self._con, key, [path], self._scratch, drop=drop)
+                rewrites.append(self._written[known])
+        return rewrites
 
+    def is_current(self, plan: _Plan) -> bool:
+        """Whether a plan is still right, for one who holds the lock and has finished landing.
 
-def _add_erased(con: duckdb.DuckDBPyConnection, row: dict[str, Any]) -> None:
-    """A decision of the subject that is not in the log. It need not be a sound one."""
-    episode_id = row.get("episode_id")
-    con.execute(
+        Reads what is new since, and nothing of the rest of the log.
         """
-        INSERT INTO erased SELECT NULL, NULL, id, TRY_CAST($2 AS UUID), $3 FROM (SELECT TRY_CAST($1 AS UUID) AS id)
-        WHERE id IS NOT NULL
-        """,
-        [
-            str(row.get("decision_id")),
-            str(row.get("request_id")),
-            episode_id if isinstance(episode_id, str) else None,
-        ],
-    )
+        snapshot = take_snapshot(self._layout)
+        files = mark_files([*snapshot.decisions, *snapshot.feedback])
+        try:
+            for rewrite in chain.from_iterable(chain.from_iterable(plan.rewrites.values())):
+                check_ready(rewrite)
+        except FilesChanged:
+            return False
+        if plan.shared and any(files.get(path) != mark for path, mark in plan.files.items()):
+            return False  # another erasure may have emptied an episode
+        new = {path for path, mark in files.items() if plan.files.get(path) != mark}
+        decisions = [path for path in snapshot.decisions if path in new]
+        if _fingerprint(self._con, "decisions", decisions, f"({_OF_SUBJECT} OR {_IN_EMPTIED})")[0]:
+            return False
+        feedback = [path for path in snapshot.feedback if path in new]
+        if _fingerprint(self._con, "feedback", feedback, _FEEDBACK_ABOUT)[0]:
+            return False
+        outside = find_outside(self._layout, self._subject_id)
+        return outside.erased <= plan.outside.erased and not outside.kept & plan.about.episode_ids
+
+
+def _fingerprint(
+    con: duckdb.DuckDBPyConnection, table: str, files: Sequence[Path], where: str
+) -> tuple[int, int | None]:
+    """How many rows of some files fulfil the SQL `where`, and a hash of their ids."""
+    if not files:
+        return 0, None
+    query = f"SELECT count(*), bit_xor(hash({ID_COLUMNS[table]})) FROM ({scan(table, files)}) WHERE {where}"  # noqa: S608
+    count, ids = con.execute(query).fetchall()[0]
+    return count, ids
+
+
+def _carry_out(
+    con: duckdb.DuckDBPyConnection,
+    layout: Layout,
+    plan: _Plan,
+    scratch: Path,
+    report: EraseReport,
+    now: datetime | None,
+) -> None:
+    """Erase what is planned, for one who holds the lock."""
+    note = layout.erasures / f"{hashlib.sha256(report.subject_id.encode()).hexdigest()[:16]}.json"
+    check_held(layout)
+    show(con, take_snapshot(layout))  # of older datasets some lines are looked for in the log
+    _erase_datasets(con, layout, note, report)
+    for kind, partitions in plan.rewrites.items():
+        check_held(layout)
+        erased, unreadable = erase_quarantine(layout, plan.about, kind, now)
+        report.quarantine += erased
+        report.unreadable += unreadable
+        report.spool += erase_spool(layout, plan.about, kind)
+        for rewrites in partitions:
+            commit(layout, rewrites, scratch)
+            for rewrite in rewrites:
+                table = rewrite.key.table
+                setattr(report, table, getattr(report, table) + rewrite.dropped)
+    if note.exists():
+        note.unlink()
+        sync(layout.erasures)
 
 
 _OF_SUBJECT = "list_contains(subject_ids, (SELECT id FROM subject))"
+_IN_EMPTIED = "coalesce(episode_id IN (SELECT episode_id FROM emptied), false)"
 _FEEDBACK_ABOUT = (
     "(author = (SELECT id FROM subject) OR decision_id IN (SELECT decision_id FROM erased)"
     " OR decision_id IS NULL AND episode_id IN (SELECT episode_id FROM emptied))"
@@ -281,85 +343,3 @@ def _partitions_about(con: duckdb.DuckDBPyConnection) -> dict[str, list[Partitio
         "feedback": [PartitionKey("feedback", None, date) for (date,) in feedback],
         "decision": [PartitionKey("decisions", decision_type, date) for decision_type, date in decisions],
     }
-
-
-def _open(path: Path) -> IO[bytes]:
-    try:
-        return path.open("r+b")
-    except FileNotFoundError:  # just sealed
-        return path.with_suffix(".seal").open("r+b")
-
-
-def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-    """Offset, line and JSON object of every line with an intact frame. Landing quarantines the others."""
-    offset = 0
-    for line in file:
-        with suppress(SegmentError, orjson.JSONDecodeError):
-            if line.endswith(b"\n"):
-                row = orjson.loads(check_line(line))  # of whatever schema: a newer client's will be quarantined
-                if isinstance(row, dict) and row.get("record") != "erased":
-                    yield offset, line, row
-        offset += len(line)
-
-
-def _erase_spool(layout: Layout, about: _About, kind: str, report: EraseReport) -> None:
-    """Overwrite the subject's lines of one kind where they are: writers append, they never touch a line again.
-
-    Landing has just finished, so these segments have live writers or were sealed since.
-    """
-    for path in list_segments(layout, ".open", ".seal"):
-        with _open(path) as file:
-            before = report.spool
-            for offset, line, row in _records(file):
-                if _kind(row) == kind and about.matches(line, row):
-                    length = len(line) - len(frame_line(b""))
-                    os.pwrite(file.fileno(), frame_line(ERASED.ljust(length)[:length]), offset)
-                    report.spool += 1
-            if report.spool > before:
-                os.fsync(file.fileno())
-
-
-def _erase_quarantine(layout: Layout, about: _About, kind: str, report: EraseReport, now: datetime | None) -> None:
-    """Remove the subject's lines of one kind; together with decisions, also lines too damaged to classify."""
-    for path in sorted(layout.quarantine.glob("*.jsonl")):
-        kept = QuarantineWriter(path, now=now)
-        found = 0
-        for entry, raw in read_quarantine(path):
-            row = _tolerant(raw)
-            if _kind(row) == kind and about.matches(raw, row):
-                found += 1
-            else:
-                report.unreadable += row is None and kind == "decision"
-                kept.write(orjson.dumps(entry))
-        if not found:
-            kept.discard()
-        elif kept.empty:
-            path.unlink()
-        else:
-            kept.commit()
-        report.quarantine += found
-    sync(layout.quarantine)
-
-
-def _kind(row: dict[str, Any] | None) -> str:
-    return "feedback" if row is not None and row.get("record") == "feedback" else "decision"
-
-
-def _is_damaged(raw: bytes) -> bool:
-    """Whether the frame does not fit what it is of."""
-    if raw.startswith(b"{"):  # bare JSON: somebody mended it
-        return False
-    try:
-        check_line(raw)
-    except SegmentError:
-        return True
-    return False
-
-
-def _tolerant(raw: bytes) -> dict[str, Any] | None:
-    """The JSON object of a line whose frame or schema is bad, or that was mended by hand, if there is one."""
-    for text in (raw, raw[9:]):
-        with suppress(orjson.JSONDecodeError):
-            row = orjson.loads(text)
-            return row if isinstance(row, dict) else None
-    return None

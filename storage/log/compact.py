@@ -1,32 +1,53 @@
-"""Compaction: merge the small files of a partition into one, sorted by time. No row is lost, duplicated or changed."""
+"""Compaction: merge the small files of a partition, sorted by time. No row is lost, duplicated or changed.
+
+Files of about `TARGET_BYTES` are made and then left alone. A file is merged only with others that are not small beside
+it, so feedback that comes late to an old day does not rewrite the day each time: written bytes grow with the logarithm
+of the number of landings.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
+from storage.files import scratch_folder
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.log.land import finish_landing
-from storage.log.rewrite import Method, rewrite_partition
+from storage.log.replace import SCRATCH, Method, own_folder
+from storage.log.rewrite import FilesChanged, commit, empty_folder, write_anew
 from storage.log.schema import PARTITIONS, PartitionKey
-from storage.log.table import list_files, list_partitions, live_files, naming_unreadable
-from storage.log.views import connect
+from storage.log.table import list_partitions, live_files
+from storage.log.views import open_engine
 from storage.progress import OnProgress, Progress
+
+TARGET_BYTES = 256 << 20
+"""How large a merged file gets, about. One of half of it is left alone."""
+
+_ALWAYS_BYTES = 1 << 20  # up to here a file is merged whatever the others are: that costs nothing
+_RATIO = 4  # a file may be so many times as large as all smaller ones that it is merged with
+_PAUSE = 0.05  # seconds: longer than a waiting process pauses between two attempts to take the lock
 
 
 @dataclass
 class CompactReport:
-    """What one compaction did. Bytes are those of the partitions rewritten."""
+    """What one compaction did. Files and bytes are those of the partitions rewritten.
+
+    `interrupted` counts merges that were given up because another verb replaced the files meanwhile; they are merged
+    next time.
+    """
 
     partitions: int = 0
     files_before: int = 0
     files_after: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
+    interrupted: int = 0
 
 
 def compact_decisions(
@@ -39,49 +60,94 @@ def compact_decisions(
     progress: OnProgress | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
 ) -> CompactReport:
-    """Rewrite every partition of both tables that has `min_files` files or more as one file.
+    """Merge the small files of every partition of both tables, where there are `min_files` or more to be merged.
 
-    The lock is held for one partition at a time, so that landing can run in between. `method` is how a
-    partition is replaced (`storage.log.rewrite`): `auto` takes the exchange where the system has it. Raises
-    `DataFolderError`, `DataFolderBusy`, `LandingError` and `TableError`.
+    Files are written without the lock; it is held for milliseconds, to exchange them. `method` is how files are
+    replaced (`storage.log.replace`): `auto` takes the exchange where the system has it. Raises `DataFolderError`,
+    `DataFolderBusy`, `LandingError` and `TableError`.
     """
     if min_files < 2:
         raise ValueError(f"min_files must be 2 or more, not {min_files}: one file is compact already")
     layout = Layout(data).check().create()
     report = CompactReport()
+    with data_lock(layout, "compaction", timeout=lock_timeout):
+        finish_landing(layout)
     keys = [key for table in PARTITIONS for key in list_partitions(layout, table)]
-    files = (path for table in PARTITIONS for path in list_files(layout, table))
-    with naming_unreadable(files):
-        con = connect(data, memory_limit=memory_limit, threads=threads)
-    with con:
+    with open_engine(memory_limit, threads) as con, scratch_folder(layout.data, SCRATCH) as scratch:
         for done, key in enumerate(keys, 1):
-            if len(live_files(layout.data / key.folder)) >= min_files:
-                with data_lock(layout, "compaction", timeout=lock_timeout):
-                    finish_landing(layout)
-                    _compact(con, layout, key, min_files, method, report)
-                time.sleep(0.05)  # longer than a waiting process pauses between two attempts to take the lock
+            _compact(_Run(con, layout, scratch, method, lock_timeout), key, min_files, report)
             if progress:
                 progress(Progress(done, len(keys), "partitions"))
     return report
 
 
-def _compact(
-    con: duckdb.DuckDBPyConnection,
-    layout: Layout,
-    key: PartitionKey,
-    min_files: int,
-    method: Method,
-    report: CompactReport,
-) -> None:
-    folder = layout.data / key.folder
-    before = live_files(folder)
-    if len(before) < min_files:
-        return
-    size = sum(path.stat().st_size for path in before)
-    rewrite_partition(con, layout, key, method=method)
-    after = live_files(folder)
-    report.partitions += 1
-    report.files_before += len(before)
-    report.files_after += len(after)
-    report.bytes_before += size
-    report.bytes_after += sum(path.stat().st_size for path in after)
+@dataclass(frozen=True)
+class _Run:
+    con: duckdb.DuckDBPyConnection
+    layout: Layout
+    scratch: Path
+    method: Method
+    lock_timeout: float
+
+
+def _compact(run: _Run, key: PartitionKey, min_files: int, report: CompactReport) -> None:
+    folder = run.layout.data / key.folder
+    before = _sizes(folder)
+    merged = False
+    for group in choose_groups(before, min_files):
+        own_folder(run.layout, key)
+        try:
+            rewrite = write_anew(run.con, key, group, run.scratch)
+            with data_lock(run.layout, "compaction", timeout=run.lock_timeout):
+                commit(run.layout, [rewrite], run.scratch, method=run.method)
+        except FilesChanged:
+            report.interrupted += 1
+            break
+        merged = True
+        empty_folder(run.scratch)
+        time.sleep(_PAUSE)
+    if merged:
+        after = _sizes(folder)
+        report.partitions += 1
+        report.files_before += len(before)
+        report.files_after += len(after)
+        report.bytes_before += sum(before.values())
+        report.bytes_after += sum(after.values())
+
+
+def _sizes(folder: Path) -> dict[Path, int]:
+    """The files of a partition in the order in which they were written, about that of their rows, with their bytes."""
+    found = []
+    for path in live_files(folder):
+        with suppress(FileNotFoundError):  # replaced meanwhile
+            status = path.stat()
+            found.append((status.st_mtime_ns, path, status.st_size))
+    return {path: size for _, path, size in sorted(found)}
+
+
+def choose_groups(sizes: dict[Path, int], min_files: int = 2) -> Iterator[list[Path]]:
+    """Which files of a partition, of these sizes in bytes, are to become one file each.
+
+    Those of half the target's size are left alone, and those that are large beside all smaller ones. The others are
+    taken in the order given until they make up the target.
+    """
+    chosen: set[Path] = set()
+    total = 0
+    for path, size in sorted(sizes.items(), key=lambda item: item[1]):
+        if size >= TARGET_BYTES // 2 or (chosen and size > max(_ALWAYS_BYTES, _RATIO * total)):
+            break
+        chosen.add(path)
+        total += size
+    group: list[Path] = []
+    filled = 0
+    for path in sizes:
+        if path not in chosen:
+            continue
+        if group and filled + sizes[path] > TARGET_BYTES:
+            if len(group) >= min_files:
+                yield group
+            group, filled = [], 0
+        group.append(path)
+        filled += sizes[path]
+    if len(group) >= min_files:
+        yield group

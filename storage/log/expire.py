@@ -22,7 +22,8 @@ from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.log.clock_watch import check_clock
 from storage.log.clocks import ClockLimits, clock_limits, counting_day
 from storage.log.land import finish_landing
-from storage.log.rewrite import remove_files, rewrite_partition
+from storage.log.replace import remove_files
+from storage.log.rewrite import rewrite_partition
 from storage.log.schema import PARTITIONS, PartitionKey
 from storage.log.table import landed_at, list_partitions, live_files, read_metadata
 from storage.log.views import connect, refresh

@@ -46,7 +46,7 @@ from storage.log.clocks import ClockLimits, clock_limits, reject_off_clock
 from storage.log.demonstrations import find_wrong_demonstrations, has_demonstrations
 from storage.log.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
 from storage.log.quarantine import QuarantineWriter, reason_class
-from storage.log.rewrite import recover, use_one_disk
+from storage.log.replace import recover, use_one_disk
 from storage.log.schema import SCHEMAS, PartitionKey
 from storage.log.table import file_footer, live_files
 from storage.progress import OnProgress, Progress

@@ -1,53 +1,165 @@
-"""Replacing all the files of a partition by one new file, in one step that a reader sees done or not done.
+"""Write files of a partition anew: merged, sorted by time, without rows that are to go.
 
-On Linux the new folder and the old one are *exchanged* (`renameat2`), which is the commit. Where the system cannot, a
-*manifest* commits: `_hidden.json` in the folder names files that are not part of the table. It first names the new
-file, which is then moved in; writing it anew, with the names of the old files, is the commit; then those are deleted
-and it goes too. Whatever it names is garbage, so recovery after a kill is to delete that.
+Writing takes as long as there is data, so it is done without the data folder's lock, into a scratch folder. The lock is
+taken for the exchange alone (`storage.log.replace`), where the files that were read must still be those of the table:
+a compaction, an expiry or an erasure beside may have replaced them. Then `FilesChanged` is raised, nothing was changed,
+and the caller lists the files again. Files that landed meanwhile stay as they are.
 """
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from uuid import uuid4
 
 import duckdb
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reasoning.records import SCHEMA_VERSION
 from storage.errors import TableError
-from storage.files import CANNOT_EXCHANGE, exchange, make_folder, make_private, remove_tree, sync, write_atomic
+from storage.files import make_folder, make_private, remove_tree, scratch_folder, sync
 from storage.layout import Layout
-from storage.locks import check_held
 from storage.log.landed import ID_COLUMNS, row_ids
+from storage.log.replace import SCRATCH, Method, own_folder, replace_files
 from storage.log.schema import PARTITIONS, SCHEMAS, PartitionKey
 from storage.log.table import (
-    HIDDEN,
     SCHEMA_KEY,
     file_footer,
-    foreign_files,
     landed_at,
-    landed_segments,
-    list_partitions,
     live_files,
     naming_unreadable,
     read_metadata,
+    segments_of,
 )
 from storage.log.views import scan, sql_text
-
-Method = Literal["auto", "exchange", "manifest"]
+from storage.volumes import file_mark
 
 _ROW_GROUP_ROWS = 20_480
 _ROW_GROUP_BYTES = 64 << 20
 # DuckDB sorts 2,048 rows at a time: of rows larger than this on average, they no longer fit into its memory limit.
 _LARGE_ROW_BYTES = 32 << 10
+_REPLACED = "was replaced while it was being read; run it again"
+
+
+class FilesChanged(TableError):
+    """Files that were read to be written anew are not those of the table any more: another verb replaced them."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Files of one partition, by their marks, and the file that holds their rows without the `dropped` ones.
+
+    `new` is None where no row is left.
+    """
+
+    key: PartitionKey
+    sources: dict[Path, str]
+    new: Path | None
+    dropped: int
+
+
+def mark_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """What tells a file from another one of its name. Raises `FilesChanged` where one is gone."""
+    try:
+        return {path: file_mark(path) for path in paths}
+    except FileNotFoundError as error:
+        raise FilesChanged(f"{error.filename} {_REPLACED}") from error
+
+
+def check_unchanged(marks: dict[Path, str]) -> None:
+    """Raise `FilesChanged` unless these files are what they were."""
+    now = mark_files(marks)
+    for path, mark in marks.items():
+        if now[path] != mark:
+            raise FilesChanged(f"{path} {_REPLACED}")
+
+
+def write_anew(
+    con: duckdb.DuckDBPyConnection, key: PartitionKey, sources: list[Path], scratch: Path, *, drop: str = "false"
+) -> Rewrite:
+    """Write the rows of some files of a partition into one new file in `scratch`, sorted by time and synced.
+
+    Rows for which the SQL `drop` is true are left out. Needs no lock. Raises `FilesChanged`, and `TableError` where a
+    file cannot be read, is of a newer version, or the new one does not hold what it should.
+    """
+    marks = mark_files(sources)
+    try:
+        return _write_anew(con, key, marks, scratch, drop)
+    except (duckdb.Error, TableError, OSError, pa.ArrowException) as error:
+        check_unchanged(marks)
+        if not scratch.exists():  # a copied machine, of the same name, took it for left by a dead process
+            raise FilesChanged(f"{scratch} was deleted while it was being written to; run it again") from error
+        raise
+
+
+def _write_anew(
+    con: duckdb.DuckDBPyConnection, key: PartitionKey, marks: dict[Path, str], scratch: Path, drop: str
+) -> Rewrite:
+    sources = list(marks)
+    metadata = [read_metadata(path) for path in sources]
+    rows = sum(file.num_rows for file in metadata)
+    dropped = count_rows(con, key, sources, drop)
+    if dropped == rows:
+        return Rewrite(key, marks, None, dropped)
+    for path, file in zip(sources, metadata, strict=True):
+        _check_version(path, key.table, file)
+    uncompressed = sum(file.row_group(i).total_byte_size for file in metadata for i in range(file.num_row_groups))
+    row_group = max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES * rows // max(uncompressed, 1)))
+    landed = max(landed_at(path, file) for path, file in zip(sources, metadata, strict=True))
+    footer = file_footer(sorted({segment for path in sources for segment in segments_of(path)}), landed)
+    write = _write_large if uncompressed > rows * _LARGE_ROW_BYTES else _write
+    new = scratch / f"data-{uuid4()}.parquet"
+    make_folder(scratch)
+    try:
+        with naming_unreadable(sources):
+            write(con, key.table, sources, drop, row_group, footer, new)
+        if pq.read_metadata(new).num_rows != rows - dropped:
+            raise TableError(
+                f"{new} has not the {rows - dropped} rows that it should; {sources[0].parent} stays as it is"
+            )
+        make_private(new)
+        sync(new)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    return Rewrite(key, marks, new, dropped)
+
+
+def check_ready(rewrite: Rewrite) -> None:
+    """Raise `FilesChanged` unless the sources are what they were, and the new file is there."""
+    check_unchanged(rewrite.sources)
+    if rewrite.new is not None and not rewrite.new.exists():
+        raise FilesChanged(f"{rewrite.new} was deleted before it got into the table; run it again")
+
+
+def count_rows(con: duckdb.DuckDBPyConnection, key: PartitionKey, files: list[Path], where: str) -> int:
+    """How many rows of some files of a partition fulfil the SQL `where`."""
+    if where == "false" or not files:
+        return 0
+    query = f"SELECT count(*) FROM ({scan(key.table, files)}) WHERE {where}"  # noqa: S608 - `where` is ours
+    with naming_unreadable(files):
+        return int(con.execute(query).fetchall()[0][0])
+
+
+def commit(layout: Layout, rewrites: list[Rewrite], scratch: Path, *, method: Method = "auto") -> None:
+    """Put the new files of one partition in the place of those that they were written from.
+
+    For one who holds the lock. Raises `FilesChanged` before anything was changed, and what `replace_files` does.
+    """
+    if not rewrites:
+        return
+    key = rewrites[0].key
+    old = [path for rewrite in rewrites for path in rewrite.sources]
+    if gone := set(old).difference(live_files(own_folder(layout, key))):
+        raise FilesChanged(f"{min(gone)} {_REPLACED}")
+    for rewrite in rewrites:
+        check_ready(rewrite)
+    new = [rewrite.new for rewrite in rewrites if rewrite.new is not None]
+    replace_files(layout, key, old, new, scratch=scratch, method=method)
 
 
 def rewrite_partition(
@@ -58,49 +170,27 @@ def rewrite_partition(
     drop: str = "false",
     method: Method = "auto",
 ) -> int:
-    """Write a partition anew as one file sorted by time, without the rows for which the SQL `drop` is true.
+    """Write and exchange at once, for one who holds the lock all the while and has finished landing.
 
-    A folder with files of others' in it is kept (the manifest's way). For one who holds the lock and has finished
-    landing. Returns the number of rows dropped. Raises `TableError` when a file cannot be read, or is of a newer
-    version, or the new file does not hold what it should; the partition is then as it was.
+    With `drop` each file that has such rows is written anew, else all of them as one. Returns the number of rows
+    dropped. Raises as `write_anew` and `commit` do.
     """
-    folder = _own_folder(layout, key)
-    sources = live_files(folder)
-    metadata = [read_metadata(path) for path in sources]
-    rows = sum(file.num_rows for file in metadata)
-    dropped = 0
-    if drop != "false":
-        query = f"SELECT count(*) FROM ({scan(key.table, sources)}) WHERE {drop}"  # noqa: S608 - `drop` is ours
-        with naming_unreadable(sources):
-            dropped = con.execute(query).fetchall()[0][0]
-    if dropped == rows:
-        remove_partition(layout, key)
-        return dropped
+    sources = live_files(own_folder(layout, key))
+    groups = [sources] if drop == "false" else [[path] for path in sources if count_rows(con, key, [path], drop)]
+    with scratch_folder(layout.data, SCRATCH) as scratch:
+        rewrites = [write_anew(con, key, group, scratch, drop=drop) for group in groups]
+        commit(layout, rewrites, scratch, method=method)
+        empty_folder(scratch)
+    return sum(rewrite.dropped for rewrite in rewrites)
 
-    for path, file in zip(sources, metadata, strict=True):
-        _check_version(path, key.table, file)
-    uncompressed = sum(file.row_group(i).total_byte_size for file in metadata for i in range(file.num_row_groups))
-    row_group = max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES * rows // max(uncompressed, 1)))
-    staged = layout.staging(key.table) / uuid4().hex
-    make_folder(staged)
-    new = staged / f"data-{uuid4()}.parquet"
-    try:
-        landed = max(landed_at(path, file) for path, file in zip(sources, metadata, strict=True))
-        footer = file_footer(sorted(landed_segments(folder)), landed)
-        write = _write_large if uncompressed > rows * _LARGE_ROW_BYTES else _write
-        with naming_unreadable(sources):
-            write(con, key.table, sources, drop, row_group, footer, new)
-        if pq.read_metadata(new).num_rows != rows - dropped:
-            raise TableError(f"{new} has not the {rows - dropped} rows that it should; {folder} stays as it is")
-        make_private(new)
-        sync(new)
-        sync(staged)
-        check_held(layout)
-        with _on_one_disk(layout, folder):
-            _commit(folder, new, sources, "manifest" if method == "auto" and foreign_files(folder) else method)
-    finally:
-        remove_tree(staged)
-    return dropped
+
+def empty_folder(folder: Path) -> None:
+    """Delete all that is in a folder. Raises OSError where something stays."""
+    for path in list(folder.iterdir()):
+        if path.is_dir():
+            remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _check_version(path: Path, table: str, metadata: pq.FileMetaData) -> None:
@@ -179,100 +269,3 @@ def _of_today(table: str, rows: pa.Table) -> pa.Table:
         rows[field.name].cast(field.type) if field.name in has else pa.nulls(len(rows), field.type) for field in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _commit(folder: Path, new: Path, old: list[Path], method: Method) -> None:
-    if method != "manifest":
-        try:
-            exchange(new.parent, folder)
-        except OSError as error:
-            if method == "exchange" or error.errno not in CANNOT_EXCHANGE:
-                raise
-        else:
-            sync(folder.parent)
-            sync(new.parent.parent)
-            return  # the old folder, now in staging, is removed by the caller; paths to its files are gone already
-    hidden = folder / HIDDEN
-    write_atomic(hidden, orjson.dumps([new.name]))
-    new.rename(folder / new.name)
-    sync(folder)
-    write_atomic(hidden, orjson.dumps([path.name for path in old]))
-    _delete_hidden(folder)
-
-
-def _delete_hidden(folder: Path) -> None:
-    hidden = folder / HIDDEN
-    for name in orjson.loads(hidden.read_bytes()):
-        (folder / name).unlink(missing_ok=True)
-    sync(folder)
-    hidden.unlink()
-    sync(folder)
-
-
-def remove_partition(layout: Layout, key: PartitionKey) -> None:
-    """Take a partition out of its table in one step, then delete its files. For one who holds the lock."""
-    folder = _own_folder(layout, key)
-    check_held(layout)
-    if foreign_files(folder):
-        write_atomic(folder / HIDDEN, orjson.dumps([path.name for path in live_files(folder)]))
-        _delete_hidden(folder)
-        return
-    staging = layout.staging(key.table)
-    make_folder(staging)
-    removed = staging / uuid4().hex
-    with _on_one_disk(layout, folder):
-        folder.rename(removed)
-    sync(folder.parent)
-    remove_tree(removed)
-
-
-def remove_files(layout: Layout, key: PartitionKey, files: list[Path]) -> None:
-    """Take some files of a partition out of its table in one step, then delete them. For one who holds the lock."""
-    folder = _own_folder(layout, key)
-    if len(files) == len(live_files(folder)):
-        remove_partition(layout, key)
-        return
-    check_held(layout)
-    write_atomic(folder / HIDDEN, orjson.dumps([path.name for path in files]))
-    _delete_hidden(folder)
-
-
-def _own_folder(layout: Layout, key: PartitionKey) -> Path:
-    folder = layout.data / key.folder
-    if folder.is_symlink():
-        raise TableError(
-            f"{folder} is a symbolic link, so its files cannot be replaced in one step: move the folder itself there"
-        )
-    return folder
-
-
-@contextmanager
-def _on_one_disk(layout: Layout, folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        raise TableError(f"{folder} cannot be replaced: {use_one_disk(layout)}, and run it again") from error
-
-
-def use_one_disk(layout: Layout) -> str:
-    """The mend where a rename crosses from one file system to another (EXDEV)."""
-    return (
-        f"the tables must be on the file system of {layout.data}, so that a file gets into them in one step: move the "
-        "data folder as a whole (it may be a link itself) instead of linking or mounting a part of it"
-    )
-
-
-def recover(layout: Layout) -> None:
-    """Undo, or finish, what a killed landing, compaction, expiry or erasure left. For one who holds the lock."""
-    for table in PARTITIONS:
-        remove_tree(layout.staging(table))
-        for key in list_partitions(layout, table):
-            if (layout.data / key.folder / HIDDEN).exists():
-                _delete_hidden(layout.data / key.folder)
-            for temporary in (layout.data / key.folder).glob("*.tmp"):
-                temporary.unlink(missing_ok=True)
-    for folder in (layout.quarantine, layout.spool):
-        for temporary in folder.glob("*.tmp"):
-            temporary.unlink(missing_ok=True)

@@ -56,6 +56,7 @@ DECISIONS = pa.schema(
         ("cache_write_tokens", pa.int64()),
         ("reasoning_tokens", pa.int64()),
         ("price_source", pa.string()),
+        ("probabilities", pa.string()),
         ("tags", pa.string()),
         ("extra", pa.string()),
     ]
@@ -84,7 +85,7 @@ SOURCES = ("original", "custom")
 KINDS = ("metric", "demonstration", "comment")
 # Columns of JSON text, and what JSON it is.
 _JSON: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "decisions": {"decision": dict, "tools": list, "tags": dict, "extra": dict},
+    "decisions": {"decision": dict, "tools": list, "tags": dict, "extra": dict, "probabilities": dict},
     "feedback": {"value": (bool, int, float, str), "extra": dict},
 }
 
@@ -139,7 +140,8 @@ def partition_of(row: dict[str, Any]) -> PartitionKey:
         check_decision_type(row["decision_type"])
         if row["source"] not in SOURCES:
             raise SchemaViolation(f"source: {row['source']!r:.60} is neither 'original' nor 'custom'")
-        check_json_texts("decisions", {name: [row.get(name)] for name in ("decision", "tools", "tags")})
+        texts = ("decision", "tools", "tags", "probabilities")
+        check_json_texts("decisions", {name: [row.get(name)] for name in texts})
         return PartitionKey("decisions", row["decision_type"], date)
     if row.setdefault("kind", "metric") not in KINDS:
         raise SchemaViolation(f"kind: {row['kind']!r:.60} is not metric, demonstration or comment")

@@ -1,8 +1,8 @@
 """A table of the decision log: folders of Parquet files, listed so that no row is seen twice or missed.
 
 A table is plain Hive Parquet, `decisions/decision_type=<t>/date=<d>/(part|data)-*.parquet`; files of other names are
-left alone. Files are never changed. Landing adds files; compaction and erasure replace all the files of a partition in
-one step (`storage.log.rewrite`). So a *list* of files is a consistent snapshot, and reading one that was replaced since
+left alone. Files are never changed. Landing adds files; compaction and erasure replace some files of a partition in one
+step (`storage.log.replace`). So a *list* of files is a consistent snapshot, and reading one that was replaced since
 fails loudly (no such file): take a new snapshot and read again, as `storage.read` does. A glob over a table that is
 being compacted may be silently wrong.
 """
@@ -32,7 +32,7 @@ SEGMENTS_KEY = b"reasoning.segments"  # JSON list of the segments whose rows are
 SCHEMA_KEY = b"reasoning.schema"  # the SCHEMA_VERSION of the writer
 LANDED_KEY = b"reasoning.landed_at"  # when the last of its rows landed, by the clock of landing (ISO 8601, UTC)
 
-# Names the files of its folder that are not (or no longer) part of the table. See `storage.log.rewrite`.
+# Names the files of its folder that are not (or no longer) part of the table. See `storage.log.replace`.
 HIDDEN = "_hidden.json"
 
 _OURS = re.compile(r"(part|data)-.+\.parquet", re.DOTALL)
@@ -134,13 +134,12 @@ def _hidden(folder: Path) -> frozenset[str]:
 
 def landed_segments(folder: Path) -> set[str]:
     """The ids of the segments whose rows are in a partition, by the names and footers of its files."""
-    ids: set[str] = set()
-    for path in live_files(folder):
-        if path.name.startswith("part-"):
-            ids.add(path.stem.removeprefix("part-"))
-        else:
-            ids.update(file_segments(path))
-    return ids
+    return {segment for path in live_files(folder) for segment in segments_of(path)}
+
+
+def segments_of(path: Path) -> list[str]:
+    """The ids of the segments whose rows are in a file: of one, its name says it, else its footer."""
+    return [path.stem.removeprefix("part-")] if path.name.startswith("part-") else file_segments(path)
 
 
 def file_segments(path: Path) -> list[str]:

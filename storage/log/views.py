@@ -61,6 +61,18 @@ def _connect(
     layout: Layout, memory_limit: str | None, threads: int | None, files: LogFiles | None = None
 ) -> duckdb.DuckDBPyConnection:
     """A connection with the views; with `files` they read through it, and the connection can do nothing else."""
+    con = open_engine(memory_limit, threads)
+    if files is not None:
+        con.register_filesystem(files)
+    _create_views(con, layout)
+    _with_snapshot(con, layout, lambda con: None, files)
+    if files is not None:
+        lock_down(con)
+    return con
+
+
+def open_engine(memory_limit: str | None = None, threads: int | None = None) -> duckdb.DuckDBPyConnection:
+    """A DuckDB in memory with our settings and no view: what `connect` and whoever rewrites files build on."""
     spill = Path(tempfile.gettempdir()) / f"reasoning-duckdb-{os.getpid()}-{uuid4().hex}"  # made only when needed
     config: dict[str, Any] = {"temp_directory": str(spill)}
     if memory_limit is not None:
@@ -71,18 +83,17 @@ def _connect(
     # Not in the config: what these are of is loaded only after connecting.
     con.execute("SET TimeZone = 'UTC'")
     con.execute("SET parquet_metadata_cache = true")  # to read a month's footers is half of a look-up by id
-    if files is not None:
-        con.register_filesystem(files)
-    _create_views(con, layout)
-    _with_snapshot(con, layout, lambda con: None, files)
-    if files is not None:
-        lock_down(con)
     return con
 
 
 def refresh(con: duckdb.DuckDBPyConnection, data: Path | str) -> None:
     """Let the views of a connection show the files as of now."""
     _with_snapshot(con, Layout(data), lambda con: None)
+
+
+def show(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+    """Let the views of a connection show these files."""
+    _show(con, snapshot)
 
 
 def read(

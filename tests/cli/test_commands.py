@@ -198,7 +198,10 @@ def test_dashes_in_a_decision_type_are_understood(data: Path):
 
 def test_an_unknown_decision_type_is_answered_with_those_there_are(data: Path):
     said = failure(reasoning("export", "shouldrespond", "--data", data))
-    assert "'shouldrespond' is no decision type; known are should_respond, planning, coding" in said
+    assert (
+        "unknown decision type 'shouldrespond' (did you mean should_respond?); known: should_respond, planning, coding"
+        in said
+    )
 
 
 def test_days_in_the_wrong_order_or_form_are_usage_errors(data: Path):

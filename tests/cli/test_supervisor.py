@@ -98,3 +98,19 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):  # the second where it ends while it is read
         return False
+
+
+def test_logs_are_rotated_while_the_child_writes_and_the_last_run_is_kept(tmp_path: Path):
+    chatty = "import sys, time\nfor n in range(600): print(f'line {n:04}', flush=True); time.sleep(0.001 * (n > 300))"
+    with Supervisor(tmp_path, os.environ) as children:
+        child = children.start("chatty", [sys.executable, "-c", chatty])
+        children.wait_until("some lines", lambda: child.log.stat().st_size > 1000)
+        children.rotate(max_bytes=100)
+        children.wait_until("the last line", lambda: "line 0599" in child.log.read_text())
+        rotated, current = (tmp_path / "chatty.log.1").read_text(), child.log.read_text()
+        assert rotated.startswith("line 0000")
+        assert "\0" not in current, "the child wrote at its old position: a sparse file as large as before"
+    with Supervisor(tmp_path, os.environ) as children:
+        children.run("chatty", [sys.executable, "-c", "print('the next run')"])
+    assert (tmp_path / "chatty.log").read_text() == "the next run\n"
+    assert (tmp_path / "chatty.log.1").read_text() == current

@@ -90,7 +90,7 @@ def read_legal_stream(body: bytes) -> tuple[dict[str, Any] | None, dict[str, Any
 
 
 def _finished(message: dict[str, Any]) -> dict[str, Any]:
-    assert message["content"], "an empty message"
+    assert message["content"] or message["stop_reason"] == "max_tokens", "an empty message"
     tools = [block for block in message["content"] if block["type"] == "tool_use"]
     for block in tools:
         raw = block.pop("raw")

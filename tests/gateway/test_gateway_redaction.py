@@ -360,7 +360,4 @@ async def test_arguments_that_are_nested_too_deeply_are_no_answer(start: Start, 
     assert b"msg_upstream" in (await ask(running, coding(SAID)))[2]
     end = chat_chunk(finish_reason="tool_calls", usage=USAGE)
     running.model.script = stream(chat_chunk(tool_calls=[call(arguments)]), end, DONE, pause=0.02)
-    _, headers, body = await ask(running, coding(f"in another session, {SAID}", stream=True))
-    assert headers["x-reasoning-source"] == "custom"
-    message, error = read_legal_stream(body)
-    assert message is None and error is not None
+    assert b"msg_upstream" in (await ask(running, coding(f"in another session, {SAID}", stream=True)))[2]

@@ -203,3 +203,18 @@ async def test_silence_is_no_answer_of_the_sdk(start: Start) -> None:
     running.anthropic.script = scripted.cut
     with pytest.raises(InternalServerError):
         await client(running, max_retries=0).messages.create(**QUESTION)
+
+
+async def test_broken_pieces_end_with_an_error_that_the_sdk_can_read(start: Start) -> None:
+    import anthropic
+
+    running = await start()
+    running.route()
+    pieces = [{"name": "Bash", "arguments": '{"command": "ls"'}, {"arguments": ', "x": }'}, {"arguments": "}"}]
+    chunks = [chat_chunk(tool_calls=[{"index": 0, "function": piece}]) for piece in pieces]
+    running.model.script = stream(chat_chunk(content="On it."), *chunks, pause=0.01)
+    async with client(running, max_retries=0) as sdk:
+        with pytest.raises(anthropic.APIStatusError, match="broke off"):
+            async with sdk.messages.stream(**QUESTION) as events:
+                async for _ in events:
+                    pass

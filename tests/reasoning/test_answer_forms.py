@@ -226,7 +226,7 @@ def test_a_declared_type_may_use_any_form(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"answer": "poem"}, "known: code, label, plan, turn"),
+        ({"answer": "poem"}, "known: code, label, plan, questions, turn"),
         ({"answer": 3}, "answer: text is needed"),
         ({"answer": "port"}, "is not an answer form"),
         ({"answer": "plan", "instruction": "Decide."}, "question is missing"),
@@ -292,7 +292,7 @@ def test_the_search_finds_what_it_looks_for() -> None:
 
 
 def test_every_form_says_what_it_is() -> None:
-    assert sorted(all_forms()) == ["code", "label", "plan", "turn"]
+    assert sorted(all_forms()) == ["code", "label", "plan", "questions", "turn"]
     for kind in DECISION_TYPES.values():
         completions = kind.sample_answers()
         assert [kind.format_answer(kind.parse(text)) for text in completions] == completions

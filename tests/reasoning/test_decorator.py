@@ -153,14 +153,14 @@ def test_mistakes_show_when_it_decorates(data: Path, monkeypatch: pytest.MonkeyP
 
     with pytest.raises(ConfigError, match="stream=True"):
         decision("coding", client=client)(pieces)
-    decorator._default_client.cache_clear()
+    decorator.default_client.cache_clear()
     monkeypatch.setenv("REASONING_ENABLED", "perhaps")
     with pytest.raises(ConfigError, match="REASONING_ENABLED"):
         decision("should_respond")(lambda context: "x")
 
 
 def test_without_a_client_all_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decorator._default_client.cache_clear()
+    decorator.default_client.cache_clear()
     monkeypatch.setenv("REASONING_DATA", str(tmp_path / "d"))
     one = decision("should_respond")(lambda context: "STOP")
     two = decision("should_respond")(lambda context: "IGNORE")
@@ -168,4 +168,4 @@ def test_without_a_client_all_share_one(tmp_path: Path, monkeypatch: pytest.Monk
     assert one(CONTEXT) == {"action": "STOP"}
     one.client.close()
     assert len(rows(tmp_path / "d")) == 1
-    decorator._default_client.cache_clear()
+    decorator.default_client.cache_clear()

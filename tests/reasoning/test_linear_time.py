@@ -9,14 +9,27 @@ from typing import Any
 
 import pytest
 
-from reasoning.decision_types import DECISION_TYPES
+from reasoning.decision_types import DECISION_TYPES, questions_type
 from reasoning.errors import UnparseableAnswer
 from reasoning.formats.turns import parse_turn
-from reasoning.serving.completion import Completion, measure_confidence
+from reasoning.questions import boolean, choice, question_set
+from reasoning.serving.completion import Completion, measure_confidence, read_probabilities
+
+QUESTIONS = questions_type(question_set({"team": choice(["pipes", "power"]), "urgent": boolean()}))
+
+
+def _probabilities(text: str) -> Any:
+    tokens = [text[i : i + 4] for i in range(0, len(text), 4)]
+    completion = Completion(text, tokens, [-0.1] * len(tokens), alternatives=[{"a": -0.1}] * len(tokens))
+    return read_probabilities(QUESTIONS, completion)
+
 
 PARSERS: dict[str, Callable[[str], Any]] = {
     **{name: kind.parse for name, kind in DECISION_TYPES.items()},
     "turn": parse_turn,
+    "questions": QUESTIONS.parse,
+    "questions confidence": lambda text: measure_confidence("questions", Completion(text, [text], [0.0])),
+    "questions probabilities": _probabilities,
     "label confidence": lambda text: measure_confidence("label", Completion(text, [text], [0.0])),
     "plan confidence": lambda text: measure_confidence("plan", Completion(text, [text], [0.0])),
 }
@@ -44,6 +57,8 @@ UNITS = [
         "\n```\n<tool_call>",
         "{} ",
         '{"action":1}',
+        '{"answers":{',
+        '"team":',
         '[{"action":1},',
         '[{"action":1}',
         "assistantfinal",

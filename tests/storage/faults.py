@@ -19,6 +19,8 @@ import orjson
 
 import storage.erasure.datasets
 import storage.erasure.erase
+import storage.log.compact
+import storage.log.replace
 from reasoning.io.spool import SegmentWriter
 from storage.erasure.erase import erase_subject
 from storage.errors import DataFolderBusy
@@ -27,7 +29,8 @@ from storage.locks import data_lock
 from storage.log.compact import compact_decisions
 from storage.log.expire import expire_decisions
 from storage.log.land import land_decisions, list_segments
-from storage.log.rewrite import recover, rewrite_partition
+from storage.log.replace import recover
+from storage.log.rewrite import rewrite_partition
 from storage.log.table import list_partitions
 from tests.forkserver import CONTEXT
 from tests.storage.logs import make_decision, segment_id
@@ -162,9 +165,24 @@ def erase_until(data: Path, subject_id: str, step: int) -> None:
         (storage.erasure.erase, "write_atomic"),
         (storage.erasure.erase, "erase_lines"),
         (storage.erasure.datasets, "replace_folder"),
-        (storage.erasure.erase, "_erase_quarantine"),
-        (storage.erasure.erase, "rewrite_partition"),
-        (storage.erasure.erase, "_erase_spool"),
+        (storage.erasure.erase, "erase_quarantine"),
+        (storage.erasure.erase, "commit"),
+        (storage.erasure.erase, "erase_spool"),
     ):
         setattr(module, name, killing(getattr(module, name)))
     storage.erasure.erase.erase_subject(data, subject_id, threads=1)
+
+
+def rewrite_until(data: Path, verb: str, method: str, step: str) -> None:
+    """Compact, or erase `ann`, and be killed by SIGKILL before the first call of the function `step`."""
+
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for module in (storage.log.compact, storage.erasure.erase, storage.log.replace):
+        if hasattr(module, step):
+            setattr(module, step, die)
+    if verb == "compact":
+        compact_decisions(data, method=method, threads=1)  # type: ignore[arg-type]
+    else:
+        erase_subject(data, "ann", threads=1)

@@ -19,11 +19,11 @@ from storage.erasure.erase import erase_subject
 from storage.errors import TableError
 from storage.layout import Layout
 from storage.locks import data_lock
-from storage.log import rewrite
+from storage.log import replace, rewrite
 from storage.log.compact import compact_decisions
 from storage.log.expire import expire_decisions
 from storage.log.land import land_decisions
-from storage.log.rewrite import Method
+from storage.log.replace import Method
 from storage.log.table import HIDDEN, SCHEMA_KEY, file_segments, landed_segments, live_files
 from storage.progress import Progress
 from tests.storage.logs import (
@@ -118,7 +118,7 @@ def test_without_an_exchange_the_manifest_is_taken(tmp_path: Path, monkeypatch: 
     def no_exchange(a: Path, b: Path) -> None:
         raise OSError(errno.EINVAL, "not on this filesystem")
 
-    monkeypatch.setattr(rewrite, "exchange", no_exchange)
+    monkeypatch.setattr(replace, "exchange", no_exchange)
     fill(tmp_path)
     before = everything(tmp_path)
     with pytest.raises(OSError, match="not on this filesystem"):
@@ -215,7 +215,7 @@ def test_a_wrong_row_count_leaves_the_partition_alone(tmp_path: Path, monkeypatc
     with pytest.raises(TableError, match="stays as it is"):
         compact_decisions(tmp_path)
     assert {path: path.read_bytes() for path in list_parquet(tmp_path)} == before
-    assert not list((tmp_path / "decisions.staging").iterdir())
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".staging") or path.name[:2] == ".r"]
 
 
 def test_exchange_swaps_two_folders(tmp_path: Path) -> None:

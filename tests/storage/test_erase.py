@@ -27,6 +27,7 @@ from storage.ledger.rows import Model, UploadedDataset
 from storage.log.land import land_decisions
 from storage.log.quarantine import read_quarantine
 from storage.log.reland import reland_quarantine
+from storage.log.rewrite import Rewrite
 from tests.storage import faults
 from tests.storage.logs import (
     NOON,
@@ -168,14 +169,14 @@ def test_an_erasure_that_failed_is_finished_by_the_next(tmp_path: Path, monkeypa
     write_segment(tmp_path, [*decisions, make_feedback(decision_id=decisions[0].decision_id, value="zz-ann")])
     land_decisions(tmp_path)
     write_dataset(tmp_path, [("train", decisions[0], "zz-ann")])
-    rewrite = erase.rewrite_partition
+    commit = erase.commit
 
-    def fail(con: object, layout: object, key: object, **arguments: object) -> int:
-        if key.table == "decisions":  # type: ignore[attr-defined]
+    def fail(layout: object, rewrites: list[Rewrite], scratch: object) -> None:
+        if rewrites[0].key.table == "decisions":
             raise OSError(5, "Input/output error")
-        return rewrite(con, layout, key, **arguments)  # type: ignore[arg-type]
+        commit(layout, rewrites, scratch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(erase, "rewrite_partition", fail)
+    monkeypatch.setattr(erase, "commit", fail)
     with pytest.raises(OSError, match="Input/output"):
         erase_subject(tmp_path, "zz-ann")
     monkeypatch.undo()
@@ -430,7 +431,7 @@ def test_a_kill_after_the_feedback_leaves_the_quarantined_decision_by_which_it_i
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:
-        killed.setattr(erase, "rewrite_partition", die)
+        killed.setattr(erase, "commit", die)
         with pytest.raises(KeyboardInterrupt):
             erase_subject(tmp_path, "zz-ann")
     assert erase_subject(tmp_path, "zz-ann").feedback == 1

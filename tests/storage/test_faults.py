@@ -27,7 +27,7 @@ from reasoning.io.spool import SegmentWriter
 from storage.erasure.erase import erase_subject
 from storage.errors import StorageError
 from storage.layout import Layout
-from storage.log import rewrite
+from storage.log import replace
 from storage.log.compact import compact_decisions
 from storage.log.land import land_decisions
 from storage.log.quarantine import read_quarantine
@@ -158,7 +158,7 @@ class FailingCalls:
         monkeypatch.setattr(builtins, "open", self.wrap_open(builtins.open))
         monkeypatch.setattr(pq.ParquetWriter, "write_table", self.wrap("write_table", pq.ParquetWriter.write_table))
         monkeypatch.setattr(pq.ParquetWriter, "close", self.wrap("close", pq.ParquetWriter.close))
-        monkeypatch.setattr(rewrite, "exchange", self.wrap("exchange", rewrite.exchange))
+        monkeypatch.setattr(replace, "exchange", self.wrap("exchange", replace.exchange))
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:

@@ -14,7 +14,7 @@ import storage
 from reasoning.io.spool import SegmentWriter
 from storage.errors import StorageError
 from storage.layout import Layout
-from storage.log import rewrite
+from storage.log import replace
 from storage.log.land import land_decisions
 from tests.storage.logs import make_days
 from tests.storage.power import record, write_state
@@ -31,7 +31,7 @@ def main(data: Path, verb: str, mark: Callable[[str], None]) -> None:
         verb, _, without = verb.partition(" without ")
         with pytest.MonkeyPatch.context() as patch:
             if without:
-                patch.setattr(rewrite, "exchange", _cannot_exchange)
+                patch.setattr(replace, "exchange", _cannot_exchange)
             VERBS[verb](data)
         return
     writer = SegmentWriter(data / "spool", sync_interval=3600)

@@ -74,7 +74,7 @@ def measure_exact_match(rows: Rows) -> dict[str, Metric]:
     return {
         "exact_match": rows.mean_of(
             [
-                answer.decision is not None and rows.answer_class(label) == rows.answer_class(answer.decision)
+                answer.decision is not None and rows.type.form.agrees(label, answer.decision)
                 for label, answer in rows.pairs
             ]
         )
