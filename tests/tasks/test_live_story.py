@@ -62,6 +62,9 @@ def test_a_good_model_is_promoted_its_world_shifts_it_is_withdrawn_and_the_next_
     data, now = tmp_path / "data", datetime.now(UTC)
     write_log(data, episodes=130, turns=4, until=now)
     land_decisions(data)
+    with open_ledger(data) as ledger:
+        ledger.set_budget("day", "200")
+        ledger.set_budget("month", "200")
     first = turn_flywheel(data, TYPE, SETTINGS)
     now = datetime.now(UTC)
     assert first.outcome == "canary", first.why
