@@ -222,7 +222,8 @@ def why_no_cycle(
         return f"one is under way since {last.started_at}: `reasoning cycle {decision_type}` goes on with it"
     if last is not None and last.outcome == CycleOutcome.CANARY:
         return "a canary has traffic: its live test comes first"
-    return _why_not_due(data, decision_type, last, settings or CycleSettings(), clock_of(now)())
+    due = find_due(data, decision_type, last, settings or CycleSettings(), now=clock_of(now)())
+    return due.why if due.trigger is None else None
 
 
 def read_turn(data: Path, decision_type: str) -> CycleRow | None:
