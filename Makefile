@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # The Python that was asked for, never one that uv fetches.
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup demo test test-fast coverage docs site lint format clients torture clean
+.PHONY: help setup demo test test-fast coverage docs site integrations lint format clients torture clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ site: $(SYNCED) ## the documentation as a site that works offline, in dist/site;
 format: $(SYNCED) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+integrations: ## the adapters for agents' frameworks, tested with the frameworks
+	@$(UV) run --quiet --isolated --all-extras --no-extra adapter --group integrations pytest -n 0 tests/integrations
 
 clients: $(SYNCED) ## real clients through the gateway: Claude Code, npm SDKs, elizaOS, aider (needs npm and the network)
 	@$(BIN)/python -m tests.clients
