@@ -9,7 +9,7 @@ USER = "user"
 
 
 def conversation(agent_name: str, lines: Iterable[tuple[str | None, bool, Any]]) -> dict[str, Any]:
-    """The context of `should_respond`. A line: the speaker's name, if known, whether the agent said it, and its content.
+    """The context of `should_respond`. A line: the speaker's name if known, whether the agent said it, its content.
 
     Content is text, or parts of which those with a `text` count. Lines without text, such as tool calls, are left out.
     """
