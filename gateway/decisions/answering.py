@@ -48,7 +48,7 @@ class _Upstream:
     def __init__(self, state: State, exchange: Exchange, asked: Asked, read: Read) -> None:
         assert exchange.protocol is not None
         self._state, self._exchange, self._asked, self._read = state, exchange, asked, read
-        self._model = asked.request.get("model")
+        self._model = asked.operation.model(asked.path, asked.request)
         self._protocol, self.pool = exchange.protocol, state.pools[exchange.protocol.name]
         self.status = 0
         self.headers: Headers = []
@@ -154,7 +154,7 @@ async def answer_forced(state: State, exchange: Exchange, asked: Asked, found: F
         assert call is not None  # else it was not accepted
         own = OwnAnswer("", answer.model or "", answer.input_tokens or 0, answer.output_tokens or 0)
         if forced.form.as_tool:
-            return replace(own, call=call, named=forced.form.named)
+            return replace(own, call=call, named=found.named)
         return replace(own, text=orjson.dumps(call[1]).decode())
 
     await _answer(
