@@ -13,8 +13,8 @@ Without `fields` such a form is logged and learned, and the upstream answers. Th
 A decision of a model that no table completes is on record with the reason `needs_text`, and the upstream answers.
 
 The decision type is known by the form and the instructions: `<name>_<hash of both>_<hash of the questions>`. Numbers
-and UUIDs in the instructions do not count, so that a date in them makes no new type; the model sees them beside the
-conversation. A type begins with the second request that has it (`forced_after`), so that a prompt that is never the
+and UUIDs in the instructions do not count, so that a date in them makes no new type; the model sees the numbers beside
+the conversation. A type begins with the second request that has it (`forced_after`), so that a prompt that is never the
 same twice makes none. `[gateway.decisions] forced = false` and `forced = false` of a key switch all of this off.
 """
 
@@ -30,6 +30,7 @@ from typing import Any
 
 import orjson
 
+from gateway.decisions.instructions import Instructions
 from gateway.decisions.schema_fields import DecidingField, SchemaFields, read_schema
 from gateway.errors import GatewayConfigError
 from gateway.ops.logs import log
@@ -48,11 +49,6 @@ _REMEMBERED = 512
 _SEEN = 4096
 _TELLING = 24
 _CHOICE_OF_TOOL = "tool"
-_DIGITS = b"0123456789"
-_BLANKED = bytes(code if code in _DIGITS else 32 for code in range(256))
-"""A table for `bytes.translate` that leaves the digits: one pass, where a regular expression takes a hundred times as
-long."""
-_UUID_MIDDLE = re.compile(rb"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-")
 
 MakeType = Callable[[Mapping[str, TypedQuestion], str], DecisionType]
 """Makes the decision type of named questions (`reasoning.core.ClientCore.question_type`)."""
@@ -144,7 +140,7 @@ class ForcedTypes:
         self._templates = templates
         self._make_type = make_type
         self._forms: OrderedDict[bytes, _FormQuestions | None] = OrderedDict()
-        self._instructions: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._instructions = Instructions()
         self._types: dict[bytes, ForcedType | None] = {}
 
     def find(self, operation: Operation, request: Mapping[str, Any]) -> ForcedDecision | None:
@@ -156,11 +152,12 @@ class ForcedTypes:
         if turns is None or sum(len(turn.text) for turn in turns) > _MAX_STATE:
             return None
         said = [turn for turn in turns if turn.role != "system" and turn.text.strip()]
-        template, numbers = self._split("\n\n".join(turn.text for turn in turns if turn.role == "system"))
-        kind = self._type(forced, read, template)
+        masked = self._instructions.mask("\n\n".join(turn.text for turn in turns if turn.role == "system"))
+        kind = self._type(forced, read, masked.digest)
         if kind is None or not said:
             return None
-        shown = [Turn("numbers in the instructions", numbers), *said] if numbers else said
+        numbers = [Turn("numbers in the instructions", masked.numbers)] if masked.numbers else []
+        shown = [*numbers, *said]
         state = [{"role": turn.role, "content": turn.text} for turn in shown]
         return ForcedDecision(kind, {"state": state}, _marks(said), forced.named)
 
@@ -174,18 +171,6 @@ class ForcedTypes:
             if len(self._forms) > _REMEMBERED:
                 self._forms.popitem(last=False)
         return self._forms[key]
-
-    def _split(self, instructions: str) -> tuple[str, str]:
-        """A digest of the instructions without what varies, and that."""
-        found = self._instructions.get(instructions)
-        if found is None:
-            text, ids = _without_uuids(instructions.encode("utf-8", "surrogatepass"))
-            numbers = b" ".join([*text.translate(_BLANKED).split(), *ids]).decode("utf-8", "replace")
-            found = hashlib.sha256(text.translate(None, _DIGITS)).hexdigest(), numbers
-            self._instructions[instructions] = found
-            if len(self._instructions) > _REMEMBERED:
-                self._instructions.popitem(last=False)
-        return found
 
     def _type(self, forced: ForcedForm, read: _FormQuestions, instructions: str) -> ForcedType | None:
         key = hashlib.sha256(read.digest + instructions.encode()).digest()
@@ -315,16 +300,6 @@ def _holds(template: Template, arguments: dict[str, Any]) -> bool:
         if orjson.dumps(value) not in values:
             return False
     return True
-
-
-def _without_uuids(text: bytes) -> tuple[bytes, list[bytes]]:
-    kept, ids, at = [], [], 0
-    for middle in _UUID_MIDDLE.finditer(text):
-        begin, end = max(middle.start() - 8, at), middle.end() + 12
-        kept.append(text[at:begin])
-        ids.append(text[begin:end])
-        at = end
-    return (b"".join([*kept, text[at:]]), ids) if ids else (text, ids)
 
 
 def _marks(turns: Sequence[Turn]) -> tuple[str, ...]:
