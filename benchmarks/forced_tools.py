@@ -1,4 +1,4 @@
-"""What recognising a forced tool costs a request: `python benchmarks/forced_tools.py`.
+"""What recognising a forced tool costs a request: `python -m benchmarks.forced_tools`.
 
 The requests are those of elizaOS's first decision: 28 KB of instructions and one forced tool. `same`: the instructions
 are the same every time; `time`: the time of day in them changes; `not forced`: any other request. The replay of 1,000
@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gateway.decisions.forced import ForcedTypes, read_templates
@@ -69,7 +70,8 @@ def main() -> None:
         same = [request(0, kilobytes) for _ in range(options.requests)]
         varying = [request(number, kilobytes) for number in range(options.requests)]
         plain = [{key: value for key, value in each.items() if key != "tool_choice"} for each in same]
-        cells = [median_us(each, lambda body: types.find(CHAT, body)) for each in (same, varying, plain)]
+        find = partial(types.find, CHAT)
+        cells = [median_us(each, find) for each in (same, varying, plain)]
         print(f"{kilobytes:9d} KB | " + " | ".join(f"{cell:6.1f} us" for cell in cells))
 
 
