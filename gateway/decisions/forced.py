@@ -50,6 +50,8 @@ _SEEN = 4096
 _TELLING = 24
 _CHOICE_OF_TOOL = "tool"
 
+_TypeKey = tuple[bytes, str]
+"""The digests of a form and of its instructions."""
 MakeType = Callable[[Mapping[str, TypedQuestion], str], DecisionType]
 """Makes the decision type of named questions (`reasoning.core.ClientCore.question_type`)."""
 
@@ -136,12 +138,12 @@ class ForcedTypes:
         self, templates: Sequence[Template] = (), make_type: MakeType | None = None, *, after: int = 1
     ) -> None:
         self._after = after
-        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._seen: OrderedDict[_TypeKey, int] = OrderedDict()
         self._templates = templates
         self._make_type = make_type
         self._forms: OrderedDict[bytes, _FormQuestions | None] = OrderedDict()
         self._instructions = Instructions()
-        self._types: dict[bytes, ForcedType | None] = {}
+        self._types: dict[_TypeKey, ForcedType | None] = {}
 
     def find(self, operation: Operation, request: Mapping[str, Any]) -> ForcedDecision | None:
         """The decision that a request forces; None for every other request. Never raises."""
@@ -173,18 +175,17 @@ class ForcedTypes:
         return self._forms[key]
 
     def _type(self, forced: ForcedForm, read: _FormQuestions, instructions: str) -> ForcedType | None:
-        key = hashlib.sha256(read.digest + instructions.encode()).digest()
-        if key not in self._types:
+        if (key := (read.digest, instructions)) not in self._types:
             if len(self._types) >= MAX_TYPES or not self._is_repeated(key):
                 return None
             slug = re.sub(r"[^A-Za-z0-9]+", "_", forced.forms[0].name).strip("_")[:40] if read.fields else "choose_tool"
-            name = f"{slug if slug[:1].isalpha() else f'tool_{slug}'}_{key.hex()[:8]}"
+            name = f"{slug if slug[:1].isalpha() else f'tool_{slug}'}_{_hash(key)}"
             self._types[key] = self._made(forced, read, name)
             if len(self._types) == MAX_TYPES:
                 log.warning("%d types of forced decisions are known; requests of further ones pass on", MAX_TYPES)
         return self._types[key]
 
-    def _is_repeated(self, key: bytes) -> bool:
+    def _is_repeated(self, key: _TypeKey) -> bool:
         seen = self._seen[key] = self._seen.pop(key, 0) + 1
         if len(self._seen) > _SEEN:
             self._seen.popitem(last=False)
@@ -300,6 +301,10 @@ def _holds(template: Template, arguments: dict[str, Any]) -> bool:
         if orjson.dumps(value) not in values:
             return False
     return True
+
+
+def _hash(key: _TypeKey) -> str:
+    return hashlib.sha256(key[0] + key[1].encode()).hexdigest()[:8]
 
 
 def _marks(turns: Sequence[Turn]) -> tuple[str, ...]:

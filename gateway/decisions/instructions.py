@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from bisect import bisect_left
-from collections import OrderedDict
 from dataclasses import dataclass
 
-_REMEMBERED = 64
-_REFERENCES = 8
+_REFERENCES = 16
+_SHORT = 2048
+"""So short a text is masked as fast as it is compared."""
 _DIGITS = b"0123456789"
 _BLANKED = bytes(code if code in _DIGITS else 32 for code in range(256))
 """A table for `bytes.translate` that leaves the digits: a regular expression takes a hundred times as long."""
@@ -38,36 +38,37 @@ class _Reference:
     digest: str
     numbers: tuple[str, ...]
     starts: tuple[int, ...]
+    masked: Masked
 
 
 class Instructions:
-    """Remembers what it masked."""
+    """Remembers what it masked, the latest first."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, Masked] = OrderedDict()
-        self._references: OrderedDict[str, _Reference] = OrderedDict()  # by digest
+        self._references: list[_Reference] = []
 
     def mask(self, text: str) -> Masked:
         """The instructions `text` without what varies in them."""
-        if (known := self._known.get(text)) is not None:
-            return known
-        found = next((each for ref in reversed(self._references.values()) if (each := _by_difference(ref, text))), None)
-        if found is None:
-            reference = _masked(text)
-            found = Masked(reference.digest, " ".join(reference.numbers))
-            self._references[reference.digest] = reference
-            if len(self._references) > _REFERENCES:
-                self._references.popitem(last=False)
-        self._known[text] = found
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        return found
+        if len(text) < _SHORT:
+            return _masked(text).masked
+        for at, reference in enumerate(self._references):
+            if (found := _by_difference(reference, text)) is not None:
+                if at:
+                    self._references.insert(0, self._references.pop(at))
+                return found
+        reference = _masked(text)
+        self._references.insert(0, reference)
+        del self._references[_REFERENCES:]
+        return reference.masked
 
 
 def _masked(text: str) -> _Reference:
     matches = list(_NUMBER.finditer(text))
     digest = hashlib.sha256(_without_what_varies(text)).hexdigest()
-    return _Reference(text, digest, tuple(m.group() for m in matches), tuple(m.start() for m in matches))
+    numbers = tuple(match.group() for match in matches)
+    return _Reference(
+        text, digest, numbers, tuple(match.start() for match in matches), Masked(digest, " ".join(numbers))
+    )
 
 
 def _without_what_varies(text: str) -> bytes:
@@ -82,6 +83,8 @@ def _without_what_varies(text: str) -> bytes:
 def _by_difference(reference: _Reference, text: str) -> Masked | None:
     """What `text` is masked to, where it differs from `reference` in few words, and only in what varies."""
     old = reference.text
+    if old == text:
+        return reference.masked
     if abs(len(old) - len(text)) > _LONGEST_DIFFERENCE:
         return None
     begin = _common_start(old, text)
