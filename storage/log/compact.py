@@ -128,26 +128,34 @@ def _sizes(folder: Path) -> dict[Path, int]:
 def choose_groups(sizes: dict[Path, int], min_files: int = 2) -> Iterator[list[Path]]:
     """Which files of a partition, of these sizes in bytes, are to become one file each.
 
-    Those of half the target's size are left alone, and those that are large beside all smaller ones. The others are
-    taken in the order given until they make up the target.
+    Those of half the target's size are left alone. The others make tiers: a file that is large beside all smaller ones
+    of a tier begins the next one. Of each tier the files are taken in the order given until they make up the target.
     """
-    chosen: set[Path] = set()
+    tier: set[Path] = set()
     total = 0
+    tiers = [tier]
     for path, size in sorted(sizes.items(), key=lambda item: item[1]):
-        if size >= TARGET_BYTES // 2 or (chosen and size > max(_ALWAYS_BYTES, _RATIO * total)):
+        if size >= TARGET_BYTES // 2:
             break
-        chosen.add(path)
+        if tier and size > max(_ALWAYS_BYTES, _RATIO * total):
+            tier, total = set(), 0
+            tiers.append(tier)
+        tier.add(path)
         total += size
+    for tier in tiers:
+        yield from _fill({path: size for path, size in sizes.items() if path in tier}, min_files)
+
+
+def _fill(sizes: dict[Path, int], min_files: int) -> Iterator[list[Path]]:
+    """Successive files that make up the target together, where they are `min_files` or more."""
     group: list[Path] = []
     filled = 0
-    for path in sizes:
-        if path not in chosen:
-            continue
-        if group and filled + sizes[path] > TARGET_BYTES:
+    for path, size in sizes.items():
+        if filled + size > TARGET_BYTES:
             if len(group) >= min_files:
                 yield group
             group, filled = [], 0
         group.append(path)
-        filled += sizes[path]
+        filled += size
     if len(group) >= min_files:
         yield group
