@@ -16,14 +16,16 @@ from pathlib import Path
 import duckdb
 
 from storage.files import scratch_folder
+from storage.lake.upkeep import count_files, merge_files
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
+from storage.log.home import lake_address
 from storage.log.land import finish_landing
 from storage.log.replace import SCRATCH, Method, own_folder
 from storage.log.rewrite import FilesChanged, commit, empty_folder, write_anew
 from storage.log.schema import PARTITIONS, PartitionKey
 from storage.log.table import list_partitions, live_files
-from storage.log.views import open_engine
+from storage.log.views import connect, open_engine
 from storage.progress import OnProgress, Progress
 
 TARGET_BYTES = 256 << 20
@@ -63,13 +65,21 @@ def compact_decisions(
     """Merge the small files of every partition of both tables, where there are `min_files` or more to be merged.
 
     Files are written without the lock; it is held for milliseconds, to exchange them. `method` is how files are
-    replaced (`storage.log.replace`): `auto` takes the exchange where the system has it. Raises `DataFolderError`,
+    replaced (`storage.log.replace`): `auto` takes the exchange where the system has it. A lake merges its files itself,
+    under the lock. Raises `DataFolderError`,
     `DataFolderBusy`, `LandingError` and `TableError`.
     """
     if min_files < 2:
         raise ValueError(f"min_files must be 2 or more, not {min_files}: one file is compact already")
     layout = Layout(data).check().create()
     report = CompactReport()
+    if lake_address(layout) is not None:
+        with data_lock(layout, "compaction", timeout=lock_timeout), connect(data, memory_limit=memory_limit) as con:
+            finish_landing(layout)
+            report.files_before, report.bytes_before = count_files(con)
+            merge_files(con)
+            report.files_after, report.bytes_after = count_files(con)
+        return report
     with data_lock(layout, "compaction", timeout=lock_timeout):
         finish_landing(layout)
     keys = [key for table in PARTITIONS for key in list_partitions(layout, table)]
