@@ -48,6 +48,7 @@ EXAMPLES = {
     "reconcile": "reasoning reconcile",
     "flow list": "reasoning flow list",
     "flow run": "reasoning flow run export-dataset -p decision_type=should_respond -p since=7d",
+    "types discover": "reasoning types discover requests.jsonl",
     "data stats": "reasoning data stats --csv",
     "data datasets": "reasoning data datasets",
     "models list": "reasoning models list --watch",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import costs, decisions, doctor, label, log, mcp, models, running
+from cli import costs, decisions, doctor, label, log, mcp, models, running, types
 from cli.environment import is_debug, set_debug
 from cli.errors import describe
 from cli.examples import add_examples
@@ -26,6 +26,7 @@ for each in (running.app, doctor.app, log.app, decisions.app, label.app, models.
     app.add_typer(each)  # without a name: its commands are the root's
 app.add_typer(running.flow_app, name="flow")
 app.add_typer(decisions.data_app, name="data")
+app.add_typer(types.types_app, name="types")
 app.add_typer(models.models_app, name="models")
 app.add_typer(costs.costs_app, name="costs")
 add_examples(app)

@@ -31,23 +31,26 @@
                               `forced_after`-th one of a type (2)
 `[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.decisions.prompts`
 `[[gateway.forced]]`          forced tools with free fields; see `gateway.decisions.forced`
-`[[gateway.<protocol>]]`      an upstream of `anthropic` or `openai`: `url`, `weight` (1), `api_key_env`
-                              (ANTHROPIC_API_KEY, OPENAI_API_KEY)
+`[[gateway.<protocol>]]`      an upstream of `anthropic`, `openai` or `gemini`: `url`, `weight` (1), `api_key_env`
+                              (ANTHROPIC_API_KEY, OPENAI_API_KEY, GEMINI_API_KEY)
 `[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and what it may do:
                               `coding`, `decisions`, `forced` (true): our models may answer for it (`forced`: forced
                               tools and schemas, which need `decisions` as well); without `decisions` the routes
                               `/v1/decide` and `/v1/feedback` are closed as well;
-                              `protocols`: of "anthropic", "openai", "decisions" (all);
+                              `protocols`: of "anthropic", "openai", "gemini", "decisions" (all);
                               `paths`: what it may reach upstream (asking models: the protocols' `model_paths`). Entries
                               are `[METHOD ]PATH`, `*` at the end for any rest, without a method all but DELETE. "*" is
                               all but administration, which has to be named: "/v1/organizations/*";
                               `label` (false): feedback on others' decisions, under a name of its choice;
-                              `stats` (false): `/stats` and `/metrics`
+                              `stats` (false): `/stats` and `/metrics`;
+                              `pages` (false): the page for people, which shows the log; with `label` it labels too.
+                              Cycles, promotions and stops are the operator's key's alone
 ============================  =======================================================================================
 
 Environment: `REASONING_GATEWAY_TOKEN` is the token of the operator's key `default`; without it and `[gateway.keys]` its
 token is made once, in `<data>/gateway.token` (mode 0600). The operator's key may do all of it but administration.
-`REASONING_ANTHROPIC_URL` and `REASONING_OPENAI_URL` replace the upstreams of the file. `REASONING_GATEWAY_HOSTS` adds
+`REASONING_ANTHROPIC_URL`, `REASONING_OPENAI_URL` and `REASONING_GEMINI_URL` replace the
+upstreams of the file. `REASONING_GATEWAY_HOSTS` adds
 allowed hosts, separated by commas.
 """
 
@@ -107,6 +110,7 @@ class Key:
     paths: tuple[str, ...] = DEFAULT_TABLE.model_paths
     label: bool = False
     stats: bool = False
+    pages: bool = False
     operator: bool = False
     mark: TokenMark | None = field(default=None, repr=False)
     """By which its token is found in other places; None where the settings have the token's digest alone."""
@@ -150,6 +154,7 @@ class Settings:
     forced_after: int = 2
     forced_templates: tuple[Mapping[str, Any], ...] = ()
     prices: tuple[Price, ...] = ()
+    trace_content: bool = False
 
 
 _NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -171,6 +176,12 @@ _DECISIONS = {"enabled": "decisions", "forced": "forced"}
 def are_traces_wanted(env: Mapping[str, str] = os.environ) -> bool:
     """Does OpenTelemetry's own configuration name a collector of traces?"""
     return bool(env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+
+
+def is_content_traced(env: Mapping[str, str] = os.environ) -> bool:
+    """Does OpenTelemetry's own configuration ask for messages in spans?"""
+    wanted = env.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "").strip().lower()
+    return wanted in ("true", "1", "span_only", "span_and_event")
 
 
 def load_settings(
@@ -228,6 +239,7 @@ def load_settings(
         prompts=tuple(_list(file, "prompts", raw)),
         forced_templates=tuple(_list(file, "forced", raw)),
         prices=_prices(file, raw),
+        trace_content=is_content_traced(env),
         **values,
     )
 
@@ -248,6 +260,12 @@ def without_credentials(upstreams: Mapping[str, tuple[UpstreamSettings, ...]]) -
         for name, servers in upstreams.items()
         if not any(server.api_key or is_loopback(urlsplit(server.url).hostname or "") for server in servers)
     ]
+
+
+def load_forced_templates(path: Path | None = None, env: Mapping[str, str] = os.environ) -> tuple[Any, ...]:
+    """The tables of `[[gateway.forced]]` alone. Raises `GatewayConfigError`."""
+    file = path or settings_file(env)
+    return tuple(_list(file, "forced", _read(file)))
 
 
 def hash_token(token: str) -> bytes:
@@ -286,7 +304,7 @@ def _keys(
 def _key(file: Path, name: str, key: Any, env: Mapping[str, str], table: ProtocolTable) -> Key:
     place, mark = f"{file}: [gateway.keys.{name}]", None
     key = _table(file, f"gateway.keys.{name}", key)
-    switches = ("coding", "decisions", "forced", "label", "stats")
+    switches = ("coding", "decisions", "forced", "label", "stats", "pages")
     _refuse_unknown(place, key, {"token_sha256", "token_env", "protocols", "paths", *switches})
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
         raise GatewayConfigError(f"{place}: a name has up to 64 of A-Z, a-z, 0-9, dot, underscore and hyphen")

@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gateway.decisions.discover import discover_types, read_requests
 from gateway.decisions.forced import MAX_TYPES, ForcedDecision, ForcedTypes, read_templates
-from gateway.errors import GatewayConfigError
+from gateway.decisions.instructions import Instructions
+from gateway.errors import BadRequest, GatewayConfigError
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.port import Operation
 from gateway.settings import load_settings
@@ -300,7 +305,7 @@ def test_requests_that_want_more_pass(name: str) -> None:
 @pytest.mark.parametrize("name", PATHS)
 def test_any_tool_is_the_only_one_or_a_choice_of_tools_without_arguments(name: str) -> None:
     required: Any = {"type": "any"} if name == "anthropic" else "required"
-    assert found(name, request(name) | {"tool_choice": required}).type.form.named is False
+    assert found(name, request(name) | {"tool_choice": required}).named is False
 
     def tool(called: str, schema: Any) -> Any:
         one = request(name, schema)["tools"][0]
@@ -372,11 +377,11 @@ def test_templates_are_checked() -> None:
 
 @pytest.mark.parametrize("off", ["gateway", "key", "record"])
 async def test_forced_decisions_can_be_switched_off(start: Start, off: str, tmp_path: Any) -> None:
-    settings: dict[str, Any] = {"forced_after": 1, "forced": off != "gateway"}
+    changed: dict[str, Any] = {"forced_after": 1, "forced": off != "gateway"}
     if off == "key":
         base = load_settings(tmp_path, tmp_path / "none.toml", {"REASONING_GATEWAY_TOKEN": TOKEN})
-        settings["keys"] = tuple(replace(key, forced=False) for key in base.keys)
-    running = await start(**settings, record=off != "record")
+        changed["keys"] = tuple(replace(key, forced=False) for key in base.keys)
+    running = await start(**changed, record=off != "record")
     running.openai.script = json(upstream_answer("chat", DECIDED, as_tool=True))
     _, headers, _ = await running.ask("POST", PATHS["chat"], json=request("chat"))
     assert "x-reasoning-decision-id" not in headers
@@ -417,3 +422,54 @@ def test_recognition_takes_linear_time(name: str) -> None:
     texts = [request(name, text="a1 " * n) for n in (5_000, 60_000)]
     small, large = (seconds(body, ForcedTypes) for body in texts)
     assert large < 40 * small + 0.002
+
+
+def test_discover_lists_what_recorded_requests_would_become(tmp_path: Path) -> None:
+    plain = {"model": "big", "messages": [{"role": "user", "content": "hi"}]}
+    open_form = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    recorded = [
+        {"path": "/v1/chat/completions", "body": request("chat")},
+        request("chat", text="another"),
+        request("anthropic"),
+        request("responses", STAGE_ONE),
+        {"path": "/v1/chat/completions", "body": request("chat", open_form)},
+        plain,
+    ]
+    file = tmp_path / "requests.jsonl"
+    file.write_bytes(b"\n".join(orjson.dumps(each) for each in recorded))
+    listed = {(each.door, each.status): each for each in discover_types(read_requests(file))}
+    assert {key: each.requests for key, each in listed.items()} == {
+        ("chat", "recognised"): 2,
+        ("anthropic", "recognised"): 1,
+        ("responses", "name it in [[gateway.forced]]: it requires free fields"): 1,
+        ("chat", "passes: nothing in it decides"): 1,
+    }
+    assert listed["chat", "recognised"].decision_type == found("chat", request("chat")).type.kind.name
+    assert listed["chat", "recognised"].decides == "action: IGNORE|ANSWER, urgent: true|false"
+    needs = listed["responses", "name it in [[gateway.forced]]: it requires free fields"]
+    assert (needs.free, needs.decides) == ("replyText, contexts", "shouldRespond: RESPOND|IGNORE|STOP")
+    templates = read_templates([SILENT])
+    again = {each.door: each.decision_type for each in discover_types(read_requests(file), templates)}
+    assert again["responses"] == needs.decision_type
+    file.write_text("{")
+    with pytest.raises(BadRequest, match="line 1 is not JSON"):
+        discover_types(read_requests(file))
+
+
+_WORDS = st.sampled_from(
+    ["You", "are", "Sam", "12:30", "7", "é", "x1y", "-", "3f2a9c1e-1b2c-4d5e-8f90-0a1b2c3d4e5f", "2026-11-28"]
+)
+_TEXTS = st.lists(st.tuples(_WORDS, st.sampled_from([" ", "\n", ""])), max_size=8).map(
+    lambda p: "".join(map("".join, p))
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_TEXTS, _TEXTS, _TEXTS, _TEXTS, st.sampled_from([0, 100, 5000]))
+def test_instructions_are_masked_alike_by_difference_and_as_a_whole(
+    head: str, one: str, other: str, tail: str, padding: int
+) -> None:
+    head, tail = f"{'a b ' * padding}{head}", f"{tail}{' c' * padding}"
+    warm = Instructions()
+    for text in (head + one + tail, head + other + tail):
+        assert warm.mask(text) == Instructions().mask(text)
