@@ -403,13 +403,16 @@ def _write_splits(con: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> d
     with ExitStack() as stack:
         files = [stack.enter_context((folder / f"{split}.jsonl").open("wb")) for split in SPLITS]
         for part in sorted(work.glob("prepared-*")):
-            table = pq.read_table(part, columns=["n", "line"])
+            table = pq.read_table(part, columns=["n", "line", "train_line"])
             numbers = table["n"].to_numpy()
             first, last = np.searchsorted(kept["n"], [numbers[0], numbers[-1] + 1])
             own, side = kept["n"][first:last], kept["split"][first:last]
-            lines = table["line"].take(np.searchsorted(numbers, own)).to_pylist()
+            at_own = np.searchsorted(numbers, own)
+            lines, taught = (table[name].take(at_own).to_pylist() for name in ("line", "train_line"))
             for number in np.unique(side):
-                block = b"".join(lines[at].encode() + b"\n" for at in np.flatnonzero(side == number))
+                chosen = np.flatnonzero(side == number)
+                trains = SPLITS[number] == "train"
+                block = b"".join(((trains and taught[at]) or lines[at]).encode() + b"\n" for at in chosen)
                 digests[number].update(block)
                 files[number].write(block)
         for file in files:
