@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # The Python that was asked for, never one that uv fetches.
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup demo test test-fast coverage docs lint format clients torture clean
+.PHONY: help setup demo test test-fast coverage docs site lint format clients torture clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ coverage: $(SYNCED) ## the tests with coverage; fails below the figure in pyproj
 
 docs: $(SYNCED) ## docs/reference, from the code
 	@$(BIN)/python docs/generate.py
+
+site: $(SYNCED) ## the documentation as a site that works offline, in dist/site; fails on a broken link
+	@$(UV) run --quiet --isolated --only-group docs zensical build --strict
 
 format: $(SYNCED) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .

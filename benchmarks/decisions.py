@@ -24,9 +24,9 @@ from sklearn.metrics import balanced_accuracy_score
 
 from benchmarks.learning import take
 from demo.conversations import read_rooms
-from learners import encoder
 from learners.calibration import automated
 from learners.errors import MissingExtra
+from learners.features import encoder
 from learners.model import load_model
 from learners.training import BLOCKS, train
 from learners.transcript import parse_transcript

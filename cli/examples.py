@@ -14,7 +14,8 @@ EXIT_CODES = {
 
 EXAMPLES = {
     "serve": "reasoning serve --data ~/reasoning-data --provider local",
-    "status": "reasoning status --json",
+    "status": "reasoning status --watch",
+    "doctor": "reasoning doctor --offline",
     "config": "reasoning config --json",
     "demo": "reasoning demo --data /tmp/demo",
     "log": "reasoning log should_respond --since yesterday -f",

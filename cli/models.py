@@ -145,7 +145,7 @@ def evaluate(
 
     folder = find_data(data)
     with progress_bar("evaluating") as progress:
-        found = evaluate_model(folder, model, **asdict(settings), progress=progress)
+        found = evaluate_model(folder, model, settings, progress=progress)
     if as_json:
         print_json(found)
         return

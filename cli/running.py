@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import Signals
@@ -15,8 +16,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cli.environment import has_provider_url, has_together_key, is_debug, provider_name
-from cli.options import AsCsv, AsJson, Data, Provider, Yes, find_data
-from cli.output import print_json, print_line, print_note, print_table, show
+from cli.options import AsCsv, AsJson, Data, Provider, Watch, Yes, find_data
+from cli.output import print_json, print_line, print_note, print_table, show, watch_output
 from cli.stopping import OnExit
 from reasoning.errors import ReasoningError
 
@@ -65,6 +66,7 @@ def serve(
         _require_key()
 
     def on_ready(services: list[Service]) -> None:
+        _print_findings_at_start(folder, given=data)
         print_table(["", "", ""], [[each.name, each.url, each.what] for each in services], header=False)
         print_line(
             "Ctrl-C stops it all." if not costs else "Ctrl-C stops it all; what costs money at the provider, too."
@@ -98,6 +100,21 @@ def serve(
         raise typer.Exit(code)
 
 
+def _print_findings_at_start(folder: Path, *, given: Path | None) -> None:
+    """What `reasoning doctor` would say, without what takes long or asks a server; to stderr."""
+    from cli.doctor import look_at_gateway, print_findings
+    from pipeline.diagnosis import look_at_machine, look_at_state
+
+    with redirect_stdout(sys.stderr):
+        print_findings(
+            [
+                *look_at_state(folder, given=given, quick=True),
+                *look_at_machine(folder),
+                *look_at_gateway(offline=True),
+            ]
+        )
+
+
 def _require_key() -> None:
     from cli.errors import CommandError
 
@@ -106,16 +123,22 @@ def _require_key() -> None:
 
 
 @app.command()
-def status(data: Data = None, as_json: AsJson = False) -> None:
-    """Show the current state: what is served, what waits to be landed, models, the lease, the budgets."""
+def status(data: Data = None, watch: Watch = False, as_json: AsJson = False) -> None:
+    """Show how things stand: folder, agents, data of what is needed, next cycle, lease, models, budgets, what runs."""
+    folder = find_data(data)
+    watch_output(watch, lambda: _print_status(folder, given=data, as_json=as_json))
+
+
+def _print_status(folder: Path, *, given: Path | None, as_json: bool) -> None:
+    from cli.doctor import print_findings
     from cli.serve import served
+    from pipeline.diagnosis import look_at_state
     from pipeline.reports import budget_rows, text
     from provider.lifecycle.status import alerts, cost_report, model_status
     from reasoning.errors import RoutesError
     from reasoning.serving.routes import read_routes
     from storage.layout import Layout
 
-    folder = find_data(data)
     layout = Layout(folder)
     lease: dict[str, Any] = {"lease": "none"}
     try:
@@ -138,10 +161,12 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
         **lease,
     }
     models, budgets = model_status(folder), cost_report(folder)["budgets"]
-    warned = alerts(folder)
+    warned, findings = alerts(folder), look_at_state(folder, given=given)
     if as_json:
-        print_json({**found, "alerts": warned, "models": models, "budgets": budgets})
+        print_json({**found, "alerts": warned, "models": models, "budgets": budgets, "findings": findings})
         return
+    print_findings([each for each in findings if each.name != "money"])  # alerts come last, as ever
+    print_line("")
     served_here = {name: str(value) for name, value in found["served"].items()}  # a process id is no quantity
     show(found | {"served": served_here}, as_json=False, title="Status")
     columns = ("model_id", "decision_type", "state", "enabled", "deployment_state", "hourly_usd", "cost_usd")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from prefect import flow
 
 from pipeline.parameters import EvaluateSettings
@@ -23,4 +21,4 @@ async def evaluate_model(
     now: Moment = None,
 ) -> Evaluation:
     """Ask candidate and incumbent every question of the holdout, compare them and the original, and reach a verdict."""
-    return evaluate(data_folder(data), model, **asdict(settings), now=utc(now))
+    return evaluate(data_folder(data), model, settings, now=utc(now))

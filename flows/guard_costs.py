@@ -7,7 +7,7 @@ from prefect import flow
 from pipeline.errors import FlowError
 from pipeline.exclusive import exclusive_run
 from pipeline.parameters import GuardSettings
-from provider.lifecycle.guard import GuardReport
+from provider.lifecycle.guard_report import GuardReport
 from tasks.money_tasks import guard
 from tasks.parameters import with_settings
 from tasks.runs import DataFolder, IfBusy, Moment, data_folder, skipped, utc

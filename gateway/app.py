@@ -16,6 +16,7 @@ from gateway.coding.model import CodingModel
 from gateway.coding.sessions import Sessions
 from gateway.decisions import api as decisions
 from gateway.decisions.episodes import Episodes
+from gateway.decisions.forced import ForcedTypes, read_templates
 from gateway.decisions.owners import open_owners
 from gateway.decisions.prompts import read_kinds
 from gateway.errors import RequestRefused, UpstreamError
@@ -120,6 +121,9 @@ class Gateway:
                     config, http, idle_timeout_s=settings.coding_idle_timeout_s, tools=settings.coding_tools
                 ),
                 prompt_kinds=read_kinds(settings.prompts, config.decision_types),
+                forced=ForcedTypes(
+                    read_templates(settings.forced_templates), client.question_type, after=settings.forced_after
+                ),
                 client=client,
                 episodes=Episodes(store),
                 owners=owners,

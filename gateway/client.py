@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from gateway.decisions.owners import Owners
 from gateway.ops.record import Recorder
 from reasoning.client import Answer, AsyncDecisionClient
 from reasoning.config import Config
+from reasoning.core import Attempt
+from reasoning.decision_types import DecisionType
 from reasoning.io.spool import SegmentWriter
+from reasoning.questions import TypedQuestion
 from reasoning.records import Decision, Feedback
+
+_accept: ContextVar[Callable[[dict[str, Any]], bool] | None] = ContextVar("accept", default=None)
+"""Of the decision under way: may a model's decision be served?"""
 
 
 class _QueuedWriter(SegmentWriter):
@@ -41,12 +49,25 @@ class GatewayClient(AsyncDecisionClient):
         self._core.make_id = lambda question: owners.make_id(question.ts, question.tags.get("key", ""))
         self._writer = self._core.writer = _QueuedWriter(config, recorder, decisions=decisions)
 
-    async def decide(self, *args: Any, **ids: Any) -> Answer:
-        """As `AsyncDecisionClient.decide`."""
-        answer = await super().decide(*args, **ids)
+    async def decide(self, *args: Any, accept: Callable[[dict[str, Any]], bool] | None = None, **ids: Any) -> Answer:
+        """As `AsyncDecisionClient.decide`. A model's decision that `accept` refuses is not served: `needs_text`."""
+        token = _accept.set(accept)
+        try:
+            answer = await super().decide(*args, **ids)
+        finally:
+            _accept.reset(token)
         if self._writer.last is not None:  # nothing was awaited since it was submitted
             await self._writer.last
         return answer
+
+    def question_type(self, questions: Mapping[str, TypedQuestion], name: str) -> DecisionType:
+        """The decision type of typed questions, kept for training. Raises `InvalidQuestions`."""
+        return self._core.question_type(questions, name)
+
+    def _before_serving(self, attempt: Attempt) -> None:
+        accept = _accept.get()
+        if accept is not None and attempt.fallback_reason is None and not accept(attempt.decision or {}):
+            attempt.fallback_reason = "needs_text"
 
     async def feedback(self, *args: Any, **about: Any) -> bool:
         """As `AsyncDecisionClient.feedback`; False also where it is not certain that it was written."""

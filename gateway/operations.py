@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.coding.anthropic import answer_coding
 from gateway.coding.model import DECISION_TYPE
-from gateway.decisions.answering import answer_decision_prompt, find_decision_prompt
+from gateway.decisions.answering import Asked, answer_decision_prompt, answer_forced, find_decision_prompt
 from gateway.http.bodies import read_request
 from gateway.http.exchange import Exchange
 from gateway.http.forward import forward
@@ -24,10 +24,7 @@ async def answer(state: State, exchange: Exchange, operation: Operation, path: b
     if read is not None:
         request, size = read[0], len(read[1])
         del read  # an answer may take minutes
-        if decides and (found := find_decision_prompt(state, operation, request)):
-            await answer_decision_prompt(
-                state, exchange, found, operation=operation, path=path, body=body, request=request
-            )
+        if decides and await _decide(state, exchange, Asked(operation, path, body, request)):
             return
         if operation.may_be_coding and state.classifier(request, exchange.admission.headers).coding:
             exchange.kind = DECISION_TYPE
@@ -36,3 +33,16 @@ async def answer(state: State, exchange: Exchange, operation: Operation, path: b
         del request
     exchange.keep_body(body)
     await forward(exchange, state.http, state.pools[protocol.name], path=path, body=body)
+
+
+async def _decide(state: State, exchange: Exchange, asked: Asked) -> bool:
+    """Answer a request that is a decision. False for any other."""
+    key = exchange.admission.key
+    assert key is not None
+    if prompt := find_decision_prompt(state, asked.operation, asked.request):
+        await answer_decision_prompt(state, exchange, asked, prompt)
+        return True
+    if state.settings.forced and key.forced and (forced := state.forced.find(asked.operation, asked.request)):
+        await answer_forced(state, exchange, asked, forced)
+        return True
+    return False

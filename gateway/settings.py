@@ -13,6 +13,8 @@
 `write_timeout_s`             for a client to read something of an answer that waits for it (600)
 `drain_s`                     after SIGTERM: `/readyz` says no for so long before the port closes (0)
 `log_requests`                one JSON line a request on stderr, without prompts and keys (true)
+`client_credentials`          clients bring their own keys or logins for the upstreams, so that `/readyz` does not
+                              ask for ours (false)
 `record`                      log coding conversations and decisions for learning (true)
 `record_queue_mb`             what may wait to be recorded; more is dropped and counted (64)
 `body_budget_mb`              memory of the bodies under way, decompressed and parsed; a request of more than 64 KB that
@@ -24,12 +26,16 @@
                               `auto`: as text where its name says that it was trained by this project (auto)
 `[gateway.prices."<model>"]`  what an upstream's models cost, as `[prices.models."<model>"]`, which goes before it.
                               Without them: the list price of the company whose server the upstream is, else unknown
-`[gateway.decisions]`         `enabled` (true): answer known decision prompts with our models
-`[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.prompts`
+`[gateway.decisions]`         `enabled` (true): answer known decision prompts with our models; `forced` (true): and
+                              requests that force a tool or a JSON schema whose fields decide, from the
+                              `forced_after`-th one of a type (2)
+`[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.decisions.prompts`
+`[[gateway.forced]]`          forced tools with free fields; see `gateway.decisions.forced`
 `[[gateway.<protocol>]]`      an upstream of `anthropic` or `openai`: `url`, `weight` (1), `api_key_env`
                               (ANTHROPIC_API_KEY, OPENAI_API_KEY)
 `[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and what it may do:
-                              `coding`, `decisions` (true): our models may answer for it; without `decisions` the routes
+                              `coding`, `decisions`, `forced` (true): our models may answer for it (`forced`: forced
+                              tools and schemas, which need `decisions` as well); without `decisions` the routes
                               `/v1/decide` and `/v1/feedback` are closed as well;
                               `protocols`: of "anthropic", "openai", "decisions" (all);
                               `paths`: what it may reach upstream (asking models: the protocols' `model_paths`). Entries
@@ -56,6 +62,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gateway.errors import GatewayConfigError
 from gateway.http.known_tokens import TokenMark, mark_token
@@ -63,7 +70,7 @@ from gateway.http.paths import EVERYTHING, check_pattern
 from gateway.protocols.table import DEFAULT_TABLE, ProtocolTable
 from prices.models import Price
 from prices.settings import read_model_prices
-from reasoning.config import settings_file
+from reasoning.config import is_loopback, settings_file
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, switch, table, text
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -95,6 +102,7 @@ class Key:
     token_sha256: bytes = field(repr=False)
     coding: bool = True
     decisions: bool = True
+    forced: bool = True
     protocols: frozenset[str] = frozenset({*DEFAULT_TABLE.by_name, "decisions"})
     paths: tuple[str, ...] = DEFAULT_TABLE.model_paths
     label: bool = False
@@ -126,6 +134,7 @@ class Settings:
     drain_s: float = 0.0
     log_requests: bool = True
     record: bool = True
+    client_credentials: bool = False
     record_queue_mb: float = 64.0
     body_budget_mb: float = 512.0
     coding: bool = True
@@ -137,6 +146,9 @@ class Settings:
     coding_tools: str = "auto"
     decisions: bool = True
     prompts: tuple[Mapping[str, Any], ...] = ()
+    forced: bool = True
+    forced_after: int = 2
+    forced_templates: tuple[Mapping[str, Any], ...] = ()
     prices: tuple[Price, ...] = ()
 
 
@@ -151,8 +163,9 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "record_queue_mb": (float, 0.001, 1_000_000),
     "body_budget_mb": (float, 64, 1_000_000),
 }
-_SWITCHES = ("log_requests", "record")
+_SWITCHES = ("log_requests", "record", "client_credentials")
 _CODING = {"enabled": "coding", "images": "coding_images", "effort": "coding_effort"}
+_DECISIONS = {"enabled": "decisions", "forced": "forced"}
 
 
 def are_traces_wanted(env: Mapping[str, str] = os.environ) -> bool:
@@ -170,7 +183,7 @@ def load_settings(
     file = path or settings_file(env)
     raw = _read(file)
     values: dict[str, Any] = {}
-    known = {*_NUMBERS, *_SWITCHES, "allowed_hosts", "coding", "decisions", "prompts", "keys", "prices"}
+    known = {*_NUMBERS, *_SWITCHES, "allowed_hosts", "coding", "decisions", "prompts", "forced", "keys", "prices"}
     known |= protocols.by_name.keys()
     _refuse_unknown(f"{file}: [gateway]", raw, known)
     for name in _NUMBERS.keys() & raw.keys():
@@ -196,22 +209,45 @@ def load_settings(
         raise GatewayConfigError(f"{file}: [gateway.coding] tools: {tools!r} is none of auto, native, text")
     values["coding_tools"] = tools
     decisions = _table(file, "gateway.decisions", raw.get("decisions", {}))
-    _refuse_unknown(f"{file}: [gateway.decisions]", decisions, {"enabled"})
-    if "enabled" in decisions:
-        values["decisions"] = _switch(f"{file}: [gateway.decisions] enabled", decisions["enabled"])
+    _refuse_unknown(f"{file}: [gateway.decisions]", decisions, {*_DECISIONS, "forced_after"})
+    if "forced_after" in decisions:
+        place = f"{file}: [gateway.decisions] forced_after"
+        values["forced_after"] = _number(place, decisions["forced_after"], int, 1, 1000)
+    for name, target in _DECISIONS.items():
+        if name in decisions:
+            values[target] = _switch(f"{file}: [gateway.decisions] {name}", decisions[name])
     hosts = set(LOOPBACK_HOSTS)
     for host in [*_list(file, "allowed_hosts", raw), *(env.get("REASONING_GATEWAY_HOSTS") or "").split(",")]:
         if host:
             hosts.add(_text(f"{file}: [gateway] allowed_hosts", host).strip().lower())
     return Settings(
         keys=_keys(file, raw, data, env, protocols),
-        upstreams={p.name: _upstreams(file, raw, p.name, p.url, env) for p in protocols.protocols},
+        upstreams=load_upstreams(file, env, protocols),
         protocols=protocols,
         allowed_hosts=frozenset(hosts),
         prompts=tuple(_list(file, "prompts", raw)),
+        forced_templates=tuple(_list(file, "forced", raw)),
         prices=_prices(file, raw),
         **values,
     )
+
+
+def load_upstreams(
+    path: Path | None = None, env: Mapping[str, str] = os.environ, protocols: ProtocolTable = DEFAULT_TABLE
+) -> dict[str, tuple[UpstreamSettings, ...]]:
+    """The upstreams alone, by the name of their protocol. Makes no file. Raises `GatewayConfigError`."""
+    file = path or settings_file(env)
+    raw = _read(file)
+    return {p.name: _upstreams(file, raw, p.name, p.url, env) for p in protocols.protocols}
+
+
+def without_credentials(upstreams: Mapping[str, tuple[UpstreamSettings, ...]]) -> list[str]:
+    """Protocols none of whose upstreams has an API key; a server of this machine needs none."""
+    return [
+        name
+        for name, servers in upstreams.items()
+        if not any(server.api_key or is_loopback(urlsplit(server.url).hostname or "") for server in servers)
+    ]
 
 
 def hash_token(token: str) -> bytes:
@@ -250,7 +286,7 @@ def _keys(
 def _key(file: Path, name: str, key: Any, env: Mapping[str, str], table: ProtocolTable) -> Key:
     place, mark = f"{file}: [gateway.keys.{name}]", None
     key = _table(file, f"gateway.keys.{name}", key)
-    switches = ("coding", "decisions", "label", "stats")
+    switches = ("coding", "decisions", "forced", "label", "stats")
     _refuse_unknown(place, key, {"token_sha256", "token_env", "protocols", "paths", *switches})
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
         raise GatewayConfigError(f"{place}: a name has up to 64 of A-Z, a-z, 0-9, dot, underscore and hyphen")

@@ -12,6 +12,7 @@ from gateway.coding.classify import Classifier
 from gateway.coding.model import CodingModel
 from gateway.coding.sessions import Sessions
 from gateway.decisions.episodes import Episodes
+from gateway.decisions.forced import ForcedTypes
 from gateway.decisions.owners import Owners
 from gateway.decisions.prompts import PromptKind
 from gateway.http.upstream import Pool
@@ -39,6 +40,7 @@ class State:
     classifier: Classifier
     coding: CodingModel
     prompt_kinds: tuple[PromptKind, ...]
+    forced: ForcedTypes
     client: GatewayClient
     episodes: Episodes
     owners: Owners

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from learners import artifact
 from learners.adapter.model import AdapterModel, load_adapter
 from learners.answers import ParsedAnswer
-from learners.choice import ChoiceModel
 from learners.completion import LearnerCompletion
+from learners.cores.choice import ChoiceModel
+from learners.cores.plans import PlanModel
+from learners.cores.questions import QuestionsModel, write_answers
+from learners.cores.retrieval import NearestAnswer
 from learners.errors import ArtifactError
-from learners.plans import PlanModel
-from learners.questions import QuestionsModel, write_answers
-from learners.retrieval import NearestAnswer
 from learners.tokens import count_message_tokens
 from learners.transcript import Transcript, parse_transcript
 

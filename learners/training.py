@@ -22,16 +22,17 @@ import numpy as np
 import sklearn
 from threadpoolctl import threadpool_limits
 
-from learners import artifact, encoder
+from learners import artifact
 from learners.answers import AnswerKind, ParsedAnswer
-from learners.choice import LINEAR, ChoiceModel, fit_choice
+from learners.cores.choice import LINEAR, ChoiceModel, fit_choice
+from learners.cores.plans import PlanModel, fit_plans
+from learners.cores.questions import QuestionsModel, fit_questions
+from learners.cores.retrieval import NearestAnswer
 from learners.errors import MissingExtra
 from learners.examples import Example, read_examples
+from learners.features import encoder
 from learners.model import Core, Task, load_model
-from learners.plans import PlanModel, fit_plans
 from learners.progress import Progress
-from learners.questions import QuestionsModel, fit_questions
-from learners.retrieval import NearestAnswer
 
 __all__ = ["TrainingResult", "load_model", "train"]
 
@@ -41,7 +42,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "encoder": ("numbers", "sentence"),
     "stacked": ("numbers", "words", "pieces", "sentence"),
 }
-"""What each learner sees of a transcript (`learners.representations`), the cheapest first."""
+"""What each learner sees of a transcript (`learners.features.representations`), the cheapest first."""
 MARGIN = 0.01
 """So much better must a dearer learner be: less is within the noise of some hundred rows."""
 MAX_CLASSES = 255

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from pipeline.exclusive import exclusive_run
-from provider.lifecycle.guard import GuardReport
+from provider.lifecycle.guard_report import GuardReport
 from provider.lifecycle.reconcile import ReconcileReport
 from reasoning.errors import ReasoningError
 from storage.files import write_atomic

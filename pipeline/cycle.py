@@ -28,7 +28,7 @@ from pipeline.errors import NotWorthIt
 from pipeline.evaluation import evaluate_model
 from pipeline.live_proof import prove_models
 from pipeline.models import at_work, deploy, export, find_dataset, fine_tune
-from pipeline.parameters import DEFAULT_CANARY, CycleSettings, PromoteSettings
+from pipeline.parameters import DEFAULT_CANARY, CycleSettings, EvaluateSettings, PromoteSettings
 from pipeline.promotion import promote_model, reject_model
 from pipeline.verdicts import read_verdict
 from provider.clock import clock_of
@@ -109,8 +109,8 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
     if turn.evaluation_id is None:
         deployment = verbs.deploy(data, turn.model_id, now=now)
         turn = _save(data, replace(turn, deployment_id=deployment.id))
-        price = {"max_usd_per_1000": settings.max_usd_per_1000, "any_price": settings.any_price}
-        evaluation = verbs.evaluate(data, turn.model_id, **price, now=now)
+        price = EvaluateSettings(max_usd_per_1000=settings.max_usd_per_1000, any_price=settings.any_price)
+        evaluation = verbs.evaluate(data, turn.model_id, price, now=now)
         demote_incumbent(data, evaluation, verbs.reject, now=now)
         turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
     assert turn.evaluation_id is not None
@@ -199,6 +199,18 @@ def plan_cycle(
             steps.insert(0, Step("training", least, Decimal(0), f"{base.name}, at least"))
         notes.append(f"once promoted, a model on {base.hardware} costs {format_usd(base.hourly_usd * 24)} a day")
         return make_plan(ledger, kind.name, steps, blocked, notes, now=clock())
+
+
+def why_no_cycle(
+    data: Path, decision_type: str, settings: CycleSettings | None = None, *, now: datetime | None = None
+) -> str | None:
+    """Why no cycle of a decision type would begin now; None where one is due. Exports nothing."""
+    last = read_turn(data, decision_type)
+    if last is not None and last.outcome == CycleOutcome.UNDER_WAY:
+        return f"one is under way since {last.started_at}: `reasoning cycle {decision_type}` goes on with it"
+    if last is not None and last.outcome == CycleOutcome.CANARY:
+        return "a canary has traffic: its live test comes first"
+    return _why_not_due(data, decision_type, last, settings or CycleSettings(), clock_of(now)())
 
 
 def read_turn(data: Path, decision_type: str) -> CycleRow | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from pipeline.errors import MissingStep
-from pipeline.life import REPLACED_BY, move_model, read_lives
+from pipeline.life import REPLACED_BY, MoveOptions, move_model, read_lives
 from pipeline.models import deploy, take_down
 from pipeline.parameters import DemoteSettings, PromoteSettings, RollbackSettings
 from pipeline.promotion import give_traffic
@@ -72,7 +72,9 @@ def demote_model(
         row = find_model(data, ledger, model, "demote")
         name = required(row.decision_type, f"the decision type of model {row.id}")
         _require_step(ledger, row, to, name)
-        route = move_model(data, ledger, row.id, to, why=settings.why, expected=(row.state,), now=when).route
+        route = move_model(
+            data, ledger, row.id, to, why=settings.why, now=when, options=MoveOptions(expected=(row.state,))
+        ).route
     if to == ModelState.REJECTED:
         take_down(data, row.id, why=settings.why, now=now)
     return Demotion(model_id=row.id, from_state=row.state, to_state=to, route=route)

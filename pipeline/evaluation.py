@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import MissingStep
 from pipeline.models import find_dataset, find_deployment
+from pipeline.parameters import EvaluateSettings
 from pipeline.selection import find_model
 from pipeline.traffic import questions_per_hour
 from provider.clock import clock_of
@@ -28,7 +29,6 @@ from quality.evaluation.objectives import load_objective
 from quality.evaluation.promotion import judge
 from quality.evaluation.thresholds import Threshold, choose_threshold
 from quality.evaluation.worth import WorthPolicy, judge_worth, load_worth
-from quality.settings import DEFAULT_MARGIN
 from reasoning.config import Config, load_config
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
@@ -61,31 +61,27 @@ SEEN = "the model was not trained here: that it has not seen the questions of th
 def evaluate_model(
     data: Path,
     model: str,
+    settings: EvaluateSettings | None = None,
     *,
-    dataset: str | None = None,
-    limit: int | None = None,
-    margin: float = DEFAULT_MARGIN,
-    max_usd_per_1000: float | None = None,
-    any_price: bool = False,
     now: datetime | None = None,
     progress: OnProgress | None = None,
 ) -> Evaluation:
     """Ask a deployed model (its id, or a decision type; `pipeline.selection`) every question of the holdout, and
     compare.
 
-    The incumbent is asked the same where one serves; the original's answers are those of the log. `dataset` is by
-    default the one the model was trained on; `limit` takes so many of its latest holdout rows. What an answer costs is
-    the deployment's price an hour over the questions of its type an hour, of the last 7 days, and the price of its
-    tokens where they have one. Kept in the ledger, the verdict (`quality.evaluation.promotion`) in `about`. Raises
+    The incumbent is asked the same where one serves; the original's answers are those of the log. What an answer
+    costs is the deployment's price an hour over the questions of its type an hour, of the last 7 days, and the price of
+    its tokens where they have one. Kept in the ledger, the verdict (`quality.evaluation.promotion`) in `about`. Raises
     `MissingStep` where the model is not deployed.
     """
+    settings = settings or EvaluateSettings()
     with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "evaluate")
         config = load_config(data)
         kind = get_decision_type(required(row.decision_type, f"the decision type of model {row.id}"), config)
-        folder = find_dataset(data, dataset or dataset_of(data, ledger, row))
+        folder = find_dataset(data, settings.dataset or dataset_of(data, ledger, row))
         manifest = read_manifest(folder)
-        questions = read_rows(folder, "holdout", config=config)[-limit if limit else None :]
+        questions = read_rows(folder, "holdout", config=config)[-settings.limit if settings.limit else None :]
         if not questions:
             raise MissingStep(f"the holdout of {folder} has no rows: export a dataset of more decisions")
         servers = {"candidate": _server_of(ledger, row)}
@@ -115,20 +111,24 @@ def evaluate_model(
     )
     notes = redaction_note(manifest, config), None if capabilities_of(row.provider).trains else SEEN
     evaluation.notes.extend(filter(None, notes))
-    policy = load_worth(kind.name) if max_usd_per_1000 is None else WorthPolicy(max_usd_per_1000)
-    policy = WorthPolicy(policy="any") if any_price else policy
     with open_ledger(data) as ledger:
-        _judge(ledger, kind, evaluation, margin=margin, policy=policy, now=clock_of(now)())
+        _judge(ledger, kind, evaluation, settings, now=clock_of(now)())
         save_evaluation(ledger, evaluation.as_dict())
     return evaluation
 
 
 def _judge(
-    ledger: Ledger, kind: DecisionType, evaluation: Evaluation, *, margin: float, policy: WorthPolicy, now: datetime
+    ledger: Ledger, kind: DecisionType, evaluation: Evaluation, settings: EvaluateSettings, *, now: datetime
 ) -> None:
     """Write the verdict into the evaluation: is the model proven better, and is it worth its price?"""
+    if settings.any_price:
+        policy = WorthPolicy(policy="any")
+    elif settings.max_usd_per_1000 is not None:
+        policy = WorthPolicy(settings.max_usd_per_1000)
+    else:
+        policy = load_worth(kind.name)
     allowance = allow(evaluations_of(ledger, kind.name), about=evaluation.about, primary=evaluation.primary, now=now)
-    verdict = judge(evaluation, margin=margin, allowance=allowance)
+    verdict = judge(evaluation, margin=settings.margin, allowance=allowance)
     verdict = judge_worth(verdict, evaluation, policy, decision_type=kind.name)
     evaluation.about["verdict"] = asdict(verdict)
 

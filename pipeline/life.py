@@ -86,6 +86,19 @@ class Lives:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveOptions:
+    """How a model is moved.
+
+    `serving` is how it is asked from now on; None: as before. `expected` are the states that it may be in; None: any.
+    With `renew` all routes get a lease, as a person expects; the guard does that by itself.
+    """
+
+    serving: Serving | None = None
+    expected: Collection[ModelState] | None = None
+    renew: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
     """What a move did: the type's route after it, None without a model, and the models that it took the traffic of."""
 
@@ -119,34 +132,32 @@ def move_model(
     why: str,
     now: datetime,
     numbers: dict[str, Any] | None = None,
-    serving: Serving | None = None,
-    expected: Collection[ModelState] | None = None,
-    renew: bool = True,
+    options: MoveOptions | None = None,
 ) -> Move:
     """Move a model to a state, its reason and figures with it, and publish the route that follows.
 
-    `serving` is how the model is asked from now on; without it, as before. A new incumbent takes the place of the one
-    before, a new challenger that of the other challenger: those are `trained` again. Raises ModelMoved where the state
-    is none of `expected`, because somebody else was faster, and IllegalTransition for a step that there is not. Where
-    a route that gives traffic cannot be published, all is as before; one that takes traffic away stays decided, and the
-    guard publishes it. With `renew` all routes get a lease, as a person expects; the guard does that by itself.
+    A new incumbent takes the place of the one before, a new challenger that of the other challenger: those are
+    `trained` again. Raises ModelMoved where the state is none of the expected ones, because somebody else was faster,
+    and IllegalTransition for a step that there is not. Where a route that gives traffic cannot be published, all is as
+    before; one that takes traffic away stays decided, and the guard publishes it.
     """
+    options = options or MoveOptions()
     before = ledger.get(Model, model_id)
     name = required(before.decision_type, f"the decision type of model {model_id}")
     with ledger.transaction():
         before = ledger.get(Model, model_id)
-        if expected is not None and before.state not in expected:
+        if options.expected is not None and before.state not in options.expected:
             raise ModelMoved(f"model {model_id} is {before.state} by now: `reasoning models history {model_id}` tells")
         kept = _keep(ledger, name)
         replaced = _make_room(ledger, before, to, now=now)
         figures = None if numbers is None else orjson.dumps(numbers).decode()
         ledger.transition(Model, model_id, to, why=why, numbers=figures, now=now)
-        _save_serving(ledger, before, to, serving, now=now)
+        _save_serving(ledger, before, to, options.serving, now=now)
         route = derive_route(ledger, name)
         promotion = _decide(ledger, name, model_id, route, now=now)
     gains = to in ROUTED_STATES and to != ModelState.DEGRADED
     try:
-        _publish(data, ledger, promotion, route, now=now, renew=renew)
+        _publish(data, ledger, promotion, route, now=now, renew=options.renew)
     except (ReasoningError, OSError) as error:
         if gains:
             _undo(ledger, kept, promotion, why=str(error), now=now)

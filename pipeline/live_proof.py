@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelMoved
 from pipeline.experiment import STAGES, decide_live, sides_of
-from pipeline.life import Lives, move_model, read_lives
+from pipeline.life import Lives, MoveOptions, move_model, read_lives
 from provider.lifecycle.deployment_state import LIVE_STATES
 from provider.lifecycle.shutdown import begin_shutdown
 from quality.evaluation.live import LiveDecision
@@ -164,9 +164,8 @@ def _move(
             to,
             why=decision.reason,
             numbers=decision.numbers,
-            expected=(state,),
-            renew=False,
             now=now,
+            options=MoveOptions(expected=(state,), renew=False),
         )
     except ModelMoved as error:
         log.info("%s", error)

@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.alerts import tell_guard, tell_reconciliation
 from pipeline.live_proof import prove_models
 from provider.errors import ProviderError, ProviderSettingsError
-from provider.lifecycle.guard import UNREACHABLE, GuardPolicy, GuardReport, guard_costs, needs_provider, provider_in_use
+from provider.lifecycle.guard import UNREACHABLE, guard_costs, needs_provider, provider_in_use
+from provider.lifecycle.guard_report import GuardPolicy, GuardReport
 from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
 from provider.port import Provider
 from provider.providers import open_provider_of

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import MissingStep
 from pipeline.evaluation import choose_confidence, dataset_of
-from pipeline.life import Move, experiment_of, move_model, read_lives
+from pipeline.life import Move, MoveOptions, experiment_of, move_model, read_lives
 from pipeline.models import find_dataset, find_deployment, take_down
 from pipeline.parameters import PromoteSettings
 from pipeline.selection import find_model
@@ -89,7 +89,9 @@ def give_traffic(
 ) -> Move:
     """Move a deployed model to the state of `settings.mode`, asked as the settings say."""
     serving = _serving(data, ledger, model, deployment, settings)
-    return move_model(data, ledger, model.id, _STATES[settings.mode], why=why, now=now, serving=serving)
+    return move_model(
+        data, ledger, model.id, _STATES[settings.mode], why=why, now=now, options=MoveOptions(serving=serving)
+    )
 
 
 def _require_approval(model_id: str, verdict: PromotionDecision | None) -> None:

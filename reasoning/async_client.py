@@ -68,7 +68,9 @@ class AsyncDecisionClient:
         copy = self._shadow_models(question, shadows) if shadows else None
         answer = None
         if question.asks_model and question.arm is not None:
-            answer = self._core.serve_custom(question, await self._attempt(question, question.arm))
+            attempt = await self._attempt(question, question.arm)
+            self._before_serving(attempt)
+            answer = self._core.serve_custom(question, attempt)
         if answer is None:
             return await self._ask_original(question, original)
         if copy is not None:
@@ -168,6 +170,9 @@ class AsyncDecisionClient:
 
             self._transport = AsyncTransport()
         return self._transport
+
+    def _before_serving(self, attempt: Attempt) -> None:
+        """A subclass may set `attempt.fallback_reason`; the fallback then answers."""
 
     async def _attempt(self, question: Question, arm: Arm) -> Attempt:
         transport = self._http()

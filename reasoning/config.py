@@ -148,6 +148,19 @@ def settings_file(env: Mapping[str, str] = os.environ) -> Path:
     return Path(env.get("REASONING_CONFIG") or "reasoning.toml")
 
 
+def data_source(data: Path | str | None = None, env: Mapping[str, str] = os.environ) -> str:
+    """What names the data folder: `--data`, `REASONING_DATA`, the settings file, or nothing but the `default`."""
+    if data:
+        return "--data"
+    if env.get("REASONING_DATA"):
+        return "REASONING_DATA"
+    file = settings_file(env)
+    try:
+        return str(file) if "data" in read_toml(file, ConfigError) else "default"
+    except FileNotFoundError:
+        return "default"
+
+
 def host_id(env: Mapping[str, str] = os.environ) -> str:
     """The name of this host that `REASONING_HOST_ID` gives, for hosts that cannot be told apart otherwise."""
     return env.get("REASONING_HOST_ID", "")

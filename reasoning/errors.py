@@ -33,6 +33,7 @@ FallbackReason = Literal[
     "unparseable",
     "low_confidence",
     "over_budget",
+    "needs_text",
 ]
 """Why a model's answer was not served, as it is recorded."""
 

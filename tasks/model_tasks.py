@@ -11,7 +11,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from pipeline import demotion, evaluation, models, promotion
-from pipeline.parameters import DemoteSettings, PromoteSettings, RollbackSettings
+from pipeline.parameters import DemoteSettings, EvaluateSettings, PromoteSettings, RollbackSettings
 from pipeline.reports import evaluation_rows, without
 from quality.checks.log import check_decisions
 from quality.checks.report import QualityReport
@@ -76,10 +76,11 @@ def undeploy(data: Path, model: str, **options: Any) -> list[Deployment]:
 
 
 @task(**REPEATABLE)
-def evaluate(data: Path, model: str, **options: Any) -> Evaluation:
-    found = evaluation.evaluate_model(
-        data, model, progress=run_progress("evaluation-progress", "Evaluating"), **options
-    )
+def evaluate(
+    data: Path, model: str, settings: EvaluateSettings | None = None, *, now: datetime | None = None
+) -> Evaluation:
+    progress = run_progress("evaluation-progress", "Evaluating")
+    found = evaluation.evaluate_model(data, model, settings, now=now, progress=progress)
     publish("verdict", found.about["verdict"] | {"notes": found.notes}, title=f"Verdict on {found.about['model_id']}")
     publish("evaluation", evaluation_rows(found), title=f"{found.rows:,} holdout rows, 95 % intervals")
     return found

@@ -13,7 +13,7 @@ from pipeline.economy.pays import TypePays, pays, save_pays
 from pipeline.economy.tables import pays_rows, way_rows
 from pipeline.parameters import PaysSettings
 from pipeline.reports import budget_rows, cost_fields, cost_rows, model_rows, without
-from provider.lifecycle.guard import GuardReport
+from provider.lifecycle.guard_report import GuardReport
 from provider.lifecycle.reconcile import ReconcileReport
 from provider.lifecycle.status import cost_report, model_status
 from storage.errors import LedgerError

@@ -53,6 +53,7 @@ COMMANDS_NOT_OURS = {
     "vllm": "a server of models, which is not ours",
     "llama-server": "a server of models, which is not ours",
     "git": "needs a clone",
+    "claude": "Claude Code, which is not ours; tests/clients runs it",
 }
 
 

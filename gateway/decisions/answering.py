@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import orjson
 
 from gateway.decisions.api import count_answer
 from gateway.decisions.episodes import episode_of, room_of, user_of
+from gateway.decisions.forced import ForcedDecision
 from gateway.decisions.prompts import STAGE_ONE_TOOL, DecisionPrompt, read_decision, recognise, write_answer
 from gateway.errors import ModelAnswerError, UpstreamError
 from gateway.http.exchange import Exchange
@@ -19,28 +22,33 @@ from gateway.protocols.port import Operation
 from gateway.protocols.questions import TextPrompt
 from gateway.state import State
 from prices.models import find_price
+from reasoning.core import Answer
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import InvalidContext, UnparseableAnswer
 from reasoning.fallback import fallback_call
 from reasoning.io.bounded import MAX_BYTES
 
+Read = Callable[[UpstreamAnswer], dict[str, Any]]
+"""The decision in an upstream's answer. Raises `UnparseableAnswer`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that is a decision, as it came."""
+
+    operation: Operation
+    path: bytes
+    body: bytes
+    request: dict[str, Any]
+
 
 class _Upstream:
-    """The upstream as the original logic of a decision: asked once at most, its answer kept as it came."""
+    """The upstream as the fallback of a decision: asked once at most, its response kept as it came."""
 
-    def __init__(
-        self,
-        state: State,
-        exchange: Exchange,
-        prompt: DecisionPrompt,
-        operation: Operation,
-        path: bytes,
-        body: bytes,
-        model: object,
-    ) -> None:
+    def __init__(self, state: State, exchange: Exchange, asked: Asked, read: Read) -> None:
         assert exchange.protocol is not None
-        self._state, self._exchange, self._prompt = state, exchange, prompt
-        self._operation, self._path, self._body, self._model = operation, path, body, model
+        self._state, self._exchange, self._asked, self._read = state, exchange, asked, read
+        self._model = asked.request.get("model")
         self._protocol, self.pool = exchange.protocol, state.pools[exchange.protocol.name]
         self.status = 0
         self.headers: Headers = []
@@ -51,10 +59,11 @@ class _Upstream:
         content_type = dict(self.headers).get(b"content-type", b"").decode("latin-1")
         if self.status != 200:
             raise ModelAnswerError("upstream_status", str(self.status))
-        said = self._operation.read(self.answer, content_type)
+        said = self._asked.operation.read(self.answer, content_type)
         self._report(said)
-        kind = get_decision_type(self._prompt.decision_type, self._state.config)
-        return self._read(said, kind)
+        if said.stop is not None and not said.whole:
+            raise UnparseableAnswer(f"the answer was cut: {said.stop[:60]}")
+        return self._read(said)
 
     def _report(self, said: UpstreamAnswer) -> None:
         """Put on record, and count, what the upstream's answer used: also of one that is no decision."""
@@ -66,26 +75,13 @@ class _Upstream:
         self._state.metrics.count_tokens(self.pool.name, said.input_tokens or 0, said.output_tokens or 0)
         self._state.metrics.upstream_spend.inc(usage.cost_usd or 0.0)
 
-    def _read(self, said: UpstreamAnswer, kind: DecisionType) -> dict[str, Any]:
-        """The decision in an answer that its model ended, in words. Raises `UnparseableAnswer`."""
-        if said.stop is not None and not said.whole:
-            raise UnparseableAnswer(f"the answer was cut: {said.stop[:60]}")
-        text = said.text
-        if said.tool_calls:
-            call = said.tool_calls[0]
-            if len(said.tool_calls) > 1 or call["name"] != STAGE_ONE_TOOL or text.strip():
-                raise UnparseableAnswer(f"the answer calls tools: {call['name'][:60]!r}")
-            arguments = call["arguments"]
-            text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
-        return read_decision(self._prompt.format, text, kind, self._prompt.context)
-
     async def fetch(self) -> None:
         """Ask, and read the answer whole: a decision is small. Raises `UpstreamError`."""
         upstream, response = await ask(
             self._state.http,
             self.pool,
             self._exchange.method,
-            self._path,
+            self._asked.path,
             self._exchange.query,
             lambda chosen: forwarded_headers(
                 self._exchange.headers,
@@ -94,7 +90,7 @@ class _Upstream:
                 chosen.settings.api_key,
                 identity=True,
             ),
-            self._body,
+            self._asked.body,
         )
         try:
             parts, size = [], 0
@@ -123,52 +119,96 @@ def find_decision_prompt(
 
 
 async def answer_decision_prompt(
-    state: State,
-    exchange: Exchange,
-    found: tuple[DecisionPrompt, TextPrompt],
-    *,
-    operation: Operation,
-    path: bytes,
-    body: bytes,
-    request: dict[str, Any],
+    state: State, exchange: Exchange, asked: Asked, found: tuple[DecisionPrompt, TextPrompt]
 ) -> None:
     """Decide and answer in the format asked for. What the upstream answered goes back as it came."""
     prompt, question = found
-    exchange.kind = prompt.decision_type
-    upstream = _Upstream(state, exchange, prompt, operation, path, body, request.get("model"))
+    kind = get_decision_type(prompt.decision_type, state.config)
+    scope = prompt.context["agent_name"]
+
+    def write(answer: Answer) -> OwnAnswer:
+        text, stop = question.cut(write_answer(prompt, answer.decision, kind))
+        return OwnAnswer(text, answer.model or "", answer.input_tokens or 0, answer.output_tokens or 0, stop)
+
+    await _answer(
+        state,
+        exchange,
+        asked,
+        kind,
+        prompt.context,
+        read=partial(_read_prompt, prompt, kind),
+        write=write,
+        about={
+            "episode_id": _episode(state, exchange, asked.request, scope, prompt.marks),
+            "subject_ids": [*prompt.subject_ids, *filter(None, [user_of(asked.request)])],
+        },
+    )
+
+
+async def answer_forced(state: State, exchange: Exchange, asked: Asked, found: ForcedDecision) -> None:
+    """Decide a forced tool or schema, and answer as the client expects it: by a tool call or as JSON."""
+    forced = found.type
+
+    def write(answer: Answer) -> OwnAnswer:
+        call = forced.complete(answer.decision)
+        assert call is not None  # else it was not accepted
+        own = OwnAnswer("", answer.model or "", answer.input_tokens or 0, answer.output_tokens or 0)
+        if forced.form.as_tool:
+            return replace(own, call=call, named=forced.form.named)
+        return replace(own, text=orjson.dumps(call[1]).decode())
+
+    await _answer(
+        state,
+        exchange,
+        asked,
+        forced.kind,
+        found.context,
+        read=forced.read,
+        write=write,
+        about={
+            "episode_id": _episode(state, exchange, asked.request, forced.kind.name, found.marks),
+            "subject_ids": list(filter(None, [user_of(asked.request)])),
+            "accept": lambda decision: forced.complete(decision) is not None,
+        },
+    )
+
+
+async def _answer(
+    state: State,
+    exchange: Exchange,
+    asked: Asked,
+    kind: DecisionType,
+    context: dict[str, Any],
+    *,
+    read: Read,
+    write: Callable[[Answer], OwnAnswer],
+    about: dict[str, Any],
+) -> None:
+    """Decide, and send the model's answer as `write` says it, or the upstream's as it came."""
+    exchange.kind = kind.name
+    upstream = _Upstream(state, exchange, asked, read)
     key = exchange.admission.key
     assert key is not None
     with exchange.watch():
         answer = None
         try:
             answer = await state.client.decide(
-                prompt.decision_type,
-                prompt.context,
+                kind,
+                context,
                 upstream,
-                episode_id=_episode(state, exchange, prompt, request),
-                room_id=room_of(exchange.admission.headers, request),
-                subject_ids=[*prompt.subject_ids, *filter(None, [user_of(request)])],
-                tags={"door": operation.name, "key": key.name},
+                room_id=room_of(exchange.admission.headers, asked.request),
+                tags={"door": asked.operation.name, "key": key.name},
+                **about,
             )
         except (ModelAnswerError, UnparseableAnswer, InvalidContext):
             if not upstream.status:  # our client could not use the context: the upstream still can
                 await upstream.fetch()
         if answer is None or answer.source == "original":
-            exchange.served_by = upstream.pool.name
-            exchange.reason = answer.fallback_reason if answer else "upstream_undecided"
-            if exchange.reason:
-                state.metrics.fallbacks.labels(prompt.decision_type, exchange.reason).inc()
-            if answer is not None and state.settings.record:  # for feedback
-                upstream.headers.append((b"x-reasoning-decision-id", str(answer.decision_id).encode()))
-            await exchange.start(upstream.status, upstream.headers)
-            await exchange.write(upstream.answer, more=False)
+            await _send_upstream(state, exchange, kind.name, upstream, answer)
             return
         exchange.served_by = "custom"
-        count_answer(state, prompt.decision_type, answer)
-        kind = get_decision_type(prompt.decision_type, state.config)
-        text, stop = question.cut(write_answer(prompt, answer.decision, kind))
-        own = OwnAnswer(text, answer.model or "", answer.input_tokens or 0, answer.output_tokens or 0, stop)
-        content_type, out = operation.write(own, request)
+        count_answer(state, kind.name, answer)
+        content_type, out = asked.operation.write(write(answer), asked.request)
         headers = [
             (b"content-type", content_type),
             (b"content-length", b"%d" % len(out)),
@@ -181,10 +221,35 @@ async def answer_decision_prompt(
         await exchange.write(out, more=False)
 
 
-def _episode(state: State, exchange: Exchange, prompt: DecisionPrompt, request: dict[str, Any]) -> str:
+async def _send_upstream(
+    state: State, exchange: Exchange, decision_type: str, upstream: _Upstream, answer: Answer | None
+) -> None:
+    exchange.served_by = upstream.pool.name
+    exchange.reason = answer.fallback_reason if answer else "upstream_undecided"
+    if exchange.reason:
+        state.metrics.fallbacks.labels(decision_type, exchange.reason).inc()
+    if answer is not None and state.settings.record:  # for feedback
+        upstream.headers.append((b"x-reasoning-decision-id", str(answer.decision_id).encode()))
+    await exchange.start(upstream.status, upstream.headers)
+    await exchange.write(upstream.answer, more=False)
+
+
+def _read_prompt(prompt: DecisionPrompt, kind: DecisionType, said: UpstreamAnswer) -> dict[str, Any]:
+    """The decision that answers a prompt: words, or elizaOS's one tool call. Raises `UnparseableAnswer`."""
+    text = said.text
+    if said.tool_calls:
+        call = said.tool_calls[0]
+        if len(said.tool_calls) > 1 or call["name"] != STAGE_ONE_TOOL or text.strip():
+            raise UnparseableAnswer(f"the answer calls tools: {call['name'][:60]!r}")
+        arguments = call["arguments"]
+        text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+    return read_decision(prompt.format, text, kind, prompt.context)
+
+
+def _episode(state: State, exchange: Exchange, request: dict[str, Any], about: str, marks: Sequence[str]) -> str:
+    """The conversation of a request. `about` says whose prompts are compared beside the key's and the user's."""
     key = exchange.admission.key
     assert key is not None
     if told := episode_of(exchange.admission.headers, request):
         return key.episode(told)
-    scope = (key.name, prompt.context["agent_name"], user_of(request) or "")
-    return state.episodes.find("\0".join(scope), prompt.marks)
+    return state.episodes.find("\0".join((key.name, about, user_of(request) or "")), marks)

@@ -21,7 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from gateway.http.exchange import Exchange
 from gateway.http.security import Headers
 from gateway.ops.openapi import describe_api
-from gateway.settings import Settings
+from gateway.settings import Settings, without_credentials
 from gateway.state import State
 from reasoning.config import Config
 from reasoning.errors import RoutesError
@@ -45,12 +45,20 @@ async def healthz(gateway: Gateway, exchange: Exchange) -> None:
 
 
 async def readyz(gateway: Gateway, exchange: Exchange) -> None:
-    """Requests may be sent here: not while it drains, nor when no upstream can be reached."""
+    """Requests may be sent here: not while it drains, nor when no upstream can be reached or has a credential."""
     state = gateway.state
     if gateway.draining:
         await exchange.reply(503, b'{"status":"draining"}')
-    elif not any(pool.is_healthy() for pool in state.pools.values()):
+        return
+    if not any(pool.is_healthy() for pool in state.pools.values()):
         await exchange.reply(503, b'{"status":"no upstream can be reached"}')
+        return
+    missing = without_credentials(gateway.settings.upstreams)
+    if missing and len(missing) == len(gateway.settings.upstreams) and not gateway.settings.client_credentials:
+        variables = " or ".join(f"{name.upper()}_API_KEY" for name in missing)
+        remedy = f"set {variables}, or client_credentials = true in [gateway] where clients bring their own"
+        found = {"status": "no upstream has a credential", "remedy": remedy}
+        await exchange.reply(503, orjson.dumps(found))
     else:
         await exchange.reply(200, b'{"status":"ready"}')
 

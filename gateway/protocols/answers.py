@@ -78,13 +78,16 @@ class UpstreamAnswer:
 class OwnAnswer:
     """An answer of ours to a client. Token counts are those that the model's server reported.
 
-    `stop_sequence` is the client's stop sequence that ended the text, if one did."""
+    `call` is the tool call that it is instead of a text: name and arguments; `named` says that the request names the
+    tool. `stop_sequence` is the client's stop sequence that ended the text, if one did."""
 
     text: str
     model: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
     stop_sequence: str | None = None
+    call: tuple[str, dict[str, Any]] | None = None
+    named: bool = False
 
 
 def read_json_or_events(

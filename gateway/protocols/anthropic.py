@@ -10,10 +10,20 @@ from typing import Any
 
 import orjson
 
-from gateway.coding.translate import mint_message_id
+from gateway.coding.translate import mint_message_id, mint_tool_id
 from gateway.errors import ModelAnswerError
 from gateway.http.sse import encode_event
 from gateway.protocols.answers import EVENTS, JSON, OwnAnswer, UpstreamAnswer, read_json_or_events
+from gateway.protocols.forced import (
+    ForcedForm,
+    Turn,
+    asks_for_more,
+    forced_schema,
+    forced_tool,
+    form_of,
+    text_of,
+    turns_of,
+)
 from gateway.protocols.port import MB, OpenApiPath, Operation, Protocol, roots
 from gateway.protocols.questions import TextPrompt, read_question
 from reasoning.errors import OversizedEvent
@@ -23,6 +33,30 @@ from reasoning.io.sse import Event, EventDecoder
 
 def _question(request: Mapping[str, Any]) -> TextPrompt | None:
     return read_question(request, request.get("messages"))
+
+
+def _forced_tool(tools: Any, name: Any) -> ForcedForm | None:
+    if not isinstance(tools, list) or not isinstance(name, str | None):
+        return None
+    own = [tool for tool in tools if isinstance(tool, dict) and tool.get("type", "custom") in ("custom", None)]
+    forms = [form for tool in own if (form := form_of(tool, "input_schema"))]
+    return forced_tool(forms, name) if name is not None or len(forms) == len(tools) else None
+
+
+def _forced(request: Mapping[str, Any]) -> ForcedForm | None:
+    choice, tools, config = request.get("tool_choice"), request.get("tools"), request.get("output_config")
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if isinstance(choice, dict) and kind in ("tool", "any"):
+        return None if asks_for_more(request) else _forced_tool(tools, choice.get("name") if kind == "tool" else None)
+    wanted = (config.get("format") if isinstance(config, dict) else None) or request.get("output_format")
+    if not isinstance(wanted, dict) or (tools and kind != "none") or asks_for_more(request):
+        return None
+    return forced_schema(None, wanted.get("schema")) if wanted.get("type") == "json_schema" else None
+
+
+def _turns(request: Mapping[str, Any]) -> list[Turn] | None:
+    system, turns = text_of(request.get("system")), turns_of(request.get("messages"))
+    return None if system is None or turns is None else [Turn("system", system), *turns]
 
 
 def read_cut(body: bytes, content_type: str) -> UpstreamAnswer:
@@ -114,15 +148,26 @@ def _read_usage(answer: UpstreamAnswer, usage: Any) -> None:
     answer.output_tokens = told.get("output_tokens", answer.output_tokens)
 
 
+_EMPTY: dict[str, dict[str, Any]] = {"text": {"text": ""}, "tool_use": {"input": {}}}
+"""Of a block that a stream begins, what is still to come."""
+
+
 def _write(answer: OwnAnswer, request: Mapping[str, Any]) -> tuple[bytes, bytes]:
     stop = answer.stop_sequence
     ended = {"stop_reason": "stop_sequence" if stop else "end_turn", "stop_sequence": stop}
+    block: dict[str, Any] = {"type": "text", "text": answer.text}
+    delta = {"type": "text_delta", "text": answer.text}
+    if answer.call is not None:
+        name, arguments = answer.call
+        block = {"type": "tool_use", "id": mint_tool_id(), "name": name, "input": arguments}
+        delta = {"type": "input_json_delta", "partial_json": orjson.dumps(arguments).decode()}
+        ended = {"stop_reason": "tool_use", "stop_sequence": None}
     message: dict[str, Any] = {
         "id": mint_message_id(),
         "type": "message",
         "role": "assistant",
         "model": answer.model,
-        "content": [{"type": "text", "text": answer.text}],
+        "content": [block],
         **ended,
         "usage": {"input_tokens": answer.input_tokens, "output_tokens": answer.output_tokens},
     }
@@ -136,8 +181,8 @@ def _write(answer: OwnAnswer, request: Mapping[str, Any]) -> tuple[bytes, bytes]
     }
     events: list[dict[str, Any]] = [
         {"type": "message_start", "message": start},
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": answer.text}},
+        {"type": "content_block_start", "index": 0, "content_block": block | _EMPTY[block["type"]]},
+        {"type": "content_block_delta", "index": 0, "delta": delta},
         {"type": "content_block_stop", "index": 0},
         {
             "type": "message_delta",
@@ -162,6 +207,8 @@ MESSAGES = Operation(
     read=partial(read_json_or_events, whole=_read_message, streamed=_read_stream),
     write=_write,
     may_be_coding=True,
+    forced=_forced,
+    turns=_turns,
 )
 
 ANTHROPIC = Protocol(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.protocols.answers import OwnAnswer, UpstreamAnswer
+from gateway.protocols.forced import ForcedForm, Turn
 from gateway.protocols.questions import TextPrompt
 
 MB = 1 << 20
@@ -23,6 +24,8 @@ class Operation:
     `path` matches the whole path. `name` is the tag `door` of its records, `route` its label in the metrics.
     `question` returns what a request asks for in words; None for one that no model of ours may answer.
     `read` takes a body and its content type and raises `ModelAnswerError`; `write` returns content type and body.
+    `forced` returns the tool or schema that a request forces, and `turns` its conversation as text, None where it has
+    more than text. Both are None for an operation that forces nothing.
     `may_be_coding`: its requests are Anthropic Messages in form, and the coding model may answer them.
     """
 
@@ -33,6 +36,8 @@ class Operation:
     read: Callable[[bytes, str], UpstreamAnswer]
     write: Callable[[OwnAnswer, Mapping[str, Any]], tuple[bytes, bytes]]
     may_be_coding: bool = False
+    forced: Callable[[Mapping[str, Any]], ForcedForm | None] | None = None
+    turns: Callable[[Mapping[str, Any]], list[Turn] | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

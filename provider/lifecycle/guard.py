@@ -10,57 +10,46 @@ leaves), and a dead guard costs nothing more than its lease: past that, every de
 100 %   emergency stop: routes withdrawn and deployments scaled to zero in this tick, jobs that wait are cancelled
 ======  ======================================================================================================
 
-A job that already trains is left to finish: its price was reserved when it began, and is owed by and large anyway.
+A job that already trains is left to finish: its price was reserved when it began, and most of it is owed anyway.
+`guard_limits` says which deployments are to stop, `guard_traffic` changes the routes file.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
 
 from provider.clock import correct_time
-from provider.endpoint.arms import is_registered
 from provider.endpoint.serving import end_serving
 from provider.errors import collect_errors
 from provider.lifecycle.deployment_state import LIVE_STATES, raise_price, sync_deployment
-from provider.lifecycle.deployments import READY_TIMEOUT, begin_serving
+from provider.lifecycle.deployments import begin_serving
 from provider.lifecycle.fine_tunes import cancel_fine_tune, sync_fine_tune, waiting_jobs
-from provider.lifecycle.routes import LEASE, forget_paused, keep_models, renew_lease, restore_route, resume_routes
+from provider.lifecycle.guard_limits import reasons_to_stop
+from provider.lifecycle.guard_report import RUNNING_STATES, GuardPolicy, GuardReport, level_of, spending_budgets
+from provider.lifecycle.guard_traffic import renew_routes, withdraw_routes
+from provider.lifecycle.routes import keep_models
 from provider.lifecycle.shutdown import advance_shutdown, begin_shutdown, end_unused, stop_replicas
-from provider.lifecycle.sleep import promoted_models, put_to_sleep, reason_to_sleep, wake_sleepers
-from provider.money.metering import hourly_usd, last_metered, meter_decisions, meter_minutes, runway_usd
+from provider.lifecycle.sleep import put_to_sleep, wake_sleepers
+from provider.money.metering import last_metered, meter_decisions, meter_minutes
 from provider.money.shares import share_replicas
 from provider.port import Provider
 from provider.providers import capabilities_of, providers_where
-from provider.serving import ServingSettings, TypeServing
-from reasoning.errors import ReasoningError, RoutesError
-from reasoning.serving.routes import parse_routes, read_routes
-from storage.errors import BudgetExceeded, LedgerError, LedgerUnavailable
+from reasoning.errors import ReasoningError
+from storage.errors import LedgerError, LedgerUnavailable
 from storage.layout import Layout
-from storage.ledger.ledger import Budget, Ledger, open_ledger
-from storage.ledger.lives import drop_promotions, mark_published, mark_unpublished, promotions
-from storage.ledger.money import format_usd, minutes_usd
+from storage.ledger.ledger import Ledger, open_ledger
+from storage.ledger.money import format_usd
 from storage.ledger.reports import ACTIVE_STATES, ENDED_STATES
 from storage.ledger.rows import (
     Deployment,
-    DeploymentRole,
     DeploymentState,
     FineTuneJob,
     JobState,
     Model,
     SleepReason,
 )
-
-Level = Literal["ok", "warn", "drain", "stop"]
-_LEVELS: tuple[Level, ...] = ("ok", "warn", "drain", "stop")
-RUNNING_STATES = (DeploymentState.PROVISIONING, DeploymentState.DEGRADED, DeploymentState.READY)
-UNREADY = READY_TIMEOUT + timedelta(minutes=5)
-"""Who deploys gives up after READY_TIMEOUT; what is not ready after this, its process has died."""
 
 UNREACHABLE = "the provider cannot be reached"
 
@@ -73,46 +62,8 @@ STOP_MINUTES = 10
 PUT_BACK = timedelta(hours=1)
 """What was charged so far ahead of the clock, one of the two clocks was wrong: nothing is metered until it agrees."""
 
-DRAIN_SHARE = 0.95
-"""Where a budget is as good as spent: what it covers is stopped."""
-
 _SHARED = timedelta(hours=3)  # so far back each tick gives the types their part; the rest too is reconcile_provider's
 _METERED_DAYS = 3  # the rest is seen to by reconcile_provider
-
-
-@dataclass(frozen=True, slots=True)
-class GuardPolicy:
-    """What the guard goes by. Shares are of a budget's limit."""
-
-    idle: timedelta | None = timedelta(minutes=30)
-    serving: ServingSettings | None = None
-    """By decision type; then `idle` is not looked at."""
-    lease: timedelta = LEASE
-    warn_share: float = 0.80
-    drain_share: float = DRAIN_SHARE
-
-    @property
-    def of_types(self) -> ServingSettings:
-        """When the models of each decision type run."""
-        if self.serving is not None:
-            return self.serving
-        return ServingSettings(TypeServing(idle_minutes=self.idle.total_seconds() / 60 if self.idle else None))
-
-
-@dataclass(slots=True)
-class GuardReport:
-    """What one tick found and did. `lease` is `renewed`, `left` (to expire), or `none` when there are no routes."""
-
-    now: datetime
-    skipped: bool = False
-    level: Level = "ok"
-    charged_usd: Decimal = Decimal(0)
-    budgets: list[Budget] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    actions: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    lease: Literal["renewed", "left", "none"] = "none"
-    lease_expires_at: datetime | None = None
 
 
 def guard_costs(
@@ -166,11 +117,8 @@ def _tick(layout: Layout, ledger: Ledger, provider: Provider | None, policy: Gua
     _meter_decisions(layout, ledger, report)
     report.budgets = ledger.budgets(now)
 
-    to_stop = _over_budget(ledger, policy, report)
-    to_stop |= _out_of_runway(ledger, to_stop, report)
-    to_stop |= _over_rate(ledger, to_stop, report)
     asleep: dict[str, SleepReason] = {}
-    to_stop |= _idle(ledger, to_stop, asleep, policy, report)
+    to_stop = reasons_to_stop(ledger, asleep, policy, report)
     for deployment_id, (reason, immediately) in to_stop.items():
         row = ledger.get(Deployment, deployment_id)
         in_doubt = row.state == DeploymentState.INTENDED and row.attempted_at is not None
@@ -183,14 +131,14 @@ def _tick(layout: Layout, ledger: Ledger, provider: Provider | None, policy: Gua
     if provider is not None:
         report.actions += [f"stopping {row.name}: {row.reason}" for row in end_unused(ledger, now=now)]
         _wake(layout, ledger, provider, policy, report)
-    _withdraw(layout, ledger, policy, report)  # before anything is scaled down: clients use their fallback
+    withdraw_routes(layout, ledger, policy, report)  # before anything is scaled down: clients use their fallback
     _close_registered(ledger, draining, report)
     if provider is not None:
         _take_down(ledger, provider, draining, report)
         _cancel_waiting_jobs(ledger, provider, policy, report)
     report.charged_usd = ledger.spent() - before
     report.budgets = ledger.budgets(now)  # with what this tick reserved, and what it charged at the end of something
-    _renew(layout, policy, report)
+    renew_routes(layout, policy, report)
 
 
 def _stop_unmetered(layout: Layout, ledger: Ledger, provider: Provider, report: GuardReport) -> None:
@@ -213,11 +161,6 @@ def _stop_unmetered(layout: Layout, ledger: Ledger, provider: Provider, report: 
             with collect_errors(report.errors, row.name):
                 stop_replicas(provider, row.endpoint_id, known=[row.remote_id] if row.remote_id else [])
                 report.actions.append(f"stopped {row.name}, whose minutes the ledger cannot take down")
-
-
-def _is_ours(ledger: Ledger, model: str) -> bool:
-    # An adapter's name holds ours, behind its base model's.
-    return ledger.prefix in model or is_registered(model) or bool(ledger.find(Deployment, served_name=model))
 
 
 def needs_provider(ledger: Ledger) -> bool:
@@ -286,11 +229,6 @@ def _look(ledger: Ledger, provider: Provider, report: GuardReport) -> None:
                 report.actions.append(f"{job.suffix} is {ended.state} for {format_usd(ended.price_usd or Decimal(0))}")
 
 
-def _in_doubt(ledger: Ledger) -> list[Deployment]:
-    """Deployments whose create was sent and never answered. They may run, and cost from the moment it was sent."""
-    return [row for row in ledger.find(Deployment, state=DeploymentState.INTENDED) if row.attempted_at is not None]
-
-
 def _see_prices(ledger: Ledger, provider: Provider, report: GuardReport) -> None:
     """What runs may have become dearer: from now on it is charged and limited by the price of today."""
     running = ledger.find(Deployment, provider=provider.name, state=RUNNING_STATES)
@@ -310,122 +248,6 @@ def _meter_decisions(layout: Layout, ledger: Ledger, report: GuardReport) -> Non
         share_replicas(layout, ledger, since=report.now - _SHARED, now=report.now)
 
 
-def _level(budget: Budget, policy: GuardPolicy) -> Level:
-    levels: tuple[tuple[Level, float], ...] = (("stop", 1), ("drain", policy.drain_share), ("warn", policy.warn_share))
-    for level, share in levels:
-        if budget.used_usd >= budget.limit_usd * Decimal(str(share)):
-            return level
-    return "ok"
-
-
-def _spent_budgets(budgets: Iterable[Budget]) -> list[Budget]:
-    return [budget for budget in budgets if budget.period != "hour"]
-
-
-def _over_budget(ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> dict[str, tuple[str, bool]]:
-    """Deployments that a spent budget stops, with the reason and whether it is at once."""
-    to_stop: dict[str, tuple[str, bool]] = {}
-    for budget in _spent_budgets(report.budgets):
-        level = _level(budget, policy)
-        report.level = max(report.level, level, key=_LEVELS.index)
-        if level == "ok":
-            continue
-        said = f"{format_usd(budget.spent_usd)} of the {budget.name} budget of {format_usd(budget.limit_usd)} is spent"
-        report.warnings.append(said)
-        if level == "warn":
-            continue
-        for row in (*ledger.find(Deployment, state=(*RUNNING_STATES, DeploymentState.DRAINING)), *_in_doubt(ledger)):
-            if budget.decision_type in (None, row.decision_type):
-                immediately = level == "stop" or to_stop.get(row.id, ("", False))[1]
-                to_stop[row.id] = (said, immediately)
-    return to_stop
-
-
-def _out_of_runway(
-    ledger: Ledger, to_stop: dict[str, tuple[str, bool]], report: GuardReport
-) -> dict[str, tuple[str, bool]]:
-    """Deployments whose next minutes cannot be reserved any more. What is reserved already pays for the draining.
-
-    Reserved is what runs: another hand may have scaled it up. For a create that was never answered, all that it may
-    have cost since it was sent is reserved as well, because nothing of it can be charged yet.
-    """
-    found = {}
-    for row in _in_doubt(ledger):
-        if row.id in to_stop or row.reservation_id is None or row.attempted_at is None:
-            continue
-        minutes = max(math.ceil((report.now - row.attempted_at).total_seconds() / 60), 0)
-        amount = minutes_usd(hourly_usd(row), minutes) + runway_usd(row)
-        try:
-            with ledger.transaction():  # whoever sent it may have had its answer meanwhile
-                if ledger.get(Deployment, row.id).state == DeploymentState.INTENDED:
-                    ledger.resize(row.reservation_id, amount, hourly_usd=hourly_usd(row), now=report.now)
-        except BudgetExceeded as error:
-            found[row.id] = (str(error), True)
-    for row in ledger.find(Deployment, state=RUNNING_STATES):
-        if row.id in to_stop or row.reservation_id is None:
-            continue
-        try:
-            with ledger.transaction():  # undeployed meanwhile, its reservation is closed and must not open again
-                if (row := ledger.get(Deployment, row.id)).state in RUNNING_STATES:
-                    ledger.resize(row.reservation_id, runway_usd(row), hourly_usd=hourly_usd(row), now=report.now)
-        except BudgetExceeded as error:
-            found[row.id] = (str(error), False)
-    return found
-
-
-def _over_rate(
-    ledger: Ledger, to_stop: dict[str, tuple[str, bool]], report: GuardReport
-) -> dict[str, tuple[str, bool]]:
-    """The newest deployments, until the rest runs within what an hour may cost."""
-    found = {}
-    for budget in report.budgets:
-        if budget.period != "hour":
-            continue
-        running = [
-            row
-            for row in (*ledger.find(Deployment, state=RUNNING_STATES), *_in_doubt(ledger))
-            if row.id not in to_stop and budget.decision_type in (None, row.decision_type) and row.hourly_usd
-        ]
-        rate = sum((hourly_usd(row) for row in running), Decimal(0))
-        while running and rate > budget.limit_usd:
-            row = running.pop()
-            rate -= hourly_usd(row)
-            found[row.id] = (f"more than {format_usd(budget.limit_usd)} an hour would run", False)
-    return found
-
-
-def _idle(
-    ledger: Ledger,
-    to_stop: dict[str, tuple[str, bool]],
-    asleep: dict[str, SleepReason],
-    policy: GuardPolicy,
-    report: GuardReport,
-) -> dict[str, tuple[str, bool]]:
-    """Deployments that nobody asked for too long, by our own log: the provider's idle stop may do nothing.
-
-    Also those that do not get ready and that nobody waits for any more: they may begin to cost at any moment.
-    What costs nothing by the hour or cannot be stopped stays (`Capabilities`): withdrawing it saves nothing. So does a
-    shared replica, which ends with its last adapter.
-    `asleep` gets why those stop that are only put to sleep if they are promoted.
-    """
-    found: dict[str, tuple[str, bool]] = {}
-    settings, promoted = policy.of_types, promoted_models(ledger)
-    stoppable = providers_where(lambda offered: offered.scale_to_zero and offered.hourly)
-    for row in ledger.find(Deployment, provider=stoppable, state=RUNNING_STATES):
-        if row.id in to_stop:
-            continue
-        if row.ready_at is None and not row.replicas:
-            waited = report.now - row.created_at
-            if waited >= max(policy.idle or UNREADY, UNREADY):
-                found[row.id] = (f"not ready for {int(waited.total_seconds() // 60)} minutes", False)
-        elif row.role != DeploymentRole.SHARED and (reason := reason_to_sleep(row, settings, promoted, report.now)):
-            found[row.id], asleep[row.id] = (reason[1], False), reason[0]
-    for row in ledger.find(Deployment, state=RUNNING_STATES, role=DeploymentRole.ATTACHED):
-        if row.replica_id in found:
-            found[row.id] = found[row.replica_id]
-    return found
-
-
 def _wake(layout: Layout, ledger: Ledger, provider: Provider, policy: GuardPolicy, report: GuardReport) -> None:
     """Start models that sleep and are asked for again, unless money is short."""
     if report.level in ("drain", "stop"):
@@ -443,77 +265,6 @@ def _wake(layout: Layout, ledger: Ledger, provider: Provider, policy: GuardPolic
         actions, warnings = wake_sleepers(layout, ledger, settings, begin, now=report.now)
         report.actions += actions
         report.warnings += warnings
-
-
-def _withdraw(layout: Layout, ledger: Ledger, policy: GuardPolicy, report: GuardReport) -> None:
-    """Leave only arms whose deployment serves, and none of a decision type whose budget is used up.
-
-    What had been ready and may become so again (a passing DEGRADED) gets its route back when it has.
-    """
-    running = ledger.find(Deployment, state=RUNNING_STATES)
-    serving = {
-        row.served_name
-        for row in running
-        if row.state == DeploymentState.READY
-        or (row.state == DeploymentState.DEGRADED and row.ready_at and row.replicas)
-    }
-    waiting = {row.served_name for row in running if row.ready_at} - serving
-    spent_types = {
-        budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) in ("drain", "stop")
-    }
-
-    def keep(decision_type: str, model: str) -> bool:
-        if None in spent_types or decision_type in spent_types:
-            return False
-        return model in serving or not _is_ours(ledger, model)
-
-    try:
-        for decision_type in _restore(layout, ledger, keep, report):
-            report.actions.append(f"wrote the route of {decision_type} from the ledger: the routes file lacked it")
-        for decision_type in resume_routes(layout.routes, keep, pause=waiting.__contains__, now=report.now):
-            report.actions.append(f"gave {decision_type} its route back: its model is ready again")
-        for decision_type, model in keep_models(layout.routes, keep, pause=waiting.__contains__, now=report.now):
-            report.actions.append(f"withdrew {model} from {decision_type}")
-            if model in waiting and _has_route(layout, decision_type):  # another model of the type goes on
-                mark_unpublished(ledger, decision_type)  # it is written again when all of them are ready
-    except (ReasoningError, OSError) as error:
-        report.errors.append(f"the routes cannot be changed: {error}")
-
-
-def _restore(layout: Layout, ledger: Ledger, keep: Callable[[str, str], bool], report: GuardReport) -> Iterator[str]:
-    """Write decided routes that never reached the routes file, or all of them where no file can be read.
-
-    What was decided to have no traffic loses it at once, also while the rest of its route cannot be written yet.
-    """
-    for promotion in promotions(ledger, only_unpublished=_has_routes(layout)):
-        name = promotion.decision_type
-        route = parse_routes(promotion.routes.encode()).routes.get(name)
-        models = [arm.model or "" for arm in route.arms if arm.source == "custom"] if route is not None else []
-        _keep_only(layout, name, models, now=report.now)
-        if route is None:
-            drop_promotions(ledger, decision_type=name, model_id=promotion.model_id)
-            yield name
-        elif all(keep(name, model) for model in models):
-            restore_route(layout.routes, name, route, now=report.now)
-            mark_published(ledger, promotion, now=report.now)
-            yield name
-
-
-def _keep_only(layout: Layout, decision_type: str, models: list[str], *, now: datetime) -> None:
-    keep_models(layout.routes, lambda name, model: name != decision_type or model in models, now=now)
-    forget_paused(layout.routes, decision_type, now=now)
-
-
-def _has_route(layout: Layout, decision_type: str) -> bool:
-    return decision_type in read_routes(layout.routes).routes
-
-
-def _has_routes(layout: Layout) -> bool:
-    try:
-        read_routes(layout.routes)
-    except (FileNotFoundError, RoutesError):
-        return False
-    return True
 
 
 def _take_down(ledger: Ledger, provider: Provider, draining: set[str], report: GuardReport) -> None:
@@ -547,25 +298,9 @@ def _say_if_it_runs_on(ledger: Ledger, row: Deployment, report: GuardReport) -> 
 
 
 def _cancel_waiting_jobs(ledger: Ledger, provider: Provider, policy: GuardPolicy, report: GuardReport) -> None:
-    over = {budget.decision_type for budget in _spent_budgets(report.budgets) if _level(budget, policy) == "stop"}
+    over = {budget.decision_type for budget in spending_budgets(report.budgets) if level_of(budget, policy) == "stop"}
     for job in ledger.find(FineTuneJob, provider=provider.name, state=JobState.SUBMITTED):
         if None in over or job.decision_type in over:
             with collect_errors(report.errors, job.suffix):
                 cancel_fine_tune(provider, ledger, job.id, why="the budget is spent", now=report.now)
                 report.actions.append(f"cancelled {job.suffix}, which had not begun to train: the budget is spent")
-
-
-def _renew(layout: Layout, policy: GuardPolicy, report: GuardReport) -> None:
-    """Give the routes their next minutes, only when nothing at all is wrong."""
-    try:
-        if not layout.routes.exists():
-            return
-        if report.errors:
-            report.lease = "left"
-            return
-        routes = renew_lease(layout.routes, lease=policy.lease, now=report.now)
-        if routes is not None and routes.routes:
-            report.lease, report.lease_expires_at = "renewed", routes.expires_at
-    except (ReasoningError, OSError) as error:
-        report.errors.append(f"the lease cannot be renewed: {error}")
-        report.lease = "left"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from provider.lifecycle.fine_tunes import waiting_jobs
-from provider.lifecycle.guard import DRAIN_SHARE
+from provider.lifecycle.guard_report import DRAIN_SHARE
 from provider.lifecycle.routes import routed_models
 from provider.lifecycle.sharing import attached_to
 from provider.money.bill import bill_notes

@@ -21,7 +21,7 @@ import pipeline.evaluation
 import pipeline.models
 import pipeline.promotion
 import provider.lifecycle.deployments
-import provider.lifecycle.guard
+import provider.lifecycle.guard_report
 import quality.checks.log
 import quality.dataset.export
 import storage.log.compact
@@ -93,7 +93,7 @@ FUNCTIONS: dict[str, Any] = {
     "demote_model": pipeline.demotion.demote_model,
     "rollback_type": pipeline.demotion.roll_back,
     "undeploy_model": pipeline.models.undeploy,
-    "guard_costs": provider.lifecycle.guard.GuardPolicy,
+    "guard_costs": provider.lifecycle.guard_report.GuardPolicy,
     "estimate_value": pipeline.economy.pays.pays,
     "turn_flywheel": pipeline.cycle.plan_cycle,
 }

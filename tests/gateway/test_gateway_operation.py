@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.ops.logs import JsonFormatter, Sink
+from gateway.settings import UpstreamSettings
 from reasoning.io.spool import read_segment
 from tests.gateway import scripted
 from tests.gateway.conftest import TOKEN, Start
@@ -297,3 +298,18 @@ async def test_the_dashboard_shows_whether_a_model_pays(start: Start) -> None:
     for content, shown in ((b"", None), (b"[1]", None), (b'{"at": "now", "types": []}', {"at": "now", "types": []})):
         file.write_bytes(content)
         assert orjson.loads((await running.ask("GET", "/stats"))[2])["pays"] == shown
+
+
+async def test_a_gateway_without_any_upstream_credential_is_not_ready(start: Start) -> None:
+    """Nothing is asked of the upstreams: theirs are names of the public internet."""
+    bare = {"anthropic": (UpstreamSettings("https://a.example"),), "openai": (UpstreamSettings("https://o.example"),)}
+    running = await start(upstreams=bare)
+    status, _, body = await running.ask("GET", "/readyz")
+    assert status == 503 and b"ANTHROPIC_API_KEY or OPENAI_API_KEY" in body and b"client_credentials" in body
+    assert (await running.ask("GET", "/healthz"))[0] == 200
+    for ready in (
+        {"upstreams": bare | {"openai": (UpstreamSettings("https://o.example", api_key="sk-x"),)}},
+        {"upstreams": bare | {"openai": (UpstreamSettings("http://127.0.0.1:9"),)}},  # a local server needs none
+        {"upstreams": bare, "client_credentials": True},
+    ):
+        assert (await (await start(**ready)).ask("GET", "/readyz"))[0] == 200

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from learners import encoder, training
+from learners import training
 from learners.calibration import automated
-from learners.encoder import load_encoder
 from learners.errors import ArtifactError, MissingExtra
+from learners.features import encoder
+from learners.features.encoder import load_encoder
 from learners.model import load_model
 
 # Two intents that share no word between training and test: only what the words mean tells them apart.

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.text import TextIndex, TextSpace
+from learners.features.text import TextIndex, TextSpace
 
 CORPUS = ["the cat sat on the mat", "a dog sat", "cats and dogs", "", "Über den Wolken", "?"]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.features import transcript_features
+from learners.features.addressee import transcript_features
 from learners.transcript import MAX_LINES, Action, SpokenLine, Transcript, message_text, parse_transcript
 from reasoning.decision_types import get_decision_type
 

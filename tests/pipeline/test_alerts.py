@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.alerts import tell_guard, tell_reconciliation
 from pipeline.money import guard
-from provider.lifecycle.guard import GuardReport
+from provider.lifecycle.guard_report import GuardReport
 from provider.lifecycle.reconcile import ReconcileReport
 from storage.ledger.ledger import Budget, open_ledger
 

@@ -9,7 +9,8 @@ import pytest
 
 from provider.errors import CreationInDoubt
 from provider.lifecycle.fine_tunes import submit_fine_tune
-from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.guard_report import GuardPolicy, GuardReport
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.routes import publish_route
 from provider.lifecycle.shutdown import undeploy_model

@@ -19,7 +19,8 @@ from provider.lifecycle.fine_tunes import (
     submit_fine_tune,
     sync_fine_tune,
 )
-from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.guard_report import GuardPolicy, GuardReport
 from provider.lifecycle.reconcile import ReconcileReport, reconcile_provider
 from provider.lifecycle.routes import LEASE, publish_route, routed_models
 from provider.lifecycle.shutdown import undeploy_model

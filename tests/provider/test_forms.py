@@ -24,7 +24,8 @@ from provider.errors import (
 )
 from provider.lifecycle.deployment_state import sync_deployment
 from provider.lifecycle.deployments import deploy_model
-from provider.lifecycle.guard import GuardReport, guard_costs
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.guard_report import GuardReport
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.routes import publish_route, routed_models
 from provider.lifecycle.shutdown import begin_shutdown, undeploy_model

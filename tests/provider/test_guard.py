@@ -20,7 +20,8 @@ import sqlalchemy as sa
 
 from provider.errors import ProviderUnavailable
 from provider.lifecycle.fine_tunes import cancel_fine_tune, resume_fine_tune, submit_fine_tune
-from provider.lifecycle.guard import RUNNING_STATES, GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.guard_report import RUNNING_STATES, GuardPolicy, GuardReport
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.routes import LEASE, publish_route, routed_models
 from provider.lifecycle.shutdown import begin_shutdown, undeploy_model

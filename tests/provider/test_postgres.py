@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from provider.lifecycle.guard import GuardReport, guard_costs
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.guard_report import GuardReport
 from provider.lifecycle.reconcile import reconcile_provider
 from storage.ledger.ledger import open_ledger
 from tests.forkserver import start_forkserver

@@ -7,7 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from provider.lifecycle.guard import GuardPolicy, GuardReport, guard_costs
+from provider.lifecycle.guard import guard_costs
+from provider.lifecycle.guard_report import GuardPolicy, GuardReport
 from provider.lifecycle.reconcile import reconcile_provider
 from provider.lifecycle.routes import publish_route
 from provider.serving import Hours, ServingSettings, TypeServing, read_hours

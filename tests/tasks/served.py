@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.life import move_model
+from pipeline.life import MoveOptions, move_model
 from provider.endpoint.serving import begin_serving
 from reasoning.decision_types import DECISION_TYPES
 from reasoning.ids import uuid7
@@ -46,8 +46,9 @@ def add_model(ledger: Ledger, name: str) -> Serving:
     return Serving(arm=arm, salt=name)
 
 
-def move(data: Path, ledger: Ledger, name: str, to: ModelState, **options: Any) -> None:
-    move_model(data, ledger, name, to, why="test", **{"now": NOON, **options})
+def move(data: Path, ledger: Ledger, name: str, to: ModelState, now: datetime = NOON, **options: Any) -> None:
+    """`options` are fields of `MoveOptions`."""
+    move_model(data, ledger, name, to, why="test", now=now, options=MoveOptions(**options))
 
 
 def shares(data: Path) -> dict[str | None, float]:

@@ -18,7 +18,7 @@ from pipeline.money import guard as watch
 from pipeline.money import reconcile
 from pipeline.reports import budget_rows, cost_fields, cost_rows, markdown, text, to_jsonable, without
 from provider.errors import ProviderSettingsError
-from provider.lifecycle.guard import GuardReport
+from provider.lifecycle.guard_report import GuardReport
 from provider.lifecycle.status import cost_report, model_status
 from storage.ledger.charges import ChargedTo
 from storage.ledger.ledger import open_ledger

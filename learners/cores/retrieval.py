@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from learners.artifact import Parts
-from learners.text import TextIndex, TextSpace
+from learners.features.text import TextIndex, TextSpace
 from learners.transcript import Transcript
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from learners.artifact import Parts
-from learners.choice import ChoiceModel
+from learners.cores.choice import ChoiceModel
 from learners.errors import DatasetError
 from learners.transcript import Transcript
 

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from learners.artifact import Parts
-from learners.text import TextIndex, TextSpace
+from learners.features.text import TextIndex, TextSpace
 from learners.transcript import Action, Transcript
 
 MAX_TERMS = 60_000

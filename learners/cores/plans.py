@@ -1,8 +1,8 @@
 """Choose a list of actions for a transcript, in order.
 
-Every action on offer is judged by itself: a logistic regression on the features of `learners.plan_features` and their
-products says with which probability it belongs to the plan. (Boosted trees were as right, and 15 times slower to ask;
-on busy cores their OpenMP threads took up to 0.7 s.) While training, a line is not compared with lines of its own
+Every action on offer is judged by itself: a logistic regression on the features of `learners.features.actions` and
+their products says with which probability it belongs to the plan. (Boosted trees were as right, and 15 times slower to
+ask; on busy cores their OpenMP threads took up to 0.7 s.) While training, a line is not compared with lines of its own
 conversation. The order is the one in which logged plans mostly had the actions.
 """
 
@@ -19,7 +19,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold
 
 from learners.artifact import Parts
-from learners.plan_features import Plan, PlanLog
+from learners.features.actions import Plan, PlanLog
 from learners.progress import Progress
 from learners.transcript import Action, Transcript
 

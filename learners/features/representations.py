@@ -14,9 +14,9 @@ import numpy as np
 from scipy import sparse
 
 from learners.artifact import Parts
-from learners.encoder import SentenceEncoder, load_encoder
-from learners.features import transcript_features
-from learners.text import TextSpace, Vector
+from learners.features.addressee import transcript_features
+from learners.features.encoder import SentenceEncoder, load_encoder
+from learners.features.text import TextSpace, Vector
 from learners.transcript import Transcript
 
 SENTENCE_SCALE = 10.0

@@ -18,8 +18,8 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from learners.artifact import Parts
 from learners.calibration import automated, cross_entropy, fit_temperature
+from learners.features.representations import BLOCKS, Block
 from learners.progress import Progress
-from learners.representations import BLOCKS, Block
 from learners.transcript import Transcript
 
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -130,7 +130,7 @@ def fit_choice(
 
     They are the training rows, cross-validated in blocks of neighbours (often turns of one conversation; single
     questions are shuffled), and the validation rows. `blocks` names what of a transcript is seen
-    (`learners.representations`).
+    (`learners.features.representations`).
 
     Returns:
         The model fitted to `train`, and its losses (nats) and scores on the rows that were not fitted to.

@@ -1,0 +1,1 @@
+"""What a model of each task decides with: a choice, a list of actions, open text."""
