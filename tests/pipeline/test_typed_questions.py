@@ -115,7 +115,7 @@ def test_a_question_set_goes_from_the_agent_to_its_own_model_and_back(data: Path
 
 
 def check_prompts(kind: Any, dataset: Path, config: Any) -> None:
-    """What is trained on has the options in random order; what a model is tested on is, byte for byte, what is served."""
+    """Training prompts have their options in random order; those of tests are, byte for byte, what is served."""
     for split in ("validation", "holdout"):
         for row in read_rows(dataset, split, config=config):
             state = json.loads(row.messages[1]["content"])
