@@ -13,6 +13,7 @@ from typing import Any
 from gateway.protocols.answers import OwnAnswer, UpstreamAnswer
 from gateway.protocols.forced import ForcedForm, Turn
 from gateway.protocols.questions import TextPrompt
+from reasoning.serving.decision_wires import DecisionWire
 
 MB = 1 << 20
 
@@ -38,6 +39,15 @@ class Operation:
     may_be_coding: bool = False
     forced: Callable[[Mapping[str, Any]], ForcedForm | None] | None = None
     turns: Callable[[Mapping[str, Any]], list[Turn] | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TypedOperation:
+    """A POST of a protocol that asks typed questions. `name` is its label and tag, `path` matches the whole path."""
+
+    name: str
+    path: re.Pattern[bytes]
+    wire: DecisionWire
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,7 @@ class Protocol:
     error: Callable[[int, str, str, str | None], tuple[int, bytes]]
     model_paths: tuple[str, ...]
     operations: tuple[Operation, ...] = ()
+    typed: tuple[TypedOperation, ...] = ()
     repeatable: re.Pattern[bytes] = re.compile(rb"(?!)")
     aliases: Mapping[bytes, bytes] = field(default_factory=dict)
     administration: frozenset[bytes] = frozenset()
@@ -109,6 +120,10 @@ class Protocol:
             if operation.path.fullmatch(path):
                 return operation
         return None
+
+    def typed_operation(self, path: bytes) -> TypedOperation | None:
+        """The typed questions that a POST to `path` asks."""
+        return next((operation for operation in self.typed if operation.path.fullmatch(path)), None)
 
 
 def roots(*names: str) -> frozenset[bytes]:

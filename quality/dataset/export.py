@@ -35,6 +35,7 @@ from quality.period import first_moment, moment_after
 from quality.settings import ExportSettings
 from reasoning.config import Redaction
 from reasoning.decision_types import DecisionType, get_decision_type
+from reasoning.questions import canonical_questions
 from reasoning.redaction.redact import REDACTION_VERSION
 from storage.errors import DatasetError
 from storage.files import make_tree_private, scratch_folder, sync, write_atomic
@@ -289,8 +290,17 @@ def _describe(
         "max_characters": settings.max_characters,
         "region": settings.region,
         **describe_filters(settings),
-        "type": asdict(kind) | {"labels": list(kind.labels), "stop": list(kind.stop)},
+        "type": _describe_type(kind),
     }
+
+
+def _describe_type(kind: DecisionType) -> dict[str, Any]:
+    """A type as JSON reads it back. One without typed questions is described as before there were any."""
+    described = asdict(kind) | {"labels": list(kind.labels), "stop": list(kind.stop)}
+    if kind.questions:
+        return described | {"questions": orjson.loads(canonical_questions(kind.questions))}
+    del described["questions"]
+    return described
 
 
 def read_manifest(dataset: Path | str) -> Manifest:
