@@ -65,10 +65,12 @@ def write_log(data: Path) -> None:
         for number in range(ASKED):
             state, right = report(rng)
             answer = client.ask(state, QUESTIONS, guess, episode_id=f"e{number}")
-            # Every third label says only who repairs it.
-            label = {"team": right["team"]} if number % 3 == 0 else right
-            now += timedelta(minutes=1)
-            assert client.demonstrate(answer.decision_id, label)
+            # Every third label says only who repairs it, and every sixth a minute later how bad it was.
+            labels = [{"team": right["team"]}] if number % 3 == 0 else [right]
+            labels += [{"severity": right["severity"]}] if number % 6 == 0 else []
+            for label in labels:
+                now += timedelta(minutes=1)
+                assert client.demonstrate(answer.decision_id, label)
             now += timedelta(minutes=90)
     assert land_decisions(data).decisions == ASKED
 
@@ -76,6 +78,9 @@ def write_log(data: Path) -> None:
 def test_a_question_set_goes_from_the_agent_to_its_own_model_and_back(data: Path) -> None:
     name = question_set(QUESTIONS).type_name
     write_log(data)
+    labels = sql(data, "SELECT json_keys(label), count(*) FROM labelled_decisions GROUP BY 1").rows
+    counts = {tuple(sorted(keys)): count for keys, count in labels}
+    assert counts[("severity", "team")] == pytest.approx(ASKED / 6, abs=1)  # what was said one by one adds up
     manifest = export(data, name)
     assert manifest.rows > 180
     config = load_config(data)
