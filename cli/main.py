@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import costs, decisions, doctor, label, log, models, running
+from cli import costs, decisions, doctor, label, log, mcp, models, running, types
 from cli.environment import is_debug, set_debug
 from cli.errors import describe
 from cli.examples import add_examples
@@ -22,10 +22,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for each in (running.app, doctor.app, log.app, decisions.app, label.app, models.app, costs.app):
+for each in (running.app, doctor.app, log.app, decisions.app, label.app, models.app, costs.app, mcp.app):
     app.add_typer(each)  # without a name: its commands are the root's
 app.add_typer(running.flow_app, name="flow")
 app.add_typer(decisions.data_app, name="data")
+app.add_typer(types.types_app, name="types")
 app.add_typer(models.models_app, name="models")
 app.add_typer(costs.costs_app, name="costs")
 add_examples(app)

@@ -143,7 +143,7 @@ def _start(
     children.wait_until("the worker", lambda: _pool_is_ready(prefect, children.env["PREFECT_API_AUTH_STRING"]))
     children.wait_until("the gateway", lambda: answers(f"{gateway}/healthz"))
     return [
-        Service("gateway", gateway, f"for agents; for people {gateway}/dashboard; the token: {data / 'gateway.token'}"),
+        Service("gateway", gateway, f"for agents, and the page for people; the token: {data / 'gateway.token'}"),
         Service("Prefect", prefect, f"every flow, its runs and artifacts; the password: {data / PASSWORD}"),
         Service("logs", str(data / "logs"), "one file per process"),
     ]

@@ -34,6 +34,8 @@ from gateway.ops.logs import AccessLog, log
 from gateway.ops.metrics import Metrics
 from gateway.ops.record import Recorder
 from gateway.ops.tracing import Tracer, open_tracer
+from gateway.pages import http as people
+from gateway.pages.worker import PageWorker
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.port import Protocol
 from gateway.protocols.table import make_table
@@ -52,7 +54,6 @@ OWN_PAGES = {
     b"/stats": pages.stats,
     b"/openapi.json": pages.openapi,
     b"/docs": pages.docs,
-    b"/dashboard": pages.dashboard,
 }
 STATISTICS = frozenset({b"/metrics", b"/stats"})
 UPGRADE = "reasoning.upgrade"
@@ -73,6 +74,7 @@ class Gateway:
         self.draining = False
         self.state: State
         self.access_log = AccessLog() if settings.log_requests else None
+        self.worker = PageWorker(config.data)
         self._tracer: Tracer = open_tracer()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -101,6 +103,7 @@ class Gateway:
             client = GatewayClient(config, recorder, owners, decisions=settings.record)
             stack.push_async_callback(client.close)
             stack.callback(self._tracer.close)
+            stack.push_async_callback(self.worker.close)
             if self.access_log is not None:
                 stack.callback(self.access_log.flush)
             self.state = State(
@@ -186,12 +189,21 @@ class Gateway:
                 raise _forbidden(key, f"the statistics of {path.decode()}", "`stats = true`")
             await own(self, exchange)
             return
+        if path.startswith(people.PREFIX):
+            exchange.route = "pages"
+            live = await pages.collect_stats(self) if key is not None else {}
+            await people.serve(self, exchange, live)
+            return
+        if path == b"/dashboard" and exchange.method in ("GET", "HEAD"):  # its address before 0.4
+            exchange.route = "pages"
+            await people.shell(exchange)
+            return
         probe = path in PROBES and exchange.method in ("GET", "HEAD")
         if key is None or (
             probe and not is_allowed(key.paths, exchange.method, path, self.protocols.administration)
         ):  # a probe, or a person
             exchange.route = "probe"
-            await (pages.home(self, exchange) if exchange.method == "GET" else exchange.reply(200, b"{}"))
+            await (people.shell(exchange) if exchange.method == "GET" else exchange.reply(200, b"{}"))
             return
         path = self.protocols.aliases.get(path, path)
         if path == b"/v1/feedback" or path.startswith(b"/v1/decide/"):

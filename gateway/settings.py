@@ -43,7 +43,9 @@
                               are `[METHOD ]PATH`, `*` at the end for any rest, without a method all but DELETE. "*" is
                               all but administration, which has to be named: "/v1/organizations/*";
                               `label` (false): feedback on others' decisions, under a name of its choice;
-                              `stats` (false): `/stats` and `/metrics`
+                              `stats` (false): `/stats` and `/metrics`;
+                              `pages` (false): the page for people, which shows the log; with `label` it labels too.
+                              Cycles, promotions and stops are the operator's key's alone
 ============================  =======================================================================================
 
 Environment: `REASONING_GATEWAY_TOKEN` is the token of the operator's key `default`; without it and `[gateway.keys]` its
@@ -108,6 +110,7 @@ class Key:
     paths: tuple[str, ...] = DEFAULT_TABLE.model_paths
     label: bool = False
     stats: bool = False
+    pages: bool = False
     operator: bool = False
     mark: TokenMark | None = field(default=None, repr=False)
     """By which its token is found in other places; None where the settings have the token's digest alone."""
@@ -251,6 +254,12 @@ def without_credentials(upstreams: Mapping[str, tuple[UpstreamSettings, ...]]) -
     ]
 
 
+def load_forced_templates(path: Path | None = None, env: Mapping[str, str] = os.environ) -> tuple[Any, ...]:
+    """The tables of `[[gateway.forced]]` alone. Raises `GatewayConfigError`."""
+    file = path or settings_file(env)
+    return tuple(_list(file, "forced", _read(file)))
+
+
 def hash_token(token: str) -> bytes:
     """This digest of a token is what is compared."""
     return hashlib.sha256(token.encode()).digest()
@@ -287,7 +296,7 @@ def _keys(
 def _key(file: Path, name: str, key: Any, env: Mapping[str, str], table: ProtocolTable) -> Key:
     place, mark = f"{file}: [gateway.keys.{name}]", None
     key = _table(file, f"gateway.keys.{name}", key)
-    switches = ("coding", "decisions", "forced", "label", "stats")
+    switches = ("coding", "decisions", "forced", "label", "stats", "pages")
     _refuse_unknown(place, key, {"token_sha256", "token_env", "protocols", "paths", *switches})
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
         raise GatewayConfigError(f"{place}: a name has up to 64 of A-Z, a-z, 0-9, dot, underscore and hyphen")

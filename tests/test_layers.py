@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"pipeline", "quality", "provider", "storage", "reasoning"},
     "flows": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},
     "gateway": {"storage", "prices", "reasoning"},
+    "console": {"pipeline", "quality", "provider", "storage", "prices", "reasoning"},
     "emulator": {"learners"},
     "learners": {"reasoning"},
     "demo": {"tasks", "pipeline", "quality", "provider", "storage", "reasoning"},

@@ -128,7 +128,7 @@ async def answer_forced(state: State, exchange: Exchange, asked: Asked, found: F
         assert call is not None  # else it was not accepted
         own = OwnAnswer("", answer.model or "", answer.input_tokens or 0, answer.output_tokens or 0)
         if forced.form.as_tool:
-            return replace(own, call=call, named=forced.form.named)
+            return replace(own, call=call, named=found.named)
         return replace(own, text=orjson.dumps(call[1]).decode())
 
     await _answer(

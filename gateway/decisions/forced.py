@@ -128,6 +128,8 @@ class ForcedDecision:
     type: ForcedType
     context: dict[str, Any]
     marks: tuple[str, ...]
+    named: bool = False
+    """Does the request name its tool?"""
 
 
 class ForcedTypes:
@@ -160,7 +162,7 @@ class ForcedTypes:
             return None
         shown = [Turn("numbers in the instructions", numbers), *said] if numbers else said
         state = [{"role": turn.role, "content": turn.text} for turn in shown]
-        return ForcedDecision(kind, {"state": state}, _marks(said))
+        return ForcedDecision(kind, {"state": state}, _marks(said), forced.named)
 
     def _questions(self, forced: ForcedForm) -> _FormQuestions | None:
         try:

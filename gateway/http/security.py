@@ -20,6 +20,7 @@ from gateway.settings import MIN_TOKEN_LENGTH, Key, Settings, hash_token
 
 TOKEN_HEADER = b"x-reasoning-token"
 PUBLIC_PATHS = frozenset({b"/healthz", b"/readyz", b"/docs", b"/openapi.json", b"/dashboard"})
+PUBLIC_FILES = b"/pages/static/"
 # What coding tools ask without a credential to see whether anyone is there. It is never passed on without one.
 PROBES = frozenset({b"/", b"/api/hello"})
 MAX_HEADERS = 128
@@ -79,12 +80,13 @@ class Guard:
         check_path(path)
         if scope["method"] in ("TRACE", "CONNECT"):  # an upstream's echo would show the gateway's own key
             raise RequestRefused(405, "invalid_request_error", f"{scope['method']} is not served here")
-        if path in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD"):
+        reads = scope["method"] in ("GET", "HEAD")
+        if (path in PUBLIC_PATHS or path.startswith(PUBLIC_FILES)) and reads:
             return Admission(None, headers, frozenset())
         key, own = self._find_key(headers)
         if key is None and path in PROBES and scope["method"] == "HEAD":
             return Admission(None, headers, frozenset())
-        if key is None and path == b"/" and scope["method"] == "GET" and b"text/html" in headers.get(b"accept", b""):
+        if key is None and scope["method"] == "GET" and _opens_page(path, headers):
             return Admission(None, headers, frozenset())  # a browser: it gets a page without data
         if key is None:
             raise RequestRefused(
@@ -152,6 +154,15 @@ class Guard:
                         self._known.add(token)
                         self._clean.clear()
         return found, own
+
+
+def _opens_page(path: bytes, headers: dict[bytes, bytes]) -> bool:
+    """Is it a browser that opens the page's address, and not the page that asks for its data?"""
+    return (
+        (path == b"/" or path.startswith(b"/pages/"))
+        and b"text/html" in headers.get(b"accept", b"")
+        and b"hx-request" not in headers
+    )
 
 
 def _credential(value: bytes) -> str:

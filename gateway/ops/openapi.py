@@ -27,7 +27,7 @@ def describe_api(types: Mapping[str, DecisionType], protocols: Sequence[Protocol
     paths |= {
         "/healthz": {"get": _page("The process answers", public=True)},
         "/readyz": {"get": _page("Requests may be sent here; 503 while it drains", public=True)},
-        "/dashboard": {"get": _page("The statistics as a page", "text/html", public=True)},
+        "/dashboard": {"get": _page("The page for people, which is at / as well", "text/html", public=True)},
         "/stats": {"get": _page("Statistics since the start")},
         "/metrics": {"get": _page("The same for Prometheus", "text/plain")},
     }

@@ -1,6 +1,6 @@
-"""The gateway's own pages: health, metrics, statistics; and for people a dashboard and documentation. All work offline.
+"""The gateway's own endpoints: health, metrics, statistics, and the documentation of its API, which works offline.
 
-The pages for people hold no data and need no token. They ask for what they show with the token that one types in.
+What people see of everything else is the page (`gateway.pages`).
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ async def metrics(gateway: Gateway, exchange: Exchange) -> None:
 
 async def stats(gateway: Gateway, exchange: Exchange) -> None:
     """The same totals as JSON, and how the upstreams and models do."""
+    await exchange.reply(200, orjson.dumps(await collect_stats(gateway)))
+
+
+async def collect_stats(gateway: Gateway) -> dict[str, Any]:
+    """What `/stats` answers."""
     state = gateway.state
     found = state.metrics.statistics()
     found["active"] = gateway.active
@@ -87,7 +92,7 @@ async def stats(gateway: Gateway, exchange: Exchange) -> None:
     found["sessions"] = state.sessions.count()
     found["lease"] = _lease(gateway)
     found["pays"] = await asyncio.to_thread(_pays, gateway.config.data / "pays.json")
-    await exchange.reply(200, orjson.dumps(found))
+    return found
 
 
 def _pays(file: Path) -> dict[str, Any] | None:
@@ -123,16 +128,6 @@ async def openapi(gateway: Gateway, exchange: Exchange) -> None:
 async def docs(gateway: Gateway, exchange: Exchange) -> None:
     """The description as a page."""
     await _html(exchange, "docs.html")
-
-
-async def dashboard(gateway: Gateway, exchange: Exchange) -> None:
-    """The statistics as a page."""
-    await _html(exchange, "dashboard.html")
-
-
-async def home(gateway: Gateway, exchange: Exchange) -> None:
-    """Where a person who opened the address in a browser finds what."""
-    await _html(exchange, "home.html")
 
 
 async def _html(exchange: Exchange, name: str) -> None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 import storage
 from quality.checks.gate import Check, Profile, judge_profiles
-from quality.dataset import funnel
+from quality.dataset import funnel, selection
 from quality.dataset.filters import Cap, describe_filters, filter_condition, read_caps
 from quality.dataset.label_policy import LabelPolicy, load_label_policy
 from quality.dataset.preparation import Rules, check_lines
@@ -140,11 +140,11 @@ def export_dataset(
     with scratch_folder(home, ".export-") as work:
         report(Progress(0, 1, what="select"))
         expired = None if settings.retention_days is None else now - timedelta(days=settings.retention_days)
-        con, sources = funnel.select_rows(
+        con, sources = selection.select_rows(
             data,
             work,
             decision_type,
-            funnel.Window(start, before, now, expired),
+            selection.Window(start, before, now, expired),
             policy=policy,
             label_sources=None if settings.label_sources is None else [str(each) for each in settings.label_sources],
             enough=LIMITED_BELOW,
@@ -157,7 +157,7 @@ def export_dataset(
             folder.mkdir()
             agreement = _agreement(layout.data, kind)
             export = _Export(kind, settings, policy, caps, sources, work, folder, now, report, agreement)
-            with processes(funnel.count_chosen(con) >= funnel.WORKERS_FROM) as run:
+            with processes(selection.count_chosen(con) >= funnel.WORKERS_FROM) as run:
                 manifest, verdict = _build(con, export, run)
             content = _dump(manifest.as_dict())
             dataset_id = hashlib.sha256(content).hexdigest()[:16]
@@ -249,7 +249,7 @@ def _build(con: duckdb.DuckDBPyConnection, export: _Export, run: Run) -> tuple[M
         decision_type=kind.name,
         query=query,
         config_hash=hashlib.sha256(_dump(query)).hexdigest(),
-        selected=con.execute("SELECT count(*) FROM rows").fetchall()[0][0],
+        selected=funnel.count_questions(con),
         dropped=funnel.count_reasons(con),
         faults=preparation.faults,
         redactions=preparation.redactions,
@@ -544,7 +544,7 @@ def _publish(layout: Layout, decision_type: str, folder: Path, target: Path) -> 
 
     make_tree_private(folder)
     with data_lock(layout, "publishing a dataset"):
-        if gone := storage.read(layout.data, count_gone, memory_limit=funnel.MEMORY_LIMIT):
+        if gone := storage.read(layout.data, count_gone, memory_limit=selection.MEMORY_LIMIT):
             raise DatasetError(f"{gone} of the rows were erased from the log during the export. Export again")
         for path in (*folder.rglob("*"), folder):
             sync(path)

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-import storage
 from quality.dataset.duplicates import (
     CONTAINED,
     THRESHOLD,
@@ -32,8 +31,9 @@ from quality.dataset.duplicates import (
 )
 from quality.dataset.filters import Cap, Stratum
 from quality.dataset.fingerprints import count_levels
-from quality.dataset.label_policy import Conflicts, LabelPolicy, labels_query
+from quality.dataset.label_policy import Conflicts
 from quality.dataset.preparation import Rules, hash_part, prepare_part
+from quality.dataset.selection import count_chosen
 from quality.dataset.splits import split_arrays
 from quality.dataset.workers import Run
 from storage.log.views import sql_text
@@ -64,54 +64,13 @@ REASONS = (
 # A line that stands in the prompts of more than this share of the episodes (three at least) belongs to the template.
 TEMPLATE_SHARE = 0.05
 
-# So many times the limit of the latest rows are looked at: work is bounded by what is wanted, not by the log.
-LOOKED_AT = 4
-
 WORKERS_FROM = 20_000
 """Fewer rows are prepared in this process: others take a second to start."""
 
 _BATCH = 2_000
-_PART_ROWS = 4_096
-_CHUNK_ROWS = 32 * _PART_ROWS
-MEMORY_LIMIT = "640MB"
 _SAMPLE = 4_000  # rows that say which word triples are frequent
 _SAMPLE_EPISODES = 4_000  # episodes that say which lines may be the template's
 _MOST_PAIRS = 10_000  # of episodes that share one character gram: more is a stock phrase
-
-_SELECT = """
-CREATE OR REPLACE TABLE scratch.selected AS
-SELECT l.request_id, l.decision_id, l.date, l.ts, l.episode_id, l.label, l.label_source,
-       l.tools IS NOT NULL AS has_tools,
-       list_sort(list_distinct(list_append(l.subject_ids, l.demonstrated_by))) AS subject_ids,
-       l.agent_id, l.room_id, coalesce(l.model, l.custom_model) AS model,
-       l.original_decision, o.latency_ms AS original_latency_ms, o.cost_usd AS original_cost_usd,
-       CASE
-           WHEN l.ts > $now THEN 'after_now'
-           WHEN l.ts < $expired_before THEN 'expired'
-           WHEN NOT ({wanted}) THEN 'filtered'
-           WHEN l.label IS NULL THEN 'no_label'
-           WHEN l.label_source = 'custom' THEN 'self_label'
-           WHEN l.ruled_out THEN 'ruled_out'
-           WHEN json_extract_string(l.tags, '$.untranslated') IS NOT NULL THEN 'untranslated'
-       END AS dropped
-FROM ({labels}) AS l
-LEFT JOIN decisions AS o
-    ON o.date = l.date AND o.decision_type = l.decision_type AND o.decision_id = l.original_decision_id
-ORDER BY l.ts, l.request_id
-"""
-_WHERE = """l.decision_type = $decision_type
-  AND ($since::TIMESTAMPTZ IS NULL OR (l.ts >= $since AND l.date >= $since_date::DATE))
-  AND ($before::TIMESTAMPTZ IS NULL OR (l.ts < $before AND l.date <= $before_date::DATE))"""
-_COPY = """
-COPY (
-    SELECT s.rowid AS n, hash(coalesce(s.episode_id, s.request_id::VARCHAR)) AS "group",
-           to_json(d.messages)::VARCHAR AS messages, s.label, s.original_decision AS original, s.has_tools
-    FROM scratch.selected AS s JOIN decisions AS d ON d.date = s.date AND d.decision_id = s.decision_id
-    WHERE d.decision_type = $decision_type AND d.date BETWEEN $first AND $last
-      AND s.rowid BETWEEN $from AND $to AND s.dropped IS NULL
-    ORDER BY n
-) TO {path} (FORMAT parquet, COMPRESSION lz4, ROW_GROUP_SIZE {rows})
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,108 +119,6 @@ class Texts:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The time whose decisions are exported: `since` <= ts < `before`, without what expired, seen at `now`."""
-
-    since: datetime | None
-    before: datetime | None
-    now: datetime
-    expired_before: datetime | None
-
-
-def select_rows(
-    data: Path | str,
-    work: Path,
-    decision_type: str,
-    window: Window,
-    *,
-    policy: LabelPolicy,
-    label_sources: Sequence[str] | None,
-    enough: int,
-    limit: int,
-    wanted: str = "true",
-) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
-    """Choose the rows of one type in a window, and copy the latest ones out of the log into `work`.
-
-    `wanted` is a condition of `quality.dataset.filters`. Keys are read first, and then the texts of four times as many
-    rows as the limit lets through. Returns the scratch database and the label sources: those that are given, else
-    `_choose_label_sources`.
-    """
-    parameters = {
-        "decision_type": decision_type,
-        "since": window.since,
-        "before": window.before,
-        # DuckDB itself would cast by the zone of this machine.
-        "since_date": None if window.since is None else window.since.date(),
-        "before_date": None if window.before is None else window.before.date(),
-        "now": window.now,
-        "expired_before": window.expired_before,
-    }
-    scratch = work / "scratch.duckdb"
-
-    def copy(log: duckdb.DuckDBPyConnection) -> list[str]:
-        log.execute("SET enable_progress_bar = false")  # what is shown is the caller's business
-        log.execute(f"ATTACH IF NOT EXISTS {sql_text(str(scratch))} AS scratch")
-        log.execute(_SELECT.format(labels=labels_query(policy, _WHERE), wanted=wanted), parameters)
-        sources = list(label_sources or _choose_label_sources(log, enough))
-        log.execute(
-            "UPDATE scratch.selected SET dropped = 'weaker_label' "
-            "WHERE dropped IS NULL AND NOT list_contains(?, label_source)",
-            [sources],
-        )
-        log.execute(
-            """UPDATE scratch.selected SET dropped = 'over_limit' WHERE dropped IS NULL AND rowid < (
-                   SELECT min(rowid) FROM (
-                       SELECT rowid FROM scratch.selected WHERE dropped IS NULL ORDER BY rowid DESC LIMIT ?))""",
-            [LOOKED_AT * limit],
-        )
-        _copy_texts(log, work, decision_type)
-        log.execute("DETACH scratch")
-        return sources
-
-    sources = storage.read(data, copy, memory_limit=MEMORY_LIMIT)
-    con = duckdb.connect(str(scratch), config={"temp_directory": f"{scratch}.spill", "memory_limit": MEMORY_LIMIT})
-    con.execute("SET enable_progress_bar = false")
-    con.execute("SET TimeZone = 'UTC'")
-    return con, sources
-
-
-def _copy_texts(log: duckdb.DuckDBPyConnection, work: Path, decision_type: str) -> None:
-    """Write the texts of the chosen rows in the order of their numbers, sorted a chunk at a time."""
-    for stale in work.glob("raw-*.parquet"):  # of a snapshot that was replaced
-        stale.unlink()
-    chunks = log.execute(
-        "SELECT rowid // ? AS chunk, min(rowid), max(rowid), min(date), max(date) FROM scratch.selected "
-        "WHERE dropped IS NULL GROUP BY 1 ORDER BY 1",
-        [_CHUNK_ROWS],
-    ).fetchall()
-    for number, (_, first_row, last_row, first, last) in enumerate(chunks):
-        path = sql_text(str(work / f"raw-{number:05}.parquet"))
-        log.execute(
-            _COPY.format(path=path, rows=_PART_ROWS),
-            {"decision_type": decision_type, "from": first_row, "to": last_row, "first": first, "last": last},
-        )
-
-
-def _choose_label_sources(log: duckdb.DuckDBPyConnection, enough: int) -> list[str]:
-    """Demonstrations and outcomes alone where there are `enough` of them; else the original logic's answers as well.
-
-    What really was right teaches more than what the original logic thought, which would only be imitated.
-    """
-    ((demonstrations, outcomes),) = log.execute("""
-        SELECT count(*) FILTER (label_source = 'demonstration'), count(*) FILTER (label_source = 'outcome')
-        FROM scratch.selected WHERE dropped IS NULL
-    """).fetchall()
-    known = ["demonstration", *(["outcome"] if outcomes else [])]
-    return known if demonstrations + outcomes >= enough else [*known, "original"]
-
-
-def count_chosen(con: duckdb.DuckDBPyConnection) -> int:
-    """How many rows `select_rows` has chosen."""
-    return int(con.execute("SELECT count(*) FROM selected WHERE dropped IS NULL").fetchall()[0][0])
-
-
 def prepare_rows(
     con: duckdb.DuckDBPyConnection, work: Path, rules: Rules, run: Run, *, progress: OnProgress
 ) -> Preparation:
@@ -284,12 +141,12 @@ def prepare_rows(
     prepared = _read(work, "prepared") if tasks else _NOTHING_PREPARED
     con.execute(f"""
         CREATE TABLE rows AS
-        SELECT s.rowid AS n, request_id, decision_id, ts, subject_ids, episode_id, label_source,
+        SELECT s.n, request_id, decision_id, ts, subject_ids, episode_id, label_source,
                agent_id, room_id, model, hash(coalesce(episode_id, request_id::VARCHAR)) AS episode,
                original_latency_ms, original_cost_usd, p.prompt_hash[:32]::UUID AS prompt_hash, p.answer,
-               coalesce(s.dropped, p.dropped) AS dropped, NULL::VARCHAR AS split
-        FROM selected AS s LEFT JOIN (SELECT n, prompt_hash, answer, dropped FROM {prepared}) AS p ON s.rowid = p.n
-        ORDER BY s.rowid
+               p.dropped, NULL::VARCHAR AS split
+        FROM selected AS s LEFT JOIN (SELECT n, prompt_hash, answer, dropped FROM {prepared}) AS p ON s.n = p.n
+        ORDER BY s.n
     """)  # noqa: S608 - a path of ours
     con.execute("DROP TABLE selected")
     return Preparation(dict(sorted(redactions.items())), dict(sorted(faults.items())))
@@ -587,9 +444,20 @@ def count_answers(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
     return dict(con.execute(query).fetchall())
 
 
+def count_questions(con: duckdb.DuckDBPyConnection) -> int:
+    """How many questions the window has, chosen or not."""
+    query = "SELECT (SELECT count(*) FROM rows) + coalesce((SELECT sum(rows) FROM unselected), 0)::BIGINT"
+    return int(con.execute(query).fetchall()[0][0])
+
+
 def count_reasons(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
     """How many rows were dropped, by reason, in the order of the steps; reasons that dropped none are left out."""
-    counts = dict(con.execute("SELECT dropped, count(*) FROM rows WHERE dropped IS NOT NULL GROUP BY 1").fetchall())
+    query = """
+        SELECT dropped, sum(rows)::BIGINT FROM (
+            FROM unselected UNION ALL SELECT dropped, 1 FROM rows WHERE dropped IS NOT NULL
+        ) GROUP BY 1
+    """
+    counts = dict(con.execute(query).fetchall())
     return {reason: counts[reason] for reason in REASONS if reason in counts}
 
 

@@ -4,8 +4,9 @@ The value of a question is the sum of what is known of it:
 
 * both sides answered, and not the same;
 * feedback called the answer wrong;
-* how unsure the model was, or a small model of the labels so far (TF-IDF and logistic regression): the entropy of its
-  probabilities, and the probability that it gives to answers other than the fallback's;
+* how unsure the model was, or a small model of the labels so far (TF-IDF and logistic regression of the words, of who
+  spoke in which order, or of both: what is best on labels that it was not made of): the entropy of its probabilities,
+  and the probability that it gives to answers other than the fallback's;
 * how few labels its slice has: the questions of one agent that were answered alike.
 
 "Uncertainty sampling" is of Lewis and Gale, "A Sequential Algorithm for Training Text Classifiers", 1994.
@@ -27,7 +28,8 @@ from reasoning.decision_types import DecisionType
 
 LEAST_LABELS = 20
 """Below so many labels no model is made of them."""
-_TEXT = 1_500
+_TEXT = 500
+_TURNS = 6
 _SLICE_WEIGHT = 0.5
 
 Floats = NDArray[np.float64]
@@ -108,13 +110,10 @@ def _learned(questions: Questions, kind: DecisionType) -> Floats:
     classes = [_class(kind, question.label) for question in labelled]
     if len(set(classes)) < 2:
         return nothing
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=50_000)
-    model = LogisticRegression(class_weight="balanced", max_iter=200)
-    model.fit(words.fit_transform([_text(question) for question in labelled]), classes)
-    probabilities = model.predict_proba(words.transform([_text(question) for question in pool]))
+    views = {each: [each(question) for question in labelled] for each in (_text, _order_of_speakers, _both)}
+    best = max(views, key=lambda each: _cross_validated(views[each], classes))
+    model = _small_model().fit(views[best], classes)
+    probabilities = model.predict_proba([best(question) for question in pool])
     entropy = -(probabilities * np.log(np.clip(probabilities, 1e-12, 1))).sum(axis=1) / math.log(len(model.classes_))
     columns = {name: column for column, name in enumerate(model.classes_)}
     served = [columns.get(_class(kind, question.served)) for question in pool]
@@ -125,9 +124,51 @@ def _learned(questions: Questions, kind: DecisionType) -> Floats:
     return np.asarray(entropy + doubts, dtype=np.float64)
 
 
+def _small_model() -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    return make_pipeline(
+        TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=50_000, token_pattern=r"\S+"),  # noqa: S106 - a pattern
+        LogisticRegression(class_weight="balanced", max_iter=200),
+    )
+
+
+def _cross_validated(texts: Sequence[str], classes: Sequence[str]) -> float:
+    """Balanced accuracy of the small model on labels that it was not made of. 0 where a class is too rare."""
+    from sklearn.model_selection import cross_val_score
+
+    folds = min(3, *Counter(classes).values())
+    if folds < 2 or not any(texts):
+        return 0.0
+    scores = cross_val_score(_small_model(), list(texts), list(classes), scoring="balanced_accuracy", cv=folds)
+    return float(scores.mean())
+
+
 def _text(question: Question) -> str:
     """The end of what was asked: the latest messages and the question."""
     return str(question.messages[-1]["content"])[-_TEXT:] if question.messages else ""
+
+
+def _both(question: Question) -> str:
+    return f"{_text(question)} {_order_of_speakers(question)}"
+
+
+def _order_of_speakers(question: Question) -> str:
+    """The latest lines of a transcript as words, by who spoke: the last speaker, one that the question names, another.
+
+    In conversations that may say more of whether to answer than the words do.
+    """
+    lines = str(question.messages[-1]["content"]).splitlines() if question.messages else []
+    speakers = [line.partition(": ")[0] for line in lines if ": " in line and not line.startswith(" ")]
+    if not speakers:
+        return ""
+    named, last = lines[-1], speakers[-1]
+    parts = ["ego" if name in named else "same" if name == last else "else" for name in speakers[-_TURNS:]]
+    places = [f"{part}at{number}" for number, part in enumerate(reversed(parts))]
+    chains = ["then".join(parts[-length:]) + "end" for length in range(2, len(parts) + 1)]
+    return " ".join([*places, *chains])
 
 
 def _slice(kind: DecisionType, question: Question) -> tuple[str | None, str]:

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 Draw = Literal["random", "queue", "second"]
 
 DRAW_METRIC, WHY_METRIC, SKIP_METRIC = "label_draw", "label_why", "label_skip"
-POOL = 3_000
+POOL = 2_000
 """At most so many of the latest unlabelled questions are compared. The random share is drawn from all of them."""
-_TAUGHT = 2_000
+_TAUGHT = 500
 
 LABELS = f"""
 SELECT d.request_id, f.author,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import orjson
 import pytest
 
+from gateway.decisions.discover import discover_types, read_requests
 from gateway.decisions.forced import MAX_TYPES, ForcedDecision, ForcedTypes, read_templates
-from gateway.errors import GatewayConfigError
+from gateway.errors import BadRequest, GatewayConfigError
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.port import Operation
 from gateway.settings import load_settings
@@ -300,7 +302,7 @@ def test_requests_that_want_more_pass(name: str) -> None:
 @pytest.mark.parametrize("name", PATHS)
 def test_any_tool_is_the_only_one_or_a_choice_of_tools_without_arguments(name: str) -> None:
     required: Any = {"type": "any"} if name == "anthropic" else "required"
-    assert found(name, request(name) | {"tool_choice": required}).type.form.named is False
+    assert found(name, request(name) | {"tool_choice": required}).named is False
 
     def tool(called: str, schema: Any) -> Any:
         one = request(name, schema)["tools"][0]
@@ -417,3 +419,35 @@ def test_recognition_takes_linear_time(name: str) -> None:
     texts = [request(name, text="a1 " * n) for n in (5_000, 60_000)]
     small, large = (seconds(body, ForcedTypes) for body in texts)
     assert large < 40 * small + 0.002
+
+
+def test_discover_lists_what_recorded_requests_would_become(tmp_path: Path) -> None:
+    plain = {"model": "big", "messages": [{"role": "user", "content": "hi"}]}
+    open_form = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    recorded = [
+        {"path": "/v1/chat/completions", "body": request("chat")},
+        request("chat", text="another"),
+        request("anthropic"),
+        request("responses", STAGE_ONE),
+        {"path": "/v1/chat/completions", "body": request("chat", open_form)},
+        plain,
+    ]
+    file = tmp_path / "requests.jsonl"
+    file.write_bytes(b"\n".join(orjson.dumps(each) for each in recorded))
+    listed = {(each.door, each.status): each for each in discover_types(read_requests(file))}
+    assert {key: each.requests for key, each in listed.items()} == {
+        ("chat", "recognised"): 2,
+        ("anthropic", "recognised"): 1,
+        ("responses", "name it in [[gateway.forced]]: it requires free fields"): 1,
+        ("chat", "passes: nothing in it decides"): 1,
+    }
+    assert listed["chat", "recognised"].decision_type == found("chat", request("chat")).type.kind.name
+    assert listed["chat", "recognised"].decides == "action: IGNORE|ANSWER, urgent: true|false"
+    needs = listed["responses", "name it in [[gateway.forced]]: it requires free fields"]
+    assert (needs.free, needs.decides) == ("replyText, contexts", "shouldRespond: RESPOND|IGNORE|STOP")
+    templates = read_templates([SILENT])
+    again = {each.door: each.decision_type for each in discover_types(read_requests(file), templates)}
+    assert again["responses"] == needs.decision_type
+    file.write_text("{")
+    with pytest.raises(BadRequest, match="line 1 is not JSON"):
+        discover_types(read_requests(file))

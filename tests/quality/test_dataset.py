@@ -18,10 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import quality.dataset.funnel
+import quality.dataset.selection
 import quality.dataset.workers
 import storage
 from quality.dataset.export import export_dataset, read_manifest, read_rows
+from quality.dataset.label_policy import LabelPolicy
 from quality.dataset.preparation import Rules, prepare_row
+from quality.dataset.selection import Window, select_rows
 from quality.errors import DatasetRejected, InsufficientData, QualityError
 from quality.settings import ExportSettings
 from reasoning.decision_types import get_decision_type
@@ -250,6 +253,40 @@ def test_only_the_texts_that_are_looked_at_are_copied(data):
 
     assert _export(data, limit=60, progress=look).rows == 60
     assert copied == [240]
+
+
+ALL = Window(None, None, NOW, None)
+
+
+def _select(data, work, limit, window=ALL):
+    work.mkdir()
+    con, sources = select_rows(
+        data, work, "should_respond", window, policy=LabelPolicy(), label_sources=None, enough=1, limit=limit
+    )
+    with con:
+        selected = con.execute("FROM selected ORDER BY n").fetchall()
+        return sources, selected, dict(con.execute("FROM unselected").fetchall())
+
+
+def test_what_is_not_looked_at_is_counted_and_not_copied(data, tmp_path):
+    _, selected, counts = _select(data, tmp_path / "a", 5, Window(None, None, NOW, START + timedelta(days=1)))
+    assert [row[0] for row in selected] == [*range(580, 600)]
+    assert counts.keys() == {"over_limit", "expired"}
+    assert sum(counts.values()) == 580
+
+
+def test_the_days_that_are_read_together_make_no_difference(data, tmp_path, monkeypatch):
+    """Also where the rows that are looked at reach over several stretches of days."""
+    turns = [_special(index, f"is anyone there, number {index}?", right=None) for index in range(3)]
+    land(data, [[record for turn in turns for record in records(turn)]])
+    made = []
+    for rows in (1_000_000, 150):
+        monkeypatch.setattr(quality.dataset.selection, "_STRETCH_ROWS", rows)
+        made.append([_select(data, tmp_path / f"{rows}-{limit}", limit) for limit in (60, 600)])
+    assert made[0] == made[1]
+    (_, few, counts), (_, many, _) = made[0]
+    assert (len(few), len(many), counts) == (240, 600, {"over_limit": 360, "weaker_label": 3})
+    assert few == many[-240:]
 
 
 def test_duplicates_keep_the_demonstrated_answer(data):

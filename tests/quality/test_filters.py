@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
-from quality.dataset import funnel
 from quality.dataset.export import Manifest, export_dataset
 from quality.dataset.filters import describe_filters, filter_condition, read_caps
 from quality.dataset.label_policy import LabelPolicy
+from quality.dataset.selection import Window, select_rows
 from quality.errors import FilterError
 from quality.settings import ExportSettings, Source
 from reasoning.ids import uuid7
@@ -70,11 +70,11 @@ def plain(data: Path) -> Manifest:
 
 def chosen(data: Path, work: Path, **settings: Any) -> list[dict[str, Any]]:
     """The questions that a filter lets through, as the log has them."""
-    con, _ = funnel.select_rows(
+    con, _ = select_rows(
         data,
         work,
         "should_respond",
-        funnel.Window(None, None, NOW, None),
+        Window(None, None, NOW, None),
         policy=LabelPolicy(),
         label_sources=["demonstration"],
         enough=1,
@@ -82,12 +82,9 @@ def chosen(data: Path, work: Path, **settings: Any) -> list[dict[str, Any]]:
         wanted=filter_condition(ExportSettings(**settings)),
     )
     with con:
-        assert con.execute("SELECT count(*) FROM selected").fetchall() == [(TALKS * 5,)]
-        ids = [str(each) for (each,) in con.execute("SELECT request_id FROM selected WHERE dropped IS NULL").fetchall()]
-        assert {each for (each,) in con.execute("SELECT DISTINCT dropped FROM selected").fetchall()} <= {
-            None,
-            "filtered",
-        }
+        ids = [str(each) for (each,) in con.execute("SELECT request_id FROM selected").fetchall()]
+        left = TALKS * 5 - len(ids)
+        assert con.execute("FROM unselected").fetchall() == ([("filtered", left)] if left else [])
     found = storage.sql(
         data,
         "SELECT agent_id, source, custom_model, coalesce(confidence, custom_confidence), tags, feedback['stars'] "

@@ -1,0 +1,1 @@
+"""The page for people: admission, static files, and the process that renders it (`console`)."""
