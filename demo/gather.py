@@ -22,7 +22,7 @@ from quality.settings import ExperimentSettings
 from reasoning.decision_types import get_decision_type
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import CycleRow, read_evaluation
-from storage.ledger.rows import LOCAL, Deployment, FineTuneJob
+from storage.ledger.rows import LOCAL, Deployment, DeploymentState, FineTuneJob
 
 
 def count_decisions(data: Path, turned_at: datetime) -> list[DecisionCount]:
@@ -159,7 +159,7 @@ def _models_to_ask(data: Path, reasoning: str, folder: str) -> list[Place]:
     """The command that asks a model that the demo left serving."""
     url = local_server_url(data)
     with open_ledger(data) as ledger:
-        ready = ledger.find(Deployment, state="ready", provider=LOCAL)
+        ready = ledger.find(Deployment, state=DeploymentState.READY, provider=LOCAL)
     if url is None or not ready or ready[-1].decision_type is None:
         return []
     actions = [

@@ -51,7 +51,7 @@ from pipeline.reports import to_jsonable
 from reasoning.client import DecisionClient
 from reasoning.config import load_config
 from storage.ledger.ledger import open_ledger
-from storage.ledger.rows import LOCAL, Deployment
+from storage.ledger.rows import LOCAL, Deployment, DeploymentState
 from tasks.entrypoints import load_flow
 
 TYPES = ("should_respond", "planning")
@@ -431,7 +431,7 @@ def _keep_serving(demo: Demo) -> None:
     with demo.step("keep") as say:
         guard(demo.data, idle_minutes=None)
         with open_ledger(demo.data) as ledger:
-            ready = [row for row in ledger.find(Deployment, state="ready") if row.served_name]
+            ready = [row for row in ledger.find(Deployment, state=DeploymentState.READY) if row.served_name]
             spent = ledger.spent()
         demo.reconciliation = {"billed_usd": spent, "charged_usd": spent, "difference_usd": 0, "orphans": []}
         say(f"{len(ready)} models stay deployed on this machine, for nothing")

@@ -39,6 +39,8 @@ async def _decide(state: State, exchange: Exchange, asked: Asked) -> bool:
     """Answer a request that is a decision. False for any other."""
     key = exchange.admission.key
     assert key is not None
+    if asked.operation.needs_query not in exchange.query:
+        return False
     if prompt := find_decision_prompt(state, asked.operation, asked.request):
         await answer_decision_prompt(state, exchange, asked, prompt)
         return True

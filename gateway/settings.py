@@ -31,14 +31,14 @@
                               `forced_after`-th one of a type (2)
 `[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.decisions.prompts`
 `[[gateway.forced]]`          forced tools with free fields; see `gateway.decisions.forced`
-`[[gateway.<protocol>]]`      an upstream of `anthropic`, `openai` or `typesafe`: `url`, `weight` (1), `api_key_env`
-                              (ANTHROPIC_API_KEY, OPENAI_API_KEY, TYPESAFE_API_KEY). `typesafe` is whoever answers
-                              `/v1/systemone`
+`[[gateway.<protocol>]]`      an upstream of `anthropic`, `openai`, `gemini` or `typesafe` (whoever answers
+                              `/v1/systemone`): `url`, `weight` (1), `api_key_env` (ANTHROPIC_API_KEY, OPENAI_API_KEY,
+                              GEMINI_API_KEY, TYPESAFE_API_KEY)
 `[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and what it may do:
                               `coding`, `decisions`, `forced` (true): our models may answer for it (`forced`: forced
                               tools and schemas, which need `decisions` as well); without `decisions` the routes
                               `/v1/decide` and `/v1/feedback` are closed as well;
-                              `protocols`: of "anthropic", "openai", "decisions" (all);
+                              `protocols`: of "anthropic", "openai", "gemini", "decisions" (all);
                               `paths`: what it may reach upstream (asking models: the protocols' `model_paths`). Entries
                               are `[METHOD ]PATH`, `*` at the end for any rest, without a method all but DELETE. "*" is
                               all but administration, which has to be named: "/v1/organizations/*";
@@ -50,8 +50,8 @@
 
 Environment: `REASONING_GATEWAY_TOKEN` is the token of the operator's key `default`; without it and `[gateway.keys]` its
 token is made once, in `<data>/gateway.token` (mode 0600). The operator's key may do all of it but administration.
-`REASONING_ANTHROPIC_URL`, `REASONING_OPENAI_URL` and `REASONING_TYPESAFE_URL` replace the upstreams of the file.
-`REASONING_GATEWAY_HOSTS` adds allowed hosts, separated by commas.
+`REASONING_ANTHROPIC_URL`, `REASONING_OPENAI_URL`, `REASONING_GEMINI_URL` and `REASONING_TYPESAFE_URL` replace the
+upstreams of the file. `REASONING_GATEWAY_HOSTS` adds allowed hosts, separated by commas.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def find_dataset(data: Path, dataset: str | Path) -> Path:
     return folders[only_one(text, begin, "datasets")]
 
 
-def find_deployment(ledger: Ledger, model_id: str, *states: str) -> Deployment | None:
+def find_deployment(ledger: Ledger, model_id: str, *states: DeploymentState) -> Deployment | None:
     """Ledger row of the newest deployment of a model in one of `states` (default: any but deleted)."""
     rows = ledger.find(Deployment, model_id=model_id, state=states or LIVE_STATES)
     return max(rows, key=lambda row: row.created_at, default=None)

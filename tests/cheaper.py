@@ -1,17 +1,25 @@
-"""Setup that hundreds of tests would otherwise repeat: loading trusted certificates and migrating a new ledger.
+"""Work that hundreds of tests would otherwise repeat: loading certificates, migrating a ledger, judging a dataset.
 
-The real code does each once per process, and its result is reused. Child processes of tests do all of it.
+Certificates and migrations: the real code runs once per process, and its result is reused. Child processes of tests do
+all of it.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+
+if TYPE_CHECKING:
+    from quality.checks.gate import Profile
+    from quality.checks.report import QualityReport
 
 _Schema = tuple[list[str], list[tuple[str, list[dict[str, Any]]]]]
 """Statements that make tables, and the rows that are in them from the start."""
@@ -72,3 +80,52 @@ def _write(connection: sa.Connection, schema: _Schema) -> None:
         for row in content:
             names, places = ", ".join(f'"{name}"' for name in row), ", ".join("?" * len(row))
             connection.exec_driver_sql(f'INSERT INTO "{table}" ({names}) VALUES ({places})', tuple(row.values()))
+
+
+def judge_without_great_expectations(patch: pytest.MonkeyPatch) -> None:
+    """Let datasets and logs be judged by `judge_quickly`; Great Expectations takes 0.4 s of CPU, and 4 s to import.
+
+    Tests of the gate itself use the fixture `great_expectations`. Only what is imported by now is patched.
+    """
+    for name in _JUDGES:
+        if name in sys.modules:
+            patch.setattr(f"{name}.judge_profiles", judge_quickly)
+
+
+def judge_with_great_expectations(patch: pytest.MonkeyPatch) -> None:
+    """Undo `judge_without_great_expectations`."""
+    from quality.checks.gate import judge_profiles
+
+    for name in _JUDGES:
+        patch.setattr(f"{name}.judge_profiles", judge_profiles)
+
+
+_JUDGES = ("quality.checks.log", "quality.dataset.export")
+
+
+def judge_quickly(profiles: Sequence[Profile], *, docs: Path | None = None) -> QualityReport:
+    """What `quality.checks.gate.judge_profiles` reports, without its pages; `test_checks` compares the two."""
+    from quality.checks.data_docs import write_data_docs
+    from quality.checks.gate import _plain
+    from quality.checks.report import Failure, QualityReport
+
+    failures: list[Failure] = []
+    for profile in profiles:
+        frame = profile.frame
+        if frame.empty and not profile.may_be_empty:
+            failures.append(Failure(profile.name, f"the {profile.name} have rows", "critical", 0))
+        for check in () if frame.empty else profile.expected:
+            values = frame[check.column].astype(float)
+            least = -math.inf if check.min_value is None else check.min_value
+            most = math.inf if check.max_value is None else check.max_value
+            wrong = frame[values.notna() & ~values.between(least, most)]
+            if not wrong.empty:
+                where = [" ".join(str(row[key]) for key in profile.keys) for _, row in wrong.iterrows()]
+                observed = [_plain(value) for value in wrong[check.column]]
+                failures.append(Failure(profile.name, check.meaning, check.severity, observed, where))
+    checked = sum(1 + (0 if profile.frame.empty else len(profile.expected)) for profile in profiles)
+    success = not any(failure.severity == "critical" for failure in failures)
+    report = QualityReport(success, checked, failures, None if docs is None else docs / "index.html")
+    if docs is not None:
+        write_data_docs(docs, report, {profile.name: "<html></html>" for profile in profiles})
+    return report

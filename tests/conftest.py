@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
-from tests.cheaper import copy_new_ledgers, share_tls_contexts
+from tests.cheaper import (
+    copy_new_ledgers,
+    judge_with_great_expectations,
+    judge_without_great_expectations,
+    share_tls_contexts,
+)
 from tests.processes import forbid_processes, starts_processes
 
 # Before anything imports prefect or great_expectations: no telemetry from a test run.
@@ -85,7 +90,14 @@ def cheaper_setup() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         share_tls_contexts(patch)
         copy_new_ledgers(patch)
+        judge_without_great_expectations(patch)
         yield
+
+
+@pytest.fixture
+def great_expectations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real judge of datasets and logs, for tests of the gate."""
+    judge_with_great_expectations(monkeypatch)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -47,7 +47,7 @@ class _Upstream:
     def __init__(self, state: State, exchange: Exchange, asked: Asked, read: Read) -> None:
         assert exchange.protocol is not None
         self._state, self._exchange, self._asked, self._read = state, exchange, asked, read
-        self._model = asked.request.get("model")
+        self._model = asked.operation.model(asked.path, asked.request)
         self.pool = state.pools[exchange.protocol.name]
         self.status = 0
         self.headers: Headers = []

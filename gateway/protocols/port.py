@@ -27,6 +27,8 @@ class Operation:
     `read` takes a body and its content type and raises `ModelAnswerError`; `write` returns content type and body.
     `forced` returns the tool or schema that a request forces, and `turns` its conversation as text, None where it has
     more than text. Both are None for an operation that forces nothing.
+    `needs_query` has to stand in the query: without it the upstream answers in a form that `write` does not write.
+    The group `model` of `path` is the model, where it does not stand in the body.
     `may_be_coding`: its requests are Anthropic Messages in form, and the coding model may answer them.
     """
 
@@ -39,6 +41,13 @@ class Operation:
     may_be_coding: bool = False
     forced: Callable[[Mapping[str, Any]], ForcedForm | None] | None = None
     turns: Callable[[Mapping[str, Any]], list[Turn] | None] | None = None
+    needs_query: bytes = b""
+
+    def model(self, path: bytes, request: Mapping[str, Any]) -> object:
+        """The model that a request asks for, by its path where that names it."""
+        match = self.path.fullmatch(path)
+        named = match.groupdict().get("model") if match else None
+        return request.get("model") if named is None else named.decode("latin-1")
 
 
 @dataclass(frozen=True, slots=True)

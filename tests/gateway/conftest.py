@@ -37,6 +37,7 @@ class Running:
     anthropic: Scripted
     openai: Scripted
     model: Scripted
+    google: Scripted
     http: aiohttp.ClientSession
     token: str = TOKEN
     headers: dict[str, str] = field(default_factory=lambda: {"authorization": f"Bearer {TOKEN}"})
@@ -126,6 +127,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             anthropic = await stack.enter_async_context(Scripted())
             openai = await stack.enter_async_context(Scripted())
             model = await stack.enter_async_context(Scripted())
+            google = await stack.enter_async_context(Scripted())
             data = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
             data.mkdir()
             env = {"REASONING_GATEWAY_TOKEN": TOKEN}
@@ -137,6 +139,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
                         "anthropic": (UpstreamSettings(anthropic.url, api_key=UPSTREAM_KEY),),
                         "openai": (UpstreamSettings(openai.url, api_key=UPSTREAM_KEY),),
                         "typesafe": (UpstreamSettings(openai.url, api_key=UPSTREAM_KEY),),
+                        "gemini": (UpstreamSettings(google.url, api_key=UPSTREAM_KEY),),
                     },
                     "log_requests": False,
                     **settings,
@@ -150,6 +153,6 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
                     auto_decompress=False, max_field_size=64 << 10, connector=aiohttp.TCPConnector(limit=0)
                 )
             )
-            return Running(gateway, url, data, anthropic, openai, model, http)
+            return Running(gateway, url, data, anthropic, openai, model, google, http)
 
         yield begin

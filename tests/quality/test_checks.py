@@ -18,9 +18,11 @@ from quality.checks.report import QualityReport
 from storage import files
 from storage.errors import DataFolderError
 from storage.layout import Layout
+from tests.cheaper import judge_quickly
 from tests.quality.log import START, conversations, land, records
 
 AT = START + timedelta(days=15)
+pytestmark = pytest.mark.usefixtures("great_expectations")
 
 
 def test_a_log_in_order_passes_and_its_pages_read_offline(landed, tmp_path):
@@ -130,6 +132,26 @@ def test_chance_is_told_from_drift():
     assert homogeneity_p_value({"a": 10}, {"a": 20}) == 1
     # A hundred plans that were seen once each are no evidence of anything.
     assert homogeneity_p_value({f"x{i}": 1 for i in range(100)}, {f"y{i}": 1 for i in range(100)}) == 1
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_quick_judge_of_the_other_tests_agrees(empty):
+    frame = pd.DataFrame(
+        {"day": ["1", "2", "3"], "type": ["a", "b", "c"], "share": [0.5, 1.25, None], "rows": [0, 7, 12]}
+    )
+    expected = [
+        Check("share", "the share is at most one", "critical", min_value=0, max_value=1),
+        Check("rows", "there are enough rows", "warning", min_value=5),
+        Check("rows", "there are not too many rows", "warning", max_value=100),
+        Check("share", "nothing is negative", "info", min_value=0),
+    ]
+    profiles = [
+        Profile("days", frame, ["day", "type"], expected),
+        Profile("nothing", frame[:0], ["day"], expected, may_be_empty=empty),
+    ]
+    report = judge_profiles(profiles)
+    assert judge_quickly(profiles) == report
+    assert len(report.failures) == (2 if empty else 3)
 
 
 def test_a_missing_column_is_a_failure_and_an_empty_frame_too():

@@ -484,6 +484,7 @@ def test_a_dataset_that_rows_were_erased_from_can_still_be_read(data):
     assert _export(data).dataset_id != manifest.dataset_id
 
 
+@pytest.mark.usefixtures("great_expectations")
 def test_the_gate_stops_what_is_wrong_with_the_files(data):
     def spoil(event):
         if event.what == "judge" and event.done == 0:
