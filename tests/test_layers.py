@@ -156,7 +156,7 @@ READS_ENVIRONMENT = {
     **dict.fromkeys(("reasoning/config.py", "gateway/settings.py", "cli/environment.py"), "configuration"),
     "storage/layout.py": "configuration: the ledger's URL",
     "storage/ledger/database.py": "names the variable in an error",
-    "provider/together/client.py": "configuration of the provider",
+    "provider/settings.py": "configuration of the provider",
     "pipeline/alerts.py": "configuration: the channels, which are secrets",
     "cli/serve.py": "puts together what child processes get",
     "emulator/world/scheduler.py": "puts together what a training process gets",
