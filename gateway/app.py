@@ -75,7 +75,7 @@ class Gateway:
         self.access_log = AccessLog() if settings.log_requests else None
         self.worker = PageWorker(config.data)
         self.actor = PageWorker(config.data)
-        self._tracer: Tracer = open_tracer()
+        self._tracer: Tracer = open_tracer(config.redaction.region)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -154,6 +154,7 @@ class Settings:
     forced_after: int = 2
     forced_templates: tuple[Mapping[str, Any], ...] = ()
     prices: tuple[Price, ...] = ()
+    trace_content: bool = False
 
 
 _NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -175,6 +176,12 @@ _DECISIONS = {"enabled": "decisions", "forced": "forced"}
 def are_traces_wanted(env: Mapping[str, str] = os.environ) -> bool:
     """Does OpenTelemetry's own configuration name a collector of traces?"""
     return bool(env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+
+
+def is_content_traced(env: Mapping[str, str] = os.environ) -> bool:
+    """Does OpenTelemetry's own configuration ask for messages in spans?"""
+    wanted = env.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "").strip().lower()
+    return wanted in ("true", "1", "span_only", "span_and_event")
 
 
 def load_settings(
@@ -232,6 +239,7 @@ def load_settings(
         prompts=tuple(_list(file, "prompts", raw)),
         forced_templates=tuple(_list(file, "forced", raw)),
         prices=_prices(file, raw),
+        trace_content=is_content_traced(env),
         **values,
     )
 

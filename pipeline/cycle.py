@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -30,12 +30,14 @@ from pipeline.live_proof import prove_models
 from pipeline.models import at_work, deploy, export, find_dataset, fine_tune
 from pipeline.parameters import DEFAULT_CANARY, CycleSettings, EvaluateSettings, PromoteSettings
 from pipeline.promotion import promote_model, reject_model
+from pipeline.triggers import Due, find_due
 from pipeline.verdicts import read_verdict
 from provider.clock import clock_of
 from provider.errors import FineTuneFailed
 from quality.dataset.export import Manifest, read_manifest
 from quality.errors import DatasetRejected, InsufficientData
 from quality.evaluation.evaluate import Evaluation
+from quality.settings import ExportSettings
 from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type
 from reasoning.serving.routes import Route
@@ -86,12 +88,12 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
         if not settings.force:
             return turn
     if turn is None or turn.outcome != CycleOutcome.UNDER_WAY:
-        why_not = None if settings.force else _why_not_due(data, decision_type, turn, settings, clock())
-        if why_not:
-            return replace(turn or CycleRow(decision_type=decision_type), outcome=CycleOutcome.NOT_DUE, why=why_not)
-        turn = CycleRow(decision_type=decision_type, started_at=clock().isoformat())
+        due = find_due(data, decision_type, turn, settings, now=clock())
+        if due.trigger is None:
+            return replace(turn or CycleRow(decision_type=decision_type), outcome=CycleOutcome.NOT_DUE, why=due.why)
+        turn = CycleRow(decision_type=decision_type, started_at=clock().isoformat(), due=due.why)
         try:
-            manifest = verbs.export(data, decision_type, now=now)
+            manifest = verbs.export(data, decision_type, ExportSettings(since=due.since), now=now)
         except (InsufficientData, DatasetRejected) as error:
             return _end(data, turn, CycleOutcome.NOT_ENOUGH_DATA, str(error), clock())
         turn = _save(data, replace(turn, dataset_id=manifest.dataset_id))
@@ -166,19 +168,28 @@ def plan_cycle(
     config = load_config(data)
     kind = get_decision_type(decision_type, config)
     turn = read_turn(data, kind.name)
+    if turn is not None and turn.outcome == CycleOutcome.CANARY:
+        turn = _canary_ended(data, turn) or turn
     under_way = turn is not None and turn.outcome == CycleOutcome.UNDER_WAY
     blocked: list[str] = []
     notes: list[str] = []
     folder: Path | None = None
+    due: Due | None = None
     if turn is not None and turn.outcome == CycleOutcome.CANARY and not settings.force:
         blocked.append("a canary has the traffic: its verdict comes first (--force begins a cycle beside it)")
-    elif not under_way and not settings.force and (why := _why_not_due(data, kind.name, turn, settings, clock())):
-        blocked.append(f"not due: {why} (--force)")
+    elif not under_way:
+        due = find_due(data, kind.name, turn, settings, now=clock())
+        if due.trigger is None:
+            blocked.append(f"not due: {due.why} (--force)")
+        else:
+            notes.append(f"due: {due.why}")
     if turn is not None and under_way and turn.dataset_id:
         folder = find_dataset(data, turn.dataset_id)
     else:
         try:
-            folder = export(data, kind.name, now=now).path
+            since = None if due is None else due.since
+            notes += [f"learns from {since.isoformat()} on"] if since else []
+            folder = export(data, kind.name, ExportSettings(since=since), now=now).path
         except (InsufficientData, DatasetRejected) as error:
             blocked.append(str(error))
     with at_work(data) as (provider, ledger):
@@ -192,7 +203,8 @@ def plan_cycle(
         steps = serving_steps(ledger, kind.name, base, model_id=model_id, holdout=holdout)
         if folder is not None and name is not None:
             steps.insert(0, training_step(provider, ledger, name, base, None, again=False))
-            refusals, notes = look_ahead(data, folder, kind.name, steps, now=clock())
+            refusals, found = look_ahead(data, folder, kind.name, steps, now=clock())
+            notes += found
             blocked += [f"{each} (--anyway)" for each in refusals if not settings.anyway]
             notes.append(f"dataset {name}")
         else:
@@ -210,7 +222,8 @@ def why_no_cycle(
         return f"one is under way since {last.started_at}: `reasoning cycle {decision_type}` goes on with it"
     if last is not None and last.outcome == CycleOutcome.CANARY:
         return "a canary has traffic: its live test comes first"
-    return _why_not_due(data, decision_type, last, settings or CycleSettings(), clock_of(now)())
+    due = find_due(data, decision_type, last, settings or CycleSettings(), now=clock_of(now)())
+    return due.why if due.trigger is None else None
 
 
 def read_turn(data: Path, decision_type: str) -> CycleRow | None:
@@ -222,29 +235,34 @@ def read_turn(data: Path, decision_type: str) -> CycleRow | None:
 def _see_to_canary(data: Path, turn: CycleRow, settings: CycleSettings, verbs: Verbs, now: datetime) -> CycleRow:
     """Withdraw a canary that failed to answer, else do what its live test says; the guard does the latter as well."""
     model_id = required(turn.model_id, f"the model of the cycle of {turn.decision_type}")
-    if (ended := _canary_ended(data, turn, model_id, now)) is not None:
-        return ended
+    if (ended := _canary_ended(data, turn)) is not None:
+        return _save(data, ended)
     asked, failed = _canary_answers(data, turn, now)
     if asked >= settings.canary_requests and failed > settings.max_failed_share * asked:
         said = f"the canary failed to answer {failed} of {asked} questions"
         verbs.reject(data, model_id, why=said, now=now)
         return _end(data, turn, CycleOutcome.REJECTED, said, now)
     found = [each for each in prove_models(data, turn.decision_type, now=now) if each.model_id == model_id]
-    if (ended := _canary_ended(data, turn, model_id, now)) is not None:
-        return ended
+    if (ended := _canary_ended(data, turn)) is not None:
+        return _save(data, ended)
     said = found[0].reason if found else "its live test has not begun"
     return replace(turn, why=f"the canary was asked {asked} questions: {said}")
 
 
-def _canary_ended(data: Path, turn: CycleRow, model_id: str, now: datetime) -> CycleRow | None:
-    """The end of a turn whose canary is live or lost its traffic by now, whoever decided that; None while it is one."""
+def _canary_ended(data: Path, turn: CycleRow) -> CycleRow | None:
+    """The end of a turn whose canary is live or lost its traffic, whoever decided that and when; None while it is one.
+
+    The cool-down counts from then. Nothing is saved.
+    """
+    model_id = required(turn.model_id, f"the model of the cycle of {turn.decision_type}")
     with open_ledger(data) as ledger:
         state = ledger.get(Model, model_id).state
-        why = next((step.why for step in reversed(ledger.history(Model, model_id))), None)
+        last = next(reversed(ledger.history(Model, model_id)), None)
     if state in CHALLENGER_STATES:
         return None
     outcome = CycleOutcome.PROMOTED if state in INCUMBENT_STATES else CycleOutcome.REJECTED
-    return _end(data, turn, outcome, why or str(state), now)
+    why, at = (str(state), turn.finished_at) if last is None else (last.why or str(state), last.ts.isoformat())
+    return replace(turn, outcome=outcome, why=why, finished_at=at)
 
 
 def _canary_answers(data: Path, turn: CycleRow, now: datetime) -> tuple[int, int]:
@@ -258,27 +276,6 @@ def _canary_answers(data: Path, turn: CycleRow, now: datetime) -> tuple[int, int
     experiment = f"{turn.decision_type}-{turn.model_id}"
     ((asked, failed),) = storage.sql(data, query, [turn.decision_type, experiment, since.date(), since]).rows
     return asked, failed
-
-
-def _why_not_due(
-    data: Path, decision_type: str, last: CycleRow | None, settings: CycleSettings, now: datetime
-) -> str | None:
-    after = datetime.min.replace(tzinfo=UTC)
-    if last is not None and last.finished_at:
-        begin = datetime.fromisoformat(last.finished_at) + timedelta(hours=settings.cool_down_hours)
-        if now < begin:
-            return f"the last turn ended {last.outcome} at {last.finished_at}: cooling down until {begin.isoformat()}"
-    if last is not None and last.dataset_id:
-        newest = read_manifest(find_dataset(data, last.dataset_id)).splits["holdout"].last
-        after = datetime.fromisoformat(newest) if newest else after
-    query = """
-        SELECT count(*) FROM labelled_decisions
-        WHERE decision_type = ? AND label IS NOT NULL AND label_source <> 'custom' AND date >= ? AND ts > ? AND ts <= ?
-    """
-    ((new,),) = storage.sql(data, query, [decision_type, after.date(), after, now]).rows
-    if new < settings.min_new_decisions:
-        return f"{new} of {settings.min_new_decisions} new labelled decisions"
-    return None
 
 
 def _end(data: Path, turn: CycleRow, outcome: CycleOutcome, why: str, now: datetime) -> CycleRow:

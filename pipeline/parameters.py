@@ -226,6 +226,18 @@ class CycleSettings:
     min_new_decisions: Annotated[
         int, Ge(1), Doc("Labelled decisions since the last cycle's dataset that make another cycle due.")
     ] = 200
+    min_changed_decisions: Annotated[
+        int,
+        Ge(1),
+        Doc("The same where a live model fell, or the decisions drifted from those of the last dataset."),
+    ] = 100
+    since: Annotated[
+        Moment | None,
+        Doc(
+            "First day (UTC), or time, to learn from. Empty: since the world changed, where the live test of a model "
+            "that fell says when, else all there is."
+        ),
+    ] = None
     cool_down_hours: Annotated[float, Ge(0), Doc("Least hours between the end of a cycle and the next.")] = 20
     weight: Weight = 0.9
     canary_weight: Annotated[

@@ -37,6 +37,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WHEEL_DEPENDENCIES = {re.split(r"[^\w-]", requirement)[0] for requirement in PROJECT["dependencies"]}
 
 # Modules of the extra `redact`, whose distributions have other names.
+FRAMEWORKS = {
+    "integrations/langchain.py": {"langchain", "langgraph"},
+    "integrations/openai_agents.py": {"agents"},
+}
 REDACTION_DEPENDENCIES = {"phonenumbers", "re2", "mnemonic", "stdnum"}
 
 
@@ -152,7 +156,7 @@ READS_ENVIRONMENT = {
     **dict.fromkeys(("reasoning/config.py", "gateway/settings.py", "cli/environment.py"), "configuration"),
     "storage/layout.py": "configuration: the ledger's URL",
     "storage/ledger/database.py": "names the variable in an error",
-    "provider/together/client.py": "configuration of the provider",
+    "provider/settings.py": "configuration of the provider",
     "pipeline/alerts.py": "configuration: the channels, which are secrets",
     "cli/serve.py": "puts together what child processes get",
     "emulator/world/scheduler.py": "puts together what a training process gets",
@@ -223,13 +227,14 @@ def test_no_flow_file_is_named_like_a_package():
 
 
 def test_the_wheel_imports_its_declared_dependencies_alone():
-    """`reasoning.redaction` may import what the extra `redact` installs as well."""
+    """`reasoning.redaction` may import what the extra `redact` installs as well, an adapter its framework."""
     foreign = {
         f"{path.relative_to(ROOT)}:{line}: {module}"
         for path in sources("reasoning")
         for module, line in imported_modules(path.read_text())
         if module.split(".")[0] not in sys.stdlib_module_names | WHEEL_DEPENDENCIES | {"reasoning", "cli"}
         and not (path.parent.name == "redaction" and module.split(".")[0] in REDACTION_DEPENDENCIES)
+        and module.split(".")[0] not in FRAMEWORKS.get(str(path.relative_to(ROOT / "reasoning")), ())
     }
     assert foreign == set()
 

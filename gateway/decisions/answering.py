@@ -15,6 +15,7 @@ from gateway.decisions.forced import ForcedDecision
 from gateway.decisions.prompts import STAGE_ONE_TOOL, DecisionPrompt, read_decision, recognise, write_answer
 from gateway.errors import ModelAnswerError, UpstreamError
 from gateway.http.exchange import Exchange
+from gateway.http.inference import OURS
 from gateway.http.security import Headers, forwarded_headers, returned_headers
 from gateway.http.upstream import ask
 from gateway.protocols.answers import OwnAnswer, UpstreamAnswer
@@ -69,6 +70,10 @@ class _Upstream:
         """Put on record, and count, what the upstream's answer used: also of one that is no decision."""
         price = find_price(self._state.settings.prices, self._model, url=self.pool.url)
         usage = said.usage(self._model, price)
+        if (inference := self._exchange.inference) is not None:
+            inference.input_tokens, inference.output_tokens = said.input_tokens, said.output_tokens
+            inference.cache_read_tokens, inference.reasoning_tokens = usage.cache_read_tokens, said.reasoning_tokens
+            inference.finish_reason = said.stop
         with fallback_call() as call:
             for field in fields(usage):
                 setattr(call, field.name, getattr(usage, field.name))
@@ -203,6 +208,7 @@ async def _answer(
         except (ModelAnswerError, UnparseableAnswer, InvalidContext):
             if not upstream.status:  # our client could not use the context: the upstream still can
                 await upstream.fetch()
+        _trace(state, exchange, asked, kind.name, answer)
         if answer is None or answer.source == "original":
             await _send_upstream(state, exchange, kind.name, upstream, answer)
             return
@@ -219,6 +225,20 @@ async def _answer(
             headers.append((b"x-reasoning-decision-id", str(answer.decision_id).encode()))
         await exchange.start(200, headers)
         await exchange.write(out, more=False)
+
+
+def _trace(state: State, exchange: Exchange, asked: Asked, decision_type: str, answer: Answer | None) -> None:
+    """Put on the request's span what was decided."""
+    inference = exchange.inference
+    if inference is None or answer is None:
+        return
+    inference.decision_type, inference.output = decision_type, answer.decision
+    inference.decision_id = str(answer.decision_id) if state.settings.record else None
+    if answer.source == "custom":
+        inference.provider, inference.response_model, inference.finish_reason = OURS, answer.model, "stop"
+        inference.input_tokens, inference.output_tokens = answer.input_tokens, answer.output_tokens
+    if state.settings.trace_content and asked.operation.turns is not None:
+        inference.turns = asked.operation.turns(asked.request) or ()
 
 
 async def _send_upstream(

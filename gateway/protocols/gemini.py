@@ -248,6 +248,7 @@ GENERATE = Operation(
     write=_write,
     forced=_forced,
     turns=_turns,
+    genai="generate_content",
 )
 STREAM = Operation(
     name="gemini",
@@ -259,11 +260,13 @@ STREAM = Operation(
     forced=_forced,
     turns=_turns,
     needs_query=b"alt=sse",
+    genai="generate_content",
 )
 
 GEMINI = Protocol(
     name="gemini",
     title="Google",
+    genai_provider="gcp.gemini",
     url="https://generativelanguage.googleapis.com",
     roots=frozenset({b"/v1beta", b"/v1alpha", b"/upload", b"/v1/models"}),
     operations=(GENERATE, STREAM),

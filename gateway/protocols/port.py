@@ -28,6 +28,7 @@ class Operation:
     more than text. Both are None for an operation that forces nothing.
     `needs_query` has to stand in the query: without it the upstream answers in a form that `write` does not write.
     The group `model` of `path` is the model, where it does not stand in the body.
+    `genai` is what OpenTelemetry's GenAI conventions call it.
     `may_be_coding`: its requests are Anthropic Messages in form, and the coding model may answer them.
     """
 
@@ -41,6 +42,7 @@ class Operation:
     forced: Callable[[Mapping[str, Any]], ForcedForm | None] | None = None
     turns: Callable[[Mapping[str, Any]], list[Turn] | None] | None = None
     needs_query: bytes = b""
+    genai: str = "chat"
 
     def model(self, path: bytes, request: Mapping[str, Any]) -> object:
         """The model that a request asks for, by its path where that names it."""
@@ -102,6 +104,8 @@ class Protocol:
     agents: tuple[bytes, ...] = ()
     any_key_roots: frozenset[bytes] = frozenset()
     described: tuple[OpenApiPath, ...] = ()
+    genai_provider: str = ""
+    """The provider's name in OpenTelemetry's GenAI conventions, where it is not `name`."""
     fallback_key_header: bytes | None = None
     """Where our key goes when the client's token came in a header of no protocol. Default: the first of its own."""
 

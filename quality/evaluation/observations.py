@@ -24,7 +24,7 @@ import orjson
 import storage
 from quality.dataset.label_policy import load_label_policy
 from quality.evaluation.form_metrics import get_metrics
-from quality.evaluation.live import Observations, Stream
+from quality.evaluation.live import SETTLE_SECONDS, Observations, Stream
 from quality.evaluation.objectives import Objective, load_objective
 from quality.evaluation.sequential import Scores, limit_outliers
 from quality.settings import Design
@@ -54,7 +54,6 @@ class Sides:
     share: float | None = None
 
 
-_SETTLE_SECONDS = 3_600.0
 _OUTCOMES_AN_ANSWER = 10
 
 # Who answered what is told by source and arm: beside the model of an experiment, which is `custom`, there may be an
@@ -261,13 +260,13 @@ def _tabulate(kind: DecisionType, rows: Sequence[dict[str, Any]], design: Design
             continue
         episode, known_at = row["episode"], row["known_at"]
         begin = first.get(episode)
-        if begin is None or known_at >= begin + _SETTLE_SECONDS:
+        if begin is None or known_at >= begin + SETTLE_SECONDS:
             begin = first[episode] = known_at
-        if begin + _SETTLE_SECONDS > now:
+        if begin + SETTLE_SECONDS > now:
             continue
         if (episode, begin) not in units:
             units[episode, begin] = len(units)
-            ends.append(begin + _SETTLE_SECONDS)
+            ends.append(begin + SETTLE_SECONDS)
         found.append((units[episode, begin], right, *_sides(classes, row, design, shares)))
     if not found:
         return None

@@ -11,9 +11,12 @@ from typing import Any
 import jsonschema
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.decisions.discover import discover_types, read_requests
 from gateway.decisions.forced import MAX_TYPES, ForcedDecision, ForcedTypes, read_templates
+from gateway.decisions.instructions import Instructions
 from gateway.errors import BadRequest, GatewayConfigError
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.port import Operation
@@ -374,11 +377,11 @@ def test_templates_are_checked() -> None:
 
 @pytest.mark.parametrize("off", ["gateway", "key", "record"])
 async def test_forced_decisions_can_be_switched_off(start: Start, off: str, tmp_path: Any) -> None:
-    settings: dict[str, Any] = {"forced_after": 1, "forced": off != "gateway"}
+    changed: dict[str, Any] = {"forced_after": 1, "forced": off != "gateway"}
     if off == "key":
         base = load_settings(tmp_path, tmp_path / "none.toml", {"REASONING_GATEWAY_TOKEN": TOKEN})
-        settings["keys"] = tuple(replace(key, forced=False) for key in base.keys)
-    running = await start(**settings, record=off != "record")
+        changed["keys"] = tuple(replace(key, forced=False) for key in base.keys)
+    running = await start(**changed, record=off != "record")
     running.openai.script = json(upstream_answer("chat", DECIDED, as_tool=True))
     _, headers, _ = await running.ask("POST", PATHS["chat"], json=request("chat"))
     assert "x-reasoning-decision-id" not in headers
@@ -451,3 +454,22 @@ def test_discover_lists_what_recorded_requests_would_become(tmp_path: Path) -> N
     file.write_text("{")
     with pytest.raises(BadRequest, match="line 1 is not JSON"):
         discover_types(read_requests(file))
+
+
+_WORDS = st.sampled_from(
+    ["You", "are", "Sam", "12:30", "7", "é", "x1y", "-", "3f2a9c1e-1b2c-4d5e-8f90-0a1b2c3d4e5f", "2026-11-28"]
+)
+_TEXTS = st.lists(st.tuples(_WORDS, st.sampled_from([" ", "\n", ""])), max_size=8).map(
+    lambda p: "".join(map("".join, p))
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_TEXTS, _TEXTS, _TEXTS, _TEXTS, st.sampled_from([0, 100, 5000]))
+def test_instructions_are_masked_alike_by_difference_and_as_a_whole(
+    head: str, one: str, other: str, tail: str, padding: int
+) -> None:
+    head, tail = f"{'a b ' * padding}{head}", f"{tail}{' c' * padding}"
+    warm = Instructions()
+    for text in (head + one + tail, head + other + tail):
+        assert warm.mask(text) == Instructions().mask(text)
