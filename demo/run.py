@@ -45,6 +45,7 @@ from demo.functions import read_tasks
 from demo.replay import Replay, ReplayClock, Served
 from demo.report import print_report, print_value, write_report
 from demo.result import DemoResult, GuardAction, Reconciliation, StepResult
+from demo.story import print_story, read_story
 from pipeline.cycle import read_turn
 from pipeline.economy.pays import pays
 from pipeline.reports import to_jsonable
@@ -214,6 +215,7 @@ def run_demo(
         result = _gather(demo, turned_at, time.monotonic() - begun)
         write_report(result, data / REPORT)
         say(f"{data / REPORT}")
+    print_story(read_story(data, turned_at), console)
     print_value(pays(data, now=demo.now), console)
     print_report(result, console)
     return result
