@@ -253,6 +253,13 @@ def load_upstreams(
     return {p.name: _upstreams(file, raw, p.name, p.url, env) for p in protocols.protocols}
 
 
+def do_clients_bring_credentials(path: Path | None = None, env: Mapping[str, str] = os.environ) -> bool:
+    """The setting `client_credentials` alone. Raises `GatewayConfigError`."""
+    file = path or settings_file(env)
+    value = _read(file).get("client_credentials", False)
+    return _switch(f"{file}: [gateway] client_credentials", value)
+
+
 def without_credentials(upstreams: Mapping[str, tuple[UpstreamSettings, ...]]) -> list[str]:
     """Protocols none of whose upstreams has an API key; a server of this machine needs none."""
     return [

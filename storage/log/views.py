@@ -30,8 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import TableError
+from storage.lake.engine import attach_lake
 from storage.layout import Layout
 from storage.ledger.streams import cost_stream, model_stream
+from storage.log.home import lake_address
 from storage.log.read_only import LogFiles, check_is_query, lock_down, refusal
 from storage.log.schema import PARTITIONS, sql_columns
 from storage.log.table import Snapshot, naming_unreadable, take_snapshot
@@ -62,6 +64,10 @@ def _connect(
 ) -> duckdb.DuckDBPyConnection:
     """A connection with the views; with `files` they read through it, and the connection can do nothing else."""
     con = open_engine(memory_limit, threads)
+    if (address := lake_address(layout)) is not None:
+        if files is not None:
+            raise refusal("a log in a lake (REASONING_LOG) cannot be locked down yet")
+        attach_lake(con, layout, address)
     if files is not None:
         con.register_filesystem(files)
     _create_views(con, layout)
@@ -128,6 +134,9 @@ def _interruptible(con: duckdb.DuckDBPyConnection, function: Callable[[duckdb.Du
 def _with_snapshot(
     con: duckdb.DuckDBPyConnection, layout: Layout, function: Callable[..., T], files: LogFiles | None = None
 ) -> T:
+    if lake_address(layout) is not None:  # a query sees one snapshot of it, and no file goes while it is read
+        _show_lake(con)
+        return function(con)
     for _ in range(_ATTEMPTS):
         snapshot = take_snapshot(layout)
         try:
@@ -289,6 +298,11 @@ def _show(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, files: LogFiles | 
     name = None if files is None else files.name
     con.execute(f"CREATE OR REPLACE VIEW decisions AS {scan('decisions', snapshot.decisions, name)}")
     con.execute(f"CREATE OR REPLACE VIEW feedback_log AS {scan('feedback', snapshot.feedback, name)}")
+
+
+def _show_lake(con: duckdb.DuckDBPyConnection) -> None:
+    for view, table in (("decisions", "decisions"), ("feedback_log", "feedback")):
+        con.execute(f"CREATE OR REPLACE VIEW {view} AS FROM lake.{table}")
 
 
 # A decision's feedback is all in the partition of the decision's date; an episode's may be in many.
