@@ -75,6 +75,7 @@ class Gateway:
         self.state: State
         self.access_log = AccessLog() if settings.log_requests else None
         self.worker = PageWorker(config.data)
+        self.actor = PageWorker(config.data)
         self._tracer: Tracer = open_tracer(config.redaction.region)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -104,6 +105,7 @@ class Gateway:
             stack.push_async_callback(client.close)
             stack.callback(self._tracer.close)
             stack.push_async_callback(self.worker.close)
+            stack.push_async_callback(self.actor.close)
             if self.access_log is not None:
                 stack.callback(self.access_log.flush)
             self.state = State(
