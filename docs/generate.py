@@ -45,6 +45,7 @@ VARIABLES = {
     "REASONING_MAX_DAYS_BEHIND": "how far it may be behind, in days (default 366)",
     "REASONING_HOST_ID": "this host's name among hosts that share a data folder (default: from the machine)",
     "REASONING_LEDGER_URL": "SQLAlchemy URL of the ledger (default: `ledger.sqlite` in the data folder)",
+    "REASONING_LOG": "where the log is, `ducklake:postgresql://…?data=s3://…` (default: the data folder)",
     "REASONING_PROVIDER": "`local` (default), `emulator` or `together`",
     "REASONING_PROVIDER_URL": "URL of the emulator, or of another server that may see the API key",
     "REASONING_GATEWAY_TOKEN": "token of the gateway's operator (default: made once, in `gateway.token`)",
