@@ -341,7 +341,7 @@ def _turn(demo: Demo) -> None:
                     training.setdefault(name, time.monotonic())
                 elif name in training:
                     demo.training_seconds.setdefault(name, time.monotonic() - training[name])
-            time.sleep(0.2)
+            time.sleep(0.5)  # each look opens the ledger twice, and the cycles are at work in this process
         outcomes = {name: run.result()[0] for name, run in runs.items()}
         demo.follow_provider()
         say(", ".join(f"{name} {turn.outcome}" for name, turn in outcomes.items()))
@@ -429,6 +429,7 @@ def _keep_serving(demo: Demo) -> None:
     from pipeline.money import guard
 
     with demo.step("keep") as say:
+        _flow(demo, "land_decisions", data=demo.data, now=demo.now)  # what was asked since the last round
         guard(demo.data, idle_minutes=None)
         with open_ledger(demo.data) as ledger:
             ready = [row for row in ledger.find(Deployment, state="ready") if row.served_name]

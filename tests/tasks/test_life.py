@@ -97,7 +97,9 @@ def _move_and_die(data: Path, name: str, to: ModelState, at: str) -> None:
         move_model(data, ledger, name, to, why="killed", now=NOON)
 
 
-@pytest.mark.parametrize("to", [PROMOTED, ModelState.REJECTED, ModelState.TRAINED])
+@pytest.mark.parametrize(
+    "to", [PROMOTED, ModelState.REJECTED, pytest.param(ModelState.TRAINED, marks=pytest.mark.torture)]
+)
 @pytest.mark.parametrize("at", ["derive_route", "decide_promotion", "publish_route", "keep_models", "mark_published"])
 def test_killed_at_any_step_a_move_is_made_or_not_and_the_guard_writes_what_is_so(
     tmp_path: Path, ledger: Ledger, to: ModelState, at: str
