@@ -69,7 +69,7 @@ def find_due(data: Path, decision_type: str, last: CycleRow | None, settings: Cy
     if last is not None and last.finished_at:
         begin = datetime.fromisoformat(last.finished_at) + timedelta(hours=settings.cool_down_hours)
         if now < begin:
-            said = f"the last turn ended {last.outcome} at {last.finished_at}: cooling down until {begin.isoformat()}"
+            said = f"the last cycle ended {last.outcome} at {last.finished_at}: cooling down until {begin.isoformat()}"
             return Due(trigger=None, why=said, since=since)
     folder = None if last is None or last.dataset_id is None else find_dataset(data, last.dataset_id)
     newest = None if folder is None else read_manifest(folder).splits["holdout"].last

@@ -119,6 +119,6 @@ def reject(
 
 
 @task(**REPEATABLE)
-def tell(turns: list[CycleRow]) -> None:
-    """Where the turns stand, as an artifact."""
-    publish("turns", turns, title="The flywheel")
+def tell(cycles: list[CycleRow]) -> None:
+    """Where the cycles stand, as an artifact."""
+    publish("turns", cycles, title="The flywheel")
