@@ -13,6 +13,7 @@ EXIT_CODES = {
 }
 
 EXAMPLES = {
+    "init": "reasoning init --data ~/reasoning-data --type 'tone=friendly,formal' --retention-days 90 --yes",
     "serve": "reasoning serve --data ~/reasoning-data --provider local",
     "status": "reasoning status --watch",
     "doctor": "reasoning doctor --offline",
@@ -55,6 +56,7 @@ EXAMPLES = {
     "models register": "reasoning models register home --type should_respond --url http://127.0.0.1:8080 --model qwen",
     "models unregister": "reasoning models unregister home",
     "models status": "reasoning models status should_respond",
+    "models card": "reasoning models card should_respond",
     "models history": "reasoning models history should_respond",
     "models jobs": "reasoning models jobs --csv",
     "models cancel": "reasoning models cancel 4be1",

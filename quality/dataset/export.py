@@ -35,6 +35,7 @@ from quality.period import first_moment, moment_after
 from quality.settings import ExportSettings
 from reasoning.config import Redaction
 from reasoning.decision_types import DecisionType, get_decision_type
+from reasoning.questions import canonical_questions
 from reasoning.redaction.redact import REDACTION_VERSION
 from storage.errors import DatasetError
 from storage.files import make_tree_private, scratch_folder, sync, write_atomic
@@ -289,8 +290,17 @@ def _describe(
         "max_characters": settings.max_characters,
         "region": settings.region,
         **describe_filters(settings),
-        "type": asdict(kind) | {"labels": list(kind.labels), "stop": list(kind.stop)},
+        "type": _describe_type(kind),
     }
+
+
+def _describe_type(kind: DecisionType) -> dict[str, Any]:
+    """A type as JSON reads it back. One without typed questions is described as before there were any."""
+    described = asdict(kind) | {"labels": list(kind.labels), "stop": list(kind.stop)}
+    if kind.questions:
+        return described | {"questions": orjson.loads(canonical_questions(kind.questions))}
+    del described["questions"]
+    return described
 
 
 def read_manifest(dataset: Path | str) -> Manifest:
@@ -403,13 +413,16 @@ def _write_splits(con: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> d
     with ExitStack() as stack:
         files = [stack.enter_context((folder / f"{split}.jsonl").open("wb")) for split in SPLITS]
         for part in sorted(work.glob("prepared-*")):
-            table = pq.read_table(part, columns=["n", "line"])
+            table = pq.read_table(part, columns=["n", "line", "train_line"])
             numbers = table["n"].to_numpy()
             first, last = np.searchsorted(kept["n"], [numbers[0], numbers[-1] + 1])
             own, side = kept["n"][first:last], kept["split"][first:last]
-            lines = table["line"].take(np.searchsorted(numbers, own)).to_pylist()
+            at_own = np.searchsorted(numbers, own)
+            lines, taught = (table[name].take(at_own).to_pylist() for name in ("line", "train_line"))
             for number in np.unique(side):
-                block = b"".join(lines[at].encode() + b"\n" for at in np.flatnonzero(side == number))
+                chosen = np.flatnonzero(side == number)
+                trains = SPLITS[number] == "train"
+                block = b"".join(((trains and taught[at]) or lines[at]).encode() + b"\n" for at in chosen)
                 digests[number].update(block)
                 files[number].write(block)
         for file in files:

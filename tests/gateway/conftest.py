@@ -138,6 +138,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
                     "upstreams": {
                         "anthropic": (UpstreamSettings(anthropic.url, api_key=UPSTREAM_KEY),),
                         "openai": (UpstreamSettings(openai.url, api_key=UPSTREAM_KEY),),
+                        "typesafe": (UpstreamSettings(openai.url, api_key=UPSTREAM_KEY),),
                         "gemini": (UpstreamSettings(google.url, api_key=UPSTREAM_KEY),),
                     },
                     "log_requests": False,
