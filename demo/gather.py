@@ -14,7 +14,7 @@ import storage
 from demo.result import Comparison, DecisionCount, FunnelResult, Place, SpendPoint, TrainingOutcome
 from pipeline.models import find_dataset
 from provider.providers import local_server_url
-from quality.dataset.export import read_manifest
+from quality.dataset.manifest import read_manifest
 from quality.errors import EvaluationError
 from quality.evaluation.evaluate import is_right
 from quality.evaluation.experiments import evaluate_log

@@ -34,7 +34,7 @@ from pipeline.triggers import Due, find_due
 from pipeline.verdicts import read_verdict
 from provider.clock import clock_of
 from provider.errors import FineTuneFailed
-from quality.dataset.export import Manifest, read_manifest
+from quality.dataset.manifest import Manifest, read_manifest
 from quality.errors import DatasetRejected, InsufficientData
 from quality.evaluation.evaluate import Evaluation
 from quality.settings import ExportSettings

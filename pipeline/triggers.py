@@ -16,7 +16,7 @@ import orjson
 import storage
 from pipeline.models import find_dataset
 from pipeline.parameters import CycleSettings
-from quality.dataset.export import read_manifest
+from quality.dataset.manifest import read_manifest
 from quality.evaluation.drift import Drift, Row, find_drift
 from quality.period import first_moment
 from reasoning.config import load_config

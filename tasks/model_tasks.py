@@ -15,7 +15,7 @@ from pipeline.parameters import DemoteSettings, EvaluateSettings, PromoteSetting
 from pipeline.reports import evaluation_rows, without
 from quality.checks.log import check_decisions
 from quality.checks.report import QualityReport
-from quality.dataset.export import Manifest
+from quality.dataset.manifest import Manifest
 from quality.evaluation.evaluate import Evaluation
 from quality.evaluation.model_card import as_markdown, read_card
 from quality.evaluation.promotion import promotion_warnings

@@ -15,7 +15,7 @@ from pipeline.cycle import plan_cycle, run_cycle
 from pipeline.errors import NotWorthIt
 from pipeline.models import export, fine_tune
 from pipeline.parameters import CycleSettings
-from quality.dataset.export import DatasetRow
+from quality.dataset.manifest import DatasetRow
 from quality.evaluation.promotion import certain_refusals, foresee
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
