@@ -22,7 +22,7 @@ from cli.options import (
     find_data,
     with_settings,
 )
-from cli.output import print_json, print_line, print_note, progress_bar, show, watch_output
+from cli.output import print_json, print_line, print_note, progress_bar, show, watch_output, without_controls
 from pipeline import parameters
 from pipeline.parameters import (
     CycleSettings,
@@ -152,7 +152,9 @@ def evaluate(
     show(evaluation_rows(found), as_json=False, title=f"{found.rows:,} rows of {found.episodes:,} episodes")
     for note in found.notes:
         print_line(note)
+    print_line(found.about["card"]["worst_slice"])
     print_line(f"Verdict: {found.about['verdict']['decision']}. {found.about['verdict']['why']}")
+    print_line(f"The model card: reasoning models card {found.about['model_id']}")
 
 
 @app.command()
@@ -295,7 +297,7 @@ def cycle(
     """Run a cycle of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop. Resumes where it was."""
     from functools import partial
 
-    from pipeline.cycle import Verbs, plan_cycle, turn_flywheel
+    from pipeline.cycle import Verbs, plan_cycle, run_cycle
     from pipeline.errors import FlowBusy
     from pipeline.evaluation import evaluate_model
     from pipeline.exclusive import exclusive_run
@@ -321,7 +323,7 @@ def cycle(
             deploy=partial(deploy_model, progress=progress),
             evaluate=partial(evaluate_model, progress=progress),
         )
-        found = turn_flywheel(folder, name, settings, verbs=verbs)
+        found = run_cycle(folder, name, settings, verbs=verbs)
     show(found, as_json=as_json, title="The flywheel")
 
 
@@ -427,6 +429,19 @@ def status(model: ModelName, data: Data = None, as_json: AsJson = False) -> None
     for row in model_status(folder):
         if row["model_id"] == model_id:
             show(row, as_json=as_json, title=f"Model {model_id}")
+
+
+@models_app.command()
+def card(model: ModelName, data: Data = None, as_json: AsJson = False) -> None:
+    """Show the card of a model as Markdown: its quality, where it is weak, what it won and lost."""
+    from pipeline.evaluation import show_card
+    from quality.evaluation.model_card import as_markdown
+
+    found, questions = show_card(find_data(data), model)
+    if as_json:
+        print_json({**found.as_dict(), "questions": questions})
+    else:
+        print_line(without_controls(as_markdown(found, questions).rstrip()))
 
 
 @models_app.command()

@@ -162,9 +162,10 @@ def _roll_back(request: Request, of: str) -> list[str]:
 
 
 def _plan_stop(request: Request, of: str) -> Plan:
-    from provider.lifecycle.status import running
+    from provider.lifecycle.status import cost_report, running
 
     found = running(request.data)
+    hourly = cost_report(request.data, period="day", now=request.now)["hourly_rate_usd"]
     return Plan(
         title="Stop everything",
         button="Stop everything",
@@ -173,7 +174,7 @@ def _plan_stop(request: Request, of: str) -> Plan:
             "installation is stopped at the provider. Nothing is deleted here.",
             "It takes up to some minutes; the page says what the provider answered.",
         ],
-        price="nothing; it ends what costs money",
+        price=f"nothing; it ends {usd(hourly)} an hour",
         table=[{"running by the ledger": each["what"]} for each in found],
     )
 

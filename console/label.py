@@ -46,6 +46,7 @@ class Session:
     history: list[tuple[Question, Feedback | None]] = field(default_factory=list)
     waiting: int = 0
     done: int = 0
+    """Labels of this author: those of the log at the last batch, and what was given and taken back since."""
 
 
 _sessions: dict[tuple[str, str, str], Session] = {}
@@ -79,7 +80,6 @@ def page(request: Request, decision_type: str = "") -> Response:
         describe=session.kind.form.describe(session.kind),
         waiting=session.waiting,
         done=session.done,
-        given=sum(given is not None for _, given in session.history),
         can_undo=bool(session.history),
         said=said,
     )
@@ -163,6 +163,7 @@ def _undo(request: Request, session: Session) -> str:
     if given is not None:
         with label_writer(request.data) as writer:
             retract_label(writer, given, now=request.now)
+        session.done -= 1
     session.seen.discard(question.request_id)
     session.next.insert(0, question)
     return "Taken back."
@@ -187,6 +188,7 @@ def _leave(session: Session, question: Question, given: Feedback | None) -> None
     session.seen.add(question.request_id)
     session.next = without(session.next, {question.request_id})
     session.history.append((question, given))
+    session.done += given is not None
 
 
 def without(questions: list[Question], requests: Collection[UUID]) -> list[Question]:

@@ -45,13 +45,14 @@ from demo.functions import read_tasks
 from demo.replay import Replay, ReplayClock, Served
 from demo.report import print_report, print_value, write_report
 from demo.result import DemoResult, GuardAction, Reconciliation, StepResult
-from pipeline.cycle import read_turn
+from demo.story import print_story, read_story
+from pipeline.cycle import last_cycle
 from pipeline.economy.pays import pays
 from pipeline.reports import to_jsonable
 from reasoning.client import DecisionClient
 from reasoning.config import load_config
 from storage.ledger.ledger import open_ledger
-from storage.ledger.rows import LOCAL, Deployment
+from storage.ledger.rows import LOCAL, Deployment, DeploymentState
 from tasks.entrypoints import load_flow
 
 TYPES = ("should_respond", "planning")
@@ -214,6 +215,7 @@ def run_demo(
         result = _gather(demo, turned_at, time.monotonic() - begun)
         write_report(result, data / REPORT)
         say(f"{data / REPORT}")
+    print_story(read_story(data, turned_at), console)
     print_value(pays(data, now=demo.now), console)
     print_report(result, console)
     return result
@@ -370,8 +372,8 @@ _NEXT = ("export", "fine-tune", "deploy", "evaluate", "promote", "done")
 
 def _progress_of(data: Path, decision_type: str) -> tuple[int, str]:
     """How many steps of a type's cycle are done, and which one is running."""
-    turn = read_turn(data, decision_type)
-    done = sum(getattr(turn, milestone) is not None for milestone in _MILESTONES) if turn else 0
+    cycle = last_cycle(data, decision_type)
+    done = sum(getattr(cycle, milestone) is not None for milestone in _MILESTONES) if cycle else 0
     return done, _NEXT[done]
 
 
@@ -432,7 +434,7 @@ def _keep_serving(demo: Demo) -> None:
         _flow(demo, "land_decisions", data=demo.data, now=demo.now)  # what was asked since the last round
         guard(demo.data, idle_minutes=None)
         with open_ledger(demo.data) as ledger:
-            ready = [row for row in ledger.find(Deployment, state="ready") if row.served_name]
+            ready = [row for row in ledger.find(Deployment, state=DeploymentState.READY) if row.served_name]
             spent = ledger.spent()
         demo.reconciliation = {"billed_usd": spent, "charged_usd": spent, "difference_usd": 0, "orphans": []}
         say(f"{len(ready)} models stay deployed on this machine, for nothing")
@@ -462,7 +464,7 @@ def _shut_down(demo: Demo) -> None:
 
 
 def _gather(demo: Demo, turned_at: datetime, seconds: float) -> DemoResult:
-    turns = [turn for name in TYPES if (turn := read_turn(demo.data, name)) is not None]
+    cycles = [cycle for name in TYPES if (cycle := last_cycle(demo.data, name)) is not None]
     with open_ledger(demo.data) as ledger:
         budgets = [to_jsonable(budget) for budget in ledger.budgets(demo.now) if budget.period != "hour"]
     return DemoResult(
@@ -473,10 +475,10 @@ def _gather(demo: Demo, turned_at: datetime, seconds: float) -> DemoResult:
         served_until=to_jsonable(demo.clock.now),
         steps=[StepResult(name=step.name, seconds=step.seconds, said=step.said) for step in demo.steps],
         decisions=gather.count_decisions(demo.data, turned_at),
-        funnels=gather.read_funnels(demo.data, turns),
+        funnels=gather.read_funnels(demo.data, cycles),
         quality=demo.quality,
-        trainings=gather.read_trainings(demo.data, turns, demo.training_seconds),
-        comparisons=gather.compare(demo.data, turns, turned_at),
+        trainings=gather.read_trainings(demo.data, cycles, demo.training_seconds),
+        comparisons=gather.compare(demo.data, cycles, turned_at),
         calibration=gather.read_calibration(demo.data, turned_at),
         latencies_ms=gather.read_latencies(demo.data),
         budgets=budgets,

@@ -8,6 +8,7 @@ from gateway.decisions.answering import Asked, answer_decision_prompt, answer_fo
 from gateway.http.bodies import read_request
 from gateway.http.exchange import Exchange
 from gateway.http.forward import forward
+from gateway.http.inference import Inference
 from gateway.protocols.port import Operation
 from gateway.state import State
 
@@ -23,6 +24,8 @@ async def answer(state: State, exchange: Exchange, operation: Operation, path: b
     read = await read_request(exchange, body) if decides or operation.may_be_coding else None
     if read is not None:
         request, size = read[0], len(read[1])
+        provider = protocol.genai_provider or protocol.name
+        exchange.inference = Inference(operation.genai, provider, operation.model(path, request))
         del read  # an answer may take minutes
         if decides and await _decide(state, exchange, Asked(operation, path, body, request)):
             return
@@ -39,6 +42,8 @@ async def _decide(state: State, exchange: Exchange, asked: Asked) -> bool:
     """Answer a request that is a decision. False for any other."""
     key = exchange.admission.key
     assert key is not None
+    if asked.operation.needs_query not in exchange.query:
+        return False
     if prompt := find_decision_prompt(state, asked.operation, asked.request):
         await answer_decision_prompt(state, exchange, asked, prompt)
         return True

@@ -31,13 +31,14 @@
                               `forced_after`-th one of a type (2)
 `[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.decisions.prompts`
 `[[gateway.forced]]`          forced tools with free fields; see `gateway.decisions.forced`
-`[[gateway.<protocol>]]`      an upstream of `anthropic` or `openai`: `url`, `weight` (1), `api_key_env`
-                              (ANTHROPIC_API_KEY, OPENAI_API_KEY)
+`[[gateway.<protocol>]]`      an upstream of `anthropic`, `openai`, `gemini` or `typesafe` (whoever answers
+                              `/v1/systemone`): `url`, `weight` (1), `api_key_env` (ANTHROPIC_API_KEY, OPENAI_API_KEY,
+                              GEMINI_API_KEY, TYPESAFE_API_KEY)
 `[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and what it may do:
                               `coding`, `decisions`, `forced` (true): our models may answer for it (`forced`: forced
                               tools and schemas, which need `decisions` as well); without `decisions` the routes
                               `/v1/decide` and `/v1/feedback` are closed as well;
-                              `protocols`: of "anthropic", "openai", "decisions" (all);
+                              `protocols`: of "anthropic", "openai", "gemini", "decisions" (all);
                               `paths`: what it may reach upstream (asking models: the protocols' `model_paths`). Entries
                               are `[METHOD ]PATH`, `*` at the end for any rest, without a method all but DELETE. "*" is
                               all but administration, which has to be named: "/v1/organizations/*";
@@ -49,8 +50,8 @@
 
 Environment: `REASONING_GATEWAY_TOKEN` is the token of the operator's key `default`; without it and `[gateway.keys]` its
 token is made once, in `<data>/gateway.token` (mode 0600). The operator's key may do all of it but administration.
-`REASONING_ANTHROPIC_URL` and `REASONING_OPENAI_URL` replace the upstreams of the file. `REASONING_GATEWAY_HOSTS` adds
-allowed hosts, separated by commas.
+`REASONING_ANTHROPIC_URL`, `REASONING_OPENAI_URL`, `REASONING_GEMINI_URL` and `REASONING_TYPESAFE_URL` replace the
+upstreams of the file. `REASONING_GATEWAY_HOSTS` adds allowed hosts, separated by commas.
 """
 
 from __future__ import annotations
@@ -153,6 +154,7 @@ class Settings:
     forced_after: int = 2
     forced_templates: tuple[Mapping[str, Any], ...] = ()
     prices: tuple[Price, ...] = ()
+    trace_content: bool = False
 
 
 _NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -174,6 +176,12 @@ _DECISIONS = {"enabled": "decisions", "forced": "forced"}
 def are_traces_wanted(env: Mapping[str, str] = os.environ) -> bool:
     """Does OpenTelemetry's own configuration name a collector of traces?"""
     return bool(env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+
+
+def is_content_traced(env: Mapping[str, str] = os.environ) -> bool:
+    """Does OpenTelemetry's own configuration ask for messages in spans?"""
+    wanted = env.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "").strip().lower()
+    return wanted in ("true", "1", "span_only", "span_and_event")
 
 
 def load_settings(
@@ -231,6 +239,7 @@ def load_settings(
         prompts=tuple(_list(file, "prompts", raw)),
         forced_templates=tuple(_list(file, "forced", raw)),
         prices=_prices(file, raw),
+        trace_content=is_content_traced(env),
         **values,
     )
 
@@ -242,6 +251,13 @@ def load_upstreams(
     file = path or settings_file(env)
     raw = _read(file)
     return {p.name: _upstreams(file, raw, p.name, p.url, env) for p in protocols.protocols}
+
+
+def do_clients_bring_credentials(path: Path | None = None, env: Mapping[str, str] = os.environ) -> bool:
+    """The setting `client_credentials` alone. Raises `GatewayConfigError`."""
+    file = path or settings_file(env)
+    value = _read(file).get("client_credentials", False)
+    return _switch(f"{file}: [gateway] client_credentials", value)
 
 
 def without_credentials(upstreams: Mapping[str, tuple[UpstreamSettings, ...]]) -> list[str]:

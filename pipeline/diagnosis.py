@@ -25,7 +25,8 @@ from pipeline.cycle import why_no_cycle
 from pipeline.economy.budgets import inconsistencies, machine_of
 from prices.settings import load_prices
 from provider.lifecycle.status import alerts, cost_report, model_status
-from provider.providers import open_provider, provider_name
+from provider.providers import open_provider
+from provider.settings import provider_name
 from quality.dataset.readiness import LIMITED_BELOW, NARROW_EPISODES
 from quality.dataset.statistics import summarize_log
 from reasoning.config import data_source, load_config, settings_file

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import storage
 from pipeline.errors import MissingStep
 from pipeline.models import find_dataset, find_deployment
 from pipeline.parameters import EvaluateSettings
@@ -21,22 +23,26 @@ from provider.lifecycle.sharing import hourly_part
 from provider.money.token_prices import tokens_usd
 from provider.port import CompletionResult, Sampling
 from provider.providers import capabilities_of, open_provider_of
-from quality.dataset.export import DatasetRow, read_manifest, read_rows
+from quality.dataset.manifest import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.error_budget import allow
 from quality.evaluation.evaluate import Evaluation, Label, SourceAnswer, evaluate
+from quality.evaluation.model_card import ModelCard, find_examples, make_card, read_card
 from quality.evaluation.objectives import load_objective
 from quality.evaluation.promotion import judge
+from quality.evaluation.slices import Facets, find_slices
 from quality.evaluation.thresholds import Threshold, choose_threshold
 from quality.evaluation.worth import WorthPolicy, judge_worth, load_worth
 from reasoning.config import Config, load_config
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
+from reasoning.records import Message
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
+from storage.errors import DatasetError
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
-from storage.ledger.lives import evaluations_of, save_evaluation
+from storage.ledger.lives import evaluations_of, last_evaluation, save_evaluation
 from storage.ledger.rows import (
     INCUMBENT_STATES,
     Deployment,
@@ -51,6 +57,8 @@ if TYPE_CHECKING:
     from storage.ledger.ledger import Ledger
 
 
+_POSITION_ROWS = 200
+"""So many rows are asked once more with their options in reverse order."""
 _LEAST_VALIDATION_ROWS = 30
 SEEN = "the model was not trained here: that it has not seen the questions of this holdout is for you to know"
 
@@ -89,9 +97,11 @@ def evaluate_model(
         answers: dict[str, Sequence[SourceAnswer | None]] = {"original": [_original_answer(row) for row in questions]}
         for number, (source, server) in enumerate(servers.items()):
             answers[source] = _ask(ledger, exam, server, part_of(progress, number, len(servers), source))
+        bias = _measure_position_bias(ledger, exam, servers["candidate"], answers["candidate"])
+    labels = [Label(question.label, question.episode, question.label_source) for question in questions]
     evaluation = evaluate(
         kind,
-        [Label(question.label, question.episode, question.label_source) for question in questions],
+        labels,
         answers,
         now=now,
         objective=load_objective(kind),
@@ -102,14 +112,74 @@ def evaluate_model(
             "incumbent_model_id": servers["incumbent"].model_id if "incumbent" in servers else None,
             "dataset_id": manifest.dataset_id,
             "holdout": [manifest.splits["holdout"].first, manifest.splits["holdout"].last],
+            **({"position_bias": bias} if bias else {}),
         },
     )
     notes = redaction_note(manifest, config), None if capabilities_of(row.provider).trains else SEEN
     evaluation.notes.extend(filter(None, notes))
     with open_ledger(data) as ledger:
         _judge(ledger, kind, evaluation, settings, now=clock_of(now)())
+        evaluation.about["card"] = _card(data, kind, evaluation, questions, labels, answers).as_dict()
         save_evaluation(ledger, evaluation.as_dict())
     return evaluation
+
+
+def _card(
+    data: Path,
+    kind: DecisionType,
+    evaluation: Evaluation,
+    questions: Sequence[DatasetRow],
+    labels: Sequence[Label],
+    answers: dict[str, Sequence[SourceAnswer | None]],
+) -> ModelCard:
+    """The model card: slices by what the log knows of each row, wins and losses."""
+    known = _asked_by(data, kind.name, questions)
+    facets = [
+        Facets(
+            agent=known.get(row.decision_id, (None, None))[0],
+            speakers=known.get(row.decision_id, (None, None))[1],
+            text="\n".join(str(message["content"]) for message in row.messages if message["role"] == "user"),
+            ts=row.ts,
+        )
+        for row in questions
+    ]
+    slices = find_slices(kind, labels, answers, facets, objective=load_objective(kind))
+    wins, losses = find_examples(kind, labels, answers, [row.decision_id for row in questions])
+    return make_card(evaluation, slices, wins, losses)
+
+
+def _asked_by(data: Path, decision_type: str, rows: Sequence[DatasetRow]) -> dict[str, tuple[str | None, int | None]]:
+    """Agent and number of speakers by decision id, of the rows that are still in the log."""
+    query = """
+        SELECT decision_id::VARCHAR, agent_id, len(subject_ids) FROM decisions
+        WHERE decision_type = ? AND date BETWEEN ? AND ? AND list_contains(?, decision_id::VARCHAR)
+    """
+    days = [min(row.ts for row in rows).date(), max(row.ts for row in rows).date()]
+    found = storage.sql(data, query, [decision_type, *days, [row.decision_id for row in rows]]).rows
+    return {decision_id: (agent, speakers) for decision_id, agent, speakers in found}
+
+
+def show_card(data: Path, model: str) -> tuple[ModelCard, dict[str, str]]:
+    """The card of a model's newest evaluation, and the questions of its examples by decision id.
+
+    The questions are those of the holdout, redacted; of one that was erased or deleted there are none. Raises
+    `MissingStep` where the model has no card.
+    """
+    config = load_config(data)
+    with open_ledger(data) as ledger:
+        row = find_model(data, ledger, model, "show")
+        found = last_evaluation(ledger, row.id)
+    content = None if found is None else found.content.get("about", {}).get("card")
+    if content is None:
+        raise MissingStep(f"model {row.id} has no card: `reasoning evaluate {row.id}` makes one")
+    card = read_card(content)
+    wanted = {each.decision_id for each in (*card.wins, *card.losses)}
+    questions: dict[str, str] = {}
+    with suppress(MissingStep, DatasetError, OSError):
+        for each in read_rows(find_dataset(data, card.dataset_id), "holdout", config=config):
+            if each.decision_id in wanted:
+                questions[each.decision_id] = str(each.messages[-1]["content"])
+    return card, questions
 
 
 def _judge(
@@ -230,6 +300,30 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
         cost_usd = _cost_usd(exam, hourly, model, completion)
         answers.append(SourceAnswer(decision, completion.confidence, completion.latency_ms, cost_usd))
     return answers
+
+
+def _measure_position_bias(
+    ledger: Ledger, exam: _Exam, server: Deployment, answers: Sequence[SourceAnswer | None]
+) -> dict[str, float] | None:
+    """How often a model answers otherwise where the options stand in reverse order, of the latest rows of the holdout.
+
+    None where prompts have no options to reorder. What it asks costs what any question costs.
+    """
+    kind, rows, given = exam.kind, exam.questions[-_POSITION_ROWS:], answers[-_POSITION_ROWS:]
+    prompts: list[list[Message]] = [
+        [{"role": m["role"], "content": m["content"]} for m in row.messages] for row in rows
+    ]
+    reversed_prompts = [kind.form.reorder(kind, prompt, "reversed") for prompt in prompts]
+    if reversed_prompts == prompts:
+        return None
+    asked = [
+        replace(row, messages=[{"role": m["role"], "content": m["content"]} for m in p])
+        for row, p in zip(rows, reversed_prompts, strict=True)
+    ]
+    other = _ask(ledger, replace(exam, questions=asked), server, None)
+    pairs = [(a.decision, b.decision) for a, b in zip(given, other, strict=True) if a is not None and b is not None]
+    changed = sum(a != b for a, b in pairs)
+    return {"rows": len(pairs), "changed": changed, "share": changed / len(pairs)} if pairs else None
 
 
 def _cost_usd(exam: _Exam, hourly: Decimal, model: Model | None, answer: CompletionResult) -> float | None:

@@ -27,7 +27,7 @@ from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import ServedModel, last_evaluation
-from storage.ledger.rows import ModelState
+from storage.ledger.rows import DeploymentState, ModelState
 
 STAGES: Mapping[ModelState, Stage] = {
     ModelState.SHADOW: "shadow",
@@ -112,7 +112,7 @@ def decide_live(
     kind = get_decision_type(decision_type, config)
     with open_ledger(data) as ledger:
         evaluation = last_evaluation(ledger, model_id)
-        deployment = find_deployment(ledger, model_id, "ready")
+        deployment = find_deployment(ledger, model_id, DeploymentState.READY)
         hourly = float(hourly_usd(deployment)) if deployment is not None else 0.0
     seen = observe(
         data,

@@ -40,6 +40,7 @@ from storage.ledger.rows import (
     INCUMBENT_STATES,
     ROUTED_STATES,
     Deployment,
+    DeploymentState,
     Model,
     ModelState,
     required,
@@ -207,7 +208,7 @@ def _arm_of(ledger: Ledger, served: ServedModel) -> Arm:
     arm = Arm(**served.serving.arm)
     if not capabilities_of(ledger.get(Model, served.model_id).provider).starts_servers:
         return arm
-    ready = ledger.find(Deployment, model_id=served.model_id, state="ready")
+    ready = ledger.find(Deployment, model_id=served.model_id, state=DeploymentState.READY)
     name = ready[-1].served_name if ready else None
     return replace(arm, model=name) if name else arm
 

@@ -36,7 +36,8 @@ from provider.pace import Pace
 from provider.port import Provider
 from provider.providers import capabilities_of, open_provider_of
 from provider.serving import load_serving
-from quality.dataset.export import Manifest, export_dataset, read_manifest
+from quality.dataset.export import export_dataset
+from quality.dataset.manifest import Manifest, read_manifest
 from quality.settings import ExportSettings
 from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type
@@ -82,7 +83,7 @@ def find_dataset(data: Path, dataset: str | Path) -> Path:
     return folders[only_one(text, begin, "datasets")]
 
 
-def find_deployment(ledger: Ledger, model_id: str, *states: str) -> Deployment | None:
+def find_deployment(ledger: Ledger, model_id: str, *states: DeploymentState) -> Deployment | None:
     """Ledger row of the newest deployment of a model in one of `states` (default: any but deleted)."""
     rows = ledger.find(Deployment, model_id=model_id, state=states or LIVE_STATES)
     return max(rows, key=lambda row: row.created_at, default=None)

@@ -124,6 +124,19 @@ class RegisterSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImportSettings:
+    """What of a file is imported, and as what."""
+
+    decision_type: Annotated[
+        str | None, Doc("Decision type of all that is imported. Empty: the declared type that a name says.")
+    ] = None
+    name: Annotated[
+        list[str] | None, Doc("Only what has one of these names (of a span, an observation, a row). Empty: all.")
+    ] = None
+    agent: Annotated[str | None, Doc("Agent that the decisions are of. Empty: what the source says.")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
     """What a model is evaluated on."""
 
@@ -226,6 +239,18 @@ class CycleSettings:
     min_new_decisions: Annotated[
         int, Ge(1), Doc("Labelled decisions since the last cycle's dataset that make another cycle due.")
     ] = 200
+    min_changed_decisions: Annotated[
+        int,
+        Ge(1),
+        Doc("The same where a live model fell, or the decisions drifted from those of the last dataset."),
+    ] = 100
+    since: Annotated[
+        Moment | None,
+        Doc(
+            "First day (UTC), or time, to learn from. Empty: since the world changed, where the live test of a model "
+            "that fell says when, else all there is."
+        ),
+    ] = None
     cool_down_hours: Annotated[float, Ge(0), Doc("Least hours between the end of a cycle and the next.")] = 20
     weight: Weight = 0.9
     canary_weight: Annotated[

@@ -19,11 +19,11 @@ from pipeline.verdicts import last_verdict
 from provider.clock import clock_of
 from provider.endpoint.arms import arm_of
 from provider.providers import arm_address, capabilities_of
-from quality.dataset.export import read_manifest
+from quality.dataset.manifest import read_manifest
 from reasoning.serving.routes import Arm, Route
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import Serving, served_models
-from storage.ledger.rows import Deployment, Model, ModelState, required
+from storage.ledger.rows import Deployment, DeploymentState, Model, ModelState, required
 
 if TYPE_CHECKING:
     from quality.evaluation.promotion import PromotionDecision
@@ -57,7 +57,7 @@ def promote_model(
     with open_ledger(data) as ledger:
         row = find_model(data, ledger, model, "promote --force" if settings.force else "promote")
         name = required(row.decision_type, f"the decision type of model {row.id}")
-        deployment = find_deployment(ledger, row.id, "ready")
+        deployment = find_deployment(ledger, row.id, DeploymentState.READY)
         if deployment is None:
             raise MissingStep(f"model {row.id} is not deployed: `reasoning deploy {row.id}` first")
         verdict = last_verdict(ledger, row.id)

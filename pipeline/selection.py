@@ -22,7 +22,7 @@ from storage.layout import Layout
 from storage.ledger.ledger import Ledger
 from storage.ledger.lives import evaluated_models
 from storage.ledger.money import format_usd
-from storage.ledger.rows import CHALLENGER_STATES, INCUMBENT_STATES, Deployment, Model, ModelState
+from storage.ledger.rows import CHALLENGER_STATES, INCUMBENT_STATES, Deployment, DeploymentState, Model, ModelState
 
 Verb = Literal["show", "deploy", "evaluate", "promote", "promote --force", "demote", "undeploy"]
 
@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def is_ready(self) -> bool:
-        return any(row.state == "ready" for row in self.deployments)
+        return any(row.state == DeploymentState.READY for row in self.deployments)
 
     @property
     def is_promoted(self) -> bool:
@@ -57,13 +57,13 @@ class Candidate:
 
     @property
     def is_new_and_deploying(self) -> bool:
-        up = any(row.state in (*STARTING_STATES, "ready") for row in self.deployments)
-        return self.model.state == "trained" and (up or not self.deployed_before)
+        up = any(row.state in (*STARTING_STATES, DeploymentState.READY) for row in self.deployments)
+        return self.model.state == ModelState.TRAINED and (up or not self.deployed_before)
 
     @property
     def hourly_usd(self) -> Decimal:
         """US dollars an hour that its deployments may cost."""
-        return sum((hourly_usd(row) for row in self.deployments if row.state != "stopped"), Decimal(0))
+        return sum((hourly_usd(row) for row in self.deployments if row.state != DeploymentState.STOPPED), Decimal(0))
 
     def __str__(self) -> str:
         states = ", ".join(f"deployment {row.state}" for row in self.deployments) or "not deployed"

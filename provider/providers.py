@@ -16,8 +16,9 @@ from provider.errors import ProviderSettingsError
 from provider.local import capabilities as local
 from provider.local.folder import server_url
 from provider.port import Provider
+from provider.settings import provider_name
 from provider.together import capabilities as together
-from provider.together.client import inference_url, provider_name, provider_url
+from provider.together.client import inference_url, provider_url
 from reasoning.serving.routes import Logprobs
 from storage.ledger.rows import ENDPOINT, LOCAL, TOGETHER
 
@@ -29,7 +30,6 @@ __all__ = [
     "local_server_url",
     "open_provider",
     "open_provider_of",
-    "provider_name",
     "provider_url",
     "providers_where",
 ]

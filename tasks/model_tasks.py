@@ -15,15 +15,16 @@ from pipeline.parameters import DemoteSettings, EvaluateSettings, PromoteSetting
 from pipeline.reports import evaluation_rows, without
 from quality.checks.log import check_decisions
 from quality.checks.report import QualityReport
-from quality.dataset.export import Manifest
+from quality.dataset.manifest import Manifest
 from quality.evaluation.evaluate import Evaluation
+from quality.evaluation.model_card import as_markdown, read_card
 from quality.evaluation.promotion import promotion_warnings
 from quality.settings import ExportSettings
 from reasoning.config import load_config
 from reasoning.serving.routes import Route
 from storage.ledger.lives import CycleRow
 from storage.ledger.rows import Deployment, FineTuneJob
-from tasks.runs import ONCE, REPEATABLE, publish, run_progress
+from tasks.runs import ONCE, REPEATABLE, publish, publish_markdown, run_progress
 
 
 @task(**REPEATABLE)
@@ -82,6 +83,8 @@ def evaluate(
     progress = run_progress("evaluation-progress", "Evaluating")
     found = evaluation.evaluate_model(data, model, settings, now=now, progress=progress)
     publish("verdict", found.about["verdict"] | {"notes": found.notes}, title=f"Verdict on {found.about['model_id']}")
+    card = read_card(found.about["card"])
+    publish_markdown("model-card", as_markdown(card), title=f"Card of {card.model_id}")
     publish("evaluation", evaluation_rows(found), title=f"{found.rows:,} holdout rows, 95 % intervals")
     return found
 
@@ -119,6 +122,6 @@ def reject(
 
 
 @task(**REPEATABLE)
-def tell(turns: list[CycleRow]) -> None:
-    """Where the turns stand, as an artifact."""
-    publish("turns", turns, title="The flywheel")
+def tell(cycles: list[CycleRow]) -> None:
+    """Where the cycles stand, as an artifact."""
+    publish("turns", cycles, title="The flywheel")

@@ -59,6 +59,11 @@ def publish(key: str, report: Any, *, title: str) -> None:
         create_markdown_artifact(markdown(report), key=key, description=title)
 
 
+def publish_markdown(key: str, text: str, *, title: str) -> None:
+    """A text as an artifact of the current run."""
+    create_markdown_artifact(text, key=key, description=title)
+
+
 def passing(task: Any, run: Any, state: Any) -> bool:
     """Retry condition of tasks: transient errors only; user errors are not retried.
 

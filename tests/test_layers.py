@@ -37,6 +37,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WHEEL_DEPENDENCIES = {re.split(r"[^\w-]", requirement)[0] for requirement in PROJECT["dependencies"]}
 
 # Modules of the extra `redact`, whose distributions have other names.
+FRAMEWORKS = {
+    "integrations/langchain.py": {"langchain", "langgraph"},
+    "integrations/openai_agents.py": {"agents"},
+}
 REDACTION_DEPENDENCIES = {"phonenumbers", "re2", "mnemonic", "stdnum"}
 
 
@@ -152,7 +156,7 @@ READS_ENVIRONMENT = {
     **dict.fromkeys(("reasoning/config.py", "gateway/settings.py", "cli/environment.py"), "configuration"),
     "storage/layout.py": "configuration: the ledger's URL",
     "storage/ledger/database.py": "names the variable in an error",
-    "provider/together/client.py": "configuration of the provider",
+    "provider/settings.py": "configuration of the provider",
     "pipeline/alerts.py": "configuration: the channels, which are secrets",
     "cli/serve.py": "puts together what child processes get",
     "emulator/world/scheduler.py": "puts together what a training process gets",
@@ -223,13 +227,14 @@ def test_no_flow_file_is_named_like_a_package():
 
 
 def test_the_wheel_imports_its_declared_dependencies_alone():
-    """`reasoning.redaction` may import what the extra `redact` installs as well."""
+    """`reasoning.redaction` may import what the extra `redact` installs as well, an adapter its framework."""
     foreign = {
         f"{path.relative_to(ROOT)}:{line}: {module}"
         for path in sources("reasoning")
         for module, line in imported_modules(path.read_text())
         if module.split(".")[0] not in sys.stdlib_module_names | WHEEL_DEPENDENCIES | {"reasoning", "cli"}
         and not (path.parent.name == "redaction" and module.split(".")[0] in REDACTION_DEPENDENCIES)
+        and module.split(".")[0] not in FRAMEWORKS.get(str(path.relative_to(ROOT / "reasoning")), ())
     }
     assert foreign == set()
 
@@ -258,3 +263,41 @@ def test_the_wheel_imports_the_rules_of_redaction_only_when_they_are_used():
 )
 def test_the_walk_sees_imports_wherever_they_stand(source: str, module: str):
     assert module in {name for name, _ in imported_modules(source)}
+
+
+# Packages that keep states as text: storage in its tables, the emulator on Together's wire.
+KEEPS_STATES_AS_TEXT = ("storage/", "emulator/", "provider/together/")
+
+
+def states_as_text(source: str) -> Iterator[int]:
+    """Lines that compare a `.state` with text, or hand text over as `state=`."""
+
+    def is_text(node: ast.expr) -> bool:
+        nodes = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
+        return any(isinstance(each, ast.Constant) and isinstance(each.value, str) for each in nodes)
+
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if any(isinstance(side, ast.Attribute) and side.attr == "state" for side in sides):
+                yield from (side.lineno for side in sides if is_text(side))
+        elif isinstance(node, ast.keyword) and node.arg == "state" and is_text(node.value):
+            yield node.value.lineno
+
+
+def test_states_are_enumerated_outside_of_storage() -> None:
+    found = [
+        f"{place}:{line}"
+        for package in MAY_IMPORT
+        for path in sources(package)
+        if not (place := path.relative_to(ROOT).as_posix()).startswith(KEEPS_STATES_AS_TEXT)
+        for line in states_as_text(path.read_text())
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "source", ["row.state == 'ready'", "row.state not in ('a', 'b')", "find(Model, state='trained')"]
+)
+def test_a_state_as_text_is_found(source: str) -> None:
+    assert list(states_as_text(source)) == [1]

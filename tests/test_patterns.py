@@ -230,6 +230,7 @@ def test_no_pattern_grows_faster_than_its_text(name: str) -> None:
 PUT_TOGETHER = {
     "reasoning/error_text.py": "its module's text, tested with it",
     "reasoning/formats/action_lists.py": "the name of a field",
+    "reasoning/formats/questions.py": "quoted names and values",
     "gateway/decisions/prompts.py": "a person's own settings, and quoted names",
     "gateway/ops/pages.py": "names of our own tags",
     "gateway/coding/classify.py": "its module's own texts",

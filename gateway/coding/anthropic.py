@@ -16,6 +16,7 @@ from gateway.decisions.episodes import episode_of
 from gateway.errors import Untranslatable
 from gateway.http.exchange import Exchange
 from gateway.http.forward import Copy, fetch, forward
+from gateway.http.inference import OURS
 from gateway.ops.logs import log
 from gateway.settings import Key
 from gateway.state import State
@@ -33,7 +34,7 @@ async def answer_coding(
     assert key is not None
     session = session_of(request, exchange.admission.headers, key.name)
     asked, reason = _plan(state, exchange, key, session, request, size)
-    decision_id = _decision_id(state, asked)
+    decision_id = _trace_decision(exchange, _decision_id(state, asked))
     attempt: Attempt | None = None
     plan = asked.plan
     if plan.arm is not None and plan.route is not None and asked.chat is not None:
@@ -43,7 +44,7 @@ async def answer_coding(
             return
         if attempt.served or exchange.gone:
             return
-        decision_id = _decision_id(state, asked)
+        decision_id = _trace_decision(exchange, _decision_id(state, asked))
     else:
         exchange.reason = reason or plan.reason
         if exchange.reason:
@@ -147,6 +148,7 @@ async def _answer(
             await keep()
         return False
     if not attempt.failed:
+        _trace(exchange, attempt)
         state.sessions.put(asked.session, "custom")
         return True
     if not kept:
@@ -156,6 +158,21 @@ async def _answer(
     exchange.reason = attempt.reason
     state.metrics.fallbacks.labels(DECISION_TYPE, attempt.reason).inc()
     return False
+
+
+def _trace_decision(exchange: Exchange, decision_id: UUID | None) -> UUID | None:
+    """Name the decision on the request's span: the one that is answered, if several were tried."""
+    if exchange.inference is not None and decision_id is not None:
+        exchange.inference.decision_type, exchange.inference.decision_id = DECISION_TYPE, str(decision_id)
+    return decision_id
+
+
+def _trace(exchange: Exchange, attempt: Attempt) -> None:
+    """Put on the request's span what the model answered."""
+    if (inference := exchange.inference) is not None:
+        inference.provider, inference.response_model = OURS, attempt.arm.model
+        inference.input_tokens, inference.output_tokens = attempt.input_tokens, attempt.output_tokens
+        inference.finish_reason = attempt.stop_reason
 
 
 def _shadow(state: State, exchange: Exchange, asked: CodingRequest, path: bytes, body: bytes) -> None:

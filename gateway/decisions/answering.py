@@ -13,10 +13,11 @@ from gateway.decisions.api import count_answer
 from gateway.decisions.episodes import episode_of, room_of, user_of
 from gateway.decisions.forced import ForcedDecision
 from gateway.decisions.prompts import STAGE_ONE_TOOL, DecisionPrompt, read_decision, recognise, write_answer
-from gateway.errors import ModelAnswerError, UpstreamError
+from gateway.decisions.whole_answer import fetch_whole
+from gateway.errors import ModelAnswerError
 from gateway.http.exchange import Exchange
-from gateway.http.security import Headers, forwarded_headers, returned_headers
-from gateway.http.upstream import ask
+from gateway.http.inference import OURS
+from gateway.http.security import Headers
 from gateway.protocols.answers import OwnAnswer, UpstreamAnswer
 from gateway.protocols.port import Operation
 from gateway.protocols.questions import TextPrompt
@@ -26,7 +27,6 @@ from reasoning.core import Answer
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import InvalidContext, UnparseableAnswer
 from reasoning.fallback import fallback_call
-from reasoning.io.bounded import MAX_BYTES
 
 Read = Callable[[UpstreamAnswer], dict[str, Any]]
 """The decision in an upstream's answer. Raises `UnparseableAnswer`."""
@@ -48,8 +48,8 @@ class _Upstream:
     def __init__(self, state: State, exchange: Exchange, asked: Asked, read: Read) -> None:
         assert exchange.protocol is not None
         self._state, self._exchange, self._asked, self._read = state, exchange, asked, read
-        self._model = asked.request.get("model")
-        self._protocol, self.pool = exchange.protocol, state.pools[exchange.protocol.name]
+        self._model = asked.operation.model(asked.path, asked.request)
+        self.pool = state.pools[exchange.protocol.name]
         self.status = 0
         self.headers: Headers = []
         self.answer = b""
@@ -69,6 +69,10 @@ class _Upstream:
         """Put on record, and count, what the upstream's answer used: also of one that is no decision."""
         price = find_price(self._state.settings.prices, self._model, url=self.pool.url)
         usage = said.usage(self._model, price)
+        if (inference := self._exchange.inference) is not None:
+            inference.input_tokens, inference.output_tokens = said.input_tokens, said.output_tokens
+            inference.cache_read_tokens, inference.reasoning_tokens = usage.cache_read_tokens, said.reasoning_tokens
+            inference.finish_reason = said.stop
         with fallback_call() as call:
             for field in fields(usage):
                 setattr(call, field.name, getattr(usage, field.name))
@@ -77,34 +81,9 @@ class _Upstream:
 
     async def fetch(self) -> None:
         """Ask, and read the answer whole: a decision is small. Raises `UpstreamError`."""
-        upstream, response = await ask(
-            self._state.http,
-            self.pool,
-            self._exchange.method,
-            self._asked.path,
-            self._exchange.query,
-            lambda chosen: forwarded_headers(
-                self._exchange.headers,
-                self._exchange.admission,
-                self._protocol,
-                chosen.settings.api_key,
-                identity=True,
-            ),
-            self._asked.body,
+        self.status, self.headers, self.answer = await fetch_whole(
+            self._state, self._exchange, self.pool, self._asked.path, self._asked.body
         )
-        try:
-            parts, size = [], 0
-            while chunk := await response.content.readany():
-                size += len(chunk)
-                if size > MAX_BYTES:  # not asked again: it would cost the same once more
-                    raise UpstreamError(f"{self.pool.name} answered a decision with more than {MAX_BYTES} bytes")
-                parts.append(chunk)
-        finally:
-            upstream.active -= 1
-            response.release() if response.content.at_eof() else response.close()
-        self.status, self.answer = response.status, b"".join(parts)
-        self.headers = [h for h in returned_headers(response.raw_headers) if h[0] != b"content-length"]
-        self.headers.append((b"content-length", b"%d" % size))
 
 
 def find_decision_prompt(
@@ -203,6 +182,7 @@ async def _answer(
         except (ModelAnswerError, UnparseableAnswer, InvalidContext):
             if not upstream.status:  # our client could not use the context: the upstream still can
                 await upstream.fetch()
+        _trace(state, exchange, asked, kind.name, answer)
         if answer is None or answer.source == "original":
             await _send_upstream(state, exchange, kind.name, upstream, answer)
             return
@@ -219,6 +199,20 @@ async def _answer(
             headers.append((b"x-reasoning-decision-id", str(answer.decision_id).encode()))
         await exchange.start(200, headers)
         await exchange.write(out, more=False)
+
+
+def _trace(state: State, exchange: Exchange, asked: Asked, decision_type: str, answer: Answer | None) -> None:
+    """Put on the request's span what was decided."""
+    inference = exchange.inference
+    if inference is None or answer is None:
+        return
+    inference.decision_type, inference.output = decision_type, answer.decision
+    inference.decision_id = str(answer.decision_id) if state.settings.record else None
+    if answer.source == "custom":
+        inference.provider, inference.response_model, inference.finish_reason = OURS, answer.model, "stop"
+        inference.input_tokens, inference.output_tokens = answer.input_tokens, answer.output_tokens
+    if state.settings.trace_content and asked.operation.turns is not None:
+        inference.turns = asked.operation.turns(asked.request) or ()
 
 
 async def _send_upstream(

@@ -11,6 +11,7 @@ import orjson
 from gateway.errors import BadRequest, RequestRefused
 from gateway.http.bodies import decode_body
 from gateway.http.exchange import Exchange
+from gateway.http.inference import OURS, FeedbackEvent, Inference
 from gateway.settings import Key
 from gateway.state import State
 from reasoning.core import Answer
@@ -62,6 +63,15 @@ async def decide(state: State, exchange: Exchange, decision_type: str) -> None:
         if exchange.reason:
             state.metrics.fallbacks.labels(kind.name, exchange.reason).inc()
         count_answer(state, kind.name, answer)
+        exchange.inference = Inference(
+            "chat",
+            OURS if answer.source == "custom" else "client",
+            response_model=answer.model,
+            decision_type=kind.name,
+            decision_id=str(answer.decision_id),
+            input_tokens=answer.input_tokens,
+            output_tokens=answer.output_tokens,
+        )
         headers = [(b"x-reasoning-decision-id", str(answer.decision_id).encode())]
         await exchange.reply(200, orjson.dumps(asdict(answer), default=str), headers)
 
@@ -120,6 +130,9 @@ async def feedback(state: State, exchange: Exchange) -> None:
     )
     if not recorded:
         raise RequestRefused(503, "api_error", "the feedback could not be written; send it again")
+    value = body["value"]
+    told = value if isinstance(value, int | float) or (state.settings.trace_content and kind == "metric") else None
+    exchange.feedback = FeedbackEvent(body["metric"], told, decision_id, episode_id)
     await exchange.reply(202, b'{"status":"recorded"}')
 
 

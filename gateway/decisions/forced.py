@@ -13,8 +13,8 @@ Without `fields` such a form is logged and learned, and the upstream answers. Th
 A decision of a model that no table completes is on record with the reason `needs_text`, and the upstream answers.
 
 The decision type is known by the form and the instructions: `<name>_<hash of both>_<hash of the questions>`. Numbers
-and UUIDs in the instructions do not count, so that a date in them makes no new type; the model sees them beside the
-conversation. A type begins with the second request that has it (`forced_after`), so that a prompt that is never the
+and UUIDs in the instructions do not count, so that a date in them makes no new type; the model sees the numbers beside
+the conversation. A type begins with the second request that has it (`forced_after`), so that a prompt that is never the
 same twice makes none. `[gateway.decisions] forced = false` and `forced = false` of a key switch all of this off.
 """
 
@@ -30,6 +30,7 @@ from typing import Any
 
 import orjson
 
+from gateway.decisions.instructions import Instructions
 from gateway.decisions.schema_fields import DecidingField, SchemaFields, read_schema
 from gateway.errors import GatewayConfigError
 from gateway.ops.logs import log
@@ -48,12 +49,9 @@ _REMEMBERED = 512
 _SEEN = 4096
 _TELLING = 24
 _CHOICE_OF_TOOL = "tool"
-_DIGITS = b"0123456789"
-_BLANKED = bytes(code if code in _DIGITS else 32 for code in range(256))
-"""A table for `bytes.translate` that leaves the digits: one pass, where a regular expression takes a hundred times as
-long."""
-_UUID_MIDDLE = re.compile(rb"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-")
 
+_TypeKey = tuple[bytes, str]
+"""The digests of a form and of its instructions."""
 MakeType = Callable[[Mapping[str, TypedQuestion], str], DecisionType]
 """Makes the decision type of named questions (`reasoning.core.ClientCore.question_type`)."""
 
@@ -140,15 +138,21 @@ class ForcedTypes:
         self, templates: Sequence[Template] = (), make_type: MakeType | None = None, *, after: int = 1
     ) -> None:
         self._after = after
-        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._seen: OrderedDict[_TypeKey, int] = OrderedDict()
         self._templates = templates
         self._make_type = make_type
         self._forms: OrderedDict[bytes, _FormQuestions | None] = OrderedDict()
-        self._instructions: OrderedDict[str, tuple[str, str]] = OrderedDict()
-        self._types: dict[bytes, ForcedType | None] = {}
+        self._instructions = Instructions()
+        self._types: dict[_TypeKey, ForcedType | None] = {}
 
     def find(self, operation: Operation, request: Mapping[str, Any]) -> ForcedDecision | None:
-        """The decision that a request forces; None for every other request. Never raises."""
+        """The decision that a request forces; None for every other request, and for one that cannot be read."""
+        try:
+            return self._find(operation, request)
+        except (TypeError, AttributeError, KeyError, ValueError, RecursionError):
+            return None  # only the upstream can say what is wrong with it
+
+    def _find(self, operation: Operation, request: Mapping[str, Any]) -> ForcedDecision | None:
         forced = operation.forced(request) if operation.forced is not None else None
         if forced is None or (read := self._questions(forced)) is None:
             return None
@@ -156,11 +160,12 @@ class ForcedTypes:
         if turns is None or sum(len(turn.text) for turn in turns) > _MAX_STATE:
             return None
         said = [turn for turn in turns if turn.role != "system" and turn.text.strip()]
-        template, numbers = self._split("\n\n".join(turn.text for turn in turns if turn.role == "system"))
-        kind = self._type(forced, read, template)
+        masked = self._instructions.mask("\n\n".join(turn.text for turn in turns if turn.role == "system"))
+        kind = self._type(forced, read, masked.digest)
         if kind is None or not said:
             return None
-        shown = [Turn("numbers in the instructions", numbers), *said] if numbers else said
+        numbers = [Turn("numbers in the instructions", masked.numbers)] if masked.numbers else []
+        shown = [*numbers, *said]
         state = [{"role": turn.role, "content": turn.text} for turn in shown]
         return ForcedDecision(kind, {"state": state}, _marks(said), forced.named)
 
@@ -175,31 +180,18 @@ class ForcedTypes:
                 self._forms.popitem(last=False)
         return self._forms[key]
 
-    def _split(self, instructions: str) -> tuple[str, str]:
-        """A digest of the instructions without what varies, and that."""
-        found = self._instructions.get(instructions)
-        if found is None:
-            text, ids = _without_uuids(instructions.encode("utf-8", "surrogatepass"))
-            numbers = b" ".join([*text.translate(_BLANKED).split(), *ids]).decode("utf-8", "replace")
-            found = hashlib.sha256(text.translate(None, _DIGITS)).hexdigest(), numbers
-            self._instructions[instructions] = found
-            if len(self._instructions) > _REMEMBERED:
-                self._instructions.popitem(last=False)
-        return found
-
     def _type(self, forced: ForcedForm, read: _FormQuestions, instructions: str) -> ForcedType | None:
-        key = hashlib.sha256(read.digest + instructions.encode()).digest()
-        if key not in self._types:
+        if (key := (read.digest, instructions)) not in self._types:
             if len(self._types) >= MAX_TYPES or not self._is_repeated(key):
                 return None
             slug = re.sub(r"[^A-Za-z0-9]+", "_", forced.forms[0].name).strip("_")[:40] if read.fields else "choose_tool"
-            name = f"{slug if slug[:1].isalpha() else f'tool_{slug}'}_{key.hex()[:8]}"
+            name = f"{slug if slug[:1].isalpha() else f'tool_{slug}'}_{_hash(key)}"
             self._types[key] = self._made(forced, read, name)
             if len(self._types) == MAX_TYPES:
                 log.warning("%d types of forced decisions are known; requests of further ones pass on", MAX_TYPES)
         return self._types[key]
 
-    def _is_repeated(self, key: bytes) -> bool:
+    def _is_repeated(self, key: _TypeKey) -> bool:
         seen = self._seen[key] = self._seen.pop(key, 0) + 1
         if len(self._seen) > _SEEN:
             self._seen.popitem(last=False)
@@ -317,14 +309,8 @@ def _holds(template: Template, arguments: dict[str, Any]) -> bool:
     return True
 
 
-def _without_uuids(text: bytes) -> tuple[bytes, list[bytes]]:
-    kept, ids, at = [], [], 0
-    for middle in _UUID_MIDDLE.finditer(text):
-        begin, end = max(middle.start() - 8, at), middle.end() + 12
-        kept.append(text[at:begin])
-        ids.append(text[begin:end])
-        at = end
-    return (b"".join([*kept, text[at:]]), ids) if ids else (text, ids)
+def _hash(key: _TypeKey) -> str:
+    return hashlib.sha256(key[0] + key[1].encode()).hexdigest()[:8]
 
 
 def _marks(turns: Sequence[Turn]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.errors import RequestRefused
 from gateway.http.budget import FREE_BYTES, Budget
+from gateway.http.inference import FeedbackEvent, Inference
 from gateway.http.security import Admission, Headers
 from gateway.protocols.port import MB, Protocol
 
@@ -43,6 +44,8 @@ class Exchange:
             "finished",
             "refusal",
             "protocol",
+            "inference",
+            "feedback",
             "_budget",
             "_held",
             "_receive",
@@ -72,6 +75,8 @@ class Exchange:
         self.finished = False
         self.refusal: RequestRefused | None = None  # of a body that was already on its way to an upstream
         self.protocol: Protocol | None = None  # whose API was asked, once that is known
+        self.inference: Inference | None = None  # what was asked of a model
+        self.feedback: FeedbackEvent | None = None  # what was recorded of a decision
         self._budget = budget
         self._held = 0
         self._receive = receive

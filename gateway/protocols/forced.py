@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -24,8 +24,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _HARMLESS_INCLUDES = ({"reasoning.encrypted_content"}, set[str]())
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """A message as text. `role` is `system` for instructions."""
 
     role: str

@@ -13,6 +13,7 @@ from typing import Any
 from gateway.protocols.answers import OwnAnswer, UpstreamAnswer
 from gateway.protocols.forced import ForcedForm, Turn
 from gateway.protocols.questions import TextPrompt
+from reasoning.serving.decision_wires import DecisionWire
 
 MB = 1 << 20
 
@@ -26,6 +27,9 @@ class Operation:
     `read` takes a body and its content type and raises `ModelAnswerError`; `write` returns content type and body.
     `forced` returns the tool or schema that a request forces, and `turns` its conversation as text, None where it has
     more than text. Both are None for an operation that forces nothing.
+    `needs_query` has to stand in the query: without it the upstream answers in a form that `write` does not write.
+    The group `model` of `path` is the model, where it does not stand in the body.
+    `genai` is what OpenTelemetry's GenAI conventions call it.
     `may_be_coding`: its requests are Anthropic Messages in form, and the coding model may answer them.
     """
 
@@ -38,6 +42,23 @@ class Operation:
     may_be_coding: bool = False
     forced: Callable[[Mapping[str, Any]], ForcedForm | None] | None = None
     turns: Callable[[Mapping[str, Any]], list[Turn] | None] | None = None
+    needs_query: bytes = b""
+    genai: str = "chat"
+
+    def model(self, path: bytes, request: Mapping[str, Any]) -> object:
+        """The model that a request asks for, by its path where that names it."""
+        match = self.path.fullmatch(path)
+        named = match.groupdict().get("model") if match else None
+        return request.get("model") if named is None else named.decode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class TypedOperation:
+    """A POST of a protocol that asks typed questions. `name` is its label and tag, `path` matches the whole path."""
+
+    name: str
+    path: re.Pattern[bytes]
+    wire: DecisionWire
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +103,7 @@ class Protocol:
     error: Callable[[int, str, str, str | None], tuple[int, bytes]]
     model_paths: tuple[str, ...]
     operations: tuple[Operation, ...] = ()
+    typed: tuple[TypedOperation, ...] = ()
     repeatable: re.Pattern[bytes] = re.compile(rb"(?!)")
     aliases: Mapping[bytes, bytes] = field(default_factory=dict)
     administration: frozenset[bytes] = frozenset()
@@ -93,6 +115,8 @@ class Protocol:
     agents: tuple[bytes, ...] = ()
     any_key_roots: frozenset[bytes] = frozenset()
     described: tuple[OpenApiPath, ...] = ()
+    genai_provider: str = ""
+    """The provider's name in OpenTelemetry's GenAI conventions, where it is not `name`."""
     fallback_key_header: bytes | None = None
     """Where our key goes when the client's token came in a header of no protocol. Default: the first of its own."""
 
@@ -109,6 +133,10 @@ class Protocol:
             if operation.path.fullmatch(path):
                 return operation
         return None
+
+    def typed_operation(self, path: bytes) -> TypedOperation | None:
+        """The typed questions that a POST to `path` asks."""
+        return next((operation for operation in self.typed if operation.path.fullmatch(path)), None)
 
 
 def roots(*names: str) -> frozenset[bytes]:

@@ -111,7 +111,7 @@ def _become_ready(
     ), message
 
 
-def move_deployment(ledger: Ledger, deployment_id: str, state: str, **values: Any) -> Deployment:
+def move_deployment(ledger: Ledger, deployment_id: str, state: DeploymentState, **values: Any) -> Deployment:
     """Move a deployment to where the provider has it, unless another hand has begun or done its end meanwhile."""
     with ledger.transaction():
         row = ledger.get(Deployment, deployment_id)

@@ -212,7 +212,9 @@ def sync_attached(
     """
     if replica.state not in _OPEN:
         reason = f"its replica {replica.name} is {replica.state}"
-        return move(ledger, row.id, "stopping", why=reason, reason=row.reason or reason, now=clock()), reason
+        return move(
+            ledger, row.id, DeploymentState.STOPPING, why=reason, reason=row.reason or reason, now=clock()
+        ), reason
     if replica.remote_id is None or replica.endpoint_id is None:
         return row, "its replica is being created"
     try:
@@ -223,18 +225,18 @@ def sync_attached(
     ledger.update(Deployment, row.id, metered_until=clock(), now=clock())
     if adapter is None:
         reason = "it is not attached any more: another hand detached it, or put another in its place"
-        return move(ledger, row.id, "stopping", why=reason, reason=reason, now=clock()), reason
+        return move(ledger, row.id, DeploymentState.STOPPING, why=reason, reason=reason, now=clock()), reason
     if adapter.has_failed:
         reason = f"its adapter was not loaded: {adapter.message}"
-        return move(ledger, row.id, "stopping", why=reason, reason=reason, now=clock()), reason
+        return move(ledger, row.id, DeploymentState.STOPPING, why=reason, reason=reason, now=clock()), reason
     if not adapter.is_ready or replica.state != DeploymentState.READY:
-        state = "degraded" if row.ready_at else "provisioning"
+        state = DeploymentState.DEGRADED if row.ready_at else DeploymentState.PROVISIONING
         return move(ledger, row.id, state, replicas=0, remote_id=adapter.id, now=clock()), adapter.message
     if row.state != DeploymentState.READY and (wrong := _answers_as_base(provider, row, replica)):
-        return move(ledger, row.id, "stopping", why=wrong, reason=wrong, now=clock()), wrong
+        return move(ledger, row.id, DeploymentState.STOPPING, why=wrong, reason=wrong, now=clock()), wrong
     ready_at = row.ready_at or clock()
     values = {"replicas": 1, "remote_id": adapter.id, "ready_at": ready_at, "reason": None}
-    return move(ledger, row.id, "ready", now=clock(), **values), ""
+    return move(ledger, row.id, DeploymentState.READY, now=clock(), **values), ""
 
 
 def _answers_as_base(provider: Provider, row: Deployment, replica: Deployment) -> str | None:
@@ -262,13 +264,19 @@ def detach_model(provider: Provider, ledger: Ledger, row: Deployment, *, now: No
     """Detach a model that is to end, and write down that it is gone. Its replica is not ended here: `end_unused`."""
     clock = clock_of(now)
     replica = ledger.get(Deployment, required(row.replica_id, f"the replica of {row.name}"))
-    if replica.remote_id and replica.endpoint_id and replica.state not in ("stopped", "deleted"):
+    if (
+        replica.remote_id
+        and replica.endpoint_id
+        and replica.state not in (DeploymentState.STOPPED, DeploymentState.DELETED)
+    ):
         with contextlib.suppress(RemoteNotFound):  # the replica, or the adapter, is gone already
             for adapter in provider.attached(replica.endpoint_id, replica.remote_id):
                 if adapter.adapter_id == row.model_object_id:
                     provider.detach(replica.endpoint_id, replica.remote_id, adapter)
     at = clock()
-    return ledger.transition(Deployment, row.id, "deleted", replicas=0, stopped_at=row.stopped_at or at, now=at)
+    return ledger.transition(
+        Deployment, row.id, DeploymentState.DELETED, replicas=0, stopped_at=row.stopped_at or at, now=at
+    )
 
 
 def unused_replicas(ledger: Ledger) -> list[Deployment]:

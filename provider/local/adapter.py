@@ -327,17 +327,16 @@ def _told(row: LocalDeployment, state: RemoteState | None = None, message: str =
 
 
 def _job(job: Job) -> RemoteJob:
-    state = RemoteJobState(job.state)
     return RemoteJob(
         id=job.name,
-        state=state,
-        said=job.state,
+        state=job.state,
+        said=job.state.value,
         name=job.name,
         output_name=job.name,
         base_model=job.base_model,
         created_at=datetime.fromtimestamp(job.created_at, UTC),
         price_usd=_FREE,
-        model_object_id=job.name if state is RemoteJobState.COMPLETED else None,
+        model_object_id=job.name if job.state is RemoteJobState.COMPLETED else None,
         error=job.error,
     )
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from provider.errors import ProviderRefused, ProviderUnavailable
+from provider.port import RemoteJobState
 from storage.files import make_folder, open_private, write_atomic
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -28,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 @dataclass(slots=True)
 class Job:
-    """A training. `state` is a word of `provider.port.RemoteJobState`; times are seconds since 1970 (UTC)."""
+    """A training. Times are seconds since 1970 (UTC)."""
 
     name: str
     base_model: str
@@ -36,7 +37,7 @@ class Job:
     validation: str | None
     parameters: dict[str, Any]
     created_at: float
-    state: str = "waiting"
+    state: RemoteJobState = RemoteJobState.WAITING
     attempts: int = 0
     """How many processes were started for it."""
     pid: int | None = None
@@ -123,7 +124,7 @@ class Folder:
     def read_job(self, name: str) -> Job | None:
         """A job, or None. Raises ProviderUnavailable where its file cannot be read."""
         found = _read(self.job(name) / "job.json")
-        return None if found is None else Job(**found)
+        return None if found is None else Job(**{**found, "state": RemoteJobState(found["state"])})
 
     def write_job(self, job: Job) -> None:
         """Keep a job."""

@@ -46,20 +46,20 @@ def follow(folder: Folder, name: str) -> Job:
         job = folder.read_job(name)
         if job is None:
             raise RemoteNotFound(f"there is no job {name!r}")
-        if RemoteJobState(job.state) in ENDED_JOBS or is_held(folder.job(name) / "lock"):
+        if job.state in ENDED_JOBS or is_held(folder.job(name) / "lock"):
             return job
         job = folder.read_job(name) or job  # it may have ended in between
-        if RemoteJobState(job.state) in ENDED_JOBS:
+        if job.state in ENDED_JOBS:
             return job
         job = replace(job, pid=None)
         if job.cancel:
-            job = replace(job, state="cancelled")
+            job = replace(job, state=RemoteJobState.CANCELLED)
         elif job.attempts >= ATTEMPTS:
             log = folder.job(name) / "log"
             error = f"the process that trains died {job.attempts} times, at last with {_last_line(log)!r}; see {log}"
-            job = replace(job, state="failed", error=error)
+            job = replace(job, state=RemoteJobState.FAILED, error=error)
         folder.write_job(job)
-        if RemoteJobState(job.state) in ENDED_JOBS:
+        if job.state in ENDED_JOBS:
             return job
     _start(folder, job)
     return job
@@ -71,7 +71,7 @@ def cancel(folder: Folder, name: str) -> None:
         job = folder.read_job(name)
         if job is None:
             raise RemoteNotFound(f"there is no job {name!r}")
-        if RemoteJobState(job.state) in ENDED_JOBS:
+        if job.state in ENDED_JOBS:
             raise ProviderRefused(f"job {name} has ended: {job.state}")
         lock = folder.job(name) / "lock"
         folder.write_job(replace(job, cancel=True))
@@ -83,8 +83,8 @@ def cancel(folder: Folder, name: str) -> None:
                     os.kill(job.pid, signal.SIGKILL)
             time.sleep(0.02)
         job = folder.read_job(name) or job
-        if RemoteJobState(job.state) not in ENDED_JOBS:
-            folder.write_job(replace(job, cancel=True, state="cancelled", pid=None))
+        if job.state not in ENDED_JOBS:
+            folder.write_job(replace(job, cancel=True, state=RemoteJobState.CANCELLED, pid=None))
 
 
 def _start(folder: Folder, job: Job) -> None:

@@ -18,6 +18,7 @@ from types import FrameType
 
 from provider.local.folder import Folder, Job
 from provider.local.process import detach
+from provider.port import RemoteJobState
 from storage.files import remove_tree, replace_folder
 
 _BETWEEN_WRITES = 0.5
@@ -37,15 +38,17 @@ def main() -> int:
         job = folder.read_job(name)
         if job is None or job.cancel:
             return 0
-        job = replace(job, state="running", pid=os.getpid(), attempts=job.attempts + 1, progress=0.0, said="starting")
+        job = replace(
+            job, state=RemoteJobState.RUNNING, pid=os.getpid(), attempts=job.attempts + 1, progress=0.0, said="starting"
+        )
         folder.write_job(job)
         signal.signal(signal.SIGALRM, _out_of_time)
         try:
             _train(folder, job)
         except BaseException as error:
-            folder.write_job(replace(job, state="failed", pid=None, error=_reason(job, error)))
+            folder.write_job(replace(job, state=RemoteJobState.FAILED, pid=None, error=_reason(job, error)))
             return 1
-        folder.write_job(replace(job, state="completed", pid=None, progress=1.0, said="trained"))
+        folder.write_job(replace(job, state=RemoteJobState.COMPLETED, pid=None, progress=1.0, said="trained"))
     return 0
 
 
@@ -90,7 +93,7 @@ def _watch_memory(folder: Folder, job: Job) -> None:
         if used > float(job.parameters["memory_gb"]):
             limit = job.parameters["memory_gb"]
             error = f"out of memory: it may use {limit} GB; allow more (memory_gb), or use fewer rows"
-            folder.write_job(replace(job, state="failed", pid=None, error=error))
+            folder.write_job(replace(job, state=RemoteJobState.FAILED, pid=None, error=error))
             os._exit(1)
         time.sleep(0.1)
 

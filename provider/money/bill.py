@@ -20,7 +20,7 @@ from storage.ledger.charges import ChargedTo, Owner
 from storage.ledger.ledger import Ledger
 from storage.ledger.money import format_usd, round_up
 from storage.ledger.reports import ENDED_STATES
-from storage.ledger.rows import Deployment, DeploymentRole, FineTuneJob, JobState
+from storage.ledger.rows import Deployment, DeploymentRole, DeploymentState, FineTuneJob, JobState
 
 BILL_SILENCE = timedelta(hours=25)
 """The bill of a month that has ended may be a day behind (Together's reference, "Get billing usage"). An hour that the
@@ -189,7 +189,7 @@ def _compare_deployment(
 ) -> None:
     silent = _hour(bill.as_of - BILL_SILENCE)
     # What ended so long ago is on the bill: all of its charges count, also those of a clock that was ahead.
-    final = row.state == "deleted" and row.updated_at < silent
+    final = row.state == DeploymentState.DELETED and row.updated_at < silent
     billed = bill.of.get(row.id)
     if (main := _main_of(row, everything)) is not None and billed is None:
         of_main = bill.of.get(main.id)

@@ -21,7 +21,7 @@ from storage.errors import LedgerError, PriceUnknown
 from storage.ledger.charges import ChargedTo
 from storage.ledger.money import LARGEST_USD, minutes_usd, round_up
 from storage.ledger.reports import BILLABLE_STATES
-from storage.ledger.rows import Deployment, Model
+from storage.ledger.rows import Deployment, Model, ReservationState
 
 if TYPE_CHECKING:
     import duckdb
@@ -105,7 +105,7 @@ def meter_minutes(ledger: Ledger, deployment_id: str, replicas: int, *, now: dat
         )
         if charged and (held := row.reservation_id):
             reservation = ledger.reservation(held)
-            if reservation.state == "open":
+            if reservation.state == ReservationState.OPEN:
                 ledger.resize(held, max(reservation.amount_usd - charged, Decimal(0)), now=now)
     return charged
 

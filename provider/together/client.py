@@ -6,7 +6,6 @@ Reads keep its retries; every create goes through `create_once`, which looks bef
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +24,7 @@ from provider.errors import (
     UnexpectedAnswer,
     brief,
 )
+from provider.settings import emulator_url, provider_name, together_settings
 from reasoning.errors import ReasoningError
 
 if TYPE_CHECKING:
@@ -38,15 +38,6 @@ INFERENCE_URL = "https://api-inference.together.ai"
 T = TypeVar("T")
 
 
-def provider_name(provider: str | None = None) -> str:
-    """Name of the provider, by default that of `REASONING_PROVIDER`, else `local`.
-
-    `local` with an address in `REASONING_PROVIDER_URL` means `emulator`, as it did in earlier versions.
-    """
-    name = provider or os.environ.get("REASONING_PROVIDER") or "local"
-    return "emulator" if name == "local" and os.environ.get("REASONING_PROVIDER_URL") else name
-
-
 def provider_url(provider: str | None = None, base_url: str | None = None) -> str:
     """Base URL of the provider, without `/v1`. Raises ProviderSettingsError, naming the setting.
 
@@ -55,9 +46,9 @@ def provider_url(provider: str | None = None, base_url: str | None = None) -> st
     """
     name = provider_name(provider)
     if name == "together":
-        url = _without_secrets(base_url or os.environ.get("TOGETHER_BASE_URL") or TOGETHER_URL)
+        url = _without_secrets(base_url or together_settings().base_url or TOGETHER_URL)
     elif name in ("emulator", "local"):
-        url = _without_secrets(base_url or os.environ.get("REASONING_PROVIDER_URL") or "")
+        url = _without_secrets(base_url or emulator_url() or "")
         if not url:
             raise ProviderSettingsError(
                 "the emulator has no URL: run `reasoning serve --provider emulator` for this data folder, which "
@@ -102,17 +93,17 @@ def connect(
     url = provider_url(provider, base_url)
     is_local = provider_name(provider) != "together"
     # The real key never goes to another server, so it is not taken from the environment for one.
-    key = api_key or ("local" if is_local else os.environ.get("TOGETHER_API_KEY"))
+    key = api_key or ("local" if is_local else together_settings().api_key)
     if not key:
         raise ProviderSettingsError("TOGETHER_API_KEY is not set: the provider `together` needs it")
     if not (key.isascii() and key.isprintable()):
         raise ProviderSettingsError("the API key has characters that no key has: copy it again")
-    project = project_id or (None if is_local else os.environ.get("TOGETHER_PROJECT_ID"))
+    project = project_id or (None if is_local else together_settings().project_id)
 
     from together import Together  # 2 s of imports, so only who talks to the provider pays them
 
     # A base URL that is given, be it the default, sends chat completions away from the host that is made for them.
-    own = None if url == TOGETHER_URL and not os.environ.get("TOGETHER_BASE_URL") else url
+    own = None if url == TOGETHER_URL and not together_settings().base_url else url
     client = Together(api_key=key, base_url=own, project_id=project, timeout=timeout)
     if not client.project_id:
         client.project_id = _find_project(client, url)

@@ -44,9 +44,12 @@ SELECT decision_type, date::VARCHAR AS date,
        count(*) FILTER (source = 'custom' AND valid) / nullif(count(*) FILTER (source = 'custom'), 0) AS parse_rate,
        count(*) FILTER (source = 'custom' AND confidence IS NULL AND valid)
            / nullif(count(*) FILTER (source = 'custom' AND valid), 0) AS unmeasured_share,
-       -- Of the questions that a custom model was to answer: without a route, none was.
-       count(*) FILTER (served AND fallback_reason NOT IN ('no_route', 'disabled')) / nullif(count(*) FILTER (
-           served AND (source = 'custom' OR fallback_reason NOT IN ('no_route', 'disabled'))), 0) AS fallback_rate,
+       -- Of the questions that a custom model was to answer: without a route none was, and where a text is needed
+       -- (`needs_text`) the fallback writes it by design.
+       count(*) FILTER (served AND fallback_reason NOT IN ('no_route', 'disabled', 'needs_text'))
+           / nullif(count(*) FILTER (served AND (source = 'custom'
+                                                 OR fallback_reason NOT IN ('no_route', 'disabled', 'needs_text'))), 0)
+           AS fallback_rate,
        quantile_cont(latency_ms, 0.95) FILTER (source = 'custom') AS latency_p95_ms
 FROM decisions WHERE date >= $first_date::DATE
 GROUP BY decision_type, date ORDER BY decision_type, date

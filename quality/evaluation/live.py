@@ -27,6 +27,8 @@ Stage = Literal["shadow", "canary", "live"]
 Action = Literal["promote", "hold", "withdraw", "shrink"]
 
 _PERIOD_DAYS = 30
+SETTLE_SECONDS = 3_600.0
+"""For so long after the first label of an episode others are waited for; together they are one score."""
 # How the error of a false withdrawal is divided. Failures and slow answers need no labels: there are enough of them.
 QUALITY_SHARE, _FAILED, _SLOW, _LEVEL = 0.8, 0.05, 0.05, 0.1
 
@@ -106,10 +108,13 @@ class LiveDecision:
 def decide(observations: Observations, policy: LivePolicy, *, stage: Stage, now: datetime) -> LiveDecision:
     """Decide by what the log shows so far. A harm comes before everything else; what is not proven is held."""
     numbers = _figures(observations, policy)
-    begin = _period_start(observations.since, now)
+    begin = period_start(observations.since, now)
     for name, evidence, bar, said in _harms(observations, policy, begin):
         numbers[f"evidence_{name}"] = round(evidence, 3)
         if evidence >= bar:
+            if name == "worse":
+                worse = observations.difference.since(begin).negated()
+                numbers["changed_at"] = _changed_at(worse, policy.margin)
             return LiveDecision("withdraw", said, numbers)
     dear = _cost_harm(observations, policy)
     if dear is not None:
@@ -132,13 +137,14 @@ def _judge_standing(
     observations: Observations, policy: LivePolicy, numbers: dict[str, Any], said: str, now: datetime
 ) -> LiveDecision:
     """Hold a model that serves, unless it is unproven or fell below what its evaluation showed."""
-    begin = _period_start(observations.since, now)
+    begin = period_start(observations.since, now)
     if policy.reference is not None:
         floor = policy.reference - policy.level_tolerance
         level = observations.level.since(begin)
         evidence = _recent_evidence(level.negated(), begin, -floor)
         numbers["evidence_level"] = round(evidence, 3)
         if evidence >= -math.log(policy.withdraw_alpha * _LEVEL):
+            numbers["changed_at"] = _changed_at(level.negated(), -floor)
             return LiveDecision(
                 "shrink",
                 f"its own {observations.objective} is {level.scores.mean():.3f}; "
@@ -213,6 +219,20 @@ def harm_evidence(stream: Stream, begin: float, null: float) -> np.ndarray:
     return log_wealth_with_restarts(stream.scores, np.searchsorted(stream.known_at, days), null)
 
 
+def change_point(stream: Stream, null: float) -> float:
+    """When the mean rose above `null`, most likely (seconds since the epoch): where the cumulated excess is least.
+
+    That is the estimate of Page's CUSUM. A stream that was above from its start on has changed at its first score.
+    """
+    excess = np.cumsum(stream.scores.weight * (stream.scores.values - null))
+    return float(stream.known_at[int(np.argmin(np.r_[0.0, excess[:-1]]))])
+
+
+def _changed_at(stream: Stream, null: float) -> str:
+    """The change point as a time of decisions, RFC 3339. A score is known when its labels have settled."""
+    return datetime.fromtimestamp(change_point(stream, null) - SETTLE_SECONDS, UTC).isoformat()
+
+
 def _recent_evidence(stream: Stream, begin: float, null: float) -> float:
     """The greatest evidence of the period."""
     return float(harm_evidence(stream, begin, null).max()) if len(stream.scores) else 0.0
@@ -225,7 +245,8 @@ def _cost_harm(observations: Observations, policy: LivePolicy) -> str | None:
     return f"1,000 answers cost ${cost:.4f}; the bound is {policy.max_cost_ratio:g} times the fallback's ${other:.4f}"
 
 
-def _period_start(since: datetime, now: datetime) -> float:
+def period_start(since: datetime, now: datetime) -> float:
+    """When the 30 days of `now` began, counted from `since` (seconds since the epoch)."""
     periods = max((now - since) // timedelta(days=_PERIOD_DAYS), 0)
     return (since + periods * timedelta(days=_PERIOD_DAYS)).timestamp()
 

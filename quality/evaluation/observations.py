@@ -24,7 +24,7 @@ import orjson
 import storage
 from quality.dataset.label_policy import load_label_policy
 from quality.evaluation.form_metrics import get_metrics
-from quality.evaluation.live import Observations, Stream
+from quality.evaluation.live import SETTLE_SECONDS, Observations, Stream
 from quality.evaluation.objectives import Objective, load_objective
 from quality.evaluation.sequential import Scores, limit_outliers
 from quality.settings import Design
@@ -54,7 +54,6 @@ class Sides:
     share: float | None = None
 
 
-_SETTLE_SECONDS = 3_600.0
 _OUTCOMES_AN_ANSWER = 10
 
 # Who answered what is told by source and arm: beside the model of an experiment, which is `custom`, there may be an
@@ -261,13 +260,13 @@ def _tabulate(kind: DecisionType, rows: Sequence[dict[str, Any]], design: Design
             continue
         episode, known_at = row["episode"], row["known_at"]
         begin = first.get(episode)
-        if begin is None or known_at >= begin + _SETTLE_SECONDS:
+        if begin is None or known_at >= begin + SETTLE_SECONDS:
             begin = first[episode] = known_at
-        if begin + _SETTLE_SECONDS > now:
+        if begin + SETTLE_SECONDS > now:
             continue
         if (episode, begin) not in units:
             units[episode, begin] = len(units)
-            ends.append(begin + _SETTLE_SECONDS)
+            ends.append(begin + SETTLE_SECONDS)
         found.append((units[episode, begin], right, *_sides(classes, row, design, shares)))
     if not found:
         return None
@@ -310,7 +309,7 @@ class _Classes:
         self._kind = kind
         self._by_label = get_metrics(kind.answer).by_label
         self._labels = {name: number for number, name in enumerate(labels)}
-        self._known: dict[str, str | None] = {}
+        self._known: dict[str, dict[str, Any] | None] = {}
 
     def label(self, text: str) -> int | None:
         """None where it is no decision of the type."""
@@ -319,15 +318,20 @@ class _Classes:
 
     def answer(self, text: str | None, label: str | None) -> int:
         """A failed answer has the number after the last label."""
-        name = None if text is None else self._class_of(text)
+        given = None if text is None else self._read(text)
         if self._by_label:
-            return len(self._labels) if name is None else self._labels[name]
-        return 0 if name is not None and label is not None and name == self._class_of(label) else 1
+            return len(self._labels) if given is None else self._labels[self._kind.form.answer_class(given)]
+        right = None if label is None else self._read(label)
+        return 0 if given is not None and right is not None and self._kind.form.agrees(right, given) else 1
 
     def _class_of(self, text: str) -> str | None:
+        decision = self._read(text)
+        return None if decision is None else self._kind.form.answer_class(decision)
+
+    def _read(self, text: str) -> dict[str, Any] | None:
         if text not in self._known:
             try:
-                self._known[text] = self._kind.form.answer_class(self._kind.normalize(orjson.loads(text)))
+                self._known[text] = self._kind.normalize(orjson.loads(text))
             except UnparseableAnswer:
                 self._known[text] = None
         return self._known[text]

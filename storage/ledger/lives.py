@@ -49,7 +49,7 @@ class EvaluationRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CycleRow:
-    """Where the cycle of a decision type stands, or how the last one ended. Times are RFC 3339."""
+    """Where a cycle of a decision type stands, or how it ended. `due` is why it was begun. Times are RFC 3339."""
 
     decision_type: str
     outcome: CycleOutcome = CycleOutcome.UNDER_WAY
@@ -61,6 +61,7 @@ class CycleRow:
     model_id: str | None = None
     deployment_id: str | None = None
     evaluation_id: str | None = None
+    due: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,11 +166,25 @@ def _insert_evaluation(connection: sa.Connection, content: dict[str, Any]) -> No
 
 
 def save_cycle(ledger: LedgerDatabase, cycle: CycleRow) -> None:
-    """Replace where the cycle of a decision type stands. Raises ValueError for `NOT_DUE`."""
+    """Replace where the cycle of a decision type stands; how one ended is kept. Raises ValueError for `NOT_DUE`."""
     _kept_outcome(cycle.outcome)
     with ledger.transaction() as connection:
         connection.execute(schema.cycles.delete().filter_by(decision_type=cycle.decision_type))
-        connection.execute(schema.cycles.insert().values(**{**asdict(cycle), "outcome": cycle.outcome.value}))
+        row = {**asdict(cycle), "outcome": cycle.outcome.value}
+        connection.execute(schema.cycles.insert().values(**row))
+        if cycle.outcome != CycleOutcome.UNDER_WAY and cycle.started_at is not None:
+            known = {"decision_type": cycle.decision_type, "started_at": cycle.started_at}
+            connection.execute(schema.past_cycles.delete().filter_by(**known))  # of a canary that ended by now
+            connection.execute(schema.past_cycles.insert().values(**row))
+
+
+def past_cycles(ledger: LedgerDatabase, decision_type: str) -> list[CycleRow]:
+    """How the cycles of a decision type ended, oldest first: also those that led to no model, and why."""
+    table = schema.past_cycles
+    query = sa.select(table).filter_by(decision_type=decision_type).order_by(table.c.started_at)
+    with ledger.read() as connection:
+        rows = connection.execute(query).mappings().all()
+    return [CycleRow(**{**row, "outcome": _kept_outcome(row["outcome"])}) for row in rows]
 
 
 def read_cycle(ledger: LedgerDatabase, decision_type: str) -> CycleRow | None:

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from storage.ledger import schema
 from storage.ledger.forecast import forecast_spend
 from storage.ledger.ledger import PERIODS, Ledger, Period
+from storage.ledger.lives import past_cycles
 from storage.ledger.money import from_nano
 from storage.ledger.rows import Deployment, DeploymentState, JobState, Model, Transition
 
@@ -265,9 +266,23 @@ def model_history(ledger: Ledger, model_id: str) -> list[dict[str, Any]]:
 
 
 def type_history(ledger: Ledger, decision_type: str) -> list[dict[str, Any]]:
-    """What became of every model of a decision type, also of those that were rejected, and why, oldest first."""
+    """What became of every model and every cycle of a decision type, and why, oldest first."""
     models = ledger.find(Model, decision_type=decision_type)
-    return _history_rows([step for model in models for step in _steps_of(ledger, model)])
+    rows = _history_rows([step for model in models for step in _steps_of(ledger, model)])
+    rows += [
+        {
+            "ts": datetime.fromisoformat(cycle.finished_at),
+            "object": "cycles",
+            "object_id": cycle.model_id or cycle.dataset_id or "",
+            "from_state": None,
+            "to_state": cycle.outcome,
+            "why": cycle.why,
+            "numbers": {"due": cycle.due, "dataset_id": cycle.dataset_id, "evaluation_id": cycle.evaluation_id},
+        }
+        for cycle in past_cycles(ledger, decision_type)
+        if cycle.finished_at is not None
+    ]
+    return sorted(rows, key=lambda row: row["ts"])
 
 
 def _steps_of(ledger: Ledger, model: Model) -> list[Transition]:

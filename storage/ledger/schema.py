@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 # The newest migration. Kept here so that opening an up-to-date ledger does not import Alembic.
-REVISION = "0007"
+REVISION = "0008"
 
 metadata = sa.MetaData()
 
@@ -277,6 +277,24 @@ cycles = sa.Table(
     sa.Column("model_id", sa.String(40)),
     sa.Column("deployment_id", sa.String(40)),
     sa.Column("evaluation_id", sa.String(40)),
+    sa.Column("due", sa.Text, nullable=False, server_default=""),  # why it was begun
+)
+
+# How each cycle ended; of a canary by its last outcome.
+past_cycles = sa.Table(
+    "past_cycles",
+    metadata,
+    sa.Column("decision_type", sa.String(100), primary_key=True),
+    sa.Column("started_at", sa.String(40), primary_key=True),
+    sa.Column("finished_at", sa.String(40)),
+    sa.Column("outcome", sa.String(20), nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("dataset_id", sa.String(200)),
+    sa.Column("job_id", sa.String(40)),
+    sa.Column("model_id", sa.String(40)),
+    sa.Column("deployment_id", sa.String(40)),
+    sa.Column("evaluation_id", sa.String(40)),
+    sa.Column("due", sa.Text, nullable=False, server_default=""),
 )
 
 # What was decided to get traffic, as the JSON of a routes file. `published_at` is NULL until the routes file has it.

@@ -11,9 +11,12 @@ import orjson
 import pytest
 
 import storage
-from console import label
+from console import experiments, label
 from console.app import PAGES, respond
+from pipeline.errors import MissingStep
+from pipeline.experiment import ExperimentReport
 from quality.evaluation.evaluate import Label, SourceAnswer, evaluate
+from quality.evaluation.live import LiveDecision
 from reasoning.ids import uuid7
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import CycleRow, save_cycle, save_evaluation
@@ -184,6 +187,23 @@ def test_models_stand_side_by_side_with_their_intervals_and_cycles_with_their_st
     assert "it is better" in shown and 'class="interval"' in shown and "accuracy" in shown
     steps = re.findall(r'<li class="(\w+)"', get(tmp_path, "cycles"))
     assert steps == ["done", "current", "open", "open", "open"]
+
+
+def test_an_experiment_is_shown_with_its_confidence_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def report(data: Path, name: str, **_: Any) -> ExperimentReport:
+        if name != "should_respond":
+            raise MissingStep(f"no model of {name} has traffic")
+        rows = [(10, -0.1, 0.3), (20, 0.0, 0.25), (30, 0.02, 0.2)]
+        path = [{"episodes": n, "difference": (low + high) / 2, "low": low, "high": high} for n, low, high in rows]
+        decision = LiveDecision("promote", "it is better", {"evidence": 3.2})
+        return ExperimentReport(name, "m-1", "canary", "original", START, decision, path, None, "no table")
+
+    monkeypatch.setattr(experiments, "report_experiment", report)
+    shown = get(tmp_path, "experiments")
+    assert "it is better" in shown and "no model of planning has traffic" in shown and "no table" in shown
+    (points,) = re.findall(r'class="middle" points="([^"]+)"', shown)
+    assert points.split()[0].startswith("0.00,") and points.split()[-1].startswith("200.00,")
+    assert "between +0.020 and +0.200" in shown
 
 
 @pytest.mark.parametrize("action", ["act/stop", "act/cycle/should_respond", "act/promote/m", "act/rollback/planning"])

@@ -19,7 +19,7 @@ from gateway.app import Gateway
 from gateway.server import Server, configure
 from gateway.settings import Settings, UpstreamSettings, load_settings
 from reasoning.config import Config, load_config
-from reasoning.io.spool import read_segment
+from reasoning.io.segments import read_segment
 from reasoning.serving.routes import Arm, Route, Routes, write_routes
 from tests.gateway.scripted import Scripted
 
@@ -37,6 +37,7 @@ class Running:
     anthropic: Scripted
     openai: Scripted
     model: Scripted
+    google: Scripted
     http: aiohttp.ClientSession
     token: str = TOKEN
     headers: dict[str, str] = field(default_factory=lambda: {"authorization": f"Bearer {TOKEN}"})
@@ -126,6 +127,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             anthropic = await stack.enter_async_context(Scripted())
             openai = await stack.enter_async_context(Scripted())
             model = await stack.enter_async_context(Scripted())
+            google = await stack.enter_async_context(Scripted())
             data = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
             data.mkdir()
             env = {"REASONING_GATEWAY_TOKEN": TOKEN}
@@ -136,6 +138,8 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
                     "upstreams": {
                         "anthropic": (UpstreamSettings(anthropic.url, api_key=UPSTREAM_KEY),),
                         "openai": (UpstreamSettings(openai.url, api_key=UPSTREAM_KEY),),
+                        "typesafe": (UpstreamSettings(openai.url, api_key=UPSTREAM_KEY),),
+                        "gemini": (UpstreamSettings(google.url, api_key=UPSTREAM_KEY),),
                     },
                     "log_requests": False,
                     **settings,
@@ -149,6 +153,6 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
                     auto_decompress=False, max_field_size=64 << 10, connector=aiohttp.TCPConnector(limit=0)
                 )
             )
-            return Running(gateway, url, data, anthropic, openai, model, http)
+            return Running(gateway, url, data, anthropic, openai, model, google, http)
 
         yield begin

@@ -195,11 +195,11 @@ async def test_effort_and_thinking_budgets_are_passed_on_or_named(start: Start) 
 _values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values, max_size=3),
-    max_leaves=8,
+    max_leaves=5,
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.dictionaries(st.text(max_size=3), _values, max_size=3),
     st.booleans(),

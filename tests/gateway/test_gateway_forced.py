@@ -11,9 +11,12 @@ from typing import Any
 import jsonschema
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.decisions.discover import discover_types, read_requests
 from gateway.decisions.forced import MAX_TYPES, ForcedDecision, ForcedTypes, read_templates
+from gateway.decisions.instructions import Instructions
 from gateway.errors import BadRequest, GatewayConfigError
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.port import Operation
@@ -23,6 +26,18 @@ from tests.gateway.conftest import TOKEN, Running, Start
 from tests.gateway.legal import read_legal_stream
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, chat_answer, json, message_events, stream
 
+_CALLING = {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": ["route"]}}
+GEMINI_BODIES: dict[bool, Any] = {
+    True: {
+        "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
+        "tools": [{"functionDeclarations": [{"name": "route", "parameters": {"type": "OBJECT"}}]}],
+        "toolConfig": _CALLING,
+    },
+    False: {
+        "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
+        "generationConfig": {"responseMimeType": "application/json", "responseSchema": {"type": "OBJECT"}},
+    },
+}
 OPERATIONS: dict[str, Operation] = {o.name: o for protocol in PROTOCOLS for o in protocol.operations}
 PATHS = {"anthropic": "/v1/messages", "chat": "/v1/chat/completions", "responses": "/v1/responses"}
 SYSTEM = "You are Sam. It is 12:30 on 2026-11-28. Decide what to do."
@@ -233,7 +248,8 @@ OBJECT = {"type": "object", "required": ["x"]}
         ({**OBJECT, "properties": {"x": {"enum": [True, "yes", 3]}}}, {"x": True}),
         ({**OBJECT, "properties": {"x": {"type": "boolean"}}}, {"x": True}),
         ({**OBJECT, "properties": {"x": {"type": ["boolean", "null"]}}}, {"x": None}),
-        ({"properties": {"x": CHOICE, "why": {"type": "string"}}}, {"x": "a"}),
+        ({**OBJECT, "properties": {"x": CHOICE, "why": {"type": "string"}}}, {"x": "a"}),
+        ({"properties": {"x": CHOICE}}, {"x": "a"}),
         (
             {**OBJECT, "properties": {"x": {"allOf": [{"$ref": "#/definitions/k"}]}}, "definitions": {"k": CHOICE}},
             {"x": "a"},
@@ -254,6 +270,7 @@ def test_fields_that_decide_are_read_and_written(schema: Any, arguments: Any) ->
     [
         {"type": "object", "required": ["x"], "properties": {"x": {"type": "string"}}},
         {"type": "object", "required": ["x", "y"], "properties": {"x": CHOICE, "y": {"type": "string"}}},
+        {"type": "object", "properties": {"x": CHOICE, "y": {"type": "string"}}},
         {"type": "object", "required": ["x"], "properties": {"x": {"enum": ["a", "A"]}}},
         {"type": "object", "required": ["x"], "properties": {"x": {"enum": ["only"]}}},
         {"type": "object", "required": ["x"], "properties": {"x": {"enum": [1.5, 2.5]}}},
@@ -374,11 +391,11 @@ def test_templates_are_checked() -> None:
 
 @pytest.mark.parametrize("off", ["gateway", "key", "record"])
 async def test_forced_decisions_can_be_switched_off(start: Start, off: str, tmp_path: Any) -> None:
-    settings: dict[str, Any] = {"forced_after": 1, "forced": off != "gateway"}
+    changed: dict[str, Any] = {"forced_after": 1, "forced": off != "gateway"}
     if off == "key":
         base = load_settings(tmp_path, tmp_path / "none.toml", {"REASONING_GATEWAY_TOKEN": TOKEN})
-        settings["keys"] = tuple(replace(key, forced=False) for key in base.keys)
-    running = await start(**settings, record=off != "record")
+        changed["keys"] = tuple(replace(key, forced=False) for key in base.keys)
+    running = await start(**changed, record=off != "record")
     running.openai.script = json(upstream_answer("chat", DECIDED, as_tool=True))
     _, headers, _ = await running.ask("POST", PATHS["chat"], json=request("chat"))
     assert "x-reasoning-decision-id" not in headers
@@ -451,3 +468,75 @@ def test_discover_lists_what_recorded_requests_would_become(tmp_path: Path) -> N
     file.write_text("{")
     with pytest.raises(BadRequest, match="line 1 is not JSON"):
         discover_types(read_requests(file))
+
+
+_WORDS = st.sampled_from(
+    ["You", "are", "Sam", "12:30", "7", "é", "x1y", "-", "3f2a9c1e-1b2c-4d5e-8f90-0a1b2c3d4e5f", "2026-11-28"]
+)
+_TEXTS = st.lists(st.tuples(_WORDS, st.sampled_from([" ", "\n", ""])), max_size=8).map(
+    lambda p: "".join(map("".join, p))
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_TEXTS, _TEXTS, _TEXTS, _TEXTS, st.sampled_from([0, 100, 5000]))
+def test_instructions_are_masked_alike_by_difference_and_as_a_whole(
+    head: str, one: str, other: str, tail: str, padding: int
+) -> None:
+    head, tail = f"{'a b ' * padding}{head}", f"{tail}{' c' * padding}"
+    warm = Instructions()
+    for text in (head + one + tail, head + other + tail):
+        assert warm.mask(text) == Instructions().mask(text)
+
+
+_NAMES = [
+    "type",
+    "name",
+    "function",
+    "properties",
+    "required",
+    "x",
+    "enum",
+    "const",
+    "anyOf",
+    "allOf",
+    "$ref",
+    "content",
+]
+_NAMES += [
+    "mode",
+    "tools",
+    "allowed_tools",
+    "format",
+    "schema",
+    "json_schema",
+    "role",
+    "tool_calls",
+    "functionDeclarations",
+]
+_LEAVES = st.sampled_from(
+    [None, True, 3, 1.5, "x", "object", "boolean", "function", "json_schema", "#/$defs/x", "required"]
+)
+_JSON = st.recursive(
+    _LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, child in children for place in _places(child, (*path, key)))]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([*PATHS, "gemini"]), st.booleans(), st.integers(0, 10**6), _JSON)
+def test_no_request_whatsoever_is_an_error(name: str, as_tool: bool, at: int, odd: Any) -> None:
+    body = orjson.loads(orjson.dumps(GEMINI_BODIES[as_tool] if name == "gemini" else request(name, as_tool=as_tool)))
+    places = _places(body)[1:]
+    *path, last = places[at % len(places)]
+    holder = body
+    for key in path:
+        holder = holder[key]
+    holder[last] = odd
+    find(name, body)

@@ -311,7 +311,7 @@ async def test_no_query_names_another_method(running: Running, query: str) -> No
         ('paths = ["FETCH /v1/files"]', "'FETCH' is not one of"),
         ('paths = ["/v1/*/x"]', "at its end only"),
         ('paths = "/v1/files"', "a list is needed"),
-        ('protocols = ["gemini"]', "'gemini' is none of"),
+        ('protocols = ["vertex"]', "'vertex' is none of"),
         ("label = 1", "neither true nor false"),
     ],
 )

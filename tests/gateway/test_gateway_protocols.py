@@ -1,10 +1,8 @@
-"""A third company's protocol is one object: Gemini's `generateContent`, added here and nowhere else."""
+"""A third company's protocol is one object: Gemini's API, in `gateway/protocols/gemini.py` and nowhere else."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,11 @@ import pytest
 from gateway.app import create_app
 from gateway.errors import GatewayConfigError
 from gateway.protocols import PROTOCOLS
-from gateway.protocols.answers import JSON, OwnAnswer, UpstreamAnswer, read_json_or_events
-from gateway.protocols.port import OpenApiPath, Operation, Protocol
-from gateway.protocols.questions import TextPrompt
-from gateway.protocols.table import make_table
+from gateway.protocols.answers import UpstreamAnswer
+from gateway.protocols.anthropic import ANTHROPIC
+from gateway.protocols.gemini import GEMINI, GENERATE
+from gateway.protocols.openai import OPENAI
+from gateway.protocols.table import DEFAULT_TABLE, make_table
 from gateway.settings import UpstreamSettings, load_settings
 from tests.gateway.conftest import TOKEN, UPSTREAM_KEY, Running, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, Scripted, chat_answer, json
@@ -27,77 +26,15 @@ OPERATOR_KEY, CLIENT_KEY = "AIza" + "o" * 35, "AIza" + "c" * 35
 PATH = "/v1beta/models/gemini-3-flash:generateContent"
 
 
-def _question(request: Mapping[str, Any]) -> TextPrompt | None:
-    if request.get("tools") or (request.get("generationConfig") or {}).get("responseSchema"):
-        return None
-    try:
-        last = request["contents"][-1]
-        return TextPrompt("\n".join(part["text"] for part in last["parts"])) if last.get("role") != "model" else None
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
-def _read(response: Any) -> UpstreamAnswer:
-    candidate = response["candidates"][0]
-    usage = response.get("usageMetadata", {})
-    return UpstreamAnswer(
-        "".join(part["text"] for part in candidate["content"]["parts"]),
-        input_tokens=usage.get("promptTokenCount"),
-        output_tokens=usage.get("candidatesTokenCount"),
-        stop="stop" if candidate["finishReason"] == "STOP" else candidate["finishReason"],
-    )
-
-
-def _write(answer: OwnAnswer, request: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    content = {"role": "model", "parts": [{"text": answer.text}]}
-    usage = {"promptTokenCount": answer.input_tokens, "candidatesTokenCount": answer.output_tokens}
-    candidate = {"content": content, "finishReason": "STOP", "index": 0}
-    return JSON, orjson.dumps(
-        {"candidates": [candidate], "usageMetadata": usage, "modelVersion": answer.model, "responseId": "r"}
-    )
-
-
-def _error(status: int, type: str, message: str, request_id: str | None) -> tuple[int, bytes]:
-    status = 503 if status == 529 else status
-    words = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 503: "UNAVAILABLE"}
-    error = {"code": status, "message": message, "status": words.get(status, "UNKNOWN")}
-    return status, orjson.dumps({"error": error})
-
-
-def _no_stream(events: Any) -> UpstreamAnswer:
-    raise TypeError("generateContent does not stream")
-
-
-GEMINI = Protocol(
-    name="gemini",
-    title="Google",
-    url="https://generativelanguage.googleapis.com",
-    roots=frozenset({b"/v1beta"}),
-    operations=(
-        Operation(
-            name="gemini",
-            route="generate_content",
-            path=re.compile(rb"/v1beta/models/[^/:]+:generateContent"),
-            question=_question,
-            read=partial(read_json_or_events, whole=_read, streamed=_no_stream),
-            write=_write,
-        ),
-    ),
-    key_headers=(b"x-goog-api-key",),
-    secret=re.compile(rb"\bAIza[\w-]{35}"),
-    secret_hints=(b"aiza",),
-    header_prefixes=(b"x-goog-",),
-    agents=(b"google-genai",),
-    error=_error,
-    model_paths=("POST /v1beta/models/*",),
-    repeatable=re.compile(rb"/v1beta/models/[^/:]+:generateContent"),
-    described=(OpenApiPath("/v1beta/models/{model}:generateContent", "Gemini generateContent", decided=True),),
-)
-TABLE = make_table([*PROTOCOLS, GEMINI])
+TABLE = DEFAULT_TABLE
 ANSWER = {
     "candidates": [{"content": {"role": "model", "parts": [{"text": "hello"}]}, "finishReason": "STOP", "index": 0}],
     "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 2},
 }
+
+
+def read(body: bytes) -> UpstreamAnswer:
+    return GENERATE.read(body, "application/json")
 
 
 def question(text: str) -> dict[str, Any]:
@@ -183,13 +120,13 @@ async def test_decisions_in_a_third_protocol_are_recorded_and_answered(started: 
         ANSWER | {"candidates": [{"content": {"parts": [{"text": said}]}, "finishReason": "STOP", "index": 0}]}
     )
     status, answered, body = await running.ask("POST", PATH, headers=headers, json=question(respond_xml()))
-    assert (status, _read(orjson.loads(body)).text) == (200, said)
+    assert (status, read(body).text) == (200, said)
     assert "x-reasoning-decision-id" in answered
     running.route("should_respond")
     running.model.script = json(chat_answer("<response><action>RESPOND</action></response>"))
     status, answered, body = await running.ask("POST", PATH, headers=headers, json=question(respond_xml()))
     assert (status, answered["x-reasoning-source"]) == (200, "custom")
-    assert "RESPOND" in _read(orjson.loads(body)).text
+    assert "RESPOND" in read(body).text
     assert len(google.seen) == 1
     original, custom = sorted(await running.records(), key=lambda row: row["source"], reverse=True)
     assert (original["source"], custom["source"]) == ("original", "custom")
@@ -224,10 +161,13 @@ async def test_settings_and_pages_know_a_third_protocol(tmp_path: Path, started:
     env = {"G": "g-token-0123456789", "H": "h-token-0123456789", "GEMINI_API_KEY": "k"}
     settings = load_settings(tmp_path, file, env, TABLE)
     assert settings.upstreams["gemini"] == (UpstreamSettings("https://g.example", api_key="k"),)
-    assert [key.protocols for key in settings.keys] == [{"gemini"}, {"anthropic", "openai", "gemini", "decisions"}]
+    assert [key.protocols for key in settings.keys] == [
+        {"gemini"},
+        {"anthropic", "openai", "typesafe", "gemini", "decisions"},
+    ]
     assert "POST /v1beta/models/*" in settings.keys[1].paths
     with pytest.raises(GatewayConfigError, match="gemini"):
-        load_settings(tmp_path, file, env)
+        load_settings(tmp_path, file, env, make_table([ANTHROPIC, OPENAI]))
     replaced = load_settings(tmp_path, tmp_path / "none", {"REASONING_GEMINI_URL": "http://h"}, TABLE)
     assert replaced.upstreams["gemini"][0].url == "http://h"
     running, _ = started
@@ -238,7 +178,7 @@ async def test_settings_and_pages_know_a_third_protocol(tmp_path: Path, started:
 
 def test_two_protocols_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GatewayConfigError, match="each needs its own"):
-        create_app(tmp_path, [*PROTOCOLS, GEMINI, GEMINI])
+        create_app(tmp_path, [*PROTOCOLS, GEMINI])
 
 
 def test_no_module_outside_the_protocols_compares_a_company() -> None:

@@ -218,3 +218,62 @@ async def test_broken_pieces_end_with_an_error_that_the_sdk_can_read(start: Star
             async with sdk.messages.stream(**QUESTION) as events:
                 async for _ in events:
                     pass
+
+
+async def test_forced_decisions_are_what_the_sdks_expect(start: Start) -> None:
+    from typing import Literal
+
+    from pydantic import BaseModel
+
+    from gateway.decisions.forced import ForcedTypes
+    from gateway.protocols import PROTOCOLS
+
+    class Route(BaseModel):
+        action: Literal["IGNORE", "ANSWER"]
+        urgent: bool
+
+    running = await start(forced_after=1)
+    running.model.script = json(chat_answer('{"answers": {"action": "IGNORE", "urgent": true}}'))
+    operations = {operation.name: operation for protocol in PROTOCOLS for operation in protocol.operations}
+
+    def promote(name: str, request: dict[str, Any]) -> None:
+        found = ForcedTypes().find(operations[name], request)
+        assert found is not None
+        running.route(found.type.kind.name)
+
+    said: Any = [{"role": "user", "content": "ok thanks"}]
+    schema = Route.model_json_schema()
+    tool: Any = {"name": "route", "input_schema": schema}
+    forced: Any = {"model": "m", "max_tokens": 99, "messages": said, "tools": [tool]}
+    forced["tool_choice"] = {"type": "tool", "name": "route"}
+    promote("anthropic", forced)
+    async with client(running) as sdk:
+        message = await sdk.messages.create(**forced)
+        async with sdk.messages.stream(**forced) as events:
+            streamed = await events.get_final_message()
+    for each in (message, streamed):
+        [block] = each.content
+        assert block.type == "tool_use" and block.input == {"action": "IGNORE", "urgent": True}
+        assert each.stop_reason == "tool_use"
+
+    async with openai_client(running) as sdk:
+        function = {"name": "route", "parameters": schema}
+        chat: Any = {"model": "m", "messages": said, "tools": [{"type": "function", "function": function}]}
+        chat["tool_choice"] = {"type": "function", "function": {"name": "route"}}
+        promote("chat", chat)
+        completion = await sdk.chat.completions.create(**chat)
+        [call] = completion.choices[0].message.tool_calls or []
+        assert call.type == "function" and Route.model_validate_json(call.function.arguments).urgent
+        async with sdk.chat.completions.stream(**chat) as chunks:
+            [call] = (await chunks.get_final_completion()).choices[0].message.tool_calls or []
+        assert Route.model_validate_json(call.function.arguments).action == "IGNORE"
+        item = {"type": "message", "content": [{"type": "output_text", "text": "{}", "annotations": []}]}
+        running.openai.script = json({"id": "r", "status": "completed", "output": [item]})
+        await sdk.responses.with_raw_response.parse(model="m", input=said, text_format=Route)
+        promote("responses", running.openai.last.json)
+        response = await sdk.responses.parse(model="m", input=said, text_format=Route)
+        assert response.output_parsed == Route(action="IGNORE", urgent=True)
+        async with sdk.responses.stream(model="m", input=said, text_format=Route) as pieces:
+            assert (await pieces.get_final_response()).output_parsed == response.output_parsed
+    assert running.anthropic.seen == []
+    assert len(running.openai.seen) == 1

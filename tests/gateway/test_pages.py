@@ -47,7 +47,7 @@ class Canned:
 
 @pytest.fixture
 def canned(running: Running) -> Canned:
-    running.gateway.worker = Canned()  # type: ignore[assignment]
+    running.gateway.worker = running.gateway.actor = Canned()  # type: ignore[assignment]
     return running.gateway.worker  # type: ignore[return-value]
 
 
@@ -130,6 +130,7 @@ async def test_what_is_malformed_is_refused(
     assert canned.asked == []
 
 
+@pytest.mark.processes
 async def test_the_page_has_a_process_of_its_own_that_agents_do_not_wait_for(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ async def test_the_page_has_a_process_of_its_own_that_agents_do_not_wait_for(
     assert last is not None and last.returncode is not None
 
 
+@pytest.mark.processes
 async def test_the_process_ends_when_nobody_looks(running: Running) -> None:
     worker = PageWorker(running.data, idle_s=0.05)
     question = {"method": "GET", "path": "nope", "query": {}, "form": {}, "live": {}}

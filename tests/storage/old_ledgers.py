@@ -14,7 +14,10 @@ _COLUMNS = {
     "transitions": ("numbers",),
     "fine_tune_jobs": ("provider",),
 }
+# Where the cycles themselves are kept, their later column goes.
+_THIRD_KEPT = ("ALTER TABLE cycles DROP COLUMN due",)
 _LATER = (
+    "DROP TABLE past_cycles",
     *("DROP INDEX models_name", "DROP INDEX deployments_replica", "DROP TABLE sleeps", "DROP TABLE model_routes"),
     *(f"ALTER TABLE {table} DROP COLUMN {column}" for table, columns in _COLUMNS.items() for column in columns),
 )
@@ -22,7 +25,7 @@ _LATER = (
 
 def forget_migrations(connection: sa.Connection, *, keep_third: bool = False) -> None:
     """Undo what the third and all later migrations did; with `keep_third` only the later ones."""
-    for statement in (*(() if keep_third else _THIRD), *_LATER):
+    for statement in (*(_THIRD_KEPT if keep_third else _THIRD), *_LATER):
         connection.execute(sa.text(statement))
     version = "0003" if keep_third else "0002"
     connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{version}'"))

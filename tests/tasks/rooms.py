@@ -36,8 +36,8 @@ def write_log(data: Path, *, episodes: int = 60, turns: int = 8, until: datetime
         episode, ts = f"episode-{n // turns:04}", start + timedelta(minutes=10 * n)
         speakers = draw.sample(PEOPLE, 2)
         spoken_to = draw.random() < 0.5
-        said = [{"speaker": draw.choice(speakers), "text": _remark(draw)} for _ in range(3)]
-        said.append({"speaker": speakers[0], "text": ("Robin, " if spoken_to else f"{speakers[1]}, ") + _remark(draw)})
+        said = [{"speaker": draw.choice(speakers), "text": remark(draw)} for _ in range(3)]
+        said.append({"speaker": speakers[0], "text": ("Robin, " if spoken_to else f"{speakers[1]}, ") + remark(draw)})
         guess = draw.choice(("RESPOND", "IGNORE"))
         decision_id = uuid7(ts)
         decision = Decision(
@@ -103,7 +103,8 @@ def start_emulator(data: Path, *options: str) -> Iterator[str]:
             process.terminate()
 
 
-def _remark(draw: random.Random) -> str:
+def remark(draw: random.Random) -> str:
+    """Something that anyone may say."""
     words = [f"{draw.choice(('what', 'so much', 'nothing', 'something'))} about {draw.choice(TOPICS)}"]
     words += [f"number {draw.randrange(10_000)}" for _ in range(3)]
     draw.shuffle(words)

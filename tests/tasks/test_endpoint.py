@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.cycle_plan import look_ahead, read_holdout, serving_steps
 from pipeline.errors import MissingStep, NameTaken
-from pipeline.evaluation import evaluate_model
+from pipeline.evaluation import evaluate_model, show_card
 from pipeline.models import deploy, export, undeploy
 from pipeline.money import guard, reconcile
 from pipeline.parameters import PromoteSettings, RegisterSettings
@@ -45,6 +45,7 @@ from reasoning.serving.routes import read_routes
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger.ledger import open_ledger
+from storage.ledger.lives import last_evaluation
 from storage.ledger.rows import Deployment, FineTuneJob, Model
 from storage.log.land import land_decisions
 from storage.progress import Progress
@@ -158,6 +159,18 @@ def decide(data: Path, times: int = 1) -> list[str]:
     return [answer.source for answer in answers]
 
 
+def _check_card(data: Path) -> None:
+    """The card has slices by what the log knows, and its questions are read from the holdout: the ledger has none."""
+    card, questions = show_card(data, "mine")
+    assert {"language", "length", "day"} & {each.facet for each in card.slices}
+    assert card.won > 0 and set(questions) == {each.decision_id for each in (*card.wins, *card.losses)}
+    with open_ledger(data) as ledger:
+        kept = last_evaluation(ledger, card.model_id)
+    assert kept is not None and not any(text in json.dumps(kept.content) for text in questions.values())
+    shown = reasoning("models", "card", "mine", "--data", data).stdout
+    assert shown.startswith("# Model ") and "**Verdict: promote.**" in shown and card.wins[0].decision_id in shown
+
+
 def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_when_its_budget_is_spent(
     data: Path, vllm: Vllm, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +192,7 @@ def test_a_registered_model_is_evaluated_promoted_served_charged_and_withdrawn_w
     assert 0 <= charged - asked * CALL_USD < Decimal("0.00000001")
     assert any("was not trained here" in note for note in evaluation.notes)
     assert evaluation.about["verdict"]["decision"] == "promote", evaluation.about["verdict"]["why"]
+    _check_card(data)
 
     promote_model(data, "mine", PromoteSettings(weight=1))
     _check_plan(data, asked)

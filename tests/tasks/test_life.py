@@ -13,17 +13,19 @@ import orjson
 import pytest
 
 import pipeline.life
-from pipeline.cycle import demote_incumbent, read_turn, turn_flywheel
+from pipeline.cycle import demote_incumbent, last_cycle, run_cycle
 from pipeline.errors import ModelMoved
 from pipeline.life import move_model, read_lives
 from pipeline.live_proof import prove_models
 from pipeline.money import guard
 from pipeline.parameters import CycleSettings
+from pipeline.triggers import Trigger, find_due
 from quality.evaluation.evaluate import Label, SourceAnswer, evaluate
 from reasoning.serving.routes import choose_arm, read_routes
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.lives import CycleOutcome, CycleRow, Serving, promotions, save_cycle, served_models
+from storage.ledger.reports import type_history
 from storage.ledger.rows import Deployment, Model, ModelState
 from tests.tasks.rooms import NOON
 from tests.tasks.served import TYPE, add_model, move, shares, state_of, write_served
@@ -160,7 +162,7 @@ def test_a_canary_whose_valid_answers_are_all_wrong_is_withdrawn_and_the_incumbe
     later = write_served(
         tmp_path, since=NOON, count=700, right={"endpoint/new": 0.0, "endpoint/old": 0.9, "original": 0.6}
     )
-    turn = turn_flywheel(tmp_path, TYPE, CycleSettings(canary_requests=50), now=later)
+    turn = run_cycle(tmp_path, TYPE, CycleSettings(canary_requests=50), now=later)
     assert turn.outcome == "rejected"
     assert "worse than the fallback" in turn.why
     assert state_of(ledger, "new") == "rejected"
@@ -177,7 +179,7 @@ def test_a_good_canary_is_promoted_by_the_guard_and_the_cycle_sees_it(tmp_path: 
         ledger,
         CycleRow(decision_type=TYPE, outcome=CycleOutcome.CANARY, finished_at=NOON.isoformat(), model_id="new"),
     )
-    early = turn_flywheel(tmp_path, TYPE, now=NOON + timedelta(minutes=1))
+    early = run_cycle(tmp_path, TYPE, now=NOON + timedelta(minutes=1))
     assert (early.outcome, early.why) == (
         "canary",
         "the canary was asked 0 questions: no labelled episode of 0 questions yet",
@@ -186,9 +188,9 @@ def test_a_good_canary_is_promoted_by_the_guard_and_the_cycle_sees_it(tmp_path: 
     report = guard(tmp_path, now=later)
     assert [each for each in report.actions if each.startswith("model new is promoted")], report
     assert shares(tmp_path) == {"endpoint/new": 0.9, None: 0.1}
-    turn = turn_flywheel(tmp_path, TYPE, now=later)
+    turn = run_cycle(tmp_path, TYPE, now=later)
     assert turn.outcome == "promoted"
-    kept = read_turn(tmp_path, TYPE)
+    kept = last_cycle(tmp_path, TYPE)
     assert kept is not None and kept.outcome == "promoted"
 
 
@@ -247,3 +249,41 @@ def test_a_fault_of_the_proof_leaves_the_money_part_of_a_tick_as_it_is(
     assert (report.lease, report.errors) == ("renewed", [])
     assert any("MemoryError: too much" in each for each in report.warnings)
     assert shares(tmp_path) == {"endpoint/new": 0.9, None: 0.1}
+
+
+# -- when a cycle is due --------------------------------------------------------------------------------------------
+
+
+def test_after_a_live_model_fell_a_cycle_is_due_with_fewer_labels_and_learns_from_the_change_on(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    serving = add_model(ledger, "new")
+    move(tmp_path, ledger, "new", PROMOTED, serving=Serving(arm=serving.arm, salt="new", weight=0.6))
+    ended = CycleRow(
+        decision_type=TYPE,
+        outcome=CycleOutcome.PROMOTED,
+        started_at=NOON.isoformat(),
+        finished_at=NOON.isoformat(),
+        why="better",
+        due="520 new labelled decisions",
+    )
+    save_cycle(ledger, ended)
+    write_served(tmp_path, since=NOON, count=150, right={"endpoint/new": 0.97, "original": 0.6})
+    shift = NOON + timedelta(minutes=150)
+    later = write_served(tmp_path, since=shift, count=300, right={"endpoint/new": 0.05, "original": 0.6})
+    assert prove_models(tmp_path, TYPE, now=later)[0].moved_to == ModelState.REJECTED
+    settings = CycleSettings(min_new_decisions=10_000)
+    cooling = find_due(tmp_path, TYPE, ended, settings, now=later)
+    assert cooling.trigger is None and "cooling down until" in cooling.why
+    day = NOON + timedelta(hours=21)
+    due = find_due(tmp_path, TYPE, ended, settings, now=day)
+    assert due.trigger == Trigger.FALLEN
+    assert "worse than the fallback" in due.why and "new labelled decisions" in due.why
+    assert due.since is not None and abs(due.since - shift) < timedelta(minutes=30)
+    by_hand = find_due(tmp_path, TYPE, ended, CycleSettings(since=NOON), now=day)
+    assert (by_hand.trigger, by_hand.since) == (Trigger.NEW_DECISIONS, NOON)
+    few = find_due(tmp_path, TYPE, ended, CycleSettings(min_new_decisions=10_000, min_changed_decisions=5_000), now=day)
+    assert (few.trigger, few.why.partition(" of ")[2]) == (None, "10000 new labelled decisions")
+    told = [(row["object"], row["to_state"], row["why"]) for row in type_history(ledger, TYPE)]
+    assert ("cycles", "promoted", "better") in told
+    assert ("models", "rejected", due.why.partition("(")[2].rpartition(")")[0]) in told
