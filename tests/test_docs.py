@@ -114,7 +114,7 @@ def _run_python(page: Path, body: str) -> None:
     names: dict[str, Any] = {"__name__": "example"}
     for language, each in FENCE.findall(page.read_text()):
         if language == "python":
-            exec(compile(each, name_of(page), "exec"), names)
+            exec(compile(each, name_of(page), "exec", dont_inherit=True), names)
             if each == body:
                 break
     if client := names.get("client"):

@@ -334,6 +334,16 @@ SELECT r.id FROM (
 # Of the answers of one side, the first that is a label comes first; then the one that was served.
 _BEST = "(NOT coalesce(valid AND decision IS NOT NULL, false), NOT served, decision_id)"
 _ANSWER = "struct_pack(decision_id, model, confidence, decision := CASE WHEN valid THEN decision END)"
+# Labels of single questions (`demonstration.<question>`) add up, the later one deciding where two say something.
+_DEMONSTRATION = """
+CASE WHEN bool_or(kind = 'demonstration' AND starts_with(metric, 'demonstration.'))
+     THEN list_reduce(
+              list((value ->> '$')::JSON ORDER BY given) FILTER (kind = 'demonstration'),
+              lambda whole, part: json_merge_patch(whole, part)
+          )::VARCHAR
+     ELSE max_by(value ->> '$', given) FILTER (kind = 'demonstration')
+END
+"""
 _LABELLED_DECISIONS = f"""
 WITH answers AS (
     SELECT date, decision_type, request_id, count(*) AS answers,
@@ -356,7 +366,8 @@ request_feedback AS (
 ),
 said AS (
     SELECT date, decision_type, request_id,
-           max_by(struct_pack(answer := value ->> '$', author), given) FILTER (kind = 'demonstration') AS demonstration,
+           max_by(author, given) FILTER (kind = 'demonstration') AS demonstrated_by,
+           {_DEMONSTRATION} AS demonstration,
            (max(given) FILTER (kind = 'demonstration')).ts AS demonstrated_at,
            map_from_entries(list((metric, {NUMBER})) FILTER (kind = 'metric' AND {NUMBER} IS NOT NULL)) AS feedback
     FROM (SELECT *, latest.value AS value, latest.author AS author FROM request_feedback)
@@ -370,7 +381,7 @@ episodes AS (
 SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d.room_id, d.episode_id, d.subject_ids,
        d.messages, d.tools, d.tags,
        CASE
-           WHEN said.demonstration IS NOT NULL THEN said.demonstration.answer
+           WHEN said.demonstration IS NOT NULL THEN said.demonstration
            WHEN original.decision IS NOT NULL THEN original.decision
            ELSE custom.decision
        END AS label,
@@ -379,7 +390,7 @@ SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d
            WHEN original.decision IS NOT NULL THEN 'original'
            WHEN custom.decision IS NOT NULL THEN 'custom'
        END AS label_source,
-       said.demonstration.answer AS demonstration, said.demonstration.author AS demonstrated_by,
+       said.demonstration, said.demonstrated_by,
        said.demonstrated_at,
        original.decision_id AS original_decision_id, original.decision AS original_decision,
        custom.decision_id AS custom_decision_id, custom.decision AS custom_decision,
