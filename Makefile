@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # The Python that was asked for, never one that uv fetches.
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup demo test test-fast coverage docs site integrations lint format clients torture clean
+.PHONY: help setup demo test test-fast coverage docs site integrations lint format clients torture lake clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,5 +81,10 @@ clients: $(SYNCED) ## real clients through the gateway: Claude Code, npm SDKs, e
 torture: $(SYNCED) ## the long fault tests
 	@$(BIN)/pytest -n 2 -m torture
 
+lake: $(SYNCED) ## the tests of a log in a lake, with the DuckDB that has extensions on PyPI
+	@$(UV) pip install --quiet --python $(BIN)/python --target .lake --no-deps duckdb==1.5.5 \
+	  duckdb-extension-ducklake==1.5.5 duckdb-extension-postgres-scanner==1.5.5 duckdb-extension-httpfs==1.5.5
+	@PYTHONPATH=.lake $(BIN)/pytest tests/storage/test_lake.py
+
 clean: ## everything that was made, but no data
-	rm -rf .venv .uv .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage.d dist
+	rm -rf .venv .uv .lake .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage.d dist

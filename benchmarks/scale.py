@@ -1,6 +1,6 @@
 """A log that is large for its machine: what waits for what, and how much of it an export copies.
 
-    python -m benchmarks.scale day [--rows 5000000] [--files 100] [--data FOLDER]
+    python -m benchmarks.scale day [--rows 5000000] [--files 100] [--only compaction ...] [--data FOLDER]
     python -m benchmarks.scale export [--rows 600000] [--limit 1000] [--data FOLDER]
 
 `day` makes one day of so many decisions in so many files, and lands a segment of one record again and again: alone,
@@ -164,7 +164,7 @@ def _write_one(data: Path) -> None:
     writer.close()
 
 
-def bench_day(data: Path, rows: int, files: int) -> None:
+def bench_day(data: Path, rows: int, files: int, only: list[str]) -> None:
     if not (data / "decisions").exists():
         make_days(data, rows, files)
     total = sum(path.stat().st_size for path in data.rglob("*.parquet"))
@@ -177,6 +177,8 @@ def bench_day(data: Path, rows: int, files: int) -> None:
         "erasure of a person": lambda: print("   ", erase_subject(data, PERSON)),
     }
     for what, verb in verbs.items():
+        if only and what.split()[0] not in only:
+            continue
         start = time.perf_counter()
         with Landings(data) as landings:
             verb()
@@ -230,13 +232,14 @@ def main() -> None:
     parser.add_argument("what", choices=("day", "export"))
     parser.add_argument("--rows", type=int)
     parser.add_argument("--files", type=int, default=100)
+    parser.add_argument("--only", nargs="+", default=[], help="of `day`: nothing, compaction, erasure")
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--data", type=Path, help="a folder to keep the log in")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         data = args.data or Path(scratch) / "data"
         if args.what == "day":
-            bench_day(data, args.rows or 5_000_000, args.files)
+            bench_day(data, args.rows or 5_000_000, args.files, args.only)
         else:
             bench_export(data, args.rows or 600_000, args.limit)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.environment import env_file
 from cli.options import AsJson, Data, find_data
 from cli.output import print_json, print_line, strip_controls
 
@@ -32,7 +33,7 @@ def doctor(
     from pipeline.diagnosis import look_at_machine, look_at_provider, look_at_state
 
     folder = find_data(data)
-    found = [*look_at_state(folder, given=data), *look_at_machine(folder)]
+    found = [*look_at_env_file(), *look_at_state(folder, given=data), *look_at_machine(folder)]
     if not offline:
         found += look_at_provider(folder)
     found += [*look_at_gateway(offline=offline), *look_at_services(folder)]
@@ -55,22 +56,37 @@ def print_findings(found: Sequence[Finding]) -> None:
             print_line(strip_controls(f"{'':<4}  {'':<{width}}  -> {each.remedy}"))
 
 
+def look_at_env_file() -> list[Finding]:
+    """Whether the `.env` beside the settings file is read."""
+    from pipeline.diagnosis import Finding
+
+    path, is_private = env_file()
+    if not path.exists():
+        return []
+    if is_private:
+        return [Finding("settings", "ok", f"keys and settings of ours are taken from {path}")]
+    text = f"{path} is not read: others may read or write it, or it is another user's"
+    return [Finding("settings", "warn", text, f"chmod 600 {path}, if it is yours")]
+
+
 def look_at_gateway(*, offline: bool) -> list[Finding]:
     """Whether the gateway's upstreams have credentials, and answer."""
     from gateway.errors import GatewayConfigError
-    from gateway.settings import load_upstreams, without_credentials
+    from gateway.settings import do_clients_bring_credentials, load_upstreams, without_credentials
     from pipeline.diagnosis import Finding
 
     try:
-        upstreams = load_upstreams()
+        upstreams, clients_bring = load_upstreams(), do_clients_bring_credentials()
     except GatewayConfigError as error:
         return [Finding("gateway", "fail", str(error))]
     missing = without_credentials(upstreams)
     found = []
     for name in upstreams:
         variable = f"{name.upper()}_API_KEY"
-        if name in missing:
-            remedy = f"set {variable}, unless clients bring their own key or login"
+        if name in missing and clients_bring:
+            found.append(Finding("upstream", "ok", f"{name}: clients bring their own key or login"))
+        elif name in missing:
+            remedy = f"set {variable}, or client_credentials = true in [gateway] where clients bring their own"
             found.append(Finding("upstream", "warn", f"{name}: no API key of ours", remedy))
         else:
             found.append(Finding("upstream", "ok", f"{name}: has its credential"))

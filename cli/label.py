@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _BATCH = 20
-_HELP = (
-    "a the served answer is right   o fallback's   c candidate's   e edit   w why   s skip   u undo   m more   q quit"
-)
+_HELP = """a the served answer   o the fallback's   c the candidate's   e write another   w say why
+s skip   u undo   m the whole conversation   q quit"""
 _LINES = 24
 """So much of a conversation is shown at first: its end."""
 
@@ -85,7 +84,7 @@ def label(
         session.shares = (random_share, second_share)
         session.run(limit)
     land_decisions(folder)
-    print_note(f"{session.given:,} labels recorded as {session.author}")
+    print_note(f"Labels recorded as {session.author}: {session.given:,}")
 
 
 @dataclass(slots=True)
@@ -229,12 +228,17 @@ class Session:
 
 
 def describe_question(question: Question, kind: Kind, *, lines: int | None) -> list[str]:
-    """A question as text: the conversation (its last `lines`), both answers, why it is asked. No control characters."""
+    """A question as text: the conversation, both answers, why it is asked. No control characters.
+
+    With `lines` only so many of the conversation's last ones, without instructions.
+    """
     shown: list[str] = []
     for message in question.messages:
+        if message["role"] == "system" and lines is not None:
+            continue  # the same in every question
         shown += [f"[{message['role']}]", *message["content"].splitlines()]
     left_out = 0 if lines is None else max(0, len(shown) - lines)
-    text = [f"... {left_out} lines above (m: all)"] if left_out else []
+    text = [f"... {left_out} lines above (m shows all)"] if left_out else []
     text += shown[left_out:]
     text.append("")
     for name, mark, decision in (

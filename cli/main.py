@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from cli import costs, decisions, doctor, label, log, mcp, models, running, types
-from cli.environment import is_debug, set_debug
+from cli import costs, decisions, doctor, imports, init, label, log, mcp, models, running, types
+from cli.environment import is_debug, load_env_file, set_debug
 from cli.errors import describe
 from cli.examples import add_examples
 from reasoning.errors import ReasoningError
@@ -22,7 +22,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for each in (running.app, doctor.app, log.app, decisions.app, label.app, models.app, costs.app, mcp.app):
+for each in (
+    init.app,
+    running.app,
+    doctor.app,
+    log.app,
+    imports.app,
+    decisions.app,
+    label.app,
+    models.app,
+    costs.app,
+    mcp.app,
+):
     app.add_typer(each)  # without a name: its commands are the root's
 app.add_typer(running.flow_app, name="flow")
 app.add_typer(decisions.data_app, name="data")
@@ -59,6 +70,7 @@ def main() -> None:
         except UnicodeEncodeError:
             print(f"error: the argument {os.fsencode(argument)!r} is not UTF-8", file=sys.stderr)
             sys.exit(2)
+    load_env_file()
     os.umask(0o077)  # what we and our child processes make is for its owner alone
     try:
         app()

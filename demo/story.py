@@ -102,11 +102,14 @@ def print_story(told: Sequence[Told], console: Console) -> None:
         table.add_column(column)
 
     def mark(answer: str, is_good: bool) -> Text:
-        return Text(f"{'✓' if is_good else '✗'} {answer}", style="green" if is_good else "red")
+        return Text(f"{'✓' if is_good else '✗'} {_cut(answer, _ANSWER)}", style="green" if is_good else "red")
 
     for one in examples:
         table.add_row(
-            Text(one.asked), one.right, mark(one.rule, one.rule_is_right), mark(one.model, one.model_is_right)
+            Text(_cut(one.asked, _LINE)),
+            Text(_cut(one.right, _ANSWER)),
+            mark(one.rule, one.rule_is_right),
+            mark(one.model, one.model_is_right),
         )
     console.print(table)
     for line in headlines(told):
@@ -117,12 +120,12 @@ def print_story(told: Sequence[Told], console: Console) -> None:
 def _last_line(asked: str) -> str:
     """The last line of a conversation: what follows it, after an empty line, is what the agent is asked."""
     said = asked.strip().rpartition("\n\n")[0] or asked.strip()
-    return _cut(said.splitlines()[-1] if said else "", _LINE)
+    return said.splitlines()[-1] if said else ""
 
 
 def _short(kind: DecisionType, decision: dict[str, Any]) -> str:
     answer = decision.get("action", decision.get("actions"))
-    return _cut(", ".join(answer) if isinstance(answer, list) else str(answer or kind.name), _ANSWER)
+    return ", ".join(answer) if isinstance(answer, list) else str(answer or kind.name)
 
 
 def _cut(text: str, width: int) -> str:

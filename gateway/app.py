@@ -19,6 +19,7 @@ from gateway.decisions.episodes import Episodes
 from gateway.decisions.forced import ForcedTypes, read_templates
 from gateway.decisions.owners import open_owners
 from gateway.decisions.prompts import read_kinds
+from gateway.decisions.typed import answer_typed
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.budget import Budget
 from gateway.http.companies import choose_protocol, guess_protocol
@@ -38,7 +39,7 @@ from gateway.pages.worker import PageWorker
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.port import Protocol
 from gateway.protocols.table import make_table
-from gateway.settings import Key, Settings, load_settings
+from gateway.settings import Key, Settings, UpstreamSettings, load_settings
 from gateway.state import State
 from gateway.store import Store
 from prices.models import load_library
@@ -74,6 +75,7 @@ class Gateway:
         self.state: State
         self.access_log = AccessLog() if settings.log_requests else None
         self.worker = PageWorker(config.data)
+        self.actor = PageWorker(config.data)
         self._tracer: Tracer = open_tracer(config.redaction.region)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -103,6 +105,7 @@ class Gateway:
             stack.push_async_callback(client.close)
             stack.callback(self._tracer.close)
             stack.push_async_callback(self.worker.close)
+            stack.push_async_callback(self.actor.close)
             if self.access_log is not None:
                 stack.callback(self.access_log.flush)
             self.state = State(
@@ -111,7 +114,9 @@ class Gateway:
                 http=http,
                 pools={
                     protocol.name: Pool(
-                        protocol.name, settings.upstreams[protocol.name], repeatable=protocol.repeatable
+                        protocol.name,
+                        settings.upstreams.get(protocol.name) or (UpstreamSettings(protocol.url),),
+                        repeatable=protocol.repeatable,
                     )
                     for protocol in settings.protocols.protocols
                 },
@@ -214,7 +219,10 @@ class Gateway:
         if protocol.name not in key.protocols:
             raise _forbidden(key, f"what is {protocol.name}'s", f'"{protocol.name}" in `protocols`')
         operation = protocol.operation(path) if exchange.method == "POST" else None
-        if operation is None:
+        typed = protocol.typed_operation(path) if exchange.method == "POST" else None
+        if typed is not None:
+            await answer_typed(self.state, exchange, typed, path)
+        elif operation is None:
             await self._pass(exchange, protocol, path)
         else:
             await answer(self.state, exchange, operation, path)

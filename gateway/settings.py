@@ -31,8 +31,9 @@
                               `forced_after`-th one of a type (2)
 `[[gateway.prompts]]`         more kinds of decision prompts; see `gateway.decisions.prompts`
 `[[gateway.forced]]`          forced tools with free fields; see `gateway.decisions.forced`
-`[[gateway.<protocol>]]`      an upstream of `anthropic`, `openai` or `gemini`: `url`, `weight` (1), `api_key_env`
-                              (ANTHROPIC_API_KEY, OPENAI_API_KEY, GEMINI_API_KEY)
+`[[gateway.<protocol>]]`      an upstream of `anthropic`, `openai`, `gemini` or `typesafe` (whoever answers
+                              `/v1/systemone`): `url`, `weight` (1), `api_key_env` (ANTHROPIC_API_KEY, OPENAI_API_KEY,
+                              GEMINI_API_KEY, TYPESAFE_API_KEY)
 `[gateway.keys.<name>]`       a client's key: `token_sha256` or `token_env`, and what it may do:
                               `coding`, `decisions`, `forced` (true): our models may answer for it (`forced`: forced
                               tools and schemas, which need `decisions` as well); without `decisions` the routes
@@ -49,9 +50,8 @@
 
 Environment: `REASONING_GATEWAY_TOKEN` is the token of the operator's key `default`; without it and `[gateway.keys]` its
 token is made once, in `<data>/gateway.token` (mode 0600). The operator's key may do all of it but administration.
-`REASONING_ANTHROPIC_URL`, `REASONING_OPENAI_URL` and `REASONING_GEMINI_URL` replace the
-upstreams of the file. `REASONING_GATEWAY_HOSTS` adds
-allowed hosts, separated by commas.
+`REASONING_ANTHROPIC_URL`, `REASONING_OPENAI_URL`, `REASONING_GEMINI_URL` and `REASONING_TYPESAFE_URL` replace the
+upstreams of the file. `REASONING_GATEWAY_HOSTS` adds allowed hosts, separated by commas.
 """
 
 from __future__ import annotations
@@ -251,6 +251,13 @@ def load_upstreams(
     file = path or settings_file(env)
     raw = _read(file)
     return {p.name: _upstreams(file, raw, p.name, p.url, env) for p in protocols.protocols}
+
+
+def do_clients_bring_credentials(path: Path | None = None, env: Mapping[str, str] = os.environ) -> bool:
+    """The setting `client_credentials` alone. Raises `GatewayConfigError`."""
+    file = path or settings_file(env)
+    value = _read(file).get("client_credentials", False)
+    return _switch(f"{file}: [gateway] client_credentials", value)
 
 
 def without_credentials(upstreams: Mapping[str, tuple[UpstreamSettings, ...]]) -> list[str]:

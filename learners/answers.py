@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-AnswerKind = Literal["choice", "plan", "text"]
+AnswerKind = Literal["choice", "plan", "questions", "text"]
 
 _CHOICE_XML = re.compile(r"<action>\s*+(?P<value>(?:[^<>\s]++|\s++(?!<))*+)\s*</action>", re.IGNORECASE)
 _PLAN_XML = re.compile(
@@ -85,6 +85,8 @@ class ParsedAnswer:
 
 def parse_answer(text: str) -> ParsedAnswer:
     """Find the last list of actions, or the last one action, in XML or JSON; open text decides nothing but itself."""
+    if text.lstrip()[:1] == "{" and (answers := _read_answers(text)) is not None:
+        return ParsedAnswer("questions", text, (answers,), 0, len(text))
     if match := _find_last(_PLAN_XML, text):
         nested = _NESTED.findall(match["value"])
         return _plan(text, match, [html.unescape(name) for name in nested or match["value"].split(",")])
@@ -99,6 +101,17 @@ def parse_answer(text: str) -> ParsedAnswer:
         if match := _find_last(pattern, text):
             return ParsedAnswer("choice", text, (match["value"],), match.start("value"), match.end("value"))
     return ParsedAnswer("text", text, (text.strip(),), 0, len(text))
+
+
+def _read_answers(text: str) -> str | None:
+    """The answers to typed questions, `{"answers": {...}}`, as JSON; None where a text is something else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    answers = found.get("answers") if isinstance(found, dict) and len(found) == 1 else None
+    simple = isinstance(answers, dict) and all(isinstance(value, str | bool | int) for value in answers.values())
+    return json.dumps(answers, ensure_ascii=False) if simple and answers else None
 
 
 def _find_last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ class LearnerCompletion:
     token_logprobs: list[float]
     prompt_tokens: int
     finish_reason: str
+    alternatives: Sequence[Mapping[str, float]] = ()
+    """Log-probabilities of other tokens at each place, by their text; empty where there are none."""
 
 
 def fixed_completion(

@@ -17,14 +17,20 @@ from learners.answers import ParsedAnswer
 from learners.completion import LearnerCompletion
 from learners.cores.choice import ChoiceModel
 from learners.cores.plans import PlanModel
+from learners.cores.questions import QuestionsModel, write_answers
 from learners.cores.retrieval import NearestAnswer
 from learners.errors import ArtifactError
 from learners.tokens import count_message_tokens
 from learners.transcript import Transcript, parse_transcript
 
-Task = Literal["plan", "choice", "text"]
-Core = ChoiceModel | PlanModel | NearestAnswer
-_CORES: dict[str, type[Core]] = {"choice": ChoiceModel, "plan": PlanModel, "text": NearestAnswer}
+Task = Literal["plan", "choice", "questions", "text"]
+Core = ChoiceModel | PlanModel | QuestionsModel | NearestAnswer
+_CORES: dict[str, type[Core]] = {
+    "choice": ChoiceModel,
+    "plan": PlanModel,
+    "questions": QuestionsModel,
+    "text": NearestAnswer,
+}
 
 
 class TrainedModel:
@@ -62,8 +68,13 @@ class TrainedModel:
             logprobs: whether to give log-probabilities; `token_logprobs` is empty without.
             tools: functions on offer, when they are not listed in the prompt.
         """
-        answer, log_probability = self.decide(parse_transcript(messages, tools))
-        tokens, log_probabilities = answer.tokens(log_probability)
+        transcript = parse_transcript(messages, tools)
+        alternatives: list[dict[str, float]] = []
+        if isinstance(self.core, QuestionsModel):
+            tokens, log_probabilities, alternatives = write_answers(self.core.decide(transcript))
+        else:
+            answer, log_probability = self.decide(transcript)
+            tokens, log_probabilities = answer.tokens(log_probability)
         cut = len(tokens) > max_tokens
         tokens = tokens[:max_tokens]
         return LearnerCompletion(
@@ -72,10 +83,12 @@ class TrainedModel:
             token_logprobs=log_probabilities[:max_tokens] if logprobs else [],
             prompt_tokens=count_message_tokens([dict(message) for message in messages]),
             finish_reason="length" if cut else "stop",
+            alternatives=alternatives[:max_tokens] if logprobs else [],
         )
 
     def decide(self, transcript: Transcript) -> tuple[ParsedAnswer, float]:
-        """The answer, and the calibrated log-probability (natural) of what it decides."""
+        """The answer, and the calibrated log-probability (natural) of what it decides; not of typed questions."""
+        assert not isinstance(self.core, QuestionsModel)
         if isinstance(self.core, ChoiceModel):
             value, log_probability = self.core.decide(transcript)
             return self.usual[(value,)], log_probability

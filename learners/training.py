@@ -5,6 +5,7 @@ What the assistants' answers look like decides what is learned:
 * a list of actions in XML or JSON: a classifier chooses the actions, and the nearest logged answer having them
   supplies the words;
 * one action, or few distinct answers: a classifier with calibrated probabilities;
+* answers to typed questions, `{"answers": {...}}`: a classifier for each question;
 * open text: the nearest logged answer.
 """
 
@@ -25,6 +26,7 @@ from learners import artifact
 from learners.answers import AnswerKind, ParsedAnswer
 from learners.cores.choice import LINEAR, ChoiceModel, fit_choice
 from learners.cores.plans import PlanModel, fit_plans
+from learners.cores.questions import QuestionsModel, fit_questions
 from learners.cores.retrieval import NearestAnswer
 from learners.errors import MissingExtra
 from learners.examples import Example, read_examples
@@ -151,6 +153,8 @@ def _fit(
         return _Made(model, answers[-len(model.log.chosen) :], metrics)
     if task == "text":
         return _Made(NearestAnswer(transcripts), answers, {})
+    if task == "questions":
+        return _fit_questions(train_rows, validation, progress, learner, until)
     labels, held_labels = [answer.values[0] for answer in answers], [row.answer.values[0] for row in validation]
 
     def fit(name: str) -> tuple[ChoiceModel, dict[str, float]]:
@@ -162,9 +166,25 @@ def _fit(
     return _compete(fit, answers, until)
 
 
-def _compete(
-    fit: Callable[[str], tuple[ChoiceModel, dict[str, float]]], answers: list[ParsedAnswer], until: float
+def _fit_questions(
+    train_rows: list[Example], validation: list[Example], progress: Progress, learner: Learner, until: float
 ) -> _Made:
+    def fit(name: str) -> tuple[QuestionsModel, dict[str, float]]:
+        return fit_questions(
+            [row.transcript for row in train_rows],
+            [row.answer.values[0] for row in train_rows],
+            [row.transcript for row in validation],
+            [row.answer.values[0] for row in validation],
+            lambda *rows: fit_choice(*rows, blocks=BLOCKS[name], progress=progress),
+        )
+
+    if learner != "auto":
+        model, metrics = fit(learner)
+        return _Made(model, [], metrics, learner)
+    return _compete(fit, [], until)
+
+
+def _compete(fit: Callable[[str], tuple[Core, dict[str, float]]], answers: list[ParsedAnswer], until: float) -> _Made:
     """Fit every learner that can be, the cheapest first, and keep the one of the best `eval_quality`, `MARGIN` counting
     as equal."""
     best: _Made | None = None
@@ -190,12 +210,16 @@ def _compete(
 def _classes(core: Core) -> list[str]:
     if isinstance(core, ChoiceModel):
         return core.classes
+    if isinstance(core, QuestionsModel):
+        return [f"{name}: {value}" for name, head in core.heads.items() for value in head.classes]
     return core.log.labels if isinstance(core, PlanModel) else []
 
 
 def _find_form(answers: Sequence[ParsedAnswer]) -> tuple[Task, AnswerKind]:
     """What is to be learned, and which part of the answers says it."""
     kinds = Counter(answer.kind for answer in answers)
+    if kinds["questions"] >= SHARE * len(answers):
+        return "questions", "questions"
     if kinds["plan"] >= SHARE * len(answers):
         return "plan", "plan"
     chosen = {answer.values for answer in answers if answer.kind == "choice"}

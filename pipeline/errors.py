@@ -11,6 +11,8 @@
         ├── ModelMoved       a model's state is not what a step was decided by: another was faster (says what it is)
         ├── LabelRefused     a person's label cannot be recorded (says why, and how to write it)
         ├── NotWorthIt       what is certain to be refused later, or cannot be paid (says why, and what would mend it)
+        ├── ImportRefused    a file of another system cannot be read as what it was said to be
+        ├── SetupError       `reasoning init` was given what makes no valid settings, or cannot write them
         └── MissingStep      a step was asked for before what it needs is there (says what, and how to get it)
 """
 
@@ -53,3 +55,11 @@ class MissingStep(FlowError):
 
 class LabelRefused(FlowError):
     """A person's label cannot be recorded: it is no answer of the type, or the disk does not take it."""
+
+
+class SetupError(FlowError):
+    """Answers of `reasoning init` that make no valid settings, or files that cannot be read or written."""
+
+
+class ImportRefused(FlowError):
+    """A file of another system cannot be read as what it was said to be. Nothing was imported."""

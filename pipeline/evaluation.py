@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +23,7 @@ from provider.lifecycle.sharing import hourly_part
 from provider.money.token_prices import tokens_usd
 from provider.port import CompletionResult, Sampling
 from provider.providers import capabilities_of, open_provider_of
-from quality.dataset.export import DatasetRow, read_manifest, read_rows
+from quality.dataset.manifest import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.error_budget import allow
 from quality.evaluation.evaluate import Evaluation, Label, SourceAnswer, evaluate
@@ -36,6 +36,7 @@ from quality.evaluation.worth import WorthPolicy, judge_worth, load_worth
 from reasoning.config import Config, load_config
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import UnparseableAnswer
+from reasoning.records import Message
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.redaction.prompts import redact_prompt
 from storage.errors import DatasetError
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from storage.ledger.ledger import Ledger
 
 
+_POSITION_ROWS = 200
+"""So many rows are asked once more with their options in reverse order."""
 _LEAST_VALIDATION_ROWS = 30
 SEEN = "the model was not trained here: that it has not seen the questions of this holdout is for you to know"
 
@@ -94,6 +97,7 @@ def evaluate_model(
         answers: dict[str, Sequence[SourceAnswer | None]] = {"original": [_original_answer(row) for row in questions]}
         for number, (source, server) in enumerate(servers.items()):
             answers[source] = _ask(ledger, exam, server, part_of(progress, number, len(servers), source))
+        bias = _measure_position_bias(ledger, exam, servers["candidate"], answers["candidate"])
     labels = [Label(question.label, question.episode, question.label_source) for question in questions]
     evaluation = evaluate(
         kind,
@@ -108,6 +112,7 @@ def evaluate_model(
             "incumbent_model_id": servers["incumbent"].model_id if "incumbent" in servers else None,
             "dataset_id": manifest.dataset_id,
             "holdout": [manifest.splits["holdout"].first, manifest.splits["holdout"].last],
+            **({"position_bias": bias} if bias else {}),
         },
     )
     notes = redaction_note(manifest, config), None if capabilities_of(row.provider).trains else SEEN
@@ -295,6 +300,30 @@ def _ask(ledger: Ledger, exam: _Exam, server: Deployment, progress: OnProgress |
         cost_usd = _cost_usd(exam, hourly, model, completion)
         answers.append(SourceAnswer(decision, completion.confidence, completion.latency_ms, cost_usd))
     return answers
+
+
+def _measure_position_bias(
+    ledger: Ledger, exam: _Exam, server: Deployment, answers: Sequence[SourceAnswer | None]
+) -> dict[str, float] | None:
+    """How often a model answers otherwise where the options stand in reverse order, of the latest rows of the holdout.
+
+    None where prompts have no options to reorder. What it asks costs what any question costs.
+    """
+    kind, rows, given = exam.kind, exam.questions[-_POSITION_ROWS:], answers[-_POSITION_ROWS:]
+    prompts: list[list[Message]] = [
+        [{"role": m["role"], "content": m["content"]} for m in row.messages] for row in rows
+    ]
+    reversed_prompts = [kind.form.reorder(kind, prompt, "reversed") for prompt in prompts]
+    if reversed_prompts == prompts:
+        return None
+    asked = [
+        replace(row, messages=[{"role": m["role"], "content": m["content"]} for m in p])
+        for row, p in zip(rows, reversed_prompts, strict=True)
+    ]
+    other = _ask(ledger, replace(exam, questions=asked), server, None)
+    pairs = [(a.decision, b.decision) for a, b in zip(given, other, strict=True) if a is not None and b is not None]
+    changed = sum(a != b for a, b in pairs)
+    return {"rows": len(pairs), "changed": changed, "share": changed / len(pairs)} if pairs else None
 
 
 def _cost_usd(exam: _Exam, hourly: Decimal, model: Model | None, answer: CompletionResult) -> float | None:

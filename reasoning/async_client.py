@@ -15,11 +15,13 @@ from uuid import UUID
 
 from reasoning.config import Config
 from reasoning.core import Answer, Attempt, ClientCore, Question
+from reasoning.decision_models import DecisionModel, find_decision_model
 from reasoning.decision_types import Context, DecisionType
 from reasoning.errors import CallFailed
-from reasoning.fallback import Usage, collecting, split_result
-from reasoning.questions import TypedQuestion
+from reasoning.fallback import Fallback, Usage, collecting, split_result
+from reasoning.questions import QuestionSet, TypedQuestion, question_set
 from reasoning.records import FeedbackKind
+from reasoning.serving.hosted import hosted_request, read_hosted
 from reasoning.serving.routes import Arm
 from reasoning.serving.shadow import ShadowTasks
 
@@ -81,14 +83,37 @@ class AsyncDecisionClient:
         self,
         state: Any,
         questions: Mapping[str, TypedQuestion],
-        fallback: AsyncOriginal,
+        fallback: AsyncOriginal | str,
         *,
         name: str = "ask",
         **ids: Any,
     ) -> Answer:
         """As `DecisionClient.ask`; `fallback` may be a coroutine function."""
-        kind = self._core.question_type(questions, name)
-        return await self.decide(kind, {"state": state}, lambda context: fallback(context["state"]), **ids)
+        asked = question_set(questions, name)
+        original: AsyncOriginal
+        if isinstance(fallback, str):
+            model = find_decision_model(self.config.decision_models, fallback)
+            original = partial(self._ask_hosted, model, asked)
+        else:
+            original = fallback
+        kind = (
+            self._core.type_of(asked)
+            if self._core.knows(asked)
+            else await asyncio.to_thread(self._core.type_of, asked)  # writes a file
+        )
+        return await self.decide(kind, {"state": state}, lambda context: original(context["state"]), **ids)
+
+    async def ask_hosted(self, model: str, state: Any, questions: Mapping[str, TypedQuestion]) -> Fallback:
+        """The answers of a hosted decision model of reasoning.toml (`reasoning.decision_models`), for a fallback.
+
+        Raises `CallFailed` where it gives none.
+        """
+        found = find_decision_model(self.config.decision_models, model)
+        return await self._ask_hosted(found, question_set(questions), state)
+
+    async def _ask_hosted(self, model: DecisionModel, asked: QuestionSet, state: Any) -> Fallback:
+        response = await self._http().apost(*hosted_request(model, state, asked))
+        return read_hosted(model, asked, *response)
 
     async def decide_should_respond(self, context: Context, original: AsyncOriginal, **ids: Any) -> Answer:
         """`decide("should_respond", …)`."""

@@ -27,11 +27,13 @@ from uuid import UUID
 
 from reasoning.config import Config
 from reasoning.core import Answer, Attempt, ClientCore, Question
+from reasoning.decision_models import DecisionModel, find_decision_model
 from reasoning.decision_types import Context, DecisionType
 from reasoning.errors import CallFailed
-from reasoning.fallback import Usage, collecting, split_result
-from reasoning.questions import TypedQuestion
+from reasoning.fallback import Fallback, Usage, collecting, split_result
+from reasoning.questions import QuestionSet, TypedQuestion, question_set
 from reasoning.records import FeedbackKind
+from reasoning.serving.hosted import hosted_request, read_hosted
 from reasoning.serving.routes import Arm
 from reasoning.serving.shadow import ShadowThreads
 
@@ -104,7 +106,7 @@ class DecisionClient:
         self,
         state: Any,
         questions: Mapping[str, TypedQuestion],
-        fallback: Original,
+        fallback: Original | str,
         *,
         name: str = "ask",
         **ids: Any,
@@ -113,11 +115,31 @@ class DecisionClient:
 
         `fallback` is called as `fallback(state)` and gives an answer for each question, by name: text, an `Enum`, a
         boolean, or the number of a score's level. The answer's `decision` has them all, its `probabilities` those of
-        every option where they are known. The questions are a decision type of their own, `<name>_<hash of their
+        every option where they are known. In the place of `fallback` may stand the name of a hosted decision model
+        (`reasoning.decision_models`). The questions are a decision type of their own, `<name>_<hash of their
         content>`. `ids` are those of `decide`. Raises `InvalidQuestions`.
         """
-        kind = self._core.question_type(questions, name)
-        return self.decide(kind, {"state": state}, lambda context: fallback(context["state"]), **ids)
+        asked = question_set(questions, name)
+        original: Original
+        if isinstance(fallback, str):
+            model = find_decision_model(self.config.decision_models, fallback)
+            original = partial(self._ask_hosted, model, asked)
+        else:
+            original = fallback
+        kind = self._core.type_of(asked)
+        return self.decide(kind, {"state": state}, lambda context: original(context["state"]), **ids)
+
+    def ask_hosted(self, model: str, state: Any, questions: Mapping[str, TypedQuestion]) -> Fallback:
+        """The answers of a hosted decision model of reasoning.toml (`reasoning.decision_models`), for a fallback.
+
+        Raises `CallFailed` where it gives none.
+        """
+        found = find_decision_model(self.config.decision_models, model)
+        return self._ask_hosted(found, question_set(questions), state)
+
+    def _ask_hosted(self, model: DecisionModel, asked: QuestionSet, state: Any) -> Fallback:
+        response = self._http().post(*hosted_request(model, state, asked))
+        return read_hosted(model, asked, *response)
 
     def decide_should_respond(self, context: Context, original: Original, **ids: Any) -> Answer:
         """`decide("should_respond", …)`."""

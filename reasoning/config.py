@@ -14,6 +14,7 @@ environment                reasoning.toml                  meaning (default)
 `REASONING_KEYS`           `[keys]`                        which server may see which key, see `BoundKey`
                            `[client]`                      see `Config`
                            `[decision_types.<name>]`       see `_decision_type`
+                           `[decision_models.<name>]`      see `reasoning.decision_models`
                            `[retention]`                   how many days records are kept, see `Retention` (for ever)
 `REASONING_VOLUME`         `[storage] volume`              whether other hosts use the folder, see `Config` (auto)
 `REASONING_MAX_DAYS_…`     `[storage] max_days_ahead`      by how much a record's clock may be off when it lands, and
@@ -25,7 +26,6 @@ Tables that are not named here belong to the other packages.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -34,17 +34,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from reasoning.decision_models import DecisionModel, read_decision_models
 from reasoning.decision_types import DECISION_TYPES, TIER_THINKING, DecisionType
 from reasoning.errors import ConfigError
 from reasoning.formats import get_form
 from reasoning.formats.port import AnswerForm
 from reasoning.question_catalog import load_catalog
+from reasoning.toml_tables import is_loopback as is_loopback
 from reasoning.toml_tables import number, read_toml, refuse_unknown, server_url, similar_name, switch, table, text
 
 _TOGETHER_DOMAINS = ("together.ai", "together.xyz")
 _KEYS = ("data", "agent_id", "enabled", "provider_url")
 _STOPS = 4  # as many as OpenAI's API takes
-_TABLES = ("client", "keys", "decision_types", "tiers", "retention", "redaction", "storage", "prices")
+_TABLES = (
+    *("client", "keys", "decision_types", "decision_models", "tiers", "retention", "redaction", "storage", "prices"),
+)
 VOLUMES = ("auto", "single-host", "shared-locks")
 _MAX_DAYS = 36_500
 _REGION = re.compile(r"[A-Z]{2}")
@@ -109,6 +113,8 @@ class Config:
     keys: tuple[BoundKey, ...] = ()
     enabled: bool = True
     decision_types: Mapping[str, DecisionType] = field(default_factory=lambda: dict(DECISION_TYPES))
+    decision_models: Mapping[str, DecisionModel] = field(default_factory=dict)
+    """Hosted decision models by name (`reasoning.decision_models`)."""
     breaker_failures: int = 5
     """So many failures in a row stop the calls to a model."""
     breaker_seconds: float = 30.0
@@ -135,7 +141,8 @@ class Config:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every key, for whoever keeps them out of a text."""
-        return tuple(filter(None, (self.api_key, *(bound.key for bound in self.keys))))
+        hosted = (model.api_key for model in self.decision_models.values())
+        return tuple(filter(None, (self.api_key, *(bound.key for bound in self.keys), *hosted)))
 
     @property
     def spool(self) -> Path:
@@ -200,6 +207,7 @@ def load_config(
         keys=_keys(file, section("keys"), env),
         enabled=switch(place, enabled, ConfigError),
         decision_types={**load_catalog(data), **declared},
+        decision_models=read_decision_models(file, section("decision_models"), env),
         retention=_retention(file, section("retention")),
         redaction=_redaction(file, section("redaction"), env),
         **_client(file, section("client")),
@@ -286,14 +294,6 @@ def _bound_key_for(config: Config, base_url: str, variable: str) -> str:
     if bound.key is None:
         raise ConfigError(f"{variable} is not set: set it to the API key of {base_url}")
     return bound.key
-
-
-def is_loopback(host: str) -> bool:
-    """Is `host` this machine: `localhost`, or a loopback address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -22,14 +22,21 @@ from uuid import UUID
 import orjson
 
 from reasoning.config import Config, load_config
-from reasoning.decision_types import Context, DecisionType, check_demonstration, get_decision_type, questions_type
+from reasoning.decision_types import (
+    Context,
+    DecisionType,
+    check_demonstration,
+    get_decision_type,
+    partial_metric,
+    questions_type,
+)
 from reasoning.error_text import describe_error
 from reasoning.errors import CallFailed, RecordError, UnparseableAnswer, Unredactable
 from reasoning.fallback import Fallback, Usage, add_usage, split_result
 from reasoning.ids import uuid7
 from reasoning.io.spool import SegmentWriter
 from reasoning.question_catalog import keep_questions
-from reasoning.questions import Probabilities, TypedQuestion, normalize_probabilities, question_set
+from reasoning.questions import Probabilities, QuestionSet, TypedQuestion, normalize_probabilities, question_set
 from reasoning.records import Decision, FallbackReason, Feedback, FeedbackKind, Message, Source, encode_record
 from reasoning.redaction.placeholders import RedactedPrompt
 from reasoning.serving.completion import (
@@ -322,6 +329,14 @@ class ClientCore:
         The catalog may be full or out of reach: then the questions are asked and recorded all the same.
         """
         asked = question_set(questions, name)
+        return self.type_of(asked)
+
+    def knows(self, asked: QuestionSet) -> bool:
+        """Was this set asked before, so that its type costs no file?"""
+        return asked.type_name in self._asked
+
+    def type_of(self, asked: QuestionSet) -> DecisionType:
+        """As `question_type`, of a set."""
         found = self._asked.get(asked.type_name)
         if found is None:
             found = questions_type(asked)
@@ -409,7 +424,7 @@ class ClientCore:
         if kind not in ("metric", "demonstration", "comment"):
             raise RecordError(f"kind: {kind!r} is none of metric, demonstration, comment")
         if kind == "demonstration":
-            value = self._check_demonstration(target, value)
+            metric, value = self._check_demonstration(metric, target, value)
         elif isinstance(value, dict):
             raise RecordError("value: only a demonstration is an object; give a number, a boolean or text")
         ts = datetime.fromtimestamp(self.clock(), UTC)
@@ -422,8 +437,10 @@ class ClientCore:
         value = {"action": decision} if isinstance(decision, str) else decision
         return self.feedback("demonstration", value, decision_id, None, "demonstration", author)
 
-    def _check_demonstration(self, decision_id: UUID | None, value: Any) -> str:
-        """The JSON text of a demonstration. `RecordError` where it is no answer of its decision's type.
+    def _check_demonstration(self, metric: str, decision_id: UUID | None, value: Any) -> tuple[str, str]:
+        """The metric and the JSON text of a demonstration. `RecordError` where it is no answer of its decision's type.
+
+        One that answers some of several typed questions has a metric of its own, so that it replaces no other.
 
         The type of a decision that this client did not take lately is not known: then the demonstration must be an
         answer of one of the declared types, and landing, which knows the decision, checks it again.
@@ -439,7 +456,7 @@ class ClientCore:
         types = [known[0]] if known else list(self.config.decision_types.values())
         try:
             check_demonstration(value, types, known[1] if known else None)
-            return orjson.dumps(value).decode()
+            return partial_metric(metric, value, types), orjson.dumps(value).decode()
         except UnparseableAnswer as error:
             raise RecordError(f"demonstration: {error}") from None
         except TypeError as error:

@@ -191,5 +191,14 @@ def check_demonstration(value: Any, types: Sequence[DecisionType], context: Cont
     raise UnparseableAnswer(f"{'; '.join(dict.fromkeys(reasons))[:400]}. {_allowed(types)}")
 
 
+def partial_metric(metric: str, value: dict[str, Any], types: Sequence[DecisionType]) -> str:
+    """`metric` of a demonstration that is complete; `<metric>.<question>` of one that answers some of several."""
+    for each in types:
+        names = {question.name for question in each.questions}
+        if value.keys() < names:
+            return f"{metric}.{'+'.join(sorted(value))}"
+    return metric
+
+
 def _allowed(types: Sequence[DecisionType]) -> str:
     return f"Allowed: {'; '.join(f'{each.name}: {each.form.describe(each)}' for each in types)}"

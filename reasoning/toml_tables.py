@@ -6,6 +6,7 @@ is what a reader of the error looks for, such as `reasoning.toml: [client] shado
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,14 @@ def switch(place: str, value: Any, error: Raises) -> bool:
     if word not in (*_TRUE, *_FALSE):
         raise error(f"{place}: {value!r} is neither true nor false")
     return word in _TRUE
+
+
+def is_loopback(host: str) -> bool:
+    """Is `host` this machine: `localhost`, or a loopback address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def server_url(place: str, value: Any, instead: str, error: Raises) -> str:

@@ -28,6 +28,7 @@ from storage.errors import BackupError
 from storage.files import make_folder, open_private, remove_tree, scratch_folder, sync, write_atomic
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock
+from storage.log.home import check_folder
 from storage.log.land import list_segments
 from storage.log.schema import PARTITIONS
 from storage.log.table import list_files
@@ -107,6 +108,7 @@ def back_up(
     `DataFolderError`, `DataFolderBusy`, `BackupError`, and OSError where the target cannot be written.
     """
     layout, home = Layout(data).check().create(), Path(target).absolute()
+    check_folder(layout, "backup")
     if keep is not None and keep < 1:
         raise ValueError(f"keep must be 1 or more, not {keep}")
     real, root = home.resolve(), layout.data.resolve()

@@ -100,6 +100,11 @@ class Layout:
         """SQLAlchemy URL of the ledger: `REASONING_LEDGER_URL`, else the SQLite file in the data folder."""
         return os.environ.get("REASONING_LEDGER_URL") or f"sqlite:///{self.data.absolute() / 'ledger.sqlite'}"
 
+    @property
+    def log_url(self) -> str:
+        """`REASONING_LOG`: where the tables of the log are, with a password; empty: in the data folder."""
+        return os.environ.get("REASONING_LOG", "")
+
     def table(self, name: str) -> Path:
         """Folder of a table: `decisions` or `feedback`."""
         return self.data / name

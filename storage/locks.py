@@ -27,6 +27,7 @@ import orjson
 from reasoning.io import hosts
 from storage.errors import DataFolderBusy, DataFolderError, LockLost
 from storage.files import open_private, write_once
+from storage.lake.address import parse_log_url
 from storage.layout import Layout
 from storage.volumes import VolumeKind, check_alone, check_volume, is_foreign, quiet_for
 
@@ -98,6 +99,10 @@ class Held:
 _held: ContextVar[dict[Path, Held]] = ContextVar("held", default={})  # noqa: B039 - it is never changed in place
 
 
+# The connection that holds the lock of a lake.
+_catalog: ContextVar[Any] = ContextVar("catalog", default=None)
+
+
 def check_held(layout: Layout) -> None:
     """Raise `LockLost` if this process held the data folder's lock and another one may hold it now.
 
@@ -105,6 +110,14 @@ def check_held(layout: Layout) -> None:
     """
     if held := _held.get().get(layout.lock.absolute()):
         held.check()
+    if (connection := _catalog.get()) is not None:
+        try:
+            connection.execute("SELECT 1")
+        except Exception as error:
+            raise LockLost(
+                f"the connection that holds the lock of the lake is gone ({type(error).__name__}): another process may "
+                "be at work. It was stopped before its next step; nothing is lost, run it again"
+            ) from None
 
 
 @contextmanager
@@ -115,7 +128,7 @@ def data_lock(layout: Layout, verb: str, *, timeout: float = LOCK_TIMEOUT) -> It
     whose locks are not to be trusted, and `LedgerError` where the ledger's PostgreSQL cannot be reached.
     """
     wait = _begin(layout, layout.lock, verb, timeout)
-    with _locked(wait) as held, _advisory_lock(wait):
+    with _locked(wait) as held, _advisory_lock(wait), _lake_lock(wait):
         token = _held.set({**_held.get(), wait.path: held})
         try:
             yield
@@ -305,6 +318,42 @@ def _advisory_lock(wait: _Wait) -> Iterator[None]:
             wait.or_busy(
                 "a process that holds the ledger's lock of this folder, perhaps of another host", _FOREIGN_POLL
             )
+
+
+@contextmanager
+def _lake_lock(wait: _Wait) -> Iterator[None]:
+    """With tables in a lake: the lock of its catalog, so that one process of all hosts writes to them at a time.
+
+    PostgreSQL gives it up when the holder's connection ends, however that ends.
+    """
+    address = parse_log_url(wait.layout.log_url)
+    if address is None:
+        yield
+        return
+    try:
+        import psycopg
+    except ImportError as error:
+        raise DataFolderError(
+            f"REASONING_LOG: {error}: {wait.verb} was not begun. Install the driver: pip install 'psycopg[binary]'"
+        ) from error
+    try:
+        connection = psycopg.connect(address.catalog, autocommit=True)
+    except psycopg.Error as error:
+        raise DataFolderError(
+            f"the catalog of {address!r} cannot be reached ({type(error).__name__}): {wait.verb} was not begun; "
+            "look at REASONING_LOG and its database"
+        ) from None
+    with connection:
+        token = _catalog.set(connection)
+        while True:
+            row = connection.execute("SELECT pg_try_advisory_lock(hashtext('custom-reasoning log'))").fetchone()
+            if row is not None and row[0]:
+                try:
+                    yield
+                finally:
+                    _catalog.reset(token)
+                return
+            wait.or_busy("a process that writes to the lake, perhaps of another host", _FOREIGN_POLL)
 
 
 def _folder_id(layout: Layout) -> str:

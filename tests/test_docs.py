@@ -82,6 +82,10 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert missing == set(), "add it to docs/README.md"
 
 
+def test_the_example_of_an_env_file_is_generated():
+    assert (ROOT / ".env.example").read_text() == generate.env_example(), "the code has changed: run `make docs`"
+
+
 @pytest.mark.parametrize("name", sorted(generate.pages()))
 def test_the_reference_is_what_the_code_says(name: str) -> None:
     assert (generate.REFERENCE / name).read_text() == generate.pages()[name], "the code has changed: run `make docs`"
@@ -110,7 +114,7 @@ def _run_python(page: Path, body: str) -> None:
     names: dict[str, Any] = {"__name__": "example"}
     for language, each in FENCE.findall(page.read_text()):
         if language == "python":
-            exec(compile(each, name_of(page), "exec"), names)
+            exec(compile(each, name_of(page), "exec", dont_inherit=True), names)
             if each == body:
                 break
     if client := names.get("client"):

@@ -13,11 +13,11 @@ from gateway.decisions.api import count_answer
 from gateway.decisions.episodes import episode_of, room_of, user_of
 from gateway.decisions.forced import ForcedDecision
 from gateway.decisions.prompts import STAGE_ONE_TOOL, DecisionPrompt, read_decision, recognise, write_answer
-from gateway.errors import ModelAnswerError, UpstreamError
+from gateway.decisions.whole_answer import fetch_whole
+from gateway.errors import ModelAnswerError
 from gateway.http.exchange import Exchange
 from gateway.http.inference import OURS
-from gateway.http.security import Headers, forwarded_headers, returned_headers
-from gateway.http.upstream import ask
+from gateway.http.security import Headers
 from gateway.protocols.answers import OwnAnswer, UpstreamAnswer
 from gateway.protocols.port import Operation
 from gateway.protocols.questions import TextPrompt
@@ -27,7 +27,6 @@ from reasoning.core import Answer
 from reasoning.decision_types import DecisionType, get_decision_type
 from reasoning.errors import InvalidContext, UnparseableAnswer
 from reasoning.fallback import fallback_call
-from reasoning.io.bounded import MAX_BYTES
 
 Read = Callable[[UpstreamAnswer], dict[str, Any]]
 """The decision in an upstream's answer. Raises `UnparseableAnswer`."""
@@ -50,7 +49,7 @@ class _Upstream:
         assert exchange.protocol is not None
         self._state, self._exchange, self._asked, self._read = state, exchange, asked, read
         self._model = asked.operation.model(asked.path, asked.request)
-        self._protocol, self.pool = exchange.protocol, state.pools[exchange.protocol.name]
+        self.pool = state.pools[exchange.protocol.name]
         self.status = 0
         self.headers: Headers = []
         self.answer = b""
@@ -82,34 +81,9 @@ class _Upstream:
 
     async def fetch(self) -> None:
         """Ask, and read the answer whole: a decision is small. Raises `UpstreamError`."""
-        upstream, response = await ask(
-            self._state.http,
-            self.pool,
-            self._exchange.method,
-            self._asked.path,
-            self._exchange.query,
-            lambda chosen: forwarded_headers(
-                self._exchange.headers,
-                self._exchange.admission,
-                self._protocol,
-                chosen.settings.api_key,
-                identity=True,
-            ),
-            self._asked.body,
+        self.status, self.headers, self.answer = await fetch_whole(
+            self._state, self._exchange, self.pool, self._asked.path, self._asked.body
         )
-        try:
-            parts, size = [], 0
-            while chunk := await response.content.readany():
-                size += len(chunk)
-                if size > MAX_BYTES:  # not asked again: it would cost the same once more
-                    raise UpstreamError(f"{self.pool.name} answered a decision with more than {MAX_BYTES} bytes")
-                parts.append(chunk)
-        finally:
-            upstream.active -= 1
-            response.release() if response.content.at_eof() else response.close()
-        self.status, self.answer = response.status, b"".join(parts)
-        self.headers = [h for h in returned_headers(response.raw_headers) if h[0] != b"content-length"]
-        self.headers.append((b"content-length", b"%d" % size))
 
 
 def find_decision_prompt(

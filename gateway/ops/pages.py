@@ -50,10 +50,12 @@ async def readyz(gateway: Gateway, exchange: Exchange) -> None:
     if gateway.draining:
         await exchange.reply(503, b'{"status":"draining"}')
         return
-    if not any(pool.is_healthy() for pool in state.pools.values()):
+    missing = without_credentials(gateway.settings.upstreams)
+    # Of an upstream that nobody can ask nothing is known, so it says nothing about the others.
+    usable = [name for name in gateway.settings.upstreams if name not in missing] or list(gateway.settings.upstreams)
+    if not any(state.pools[name].is_healthy() for name in usable):
         await exchange.reply(503, b'{"status":"no upstream can be reached"}')
         return
-    missing = without_credentials(gateway.settings.upstreams)
     if missing and len(missing) == len(gateway.settings.upstreams) and not gateway.settings.client_credentials:
         variables = " or ".join(f"{name.upper()}_API_KEY" for name in missing)
         remedy = f"set {variables}, or client_credentials = true in [gateway] where clients bring their own"

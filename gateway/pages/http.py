@@ -21,6 +21,7 @@ from gateway.settings import Key
 
 PREFIX = b"/pages/"
 STATIC = b"/pages/static/"
+ACTIONS = b"/pages/act/"
 _TYPES = {"js": b"text/javascript; charset=utf-8", "css": b"text/css; charset=utf-8", "svg": b"image/svg+xml"}
 _FILES = ("htmx.min.js", "app.js", "pico.min.css", "app.css", "icon.svg")
 _POLICY = (
@@ -45,6 +46,8 @@ class Pages(Protocol):
     """What is asked of `gateway.app.Gateway`."""
 
     worker: PageWorker
+    actor: PageWorker
+    """For what spends, moves traffic or stops: that waits for no search, and no page waits for it."""
 
 
 async def shell(exchange: Exchange) -> None:
@@ -79,7 +82,8 @@ async def serve(pages: Pages, exchange: Exchange, live: dict[str, Any]) -> None:
         "key": {"name": key.name, "operator": key.operator, "label": key.label},
         "live": live,
     }
-    answer = await pages.worker.ask(question, seconds=ACT_S if exchange.method == "POST" else READ_S)
+    acts = path.startswith(ACTIONS)
+    answer = await (pages.actor if acts else pages.worker).ask(question, seconds=ACT_S if acts else READ_S)
     headers: Headers = [(b"cache-control", b"no-store"), (b"vary", b"hx-request")]
     headers += [(name.encode(), value.encode()) for name, value in answer["headers"].items()]
     await _send(exchange, answer["status"], b"text/html; charset=utf-8", answer["html"].encode(), headers)

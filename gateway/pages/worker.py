@@ -28,7 +28,7 @@ _START = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from console.__main
 
 
 class PageWorker:
-    """One process, one question at a time."""
+    """One process, one question at a time: an action that takes minutes has another (`Pages.actor`)."""
 
     def __init__(self, data: Path, *, idle_s: float = IDLE_S) -> None:
         self._data = data

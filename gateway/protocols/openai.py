@@ -8,7 +8,8 @@ import orjson
 
 from gateway.protocols.openai_chat import CHAT
 from gateway.protocols.openai_responses import RESPONSES
-from gateway.protocols.port import MB, OpenApiPath, Protocol, roots
+from gateway.protocols.port import MB, OpenApiPath, Protocol, TypedOperation, roots
+from reasoning.serving.decision_wires import DECISIONS
 
 _ERROR_TYPES = {
     "authentication_error": "invalid_request_error",
@@ -19,7 +20,15 @@ _ERROR_TYPES = {
     "api_error": "server_error",
     "timeout_error": "server_error",
 }
-_QUESTIONS = ("chat/completions", "completions", "embeddings", "moderations", "responses", "responses/input_tokens")
+_QUESTIONS = (
+    "chat/completions",
+    "completions",
+    "decisions",
+    "embeddings",
+    "moderations",
+    "responses",
+    "responses/input_tokens",
+)
 
 
 def _error(status: int, type: str, message: str, request_id: str | None) -> tuple[int, bytes]:
@@ -39,6 +48,7 @@ OPENAI = Protocol(
         *("engines", "fine-tunes", "agents", "files", "models", "skills", "vaults"),
     ),
     operations=(CHAT, RESPONSES),
+    typed=(TypedOperation("decisions", re.compile(rb"/v1/decisions"), DECISIONS),),
     key_headers=(b"authorization",),
     secret=re.compile(rb"sk-(?:proj|svcacct|admin|None)-|T3BlbkFJ|\b(?:sess-|ek_)[A-Za-z0-9]{24}"),
     secret_hints=(b"sk-", b"t3blbkfj", b"sess-", b"ek_"),
@@ -52,7 +62,7 @@ OPENAI = Protocol(
         "POST /v1/responses/compact",
     ),
     repeatable=re.compile(
-        rb"/v1/(chat/completions|completions|embeddings|moderations|responses|responses/input_tokens)"
+        rb"/v1/(chat/completions|completions|decisions|embeddings|moderations|responses|responses/input_tokens)"
     ),
     aliases={b"/" + path: b"/v1/" + path for path in (b"chat/completions", b"responses", b"embeddings", b"models")},
     administration=frozenset({b"organization", b"projects", b"dashboard", b"usage"}),
@@ -64,6 +74,7 @@ OPENAI = Protocol(
             decided=True,
         ),
         OpenApiPath("/v1/responses", "OpenAI responses; decision prompts are answered by our models", decided=True),
+        OpenApiPath("/v1/decisions", "typed questions as OpenAI asks them; our models may answer", decided=True),
         OpenApiPath("/v1/embeddings", "OpenAI embeddings, passed on"),
         OpenApiPath("/v1/models", "the upstream's models, passed on", method="get"),
     ),

@@ -13,6 +13,7 @@ from typing import Any
 from gateway.protocols.answers import OwnAnswer, UpstreamAnswer
 from gateway.protocols.forced import ForcedForm, Turn
 from gateway.protocols.questions import TextPrompt
+from reasoning.serving.decision_wires import DecisionWire
 
 MB = 1 << 20
 
@@ -49,6 +50,15 @@ class Operation:
         match = self.path.fullmatch(path)
         named = match.groupdict().get("model") if match else None
         return request.get("model") if named is None else named.decode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class TypedOperation:
+    """A POST of a protocol that asks typed questions. `name` is its label and tag, `path` matches the whole path."""
+
+    name: str
+    path: re.Pattern[bytes]
+    wire: DecisionWire
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,7 @@ class Protocol:
     error: Callable[[int, str, str, str | None], tuple[int, bytes]]
     model_paths: tuple[str, ...]
     operations: tuple[Operation, ...] = ()
+    typed: tuple[TypedOperation, ...] = ()
     repeatable: re.Pattern[bytes] = re.compile(rb"(?!)")
     aliases: Mapping[bytes, bytes] = field(default_factory=dict)
     administration: frozenset[bytes] = frozenset()
@@ -122,6 +133,10 @@ class Protocol:
             if operation.path.fullmatch(path):
                 return operation
         return None
+
+    def typed_operation(self, path: bytes) -> TypedOperation | None:
+        """The typed questions that a POST to `path` asks."""
+        return next((operation for operation in self.typed if operation.path.fullmatch(path)), None)
 
 
 def roots(*names: str) -> frozenset[bytes]:

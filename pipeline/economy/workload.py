@@ -275,11 +275,10 @@ def _agreement(kind: DecisionType, labelled: Sequence[Mapping[str, Any]]) -> tup
             continue
         try:
             right, given = (
-                kind.form.answer_class(kind.normalize(orjson.loads(row[which])))
-                for which in ("demonstration", "original_decision")
+                kind.normalize(orjson.loads(row[which])) for which in ("demonstration", "original_decision")
             )
         except (UnparseableAnswer, orjson.JSONDecodeError):
             continue
         compared += 1
-        agreed += right == given
+        agreed += kind.form.agrees(right, given)
     return (agreed / compared if compared else None), compared

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -129,7 +129,9 @@ def write_whole(question: ChatRequest, completion: LearnerCompletion) -> dict[st
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": completion.text},
-        "logprobs": _logprobs(completion.tokens, completion.token_logprobs) if question.logprobs else None,
+        "logprobs": _logprobs(completion.tokens, completion.token_logprobs, completion.alternatives)
+        if question.logprobs
+        else None,
         "finish_reason": completion.finish_reason,
     }
     return {**_head(question, "chat.completion"), "choices": [choice], "usage": _usage(completion)}
@@ -139,11 +141,12 @@ async def write_events(question: ChatRequest, completion: LearnerCompletion) -> 
     """A completion as server-sent events: a token each, then the finish, then the usage."""
     head = _head(question, "chat.completion.chunk")
     given = completion.token_logprobs if question.logprobs else [None] * len(completion.tokens)
-    for token, logprob in zip(completion.tokens, given, strict=True):
+    alternatives = completion.alternatives or [{}] * len(completion.tokens)
+    for token, logprob, others in zip(completion.tokens, given, alternatives, strict=True):
         choice = {
             "index": 0,
             "delta": {"role": "assistant", "content": token},
-            "logprobs": None if logprob is None else _logprobs([token], [logprob]),
+            "logprobs": None if logprob is None else _logprobs([token], [logprob], [others]),
             "finish_reason": None,
         }
         yield _event({**head, "choices": [choice]})
@@ -161,12 +164,19 @@ def _usage(completion: LearnerCompletion) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
-def _logprobs(tokens: list[str], given: list[float]) -> dict[str, Any]:
+def _logprobs(
+    tokens: list[str], given: list[float], alternatives: Sequence[Mapping[str, float]] = ()
+) -> dict[str, Any]:
+    """Of each token its log-probability and those of its alternatives: all of a question's options, however many."""
     rows = [
-        {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
-        for token, logprob in zip(tokens, given, strict=True)
+        {**_logprob(token, logprob), "top_logprobs": [_logprob(*other) for other in others.items()]}
+        for token, logprob, others in zip(tokens, given, alternatives or [{}] * len(tokens), strict=True)
     ]
     return {"content": rows}
+
+
+def _logprob(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
 def _event(chunk: dict[str, Any]) -> bytes:

@@ -24,6 +24,7 @@ from quality.dataset.fingerprints import batches, choose_char_grams, prefixes, w
 from quality.dataset.labels import format_completion
 from reasoning.decision_types import DecisionType
 from reasoning.errors import UnparseableAnswer, Unredactable
+from reasoning.records import Message
 from reasoning.redaction.prompts import redact_answer, redact_prompt
 from reasoning.redaction.redact import redact
 from storage.training_rows import MAX_CHARACTERS, find_line_fault, find_row_fault, row_length
@@ -34,6 +35,7 @@ _PREPARED = pa.schema(
         ("group", pa.uint64()),
         ("dropped", pa.string()),
         ("line", pa.string()),
+        ("train_line", pa.string()),
         ("prompt", pa.string()),
         ("prompt_hash", pa.string()),
         ("answer", pa.string()),
@@ -116,11 +118,24 @@ def prepare_row(
     redactions.update(found)
     return {
         "line": orjson.dumps(row).decode(),
+        "train_line": _shuffled_line(rules, messages, answer, prompt),
         "prompt": "\n".join(message["content"] for message in prompt),
         "prompt_hash": hashlib.sha256(orjson.dumps(prompt)).hexdigest(),
         "answer": kind.form.answer_class(decision),
         "original": original,
     }
+
+
+def _shuffled_line(rules: Rules, messages: list[dict[str, str]], answer: str, prompt: list[Message]) -> str | None:
+    """The line for training, where a prompt has options: they stand in a random order, which is always the same for
+    the same prompt, so that a model learns what they say and not where they stand. None where they have no order."""
+    asked: list[Message] = [{"role": message["role"], "content": message["content"]} for message in messages]
+    seed = hashlib.sha256(orjson.dumps(prompt)).hexdigest()
+    shuffled = rules.kind.form.reorder(rules.kind, asked, seed)
+    if shuffled == asked or prompt[0] != asked[0]:  # an option that is redacted keeps the placeholder of its place
+        return None
+    shown = redact_prompt(shuffled, region=rules.region).messages
+    return orjson.dumps({"messages": [*shown, {"role": "assistant", "content": answer}]}).decode()
 
 
 def hash_part(

@@ -309,7 +309,7 @@ class _Classes:
         self._kind = kind
         self._by_label = get_metrics(kind.answer).by_label
         self._labels = {name: number for number, name in enumerate(labels)}
-        self._known: dict[str, str | None] = {}
+        self._known: dict[str, dict[str, Any] | None] = {}
 
     def label(self, text: str) -> int | None:
         """None where it is no decision of the type."""
@@ -318,15 +318,20 @@ class _Classes:
 
     def answer(self, text: str | None, label: str | None) -> int:
         """A failed answer has the number after the last label."""
-        name = None if text is None else self._class_of(text)
+        given = None if text is None else self._read(text)
         if self._by_label:
-            return len(self._labels) if name is None else self._labels[name]
-        return 0 if name is not None and label is not None and name == self._class_of(label) else 1
+            return len(self._labels) if given is None else self._labels[self._kind.form.answer_class(given)]
+        right = None if label is None else self._read(label)
+        return 0 if given is not None and right is not None and self._kind.form.agrees(right, given) else 1
 
     def _class_of(self, text: str) -> str | None:
+        decision = self._read(text)
+        return None if decision is None else self._kind.form.answer_class(decision)
+
+    def _read(self, text: str) -> dict[str, Any] | None:
         if text not in self._known:
             try:
-                self._known[text] = self._kind.form.answer_class(self._kind.normalize(orjson.loads(text)))
+                self._known[text] = self._kind.normalize(orjson.loads(text))
             except UnparseableAnswer:
                 self._known[text] = None
         return self._known[text]

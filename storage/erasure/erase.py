@@ -12,7 +12,7 @@ can see which datasets had them, so that is recorded in `erasures/` until the er
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,9 +26,11 @@ import orjson
 from storage.erasure.datasets import dataset_name, erase_faults, erase_lines, find_lines, list_datasets
 from storage.erasure.lines import About, Outside, erase_quarantine, erase_spool, find_outside
 from storage.files import make_folder, scratch_folder, sync, write_atomic
+from storage.lake.upkeep import delete_rows, purge
 from storage.layout import Layout
 from storage.ledger.streams import files_uploaded_of, models_trained_on
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock
+from storage.log.home import lake_address
 from storage.log.land import finish_landing
 from storage.log.landed import ID_COLUMNS
 from storage.log.replace import SCRATCH
@@ -77,6 +79,10 @@ class EraseReport:
     provider_files: list[str] = field(default_factory=list)
     resumed: bool = False
 
+    def count(self, table: str, rows: int) -> None:
+        """Count rows that were erased from a table."""
+        setattr(self, table, getattr(self, table) + rows)
+
 
 def erase_subject(
     data: Path | str,
@@ -102,6 +108,11 @@ def erase_subject(
     subject_id = subject_id.encode("utf-8", "backslashreplace").decode()  # as the log keeps a lone surrogate
     layout = Layout(data).check().create()
     report = EraseReport(subject_id)
+    if lake_address(layout) is not None:
+        with data_lock(layout, "erasure", timeout=lock_timeout), connect(data, memory_limit=memory_limit) as con:
+            finish_landing(layout, now=now)
+            _erase_from_lake(con, layout, report, now)
+        return report
     with data_lock(layout, "erasure", timeout=lock_timeout):
         finish_landing(layout, now=now)
     files = (path for table in PARTITIONS for path in list_files(layout, table))
@@ -110,8 +121,14 @@ def erase_subject(
         connect(data, memory_limit=memory_limit, threads=threads) as con,
         scratch_folder(layout.data, SCRATCH) as scratch,
     ):
-        con.execute("CREATE TEMP TABLE subject AS SELECT $1::VARCHAR AS id", [subject_id])
         planner = _Planner(con, layout, subject_id, scratch, progress)
+
+        def remove(kind: str) -> None:
+            for rewrites in plan.rewrites[kind] if plan else ():
+                commit(layout, rewrites, scratch)
+                for rewrite in rewrites:
+                    report.count(rewrite.key.table, rewrite.dropped)
+
         for attempt in range(_ATTEMPTS + 1):
             plan = None
             if attempt < _ATTEMPTS:
@@ -125,7 +142,7 @@ def erase_subject(
                     plan = planner.make()
                 elif not planner.is_current(plan):
                     continue
-                _carry_out(con, layout, plan, scratch, report, now)
+                _carry_out(con, layout, plan, report, now, remove)
             break
         empty_folder(scratch)
     return report
@@ -156,6 +173,7 @@ class _Planner:
         self._con, self._layout, self._subject_id, self._scratch = con, layout, subject_id, scratch
         self._progress = progress
         self._written: dict[tuple[Path, str, Any], Rewrite] = {}
+        con.execute("CREATE OR REPLACE TEMP TABLE subject AS SELECT $1::VARCHAR AS id", [subject_id])
 
     def make(self) -> _Plan:
         """Search the log as of now, and write the files anew that hold the person. Raises `FilesChanged`."""
@@ -166,7 +184,7 @@ class _Planner:
             folders.setdefault(path.parent, {})[path] = mark
         try:
             show(self._con, snapshot)
-            plan = self._find(files)
+            plan = self.find(files)
             keys = _partitions_about(self._con)
             done, total = 0, sum(map(len, keys.values()))
             for kind, partitions in keys.items():
@@ -181,7 +199,7 @@ class _Planner:
             raise
         return plan
 
-    def _find(self, files: dict[Path, str]) -> _Plan:
+    def find(self, files: dict[Path, str]) -> _Plan:
         """Fill the tables `erased` (decisions; no date if not in the log), `taught` (requests that the subject
         demonstrated the answer of) and `emptied` (episodes)."""
         con, outside = self._con, find_outside(self._layout, self._subject_id)
@@ -279,26 +297,22 @@ def _carry_out(
     con: duckdb.DuckDBPyConnection,
     layout: Layout,
     plan: _Plan,
-    scratch: Path,
     report: EraseReport,
     now: datetime | None,
+    remove: Callable[[str], None],
 ) -> None:
-    """Erase what is planned, for one who holds the lock."""
+    """Erase what is planned, for one who holds the lock. `remove` takes rows of one kind out of their table."""
     note = layout.erasures / f"{hashlib.sha256(report.subject_id.encode()).hexdigest()[:16]}.json"
     check_held(layout)
     show(con, take_snapshot(layout))  # of older datasets some lines are looked for in the log
     _erase_datasets(con, layout, note, report)
-    for kind, partitions in plan.rewrites.items():
+    for kind in ("feedback", "decision"):
         check_held(layout)
         erased, unreadable = erase_quarantine(layout, plan.about, kind, now)
         report.quarantine += erased
         report.unreadable += unreadable
         report.spool += erase_spool(layout, plan.about, kind)
-        for rewrites in partitions:
-            commit(layout, rewrites, scratch)
-            for rewrite in rewrites:
-                table = rewrite.key.table
-                setattr(report, table, getattr(report, table) + rewrite.dropped)
+        remove(kind)
     if note.exists():
         note.unlink()
         sync(layout.erasures)
@@ -310,6 +324,22 @@ _FEEDBACK_ABOUT = (
     "(author = (SELECT id FROM subject) OR decision_id IN (SELECT decision_id FROM erased)"
     " OR decision_id IS NULL AND episode_id IN (SELECT episode_id FROM emptied))"
 )
+
+
+def _erase_from_lake(con: duckdb.DuckDBPyConnection, layout: Layout, report: EraseReport, now: datetime | None) -> None:
+    """Delete the rows where they are, all under the lock, and let DuckLake write their files anew.
+
+    Also if nothing was found: an erasure before may have been killed between the two.
+    """
+    plan = _Planner(con, layout, report.subject_id, layout.data, None).find({})
+
+    def remove(kind: str) -> None:
+        table, where = ("feedback", _FEEDBACK_ABOUT) if kind == "feedback" else ("decisions", _OF_SUBJECT)
+        report.count(table, delete_rows(con, table, where))
+        if kind == "decision":
+            purge(con)
+
+    _carry_out(con, layout, plan, report, now, remove)
 
 
 def _erase_datasets(con: duckdb.DuckDBPyConnection, layout: Layout, note: Path, report: EraseReport) -> None:

@@ -16,14 +16,16 @@ from pathlib import Path
 import duckdb
 
 from storage.files import scratch_folder
+from storage.lake.upkeep import count_files, merge_files
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, data_lock
+from storage.log.home import lake_address
 from storage.log.land import finish_landing
 from storage.log.replace import SCRATCH, Method, own_folder
 from storage.log.rewrite import FilesChanged, commit, empty_folder, write_anew
 from storage.log.schema import PARTITIONS, PartitionKey
 from storage.log.table import list_partitions, live_files
-from storage.log.views import open_engine
+from storage.log.views import connect, open_engine
 from storage.progress import OnProgress, Progress
 
 TARGET_BYTES = 256 << 20
@@ -63,13 +65,21 @@ def compact_decisions(
     """Merge the small files of every partition of both tables, where there are `min_files` or more to be merged.
 
     Files are written without the lock; it is held for milliseconds, to exchange them. `method` is how files are
-    replaced (`storage.log.replace`): `auto` takes the exchange where the system has it. Raises `DataFolderError`,
+    replaced (`storage.log.replace`): `auto` takes the exchange where the system has it. A lake merges its files itself,
+    under the lock. Raises `DataFolderError`,
     `DataFolderBusy`, `LandingError` and `TableError`.
     """
     if min_files < 2:
         raise ValueError(f"min_files must be 2 or more, not {min_files}: one file is compact already")
     layout = Layout(data).check().create()
     report = CompactReport()
+    if lake_address(layout) is not None:
+        with data_lock(layout, "compaction", timeout=lock_timeout), connect(data, memory_limit=memory_limit) as con:
+            finish_landing(layout)
+            report.files_before, report.bytes_before = count_files(con)
+            merge_files(con)
+            report.files_after, report.bytes_after = count_files(con)
+        return report
     with data_lock(layout, "compaction", timeout=lock_timeout):
         finish_landing(layout)
     keys = [key for table in PARTITIONS for key in list_partitions(layout, table)]
@@ -128,26 +138,34 @@ def _sizes(folder: Path) -> dict[Path, int]:
 def choose_groups(sizes: dict[Path, int], min_files: int = 2) -> Iterator[list[Path]]:
     """Which files of a partition, of these sizes in bytes, are to become one file each.
 
-    Those of half the target's size are left alone, and those that are large beside all smaller ones. The others are
-    taken in the order given until they make up the target.
+    Those of half the target's size are left alone. The others make tiers: a file that is large beside all smaller ones
+    of a tier begins the next one. Of each tier the files are taken in the order given until they make up the target.
     """
-    chosen: set[Path] = set()
+    tier: set[Path] = set()
     total = 0
+    tiers = [tier]
     for path, size in sorted(sizes.items(), key=lambda item: item[1]):
-        if size >= TARGET_BYTES // 2 or (chosen and size > max(_ALWAYS_BYTES, _RATIO * total)):
+        if size >= TARGET_BYTES // 2:
             break
-        chosen.add(path)
+        if tier and size > max(_ALWAYS_BYTES, _RATIO * total):
+            tier, total = set(), 0
+            tiers.append(tier)
+        tier.add(path)
         total += size
+    for tier in tiers:
+        yield from _fill({path: size for path, size in sizes.items() if path in tier}, min_files)
+
+
+def _fill(sizes: dict[Path, int], min_files: int) -> Iterator[list[Path]]:
+    """Successive files that make up the target together, where they are `min_files` or more."""
     group: list[Path] = []
     filled = 0
-    for path in sizes:
-        if path not in chosen:
-            continue
-        if group and filled + sizes[path] > TARGET_BYTES:
+    for path, size in sizes.items():
+        if filled + size > TARGET_BYTES:
             if len(group) >= min_files:
                 yield group
             group, filled = [], 0
         group.append(path)
-        filled += sizes[path]
+        filled += size
     if len(group) >= min_files:
         yield group

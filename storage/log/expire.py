@@ -21,6 +21,7 @@ from storage.layout import Layout, read_settings
 from storage.locks import LOCK_TIMEOUT, data_lock
 from storage.log.clock_watch import check_clock
 from storage.log.clocks import ClockLimits, clock_limits, counting_day
+from storage.log.home import check_folder
 from storage.log.land import finish_landing
 from storage.log.replace import remove_files
 from storage.log.rewrite import rewrite_partition
@@ -71,6 +72,7 @@ def expire_decisions(
         retention = Retention(decisions=retention_days, labelled_decisions=retention_days)
     retention = retention or read_settings().retention
     layout = Layout(data).check()
+    check_folder(layout, "expiry")
     run = _Run(layout, retention, clock_limits(now), dry_run)
     if not retention.configured:
         run.report.configured = False

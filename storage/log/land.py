@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from uuid import uuid4
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -39,16 +40,18 @@ import pyarrow.parquet as pq
 from reasoning.io import hosts
 from storage.errors import LandingError
 from storage.files import make_folder, make_private, sync
+from storage.lake.log import open_log
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock
 from storage.log.batches import Batch, Parsed, find_buried, parse_lines
 from storage.log.clocks import ClockLimits, clock_limits, reject_off_clock
 from storage.log.demonstrations import find_wrong_demonstrations, has_demonstrations
-from storage.log.landed import KnownRows, LandedRows, find_repeated, id_bounds, overlap, row_ids
+from storage.log.home import DecisionLog, Landed
+from storage.log.landed import KnownRows, find_repeated, id_bounds, overlap, row_ids
 from storage.log.quarantine import QuarantineWriter, reason_class
 from storage.log.replace import recover, use_one_disk
 from storage.log.schema import SCHEMAS, PartitionKey
-from storage.log.table import file_footer, live_files
+from storage.log.table import file_footer
 from storage.progress import OnProgress, Progress
 from storage.volumes import file_mark, is_foreign, quiet_for, volume_kind
 
@@ -125,11 +128,17 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: OnP
     unread = dict.fromkeys(foreign, "Permission denied")  # and why: the others land
     segments = [(path, path.stat().st_size) for path in list_segments(layout, ".seal") if path not in unread]
     total = sum(size for _, size in segments)
-    with ThreadPoolExecutor(_PARSERS, "parse") as parsers, ThreadPoolExecutor(_WRITERS, "write") as writers:
+    if not segments and not unread:
+        return report
+    with (
+        open_log(layout) as log,
+        ThreadPoolExecutor(_PARSERS, "parse") as parsers,
+        ThreadPoolExecutor(_WRITERS, "write") as writers,
+    ):
         for group in _groups(segments):
             paths = [path for path, _ in group]
             while paths:
-                landing = _Landing(layout, paths, parsers, writers, limits)
+                landing = _Landing(layout, log, paths, parsers, writers, limits)
                 try:
                     landing.run(report, lambda done: progress(Progress(done, total, "bytes")) if progress else None)
                     break
@@ -137,7 +146,7 @@ def finish_landing(layout: Layout, *, now: datetime | None = None, progress: OnP
                     found = {error.path: error.reason, **_find_unreadable(paths)}
                     paths = [path for path in paths if path not in found]
                     unread |= found
-                except (OSError, pa.ArrowException) as error:
+                except (OSError, pa.ArrowException, duckdb.Error) as error:
                     mend = "land again"
                     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                         mend = "the disk is full: free some space and land again"
@@ -318,8 +327,9 @@ class _Conflict(NamedTuple):
 class _Output:
     """The new files of one partition, usually one: buffered rows, and a writer once there are enough of them."""
 
-    def __init__(self, layout: Layout, key: PartitionKey, number: int, landed_at: datetime) -> None:
+    def __init__(self, layout: Layout, log: DecisionLog, key: PartitionKey, number: int, landed_at: datetime) -> None:
         self.key = key
+        self._log = log
         self._landed_at = landed_at
         self.folder = layout.data / key.folder
         self.staged: dict[Path, list[str]] = {}  # the files, with the segments whose rows are in them
@@ -333,7 +343,7 @@ class _Output:
         self.writing: Future[None] | None = None
         # A name that no other landing has: one that lost its lock must not move another's unfinished file.
         self._stem = layout.staging(key.table) / f"land-{uuid4().hex[:12]}-{number}"
-        self._landed: LandedRows | None = None
+        self._landed: Landed | None = None
         self._writer: pq.ParquetWriter | None = None
         self._path = Path()  # of the open file
         self._ids: list[pa.Array] = []  # of what is in the open file, which cannot be read yet
@@ -341,7 +351,7 @@ class _Output:
 
     def write(self, tables: list[pa.Table], segments: set[str]) -> None:
         if self._landed is None:
-            self._landed = LandedRows(self.key.table, live_files(self.folder))
+            self._landed = self._log.landed(self.key)
         table = self._without_known(pa.concat_tables(tables), self._landed)
         if not len(table):
             return
@@ -366,7 +376,7 @@ class _Output:
         if sum(map(len, self._ids)) >= _FILE_ROWS:
             self._change_file(self._landed)
 
-    def _without_known(self, table: pa.Table, landed: LandedRows) -> pa.Table:
+    def _without_known(self, table: pa.Table, landed: Landed) -> pa.Table:
         """The rows that neither the partition nor this landing has yet, without their places."""
         if self._repeats(row_ids(self.key.table, table)):
             self._change_file(landed)
@@ -389,7 +399,7 @@ class _Output:
         gone = known.same | known.differing.keys()
         return table.filter(pa.array([row not in gone for row in range(len(table))], pa.bool_()))
 
-    def _change_file(self, landed: LandedRows) -> None:
+    def _change_file(self, landed: Landed) -> None:
         """Start a new file for the next rows, because this one must be read and compared."""
         self.close()
         landed.add(self._path)
@@ -431,6 +441,7 @@ class _Landing:
     def __init__(
         self,
         layout: Layout,
+        log: DecisionLog,
         segments: list[Path],
         parsers: ThreadPoolExecutor,
         writers: ThreadPoolExecutor,
@@ -438,6 +449,7 @@ class _Landing:
     ) -> None:
         self._limits = limits
         self._layout = layout
+        self._log = log
         self._segments = segments
         self._parsers = parsers
         self._writers = writers
@@ -576,7 +588,7 @@ class _Landing:
     def _buffer(self, key: PartitionKey, table: pa.Table, segments: set[str]) -> None:
         output = self._outputs.get(key)
         if output is None:
-            output = self._outputs[key] = _Output(self._layout, key, len(self._outputs), self._limits.now)
+            output = self._outputs[key] = _Output(self._layout, self._log, key, len(self._outputs), self._limits.now)
         output.buffer.append(table)
         output.segments |= segments
         output.rows += len(table)
@@ -600,9 +612,7 @@ class _Landing:
 
     def _commit(self) -> None:
         check_held(self._layout)
-        for output in self._outputs.values():
-            if output.staged:
-                output.commit()
+        self._log.commit(self._outputs)
         for writer in self._quarantine.values():
             writer.add_earlier()
             writer.commit()

@@ -17,12 +17,13 @@ from typing import Any
 
 import orjson
 
-from reasoning.io.spool import frame_line
+from reasoning.io.segments import frame_line
 from storage.files import sync, write_atomic
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock
 from storage.log.batches import parse_lines
 from storage.log.clocks import ClockLimits, clock_limits, reject_off_clock
+from storage.log.home import check_folder
 from storage.log.land import finish_landing
 from storage.log.landed import ID_COLUMNS, LandedRows, find_repeated
 from storage.log.quarantine import read_quarantine, reason_class
@@ -66,6 +67,7 @@ def reland_quarantine(
     `land_decisions` does, and `QuarantineError` for a quarantine file that is not one of ours.
     """
     layout = Layout(data).check().create()
+    check_folder(layout, "landing the quarantine")
     report = RelandReport()
     with data_lock(layout, "landing the quarantine", timeout=lock_timeout):
         finish_landing(layout, now=now)

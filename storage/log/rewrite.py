@@ -42,6 +42,8 @@ _ROW_GROUP_ROWS = 20_480
 _ROW_GROUP_BYTES = 64 << 20
 # DuckDB sorts 2,048 rows at a time: of rows larger than this on average, they no longer fit into its memory limit.
 _LARGE_ROW_BYTES = 32 << 10
+# With DuckDB's own page size a reader under a memory limit of 1 GB runs out of memory. Before 2.0 it cannot be set.
+_PAGE_SIZE = "DATA_PAGE_SIZE_LIMIT 1048576," if int(duckdb.__version__.split(".")[0]) >= 2 else ""
 _REPLACED = "was replaced while it was being read; run it again"
 
 
@@ -217,13 +219,12 @@ def _write(
 ) -> None:
     columns = ", ".join(SCHEMAS[table].names)
     pairs = ", ".join(f"{sql_text(name.decode())}: {sql_text(value.decode())}" for name, value in footer.items())
-    # The page size: with DuckDB's own, a reader under a memory limit of 1 GB runs out of memory.
     con.execute(f"""
         COPY (
             SELECT {columns} FROM ({scan(table, sources)}) WHERE ({drop}) IS NOT true ORDER BY ts, {ID_COLUMNS[table]}
         ) TO {sql_text(str(new))} (
             FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 3, ROW_GROUP_SIZE {row_group},
-            DATA_PAGE_SIZE_LIMIT 1048576, KV_METADATA {{{pairs}}}
+            {_PAGE_SIZE} KV_METADATA {{{pairs}}}
         )
     """)  # noqa: S608 - names and predicates of our own
 

@@ -30,8 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import TableError
+from storage.lake.engine import attach_lake
 from storage.layout import Layout
 from storage.ledger.streams import cost_stream, model_stream
+from storage.log.home import lake_address
 from storage.log.read_only import LogFiles, check_is_query, lock_down, refusal
 from storage.log.schema import PARTITIONS, sql_columns
 from storage.log.table import Snapshot, naming_unreadable, take_snapshot
@@ -62,6 +64,10 @@ def _connect(
 ) -> duckdb.DuckDBPyConnection:
     """A connection with the views; with `files` they read through it, and the connection can do nothing else."""
     con = open_engine(memory_limit, threads)
+    if (address := lake_address(layout)) is not None:
+        if files is not None:
+            raise refusal("a log in a lake (REASONING_LOG) cannot be locked down yet")
+        attach_lake(con, layout, address)
     if files is not None:
         con.register_filesystem(files)
     _create_views(con, layout)
@@ -128,6 +134,9 @@ def _interruptible(con: duckdb.DuckDBPyConnection, function: Callable[[duckdb.Du
 def _with_snapshot(
     con: duckdb.DuckDBPyConnection, layout: Layout, function: Callable[..., T], files: LogFiles | None = None
 ) -> T:
+    if lake_address(layout) is not None:  # a query sees one snapshot of it, and no file goes while it is read
+        _show_lake(con)
+        return function(con)
     for _ in range(_ATTEMPTS):
         snapshot = take_snapshot(layout)
         try:
@@ -291,6 +300,11 @@ def _show(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, files: LogFiles | 
     con.execute(f"CREATE OR REPLACE VIEW feedback_log AS {scan('feedback', snapshot.feedback, name)}")
 
 
+def _show_lake(con: duckdb.DuckDBPyConnection) -> None:
+    for view, table in (("decisions", "decisions"), ("feedback_log", "feedback")):
+        con.execute(f"CREATE OR REPLACE VIEW {view} AS FROM lake.{table}")
+
+
 # A decision's feedback is all in the partition of the decision's date; an episode's may be in many.
 _FEEDBACK = """
 SELECT date, decision_id, NULL::VARCHAR AS episode_id, metric, latest.* FROM (
@@ -320,6 +334,16 @@ SELECT r.id FROM (
 # Of the answers of one side, the first that is a label comes first; then the one that was served.
 _BEST = "(NOT coalesce(valid AND decision IS NOT NULL, false), NOT served, decision_id)"
 _ANSWER = "struct_pack(decision_id, model, confidence, decision := CASE WHEN valid THEN decision END)"
+# Labels of single questions (`demonstration.<question>`) add up, the later one deciding where two say something.
+_DEMONSTRATION = """
+CASE WHEN bool_or(kind = 'demonstration' AND starts_with(metric, 'demonstration.'))
+     THEN list_reduce(
+              list((value ->> '$')::JSON ORDER BY given) FILTER (kind = 'demonstration'),
+              lambda whole, part: json_merge_patch(whole, part)
+          )::VARCHAR
+     ELSE max_by(value ->> '$', given) FILTER (kind = 'demonstration')
+END
+"""
 _LABELLED_DECISIONS = f"""
 WITH answers AS (
     SELECT date, decision_type, request_id, count(*) AS answers,
@@ -342,7 +366,8 @@ request_feedback AS (
 ),
 said AS (
     SELECT date, decision_type, request_id,
-           max_by(struct_pack(answer := value ->> '$', author), given) FILTER (kind = 'demonstration') AS demonstration,
+           max_by(author, given) FILTER (kind = 'demonstration') AS demonstrated_by,
+           {_DEMONSTRATION} AS demonstration,
            (max(given) FILTER (kind = 'demonstration')).ts AS demonstrated_at,
            map_from_entries(list((metric, {NUMBER})) FILTER (kind = 'metric' AND {NUMBER} IS NOT NULL)) AS feedback
     FROM (SELECT *, latest.value AS value, latest.author AS author FROM request_feedback)
@@ -356,7 +381,7 @@ episodes AS (
 SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d.room_id, d.episode_id, d.subject_ids,
        d.messages, d.tools, d.tags,
        CASE
-           WHEN said.demonstration IS NOT NULL THEN said.demonstration.answer
+           WHEN said.demonstration IS NOT NULL THEN said.demonstration
            WHEN original.decision IS NOT NULL THEN original.decision
            ELSE custom.decision
        END AS label,
@@ -365,7 +390,7 @@ SELECT d.date, d.decision_type, d.request_id, d.decision_id, d.ts, d.agent_id, d
            WHEN original.decision IS NOT NULL THEN 'original'
            WHEN custom.decision IS NOT NULL THEN 'custom'
        END AS label_source,
-       said.demonstration.answer AS demonstration, said.demonstration.author AS demonstrated_by,
+       said.demonstration, said.demonstrated_by,
        said.demonstrated_at,
        original.decision_id AS original_decision_id, original.decision AS original_decision,
        custom.decision_id AS custom_decision_id, custom.decision AS custom_decision,

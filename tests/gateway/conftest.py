@@ -19,7 +19,7 @@ from gateway.app import Gateway
 from gateway.server import Server, configure
 from gateway.settings import Settings, UpstreamSettings, load_settings
 from reasoning.config import Config, load_config
-from reasoning.io.spool import read_segment
+from reasoning.io.segments import read_segment
 from reasoning.serving.routes import Arm, Route, Routes, write_routes
 from tests.gateway.scripted import Scripted
 
@@ -138,6 +138,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
                     "upstreams": {
                         "anthropic": (UpstreamSettings(anthropic.url, api_key=UPSTREAM_KEY),),
                         "openai": (UpstreamSettings(openai.url, api_key=UPSTREAM_KEY),),
+                        "typesafe": (UpstreamSettings(openai.url, api_key=UPSTREAM_KEY),),
                         "gemini": (UpstreamSettings(google.url, api_key=UPSTREAM_KEY),),
                     },
                     "log_requests": False,

@@ -161,7 +161,10 @@ async def test_settings_and_pages_know_a_third_protocol(tmp_path: Path, started:
     env = {"G": "g-token-0123456789", "H": "h-token-0123456789", "GEMINI_API_KEY": "k"}
     settings = load_settings(tmp_path, file, env, TABLE)
     assert settings.upstreams["gemini"] == (UpstreamSettings("https://g.example", api_key="k"),)
-    assert [key.protocols for key in settings.keys] == [{"gemini"}, {"anthropic", "openai", "gemini", "decisions"}]
+    assert [key.protocols for key in settings.keys] == [
+        {"gemini"},
+        {"anthropic", "openai", "typesafe", "gemini", "decisions"},
+    ]
     assert "POST /v1beta/models/*" in settings.keys[1].paths
     with pytest.raises(GatewayConfigError, match="gemini"):
         load_settings(tmp_path, file, env, make_table([ANTHROPIC, OPENAI]))

@@ -47,7 +47,7 @@ class Canned:
 
 @pytest.fixture
 def canned(running: Running) -> Canned:
-    running.gateway.worker = Canned()  # type: ignore[assignment]
+    running.gateway.worker = running.gateway.actor = Canned()  # type: ignore[assignment]
     return running.gateway.worker  # type: ignore[return-value]
 
 

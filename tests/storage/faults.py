@@ -20,6 +20,8 @@ import orjson
 import storage.erasure.datasets
 import storage.erasure.erase
 import storage.log.compact
+import storage.log.land
+import storage.log.quarantine
 import storage.log.replace
 from reasoning.io.spool import SegmentWriter
 from storage.erasure.erase import erase_subject
@@ -186,3 +188,18 @@ def rewrite_until(data: Path, verb: str, method: str, step: str) -> None:
         compact_decisions(data, method=method, threads=1)  # type: ignore[arg-type]
     else:
         erase_subject(data, "ann", threads=1)
+
+
+def land_until(data: Path, step: str, log: str) -> None:
+    """Land, and be killed by SIGKILL at the commit (`sync`: before it) or at the first `unlink` of a segment after."""
+    if log:
+        os.environ["REASONING_LOG"] = log
+
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if step == "sync":
+        storage.log.land._Landing._reject_conflicts = die  # type: ignore[method-assign]
+    elif step == "unlink":
+        storage.log.quarantine.QuarantineWriter.commit = die  # type: ignore[method-assign]
+    land_decisions(data, lock_timeout=60)

@@ -261,6 +261,7 @@ def test_which_files_are_merged() -> None:
     assert group(1, 2, min_files=3) == []
     assert group(100 * MB, 1000) == []  # late feedback does not rewrite an old day
     assert group(100 * MB, 1000, 1000) == [[1, 2]]
+    assert group(7 * MB, 7 * MB, 1000, 1000) == [[2, 3], [0, 1]]
     assert group(70 * MB, 15 * MB, 3 * MB, 1_000_000) == [[0, 1, 2, 3]]
     assert group(128 * MB, 60 * MB, 60 * MB) == [[1, 2]]  # large enough
     assert group(*[100 * MB] * 6) == [[0, 1], [2, 3], [4, 5]]  # in the order in which they were written

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from quality.evaluation import metrics
-from quality.evaluation.form_metrics.rows import FormMetrics, Metric, Rows
+from quality.evaluation.form_metrics.rows import FormMetrics, Metric, Rows, measure_calibration, measured_confidence
 
 
 def measure(rows: Rows) -> dict[str, Metric]:
@@ -33,31 +33,17 @@ def measure(rows: Rows) -> dict[str, Metric]:
 
 
 def _measure_confidence(rows: Rows, wanted: np.ndarray, given: np.ndarray) -> dict[str, Metric]:
-    measured = np.array([a.confidence is not None and a.decision is not None for _, a in rows.pairs])
-    if not measured.any():
+    found = measure_calibration(rows, wanted == given)
+    if not found:
         return {}
-    confidence = np.array([a.confidence if a.confidence is not None else 0.0 for _, a in rows.pairs])
-    right = wanted == given
-    brier = rows.mean_of(
-        [float((c - r) ** 2) if m else None for c, r, m in zip(confidence, right, measured, strict=True)]
-    )
-    bins = np.minimum((confidence * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
-    table = np.zeros((len(rows.pairs), 3, metrics.ECE_BINS))
-    known = np.flatnonzero(measured)
-    table[known, :, bins[known]] = np.stack([np.ones(len(known)), confidence[known], right[known]], axis=1)
-    binned = rows.per_episode(table)
-
-    def calibration(weights: np.ndarray) -> np.ndarray:
-        count, confident, correct = np.moveaxis(np.tensordot(weights, binned, axes=1), 1, 0)
-        return metrics.calibration_error(count, confident, correct)
-
+    confidence, known = measured_confidence(rows)
     score = np.where(given == 0, confidence, 1 - confidence)[known]
     positive = wanted[known] == 0
 
     def auc(weights: np.ndarray) -> np.ndarray:
         return metrics.auc(score, positive, weights[:, rows.episode[known]] * rows.weight[known])
 
-    return {"brier": brier, "ece": calibration, "auc": auc}
+    return found | {"auc": auc}
 
 
 METRICS = FormMetrics(

@@ -69,6 +69,34 @@ class FormMetrics:
     by_label: bool = False
 
 
+def measured_confidence(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """The confidence of every answer, 0 where there is none; and the numbers of the answers that have one."""
+    measured = [a.confidence is not None and a.decision is not None for _, a in rows.pairs]
+    confidence = np.array([a.confidence if a.confidence is not None else 0.0 for _, a in rows.pairs])
+    return confidence, np.flatnonzero(measured)
+
+
+def measure_calibration(rows: Rows, right: Sequence[bool] | np.ndarray) -> dict[str, Metric]:
+    """`brier` and `ece` of the answers that have a confidence; nothing where none has one."""
+    confidence, known = measured_confidence(rows)
+    if not len(known):
+        return {}
+    correct = np.asarray(right, dtype=float)
+    errors: list[float | bool | None] = [None] * len(rows.pairs)
+    for i in known:
+        errors[i] = float((confidence[i] - correct[i]) ** 2)
+    bins = np.minimum((confidence * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
+    table = np.zeros((len(rows.pairs), 3, metrics.ECE_BINS))
+    table[known, :, bins[known]] = np.stack([np.ones(len(known)), confidence[known], correct[known]], axis=1)
+    binned = rows.per_episode(table)
+
+    def calibration(weights: np.ndarray) -> np.ndarray:
+        count, confident, true = np.moveaxis(np.tensordot(weights, binned, axes=1), 1, 0)
+        return metrics.calibration_error(count, confident, true)
+
+    return {"brier": rows.mean_of(errors), "ece": calibration}
+
+
 def measure_exact_match(rows: Rows) -> dict[str, Metric]:
     """The share of answers of the label's class."""
     return {

@@ -1,0 +1,1 @@
+"""Sessions and exports of other systems, as decision records."""
