@@ -146,7 +146,13 @@ class ForcedTypes:
         self._types: dict[_TypeKey, ForcedType | None] = {}
 
     def find(self, operation: Operation, request: Mapping[str, Any]) -> ForcedDecision | None:
-        """The decision that a request forces; None for every other request. Never raises."""
+        """The decision that a request forces; None for every other request, and for one that cannot be read."""
+        try:
+            return self._find(operation, request)
+        except (TypeError, AttributeError, KeyError, ValueError, RecursionError):
+            return None  # only the upstream can say what is wrong with it
+
+    def _find(self, operation: Operation, request: Mapping[str, Any]) -> ForcedDecision | None:
         forced = operation.forced(request) if operation.forced is not None else None
         if forced is None or (read := self._questions(forced)) is None:
             return None

@@ -1,8 +1,8 @@
 """Which fields of a JSON schema decide: enumerations, booleans and constants, as typed questions.
 
 The rules. A schema is an object with `properties`. `$ref` to the schema itself is resolved; objects within objects are
-read by the same rules, their fields named by their path (`result.action`). A field decides where it is required, or
-where the schema requires nothing at all, and is
+read by the same rules, their fields named by their path (`result.action`). Only required fields count; where a schema
+says nothing of what is required, all of them are. A field decides where it is
 
 * an `enum`, or an `anyOf`/`oneOf` of constants: a choice (text, whole numbers, true, false, null);
 * a `boolean`: yes or no;
@@ -61,30 +61,33 @@ def read_schema(schema: Mapping[str, Any]) -> SchemaFields | None:
     """The fields of a schema; None where it is not an object that can be read, or nothing in it decides."""
     found = SchemaFields()
     try:
-        for path, node, required in _leaves(schema, schema, (), [0]):
-            _sort(found, path, node, schema, required=required)
+        for path, node in _leaves(schema, schema, (), [0]):
+            _sort(found, path, node, schema)
     except _Unreadable:
         return None
     names = [each.name for each in found.deciding]
     return found if found.deciding and len(set(names)) == len(names) else None
 
 
-def _leaves(root: Mapping[str, Any], node: Any, path: Path, seen: list[int]) -> Iterator[tuple[Path, Any, bool]]:
+def _leaves(root: Mapping[str, Any], node: Any, path: Path, seen: list[int]) -> Iterator[tuple[Path, Any]]:
     node = _resolve(root, node)
     properties = node.get("properties")
     if not isinstance(properties, dict) or len(path) > _MAX_DEPTH or node.get("patternProperties"):
         raise _Unreadable
     required = node.get("required")
+    if not isinstance(required, list | None):
+        raise _Unreadable
     for name, child in properties.items():
+        if required is not None and name not in required:
+            continue
         seen[0] += 1
         if seen[0] > _MAX_FIELDS:
             raise _Unreadable
-        wanted = required is None or name in required
         child = _resolve(root, child)
-        if wanted and isinstance(child.get("properties"), dict) and child["properties"]:
+        if isinstance(child.get("properties"), dict) and child["properties"]:
             yield from _leaves(root, child, (*path, name), seen)
         else:
-            yield (*path, name), child, wanted and (required is not None or _is_deciding(root, child))
+            yield (*path, name), child
 
 
 def _resolve(root: Mapping[str, Any], node: Any) -> Mapping[str, Any]:
@@ -109,9 +112,7 @@ def _resolve(root: Mapping[str, Any], node: Any) -> Mapping[str, Any]:
     raise _Unreadable
 
 
-def _sort(found: SchemaFields, path: Path, node: Any, root: Mapping[str, Any], *, required: bool) -> None:
-    if not required:
-        return
+def _sort(found: SchemaFields, path: Path, node: Any, root: Mapping[str, Any]) -> None:
     options = _options(root, node)
     if options is None:
         found.free.append(path)
@@ -130,10 +131,6 @@ def _sort(found: SchemaFields, path: Path, node: Any, root: Mapping[str, Any], *
         question = choice({_key(value): description for value, description in options}, words)
     keys = {orjson.dumps(value): key for key, value in values.items()}
     found.deciding.append(DecidingField(path, question, values, keys))
-
-
-def _is_deciding(root: Mapping[str, Any], node: Any) -> bool:
-    return _options(root, node) is not None
 
 
 def _options(root: Mapping[str, Any], node: Any) -> list[tuple[Any, str | None]] | None:

@@ -26,6 +26,18 @@ from tests.gateway.conftest import TOKEN, Running, Start
 from tests.gateway.legal import read_legal_stream
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, chat_answer, json, message_events, stream
 
+_CALLING = {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": ["route"]}}
+GEMINI_BODIES: dict[bool, Any] = {
+    True: {
+        "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
+        "tools": [{"functionDeclarations": [{"name": "route", "parameters": {"type": "OBJECT"}}]}],
+        "toolConfig": _CALLING,
+    },
+    False: {
+        "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
+        "generationConfig": {"responseMimeType": "application/json", "responseSchema": {"type": "OBJECT"}},
+    },
+}
 OPERATIONS: dict[str, Operation] = {o.name: o for protocol in PROTOCOLS for o in protocol.operations}
 PATHS = {"anthropic": "/v1/messages", "chat": "/v1/chat/completions", "responses": "/v1/responses"}
 SYSTEM = "You are Sam. It is 12:30 on 2026-11-28. Decide what to do."
@@ -236,7 +248,8 @@ OBJECT = {"type": "object", "required": ["x"]}
         ({**OBJECT, "properties": {"x": {"enum": [True, "yes", 3]}}}, {"x": True}),
         ({**OBJECT, "properties": {"x": {"type": "boolean"}}}, {"x": True}),
         ({**OBJECT, "properties": {"x": {"type": ["boolean", "null"]}}}, {"x": None}),
-        ({"properties": {"x": CHOICE, "why": {"type": "string"}}}, {"x": "a"}),
+        ({**OBJECT, "properties": {"x": CHOICE, "why": {"type": "string"}}}, {"x": "a"}),
+        ({"properties": {"x": CHOICE}}, {"x": "a"}),
         (
             {**OBJECT, "properties": {"x": {"allOf": [{"$ref": "#/definitions/k"}]}}, "definitions": {"k": CHOICE}},
             {"x": "a"},
@@ -257,6 +270,7 @@ def test_fields_that_decide_are_read_and_written(schema: Any, arguments: Any) ->
     [
         {"type": "object", "required": ["x"], "properties": {"x": {"type": "string"}}},
         {"type": "object", "required": ["x", "y"], "properties": {"x": CHOICE, "y": {"type": "string"}}},
+        {"type": "object", "properties": {"x": CHOICE, "y": {"type": "string"}}},
         {"type": "object", "required": ["x"], "properties": {"x": {"enum": ["a", "A"]}}},
         {"type": "object", "required": ["x"], "properties": {"x": {"enum": ["only"]}}},
         {"type": "object", "required": ["x"], "properties": {"x": {"enum": [1.5, 2.5]}}},
@@ -473,3 +487,56 @@ def test_instructions_are_masked_alike_by_difference_and_as_a_whole(
     warm = Instructions()
     for text in (head + one + tail, head + other + tail):
         assert warm.mask(text) == Instructions().mask(text)
+
+
+_NAMES = [
+    "type",
+    "name",
+    "function",
+    "properties",
+    "required",
+    "x",
+    "enum",
+    "const",
+    "anyOf",
+    "allOf",
+    "$ref",
+    "content",
+]
+_NAMES += [
+    "mode",
+    "tools",
+    "allowed_tools",
+    "format",
+    "schema",
+    "json_schema",
+    "role",
+    "tool_calls",
+    "functionDeclarations",
+]
+_LEAVES = st.sampled_from(
+    [None, True, 3, 1.5, "x", "object", "boolean", "function", "json_schema", "#/$defs/x", "required"]
+)
+_JSON = st.recursive(
+    _LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, child in children for place in _places(child, (*path, key)))]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([*PATHS, "gemini"]), st.booleans(), st.integers(0, 10**6), _JSON)
+def test_no_request_whatsoever_is_an_error(name: str, as_tool: bool, at: int, odd: Any) -> None:
+    body = orjson.loads(orjson.dumps(GEMINI_BODIES[as_tool] if name == "gemini" else request(name, as_tool=as_tool)))
+    places = _places(body)[1:]
+    *path, last = places[at % len(places)]
+    holder = body
+    for key in path:
+        holder = holder[key]
+    holder[last] = odd
+    find(name, body)

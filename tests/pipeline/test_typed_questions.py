@@ -20,7 +20,7 @@ from pipeline.models import deploy, export, fine_tune
 from pipeline.parameters import PromoteSettings
 from pipeline.promotion import promote_model
 from provider.local.folder import Folder, is_held
-from quality.dataset.export import DatasetRow, read_rows
+from quality.dataset.manifest import DatasetRow, read_rows
 from quality.evaluation.evaluate import SourceAnswer
 from reasoning import DecisionClient, Fallback, boolean, choice, score
 from reasoning.config import load_config
