@@ -22,6 +22,7 @@ EXAMPLES = {
     "log": "reasoning log should_respond --since yesterday -f",
     "show": "reasoning show 9f3a81c2d4e5",
     "mcp": "reasoning mcp --data ~/reasoning-data --label-as claude",
+    "import": "reasoning import claude-code ~/.claude/projects",
     "label": "reasoning label should_respond --author eva --limit 100",
     "land": "reasoning land",
     "reland": "reasoning reland --json",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import costs, decisions, doctor, init, label, log, mcp, models, running, types
+from cli import costs, decisions, doctor, imports, init, label, log, mcp, models, running, types
 from cli.environment import is_debug, load_env_file, set_debug
 from cli.errors import describe
 from cli.examples import add_examples
@@ -27,6 +27,7 @@ for each in (
     running.app,
     doctor.app,
     log.app,
+    imports.app,
     decisions.app,
     label.app,
     models.app,

@@ -124,6 +124,19 @@ class RegisterSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImportSettings:
+    """What of a file is imported, and as what."""
+
+    decision_type: Annotated[
+        str | None, Doc("Decision type of all that is imported. Empty: the declared type that a name says.")
+    ] = None
+    name: Annotated[
+        list[str] | None, Doc("Only what has one of these names (of a span, an observation, a row). Empty: all.")
+    ] = None
+    agent: Annotated[str | None, Doc("Agent that the decisions are of. Empty: what the source says.")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
     """What a model is evaluated on."""
 

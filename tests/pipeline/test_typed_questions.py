@@ -18,7 +18,7 @@ from pipeline.models import deploy, export, fine_tune
 from pipeline.parameters import PromoteSettings
 from pipeline.promotion import promote_model
 from provider.local.folder import Folder, is_held
-from quality.dataset.export import read_rows
+from quality.dataset.manifest import read_rows
 from reasoning import DecisionClient, Fallback, boolean, choice, score
 from reasoning.config import load_config
 from reasoning.questions import question_set
