@@ -93,7 +93,8 @@ def record() -> Any:
 
 def recorders(scratch: Path, count: int) -> list[Times]:
     """Ours, its floor, and what the standard library offers."""
-    from reasoning.io.spool import SegmentWriter, frame_line
+    from reasoning.io.segments import frame_line
+    from reasoning.io.spool import SegmentWriter
     from reasoning.records import encode_record
 
     made = record()

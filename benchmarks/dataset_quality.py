@@ -18,7 +18,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from quality.dataset.export import Manifest, export_dataset, read_rows
+from quality.dataset.export import export_dataset
+from quality.dataset.manifest import Manifest, read_rows
 from quality.settings import ExportSettings
 from reasoning.decision_types import get_decision_type
 from reasoning.ids import uuid7

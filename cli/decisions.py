@@ -249,7 +249,7 @@ def stats(data: Data = None, as_json: AsJson = False, as_csv: AsCsv = False) -> 
 @data_app.command()
 def datasets(data: Data = None, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """List the exported datasets."""
-    from quality.dataset.export import read_manifest
+    from quality.dataset.manifest import read_manifest
     from storage.layout import Layout
 
     layout = Layout(find_data(data))

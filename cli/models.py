@@ -297,7 +297,7 @@ def cycle(
     """Run a cycle of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop. Resumes where it was."""
     from functools import partial
 
-    from pipeline.cycle import Verbs, plan_cycle, turn_flywheel
+    from pipeline.cycle import Verbs, plan_cycle, run_cycle
     from pipeline.errors import FlowBusy
     from pipeline.evaluation import evaluate_model
     from pipeline.exclusive import exclusive_run
@@ -323,7 +323,7 @@ def cycle(
             deploy=partial(deploy_model, progress=progress),
             evaluate=partial(evaluate_model, progress=progress),
         )
-        found = turn_flywheel(folder, name, settings, verbs=verbs)
+        found = run_cycle(folder, name, settings, verbs=verbs)
     show(found, as_json=as_json, title="The flywheel")
 
 

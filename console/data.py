@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from console.request import Request, Response, render
-from quality.dataset.export import read_manifest
+from quality.dataset.manifest import read_manifest
 from quality.dataset.statistics import summarize_log
 from quality.labelling.agreement import measure_agreement
 from reasoning.config import load_config

@@ -14,7 +14,7 @@ import storage
 from demo.result import Comparison, DecisionCount, FunnelResult, Place, SpendPoint, TrainingOutcome
 from pipeline.models import find_dataset
 from provider.providers import local_server_url
-from quality.dataset.export import read_manifest
+from quality.dataset.manifest import read_manifest
 from quality.errors import EvaluationError
 from quality.evaluation.evaluate import is_right
 from quality.evaluation.experiments import evaluate_log
@@ -36,13 +36,13 @@ def count_decisions(data: Path, turned_at: datetime) -> list[DecisionCount]:
     return [DecisionCount(decision_type=t, phase=p, source=s, rows=n) for t, p, s, n in result.rows]
 
 
-def read_funnels(data: Path, turns: Sequence[CycleRow]) -> dict[str, FunnelResult]:
+def read_funnels(data: Path, cycles: Sequence[CycleRow]) -> dict[str, FunnelResult]:
     """The funnel of each cycle's dataset."""
     funnels = {}
-    for turn in turns:
-        if turn.dataset_id:
-            manifest = read_manifest(find_dataset(data, turn.dataset_id))
-            funnels[turn.decision_type] = FunnelResult(
+    for cycle in cycles:
+        if cycle.dataset_id:
+            manifest = read_manifest(find_dataset(data, cycle.dataset_id))
+            funnels[cycle.decision_type] = FunnelResult(
                 selected=manifest.selected,
                 dropped=manifest.dropped,
                 splits={name: split.rows for name, split in manifest.splits.items()},
@@ -51,51 +51,51 @@ def read_funnels(data: Path, turns: Sequence[CycleRow]) -> dict[str, FunnelResul
     return funnels
 
 
-def read_trainings(data: Path, turns: Sequence[CycleRow], seconds: dict[str, float]) -> list[TrainingOutcome]:
+def read_trainings(data: Path, cycles: Sequence[CycleRow], seconds: dict[str, float]) -> list[TrainingOutcome]:
     """What each cycle's fine-tune was trained on and cost. `seconds`: the duration by type."""
     found = []
     with open_ledger(data) as ledger:
-        for turn in turns:
-            if turn.job_id is None or turn.dataset_id is None:
+        for cycle in cycles:
+            if cycle.job_id is None or cycle.dataset_id is None:
                 continue
-            job = ledger.get(FineTuneJob, turn.job_id)
-            charges = ledger.charges(job_id=turn.job_id, kind="training")
+            job = ledger.get(FineTuneJob, cycle.job_id)
+            charges = ledger.charges(job_id=cycle.job_id, kind="training")
             found.append(
                 TrainingOutcome(
-                    decision_type=turn.decision_type,
-                    model=turn.model_id or "",
+                    decision_type=cycle.decision_type,
+                    model=cycle.model_id or "",
                     base_model=job.base_model,
-                    rows=read_manifest(find_dataset(data, turn.dataset_id)).splits["train"].rows,
+                    rows=read_manifest(find_dataset(data, cycle.dataset_id)).splits["train"].rows,
                     tokens=sum(charge.quantity or 0 for charge in charges),
-                    seconds=seconds.get(turn.decision_type, 0.0),
+                    seconds=seconds.get(cycle.decision_type, 0.0),
                     cost_usd=str(sum((charge.amount_usd for charge in charges), Decimal(0))),
                 )
             )
     return found
 
 
-def compare(data: Path, turns: Sequence[CycleRow], turned_at: datetime) -> list[Comparison]:
+def compare(data: Path, cycles: Sequence[CycleRow], turned_at: datetime) -> list[Comparison]:
     """Fallback against model: on each cycle's holdout, and on the decisions that both answered since."""
     found = []
-    for turn in turns:
-        if turn.evaluation_id:
+    for cycle in cycles:
+        if cycle.evaluation_id:
             with open_ledger(data) as ledger:
-                kept = read_evaluation(ledger, turn.evaluation_id)
+                kept = read_evaluation(ledger, cycle.evaluation_id)
             evaluation = kept.content if kept is not None else {}
             found.append(
                 Comparison(
-                    decision_type=turn.decision_type,
+                    decision_type=cycle.decision_type,
                     rows_of="holdout",
                     evaluation=evaluation,
-                    verdict=f"{turn.outcome}: {turn.why}",
+                    verdict=f"{cycle.outcome}: {cycle.why}",
                 )
             )
         try:
-            served = evaluate_log(data, turn.decision_type, ExperimentSettings(since=turned_at, design="shadow"))
+            served = evaluate_log(data, cycle.decision_type, ExperimentSettings(since=turned_at, design="shadow"))
         except EvaluationError:
             continue  # not promoted: no model answered
         found.append(
-            Comparison(decision_type=turn.decision_type, rows_of="served", evaluation=served.evaluation.as_dict())
+            Comparison(decision_type=cycle.decision_type, rows_of="served", evaluation=served.evaluation.as_dict())
         )
     return found
 

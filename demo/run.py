@@ -46,7 +46,7 @@ from demo.replay import Replay, ReplayClock, Served
 from demo.report import print_report, print_value, write_report
 from demo.result import DemoResult, GuardAction, Reconciliation, StepResult
 from demo.story import print_story, read_story
-from pipeline.cycle import read_turn
+from pipeline.cycle import last_cycle
 from pipeline.economy.pays import pays
 from pipeline.reports import to_jsonable
 from reasoning.client import DecisionClient
@@ -343,7 +343,7 @@ def _turn(demo: Demo) -> None:
                     training.setdefault(name, time.monotonic())
                 elif name in training:
                     demo.training_seconds.setdefault(name, time.monotonic() - training[name])
-            time.sleep(0.2)
+            time.sleep(0.5)  # each look opens the ledger twice, and the cycles are at work in this process
         outcomes = {name: run.result()[0] for name, run in runs.items()}
         demo.follow_provider()
         say(", ".join(f"{name} {turn.outcome}" for name, turn in outcomes.items()))
@@ -372,8 +372,8 @@ _NEXT = ("export", "fine-tune", "deploy", "evaluate", "promote", "done")
 
 def _progress_of(data: Path, decision_type: str) -> tuple[int, str]:
     """How many steps of a type's cycle are done, and which one is running."""
-    turn = read_turn(data, decision_type)
-    done = sum(getattr(turn, milestone) is not None for milestone in _MILESTONES) if turn else 0
+    cycle = last_cycle(data, decision_type)
+    done = sum(getattr(cycle, milestone) is not None for milestone in _MILESTONES) if cycle else 0
     return done, _NEXT[done]
 
 
@@ -431,6 +431,7 @@ def _keep_serving(demo: Demo) -> None:
     from pipeline.money import guard
 
     with demo.step("keep") as say:
+        _flow(demo, "land_decisions", data=demo.data, now=demo.now)  # what was asked since the last round
         guard(demo.data, idle_minutes=None)
         with open_ledger(demo.data) as ledger:
             ready = [row for row in ledger.find(Deployment, state=DeploymentState.READY) if row.served_name]
@@ -463,7 +464,7 @@ def _shut_down(demo: Demo) -> None:
 
 
 def _gather(demo: Demo, turned_at: datetime, seconds: float) -> DemoResult:
-    turns = [turn for name in TYPES if (turn := read_turn(demo.data, name)) is not None]
+    cycles = [cycle for name in TYPES if (cycle := last_cycle(demo.data, name)) is not None]
     with open_ledger(demo.data) as ledger:
         budgets = [to_jsonable(budget) for budget in ledger.budgets(demo.now) if budget.period != "hour"]
     return DemoResult(
@@ -474,10 +475,10 @@ def _gather(demo: Demo, turned_at: datetime, seconds: float) -> DemoResult:
         served_until=to_jsonable(demo.clock.now),
         steps=[StepResult(name=step.name, seconds=step.seconds, said=step.said) for step in demo.steps],
         decisions=gather.count_decisions(demo.data, turned_at),
-        funnels=gather.read_funnels(demo.data, turns),
+        funnels=gather.read_funnels(demo.data, cycles),
         quality=demo.quality,
-        trainings=gather.read_trainings(demo.data, turns, demo.training_seconds),
-        comparisons=gather.compare(demo.data, turns, turned_at),
+        trainings=gather.read_trainings(demo.data, cycles, demo.training_seconds),
+        comparisons=gather.compare(demo.data, cycles, turned_at),
         calibration=gather.read_calibration(demo.data, turned_at),
         latencies_ms=gather.read_latencies(demo.data),
         budgets=budgets,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from quality.dataset.export import Manifest
+from quality.dataset.manifest import Manifest
 from quality.settings import ExportSettings
 from tasks.model_tasks import export
 from tasks.parameters import with_settings

@@ -5,8 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from pipeline.cycle import Verbs
-from pipeline.cycle import turn_flywheel as run_cycle
+from pipeline.cycle import Verbs, run_cycle
 from pipeline.errors import FlowError
 from pipeline.exclusive import exclusive_run
 from pipeline.parameters import CycleSettings
@@ -41,17 +40,17 @@ async def turn_flywheel(
     one after the other, where none is given. A cycle that was cut short goes on where it stopped; a canary that
     answered well gets its full weight."""
     folder = data_folder(data)
-    turns, errors = [], []
+    cycles, errors = [], []
     for name in [decision_type.replace("-", "_")] if decision_type else load_config(folder).decision_types:
         with exclusive_run(folder, f"turn_flywheel-{name}", if_busy) as ours:
             if not ours:
                 continue
             try:
-                turns.append(run_cycle(folder, name, settings, verbs=VERBS, now=utc(now)))
+                cycles.append(run_cycle(folder, name, settings, verbs=VERBS, now=utc(now)))
             except ReasoningError as error:  # one type's trouble must not keep the others waiting
                 get_run_logger().error("%s: %s", name, error)
                 errors.append(f"{name}: {error}")
-    model_tasks.tell(turns)
+    model_tasks.tell(cycles)
     if errors:
         raise FlowError("; ".join(errors))
-    return turns or skipped("turn_flywheel")
+    return cycles or skipped("turn_flywheel")

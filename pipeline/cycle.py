@@ -1,6 +1,6 @@
 """One cycle of the flywheel: export, fine-tune, deploy, evaluate, then promote or drop.
 
-Where a turn stands is in the ledger, written after every step. A turn that was killed goes on from there, and because
+Where a cycle stands is in the ledger, written after every step. A cycle that was killed goes on from there, and because
 every step is idempotent by itself, a step that was cut short is done again at no further cost.
 """
 
@@ -34,7 +34,7 @@ from pipeline.triggers import Due, find_due
 from pipeline.verdicts import read_verdict
 from provider.clock import clock_of
 from provider.errors import FineTuneFailed
-from quality.dataset.export import Manifest, read_manifest
+from quality.dataset.manifest import Manifest, read_manifest
 from quality.errors import DatasetRejected, InsufficientData
 from quality.evaluation.evaluate import Evaluation
 from quality.settings import ExportSettings
@@ -59,7 +59,7 @@ class Verbs:
     reject: Callable[..., None] = reject_model
 
 
-def turn_flywheel(
+def run_cycle(
     data: Path,
     decision_type: str,
     settings: CycleSettings | None = None,
@@ -70,7 +70,7 @@ def turn_flywheel(
     """Continue the cycle that is under way, begin one that is due (or any, with `force`), or judge a canary.
 
     Before its first cent the budgets must carry the whole cycle, and what is left of that is held to its end
-    (`pipeline.cycle_plan`). For one process at a time (`pipeline.exclusive.exclusive_run`). What stops a turn for now
+    (`pipeline.cycle_plan`). For one process at a time (`pipeline.exclusive.exclusive_run`). What stops a cycle for now
     (no capacity, a budget used up, an unreachable provider) is raised and leaves it under way; the next call tries
     again from there.
     """
@@ -82,46 +82,46 @@ def turn_flywheel(
 
 def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs, *, now: datetime | None) -> CycleRow:
     clock = clock_of(now)
-    turn = read_turn(data, decision_type)
-    if turn is not None and turn.outcome == CycleOutcome.CANARY:
-        turn = _see_to_canary(data, turn, settings, verbs, clock())
+    cycle = last_cycle(data, decision_type)
+    if cycle is not None and cycle.outcome == CycleOutcome.CANARY:
+        cycle = _see_to_canary(data, cycle, settings, verbs, clock())
         if not settings.force:
-            return turn
-    if turn is None or turn.outcome != CycleOutcome.UNDER_WAY:
-        due = find_due(data, decision_type, turn, settings, now=clock())
+            return cycle
+    if cycle is None or cycle.outcome != CycleOutcome.UNDER_WAY:
+        due = find_due(data, decision_type, cycle, settings, now=clock())
         if due.trigger is None:
-            return replace(turn or CycleRow(decision_type=decision_type), outcome=CycleOutcome.NOT_DUE, why=due.why)
-        turn = CycleRow(decision_type=decision_type, started_at=clock().isoformat(), due=due.why)
+            return replace(cycle or CycleRow(decision_type=decision_type), outcome=CycleOutcome.NOT_DUE, why=due.why)
+        cycle = CycleRow(decision_type=decision_type, started_at=clock().isoformat(), due=due.why)
         try:
             manifest = verbs.export(data, decision_type, ExportSettings(since=due.since), now=now)
         except (InsufficientData, DatasetRejected) as error:
-            return _end(data, turn, CycleOutcome.NOT_ENOUGH_DATA, str(error), clock())
-        turn = _save(data, replace(turn, dataset_id=manifest.dataset_id))
-    assert turn.dataset_id is not None
-    if turn.model_id is None:
+            return _end(data, cycle, CycleOutcome.NOT_ENOUGH_DATA, str(error), clock())
+        cycle = _save(data, replace(cycle, dataset_id=manifest.dataset_id))
+    assert cycle.dataset_id is not None
+    if cycle.model_id is None:
         try:
             # Here the money of the whole cycle is held; what is left of it at the end is given back by `holding`.
-            job = verbs.fine_tune(data, turn.dataset_id, anyway=settings.anyway, now=now)
+            job = verbs.fine_tune(data, cycle.dataset_id, anyway=settings.anyway, now=now)
         except NotWorthIt as error:
-            return _end(data, turn, CycleOutcome.NOT_ENOUGH_DATA, str(error), clock())
+            return _end(data, cycle, CycleOutcome.NOT_ENOUGH_DATA, str(error), clock())
         except FineTuneFailed as error:
-            return _end(data, turn, CycleOutcome.FAILED, str(error), clock())
-        turn = _save(data, replace(turn, job_id=job.id, model_id=job.model_id))
-    assert turn.model_id is not None
-    if turn.evaluation_id is None:
-        deployment = verbs.deploy(data, turn.model_id, now=now)
-        turn = _save(data, replace(turn, deployment_id=deployment.id))
+            return _end(data, cycle, CycleOutcome.FAILED, str(error), clock())
+        cycle = _save(data, replace(cycle, job_id=job.id, model_id=job.model_id))
+    assert cycle.model_id is not None
+    if cycle.evaluation_id is None:
+        deployment = verbs.deploy(data, cycle.model_id, now=now)
+        cycle = _save(data, replace(cycle, deployment_id=deployment.id))
         price = EvaluateSettings(max_usd_per_1000=settings.max_usd_per_1000, any_price=settings.any_price)
-        evaluation = verbs.evaluate(data, turn.model_id, price, now=now)
+        evaluation = verbs.evaluate(data, cycle.model_id, price, now=now)
         demote_incumbent(data, evaluation, verbs.reject, now=now)
-        turn = _save(data, replace(turn, evaluation_id=evaluation.evaluation_id))
-    assert turn.evaluation_id is not None
+        cycle = _save(data, replace(cycle, evaluation_id=evaluation.evaluation_id))
+    assert cycle.evaluation_id is not None
     with open_ledger(data) as ledger:
-        verdict = read_verdict(ledger, turn.evaluation_id)
+        verdict = read_verdict(ledger, cycle.evaluation_id)
     if not verdict.promote:
-        verbs.reject(data, turn.model_id, why=verdict.why, now=now)
-        return _end(data, turn, CycleOutcome.REJECTED, verdict.why, clock())
-    verbs.deploy(data, turn.model_id, now=now)  # the guard may have stopped it, if this turn lay still for long
+        verbs.reject(data, cycle.model_id, why=verdict.why, now=now)
+        return _end(data, cycle, CycleOutcome.REJECTED, verdict.why, clock())
+    verbs.deploy(data, cycle.model_id, now=now)  # the guard may have stopped it, if this cycle was interrupted for long
     canary = bool(settings.canary_weight)
     share = PromoteSettings(
         weight=settings.weight,
@@ -129,8 +129,8 @@ def _take(data: Path, decision_type: str, settings: CycleSettings, verbs: Verbs,
         canary_weight=settings.canary_weight or DEFAULT_CANARY,
         shadow_original=settings.shadow_original,
     )
-    verbs.promote(data, turn.model_id, share, now=now)
-    return _end(data, turn, CycleOutcome.CANARY if canary else CycleOutcome.PROMOTED, verdict.why, clock())
+    verbs.promote(data, cycle.model_id, share, now=now)
+    return _end(data, cycle, CycleOutcome.CANARY if canary else CycleOutcome.PROMOTED, verdict.why, clock())
 
 
 def demote_incumbent(
@@ -160,31 +160,31 @@ def plan_cycle(
     tier: str | None = None,
     now: datetime | None = None,
 ) -> CyclePlan:
-    """What `turn_flywheel` would do and cost, and all that stands in the way; spends nothing and uploads nothing.
+    """What `run_cycle` would do and cost, and all that stands in the way; spends nothing and uploads nothing.
 
     The dataset is exported (which is local, and the same again) to tell what its holdout can prove.
     """
     settings, clock = settings or CycleSettings(), clock_of(now)
     config = load_config(data)
     kind = get_decision_type(decision_type, config)
-    turn = read_turn(data, kind.name)
-    if turn is not None and turn.outcome == CycleOutcome.CANARY:
-        turn = _canary_ended(data, turn) or turn
-    under_way = turn is not None and turn.outcome == CycleOutcome.UNDER_WAY
+    cycle = last_cycle(data, kind.name)
+    if cycle is not None and cycle.outcome == CycleOutcome.CANARY:
+        cycle = _canary_ended(data, cycle) or cycle
+    under_way = cycle is not None and cycle.outcome == CycleOutcome.UNDER_WAY
     blocked: list[str] = []
     notes: list[str] = []
     folder: Path | None = None
     due: Due | None = None
-    if turn is not None and turn.outcome == CycleOutcome.CANARY and not settings.force:
+    if cycle is not None and cycle.outcome == CycleOutcome.CANARY and not settings.force:
         blocked.append("a canary has the traffic: its verdict comes first (--force begins a cycle beside it)")
     elif not under_way:
-        due = find_due(data, kind.name, turn, settings, now=clock())
+        due = find_due(data, kind.name, cycle, settings, now=clock())
         if due.trigger is None:
             blocked.append(f"not due: {due.why} (--force)")
         else:
             notes.append(f"due: {due.why}")
-    if turn is not None and under_way and turn.dataset_id:
-        folder = find_dataset(data, turn.dataset_id)
+    if cycle is not None and under_way and cycle.dataset_id:
+        folder = find_dataset(data, cycle.dataset_id)
     else:
         try:
             since = None if due is None else due.since
@@ -194,7 +194,7 @@ def plan_cycle(
             blocked.append(str(error))
     with at_work(data) as (provider, ledger):
         base = provider.base_model(tier or kind.tier)
-        model_id = turn.model_id if turn is not None and under_way else None
+        model_id = cycle.model_id if cycle is not None and under_way else None
         sent, least = provider.training_parameters, provider.capabilities.minimum_training_usd
         name = None if folder is None else read_manifest(folder).dataset_id
         if name is not None and model_id is None and (jobs := known_jobs(provider, ledger, name, base, sent)):
@@ -217,7 +217,7 @@ def why_no_cycle(
     data: Path, decision_type: str, settings: CycleSettings | None = None, *, now: datetime | None = None
 ) -> str | None:
     """Why no cycle of a decision type would begin now; None where one is due. Exports nothing."""
-    last = read_turn(data, decision_type)
+    last = last_cycle(data, decision_type)
     if last is not None and last.outcome == CycleOutcome.UNDER_WAY:
         return f"one is under way since {last.started_at}: `reasoning cycle {decision_type}` goes on with it"
     if last is not None and last.outcome == CycleOutcome.CANARY:
@@ -226,63 +226,63 @@ def why_no_cycle(
     return due.why if due.trigger is None else None
 
 
-def read_turn(data: Path, decision_type: str) -> CycleRow | None:
-    """Where the turn of a decision type stands, or how the last one ended; None before the first."""
+def last_cycle(data: Path, decision_type: str) -> CycleRow | None:
+    """Where the cycle of a decision type stands, or how the last one ended; None before the first."""
     with open_ledger(data) as ledger:
         return read_cycle(ledger, decision_type)
 
 
-def _see_to_canary(data: Path, turn: CycleRow, settings: CycleSettings, verbs: Verbs, now: datetime) -> CycleRow:
+def _see_to_canary(data: Path, cycle: CycleRow, settings: CycleSettings, verbs: Verbs, now: datetime) -> CycleRow:
     """Withdraw a canary that failed to answer, else do what its live test says; the guard does the latter as well."""
-    model_id = required(turn.model_id, f"the model of the cycle of {turn.decision_type}")
-    if (ended := _canary_ended(data, turn)) is not None:
+    model_id = required(cycle.model_id, f"the model of the cycle of {cycle.decision_type}")
+    if (ended := _canary_ended(data, cycle)) is not None:
         return _save(data, ended)
-    asked, failed = _canary_answers(data, turn, now)
+    asked, failed = _canary_answers(data, cycle, now)
     if asked >= settings.canary_requests and failed > settings.max_failed_share * asked:
         said = f"the canary failed to answer {failed} of {asked} questions"
         verbs.reject(data, model_id, why=said, now=now)
-        return _end(data, turn, CycleOutcome.REJECTED, said, now)
-    found = [each for each in prove_models(data, turn.decision_type, now=now) if each.model_id == model_id]
-    if (ended := _canary_ended(data, turn)) is not None:
+        return _end(data, cycle, CycleOutcome.REJECTED, said, now)
+    found = [each for each in prove_models(data, cycle.decision_type, now=now) if each.model_id == model_id]
+    if (ended := _canary_ended(data, cycle)) is not None:
         return _save(data, ended)
     said = found[0].reason if found else "its live test has not begun"
-    return replace(turn, why=f"the canary was asked {asked} questions: {said}")
+    return replace(cycle, why=f"the canary was asked {asked} questions: {said}")
 
 
-def _canary_ended(data: Path, turn: CycleRow) -> CycleRow | None:
-    """The end of a turn whose canary is live or lost its traffic, whoever decided that and when; None while it is one.
+def _canary_ended(data: Path, cycle: CycleRow) -> CycleRow | None:
+    """The end of a cycle whose canary is live or lost its traffic, whoever decided that and when; None while it is one.
 
     The cool-down counts from then. Nothing is saved.
     """
-    model_id = required(turn.model_id, f"the model of the cycle of {turn.decision_type}")
+    model_id = required(cycle.model_id, f"the model of the cycle of {cycle.decision_type}")
     with open_ledger(data) as ledger:
         state = ledger.get(Model, model_id).state
         last = next(reversed(ledger.history(Model, model_id)), None)
     if state in CHALLENGER_STATES:
         return None
     outcome = CycleOutcome.PROMOTED if state in INCUMBENT_STATES else CycleOutcome.REJECTED
-    why, at = (str(state), turn.finished_at) if last is None else (last.why or str(state), last.ts.isoformat())
-    return replace(turn, outcome=outcome, why=why, finished_at=at)
+    why, at = (str(state), cycle.finished_at) if last is None else (last.why or str(state), last.ts.isoformat())
+    return replace(cycle, outcome=outcome, why=why, finished_at=at)
 
 
-def _canary_answers(data: Path, turn: CycleRow, now: datetime) -> tuple[int, int]:
-    """Answers of the turn's model since it got its traffic, and how many of them the original had to stand in for."""
-    since = datetime.fromisoformat(turn.finished_at or now.isoformat())
+def _canary_answers(data: Path, cycle: CycleRow, now: datetime) -> tuple[int, int]:
+    """Answers of the cycle's model since it got its traffic, and how many of them the original had to stand in for."""
+    since = datetime.fromisoformat(cycle.finished_at or now.isoformat())
     query = """
         SELECT count(*), count(*) FILTER (NOT valid OR fallback_reason IN ('timeout', 'provider_error', 'unparseable'))
         FROM decisions
         WHERE decision_type = ? AND source = 'custom' AND experiment = ? AND date >= ? AND ts >= ?
     """
-    experiment = f"{turn.decision_type}-{turn.model_id}"
-    ((asked, failed),) = storage.sql(data, query, [turn.decision_type, experiment, since.date(), since]).rows
+    experiment = f"{cycle.decision_type}-{cycle.model_id}"
+    ((asked, failed),) = storage.sql(data, query, [cycle.decision_type, experiment, since.date(), since]).rows
     return asked, failed
 
 
-def _end(data: Path, turn: CycleRow, outcome: CycleOutcome, why: str, now: datetime) -> CycleRow:
-    return _save(data, replace(turn, outcome=outcome, why=why, finished_at=now.isoformat()))
+def _end(data: Path, cycle: CycleRow, outcome: CycleOutcome, why: str, now: datetime) -> CycleRow:
+    return _save(data, replace(cycle, outcome=outcome, why=why, finished_at=now.isoformat()))
 
 
-def _save(data: Path, turn: CycleRow) -> CycleRow:
+def _save(data: Path, cycle: CycleRow) -> CycleRow:
     with open_ledger(data) as ledger:
-        save_cycle(ledger, turn)
-    return turn
+        save_cycle(ledger, cycle)
+    return cycle

@@ -25,7 +25,7 @@ from provider.lifecycle.sharing import attached_to, hourly_part, replica_of_base
 from provider.money.metering import hourly_usd
 from provider.port import BaseModel, Provider
 from provider.serving import load_serving
-from quality.dataset.export import read_rows
+from quality.dataset.manifest import read_rows
 from quality.evaluation.promotion import certain_refusals, foresee, prospect_notes
 from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type

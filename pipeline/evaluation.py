@@ -23,7 +23,7 @@ from provider.lifecycle.sharing import hourly_part
 from provider.money.token_prices import tokens_usd
 from provider.port import CompletionResult, Sampling
 from provider.providers import capabilities_of, open_provider_of
-from quality.dataset.export import DatasetRow, read_manifest, read_rows
+from quality.dataset.manifest import DatasetRow, read_manifest, read_rows
 from quality.dataset.redaction import redaction_note
 from quality.evaluation.error_budget import allow
 from quality.evaluation.evaluate import Evaluation, Label, SourceAnswer, evaluate

@@ -36,7 +36,8 @@ from provider.pace import Pace
 from provider.port import Provider
 from provider.providers import capabilities_of, open_provider_of
 from provider.serving import load_serving
-from quality.dataset.export import Manifest, export_dataset, read_manifest
+from quality.dataset.export import export_dataset
+from quality.dataset.manifest import Manifest, read_manifest
 from quality.settings import ExportSettings
 from reasoning.config import load_config
 from reasoning.decision_types import get_decision_type

@@ -19,7 +19,7 @@ from pipeline.verdicts import last_verdict
 from provider.clock import clock_of
 from provider.endpoint.arms import arm_of
 from provider.providers import arm_address, capabilities_of
-from quality.dataset.export import read_manifest
+from quality.dataset.manifest import read_manifest
 from reasoning.serving.routes import Arm, Route
 from storage.ledger.ledger import open_ledger
 from storage.ledger.lives import Serving, served_models

@@ -16,7 +16,7 @@ import orjson
 import storage
 from pipeline.models import find_dataset
 from pipeline.parameters import CycleSettings
-from quality.dataset.export import read_manifest
+from quality.dataset.manifest import read_manifest
 from quality.evaluation.drift import Drift, Row, find_drift
 from quality.period import first_moment
 from reasoning.config import load_config
@@ -69,7 +69,7 @@ def find_due(data: Path, decision_type: str, last: CycleRow | None, settings: Cy
     if last is not None and last.finished_at:
         begin = datetime.fromisoformat(last.finished_at) + timedelta(hours=settings.cool_down_hours)
         if now < begin:
-            said = f"the last turn ended {last.outcome} at {last.finished_at}: cooling down until {begin.isoformat()}"
+            said = f"the last cycle ended {last.outcome} at {last.finished_at}: cooling down until {begin.isoformat()}"
             return Due(trigger=None, why=said, since=since)
     folder = None if last is None or last.dataset_id is None else find_dataset(data, last.dataset_id)
     newest = None if folder is None else read_manifest(folder).splits["holdout"].last

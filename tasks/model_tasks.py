@@ -15,7 +15,7 @@ from pipeline.parameters import DemoteSettings, EvaluateSettings, PromoteSetting
 from pipeline.reports import evaluation_rows, without
 from quality.checks.log import check_decisions
 from quality.checks.report import QualityReport
-from quality.dataset.export import Manifest
+from quality.dataset.manifest import Manifest
 from quality.evaluation.evaluate import Evaluation
 from quality.evaluation.model_card import as_markdown, read_card
 from quality.evaluation.promotion import promotion_warnings
@@ -122,6 +122,6 @@ def reject(
 
 
 @task(**REPEATABLE)
-def tell(turns: list[CycleRow]) -> None:
-    """Where the turns stand, as an artifact."""
-    publish("turns", turns, title="The flywheel")
+def tell(cycles: list[CycleRow]) -> None:
+    """Where the cycles stand, as an artifact."""
+    publish("turns", cycles, title="The flywheel")

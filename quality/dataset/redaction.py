@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quality.dataset.export import Manifest
+from quality.dataset.manifest import Manifest
 from reasoning.config import Config
 from reasoning.redaction.redact import REDACTION_VERSION
 

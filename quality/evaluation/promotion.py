@@ -17,7 +17,7 @@ from quality.settings import DEFAULT_MARGIN
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quality.dataset.export import DatasetRow
+    from quality.dataset.manifest import DatasetRow
     from reasoning.config import Config
 
 MIN_ROWS = 50
@@ -107,7 +107,7 @@ def certain_refusals(
 
 def promotion_warnings(dataset: Path, config: Config | None = None) -> list[str]:
     """What is certain, or harder, for every model of a dataset, as known when it is exported. Raises `DatasetError`."""
-    from quality.dataset.export import read_rows
+    from quality.dataset.manifest import read_rows
 
     prospect = foresee(read_rows(dataset, "holdout", config=config))
     refusals = certain_refusals(prospect)

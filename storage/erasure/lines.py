@@ -17,7 +17,7 @@ from typing import IO, Any
 import orjson
 
 from reasoning.errors import SegmentError
-from reasoning.io.spool import check_line, frame_line
+from reasoning.io.segments import check_line, frame_line
 from reasoning.records import SCHEMA_VERSION
 from storage.files import sync
 from storage.layout import Layout

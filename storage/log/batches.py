@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from reasoning.errors import SegmentError
-from reasoning.io.spool import check_line, parse_line
+from reasoning.io.segments import check_line, parse_line
 from reasoning.records import SCHEMA_VERSION
 from storage.log.schema import (
     KINDS,

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from reasoning.io.spool import frame_line
+from reasoning.io.segments import frame_line
 from storage.files import sync, write_atomic
 from storage.layout import Layout
 from storage.locks import LOCK_TIMEOUT, check_held, data_lock

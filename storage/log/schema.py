@@ -119,7 +119,7 @@ class PartitionKey(NamedTuple):
 
 
 def partition_of(row: dict[str, Any]) -> PartitionKey:
-    """The partition of a record as `reasoning.io.spool.parse_line` gives it, its ids, names and JSON texts checked.
+    """The partition of a record as `reasoning.io.segments.parse_line` gives it, its ids, names and JSON texts checked.
 
     A decision's date is that of its ids and its `ts`, which agree; so feedback, which has only the decision's id,
     finds the same date. An episode's feedback goes by its own `ts`. Raises `SchemaViolation`.

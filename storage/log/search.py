@@ -20,7 +20,7 @@ import orjson
 import storage
 from reasoning.errors import SegmentError
 from reasoning.ids import uuid7_time
-from reasoning.io.spool import parse_line
+from reasoning.io.segments import parse_line
 from storage.errors import NoSuchDecision
 from storage.layout import Layout
 

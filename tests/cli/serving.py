@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -45,20 +46,23 @@ _LOGINS: dict[str, str] = {}
 def copy_prefect_database(config: pytest.Config, home: Path) -> None:
     """Put a migrated database of Prefect into `home`, which saves its server some ten seconds.
 
-    It is made once and kept in pytest's cache, by Prefect's version. `test_serve_attack` starts without it.
+    It is made once, by Prefect's own command, and kept in pytest's cache by Prefect's version. Workers of pytest wait
+    for the one that makes it.
     """
     home.mkdir(mode=0o700, parents=True)
     cache: pytest.Cache | None = getattr(config, "cache", None)
     if cache is None:  # run with `-p no:cacheprovider`
         return
     kept = cache.mkdir("prefect") / f"{version('prefect')}.db"
-    if not kept.exists():
-        made = kept.with_suffix(f".{os.getpid()}")
-        made.mkdir()
-        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-        subprocess.run(command, env=os.environ | {"PREFECT_HOME": str(made)}, check=True, capture_output=True)
-        (made / "prefect.db").replace(kept)
-        shutil.rmtree(made)
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            made = kept.with_suffix(f".{os.getpid()}")
+            made.mkdir()
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+            subprocess.run(command, env=os.environ | {"PREFECT_HOME": str(made)}, check=True, capture_output=True)
+            (made / "prefect.db").replace(kept)
+            shutil.rmtree(made)
     shutil.copyfile(kept, home / "prefect.db")
     (home / "prefect.db").chmod(0o600)
 

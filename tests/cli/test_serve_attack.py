@@ -28,7 +28,17 @@ from provider.together.client import connect
 from storage.ledger.ledger import open_ledger
 from storage.log.land import land_decisions
 from tasks.entrypoints import entrypoints
-from tests.cli.serving import COMMAND, get, patch, post, processes_of, run, run_as_scheduled, serving
+from tests.cli.serving import (
+    COMMAND,
+    copy_prefect_database,
+    get,
+    patch,
+    post,
+    processes_of,
+    run,
+    run_as_scheduled,
+    serving,
+)
 from tests.provider.world import run_emulator
 from tests.storage.logs import make_decision, write_segment
 
@@ -46,7 +56,7 @@ class Victim(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+def victim(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Victim]:
     """`serve --provider together` (an emulator of its own stands for it) in a folder with modules like ours."""
     root = tmp_path_factory.mktemp("served")
     folder, data = root / "folder", root / "data"
@@ -58,6 +68,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     (folder / ".env").write_text("PREFECT_SERVER_API_BASE_PATH=/elsewhere\nPREFECT_API_KEY=pnu_of_the_user\n")
     (folder / "reasoning.toml").write_text("[retention]\ndecisions = 3\n")
     write_segment(data, [make_decision(datetime.now(UTC))])
+    copy_prefect_database(pytestconfig, data / "prefect")
     with run_emulator(root / "emulator") as url:
         env = {
             "REASONING_PROVIDER": "together",
@@ -68,7 +79,9 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
             "PREFECT_API_AUTH_STRING": "other:other",
         }
         with serving(data, "--provider", "together", cwd=folder, env=env) as process:
-            yield Victim(data, folder, served(data)["prefect"], url, process, os.environ | env)
+            victim = Victim(data, folder, served(data)["prefect"], url, process, os.environ | env)
+            _pause(victim, but=("expire_decisions",))
+            yield victim
 
 
 def _ask(victim: Victim, path: str, body: Any = None, method: str = "POST", **headers: str) -> int:
@@ -89,11 +102,17 @@ def _login(victim: Victim) -> dict[str, str]:
     return {"Authorization": basic_authorization((victim.data / PASSWORD).read_text().strip())}
 
 
+def _pause(victim: Victim, but: tuple[str, ...] = ()) -> dict[str, str]:
+    """Pause the schedules: a run that is due meanwhile takes seconds of CPU. The ids of all deployments by name."""
+    deployments = post(f"{victim.prefect}/api/deployments/filter", {})
+    for each in deployments:
+        if each["name"] not in but and not each["paused"]:
+            post(f"{victim.prefect}/api/deployments/{each['id']}/pause_deployment", {})
+    return {each["name"]: each["id"] for each in deployments}
+
+
 def _land(victim: Victim) -> str:
     deployments = post(f"{victim.prefect}/api/deployments/filter", {})
-    for each in deployments:  # what else is due meanwhile would only make this slower
-        if each["name"] not in ("land_decisions", "expire_decisions") and not each["paused"]:
-            post(f"{victim.prefect}/api/deployments/{each['id']}/pause_deployment", {})
     return str(next(each["id"] for each in deployments if each["name"] == "land_decisions"))
 
 
@@ -223,7 +242,7 @@ def test_a_run_of_the_guard_leaves_its_artifacts(victim: Victim) -> None:
 
 def test_ctrl_c_stops_what_costs_money_at_the_provider(victim: Victim) -> None:
     """Issue 13.12: it said "everything is stopped" while a deployment ran on at $5.49 an hour."""
-    _land(victim)  # pauses the guard and the reconciliation
+    _pause(victim)  # the guard and the reconciliation, which were deployed anew
     with open_ledger(victim.data) as ledger:
         prefix = ledger.prefix
     client = connect(provider="local", base_url=victim.provider)

@@ -87,7 +87,7 @@ def test_a_full_disk_is_told_and_leaves_whole_segments(tmp_path: Path) -> None:
 
         from demo.replay import ReplayClock
         from demo.run import COLLECT_FROM, Backend, Demo, collect, pick_episodes
-        from reasoning.io.spool import read_segment
+        from reasoning.io.segments import read_segment
         from storage.layout import Layout
 
         Layout(disk / "demo").create()

@@ -19,7 +19,7 @@ from gateway.app import Gateway
 from gateway.server import Server, configure
 from gateway.settings import Settings, UpstreamSettings, load_settings
 from reasoning.config import Config, load_config
-from reasoning.io.spool import read_segment
+from reasoning.io.segments import read_segment
 from reasoning.serving.routes import Arm, Route, Routes, write_routes
 from tests.gateway.scripted import Scripted
 

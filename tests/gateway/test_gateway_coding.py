@@ -20,7 +20,7 @@ import pytest
 from gateway.coding.sessions import Sessions
 from gateway.decisions.episodes import Episodes
 from gateway.store import Store
-from reasoning.io.spool import read_segment
+from reasoning.io.segments import read_segment
 from reasoning.serving.routes import Arm
 from tests.gateway import scripted
 from tests.gateway.conftest import Running, Start

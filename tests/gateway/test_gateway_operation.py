@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.ops.logs import JsonFormatter, Sink
 from gateway.settings import UpstreamSettings
-from reasoning.io.spool import read_segment
+from reasoning.io.segments import read_segment
 from tests.gateway import scripted
 from tests.gateway.conftest import TOKEN, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, chat_answer, json, stream, whole

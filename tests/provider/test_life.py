@@ -216,7 +216,7 @@ def test_a_life_in_which_each_thing_goes_wrong_once(make_world: MakeWorld, emula
 
 
 def test_a_short_life(make_world: MakeWorld) -> None:
-    run(make_world, examples=2, steps=12)
+    run(make_world, examples=1, steps=12)
 
 
 @pytest.mark.torture

@@ -25,8 +25,8 @@ from provider.lifecycle.uploads import upload_dataset
 from provider.pace import Pace
 from provider.together.adapter import TogetherProvider
 from provider.together.client import connect
-from quality.dataset.export import Manifest, SplitSummary
 from quality.dataset.funnel import Leaks
+from quality.dataset.manifest import Manifest, SplitSummary
 from storage.layout import Layout
 from storage.ledger.ledger import Ledger, open_ledger
 from storage.ledger.rows import Deployment, FineTuneJob, Model, UploadedDataset, required

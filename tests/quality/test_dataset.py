@@ -21,8 +21,9 @@ import quality.dataset.funnel
 import quality.dataset.selection
 import quality.dataset.workers
 import storage
-from quality.dataset.export import export_dataset, read_manifest, read_rows
+from quality.dataset.export import export_dataset
 from quality.dataset.label_policy import LabelPolicy
+from quality.dataset.manifest import read_manifest, read_rows
 from quality.dataset.preparation import Rules, prepare_row
 from quality.dataset.selection import Window, select_rows
 from quality.errors import DatasetRejected, InsufficientData, QualityError

@@ -13,7 +13,7 @@ from pipeline.evaluation import read_decision, redact_questions
 from provider.completions import complete_many
 from provider.port import Sampling
 from provider.together.adapter import TogetherProvider
-from quality.dataset.export import read_rows
+from quality.dataset.manifest import read_rows
 from quality.evaluation.evaluate import is_right
 from reasoning.decision_types import get_decision_type
 from reasoning.redaction.prompts import redact_prompt

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
-from quality.dataset.export import Manifest, export_dataset
+from quality.dataset.export import export_dataset
 from quality.dataset.filters import describe_filters, filter_condition, read_caps
 from quality.dataset.label_policy import LabelPolicy
+from quality.dataset.manifest import Manifest
 from quality.dataset.selection import Window, select_rows
 from quality.errors import FilterError
 from quality.settings import ExportSettings, Source

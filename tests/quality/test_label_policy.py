@@ -5,8 +5,9 @@ from datetime import timedelta
 
 import pytest
 
-from quality.dataset.export import export_dataset, read_rows
+from quality.dataset.export import export_dataset
 from quality.dataset.label_policy import LabelPolicy, OutcomeRule, load_label_policy
+from quality.dataset.manifest import read_rows
 from quality.dataset.statistics import summarize_log
 from quality.errors import InsufficientData, LabelPolicyError
 from quality.settings import ExportSettings

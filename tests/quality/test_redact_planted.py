@@ -91,12 +91,9 @@ def test_redacting_twice_changes_nothing_more_of_any_text(text, begin):
 
 
 def _seconds(text: str) -> float:
-    best = 99.0
-    for _ in range(2):  # the machine may be busy
-        begun = time.process_time()
-        redact(text)
-        best = min(best, time.process_time() - begun)
-    return best
+    begun = time.process_time()
+    redact(text)
+    return time.process_time() - begun
 
 
 @pytest.mark.parametrize(
@@ -107,8 +104,11 @@ def _seconds(text: str) -> float:
      "(415) ", "\ud800", "é", "password: |\n", "\n", "0 ", "+1"],
 )  # fmt: skip
 def test_time_grows_with_the_length(pump):
-    short, long = (_seconds(pump * (size // len(pump))) for size in (20_000, 80_000))
-    assert long < max(9 * short, 0.4)  # the square would be 16 times
+    for last in (False, False, True):  # the machine may be busy
+        short, long = (_seconds(pump * (size // len(pump))) for size in (20_000, 80_000))
+        if long < max(9 * short, 0.4):  # the square would be 16 times
+            break
+        assert not last, (short, long)
 
 
 def test_a_megabyte_of_base64_takes_no_half_an_hour():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quality.dataset.export import read_manifest
+from quality.dataset.manifest import read_manifest
 from quality.dataset.redaction import redaction_note
 from reasoning.config import Config, Redaction, load_config
 from tests.quality.test_dataset import _export

@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from reasoning.config import Config, load_config
-from reasoning.io.spool import read_segment
+from reasoning.io.segments import read_segment
 from reasoning.serving.routes import Arm, Route, Routes, write_routes
 
 CONTEXT = {"agent_name": "Bot", "messages": [{"speaker": "Ann", "text": "hi Bot"}, {"speaker": "Bob", "text": "hm"}]}

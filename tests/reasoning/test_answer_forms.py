@@ -17,7 +17,8 @@ import pytest
 import quality.evaluation.form_metrics
 import reasoning.formats
 from gateway.ops.openapi import describe_api
-from quality.dataset.export import export_dataset, read_rows
+from quality.dataset.export import export_dataset
+from quality.dataset.manifest import read_rows
 from quality.evaluation.evaluate import Label, SourceAnswer, evaluate
 from quality.evaluation.thresholds import choose_threshold
 from reasoning import DecisionClient

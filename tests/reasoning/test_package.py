@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reasoning.io.spool import read_segment
+from reasoning.io.segments import read_segment
 from tests.test_layers import MAY_IMPORT
 
 CHECKOUT = Path(__file__).parents[2]

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from reasoning.errors import SegmentError
 from reasoning.ids import uuid7
 from reasoning.io import spool
-from reasoning.io.spool import SegmentWriter, check_line, frame_line, parse_line, read_segment
+from reasoning.io.segments import check_line, frame_line, parse_line, read_segment
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision
 from tests.reasoning.conftest import at_bytecode
 from tests.reasoning.writers import record

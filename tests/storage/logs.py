@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reasoning.ids import uuid7
-from reasoning.io.spool import SegmentWriter, frame_line
+from reasoning.io.segments import frame_line
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, Feedback, encode_record
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoning.ids import uuid7
-from reasoning.io.spool import frame_line
+from reasoning.io.segments import frame_line
 from storage.log import batches
 from storage.log.batches import ERASED, Batch, parse_lines
 from tests.storage.logs import NOON, make_days, make_decision, make_feedback, to_line

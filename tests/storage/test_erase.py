@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
-from reasoning.io.spool import SegmentWriter, frame_line
+from reasoning.io.segments import frame_line
+from reasoning.io.spool import SegmentWriter
 from reasoning.records import Decision, Feedback, encode_record
 from storage.erasure import erase
 from storage.erasure.erase import erase_subject

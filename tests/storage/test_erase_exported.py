@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 import storage
-from quality.dataset.export import export_dataset, read_manifest, read_rows
+from quality.dataset.export import export_dataset
+from quality.dataset.manifest import read_manifest, read_rows
 from quality.evaluation.evaluate import Label, SourceAnswer, evaluate
 from storage.erasure.erase import erase_subject
 from storage.ledger.ledger import open_ledger

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 import storage
 from reasoning.ids import uuid7
-from reasoning.io.spool import SegmentWriter, frame_line
+from reasoning.io.segments import frame_line
+from reasoning.io.spool import SegmentWriter
 from storage.errors import DataFolderBusy, DataFolderError, LandingError
 from storage.layout import Layout
 from storage.locks import data_lock

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import storage
-from reasoning.io.spool import frame_line
+from reasoning.io.segments import frame_line
 from storage.errors import TableError
 from storage.layout import Layout
 from storage.log import land

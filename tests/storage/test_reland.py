@@ -10,7 +10,7 @@ import pytest
 
 import reasoning.records
 import storage
-from reasoning.io.spool import frame_line
+from reasoning.io.segments import frame_line
 from reasoning.records import Decision, Feedback
 from storage.errors import QuarantineError
 from storage.log import reland

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cycle import plan_cycle, turn_flywheel
+from pipeline.cycle import plan_cycle, run_cycle
 from pipeline.errors import NotWorthIt
 from pipeline.models import export, fine_tune
 from pipeline.parameters import CycleSettings
-from quality.dataset.export import DatasetRow
+from quality.dataset.manifest import DatasetRow
 from quality.evaluation.promotion import certain_refusals, foresee
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
@@ -203,7 +203,7 @@ def test_a_dataset_that_proves_nothing_is_said_at_export_and_not_trained_on(tmp_
     assert said.returncode == 0 and "certain to be refused: the holdout has" in said.stderr
     with pytest.raises(NotWorthIt, match="--anyway insists"):
         fine_tune(data, export(data, TYPE).path)
-    turn = turn_flywheel(data, TYPE, CycleSettings(force=True))
+    turn = run_cycle(data, TYPE, CycleSettings(force=True))
     assert turn.outcome == "not_enough_data" and "certain to be refused" in turn.why
     with open_ledger(data) as ledger:
         assert ledger.charges() == [] and ledger.held(TYPE) == (Decimal(0), Decimal(0))

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 import pipeline.life
-from pipeline.cycle import demote_incumbent, read_turn, turn_flywheel
+from pipeline.cycle import demote_incumbent, last_cycle, run_cycle
 from pipeline.errors import ModelMoved
 from pipeline.life import move_model, read_lives
 from pipeline.live_proof import prove_models
@@ -99,7 +99,9 @@ def _move_and_die(data: Path, name: str, to: ModelState, at: str) -> None:
         move_model(data, ledger, name, to, why="killed", now=NOON)
 
 
-@pytest.mark.parametrize("to", [PROMOTED, ModelState.REJECTED, ModelState.TRAINED])
+@pytest.mark.parametrize(
+    "to", [PROMOTED, ModelState.REJECTED, pytest.param(ModelState.TRAINED, marks=pytest.mark.torture)]
+)
 @pytest.mark.parametrize("at", ["derive_route", "decide_promotion", "publish_route", "keep_models", "mark_published"])
 def test_killed_at_any_step_a_move_is_made_or_not_and_the_guard_writes_what_is_so(
     tmp_path: Path, ledger: Ledger, to: ModelState, at: str
@@ -160,7 +162,7 @@ def test_a_canary_whose_valid_answers_are_all_wrong_is_withdrawn_and_the_incumbe
     later = write_served(
         tmp_path, since=NOON, count=700, right={"endpoint/new": 0.0, "endpoint/old": 0.9, "original": 0.6}
     )
-    turn = turn_flywheel(tmp_path, TYPE, CycleSettings(canary_requests=50), now=later)
+    turn = run_cycle(tmp_path, TYPE, CycleSettings(canary_requests=50), now=later)
     assert turn.outcome == "rejected"
     assert "worse than the fallback" in turn.why
     assert state_of(ledger, "new") == "rejected"
@@ -177,7 +179,7 @@ def test_a_good_canary_is_promoted_by_the_guard_and_the_cycle_sees_it(tmp_path: 
         ledger,
         CycleRow(decision_type=TYPE, outcome=CycleOutcome.CANARY, finished_at=NOON.isoformat(), model_id="new"),
     )
-    early = turn_flywheel(tmp_path, TYPE, now=NOON + timedelta(minutes=1))
+    early = run_cycle(tmp_path, TYPE, now=NOON + timedelta(minutes=1))
     assert (early.outcome, early.why) == (
         "canary",
         "the canary was asked 0 questions: no labelled episode of 0 questions yet",
@@ -186,9 +188,9 @@ def test_a_good_canary_is_promoted_by_the_guard_and_the_cycle_sees_it(tmp_path: 
     report = guard(tmp_path, now=later)
     assert [each for each in report.actions if each.startswith("model new is promoted")], report
     assert shares(tmp_path) == {"endpoint/new": 0.9, None: 0.1}
-    turn = turn_flywheel(tmp_path, TYPE, now=later)
+    turn = run_cycle(tmp_path, TYPE, now=later)
     assert turn.outcome == "promoted"
-    kept = read_turn(tmp_path, TYPE)
+    kept = last_cycle(tmp_path, TYPE)
     assert kept is not None and kept.outcome == "promoted"
 
 

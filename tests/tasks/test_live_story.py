@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 
-from pipeline.cycle import plan_cycle, turn_flywheel
+from pipeline.cycle import plan_cycle, run_cycle
 from pipeline.money import guard
 from pipeline.parameters import CycleSettings
 from provider.lifecycle.guard import GuardReport
@@ -65,7 +65,7 @@ def test_a_good_model_is_promoted_its_world_shifts_it_is_withdrawn_and_the_next_
     with open_ledger(data) as ledger:
         ledger.set_budget("day", "200")
         ledger.set_budget("month", "200")
-    first = turn_flywheel(data, TYPE, SETTINGS)
+    first = run_cycle(data, TYPE, SETTINGS)
     now = datetime.now(UTC)
     assert first.outcome == "canary", first.why
     assert first.due == "520 new labelled decisions"
@@ -92,14 +92,16 @@ def test_a_good_model_is_promoted_its_world_shifts_it_is_withdrawn_and_the_next_
     for minutes in (5, 10):  # what served it is drained, and ended
         tick(data, local, later + timedelta(minutes=minutes))
 
+    # The fallback answers alone until the cycle's cool-down is over.
+    talk(data, "fallback", questions=250, begin=later + timedelta(hours=1), named_is="IGNORE", seed=3)
     day = later + timedelta(hours=21)
     settings = CycleSettings(canary_weight=0.4, any_price=True, min_new_decisions=100_000)
     plan = plan_cycle(data, TYPE, settings, now=day)
     assert any(note.startswith("due: a live model fell (worse than the fallback") for note in plan.notes), plan.notes
     httpx.post(f"{local}/emulator/clock", json={"now": day.isoformat()}).raise_for_status()
-    ended = turn_flywheel(data, TYPE, settings, now=day)
+    ended = run_cycle(data, TYPE, settings, now=day)
     assert (ended.outcome, ended.model_id) == ("rejected", first.model_id)
-    second = turn_flywheel(data, TYPE, settings, now=day)
+    second = run_cycle(data, TYPE, settings, now=day)
     assert second.outcome == "canary", second.why
     with DecisionClient(data, clock=lambda: day.timestamp()) as client:
         answers = {

@@ -17,7 +17,7 @@ import orjson
 import pytest
 
 from pipeline import models
-from pipeline.cycle import Verbs, read_turn, turn_flywheel
+from pipeline.cycle import Verbs, last_cycle, run_cycle
 from pipeline.models import undeploy
 from pipeline.parameters import CycleSettings, PromoteSettings
 from pipeline.promotion import promote_model
@@ -47,7 +47,7 @@ def _interrupt(data: Path) -> None:
         return models.fine_tune(*arguments, **keywords, progress=interrupt)
 
     with pytest.raises(KeyboardInterrupt):
-        turn_flywheel(data, "should_respond", verbs=Verbs(fine_tune=fine_tune))
+        run_cycle(data, "should_respond", verbs=Verbs(fine_tune=fine_tune))
 
 
 def _kill(data: Path) -> None:
@@ -76,10 +76,10 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
     write_log(data, episodes=130, turns=4)
     land_decisions(data)
     end(data)
-    begun = read_turn(data, "should_respond")
+    begun = last_cycle(data, "should_respond")
     assert begun is not None and begun.outcome == "under_way" and begun.dataset_id and not begun.evaluation_id
 
-    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
+    turn = run_cycle(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
     assert turn.outcome == "canary", turn.why
     with open_ledger(data) as ledger:
         assert [job.state for job in ledger.find(FineTuneJob)] == ["completed"]
@@ -90,7 +90,7 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
     assert {arm.name: arm.weight for arm in route.arms} == {"custom": 0.1, "original": 0.9}
     assert route.arms[0].base_url == local
 
-    asked = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
+    asked = run_cycle(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
     assert (asked.outcome, asked.why) == (
         "canary",
         "the canary was asked 0 questions: no labelled episode of 0 questions yet",
@@ -98,12 +98,12 @@ def test_a_turn_cut_short_goes_on_where_it_was_and_its_canary_becomes_live(
 
     write_answers(data, experiment=route.experiment, model=route.arms[0].model, good=6, failed=0)
     land_decisions(data)
-    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
+    turn = run_cycle(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
     assert turn.outcome == "canary"  # it failed to answer none, which says nothing of what it answered
     promote_model(data, turn.model_id)  # a person may decide
-    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
+    turn = run_cycle(data, "should_respond", CycleSettings(canary_requests=5, any_price=True))
     assert turn.outcome == "promoted"
-    assert "cooling down" in turn_flywheel(data, "should_respond").why
+    assert "cooling down" in run_cycle(data, "should_respond").why
     live = read_routes(Layout(data).routes).routes["should_respond"]
     assert {arm.name: arm.weight for arm in live.arms} == {"custom": 0.9, "original": pytest.approx(0.1)}
     assert live.salt == route.salt  # so that the canary's episodes stay the model's
@@ -170,11 +170,11 @@ def test_a_model_that_is_not_better_is_dropped_and_nothing_runs_on(tmp_path: Pat
     land_decisions(data)
     with start_emulator(tmp_path / "emulator", "--trainer", "majority") as url:
         monkeypatch.setenv("REASONING_PROVIDER_URL", url)
-        turn = turn_flywheel(data, "should_respond")
+        turn = run_cycle(data, "should_respond")
         assert turn.outcome == "rejected"
-        assert turn_flywheel(data, "should_respond").outcome == "not_due"
+        assert run_cycle(data, "should_respond").outcome == "not_due"
         later = NOON + timedelta(days=30)
-        again = turn_flywheel(data, "should_respond", now=later)
+        again = run_cycle(data, "should_respond", now=later)
         assert (again.outcome, again.why) == ("not_due", "0 of 200 new labelled decisions")
     with open_ledger(data) as ledger:
         assert [model.state for model in ledger.find(Model)] == ["rejected"]
@@ -196,7 +196,7 @@ def test_a_canary_that_fails_is_withdrawn(tmp_path: Path, local: str):
     write_answers(data, experiment="should_respond-m1", model="p/m1", good=4, failed=2, since=NOON)
     land_decisions(data)
     later = NOON + timedelta(hours=1)
-    turn = turn_flywheel(data, "should_respond", CycleSettings(canary_requests=6), now=later)
+    turn = run_cycle(data, "should_respond", CycleSettings(canary_requests=6), now=later)
     assert (turn.outcome, turn.why) == ("rejected", "the canary failed to answer 2 of 6 questions")
     with open_ledger(data) as ledger:
         assert ledger.get(Model, "m1").state == "rejected"
@@ -206,12 +206,12 @@ def test_too_little_to_learn_from_ends_the_turn_before_anything_is_spent(tmp_pat
     data = tmp_path / "data"
     write_log(data, episodes=3, turns=4)
     land_decisions(data)
-    turn = turn_flywheel(data, "should_respond", CycleSettings(min_new_decisions=1), now=NOON)
+    turn = run_cycle(data, "should_respond", CycleSettings(min_new_decisions=1), now=NOON)
     assert turn.outcome == "not_enough_data"
     assert "usable rows" in turn.why
 
 
 def test_a_type_that_nobody_declared_touches_nothing(tmp_path: Path):
     with pytest.raises(UnknownDecisionType):
-        turn_flywheel(tmp_path, "../should_respond")
+        run_cycle(tmp_path, "../should_respond")
     assert list(tmp_path.iterdir()) == []
