@@ -60,10 +60,13 @@ class Setup:
 def write_setup(setup: Setup, settings: Path, env_file: Path) -> list[Path]:
     """Write the files and the budgets; returns the files. The settings are checked before anything is written.
 
-    Raises `SetupError` for answers that make no valid settings, and for files that cannot be read or written.
+    Raises `SetupError` for answers that make no valid settings, and for files that cannot be read or written, and
+    `DataFolderError` for a folder that holds something else.
     """
     text = render_settings(setup, settings)
     env_text = render_env(setup, env_file, settings)
+    if setup.data.exists():
+        Layout(setup.data).check()  # a folder of somebody else's is left alone
     draft = settings.with_name(f".{settings.name}.draft")
     try:
         settings.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typer.main import get_command
 from cli.main import app
 from tests.cli.test_commands import failure, reasoning
 
-MAY_BE_NEW = {"serve", "demo", "config", "restore"}
+MAY_BE_NEW = {"init", "serve", "demo", "config", "restore"}
 """Commands that may start a new data folder, or only show settings. All others refuse a missing one."""
 WITHOUT_DATA = {"flow list", "verify"}
 ARGUMENTS = {
@@ -20,6 +20,7 @@ ARGUMENTS = {
     "models register": ["mine", "--type", "should_respond", "--url", "http://127.0.0.1:9", "--model", "m"],
     "flow run": ["land_decisions"],
     "sql": ["SELECT 1"],
+    "import": ["csv", "old.csv"],
 }
 """Where an argument must be more than any text."""
 

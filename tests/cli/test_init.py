@@ -90,6 +90,13 @@ def test_a_broken_file_is_left_as_it_is(project: Path) -> None:
     assert Path("reasoning.toml").read_text() == "data = [" and not Path(".env").exists()
 
 
+def test_a_folder_of_somebody_elses_is_left_alone(project: Path) -> None:
+    (project / "photos").mkdir()
+    (project / "photos" / "holiday.jpg").touch()
+    assert "is not a data folder" in failure(reasoning("init", "--data", "photos", "--yes"))
+    assert [path.name for path in project.rglob("*")] == ["photos", "holiday.jpg"]
+
+
 def test_without_a_terminal_and_without_yes_nobody_is_asked() -> None:
     assert "--yes" in failure(reasoning("init"))
 
