@@ -16,9 +16,10 @@ import numpy as np
 from scipy import stats
 from scipy.special import betaln
 
+from quality.evaluation.drift import Row, find_drift
 from quality.evaluation.error_budget import allow
 from quality.evaluation.intervals import jackknife, leave_out
-from quality.evaluation.live import QUALITY_SHARE, LivePolicy, Stream, harm_evidence
+from quality.evaluation.live import QUALITY_SHARE, LivePolicy, Stream, fall_evidence, harm_evidence
 from quality.evaluation.sequential import ANY_DIFFERENCE, Scores, limit_outliers
 
 Array = np.ndarray
@@ -331,6 +332,80 @@ def withdrawal(rng: np.random.Generator, repetitions: int) -> None:
                 print(f"{label:<76}{margin:>7g}{float((false < NEVER).mean()):>16.3f}{medians[0]:>16}{medians[1]:>15}")
 
 
+def own_record(rng: np.random.Generator, repetitions: int) -> None:
+    """Labelled decisions until a model that falls from its own record is shrunk to the canary's share, 60 a day.
+
+    It serves 15 days before it falls. `steady` never does, and every alarm of its 30 days is a false one.
+    """
+    repetitions, bar = max(repetitions // 4, 100), -math.log(LivePolicy().shrink_alpha)
+
+    def shrunk(right: Array) -> Array:
+        values = (rng.random((repetitions, len(right))) < right).astype(float)
+        known_at = START.timestamp() + 86_400 / 60 * np.arange(1, len(right) + 1)
+        streams = (Stream(Scores.within(each, 0.0, 1.0), known_at) for each in values)
+        return first(np.array([fall_evidence(stream, START.timestamp()) >= bar for stream in streams]))
+
+    print(f"{'right before':<14}{'after':>7}{'false, a month':>16}{'median':>9}{'not in time':>13}")
+    for before in (0.9, 0.8):
+        false = float((shrunk(np.full(1800, before)) < NEVER).mean())
+        for lost in (0.1, 0.2, 0.3):
+            at = shrunk(np.r_[np.full(900, before), np.full(900, before - lost)]) - 900
+            median = f"{np.median(at):,.0f}" if np.median(at) < 900 else "-"
+            missed = float((at > 900).mean())
+            print(f"{before:<14g}{before - lost:>7.2g}{false:>16.3f}{median:>9}{missed:>13.2f}")
+
+
+def drift(rng: np.random.Generator, repetitions: int) -> None:
+    """False alarms of drift in 30 days, asked daily, and labelled decisions until a shift of a label's share shows.
+
+    Episodes of three rows, 20 a day, alike by .2; the dataset's last splits have 100 episodes.
+    """
+    repetitions = max(repetitions // 10, 20)
+
+    def drawn(episodes: int, share: float, begin: float) -> list[Row]:
+        chances = rng.beta(share * 4, (1 - share) * 4, episodes)
+        return [
+            Row(f"{begin}-{n}", begin + n * 4_320, "RESPOND" if rng.random() < chance else "IGNORE", 100, "robin")
+            for n, chance in enumerate(chances)
+            for _ in range(3)
+        ]
+
+    def seen_after(share: float) -> Array:
+        found = []
+        for _ in range(repetitions):
+            reference = drawn(100, 0.3, START.timestamp() - 10 * 86_400)
+            rows = drawn(600, share, START.timestamp())
+            days = (
+                day
+                for day in range(1, 31)
+                if find_drift(reference, rows[: day * 60], now=START + timedelta(days=day)) is not None
+            )
+            found.append(next(days, NEVER // 60) * 60)
+        return np.array(found)
+
+    print(f"the same: false alarms in a month {(seen_after(0.3) < 10_000).mean():.3f}")
+    for share in (0.4, 0.5, 0.6):
+        at = seen_after(share)
+        median = f"{np.median(at):,.0f}" if np.median(at) < 10_000 else "-"
+        print(f"from .3 to {share:g}: median {median}, not in a month {(at > 10_000).mean():.2f}")
+
+
+def fewest(_: np.random.Generator, __: int) -> None:
+    """Questions that no valid test can do without on average: the bar over the growth of the best stake (Wald)."""
+    bar = -math.log(LivePolicy().withdraw_alpha * QUALITY_SHARE)
+    for common in (0.0, 0.5):
+        # Paired: how often only the fallback is right, and only the model, at 0.80 against 0.90.
+        worse = (1 - common) * 0.2 * 0.9 + common * 0.1
+        better = (1 - common) * 0.8 * 0.1
+        stake = (worse - better) / (worse + better)
+        growth = worse * math.log1p(stake) + better * math.log1p(-stake) if stake < 1 else worse * math.log(2)
+        print(f"paired, {common:g} as hard for both: {bar / growth:,.0f}")
+    for share in (0.5, 0.9):
+        same = (0.8 * share + 0.9 * (1 - share)) if share else 0.0
+        kl = [p * math.log(p / same) + (1 - p) * math.log((1 - p) / (1 - same)) for p in (0.8, 0.9)]
+        print(f"by arm, {share:.0%}: {bar / (share * kl[0] + (1 - share) * kl[1]):,.0f}")
+
+
 def joined(one: Sample, other: Sample) -> Sample:
     return Sample(
         *(
@@ -383,6 +458,9 @@ PARTS: Mapping[str, Callable[[np.random.Generator, int], None]] = {
     "losses": small_losses,
     "coverage": coverage,
     "withdrawal": withdrawal,
+    "fewest": fewest,
+    "drift": drift,
+    "own record": own_record,
     "labels": labels,
 }
 

@@ -18,7 +18,6 @@ reasoning.toml::
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,9 +45,7 @@ class DecisionModel:
     api_key: str | None = field(default=None, repr=False)
 
 
-def read_decision_models(
-    file: Path, raw: Mapping[str, Any], env: Mapping[str, str] = os.environ
-) -> dict[str, DecisionModel]:
+def read_decision_models(file: Path, raw: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, DecisionModel]:
     """The tables `[decision_models.<name>]`. A key goes over https only, or to this machine. Raises `ConfigError`."""
     return {name: _read(file, name, value, env) for name, value in raw.items()}
 

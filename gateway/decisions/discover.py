@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from gateway.decisions.forced import ForcedTypes, Template
+from gateway.decisions.forced import UNREADABLE, ForcedTypes, Template
 from gateway.decisions.schema_fields import read_schema
 from gateway.errors import BadRequest
 from gateway.protocols import PROTOCOLS
@@ -64,7 +64,10 @@ def discover_types(requests: Iterable[RecordedRequest], templates: Sequence[Temp
         for operation in OPERATIONS:
             if request.path and not operation.path.fullmatch(request.path.partition("?")[0].encode()):
                 continue
-            forced = operation.forced(request.body) if operation.forced is not None else None
+            try:
+                forced = operation.forced(request.body) if operation.forced is not None else None
+            except UNREADABLE:
+                continue
             if forced is None:
                 continue
             each = _describe(operation, request.body, forced, types, templates)

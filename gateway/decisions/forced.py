@@ -50,6 +50,8 @@ _SEEN = 4096
 _TELLING = 24
 _CHOICE_OF_TOOL = "tool"
 
+UNREADABLE = (TypeError, AttributeError, KeyError, ValueError, RecursionError)
+"""What a malformed request may raise where it is read: only the upstream can say what is wrong with it."""
 _TypeKey = tuple[bytes, str]
 """The digests of a form and of its instructions."""
 MakeType = Callable[[Mapping[str, TypedQuestion], str], DecisionType]
@@ -149,8 +151,8 @@ class ForcedTypes:
         """The decision that a request forces; None for every other request, and for one that cannot be read."""
         try:
             return self._find(operation, request)
-        except (TypeError, AttributeError, KeyError, ValueError, RecursionError):
-            return None  # only the upstream can say what is wrong with it
+        except UNREADABLE:
+            return None
 
     def _find(self, operation: Operation, request: Mapping[str, Any]) -> ForcedDecision | None:
         forced = operation.forced(request) if operation.forced is not None else None

@@ -8,7 +8,10 @@ called as often as one likes: its errors are bounded over all calls together (`q
 * Withdraw: one of the harms is beyond its bound, with an error of at most `withdraw_alpha` in any 30 days from the
   start of the test, all harms together. The evidence starts anew every 30 days, and part of it every day, so that a
   model that was good for long is withdrawn soon after its world has changed.
-* Shrink: the model's own quality fell below what its evaluation showed, or no labels come in, so that it is unproven.
+* Shrink: the model's own quality fell below what its evaluation showed, or below what it showed itself while it served
+  (an error of at most `shrink_alpha` in 30 days), or no labels come in, so that it is unproven. By arm this is several
+  times faster than the comparison with a fallback that answers a tenth of the questions, but it does not tell a worse
+  model from a harder world: so it leaves the model the canary's share.
 """
 
 from __future__ import annotations
@@ -20,13 +23,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quality.evaluation.sequential import Scores, confidence_bounds, log_wealth, log_wealth_with_restarts
+from quality.evaluation.sequential import (
+    LARGE_DIFFERENCE,
+    Scores,
+    confidence_bounds,
+    log_wealth,
+    log_wealth_with_restarts,
+)
 from quality.settings import DEFAULT_MARGIN, Design
 
 Stage = Literal["shadow", "canary", "live"]
 Action = Literal["promote", "hold", "withdraw", "shrink"]
 
 _PERIOD_DAYS = 30
+_LEAST_RECORD = 50
+"""Episodes that a model must have answered before a day to have a record to fall from."""
+_RECORD_Z, _RECORD_TOLERANCE = 2.6, 0.01
 SETTLE_SECONDS = 3_600.0
 """For so long after the first label of an episode others are waited for; together they are one score."""
 # How the error of a false withdrawal is divided. Failures and slow answers need no labels: there are enough of them.
@@ -38,15 +50,16 @@ class LivePolicy:
     """The bounds of a live test.
 
     `margin`: by how much less than the fallback still counts as equal, in the objective's units; 0 where the model must
-    be better. `reference` is the quality that the model's evaluation proved (its lower limit), None if not known;
-    `level_tolerance` is by how much less is tolerated. Shares are of the model's answers. `max_cost_ratio` is to the
-    cost of the fallback; None: cost is no matter. After `unproven_days` without a label the model is unproven, and
-    `when_unproven` is done.
+    be better. `shrink_alpha` is the error of a fall from a model's own record, in 30 days. `reference` is the quality
+    that the model's evaluation proved (its lower limit), None if not known; `level_tolerance` is by how much less is
+    tolerated. Shares are of the model's answers. `max_cost_ratio` is to the cost of the fallback; None: cost is no
+    matter. After `unproven_days` without a label the model is unproven, and `when_unproven` is done.
     """
 
     margin: float = DEFAULT_MARGIN
     promote_alpha: float = 0.05
     withdraw_alpha: float = 0.01
+    shrink_alpha: float = 0.01
     max_failed_share: float = 0.05
     max_slow_share: float = 0.05
     max_cost_ratio: float | None = None
@@ -130,13 +143,13 @@ def decide(observations: Observations, policy: LivePolicy, *, stage: Stage, now:
             return LiveDecision("promote", f"{claim}. {said}", numbers)
     if stage == "shadow":
         return LiveDecision("hold", said, numbers)
-    return _judge_standing(observations, policy, numbers, said, now)
+    return _judge_standing(observations, policy, numbers, said, now, is_live=stage == "live")
 
 
 def _judge_standing(
-    observations: Observations, policy: LivePolicy, numbers: dict[str, Any], said: str, now: datetime
+    observations: Observations, policy: LivePolicy, numbers: dict[str, Any], said: str, now: datetime, *, is_live: bool
 ) -> LiveDecision:
-    """Hold a model that serves, unless it is unproven or fell below what its evaluation showed."""
+    """Hold a model that serves, unless it is unproven, or fell below its evaluation or its own record."""
     begin = period_start(observations.since, now)
     if policy.reference is not None:
         floor = policy.reference - policy.level_tolerance
@@ -151,6 +164,13 @@ def _judge_standing(
                 f"its evaluation proved {policy.reference:.3f}",
                 numbers,
             )
+    fall = _fall_from_own_record(observations, begin)
+    if fall is not None:
+        numbers |= {"evidence_fall": round(fall.evidence, 3), "before": round(fall.before, 6)}
+        if is_live and fall.evidence >= -math.log(policy.shrink_alpha):
+            numbers["changed_at"] = datetime.fromtimestamp(fall.changed_at - SETTLE_SECONDS, UTC).isoformat()
+            said = f"its own {observations.objective} fell from {fall.before:.3f} to {fall.now:.3f} while it served"
+            return LiveDecision("shrink", said, numbers)
     unproven = max(observations.since, observations.last_label or observations.since)
     if now - unproven > timedelta(days=policy.unproven_days):
         numbers["unproven_since"] = unproven.isoformat()
@@ -160,6 +180,52 @@ def _judge_standing(
             numbers,
         )
     return LiveDecision("hold", said, numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fall:
+    """Evidence that a model's quality fell below what it showed before; the means before and after `changed_at`."""
+
+    evidence: float
+    before: float
+    now: float
+    changed_at: float
+
+
+def fall_evidence(stream: Stream, begin: float) -> np.ndarray:
+    """Running log wealth against "the mean since a day is not below what was seen before it", days from `begin` on.
+
+    What was seen before a day is taken at the lower end of its interval, less a tolerance. An equal part of the money
+    is staked from each day of the period on, so it is an e-value but for the error of those intervals.
+    """
+    values, total = stream.scores, np.full(len(stream.scores), -np.inf)
+    days = begin + 86_400 * np.arange(_PERIOD_DAYS)
+    for start in np.searchsorted(stream.known_at, days):
+        since = np.zeros(len(values))
+        if _LEAST_RECORD <= start < len(values):
+            after = values.last(len(values) - start).negated()
+            since[start:] = log_wealth(after, -_lower_record(values.first(start)), LARGE_DIFFERENCE)
+        total = np.logaddexp(total, since - math.log(_PERIOD_DAYS))
+    return total
+
+
+def _lower_record(scores: Scores) -> float:
+    """The lower end of the interval of a mean, less the tolerance, within the limits of the scores."""
+    low = float(scores.low.min())
+    spread = max(float(scores.values.std(ddof=1)), 1 / len(scores))
+    return max(scores.mean() - _RECORD_Z * spread / math.sqrt(len(scores)) - _RECORD_TOLERANCE, low)
+
+
+def _fall_from_own_record(observations: Observations, begin: float) -> _Fall | None:
+    """None where the model has no record yet."""
+    stream = observations.level
+    if len(stream.scores) <= _LEAST_RECORD:
+        return None
+    evidence = float(fall_evidence(stream, begin).max())
+    changed_at = change_point(stream.negated(), -(stream.scores.mean() + stream.scores.last(_LEAST_RECORD).mean()) / 2)
+    first = int(np.searchsorted(stream.known_at, changed_at))
+    before = stream.scores.first(first).mean() if first else stream.scores.mean()
+    return _Fall(evidence, before, stream.scores.last(len(stream.scores) - first).mean(), changed_at)
 
 
 def path_so_far(stream: Stream, alpha: float = 0.05, points: int = 20) -> list[dict[str, Any]]:

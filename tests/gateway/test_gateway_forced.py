@@ -448,6 +448,8 @@ def test_discover_lists_what_recorded_requests_would_become(tmp_path: Path) -> N
         request("responses", STAGE_ONE),
         {"path": "/v1/chat/completions", "body": request("chat", open_form)},
         plain,
+        request("chat")
+        | {"tools": [7], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": 1, "tools": 7}}},
     ]
     file = tmp_path / "requests.jsonl"
     file.write_bytes(b"\n".join(orjson.dumps(each) for each in recorded))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,14 +14,17 @@ from typing import Any
 
 import pytest
 
+from pipeline import evaluation
 from pipeline.evaluation import evaluate_model
 from pipeline.models import deploy, export, fine_tune
 from pipeline.parameters import PromoteSettings
 from pipeline.promotion import promote_model
 from provider.local.folder import Folder, is_held
-from quality.dataset.manifest import read_rows
+from quality.dataset.manifest import DatasetRow, read_rows
+from quality.evaluation.evaluate import SourceAnswer
 from reasoning import DecisionClient, Fallback, boolean, choice, score
 from reasoning.config import load_config
+from reasoning.decision_types import questions_type
 from reasoning.questions import question_set
 from storage.layout import Layout
 from storage.log.land import land_decisions
@@ -130,3 +134,31 @@ def check_prompts(kind: Any, dataset: Path, config: Any) -> None:
     assert len(set(taught)) > 6 and {tuple(sorted(t.splitlines())) for t in taught} == {
         tuple(sorted(served.splitlines()))
     }
+
+
+def test_a_model_that_takes_the_first_option_is_told_from_one_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = questions_type(question_set({"team": QUESTIONS["team"], "area": choice(["east", "west"])}))
+    rows = [
+        DatasetRow(
+            *("holdout", n, f"d{n}", f"e{n}", datetime.now(UTC), "demonstration"),
+            messages=[{"role": m["role"], "content": m["content"]} for m in kind.render({"state": f"report {n}"})],
+            label={"area": "east", "team": "pipes"},
+            original=None,
+            original_latency_ms=None,
+            original_cost_usd=None,
+        )
+        for n in range(5)
+    ]
+
+    def first_option(_: object, exam: Any, *__: object) -> list[SourceAnswer | None]:
+        firsts = [re.findall(r'\):[^\n]*\n- "(\w+)"', row.messages[0]["content"]) for row in exam.questions]
+        return [SourceAnswer({"area": area, "team": team}) for area, team in firsts]
+
+    def reader(_: object, exam: Any, *__: object) -> list[SourceAnswer | None]:
+        return [SourceAnswer({"area": "east", "team": "pipes"}) for _ in exam.questions]
+
+    for model, changed in ((first_option, 5), (reader, 0)):
+        monkeypatch.setattr(evaluation, "_ask", model)
+        exam = evaluation._Exam(kind, rows, 1.0, load_config(env={}), None)
+        found = evaluation._measure_position_bias(None, exam, None, model(None, exam))  # type: ignore[arg-type]
+        assert found == {"rows": 5, "changed": changed, "share": changed / 5}

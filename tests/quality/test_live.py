@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import random
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
@@ -130,6 +131,23 @@ def test_a_model_that_fell_below_its_own_proof_shrinks():
     assert found.action == "shrink"
     assert "its evaluation proved 0.800" in found.reason
     assert decide(seen, LivePolicy(reference=0.5), stage="live", now=now).action == "hold"
+
+
+def test_a_model_that_falls_from_its_own_record_shrinks_and_says_since_when():
+    """By arm at nine tenths the fallback's answers are too few to see this soon."""
+    draw = np.random.default_rng(5)
+    good, bad = (draw.random(900) < 0.92).astype(float), (draw.random(450) < 0.75).astype(float)
+    now = START + timedelta(days=24)
+    steady = Observations(
+        since=START, objective="accuracy", level=_stream((draw.random(1350) < 0.92), 0.0, days=22.5), last_label=now
+    )
+    assert decide(steady, LivePolicy(), stage="live", now=now).action == "hold"
+    fallen = replace(steady, level=_stream(np.r_[good, bad], 0.0, days=22.5))
+    found = decide(fallen, LivePolicy(), stage="live", now=now)
+    assert found.action == "shrink" and "while it served" in found.reason
+    changed = datetime.fromisoformat(found.numbers["changed_at"])
+    assert abs(changed - (START + timedelta(days=15))) < timedelta(days=1)
+    assert decide(fallen, LivePolicy(), stage="canary", now=now).action != "shrink"
 
 
 def test_a_world_that_shifts_after_a_good_month_is_noticed():

@@ -92,6 +92,8 @@ def test_a_good_model_is_promoted_its_world_shifts_it_is_withdrawn_and_the_next_
     for minutes in (5, 10):  # what served it is drained, and ended
         tick(data, local, later + timedelta(minutes=minutes))
 
+    # The fallback answers alone until the cycle's cool-down is over.
+    talk(data, "fallback", questions=250, begin=later + timedelta(hours=1), named_is="IGNORE", seed=3)
     day = later + timedelta(hours=21)
     settings = CycleSettings(canary_weight=0.4, any_price=True, min_new_decisions=100_000)
     plan = plan_cycle(data, TYPE, settings, now=day)
