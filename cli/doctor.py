@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,6 +68,8 @@ def look_at_env_file() -> list[Finding]:
 
 def look_at_gateway(*, offline: bool) -> list[Finding]:
     """Whether the gateway's upstreams have credentials, and answer."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from gateway.errors import GatewayConfigError
     from gateway.settings import do_clients_bring_credentials, load_upstreams, without_credentials
     from pipeline.diagnosis import Finding
@@ -82,17 +81,19 @@ def look_at_gateway(*, offline: bool) -> list[Finding]:
     missing = without_credentials(upstreams)
     found = []
     for name in upstreams:
-        variable = f"{name.upper()}_API_KEY"
-        if name in missing and clients_bring:
-            found.append(Finding("upstream", "ok", f"{name}: clients bring their own key or login"))
-        elif name in missing:
-            remedy = f"set {variable}, or client_credentials = true in [gateway] where clients bring their own"
-            found.append(Finding("upstream", "warn", f"{name}: no API key of ours", remedy))
-        else:
+        if name not in missing:
             found.append(Finding("upstream", "ok", f"{name}: has its credential"))
+        elif clients_bring or len(missing) < len(upstreams):
+            found.append(Finding("upstream", "ok", f"{name}: no key of ours, clients have to bring theirs"))
+        else:
+            remedy = (
+                f"set {name.upper()}_API_KEY, or client_credentials = true in [gateway] where clients bring their own"
+            )
+            found.append(Finding("upstream", "warn", f"{name}: no API key of ours", remedy))
     if offline:
         return found
-    urls = sorted({server.url for servers in upstreams.values() for server in servers})
+    asked = [servers for name, servers in upstreams.items() if clients_bring or name not in missing]
+    urls = sorted({server.url for servers in asked for server in servers})
     with ThreadPoolExecutor(8) as pool:
         for url, problem in zip(urls, pool.map(_problem_reaching, urls), strict=True):
             if problem is None:
@@ -105,6 +106,9 @@ def look_at_gateway(*, offline: bool) -> list[Finding]:
 
 def _problem_reaching(url: str) -> str | None:
     """Why a server does not answer, None where it does, with whatever status. Sends no credential."""
+    import urllib.error
+    import urllib.request
+
     try:
         with urllib.request.urlopen(url, timeout=_REACH_SECONDS):  # noqa: S310 - of the settings, http or https
             return None

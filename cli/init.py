@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +14,12 @@ from cli.environment import provider_name, set_variable, variable
 from cli.errors import CommandError
 from cli.options import Provider, Yes
 from cli.output import print_line
-from cli.snippets import snippets
 from pipeline.errors import SetupError
-from pipeline.setup import OwnType, Setup, write_setup
-from reasoning.config import Config, load_config, settings_file
 from reasoning.errors import ReasoningError
+
+if TYPE_CHECKING:
+    from pipeline.setup import OwnType, Setup
+    from reasoning.config import Config
 
 app = typer.Typer()
 
@@ -61,6 +62,10 @@ def init(
     May be run again: it changes what is answered and keeps the rest. With --yes nothing is asked; keys are taken from
     the environment and not written.
     """
+    from cli.snippets import snippets
+    from pipeline.setup import Setup, write_setup
+    from reasoning.config import load_config, settings_file
+
     settings = settings_file().absolute()
     env_file = settings.parent / ".env"
     try:
@@ -107,6 +112,8 @@ def _absolute(path: Path) -> Path:
 
 def _read_type(text: str) -> OwnType:
     """`tone=friendly,formal` or `tone=friendly,formal:Which tone fits?`. Raises BadParameter."""
+    from pipeline.setup import OwnType
+
     name, equals, rest = text.partition("=")
     labels, _, question = rest.partition(":")
     listed = tuple(label.strip() for label in labels.split(",") if label.strip())

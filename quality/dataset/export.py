@@ -91,11 +91,13 @@ def export_dataset(
             work,
             decision_type,
             selection.Window(start, before, now, expired),
-            policy=policy,
-            label_sources=None if settings.label_sources is None else [str(each) for each in settings.label_sources],
-            enough=LIMITED_BELOW,
-            limit=settings.limit,
-            wanted=wanted,
+            selection.Choice(
+                policy=policy,
+                label_sources=settings.label_sources and [str(each) for each in settings.label_sources],
+                enough=LIMITED_BELOW,
+                limit=settings.limit,
+                wanted=wanted,
+            ),
         )
         report(Progress(1, 1, what="select"))
         try:
