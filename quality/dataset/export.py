@@ -111,7 +111,7 @@ def export_dataset(
 
 
 def _choose(settings: ExportSettings, policy: LabelPolicy, wanted: str) -> selection.Choice:
-    sources = settings.label_sources and [str(each) for each in settings.label_sources]
+    sources = None if settings.label_sources is None else [str(each) for each in settings.label_sources]
     return selection.Choice(
         policy=policy, label_sources=sources, enough=LIMITED_BELOW, limit=settings.limit, wanted=wanted
     )
