@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import betaln
 
+from quality.evaluation.drift import Row, find_drift
 from quality.evaluation.error_budget import allow
 from quality.evaluation.intervals import jackknife, leave_out
 from quality.evaluation.live import QUALITY_SHARE, LivePolicy, Stream, fall_evidence, harm_evidence
@@ -354,6 +355,41 @@ def own_record(rng: np.random.Generator, repetitions: int) -> None:
             print(f"{before:<14g}{before - lost:>7.2g}{false:>16.3f}{median:>9}{missed:>13.2f}")
 
 
+def drift(rng: np.random.Generator, repetitions: int) -> None:
+    """False alarms of drift in 30 days, asked daily, and labelled decisions until a shift of a label's share shows.
+
+    Episodes of three rows, 20 a day, alike by .2; the dataset's last splits have 100 episodes.
+    """
+    repetitions = max(repetitions // 10, 20)
+
+    def drawn(episodes: int, share: float, begin: float) -> list[Row]:
+        chances = rng.beta(share * 4, (1 - share) * 4, episodes)
+        return [
+            Row(f"{begin}-{n}", begin + n * 4_320, "RESPOND" if rng.random() < chance else "IGNORE", 100, "robin")
+            for n, chance in enumerate(chances)
+            for _ in range(3)
+        ]
+
+    def seen_after(share: float) -> Array:
+        found = []
+        for _ in range(repetitions):
+            reference = drawn(100, 0.3, START.timestamp() - 10 * 86_400)
+            rows = drawn(600, share, START.timestamp())
+            days = (
+                day
+                for day in range(1, 31)
+                if find_drift(reference, rows[: day * 60], now=START + timedelta(days=day)) is not None
+            )
+            found.append(next(days, NEVER // 60) * 60)
+        return np.array(found)
+
+    print(f"the same: false alarms in a month {(seen_after(0.3) < 10_000).mean():.3f}")
+    for share in (0.4, 0.5, 0.6):
+        at = seen_after(share)
+        median = f"{np.median(at):,.0f}" if np.median(at) < 10_000 else "-"
+        print(f"from .3 to {share:g}: median {median}, not in a month {(at > 10_000).mean():.2f}")
+
+
 def fewest(_: np.random.Generator, __: int) -> None:
     """Questions that no valid test can do without on average: the bar over the growth of the best stake (Wald)."""
     bar = -math.log(LivePolicy().withdraw_alpha * QUALITY_SHARE)
@@ -423,6 +459,7 @@ PARTS: Mapping[str, Callable[[np.random.Generator, int], None]] = {
     "coverage": coverage,
     "withdrawal": withdrawal,
     "fewest": fewest,
+    "drift": drift,
     "own record": own_record,
     "labels": labels,
 }

@@ -32,7 +32,7 @@ from reasoning.decision_types import (
 )
 from reasoning.error_text import describe_error
 from reasoning.errors import CallFailed, RecordError, UnparseableAnswer, Unredactable
-from reasoning.fallback import Fallback, Usage, add_usage, split_result
+from reasoning.fallback import NO_USAGE, Fallback, Usage, add_usage, split_result
 from reasoning.ids import uuid7
 from reasoning.io.spool import SegmentWriter
 from reasoning.question_catalog import keep_questions
@@ -63,8 +63,6 @@ NOT_INSTALLED = (
     "[redaction] of reasoning.toml to send prompts to models as they are"
 )
 OFF = "[redaction] enabled = false"
-
-_NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,7 +495,7 @@ class ClientCore:
         }
         return groups
 
-    def _row(self, question: Question, arm: Arm | None, *, served: bool, usage: Usage = _NO_USAGE) -> Decision:
+    def _row(self, question: Question, arm: Arm | None, *, served: bool, usage: Usage = NO_USAGE) -> Decision:
         """A row of the original's, to be completed. How it was chosen is the drawn arm's, whoever answers."""
         drawn = arm is question.arm
         decision_id = self.make_id(question)
@@ -546,7 +544,7 @@ class ClientCore:
         source: Source,
         attempt: Attempt | None = None,
         *,
-        usage: Usage = _NO_USAGE,
+        usage: Usage = NO_USAGE,
         probabilities: Probabilities | None = None,
     ) -> Answer:
         self.count("served", source)

@@ -58,6 +58,10 @@ class Usage:
         return all(getattr(self, each.name) is None for each in fields(Usage))
 
 
+NO_USAGE = Usage()
+"""Nothing is known. Shared: not to be changed."""
+
+
 @dataclass(slots=True)
 class Fallback(Usage):
     """A fallback's decision, in any form that a fallback may return, with what its model used.
@@ -113,7 +117,7 @@ def split_result(result: Any, calls: list[Usage]) -> tuple[Any, Usage]:
     """
     if isinstance(result, Fallback):
         return result.decision, add_usage(calls) if result.is_empty() else add_usage([result])
-    return result, add_usage(calls)
+    return result, add_usage(calls) if calls else NO_USAGE
 
 
 def add_usage(calls: list[Usage]) -> Usage:

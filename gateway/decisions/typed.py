@@ -20,6 +20,7 @@ from gateway.errors import ModelAnswerError
 from gateway.http.bodies import read_request
 from gateway.http.exchange import Exchange
 from gateway.http.forward import forward
+from gateway.http.inference import OURS, Inference
 from gateway.http.upstream import Pool
 from gateway.protocols.answers import UpstreamAnswer
 from gateway.protocols.port import TypedOperation
@@ -127,6 +128,18 @@ async def _decide(
             )
         except (ModelAnswerError, UnparseableAnswer, InvalidContext):
             await upstream.fetch()  # our client could not use the state or the answer: the client still can
+        if answer is not None:
+            assert exchange.protocol is not None
+            exchange.inference = Inference(
+                "chat",
+                OURS if answer.source == "custom" else exchange.protocol.genai_provider or exchange.protocol.name,
+                request.get("model"),
+                response_model=answer.model,
+                decision_type=name,
+                decision_id=str(answer.decision_id) if state.settings.record else None,
+                input_tokens=answer.input_tokens,
+                output_tokens=answer.output_tokens,
+            )
         if answer is None or answer.source == "original":
             await _send_upstream(state, exchange, await upstream.fetch(), answer)
             return

@@ -91,11 +91,7 @@ def export_dataset(
             work,
             decision_type,
             selection.Window(start, before, now, expired),
-            policy=policy,
-            label_sources=None if settings.label_sources is None else [str(each) for each in settings.label_sources],
-            enough=LIMITED_BELOW,
-            limit=settings.limit,
-            wanted=wanted,
+            _choose(settings, policy, wanted),
         )
         report(Progress(1, 1, what="select"))
         try:
@@ -112,6 +108,13 @@ def export_dataset(
             con.close()
         _publish(layout, decision_type, folder, home / dataset_id)
     return replace(manifest, dataset_id=dataset_id, path=home / dataset_id, verdict=verdict)
+
+
+def _choose(settings: ExportSettings, policy: LabelPolicy, wanted: str) -> selection.Choice:
+    sources = None if settings.label_sources is None else [str(each) for each in settings.label_sources]
+    return selection.Choice(
+        policy=policy, label_sources=sources, enough=LIMITED_BELOW, limit=settings.limit, wanted=wanted
+    )
 
 
 def _complete(settings: ExportSettings, kind: DecisionType, config: Config | None) -> ExportSettings:

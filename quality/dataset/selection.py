@@ -105,22 +105,32 @@ class _Stretch:
         return sum(rows for (dropped, source), rows in self.fates.items() if dropped is None and source in sources)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which rows of a window are chosen.
+
+    Without `label_sources` it depends on how many labels there are: `enough` is so many that what was right suffices.
+    `limit` is the most rows that are kept in the end. `wanted` is a condition of `quality.dataset.filters`.
+    """
+
+    policy: LabelPolicy
+    label_sources: Sequence[str] | None
+    enough: int
+    limit: int
+    wanted: str = "true"
+
+
 def select_rows(
     data: Path | str,
     work: Path,
     decision_type: str,
     window: Window,
-    *,
-    policy: LabelPolicy,
-    label_sources: Sequence[str] | None,
-    enough: int,
-    limit: int,
-    wanted: str = "true",
+    chosen: Choice,
 ) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
     """Choose the rows of one type in a window, and copy the latest ones out of the log into `work`.
 
-    `wanted` is a condition of `quality.dataset.filters`. Chosen are four times as many rows as the limit lets through;
-    of the others there are counts by reason, in the table `unselected`. Returns the scratch database and the label
+    Chosen are four times as many rows as the limit lets through; of the others there are counts by reason, in the table
+    `unselected`. Returns the scratch database and the label
     sources: those that are given, else `_choose_label_sources`.
     """
     scratch = work / "scratch.duckdb"
@@ -136,10 +146,10 @@ def select_rows(
             "now": window.now,
             "expired_before": window.expired_before,
         }
-        queries = {"labels": labels_query(policy, _WHERE), "wanted": wanted}
+        queries = {"labels": labels_query(chosen.policy, _WHERE), "wanted": chosen.wanted}
         stretches = list(_count_fates(log, window, parameters, _COUNT.format(**queries)))
-        sources = list(label_sources or _choose_label_sources(stretches, enough))
-        _select(log, stretches, parameters, _SELECT.format(**queries), sources, LOOKED_AT * limit)
+        sources = list(chosen.label_sources or _choose_label_sources(stretches, chosen.enough))
+        _select(log, stretches, parameters, _SELECT.format(**queries), sources, LOOKED_AT * chosen.limit)
         _copy_texts(log, work, decision_type)
         log.execute("DETACH scratch")
         return sources

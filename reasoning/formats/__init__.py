@@ -12,13 +12,14 @@ import pkgutil
 from reasoning.errors import ConfigError
 from reasoning.formats.port import AnswerForm
 
-_forms: dict[str, AnswerForm] = {}  # those that were used: an agent pays for the import of no other
+LOADED: dict[str, AnswerForm] = {}
+"""The forms that were used, by name: an agent pays for the import of no other."""
 
 
 def get_form(name: str) -> AnswerForm:
     """The form called `name`. Raises `ConfigError`."""
     try:
-        return _forms[name]
+        return LOADED[name]
     except KeyError:
         return _load(name)
 
@@ -37,4 +38,4 @@ def _load(name: str) -> AnswerForm:
         form = None
     if form is None or form.name != name:
         raise ConfigError(f"answer: {name!r} is not an answer form; known: {', '.join(sorted(all_forms()))}")
-    return _forms.setdefault(name, form)
+    return LOADED.setdefault(name, form)

@@ -10,6 +10,7 @@ import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from reasoning.errors import Unredactable
 from reasoning.records import Message
@@ -24,6 +25,8 @@ INLINE_CHARACTERS = 8 << 10
 _INLINE_TOTAL = 256 << 10  # characters: their digests alone take 1 ms
 _CACHED_FROM = 256  # characters: of a shorter text the findings take no longer than its digest
 
+_NOTHING: dict[Any, str] = {}
+_NO_COUNTS: Counter[str] = Counter()
 _UNQUOTE = str.maketrans(dict.fromkeys(QUOTES, '"'))
 
 
@@ -36,8 +39,8 @@ def redact_prompt(messages: Sequence[Message], *, region: str = "US") -> Redacte
     """
     literal = frozenset(_literals([message["content"] for message in messages]))
     found = [find_cached(message["content"], region) for message in messages]
-    if not any(found):  # of most prompts; every decision pays for this
-        return RedactedPrompt([{**message} for message in messages], literal=literal)
+    if not any(found):  # of most prompts; every decision pays for this, so that the empty parts are shared
+        return RedactedPrompt([{**message} for message in messages], _NOTHING, literal, _NOTHING, _NO_COUNTS)
     numbering = _Numbering(literal)
     redacted: list[Message] = [
         {**message, "content": numbering.replace(message["content"], findings)}

@@ -9,7 +9,6 @@ Failures are `CallFailed`; what they say about the server is `server_health` and
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -173,8 +172,10 @@ class ModelCalls:
 
 def _leave(server: _Server) -> None:
     """Count a call as ended. A forked child may end one that began before the fork, of which `reset` kept nothing."""
-    with contextlib.suppress(IndexError):
+    try:  # noqa: SIM105 - `suppress` costs half a microsecond
         server.under_way.pop()
+    except IndexError:
+        pass
 
 
 def server_health(failure: CallFailed | None) -> Literal["well", "ill", "unknown"]:

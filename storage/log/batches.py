@@ -24,6 +24,7 @@ from storage.log.schema import (
     KINDS,
     SCHEMAS,
     SOURCES,
+    WRITTEN_JSON,
     PartitionKey,
     SchemaViolation,
     all_true,
@@ -154,7 +155,7 @@ def _check_decisions(columns: dict[str, pa.Array]) -> pa.Array:
     _require(all_true(pc.is_in(columns["source"], pa.array(SOURCES))))
     for decision_type in columns["decision_type"].unique().to_pylist():
         check_decision_type(decision_type)
-    check_json_texts("decisions", {name: columns[name].unique().to_pylist() for name in ("decision", "tools", "tags")})
+    check_json_texts("decisions", {name: columns[name].unique().to_pylist() for name in WRITTEN_JSON})
     messages = columns["messages"].flatten()
     _require(not (messages.null_count or messages.field(0).null_count or messages.field(1).null_count))
     return pc.binary_join_element_wise(_dates(days), columns["decision_type"], " ")

@@ -88,6 +88,8 @@ _JSON: dict[str, dict[str, type | tuple[type, ...]]] = {
     "decisions": {"decision": dict, "tools": list, "tags": dict, "extra": dict, "probabilities": dict},
     "feedback": {"value": (bool, int, float, str), "extra": dict},
 }
+WRITTEN_JSON = ("decision", "tools", "tags", "probabilities")
+"""Those of a decision that its writer gives."""
 
 _FRAME = frozenset({"record", "schema"})
 _KNOWN = {
@@ -140,8 +142,7 @@ def partition_of(row: dict[str, Any]) -> PartitionKey:
         check_decision_type(row["decision_type"])
         if row["source"] not in SOURCES:
             raise SchemaViolation(f"source: {row['source']!r:.60} is neither 'original' nor 'custom'")
-        texts = ("decision", "tools", "tags", "probabilities")
-        check_json_texts("decisions", {name: [row.get(name)] for name in texts})
+        check_json_texts("decisions", {name: [row.get(name)] for name in WRITTEN_JSON})
         return PartitionKey("decisions", row["decision_type"], date)
     if row.setdefault("kind", "metric") not in KINDS:
         raise SchemaViolation(f"kind: {row['kind']!r:.60} is not metric, demonstration or comment")

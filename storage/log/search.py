@@ -27,7 +27,7 @@ from storage.layout import Layout
 SHORTEST_ID = 4
 _TAIL_BYTES = 4 << 20
 """Of each segment in the spool at most this much is read, its end."""
-_JSON_COLUMNS = ("decision", "tools", "tags", "extra")
+_JSON_COLUMNS = ("decision", "tools", "tags", "probabilities", "extra")
 _SUMMARY = (
     *("ts", "decision_id", "request_id", "decision_type", "agent_id", "episode_id", "source", "served", "model"),
     *("decision", "confidence", "fallback_reason", "latency_ms", "cost_usd", "error"),

@@ -25,7 +25,7 @@ from quality.dataset.export import export_dataset
 from quality.dataset.label_policy import LabelPolicy
 from quality.dataset.manifest import read_manifest, read_rows
 from quality.dataset.preparation import Rules, prepare_row
-from quality.dataset.selection import Window, select_rows
+from quality.dataset.selection import Choice, Window, select_rows
 from quality.errors import DatasetRejected, InsufficientData, QualityError
 from quality.settings import ExportSettings
 from reasoning.decision_types import get_decision_type
@@ -261,9 +261,8 @@ ALL = Window(None, None, NOW, None)
 
 def _select(data, work, limit, window=ALL):
     work.mkdir()
-    con, sources = select_rows(
-        data, work, "should_respond", window, policy=LabelPolicy(), label_sources=None, enough=1, limit=limit
-    )
+    wanted = Choice(policy=LabelPolicy(), label_sources=None, enough=1, limit=limit)
+    con, sources = select_rows(data, work, "should_respond", window, wanted)
     with con:
         selected = con.execute("FROM selected ORDER BY n").fetchall()
         return sources, selected, dict(con.execute("FROM unselected").fetchall())

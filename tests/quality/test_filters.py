@@ -15,7 +15,7 @@ from quality.dataset.export import export_dataset
 from quality.dataset.filters import describe_filters, filter_condition, read_caps
 from quality.dataset.label_policy import LabelPolicy
 from quality.dataset.manifest import Manifest
-from quality.dataset.selection import Window, select_rows
+from quality.dataset.selection import Choice, Window, select_rows
 from quality.errors import FilterError
 from quality.settings import ExportSettings, Source
 from reasoning.ids import uuid7
@@ -76,11 +76,13 @@ def chosen(data: Path, work: Path, **settings: Any) -> list[dict[str, Any]]:
         work,
         "should_respond",
         Window(None, None, NOW, None),
-        policy=LabelPolicy(),
-        label_sources=["demonstration"],
-        enough=1,
-        limit=10_000,
-        wanted=filter_condition(ExportSettings(**settings)),
+        Choice(
+            policy=LabelPolicy(),
+            label_sources=["demonstration"],
+            enough=1,
+            limit=10_000,
+            wanted=filter_condition(ExportSettings(**settings)),
+        ),
     )
     with con:
         ids = [str(each) for (each,) in con.execute("SELECT request_id FROM selected").fetchall()]

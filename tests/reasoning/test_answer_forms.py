@@ -119,7 +119,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
     (tmp_path / "reasoning.toml").write_text(TOML)
     monkeypatch.chdir(tmp_path)
     yield load_config(tmp_path / "data", env={})
-    vars(reasoning.formats)["_forms"].pop("score", None)
+    vars(reasoning.formats)["LOADED"].pop("score", None)
     for package in (reasoning.formats, quality.evaluation.form_metrics):
         sys.modules.pop(f"{package.__name__}.score", None)
         vars(package).pop("score", None)

@@ -23,7 +23,16 @@ TOPICS = ("the weather", "a film", "the match", "my garden", "the news", "that r
 PEOPLE = ("Ana", "Ben", "Cleo", "Dov", "Eva", "Finn")
 
 
-def write_log(data: Path, *, episodes: int = 60, turns: int = 8, until: datetime = NOON, seed: int = 0) -> int:
+def write_log(
+    data: Path,
+    *,
+    episodes: int = 60,
+    turns: int = 8,
+    until: datetime = NOON,
+    seed: int = 0,
+    spoken_to_share: float = 0.5,
+    name: str = "episode",
+) -> int:
     """Spool `episodes` conversations of `turns` decisions each, the last just before `until`; returns the decisions.
 
     The right answer, a demonstration that comes a minute later, is RESPOND where the last message names the agent. The
@@ -33,9 +42,9 @@ def write_log(data: Path, *, episodes: int = 60, turns: int = 8, until: datetime
     writer = SegmentWriter(data / "spool")
     start = until - timedelta(minutes=10 * (episodes * turns + 1))
     for n in range(episodes * turns):
-        episode, ts = f"episode-{n // turns:04}", start + timedelta(minutes=10 * n)
+        episode, ts = f"{name}-{n // turns:04}", start + timedelta(minutes=10 * n)
         speakers = draw.sample(PEOPLE, 2)
-        spoken_to = draw.random() < 0.5
+        spoken_to = draw.random() < spoken_to_share
         said = [{"speaker": draw.choice(speakers), "text": remark(draw)} for _ in range(3)]
         said.append({"speaker": speakers[0], "text": ("Robin, " if spoken_to else f"{speakers[1]}, ") + remark(draw)})
         guess = draw.choice(("RESPOND", "IGNORE"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -15,12 +16,14 @@ from pipeline.cycle import plan_cycle, run_cycle
 from pipeline.errors import NotWorthIt
 from pipeline.models import export, fine_tune
 from pipeline.parameters import CycleSettings
+from pipeline.triggers import Trigger, find_due
 from quality.dataset.manifest import DatasetRow
 from quality.evaluation.promotion import certain_refusals, foresee
 from storage.errors import BudgetExceeded
 from storage.layout import Layout
 from storage.ledger.charges import ChargedTo
 from storage.ledger.ledger import HOLD_TTL, open_ledger
+from storage.ledger.lives import CycleRow
 from storage.ledger.rows import FineTuneJob, Model, UploadedDataset
 from storage.log.land import land_decisions
 from tests.cli.test_commands import reasoning
@@ -218,3 +221,21 @@ def test_a_dataset_that_proves_nothing_is_said_at_export_and_not_trained_on(tmp_
     plan = plan_cycle(data, TYPE, CycleSettings(anyway=True, force=True))
     assert [step.step for step in plan.steps] == ["training", "candidate", "evaluation"]
     assert (plan.steps[0].amount_usd, plan.hourly_usd) == (0, 0) and plan.steps[1].what.endswith("runs already")
+
+
+@pytest.mark.parametrize(("share", "trigger"), [(0.95, Trigger.DRIFT), (0.5, None)])
+def test_a_cycle_is_due_for_drift_from_the_last_dataset_with_fewer_decisions(
+    tmp_path: Path, log: Path, share: float, trigger: Trigger | None
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(log, data)
+    dataset = export(data, TYPE)
+    later = NOON + timedelta(days=2)
+    write_log(data, episodes=60, turns=2, until=later, seed=1, spoken_to_share=share, name="late")
+    land_decisions(data)
+    last = CycleRow(decision_type=TYPE, dataset_id=dataset.dataset_id, finished_at=NOON.isoformat())
+    due = find_due(data, TYPE, last, CycleSettings(), now=later)
+    assert due.trigger == trigger, due.why
+    assert "120" in due.why
+    if trigger is not None:
+        assert due.why.startswith("drift: label")
