@@ -22,6 +22,7 @@ import functools
 import math
 import random
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from reasoning.questions import Option, Probabilities, TypedQuestion, normalize_
 from reasoning.records import Message
 
 _BEGIN = re.compile(r'\{\s{0,8}"answers"\s{0,8}:\s{0,8}\{')
+_VALUE = re.compile(r'\s{0,8}:\s{0,8}("(?:[^"\\]|\\.)*+"|true|false|[0-9]+)(?=\s{0,8}[,}])')
 _HEAD = "Answer every question about the state with one of its options."
 _TAIL = "Answer with one JSON object and nothing else:"
 _MAX_TOP = 20
@@ -214,10 +216,20 @@ def _in_order(question: TypedQuestion, order: Order, number: int) -> TypedQuesti
 
 def _find_value(text: str, start: int, question: TypedQuestion) -> tuple[int, int] | None:
     """Where the value of a question stands in the answers' object that begins at `start`."""
-    values = "|".join(re.escape(_json(question.value(key))) for key in sorted(question.keys, key=len, reverse=True))
-    pattern = re.compile(rf"{re.escape(_json(question.name))}\s{{0,8}}:\s{{0,8}}({values})(?=\s{{0,8}}[,}}])")
-    match = pattern.search(text, start)
-    return match.span(1) if match else None
+    name, values = _json(question.name), set(_written(question).values())
+    at = text.find(name, start)
+    while at >= 0:
+        match = _VALUE.match(text, at + len(name))
+        if match and match[1] in values:
+            return match.span(1)
+        at = text.find(name, at + 1)
+    return None
+
+
+@functools.lru_cache(maxsize=512)
+def _written(question: TypedQuestion) -> dict[str, str]:
+    """The JSON of every option's value by its key."""
+    return {key: _json(question.value(key)) for key in question.keys}
 
 
 def _read_options(
@@ -234,10 +246,11 @@ def _read_options(
     of the first token at which options differ; an alternative that several of them begin with is shared equally.
     """
     start, end = where
-    written = {key: _json(question.value(key)) for key in question.keys}
+    written = _written(question)
     chosen = next(key for key in question.keys if written[key] == text[start:end])
     common = _common_prefix(list(written.values()))
-    spelling = [i for i, at in enumerate(starts) if at < end and at + _length(starts, i, text) > start]
+    spelled = range(max(bisect_right(starts, start) - 1, 0), bisect_left(starts, end))
+    spelling = [i for i in spelled if starts[i] + _length(starts, i, text) > start]
     total = 0.0
     for i in spelling:
         if (p := logprobs[i]) is None:

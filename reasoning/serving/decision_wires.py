@@ -32,6 +32,9 @@ from reasoning.questions import (
     score,
 )
 
+_MAX_OPTIONS = 5000
+_MAX_CHARACTERS = 400_000
+"""Of all questions of a request. No model of ours reads more, and reading it would hold up all other requests."""
 _IMAGES = frozenset({"image", "input_image", "image_url"})
 _KNOWN = frozenset(
     (
@@ -106,6 +109,7 @@ def _read_systemone(request: Mapping[str, Any]) -> DecisionRequest:
     if not isinstance(asked, Mapping):
         raise Unaskable("questions: an object is needed")
     raw = {str(name): _object(question) for name, question in asked.items()}
+    _check_size(raw, "criteria")
     return _request(request, request.get("state"), {name: _systemone_question(each) for name, each in raw.items()}, raw)
 
 
@@ -190,6 +194,7 @@ def _read_decisions(request: Mapping[str, Any]) -> DecisionRequest:
         if name in raw:
             raise Unaskable(f"two questions are called {name!r:.60}")
         raw[name] = question
+    _check_size(raw, "choices", "levels")
     questions = {name: _decisions_question(question) for name, question in raw.items()}
     return _request(request, _decisions_state(request.get("input")), questions, raw)
 
@@ -316,6 +321,12 @@ def _write_decisions_answers(request: DecisionRequest, response: DecisionRespons
 # --- both ---------------------------------------------------------------------------------------------------------
 
 
+def _check_size(raw: Mapping[str, Mapping[str, Any]], *places: str) -> None:
+    listed = [question.get(place) for question in raw.values() for place in places]
+    if (count := sum(len(options) for options in listed if isinstance(options, list | dict))) > _MAX_OPTIONS:
+        raise Unaskable(f"{count} options")
+
+
 def _request(
     request: Mapping[str, Any], state: Any, questions: dict[str, TypedQuestion], raw: Mapping[str, Mapping[str, Any]]
 ) -> DecisionRequest:
@@ -324,6 +335,10 @@ def _request(
     model = request.get("model")
     if not isinstance(model, str):
         raise Unaskable("model: text is needed")
+    options = (option for question in questions.values() for option in question.options)
+    size = sum(len(option.key) + len(option.description) for option in options)
+    if size + sum(len(question.text) for question in questions.values()) > _MAX_CHARACTERS:
+        raise Unaskable("more characters of questions than are read")
     try:
         return DecisionRequest(model, state, question_set(questions), raw)
     except InvalidQuestions as error:

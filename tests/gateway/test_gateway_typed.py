@@ -10,6 +10,7 @@ import pytest
 
 from gateway.settings import Key, hash_token
 from reasoning.questions import boolean, choice, question_set, score
+from reasoning.serving.decision_wires import WIRES, Unaskable
 from tests.gateway.conftest import TOKEN, UPSTREAM_KEY, Running, Start
 from tests.gateway.scripted import json, whole
 
@@ -220,6 +221,16 @@ async def test_what_is_not_ours_to_answer_passes_as_it_came(start: Start, body: 
     assert (status, jsonlib.loads(answer)) == (422, refusal)
     assert running.openai.last.body == sent
     assert await running.records() == []
+
+
+MANY = {f"q{i}": {"type": "choice", "criteria": {f"o{j}": None for j in range(255)}} for i in range(20)}
+LONG = {f"q{i}": {"type": "noul", "instructions": "x" * 60_000} for i in range(7)}
+
+
+@pytest.mark.parametrize("questions", [MANY, LONG])
+def test_more_than_a_model_of_ours_reads_passes(questions: dict[str, Any]) -> None:
+    with pytest.raises(Unaskable):
+        WIRES["systemone"].read_request({"model": "jev", "state": "x", "questions": questions})
 
 
 DECISION_IMAGE = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]

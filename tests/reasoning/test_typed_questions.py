@@ -6,6 +6,7 @@ import asyncio
 import enum
 import json
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -376,3 +377,15 @@ def test_threads_that_ask_the_same_questions_at_once_keep_them(tmp_path: Path) -
         with ThreadPoolExecutor(8) as threads:
             assert all(threads.map(lambda _, asked=asked: keep_questions(tmp_path, asked), range(8)))
         assert find_questions(tmp_path, asked.type_name) is not None
+
+
+def test_the_probabilities_of_very_many_options_are_read_in_short_time() -> None:
+    asked = question_set({f"question{i}": choice([f"option{j}" for j in range(255)]) for i in range(100)})
+    text = json.dumps({"answers": {question.name: question.keys[7] for question in asked.questions}})
+    tokens = [text[i : i + 4] for i in range(0, len(text), 4)]
+    alternatives = [{token: -0.1, "option": -3.0} for token in tokens]
+    started = time.perf_counter()
+    found = get_form("questions").probabilities(questions_type(asked), tokens, [-0.1] * len(tokens), alternatives)
+    assert time.perf_counter() - started < 0.4
+    assert found is not None
+    assert len(found) == 100
