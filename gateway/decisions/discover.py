@@ -95,6 +95,13 @@ def _describe(
         status = "name it in [[gateway.forced]]: it requires free fields"
     elif decision is not None and free and not any(each.tool == name and each.fields for each in templates):
         status = "logged only: [[gateway.forced]] fills no free fields"
+    elif (
+        decision is not None
+        and fields is not None
+        and fields.optional
+        and not any(each.tool == name and each.fields is not None for each in templates)
+    ):
+        status = "logged only: name it in [[gateway.forced]], `fields = {}` leaves optional fields out"
     if decision is None:
         status = "passes: nothing in it decides" if fields is None else "passes: more than text, or nothing, is asked"
     elif decision.type.fields is None:

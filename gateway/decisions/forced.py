@@ -45,6 +45,7 @@ from reasoning.questions import TypedQuestion, choice
 MAX_TYPES = 500
 """So many types of forced decisions are told apart by one process; requests of further ones pass on."""
 _MAX_STATE = 200_000
+_MAX_FORM = 64 << 10
 _REMEMBERED = 512
 _SEEN = 4096
 _TELLING = 24
@@ -111,7 +112,7 @@ class ForcedType:
         for field in self.fields.deciding:
             value = decision[field.name]
             _put(arguments, field.path, field.values[value if isinstance(value, str) else orjson.dumps(value).decode()])
-        if self.fields.free or self.templates:
+        if self.fields.free or self.fields.optional or self.templates:
             template = next((each for each in self.templates if _holds(each, arguments)), None)
             if template is None or template.fields is None:
                 return None
@@ -175,6 +176,8 @@ class ForcedTypes:
         try:
             key = orjson.dumps([forced.as_tool, *((f.name, f.description, f.schema) for f in forced.forms)])
         except TypeError:
+            return None
+        if len(key) > _MAX_FORM:
             return None
         if key not in self._forms:
             self._forms[key] = _read_form(forced, key, self._templates)

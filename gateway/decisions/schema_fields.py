@@ -9,7 +9,11 @@ says nothing of what is required, all of them are. A field decides where it is
 * one of these or null: a choice with the option `null`.
 
 A `const`, and an `enum` of one value, are fixed. Every other field is free: text, numbers and lists are nothing that
-a typed question answers. A free field that is not required is left out of our answers.
+a typed question answers. So is a required field that the schema does not describe. Fields that are not required are
+optional: only a template says whether an answer of ours may lack them.
+
+An object with a condition on its fields (`if`, `oneOf`, `dependentRequired`, …) is not read: these rules could not
+promise an answer that the schema admits.
 """
 
 from __future__ import annotations
@@ -25,6 +29,20 @@ from reasoning.questions import TypedQuestion, boolean, choice
 _MAX_FIELDS = 200
 _MAX_DEPTH = 16
 _MAX_OPTIONS = 255
+_MAX_KEYWORDS = 64
+_COMBINING = ("allOf", "anyOf", "oneOf")
+_CONDITIONS = frozenset(("allOf", "not", "if", "dependentRequired", "dependentSchemas", "dependencies"))
+_OBJECT_CONDITIONS = _CONDITIONS | frozenset(
+    ("anyOf", "oneOf", "patternProperties", "propertyNames", "minProperties", "maxProperties")
+)
+_VALUES = frozenset(("const", "enum", "anyOf", "oneOf"))
+_ANNOTATIONS = frozenset(
+    (
+        *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "nullable"),
+        *("$schema", "$id", "$comment", "$defs", "definitions"),
+    )
+)
+_TYPES: Mapping[str, tuple[type, ...]] = {"string": (str,), "boolean": (bool,), "integer": (int,), "number": (int,)}
 Path = tuple[str, ...]
 
 
@@ -46,11 +64,13 @@ class DecidingField:
 
 @dataclass(slots=True)
 class SchemaFields:
-    """The fields of a schema, by what has to be done about them. `free` has the required ones only."""
+    """The fields of a schema, by what has to be done about them. `free` has the required ones only, `optional` all
+    that are not required."""
 
     deciding: list[DecidingField] = field(default_factory=list)
     fixed: list[tuple[Path, Any]] = field(default_factory=list)
     free: list[Path] = field(default_factory=list)
+    optional: list[Path] = field(default_factory=list)
 
 
 class _Unreadable(Exception):
@@ -61,55 +81,67 @@ def read_schema(schema: Mapping[str, Any]) -> SchemaFields | None:
     """The fields of a schema; None where it is not an object that can be read, or nothing in it decides."""
     found = SchemaFields()
     try:
-        for path, node in _leaves(schema, schema, (), [0]):
+        for path, node in _leaves(found, schema, schema, (), [0]):
             _sort(found, path, node, schema)
-    except _Unreadable:
+    except (_Unreadable, RecursionError):  # alternatives may refer to one another
         return None
     names = [each.name for each in found.deciding]
     return found if found.deciding and len(set(names)) == len(names) else None
 
 
-def _leaves(root: Mapping[str, Any], node: Any, path: Path, seen: list[int]) -> Iterator[tuple[Path, Any]]:
+def _leaves(
+    found: SchemaFields, root: Mapping[str, Any], node: Any, path: Path, seen: list[int]
+) -> Iterator[tuple[Path, Any]]:
     node = _resolve(root, node)
     properties = node.get("properties")
-    if not isinstance(properties, dict) or len(path) > _MAX_DEPTH or node.get("patternProperties"):
+    if not isinstance(properties, dict) or len(path) > _MAX_DEPTH or node.keys() & _OBJECT_CONDITIONS:
         raise _Unreadable
-    required = node.get("required")
-    if not isinstance(required, list | None):
+    listed = node.get("required")
+    if not isinstance(listed, list | None) or not all(isinstance(name, str) for name in listed or ()):
         raise _Unreadable
+    required = properties.keys() if listed is None else set(listed)
+    found.free += [(*path, name) for name in sorted(required - properties.keys())]
     for name, child in properties.items():
-        if required is not None and name not in required:
+        if name not in required:
+            found.optional.append((*path, name))
             continue
         seen[0] += 1
         if seen[0] > _MAX_FIELDS:
             raise _Unreadable
         child = _resolve(root, child)
         if isinstance(child.get("properties"), dict) and child["properties"]:
-            yield from _leaves(root, child, (*path, name), seen)
+            yield from _leaves(found, root, child, (*path, name), seen)
         else:
             yield (*path, name), child
 
 
 def _resolve(root: Mapping[str, Any], node: Any) -> Mapping[str, Any]:
-    """A node without `$ref`, and without a list of one alternative."""
+    """A node without `$ref`, and without a list of one alternative. What stands beside them may only add to them."""
     for _ in range(_MAX_DEPTH):
-        if not isinstance(node, dict):
+        if not isinstance(node, dict) or len(node) > _MAX_KEYWORDS:
             raise _Unreadable
-        alternatives = node.get("allOf") or node.get("anyOf") or node.get("oneOf")
+        combining = next((key for key in _COMBINING if node.get(key)), None)
         if isinstance(reference := node.get("$ref"), str):
             target: Any = root
             if not reference.startswith("#"):
                 raise _Unreadable
             for part in reference[1:].strip("/").split("/"):
                 target = target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
-            words = {"description": node["description"]} if "description" in node else {}
-            node = {**target, **words} if isinstance(target, dict) else target
-        elif isinstance(alternatives, list) and len(alternatives) == 1 and isinstance(alternatives[0], dict):
-            own = {key: value for key, value in node.items() if key not in ("allOf", "anyOf", "oneOf")}
-            node = {**alternatives[0], **own}
+            node = _joined({key: value for key, value in node.items() if key != "$ref"}, target)
+        elif combining and isinstance(alternatives := node[combining], list) and len(alternatives) == 1:
+            node = _joined({key: value for key, value in node.items() if key != combining}, alternatives[0])
         else:
             return node
     raise _Unreadable
+
+
+def _joined(own: Mapping[str, Any], target: Any) -> dict[str, Any]:
+    """Both at once. Raises `_Unreadable` where they say different things of the same."""
+    if not isinstance(target, dict) or len(target) > _MAX_KEYWORDS:
+        raise _Unreadable
+    if any(key in target and target[key] != own[key] for key in own.keys() - _ANNOTATIONS):
+        raise _Unreadable
+    return {**target, **own}
 
 
 def _sort(found: SchemaFields, path: Path, node: Any, root: Mapping[str, Any]) -> None:
@@ -136,11 +168,14 @@ def _sort(found: SchemaFields, path: Path, node: Any, root: Mapping[str, Any]) -
 def _options(root: Mapping[str, Any], node: Any) -> list[tuple[Any, str | None]] | None:
     """The values that a field may have, with descriptions; None where they are not listed."""
     node = _resolve(root, node)
+    told = node.keys() & _VALUES
+    if node.keys() & _CONDITIONS or (len(told) > 1 and told != {"const", "enum"}):
+        return None
     if "const" in node:
         listed = [(node["const"], _words(node))]
     elif isinstance(values := node.get("enum"), list):
         listed = [(value, None) for value in values]
-    elif node.get("type") == "boolean":
+    elif node.get("type") == "boolean" and not node.keys() & _VALUES:
         listed = [(True, None), (False, None)]
     elif node.get("type") == "null":
         listed = [(None, None)]
@@ -154,8 +189,19 @@ def _options(root: Mapping[str, Any], node: Any) -> list[tuple[Any, str | None]]
             listed += options
     else:
         return None
+    listed = [row for row in listed if _is_typed(row[0], node.get("type"))]
     scalars = all(value is None or isinstance(value, str | bool | int) for value, _ in listed)
     return listed if 1 <= len(listed) <= _MAX_OPTIONS and scalars else None
+
+
+def _is_typed(value: Any, kinds: Any) -> bool:
+    """Is a value of one of the `kinds` of its schema? What no schema may have passes."""
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        if not isinstance(kind, str) or (value is None and kind == "null"):
+            return True
+        if isinstance(value, _TYPES.get(kind, ())) and isinstance(value, bool) == (kind == "boolean"):
+            return True
+    return False
 
 
 def _words(node: Mapping[str, Any]) -> str | None:

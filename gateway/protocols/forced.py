@@ -86,7 +86,7 @@ def openai_forced_tool(choice: Any, tools: Any, function_of: Callable[[Any], Any
             allowed = choice.get("allowed_tools", choice)
             if not isinstance(allowed, dict) or allowed.get("mode") != "required":
                 return None
-            listed = [_name(function_of(tool)) for tool in allowed.get("tools") or ()]
+            listed = {_name(function_of(tool)) for tool in allowed.get("tools") or ()}
             functions = [each for each in functions if _name(each) in listed] if None not in listed else []
         elif (name := _name(function_of(choice))) is None:
             return None

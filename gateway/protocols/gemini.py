@@ -26,6 +26,9 @@ from reasoning.io.sse import Event
 _MODEL = rb"/v1(?:beta|alpha)?/models/(?P<model>[^/:]+)"
 _MAX_SCHEMA_DEPTH = 32
 _MORE = ("candidateCount", "responseLogprobs", "logprobs", "responseModalities", "speechConfig", "imageConfig")
+_NO_THOUGHT = "skip_thought_signature_validator"
+"""Gemini 3 refuses a conversation with a call that has no signature. Google documents this word for calls that another
+model made."""
 _STATUS = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -47,9 +50,10 @@ def _config(request: Mapping[str, Any]) -> Mapping[str, Any]:
 def _asks_for_more(request: Mapping[str, Any]) -> bool:
     config = _config(request)
     more = any(config.get(name) not in (None, 1, False, ["TEXT"]) for name in _MORE)
-    return (
-        more or bool(request.get("cachedContent")) or config.get("maxOutputTokens") in (0, 1) or asks_for_more(request)
-    )
+    # Google's servers also read `system_instruction` and its like: what would be overlooked here is theirs.
+    other_words = any("_" in name for name in (*request, *config))
+    probe = config.get("maxOutputTokens") in (0, 1)
+    return more or other_words or probe or bool(request.get("cachedContent")) or asks_for_more(request)
 
 
 def _question(request: Mapping[str, Any]) -> TextPrompt | None:
@@ -106,8 +110,11 @@ def _forced_tool(tools: Any, allowed: Any) -> ForcedForm | None:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         return None
     declared = [each for tool in tools for each in tool.get("functionDeclarations") or ()]
+    if not isinstance(allowed, list | None):
+        return None
     if allowed:
-        declared = [each for each in declared if isinstance(each, dict) and each.get("name") in allowed]
+        names = set(allowed)
+        declared = [each for each in declared if isinstance(each, dict) and each.get("name") in names]
     elif any(tool.keys() - {"functionDeclarations"} for tool in tools):
         return None  # a tool of Google's own may be called as well
     forms = [form for each in declared if (form := _form(each))]
@@ -210,7 +217,7 @@ def _read_usage(answer: UpstreamAnswer, usage: Any) -> None:
 def _response(answer: OwnAnswer) -> dict[str, Any]:
     part: dict[str, Any] = {"text": answer.text}
     if answer.call is not None:
-        part = {"functionCall": {"name": answer.call[0], "args": answer.call[1]}}
+        part = {"functionCall": {"name": answer.call[0], "args": answer.call[1]}, "thoughtSignature": _NO_THOUGHT}
     candidate = {"content": {"role": "model", "parts": [part]}, "finishReason": "STOP", "index": 0}
     usage = {
         "promptTokenCount": answer.input_tokens,

@@ -32,6 +32,13 @@ from reasoning.questions import (
 )
 
 _IMAGES = frozenset({"image", "input_image", "image_url"})
+_KNOWN = frozenset(
+    (
+        *("model", "state", "input", "questions", "metadata", "user", "safety_identifier", "session_id", "trace"),
+        *("prompt_cache_key", "prompt_cache_options", "service_tier", "store", "provider", "models", "route"),
+    )
+)
+"""Fields of a request that are read, or that change no answer. Any other one may be a part of what is asked."""
 
 
 class Unaskable(Exception):
@@ -97,8 +104,6 @@ def _read_systemone(request: Mapping[str, Any]) -> DecisionRequest:
     asked = request.get("questions")
     if not isinstance(asked, Mapping):
         raise Unaskable("questions: an object is needed")
-    if request.get("assets"):
-        raise Unaskable("the state has images")
     raw = {str(name): _object(question) for name, question in asked.items()}
     return _request(request, request.get("state"), {name: _systemone_question(each) for name, each in raw.items()}, raw)
 
@@ -212,7 +217,9 @@ def _choice_key(value: Any) -> str:
 
 
 def _level(level: Mapping[str, Any]) -> str:
-    label, about = _text(level.get("label")), _text(level.get("description"))
+    if "label" not in level:
+        raise Unaskable("a level without a label")
+    label, about = _text(level["label"]), _text(level.get("description"))
     return f"{label}: {about}" if about else label
 
 
@@ -311,6 +318,8 @@ def _write_decisions_answers(request: DecisionRequest, response: DecisionRespons
 def _request(
     request: Mapping[str, Any], state: Any, questions: dict[str, TypedQuestion], raw: Mapping[str, Mapping[str, Any]]
 ) -> DecisionRequest:
+    if unknown := [name for name in request.keys() - _KNOWN if request[name]]:
+        raise Unaskable(f"{min(unknown)!r:.60} is more than a state and questions")
     model = request.get("model")
     if not isinstance(model, str):
         raise Unaskable("model: text is needed")

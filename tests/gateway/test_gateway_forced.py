@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.decisions.discover import discover_types, read_requests
-from gateway.decisions.forced import MAX_TYPES, ForcedDecision, ForcedTypes, read_templates
+from gateway.decisions.forced import MAX_TYPES, ForcedDecision, ForcedTypes, Template, read_templates
 from gateway.decisions.instructions import Instructions
+from gateway.decisions.schema_fields import read_schema
 from gateway.errors import BadRequest, GatewayConfigError
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.port import Operation
@@ -42,13 +43,12 @@ OPERATIONS: dict[str, Operation] = {o.name: o for protocol in PROTOCOLS for o in
 PATHS = {"anthropic": "/v1/messages", "chat": "/v1/chat/completions", "responses": "/v1/responses"}
 SYSTEM = "You are Sam. It is 12:30 on 2026-11-28. Decide what to do."
 
-ROUTE = {
+ROUTE: dict[str, Any] = {
     "type": "object",
     "properties": {
         "action": {"type": "string", "enum": ["IGNORE", "ANSWER"], "description": "What to do now"},
         "urgent": {"type": "boolean"},
         "version": {"const": 2},
-        "note": {"type": "string"},
     },
     "required": ["action", "urgent", "version"],
     "additionalProperties": False,
@@ -248,7 +248,10 @@ OBJECT = {"type": "object", "required": ["x"]}
         ({**OBJECT, "properties": {"x": {"enum": [True, "yes", 3]}}}, {"x": True}),
         ({**OBJECT, "properties": {"x": {"type": "boolean"}}}, {"x": True}),
         ({**OBJECT, "properties": {"x": {"type": ["boolean", "null"]}}}, {"x": None}),
-        ({**OBJECT, "properties": {"x": CHOICE, "why": {"type": "string"}}}, {"x": "a"}),
+        ({**OBJECT, "properties": {"x": {"type": "string", "enum": ["a", "b", 3, None]}}}, {"x": "a"}),
+        ({**OBJECT, "properties": {"x": {"const": 1, "enum": [1]}, "y": CHOICE}, "required": ["x", "y"]}, None),
+        ({**OBJECT, "properties": {"x": {"$ref": "#/$defs/k", "default": "a"}}, "$defs": {"k": CHOICE}}, {"x": "b"}),
+        ({"$ref": "#/$defs/r", "$defs": {"r": {**OBJECT, "properties": {"x": CHOICE}}}}, {"x": "b"}),
         ({"properties": {"x": CHOICE}}, {"x": "a"}),
         (
             {**OBJECT, "properties": {"x": {"allOf": [{"$ref": "#/definitions/k"}]}}, "definitions": {"k": CHOICE}},
@@ -259,6 +262,7 @@ OBJECT = {"type": "object", "required": ["x"]}
 def test_fields_that_decide_are_read_and_written(schema: Any, arguments: Any) -> None:
     for name in PATHS:
         kind = found(name, request(name, schema)).type
+        arguments = arguments or {"x": 1, "y": "a"}
         said = OPERATIONS[name].read(orjson.dumps(upstream_answer(name, arguments, as_tool=True)), "application/json")
         written = kind.complete(kind.kind.normalize(kind.read(said)))
         assert written == ("route", arguments)
@@ -287,12 +291,40 @@ def test_fields_that_decide_are_read_and_written(schema: Any, arguments: Any) ->
         {"enum": ["a", "b"]},
         {"type": "object", "required": ["x"], "properties": {"x": 7}},
         {"type": "object", "required": ["x"], "properties": {"x": CHOICE}, "patternProperties": {".*": {}}},
+        {**OBJECT, "properties": {"x": CHOICE}, "required": ["x", "text"]},
+        {**OBJECT, "properties": {"x": CHOICE}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {**OBJECT, "properties": {"x": CHOICE}, "oneOf": [{"properties": {"y": {}}, "required": ["y"]}]},
+        {**OBJECT, "properties": {"x": CHOICE}, "if": {}, "then": {"required": ["y"]}},
+        {**OBJECT, "properties": {"x": CHOICE}, "minProperties": 2},
+        {**OBJECT, "properties": {"x": {"$ref": "#/$defs/k", "enum": ["a"]}}, "$defs": {"k": CHOICE}},
+        {**OBJECT, "properties": {"x": {"enum": ["a", "b"], "not": {"const": "a"}}}},
+        {**OBJECT, "properties": {"x": {"enum": ["a", "b"], "anyOf": [{"const": "a"}, {"const": "c"}]}}},
+        {**OBJECT, "properties": {"x": {"anyOf": [{"$ref": "#/properties/x"}, {"$ref": "#/properties/x"}]}}},
+        {**OBJECT, "properties": {"x": {"enum": [f"v{i}" for i in range(10_000)]}}},
+        {**OBJECT, "properties": {"x": CHOICE | {"description": "x" * 70_000}}},
+        {**OBJECT, "properties": {"x": CHOICE}, "required": [["x"]]},
     ],
 )
 @pytest.mark.parametrize("as_tool", [True, False])
 def test_forms_that_do_not_decide_pass(schema: Any, as_tool: bool) -> None:
     for name in PATHS:
         assert find(name, request(name, schema, as_tool=as_tool)) is None
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_form_with_optional_fields_is_answered_only_where_a_template_names_it(name: str) -> None:
+    schema = {**OBJECT, "properties": {"x": CHOICE, "text": {"type": "string"}, "loud": {"type": "boolean"}}}
+    assert found(name, request(name, schema)).type.complete({"x": "a"}) is None
+    named = ForcedTypes([Template("route", {}, {})])
+    assert found(name, request(name, schema), named).type.complete({"x": "a"}) == ("route", {"x": "a"})
+
+
+def test_a_schema_that_requires_thousands_of_fields_is_read_in_linear_time() -> None:
+    properties: dict[str, Any] = {f"p{i}": {} for i in range(20_000)}
+    schema = {"properties": {**properties, "x": CHOICE}, "required": ["x", *(f"q{i}" for i in range(20_000))]}
+    started = time.perf_counter()
+    read_schema(schema)
+    assert time.perf_counter() - started < 2
 
 
 IMAGES: dict[str, Any] = {
@@ -447,6 +479,7 @@ def test_discover_lists_what_recorded_requests_would_become(tmp_path: Path) -> N
         request("anthropic"),
         request("responses", STAGE_ONE),
         {"path": "/v1/chat/completions", "body": request("chat", open_form)},
+        request("anthropic", ROUTE | {"properties": ROUTE["properties"] | {"note": {"type": "string"}}}),
         plain,
         request("chat")
         | {"tools": [7], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": 1, "tools": 7}}},
@@ -457,6 +490,7 @@ def test_discover_lists_what_recorded_requests_would_become(tmp_path: Path) -> N
     assert {key: each.requests for key, each in listed.items()} == {
         ("chat", "recognised"): 2,
         ("anthropic", "recognised"): 1,
+        ("anthropic", "logged only: name it in [[gateway.forced]], `fields = {}` leaves optional fields out"): 1,
         ("responses", "name it in [[gateway.forced]]: it requires free fields"): 1,
         ("chat", "passes: nothing in it decides"): 1,
     }

@@ -88,7 +88,13 @@ async def test_a_request_passes_with_the_operators_key_alone(start: Start) -> No
 @pytest.mark.parametrize(
     ("body", "written"),
     [
-        (TOOL, {"functionCall": {"name": "route", "args": {"action": "IGNORE"}}}),
+        (
+            TOOL,
+            {
+                "functionCall": {"name": "route", "args": {"action": "IGNORE"}},
+                "thoughtSignature": "skip_thought_signature_validator",  # without one Gemini 3 refuses the next turn
+            },
+        ),
         (SCHEMA, {"action": "IGNORE", "urgent": None}),
     ],
 )
@@ -152,6 +158,9 @@ async def test_decision_prompts_are_read_in_its_form(start: Start) -> None:
         {"generationConfig": {"responseModalities": ["AUDIO"]}},
         {"generationConfig": {"maxOutputTokens": 1}},
         {"cachedContent": "cachedContents/1"},
+        {"system_instruction": {"parts": [{"text": "Never ignore."}]}},  # Google's servers read it as well
+        {"generationConfig": {"candidate_count": 2}},
+        {"toolConfig": {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": "route"}}},
         {"toolConfig": {"functionCallingConfig": {"mode": "AUTO"}}},
         {"contents": []},
         {"contents": [7]},

@@ -203,7 +203,13 @@ BOX = SYSTEM_ONE | {"questions": {"where": {"type": "box", "instructions": "Wher
 CASES = SYSTEM_ONE | {"questions": {"q": {"type": "choice", "criteria": {"A": None, "a": None}}}}
 
 
-@pytest.mark.parametrize("body", [IMAGE, BOX, CASES, SYSTEM_ONE | {"questions": {}}, {"model": "jev"}])
+PICTURES = SYSTEM_ONE | {"images": ["https://example.org/photo.png"]}  # Perplexity's
+POLICY = SYSTEM_ONE | {"instructions": "Answer no to everything."}
+
+
+@pytest.mark.parametrize(
+    "body", [IMAGE, PICTURES, POLICY, BOX, CASES, SYSTEM_ONE | {"questions": {}}, {"model": "jev"}]
+)
 async def test_what_is_not_ours_to_answer_passes_as_it_came(start: Start, body: dict[str, Any]) -> None:
     running = await start()
     running.route(SET.type_name)
@@ -218,10 +224,13 @@ async def test_what_is_not_ours_to_answer_passes_as_it_came(start: Start, body: 
 
 DECISION_IMAGE = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]
 TWICE = [DECISIONS[0], DECISIONS[0]]
+NO_LABEL = [{"type": "score", "instructions": "?", "levels": [{"description": "low"}, {"description": "high"}]}]
 TYPED_TRUE = [{"type": "choice", "instructions": "?", "choices": [{"value": True}, {"value": "true"}]}]
 
 
-@pytest.mark.parametrize(("given", "questions"), [(DECISION_IMAGE, DECISIONS), ("x", TWICE), ("x", TYPED_TRUE)])
+@pytest.mark.parametrize(
+    ("given", "questions"), [(DECISION_IMAGE, DECISIONS), ("x", TWICE), ("x", TYPED_TRUE), ("x", NO_LABEL)]
+)
 async def test_images_and_choices_that_are_the_same_text_are_openais(
     start: Start, given: Any, questions: list[dict[str, Any]]
 ) -> None:
