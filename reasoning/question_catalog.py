@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def keep_questions(data: Path, asked: QuestionSet) -> bool:
             folder.mkdir(mode=0o700)
     elif sum(1 for _ in os.scandir(folder)) >= MAX_SETS:
         return False
-    part = folder / f".{asked.type_name}.{os.getpid()}.part"
+    part = folder / f".{asked.type_name}.{os.getpid()}-{threading.get_ident()}.part"
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(canonical_questions(asked.questions))
         file.flush()

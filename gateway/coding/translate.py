@@ -307,7 +307,7 @@ def _text(block: dict[str, Any]) -> str:
 def _document(block: dict[str, Any]) -> str:
     """The text of a plain-text document. A PDF stays with the provider that can read it."""
     match block.get("source"):
-        case {"type": "text", "data": str(data)} if not (block.get("citations") or {}).get("enabled"):
+        case {"type": "text", "data": str(data)} if block.get("citations") in (None, {}, {"enabled": False}):
             return "\n".join(str(part) for part in (block.get("title"), block.get("context"), data) if part)
         case _:
             raise Untranslatable("document")
@@ -327,7 +327,7 @@ def _tools(tools: Any, referenced: Iterable[str]) -> list[dict[str, Any]]:
             raise Untranslatable("server_tool", str(tool["type"]))
         if unknown := tool.keys() - _TOOL_KEYS:
             raise Untranslatable("tool_field", ", ".join(sorted(unknown)))
-        if set(tool.get("allowed_callers") or ["direct"]) != {"direct"}:
+        if (tool.get("allowed_callers") or ["direct"]) != ["direct"]:
             raise Untranslatable("tool_field", "allowed_callers")
         name = tool.get("name")
         if not isinstance(name, str):

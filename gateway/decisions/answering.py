@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import orjson
 
 from gateway.decisions.api import count_answer
 from gateway.decisions.episodes import episode_of, room_of, user_of
-from gateway.decisions.forced import ForcedDecision
+from gateway.decisions.forced import UNREADABLE, ForcedDecision
 from gateway.decisions.prompts import STAGE_ONE_TOOL, DecisionPrompt, read_decision, recognise, write_answer
 from gateway.decisions.whole_answer import fetch_whole
 from gateway.errors import ModelAnswerError
@@ -212,7 +213,8 @@ def _trace(state: State, exchange: Exchange, asked: Asked, decision_type: str, a
         inference.provider, inference.response_model, inference.finish_reason = OURS, answer.model, "stop"
         inference.input_tokens, inference.output_tokens = answer.input_tokens, answer.output_tokens
     if state.settings.trace_content and asked.operation.turns is not None:
-        inference.turns = asked.operation.turns(asked.request) or ()
+        with suppress(*UNREADABLE):  # what is behind the last message may be anything
+            inference.turns = asked.operation.turns(asked.request) or ()
 
 
 async def _send_upstream(

@@ -145,6 +145,7 @@ def _write(answer: OwnAnswer, request: Mapping[str, Any]) -> tuple[bytes, bytes]
         "instructions": None,
         "metadata": {},
         "parallel_tool_calls": True,
+        "store": False,
         "temperature": None,
         "top_p": None,
         "tool_choice": request.get("tool_choice") or "auto",

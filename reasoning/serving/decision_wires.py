@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from reasoning.errors import InvalidQuestions, UnparseableAnswer
+from reasoning.io.bounded import load_bounded
 from reasoning.questions import (
     Probabilities,
     QuestionSet,
@@ -395,9 +396,9 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _load(body: bytes) -> dict[str, Any]:
     try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise UnparseableAnswer(f"the response is not JSON: {error}") from None
+        found = load_bounded(body)
+    except ValueError as error:
+        raise UnparseableAnswer(f"the response is not JSON, or too much of it: {error}") from None
     if not isinstance(found, dict):
         raise UnparseableAnswer("the response is not an object")
     return found

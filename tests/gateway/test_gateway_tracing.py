@@ -19,6 +19,7 @@ from gateway.settings import is_content_traced
 from tests.gateway.conftest import TOKEN, Running, Start
 from tests.gateway.scripted import ANTHROPIC_MESSAGE, chat_answer, json, whole
 from tests.gateway.test_gateway_coding import coding
+from tests.gateway.test_gateway_decisions import respond_xml
 from tests.gateway.test_gateway_forced import DECIDED, PATHS, found, request, server, upstream_answer
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -123,6 +124,17 @@ async def test_decisions_and_their_feedback_are_told(start: Start, name: str) ->
         assert attributes["reasoning.decision_id"] == decision_id
         assert [link.context.span_id for link in span.links] == [inference.context.span_id]
         assert "private" not in span.to_json()
+
+
+async def test_a_conversation_that_cannot_be_read_is_answered_all_the_same(start: Start) -> None:
+    running = await start(trace_content=True)
+    exporter = traced(running)
+    running.route("should_respond")
+    running.model.script = json(chat_answer("<response><action>RESPOND</action></response>"))
+    messages: list[Any] = [{"role": "assistant", "tool_calls": 7}, {"role": "user", "content": respond_xml()}]
+    status, headers, _ = await running.ask("POST", PATHS["chat"], json={"model": "big", "messages": messages})
+    assert (status, headers["x-reasoning-source"]) == (200, "custom")
+    assert "gen_ai.input.messages" not in dict(spans(exporter)[0].attributes or {})
 
 
 async def test_content_is_told_redacted_and_only_where_it_is_wanted(start: Start) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import enum
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -367,3 +368,11 @@ def test_the_async_client_asks_too(data: Path) -> None:
             assert (await crew.answer(STATE)).decision == {"answer": "pipes"}
 
     asyncio.run(run())
+
+
+def test_threads_that_ask_the_same_questions_at_once_keep_them(tmp_path: Path) -> None:
+    for i in range(20):
+        asked = question_set({"q": boolean(f"Is it {i}?")})
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(lambda _, asked=asked: keep_questions(tmp_path, asked), range(8)))
+        assert find_questions(tmp_path, asked.type_name) is not None
