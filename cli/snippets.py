@@ -5,6 +5,7 @@ A token is never printed: the lines read it from its file.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from shlex import quote
@@ -58,6 +59,7 @@ services:
   reasoning:
     build: {{context: {project}, dockerfile: deploy/Dockerfile}}
     command: ["reasoning", "serve", "--host", "0.0.0.0"]
+    user: "{user}"  # whose the data folder is
     init: true
     restart: on-failure
     stop_grace_period: 2m
@@ -78,6 +80,7 @@ def snippets(data: Path, settings: Path, env_file: Path) -> list[tuple[str, str]
         "env": env_file,
         "folder": settings.parent,
         "project": PROJECT,
+        "user": f"{os.getuid()}:{os.getgid()}",
         "command": Path(sys.executable).with_name("reasoning"),
     }
     texts = {

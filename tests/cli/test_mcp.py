@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from storage.log.land import land_decisions
 from tests.storage.logs import make_days, write_segment
 
-mcp = pytest.importorskip("mcp", reason="install the extra `mcp`")
+if find_spec("mcp") is None:
+    pytest.skip("install the extra `mcp`", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def uvicorn_as_it_was() -> Iterator[None]:
+    """The SDK's server of events replaces a method of uvicorn when it is imported."""
+    handle_exit = uvicorn.Server.handle_exit
+    yield
+    uvicorn.Server.handle_exit = handle_exit  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -22,6 +34,8 @@ def data(tmp_path: Path) -> Path:
 
 
 async def ask(data: Path, tool: str, label_as: str | None = None, **arguments: Any) -> Any:
+    import mcp
+
     from cli.mcp import make_server
 
     async with mcp.Client(make_server(data, label_as)) as client:
@@ -50,6 +64,8 @@ async def test_reports_are_json(data: Path, tool: str) -> None:
 
 
 async def test_labels_are_offered_only_where_allowed_and_land_under_the_authors_name(data: Path) -> None:
+    import mcp
+
     from cli.mcp import make_server
 
     async with mcp.Client(make_server(data)) as client:
@@ -85,6 +101,8 @@ async def test_labels_are_offered_only_where_allowed_and_land_under_the_authors_
 
 @pytest.mark.torture
 async def test_the_command_speaks_the_protocol_on_standard_output(data: Path) -> None:
+    import mcp
+
     server = mcp.StdioServerParameters(command=sys.executable, args=["-m", "cli", "mcp", "--data", str(data)])
     async with mcp.Client(server) as client:
         assert len((await client.list_tools()).tools) == 6

@@ -85,7 +85,7 @@ def test_what_was_taken_down_does_not_come_back(
 ) -> None:
     row = deploy(world)
     promote_model(world.data, str(row.model_id), PromoteSettings(force=True), now=world.now())
-    monkeypatch.setattr("pipeline.models.open_provider", lambda: world.provider)
+    monkeypatch.setattr("pipeline.models.open_provider_of", lambda *_: world.provider)
     take_down(world.data, str(row.model_id), why="test", now=world.now)
     (world.data / "routes.json").unlink()
     guard(world)

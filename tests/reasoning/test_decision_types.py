@@ -99,7 +99,7 @@ def test_code_needs_a_prompt(context: Any) -> None:
 
 
 def test_an_unknown_type_names_the_mend() -> None:
-    with pytest.raises(UnknownDecisionType, match=r"'vote' .* should_respond, .*\[decision_types.vote\]"):
+    with pytest.raises(UnknownDecisionType, match=r"'vote'; known: should_respond, .*\[decision_types.vote\]"):
         get_decision_type("vote")
 
 
