@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.options import AsJson, Data, check_decision_type, find_data, with_settings
-from cli.output import print_json, print_line, progress_bar, show
+from cli.output import print_json, print_line, progress_bar, show, strip_controls
 from pipeline.parameters import ImportSettings
 from pipeline.reports import without
 
@@ -75,12 +76,18 @@ def _tell_candidates(candidates: list[Any], source: str, path: Path) -> None:
     """What else the source has, and how to declare it."""
     for each in candidates[:10]:
         if each.declare:
-            kind = each.declare.partition("'")[2].partition("=")[0]
-            again = f"reasoning import {source} {path} --name {each.name!r} --decision-type {kind}"
+            kind = shlex.split(each.declare)[-1].partition("=")[0]
+            command = ["reasoning", "import", source, str(path), f"--name={each.name}", "--decision-type", kind]
+            again = strip_controls(shlex.join(command))
             print_line(
                 f"{each.items:,} of {each.name!r} have one of {len(each.labels)} answers: a decision type of its own:"
             )
             print_line(f"  {each.declare} --yes && {again}")
+        elif each.labels:
+            print_line(
+                f"{each.items:,} of {each.name!r} have one of {len(each.labels)} answers, which hold a comma, a colon "
+                "or a control character: declare a type in reasoning.toml by hand"
+            )
         else:
             print_line(f"{each.items:,} of {each.name!r} are free text, of no declared decision type: not imported")
     if len(candidates) > 10:

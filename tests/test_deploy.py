@@ -126,7 +126,7 @@ def test_the_image_copies_what_there_is_and_installs_extras_that_there_are() -> 
         for source in sources.split():
             assert (ROOT / source).exists(), source
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
-    for secret in (".env*", "reasoning-data", "demo-data"):
+    for secret in ("**/.env*", "**/*.env", "**/gateway.token", "reasoning-data", "demo-data"):
         assert secret in ignored, f"{secret} would become a part of the image"
 
 

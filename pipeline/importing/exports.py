@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from pipeline.importing.items import (
     find_files,
     number_or_none,
     parse_time,
+    read_item,
     read_messages,
     read_objects,
     text_of,
@@ -58,20 +60,17 @@ def read_otel(path: Path, skipped: Skipped) -> Iterator[Item]:
     for file in find_files(path, ".json", ".jsonl"):
         for batch in read_objects(file, skipped):
             for span, resource in _spans(batch):
-                item = _span(span, resource)
-                if item is None:
-                    skipped.add("span without a model's question and answer")
-                else:
+                read = functools.partial(_span, span, resource)
+                if item := read_item(read, skipped, "span without a model's question and answer"):
                     yield item
 
 
 def _spans(batch: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    for group in batch.get("resourceSpans") or ():
-        resource = _attributes((group.get("resource") or {}).get("attributes"))
-        for scope in group.get("scopeSpans") or group.get("instrumentationLibrarySpans") or ():
-            for span in scope.get("spans") or ():
-                if isinstance(span, dict):
-                    yield span, resource
+    for group in _mappings(batch.get("resourceSpans")):
+        resource = _attributes(_mapping(group.get("resource")).get("attributes"))
+        for scope in _mappings(group.get("scopeSpans") or group.get("instrumentationLibrarySpans")):
+            for span in _mappings(scope.get("spans")):
+                yield dict(span), resource
     if "spanId" in batch or "span_id" in batch:
         yield dict(batch), {}
 
@@ -79,9 +78,7 @@ def _spans(batch: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str,
 def _attributes(listed: Any) -> dict[str, Any]:
     if isinstance(listed, Mapping):
         return dict(listed)
-    return {
-        each["key"]: _value(each.get("value")) for each in listed or () if isinstance(each, Mapping) and "key" in each
-    }
+    return {each["key"]: _value(each.get("value")) for each in _mappings(listed) if isinstance(each.get("key"), str)}
 
 
 def _value(value: Any) -> Any:
@@ -163,6 +160,10 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+
+
 def _text(value: Any) -> str | None:
     return None if value in (None, "") else str(value)
 
@@ -176,10 +177,8 @@ def read_langfuse(path: Path, skipped: Skipped) -> Iterator[Item]:
         for row in read_objects(file, skipped):
             nested = row.get("observations")
             for each in nested if isinstance(nested, list) else [row]:
-                item = _generation(each, row) if isinstance(each, dict) else None
-                if item is None:
-                    skipped.add("observation that is no generation with input and output")
-                else:
+                read = functools.partial(_generation, each, row)
+                if item := read_item(read, skipped, "observation that is no generation with input and output"):
                     yield item
 
 
@@ -219,33 +218,38 @@ def read_openai(path: Path, skipped: Skipped) -> Iterator[Item]:
     """Rows of a fine-tuning file, whose last message is the right answer; or stored completions with `choices`."""
     for file in find_files(path, ".jsonl", ".json"):
         for row in read_objects(file, skipped):
-            request = row.get("request")
-            body = request if isinstance(request, dict) else row
-            messages = read_messages(body.get("messages") or body.get("input"))
-            reply = row.get("response") or row if row.get("choices") or row.get("response") else None
-            if isinstance(reply, dict) and isinstance(reply.get("body"), dict):
-                reply = reply["body"]
-            teaches = reply is None
-            answer = answer_of(reply) if reply is not None else ""
-            if teaches and messages and messages[-1]["role"] == "assistant":
-                answer = messages.pop()["content"]
-            if not messages or not answer:
-                skipped.add("row without messages and an answer")
-                continue
-            reply = _mapping(reply)
-            usage = _mapping(reply.get("usage"))
-            ts = parse_time(reply.get("created") or row.get("created"))
-            yield Item(
-                key=str(reply.get("id") or row.get("id") or content_key(messages, answer)),
-                name=str(_mapping(row.get("metadata")).get("decision_type") or file.stem),
-                messages=messages,
-                answer=answer,
-                right=answer if teaches else None,
-                ts=ts,
-                model=_text(reply.get("model") or body.get("model")),
-                input_tokens=count_or_none(usage.get("prompt_tokens", usage.get("input_tokens"))),
-                output_tokens=count_or_none(usage.get("completion_tokens", usage.get("output_tokens"))),
-            )
+            read = functools.partial(_openai_item, row, file)
+            if item := read_item(read, skipped, "row without messages and an answer"):
+                yield item
+
+
+def _openai_item(row: dict[str, Any], file: Path) -> Item | None:
+    request = row.get("request")
+    body = request if isinstance(request, dict) else row
+    messages = read_messages(body.get("messages") or body.get("input"))
+    reply = row.get("response") or row if row.get("choices") or row.get("response") else None
+    if isinstance(reply, dict) and isinstance(reply.get("body"), dict):
+        reply = reply["body"]
+    teaches = reply is None
+    answer = answer_of(reply) if reply is not None else ""
+    if teaches and messages and messages[-1]["role"] == "assistant":
+        answer = messages.pop()["content"]
+    if not messages or not answer:
+        return None
+    reply = _mapping(reply)
+    usage = _mapping(reply.get("usage"))
+    ts = parse_time(reply.get("created") or row.get("created"))
+    return Item(
+        key=str(reply.get("id") or row.get("id") or content_key(messages, answer)),
+        name=str(_mapping(row.get("metadata")).get("decision_type") or file.stem),
+        messages=messages,
+        answer=answer,
+        right=answer if teaches else None,
+        ts=ts,
+        model=_text(reply.get("model") or body.get("model")),
+        input_tokens=count_or_none(usage.get("prompt_tokens", usage.get("input_tokens"))),
+        output_tokens=count_or_none(usage.get("completion_tokens", usage.get("output_tokens"))),
+    )
 
 
 def read_csv(path: Path, skipped: Skipped) -> Iterator[Item]:
@@ -254,13 +258,18 @@ def read_csv(path: Path, skipped: Skipped) -> Iterator[Item]:
     for file in find_files(path, ".csv"):
         with file.open(newline="", encoding="utf-8-sig", errors="replace") as opened:
             reader = csv.DictReader(opened)
-            columns = _columns(file, reader.fieldnames or ())
-            for row in reader:
-                got = {what: (row.get(name) or "").strip() for what, name in columns.items()}
-                if not got["question"] or not (got.get("answer") or got.get("right")):
-                    skipped.add("row without a question or an answer")
-                    continue
-                yield _csv_item(got, file)
+            try:
+                columns = _columns(file, reader.fieldnames or ())
+                for row in reader:
+                    got = {what: (row.get(name) or "").strip() for what, name in columns.items()}
+                    if not got["question"] or not (got.get("answer") or got.get("right")):
+                        skipped.add("row without a question or an answer")
+                    elif item := read_item(functools.partial(_csv_item, got, file), skipped, ""):
+                        yield item
+            except csv.Error as error:
+                raise ImportRefused(
+                    f"{file}, after line {reader.line_num}: not CSV: {error}; mend the file and import it again"
+                ) from None
 
 
 def _columns(file: Path, header: Any) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +53,17 @@ class Skipped:
 
     def add(self, reason: str) -> None:
         self.counts[reason] = self.counts.get(reason, 0) + 1
+
+
+def read_item(read: Callable[[], Item | None], skipped: Skipped, otherwise: str) -> Item | None:
+    """What `read` makes of one row. A row that holds anything else than its format says is skipped by itself."""
+    try:
+        item = read()
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        otherwise, item = "malformed", None
+    if item is None:
+        skipped.add(otherwise)
+    return item
 
 
 def find_files(path: Path, *suffixes: str) -> list[Path]:

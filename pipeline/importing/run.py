@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -232,7 +233,9 @@ def _candidates(done: _Import) -> list[Candidate]:
         labels = [answer for answer, _ in counts.most_common() if answer]
         few = 2 <= len(labels) <= _MOST_LABELS and counts.total() - counts[""] >= _LABELLED_SHARE * counts.total()
         plain = "".join(letter if letter.isalnum() else "_" for letter in name.lower()).strip("_") or "own"
-        declare = f"reasoning init --type '{plain}={','.join(labels)}'" if few else ""
+        # People paste this into a shell, and the labels are anyone's text. `--type` splits at commas and colons.
+        can_declare = few and all(label.isprintable() and not set(label) & set(",:") for label in labels)
+        declare = shlex.join(["reasoning", "init", "--type", f"{plain}={','.join(labels)}"]) if can_declare else ""
         found.append(Candidate(name, counts.total(), labels if few else [], declare))
     return found
 

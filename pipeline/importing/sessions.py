@@ -21,6 +21,7 @@ from pipeline.importing.items import (
     count_or_none,
     find_files,
     parse_time,
+    read_item,
     read_objects,
     text_of,
 )
@@ -155,10 +156,10 @@ def _close(
     answer: _Answer, talk: _Conversation, episode: str, asked_at: Any, agent: str, skipped: Skipped
 ) -> Iterator[Item]:
     """The item of an answer that is complete; it becomes a part of the conversation."""
-    item = _item(answer, episode, asked_at, agent)
+    if answer.is_empty:
+        return
+    item = read_item(lambda: _item(answer, episode, asked_at, agent), skipped, "answer without a question")
     if item is None:
-        if not answer.is_empty:
-            skipped.add("answer without a question")
         return
     talk.add("assistant", item.answer, answer.ts)
     yield item

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,7 @@ def test_spans_of_every_convention_twice_add_nothing_and_undeclared_ones_are_tol
     assert all("ann" not in str(row["messages"]) for row in found)
     triage, chat = report.candidates
     assert (triage.name, triage.items, sorted(triage.labels)) == ("triage", 20, ["bug", "question"])
-    assert "--type 'triage=" in triage.declare and (chat.name, chat.labels, chat.declare) == ("chat", [], "")
+    assert "--type triage=" in triage.declare and (chat.name, chat.labels, chat.declare) == ("chat", [], "")
     again = add(data, "otel", path)
     assert (again.added, again.known) == (0, 40) and len(logged(data)) == 40
 
@@ -292,9 +293,70 @@ def test_what_is_too_old_to_land_is_skipped_not_quarantined(
 def test_the_command_tells_what_could_be_learned_and_how_to_declare_the_rest(data: Path, tmp_path: Path) -> None:
     path = lines(tmp_path / "spans.jsonl", *(span(n, "triage", ("bug", "question")[n % 2]) for n in range(4)))
     told = reasoning("import", "otel", path, "--data", data).stdout
-    assert "reasoning init --type 'triage=" in told and "--decision-type triage" in told
+    assert "reasoning init --type triage=" in told and "--decision-type triage" in told
     told = reasoning("import", "otel", path, "--decision-type", "tone", "--agent", "bot", "--data", data).stdout
     assert "Would it pay? tone" in told and logged(data, "agent_id")[0]["agent_id"] == "bot"
+
+
+def test_a_command_to_paste_runs_nothing_that_the_source_wrote(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "ran"
+    answers = [f"x'; touch {marker.name}; '", f"$(touch {marker.name})"]
+    names = ["triage", f"a'$(touch {marker.name})"]
+    path = lines(tmp_path / "spans.jsonl", *(span(n, names[n % 2], answers[n // 2 % 2]) for n in range(8)))
+    report = add(data, "otel", path)
+    assert len(report.candidates) == 2 and all(each.declare for each in report.candidates)
+    cli.imports._tell_candidates(report.candidates, "otel", path)
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  reasoning")]
+    assert len(commands) == 2
+    for command in commands:  # as a shell reads it; the command itself does nothing here
+        subprocess.run(["sh", "-c", f"reasoning() {{ :; }}\n{command}"], cwd=tmp_path, check=True)
+    assert not marker.exists()
+
+
+def test_answers_that_no_option_can_hold_are_declared_by_hand(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = lines(tmp_path / "spans.jsonl", *(span(n, "triage", ("a,b", "\x1b[2Jc")[n % 2]) for n in range(4)))
+    report = add(data, "otel", path)
+    assert [each.declare for each in report.candidates] == [""]
+    cli.imports._tell_candidates(report.candidates, "otel", path)
+    told = capsys.readouterr().out
+    assert "by hand" in told and "\x1b" not in told
+
+
+MALFORMED: dict[str, tuple[Any, ...]] = {
+    "otel": (
+        {"resourceSpans": [1]},
+        {"resourceSpans": 5},
+        {"spanId": "a", "attributes": [{"key": [1], "value": 1}]},
+        {"spanId": "a", "events": [3]},
+    ),
+    "langfuse": (
+        {"id": "1", "input": "q", "output": "a", "usage": "[1]"},
+        {"id": "2", "input": "q", "output": {"tool_calls": 5}},
+    ),
+    "openai-jsonl": ({"messages": [{"role": "user", "content": "q"}], "choices": [{"message": {"tool_calls": 3}}]},),
+}
+
+
+@pytest.mark.parametrize("source", MALFORMED)
+def test_a_malformed_row_is_skipped_by_itself(source: str, tmp_path: Path) -> None:
+    good = {
+        "otel": span(1, "triage", "bug"),
+        "langfuse": {"id": "9", "input": "q", "output": "a"},
+        "openai-jsonl": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    }[source]
+    path = lines(tmp_path / "rows.jsonl", *MALFORMED[source], good)
+    assert len(list(READERS[source](path, Skipped()))) == 1
+
+
+def test_a_table_that_is_no_csv_is_refused_with_its_line(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_bytes(b'question,answer\nq,a\n"' + b"x" * (17 << 20) + b'",b\n')
+    with pytest.raises(ImportRefused, match="after line 2: not CSV"):
+        add(data, "csv", path)
 
 
 def test_every_reader_is_a_source_of_the_command_and_in_the_guide() -> None:
