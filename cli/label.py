@@ -202,6 +202,7 @@ class Session:
         from pipeline.labels import skip_question
 
         skip_question(self.writer, question.decision_id, author=self.author)
+        self._why = None  # it was of this question
         self._seen.add(question.request_id)
         self._history.append((question, None))
 
@@ -209,6 +210,7 @@ class Session:
         """Take the last label back, and ask it again."""
         from pipeline.labels import retract_label
 
+        self._why = None
         self._next.insert(0, question)
         if not self._history:
             print_line("Nothing to undo.")

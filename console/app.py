@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -47,4 +48,8 @@ def _page(request: Request) -> Response:
     if name not in PAGES or len(parts) > 3:
         raise NoSuchPage(f"there is no page {request.path!r:.80}; the menu has all")
     page: Callable[..., Response] = import_module(f"console.{name}").page
+    try:
+        inspect.signature(page).bind(request, *parts)
+    except TypeError:
+        raise NoSuchPage(f"there is no page {request.path!r:.80}; the menu has all") from None
     return page(request, *parts)

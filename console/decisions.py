@@ -59,7 +59,7 @@ def _moment(text: str, request: Request, *, end: bool = False) -> Any:
 def _older_than(request: Request) -> datetime | None:
     try:
         return datetime.fromisoformat(request.query["before"]).astimezone(UTC) if "before" in request.query else None
-    except ValueError:
+    except (ValueError, OverflowError):
         raise PageError("`before` is no time") from None
 
 

@@ -110,6 +110,10 @@ def _fetch(request: Request, session: Session) -> None:
 
 def _act(request: Request, session: Session) -> str:
     """Do what a form asks. Returns what to say of it."""
+    wanted = request.form.get("decision_id", "")
+    answered = (str(question.decision_id) for question, _ in session.history)
+    if request.form.get("do") != "undo" and wanted in answered:
+        return "Recorded once: this question was answered already."  # a second press; undo takes back one record
     match request.form.get("do", ""):
         case "undo":
             return _undo(request, session)

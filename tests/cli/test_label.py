@@ -41,6 +41,12 @@ def test_keys_label_skip_explain_and_undo(tmp_path: Path):
     assert ("label_why", '"too loud"') in log
 
 
+def test_a_reason_goes_with_its_own_question_only(tmp_path: Path):
+    write_questions(tmp_path, 3)
+    run(tmp_path, "ws" + "1" + "wu" + "1")  # the reason of what was skipped, and of what an undo left
+    assert storage.sql(tmp_path, "SELECT value FROM feedback_log WHERE metric = 'label_why'").rows == []
+
+
 def test_an_edit_is_the_label_and_what_is_no_answer_is_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_questions(tmp_path, 1)
     run(tmp_path, "e", edited="{")

@@ -90,6 +90,13 @@ async def test_a_person_signs_in_and_labels_by_keyboard(browser: Any, site: str,
     await page.wait_for_selector("text=Taken back.")
     await page.keyboard.press("o")
     await page.wait_for_selector("text=Recorded: RESPOND.")
+    await page.keyboard.down("s")
+    await page.wait_for_selector("text=Skipped.")
+    question = await page.input_value("input[name=decision_id] >> nth=0")
+    await page.keyboard.down("s")  # still down: the browser repeats the key
+    await page.wait_for_timeout(300)
+    assert await page.input_value("input[name=decision_id] >> nth=0") == question
+    await page.keyboard.up("s")
     await page.click("text=Decisions")
     await page.wait_for_selector("h1:text-is('Decisions')")
     assert page.url == f"{site}/pages/decisions" and await page.title() == "Decisions - Reasoning"

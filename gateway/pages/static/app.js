@@ -71,6 +71,7 @@ document.body.addEventListener("htmx:afterSettle", (event) => {
 });
 
 document.addEventListener("keydown", (event) => {
+  if (event.repeat) return; // a key held down would answer one question after the other
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
   const target = document.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
   if (!target || target.disabled) return;
