@@ -191,9 +191,14 @@ def test_redacting_and_restoring_take_time_in_proportion_to_the_text(pump):
         assert "".join([stream.feed(texts(prompt)[0]), stream.finish()]) == restored == text
         return time.process_time() - begun
 
-    # The best of three: a collection of a long test run's garbage takes longer than this.
-    short, long = (min(seconds(size, number) for number in range(3)) for size in (1 << 14, 1 << 15))
-    assert long < 3 * max(short, 0.03), (short, long)
+    # The best of three: a collection of a long test run's garbage takes longer than this. Measured again where that
+    # is not enough, on a machine with much to do: what grows with the square takes four times as long each time.
+    for _ in range(3):
+        short, long = (min(seconds(size, number) for number in range(3)) for size in (1 << 14, 1 << 15))
+        if long < 3 * max(short, 0.03):
+            break
+    else:
+        pytest.fail(f"twice the text takes {short:.3f} s, then {long:.3f} s")
 
 
 def test_a_content_that_was_seen_costs_a_digest(monkeypatch):
