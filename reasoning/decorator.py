@@ -94,16 +94,11 @@ def decision(
                 f"@decision on {function.__qualname__}: decides needs returns, "
                 "which turns a model's decision into what the function gives"
             )
-        is_async = inspect.iscoroutinefunction(function)
-        used = client or (default_async_client() if is_async else default_client())
-        if isinstance(used, DecisionClient) is is_async:
-            raise ConfigError(
-                f"@decision on {function.__qualname__}: an async function needs an AsyncDecisionClient, "
-                f"another one a DecisionClient; client is a {type(used).__name__}"
-            )
+        used = client_for(function, client, "@decision")
         get_decision_type(decision_type, used.config)
         read_context = _context_mapper(function, context) if context else _context_parameter(function)
         record = _decision_mapper(function, decides) if decides else _as_it_is
+        is_async = inspect.iscoroutinefunction(function)
         decorated: Any = (_decorate_async if is_async else _decorate_sync)(
             function, decision_type, used, read_context, record, returns
         )
@@ -219,6 +214,18 @@ def _result(answer: Answer, own: list[Any], returns: Callable[[Any], Any] | None
     if answer.source == "original":
         return own[0].decision if isinstance(own[0], Fallback) else own[0]
     return returns(answer.decision)
+
+
+def client_for(function: Callable[..., Any], client: Any, decorator: str) -> Any:
+    """`client`, or the default one, for a sync or async function. Raises `ConfigError` where the two do not fit."""
+    is_async = inspect.iscoroutinefunction(function)
+    used = client or (default_async_client() if is_async else default_client())
+    if isinstance(used, DecisionClient) is is_async:
+        raise ConfigError(
+            f"{decorator} on {function.__qualname__}: an async function needs an AsyncDecisionClient, another one "
+            f"a DecisionClient; client is a {type(used).__name__}"
+        )
+    return used
 
 
 @functools.cache

@@ -33,9 +33,8 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from reasoning.client import DecisionClient
 from reasoning.core import Answer
-from reasoning.decorator import default_async_client, default_client
+from reasoning.decorator import client_for
 from reasoning.errors import ConfigError
 from reasoning.fallback import Fallback
 from reasoning.questions import TypedQuestion, boolean, choice
@@ -88,13 +87,8 @@ def typed_decision(
         raise ConfigError(f"@typed_decision on {function.__qualname__}: annotate what it returns, such as `-> bool`")
     text = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
     shape = _shape(function.__qualname__, hints["return"], text)
+    used = client_for(function, client, "@typed_decision")
     is_async = inspect.iscoroutinefunction(function)
-    used = client or (default_async_client() if is_async else default_client())
-    if isinstance(used, DecisionClient) is is_async:
-        raise ConfigError(
-            f"@typed_decision on {function.__qualname__}: an async function needs an AsyncDecisionClient, another one "
-            f"a DecisionClient; client is a {type(used).__name__}"
-        )
     called = (name or function.__name__).strip("_")
     used._core.question_type(shape.questions, called)  # what is wrong with the questions is told here
     return (_decorate_async if is_async else _decorate_sync)(function, used, shape, called)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -257,17 +258,12 @@ GENERATE = Operation(
     turns=_turns,
     genai="generate_content",
 )
-STREAM = Operation(
-    name="gemini",
+STREAM = replace(
+    GENERATE,
     route="stream_generate_content",
     path=re.compile(_MODEL + rb":streamGenerateContent"),
-    question=_question,
-    read=partial(read_json_or_events, whole=_read_whole, streamed=_read_stream),
     write=_write_stream,
-    forced=_forced,
-    turns=_turns,
     needs_query=b"alt=sse",
-    genai="generate_content",
 )
 
 GEMINI = Protocol(
